@@ -1,0 +1,30 @@
+"""Names of the files that cross the boundary, and where they lie."""
+
+EXCHANGE_DIR = "/run/llem"
+"""Where the exchange volume is mounted in the container."""
+
+ENV_CONFIG_PATH = "LLEM_CONFIG_PATH"
+ENV_OUTPUT_DIR = "LLEM_OUTPUT_DIR"
+
+BUNDLE = "llem.pyz"
+OUT_DIR = "out"
+
+EVENTS = "events.jsonl"
+POWER = "power.csv"
+REQUESTS = "requests.jsonl"
+ENVIRONMENT = "environment.json"
+
+
+def config_name(experiment_hash: str) -> str:
+    """File name of the spec that goes in."""
+    return f"{experiment_hash}_config.json"
+
+
+def result_name(experiment_hash: str) -> str:
+    """File name of the result; present and valid means that the attempt succeeded."""
+    return f"{experiment_hash}_result.json"
+
+
+def error_name(experiment_hash: str) -> str:
+    """File name of the structured error of a failed attempt."""
+    return f"{experiment_hash}_error.json"

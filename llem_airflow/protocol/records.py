@@ -1,0 +1,65 @@
+"""Rows of the streams that an attempt appends to: events, power samples, requests."""
+
+from __future__ import annotations
+
+PHASES = (
+    "import",
+    "load",
+    "baseline_bare",
+    "baseline_context",
+    "baseline_loaded",
+    "warmup",
+    "measure",
+    "cooldown",
+)
+"""Phases of an attempt, in order. Each is one ``phase_begin`` and one ``phase_end`` in events.jsonl."""
+
+EVENTS = ("phase_begin", "phase_end", "iteration", "progress", "counter_tick", "note")
+"""Kinds of events.jsonl rows: ``{"t_mono_ns": int, "event": kind, "phase": name, ...}``.
+
+``iteration`` rows carry ``index``, ``duration_s``, ``output_tokens``; ``progress`` rows ``done``, ``total``, ``text``;
+``note`` rows ``text``.
+"""
+
+POWER_COLUMNS = (
+    "t_before_mono_ns",
+    "t_after_mono_ns",
+    "gpu",
+    "power_instant_mw",
+    "power_average_mw",
+    "energy_mj",
+    "sm_clock_mhz",
+    "mem_clock_mhz",
+    "event_reasons",
+    "temperature_c",
+    "mem_temperature_c",
+    "utilisation_percent",
+    "memory_used_bytes",
+    "error",
+)
+"""Columns of power.csv, with a header line. An empty cell is "not known".
+
+``gpu`` is a UUID (or ``cpu`` for meters of the host), ``energy_mj`` the energy counter, ``event_reasons`` NVML's
+clock event bits, ``error`` the short name of what failed in this reading (``GpuIsLost``).
+"""
+
+REQUEST_FIELDS = (
+    "request_id",
+    "phase",
+    "iteration",
+    "prompt_index",
+    "batch_size",
+    "input_tokens",
+    "output_tokens",
+    "t_submit_mono_ns",
+    "t_first_mono_ns",
+    "t_last_mono_ns",
+    "token_mono_ns",
+    "output_token_ids",
+    "finish_reason",
+)
+"""Fields of requests.jsonl, one object a request.
+
+``phase`` is ``warmup`` or ``measure``; ``token_mono_ns`` has one time per generated token; ``output_token_ids`` are
+kept so that two versions can be compared by what they answered.
+"""

@@ -1,0 +1,186 @@
+"""CycleResult and AttemptError: what one attempt says at its end. Raw observations, never derived metrics."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from llem_airflow.protocol import PROTOCOL_VERSION
+from llem_airflow.protocol.strict import ProtocolError, from_json, to_json
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """One instant on both clocks, to place the monotonic series in absolute time.
+
+    Attributes:
+        mono_ns: CLOCK_MONOTONIC, in nanoseconds.
+        epoch_ns: CLOCK_REALTIME, in nanoseconds since 1970.
+    """
+
+    mono_ns: int
+    epoch_ns: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """The measured window.
+
+    Attributes:
+        t_begin_mono_ns: Its begin, after device sync and (where there is one) a counter tick.
+        t_end_mono_ns: Its end, after device sync.
+        iterations: Passes over a batch of prompts inside it.
+        requests: Requests completed inside it.
+        input_tokens: Prompt tokens of these requests.
+        output_tokens: Generated tokens of these requests.
+    """
+
+    t_begin_mono_ns: int
+    t_end_mono_ns: int
+    iterations: int
+    requests: int
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """How the warm-up ended.
+
+    Attributes:
+        outcome: converged | fixed | cap_iterations | cap_time | disabled.
+        iterations: Iterations run.
+        duration_s: Time spent, in seconds.
+        cv: Coefficient of variation of the last iterations' latency, or None.
+        reason: One sentence.
+    """
+
+    outcome: str
+    iterations: int
+    duration_s: float
+    cv: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Meter:
+    """What was used to read power.
+
+    Attributes:
+        kind: nvml | rapl | cpu-estimate | none.
+        energy_kind: measured | estimate | attributed | none.
+        boundary: board | module | cpu-package | estimate | none.
+        devices: Names of the series in power.csv (GPU UUIDs, or ``cpu``).
+        requested_hz: Samples per second asked for.
+        achieved_hz: Samples per second seen, or None without samples.
+        samples: Rows written.
+        failed_reads: Reads that gave no power.
+        call_p50_s: Median duration of one reading, in seconds, or None.
+        sampler_cpu_s: CPU time of the sampling process, in seconds, or None.
+        note: One sentence for people, such as the assumed wattages or that the driver is a stand-in.
+    """
+
+    kind: str
+    energy_kind: str
+    boundary: str
+    devices: tuple[str, ...]
+    requested_hz: float
+    achieved_hz: float | None
+    samples: int
+    failed_reads: int
+    call_p50_s: float | None
+    sampler_cpu_s: float | None
+    note: str
+
+
+@dataclass(frozen=True)
+class CycleResult:
+    """What one successful attempt observed: ``{hash}_result.json``, written last, whole, by rename.
+
+    Attributes:
+        schema_version: Version of the protocol.
+        experiment_hash: Identity of the experiment.
+        cycle: Which repetition.
+        engine: Name of the engine.
+        engine_version: Its version.
+        window: The measured window.
+        warmup: How the warm-up ended.
+        meter: What read the power.
+        anchors: At least two instants on both clocks, at begin and end.
+        model: Facts about the loaded model: n_parameters, dtype, resolved path or revision.
+        memory: peak_rss_bytes, gpu_peak_bytes (null where unknown).
+        bundle_version: Version of llem-airflow that made it.
+    """
+
+    schema_version: int
+    experiment_hash: str
+    cycle: int
+    engine: str
+    engine_version: str
+    window: Window
+    warmup: Warmup
+    meter: Meter
+    anchors: tuple[Anchor, ...]
+    model: dict[str, Any]
+    memory: dict[str, Any]
+    bundle_version: str
+
+    def dumps(self) -> str:
+        """The result as JSON text."""
+        return json.dumps(to_json(self), indent=1, sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def loads(cls, text: str, where: str = "result.json") -> CycleResult:
+        """Read a result.
+
+        Raises:
+            ProtocolError: Not JSON, of another version, or a field is wrong.
+        """
+        return from_json(cls, _versioned(text, where), where)
+
+
+@dataclass(frozen=True)
+class AttemptError:
+    """Why an attempt failed, said by the attempt itself: ``{hash}_error.json``.
+
+    Attributes:
+        schema_version: Version of the protocol.
+        type: Class of the exception.
+        message: Its text.
+        traceback: The traceback, as text.
+        phase: The phase it happened in.
+        retryable_hint: Whether the attempt believes that trying again can help; None if it cannot tell.
+    """
+
+    schema_version: int
+    type: str
+    message: str
+    traceback: str
+    phase: str
+    retryable_hint: bool | None
+
+    def dumps(self) -> str:
+        """The error as JSON text."""
+        return json.dumps(to_json(self), indent=1, sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def loads(cls, text: str, where: str = "error.json") -> AttemptError:
+        """Read an error.
+
+        Raises:
+            ProtocolError: Not JSON, of another version, or a field is wrong.
+        """
+        return from_json(cls, _versioned(text, where), where)
+
+
+def _versioned(text: str, where: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ProtocolError(f"{where}: not JSON: {error}") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != PROTOCOL_VERSION:
+        raise ProtocolError(f"{where}: schema_version {version!r}; this side speaks {PROTOCOL_VERSION}")
+    result: dict[str, Any] = data
+    return result

@@ -1,0 +1,145 @@
+"""ExperimentSpec: everything that one attempt is told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from llem_airflow.protocol import PROTOCOL_VERSION
+from llem_airflow.protocol.strict import ProtocolError, from_json, to_json
+
+METER_KINDS = ("auto", "nvml", "rapl", "cpu-estimate", "none")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where the weights come from.
+
+    Attributes:
+        name: The name as the study gives it (a hub id, a path, a name under the models folder).
+        path: Directory of the weights as the container sees it, or None to fetch ``name`` from the hub.
+        revision: Hub revision, or None.
+    """
+
+    name: str
+    path: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Prompts made from token ids.
+
+    Attributes:
+        input_tokens: Length of each prompt, in tokens.
+        output_tokens: Generated length of each, in tokens.
+    """
+
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompt set of the experiment, already chosen and ordered.
+
+    Attributes:
+        source: What the study named.
+        sha256: Hash of the canonical JSON list of the texts (of the description, when synthetic).
+        items: The texts; empty when synthetic.
+        n_prompts: How many prompts make one pass.
+        synthetic: Set when prompts are made from token ids instead of texts.
+    """
+
+    source: str
+    sha256: str
+    items: tuple[str, ...]
+    n_prompts: int
+    synthetic: Synthetic | None = None
+
+
+@dataclass(frozen=True)
+class MeterSpec:
+    """How power is read.
+
+    Attributes:
+        kind: One of METER_KINDS; ``auto`` is nvml, then rapl, then cpu-estimate.
+        power_hz: Samples per second.
+        gpus: UUIDs (GPU or MIG) that the attempt was given; empty means all visible.
+        cpu_idle_w: Assumed idle power of the CPU, for cpu-estimate, in watts.
+        cpu_max_w: Assumed power with every core busy, for cpu-estimate, in watts.
+        min_window_s: The prompt set is repeated until the window is this long, in seconds.
+    """
+
+    kind: str = "auto"
+    power_hz: float = 10.0
+    gpus: tuple[str, ...] = ()
+    cpu_idle_w: float = 10.0
+    cpu_max_w: float = 65.0
+    min_window_s: float = 30.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds that the attempt itself respects; the watchdogs outside enforce them as well.
+
+    Attributes:
+        wall_clock_s: Longest life of the attempt, in seconds.
+        silence_s: Longest time without output, in seconds.
+    """
+
+    wall_clock_s: float | None = None
+    silence_s: float | None = None
+
+
+@dataclass(frozen=True)
+class ExperimentSpec:
+    """What one attempt is told: ``{hash}_config.json``.
+
+    Attributes:
+        schema_version: Version of the protocol.
+        study: Name of the study.
+        experiment_hash: Identity of the experiment, 16 hex digits.
+        slug: Readable name of the experiment.
+        engine: transformers, vllm, tensorrt, or the name of a third party's.
+        config: The whole experiment in the study's vocabulary with defaults filled in:
+            ``task``, ``measurement``, ``offline``, ``sampling_preset`` and the engine's own section.
+        cycle: Which repetition, from 1.
+        model: Where the weights come from.
+        prompts: The prompt set.
+        meter: How power is read.
+        limits: Bounds.
+    """
+
+    schema_version: int
+    study: str
+    experiment_hash: str
+    slug: str
+    engine: str
+    config: dict[str, Any]
+    cycle: int
+    model: ModelSource
+    prompts: Prompts
+    meter: MeterSpec
+    limits: Limits
+
+    def dumps(self) -> str:
+        """The spec as JSON text."""
+        return json.dumps(to_json(self), indent=1, sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def loads(cls, text: str, where: str = "config.json") -> ExperimentSpec:
+        """Read a spec.
+
+        Raises:
+            ProtocolError: Not JSON, of another version, or a field is wrong.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ProtocolError(f"{where}: not JSON: {error}") from error
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != PROTOCOL_VERSION:
+            raise ProtocolError(f"{where}: schema_version {version!r}; this side speaks {PROTOCOL_VERSION}")
+        return from_json(cls, data, where)
