@@ -9,6 +9,21 @@ from typing import Any
 from llem_airflow.protocol import PROTOCOL_VERSION
 from llem_airflow.protocol.strict import ProtocolError, from_json, to_json
 
+ERROR_CATEGORIES = (
+    "bad_parameter",
+    "disk_full",
+    "driver_mismatch",
+    "engine_missing",
+    "gpu_access",
+    "model_gated",
+    "model_missing",
+    "out_of_memory_gpu",
+    "out_of_memory_host",
+    "timeout",
+    "tokenizer_missing",
+)
+"""What an attempt can recognise about its own failure."""
+
 
 @dataclass(frozen=True)
 class Anchor:
@@ -151,6 +166,7 @@ class AttemptError:
         traceback: The traceback, as text.
         phase: The phase it happened in.
         retryable_hint: Whether the attempt believes that trying again can help; None if it cannot tell.
+        category: One of ERROR_CATEGORIES when the attempt recognised the failure, else None.
     """
 
     schema_version: int
@@ -159,6 +175,7 @@ class AttemptError:
     traceback: str
     phase: str
     retryable_hint: bool | None
+    category: str | None = None
 
     def dumps(self) -> str:
         """The error as JSON text."""
