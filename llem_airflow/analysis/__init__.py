@@ -1,0 +1,1 @@
+"""The meaning: energy, latency, statistics, comparison, report. Pure functions over stored evidence."""

@@ -1,0 +1,170 @@
+"""Folder: one folder of a results root, on any file system that fsspec knows."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+
+class ResultsWriteError(OSError):
+    """Something could not be written; nothing that was committed before is touched."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder and the few things that the store does with one.
+
+    Attributes:
+        fs: The fsspec file system.
+        path: Path on that file system, without a trailing slash.
+    """
+
+    fs: Any
+    path: str
+
+    @classmethod
+    def at(cls, url: str | Path, **options: Any) -> Folder:
+        """The folder at a URL or local path.
+
+        Args:
+            url: ``file:///…``, ``s3://bucket/…`` or a path; a relative path is taken from the current folder.
+            options: What fsspec needs for that file system, such as ``endpoint_url``.
+        """
+        fs, path = fsspec.core.url_to_fs(str(url), **options)
+        return cls(fs, path.rstrip("/"))
+
+    @property
+    def local(self) -> Path | None:
+        """The folder as a local path, or None on an object store."""
+        return Path(self.path) if isinstance(self.fs, LocalFileSystem) else None
+
+    @property
+    def url(self) -> str:
+        """The folder as text: a plain path when local, else a URL."""
+        return self.path if self.local else str(self.fs.unstrip_protocol(self.path))
+
+    @property
+    def name(self) -> str:
+        """Last component."""
+        return self.path.rsplit("/", 1)[-1]
+
+    def child(self, *names: str) -> Folder:
+        """The folder below; every name must be one plain component."""
+        for name in names:
+            if not name or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
+                raise ValueError(f"{self.url}: {name!r} is not a name of a folder")
+        return Folder(self.fs, "/".join((self.path, *names)))
+
+    def exists(self, name: str) -> bool:
+        """Whether the file or folder ``name`` is here."""
+        self.fs.invalidate_cache()
+        return bool(self.fs.exists(f"{self.path}/{name}"))
+
+    def folders(self) -> list[str]:
+        """Names of the folders in it that are not hidden, sorted."""
+        return sorted(
+            name for name, kind in self._entries() if kind == "directory" and not name.startswith(".")
+        )
+
+    def files(self) -> list[str]:
+        """Names of the files in it that are not hidden, sorted."""
+        return sorted(name for name, kind in self._entries() if kind == "file" and not name.startswith("."))
+
+    def read(self, name: str) -> bytes:
+        """Content of a file."""
+        data: bytes = self.fs.cat_file(f"{self.path}/{name}")
+        return data
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file to read from."""
+        file: IO[bytes] = self.fs.open(f"{self.path}/{name}", "rb")
+        return file
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        return int(self.fs.size(f"{self.path}/{name}"))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole: readers see the old content or the new, never a part."""
+        with self.writing(name) as file:
+            file.write(data)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """A file that appears under its name when the block ends well, and not at all otherwise.
+
+        Raises:
+            ResultsWriteError: The disk is full, or the place cannot be written.
+        """
+        try:
+            if self.local is None:
+                with tempfile.NamedTemporaryFile() as file:
+                    yield file
+                    file.flush()
+                    self.fs.put_file(file.name, f"{self.path}/{name}")
+            else:
+                with _beside(self.local / name) as file:
+                    yield file
+        except OSError as error:
+            raise write_error(error, f"{self.url}/{name}") from error
+
+    def remove(self) -> None:
+        """Remove the folder and everything in it."""
+        if self.local is not None:
+            shutil.rmtree(self.local, ignore_errors=True)
+        elif self.fs.exists(self.path):
+            self.fs.rm(self.path, recursive=True)
+
+    def _entries(self) -> list[tuple[str, str]]:
+        self.fs.invalidate_cache()
+        try:
+            rows = self.fs.ls(self.path, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [(row["name"].rstrip("/").rsplit("/", 1)[-1], row["type"]) for row in rows]
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON as the store writes it: sorted, indented, no NaN, ending in a newline."""
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def write_error(error: OSError, where: str) -> ResultsWriteError:
+    """The same error with what to do about it."""
+    if isinstance(error, ResultsWriteError):
+        return error
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        advice = (
+            "the disk is full: free some (`llem-airflow results prune` lists what can go), clear the task"
+        )
+    elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        advice = "no permission to write there: check the owner of the results root"
+    else:
+        advice = "nothing that was committed before is affected"
+    return ResultsWriteError(error.errno, f"cannot write {where}: {error.strerror or error}; {advice}")
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[IO[bytes]]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
