@@ -1,3 +1,65 @@
 """Apache Airflow provider for LLM-inference energy benchmarks."""
 
+from __future__ import annotations
+
+from typing import Any
+
 __version__ = "0.1.0"
+
+
+def get_provider_info() -> dict[str, Any]:
+    """What Airflow asks a provider: operators and the ``[llem]`` section of its configuration."""
+    return {
+        "package-name": "llem-airflow",
+        "name": "LLM energy benchmarks",
+        "description": "Energy benchmarks of LLM inference: a study file becomes a DAG of GPU containers.",
+        "versions": [__version__],
+        "integrations": [{"integration-name": "LLEM", "tags": ["software"]}],
+        "operators": [
+            {
+                "integration-name": "LLEM",
+                "python-modules": ["llem_airflow.operators.experiment", "llem_airflow.operators.aggregate"],
+            }
+        ],
+        "config": {
+            "llem": {
+                "description": "Energy benchmarks of LLM inference.",
+                "options": {
+                    "results_root": _option(
+                        "Where results are stored: a folder or an fsspec URL. "
+                        "Unset: the variable LLEM_RESULTS_ROOT, then ./results.",
+                        example="/srv/llem/results",
+                    ),
+                    "models_dir": _option(
+                        "Folder of model directories; a study's model name is looked up here before the hub. "
+                        "Unset: the variable LLEM_MODELS_DIR.",
+                        example="/srv/llem/models",
+                    ),
+                    "host_models_dir": _option(
+                        "The same folder as the Docker engine's host sees it, or the name of a volume. "
+                        "Unset: the variable LLEM_HOST_MODELS_DIR, then models_dir.",
+                        example="llem-models",
+                    ),
+                    "hub_cache": _option(
+                        "Volume or host folder that keeps models fetched from the hub.", default="llem-hub-cache"
+                    ),
+                    "python": _option(
+                        "Interpreter of the process runner; it must have the engine installed. "
+                        "Unset: the one that runs Airflow.",
+                        example="/opt/engines/bin/python",
+                    ),
+                    "docker_conn_id": _option("Airflow connection of the Docker engine.", example="docker_gpu1"),
+                },
+            }
+        },
+    }
+
+
+def _option(description: str, *, default: str | None = None, example: str | None = None) -> dict[str, Any]:
+    return {
+        "description": description,
+        "type": "string",
+        "version_added": __version__,
+        "default": default,
+        "example": example,
+    }

@@ -1,0 +1,21 @@
+"""Airflow operators: one cycle of one experiment, and what the cycles mean together."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llem_airflow.operators.aggregate import LLEMAggregateOperator
+    from llem_airflow.operators.experiment import LLEMExperimentOperator
+
+__all__ = ["LLEMAggregateOperator", "LLEMExperimentOperator"]
+
+_MODULES = {"LLEMAggregateOperator": "aggregate", "LLEMExperimentOperator": "experiment"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import an operator on first use: the pages of the UI need the settings beside them, not Docker and SciPy."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

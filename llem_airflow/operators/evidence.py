@@ -1,0 +1,57 @@
+"""Where the results of an Airflow run lie, and what is recorded of how they came about."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.sdk import Context
+
+from llem_airflow import __version__
+from llem_airflow.container.attempt import Attempt
+from llem_airflow.operators.settings import settings
+from llem_airflow.results import ResultsRoot, StoredRun
+from llem_airflow.study import Experiment, Study
+
+
+def open_run(study: Study, context: Context) -> StoredRun:
+    """The results folder of the DAG run, with the study and its plan written into it."""
+    ti = context["ti"]
+    run = ResultsRoot(settings().results_root).run(study.name, ti.run_id)
+    run.write_plan(study.text, study.plan.to_json(), {"dag_id": ti.dag_id, "run_id": ti.run_id, "study": study.name})
+    return run
+
+
+def attempt_of(context: Context, experiment: Experiment, cycle: int) -> Attempt:
+    """The attempt that this try of the task is."""
+    ti = context["ti"]
+    return Attempt(
+        dag_id=ti.dag_id,
+        run_id=ti.run_id,
+        task_id=ti.task_id,
+        map_index=ti.map_index if ti.map_index is not None else -1,
+        experiment_id=experiment.id,
+        experiment_hash=experiment.hash,
+        cycle=cycle,
+        try_number=ti.try_number,
+    )
+
+
+def provenance(attempt: Attempt, runner: str, started_epoch_ns: int) -> dict[str, Any]:
+    """How a result (or a failure) came about: who ran it, by what, when."""
+    return {
+        "llem_airflow_version": __version__,
+        "dag_id": attempt.dag_id,
+        "run_id": attempt.run_id,
+        "task_id": attempt.task_id,
+        "map_index": attempt.map_index,
+        "try_number": attempt.try_number,
+        "experiment": attempt.experiment_id,
+        "experiment_hash": attempt.experiment_hash,
+        "cycle": attempt.cycle,
+        "runner": runner,
+        "started_epoch_ns": started_epoch_ns,
+        "finished_epoch_ns": time.time_ns(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

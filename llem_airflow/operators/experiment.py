@@ -1,0 +1,178 @@
+"""LLEMExperimentOperator: one cycle of one experiment, in a fresh container or process."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.docker.operators.docker import DockerOperator
+from airflow.sdk import Context
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from llem_airflow.container.attempt import Attempt
+from llem_airflow.container.box import kill_box, run_box
+from llem_airflow.container.collected import Collected
+from llem_airflow.container.failures import AttemptFailedError
+from llem_airflow.container.process import ProcessSettings, kill_process, run_process
+from llem_airflow.operators.evidence import attempt_of, open_run, provenance
+from llem_airflow.operators.placement import PlacementError, box_settings, choose_runner, engine_answers
+from llem_airflow.operators.settings import LocalModel, local_model, settings
+from llem_airflow.results import StoredRun
+from llem_airflow.study import Experiment, Study, experiment_spec, load_study
+
+
+class LLEMExperimentOperator(DockerOperator):
+    """Run one cycle of one experiment and store what it observed.
+
+    Args:
+        study: The study, or the path of its file.
+        experiment: Id of one of its experiments, ``<slug>-<hash8>``; a slug that names only one is enough.
+        cycle: Which repetition, from 1.
+        gap_before_s: Thermal gap: wait until this long after the end of the run's previous cycle, in seconds.
+            Nothing holds a GPU meanwhile.
+        runner: ``container`` or ``process``; default: what the study says, and on ``auto`` a container where a
+            Docker engine answers.
+        image: Image of the container; default: what the study says, then the variable ``LLEM_IMAGE_<ENGINE>``.
+        **kwargs: Those of DockerOperator. ``auto_remove`` is always ``force``: whatever happens, no container stays.
+    """
+
+    template_fields = ("image", "docker_conn_id")
+    ui_color = "#fff3e0"
+
+    def __init__(
+        self,
+        *,
+        study: Study | str | Path,
+        experiment: str,
+        cycle: int = 1,
+        gap_before_s: float = 0.0,
+        runner: str | None = None,
+        image: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("mount_tmp_dir", False)
+        kwargs["auto_remove"] = "force"
+        self.study = study if isinstance(study, Study) else load_study(study)
+        self.experiment = _find(self.study, experiment)
+        super().__init__(image=image or self.experiment.image or "", **kwargs)
+        self.cycle = cycle
+        self.gap_before_s = gap_before_s
+        self.runner = runner
+        self._attempt: Attempt | None = None
+        self._runner = ""
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Run the attempt and commit its result.
+
+        Returns:
+            The experiment's id, the cycle and where the result lies.
+
+        Raises:
+            AirflowException: The attempt failed and another try can help.
+            AirflowFailException: The attempt failed and another try cannot help.
+        """
+        where = settings()
+        run = open_run(self.study, context)
+        attempt = self._attempt = attempt_of(context, self.experiment, self.cycle)
+        self._wait_gap(run)
+        started_epoch_ns = time.time_ns()
+        model = local_model(self.experiment.model, where, study_folder=self.study.path.parent if self.study.path else None)
+        with tempfile.TemporaryDirectory(prefix="llem-") as folder:
+            try:
+                self._runner = choose_runner(self.runner, self.experiment, self._engine_or_none)
+                collected = self._run(attempt, model, where.python, Path(folder))
+            except PlacementError as error:
+                raise AirflowFailException(str(error)) from error
+            except AttemptFailedError as error:
+                raise self._failed(run, attempt, error, started_epoch_ns) from error
+            record = provenance(attempt, self._runner, started_epoch_ns) | _of(collected)
+            url = run.commit_cycle(self.experiment.id, self.cycle, collected.folder, record)
+        self.log.info("Result stored: %s", url)
+        return {"experiment": self.experiment.id, "cycle": self.cycle, "result": url}
+
+    def on_kill(self) -> None:
+        """End the attempt: the container that this try owns, or the process group."""
+        if self._attempt is None:
+            return
+        if self._runner == "process":
+            kill_process(self._attempt)
+        elif self._runner == "container":
+            kill_box(self.cli, self._attempt)
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """Variables whose values appear in no rendered field, log or file."""
+        return self._private_environment or {}
+
+    def _engine_or_none(self) -> Any:
+        """The Docker engine's client, or None when no engine answers."""
+        try:
+            return self.cli if engine_answers(self.cli) else None
+        except AirflowException:  # the hook could not connect to any of the hosts
+            return None
+
+    def _run(self, attempt: Attempt, model: LocalModel | None, python: str, folder: Path) -> Collected:
+        self.log.info("%s, cycle %s, as a %s", self.experiment.id, self.cycle, self._runner)
+        if self._runner == "process":
+            spec = experiment_spec(
+                self.study, self.experiment, self.cycle, model_path=str(model.worker_path) if model else None
+            )
+            process = ProcessSettings(
+                python=python, wall_clock_s=self.experiment.wall_clock_s, silence_s=self.experiment.silence_s
+            )
+            return run_process(attempt, spec, process, collect_to=folder, on_line=self._line)
+        box = box_settings(self, model)
+        spec = experiment_spec(
+            self.study, self.experiment, self.cycle, model_path=model.container_path if model else None, gpus=box.gpus
+        )
+        return run_box(self.cli, attempt, spec, box, collect_to=folder, on_line=self._line)
+
+    def _line(self, line: str) -> None:
+        self.log.info("%s", line)
+
+    def _wait_gap(self, run: StoredRun) -> None:
+        """Let the hardware cool down: wait, holding no GPU, until the gap after the previous cycle has passed."""
+        if self.gap_before_s <= 0:
+            return
+        last_ns = run.last_finished_epoch_ns()
+        if last_ns is None:
+            return
+        left_s = self.gap_before_s - (time.time_ns() - last_ns) / 1e9
+        if left_s > 0:
+            self.log.info("Thermal gap of %g s: %.0f s left", self.gap_before_s, left_s)
+            time.sleep(left_s)
+
+    def _failed(self, run: StoredRun, attempt: Attempt, error: AttemptFailedError, started_epoch_ns: int) -> AirflowException:
+        """Store the evidence and say what happened, where the evidence lies and what to do."""
+        record = provenance(attempt, self._runner, started_epoch_ns)
+        record["failure"] = {
+            "category": error.failure.category,
+            "retryable": error.failure.retryable,
+            "hint": error.failure.hint,
+            "message": str(error),
+        }
+        url = run.commit_failed(self.experiment.id, self.cycle, attempt.try_number, error.folder, record)
+        text = f"{self.experiment.id} cycle {self.cycle}: {error}\nEvidence: {url}"
+        return AirflowException(text) if error.failure.retryable else AirflowFailException(text)
+
+
+def _find(study: Study, wanted: str) -> Experiment:
+    """The experiment of that id, or of that slug when only one has it."""
+    named = [e for e in study.experiments if e.id == wanted] or [e for e in study.experiments if e.slug == wanted]
+    if len(named) != 1:
+        known = ", ".join(e.id for e in study.experiments[:20])
+        raise ValueError(f"study {study.name!r} has no experiment {wanted!r}; it has: {known}")
+    return named[0]
+
+
+def _of(collected: Collected) -> dict[str, Any]:
+    return {
+        "adopted": collected.adopted,
+        "exit_code": collected.exit_code,
+        "image": collected.image,
+        "image_digest": collected.image_digest,
+        "gpus": list(collected.gpus),
+        "host": collected.host,
+    }

@@ -1,0 +1,109 @@
+"""Where an attempt runs and in what: runner, image, GPUs, mounts, network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import docker
+from docker.types import Mount
+
+from llem_airflow.container.images import default_image
+from llem_airflow.container.settings import NON_ROOT, BoxSettings
+from llem_airflow.operators.settings import LocalModel, settings
+from llem_airflow.study import Experiment
+
+if TYPE_CHECKING:
+    from llem_airflow.operators.experiment import LLEMExperimentOperator
+
+RUNNERS = ("container", "process")
+
+PASSED_ON = (
+    # Threads decide speed and power on a CPU; what the worker's environment says holds for its experiments.
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "MKL_NUM_THREADS",
+)
+_HUB_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_HUB_MOUNT = "/hub"
+_SHM = "1g"
+
+
+class PlacementError(ValueError):
+    """The attempt cannot be placed as it was asked; another try would not change that."""
+
+
+def choose_runner(wanted: str | None, experiment: Experiment, engine: Callable[[], Any]) -> str:
+    """``container`` or ``process``.
+
+    The operator's argument comes first, then the variable ``LLEM_RUNNER_<ENGINE>``, then the study, and for ``auto`` a
+    container where a Docker engine answers.
+
+    Raises:
+        PlacementError: Something else than a runner was named, or a container is wanted and no engine answers.
+    """
+    variable = f"LLEM_RUNNER_{experiment.engine.upper()}"
+    runner = wanted or os.environ.get(variable) or experiment.runner
+    if runner == "auto":
+        return "container" if engine() is not None else "process"
+    if runner not in RUNNERS:
+        raise PlacementError(f"runner {runner!r} is not known; use one of: {', '.join(RUNNERS)} ({variable} or `runners:`)")
+    if runner == "container" and engine() is None:
+        raise PlacementError(
+            f"{experiment.id}: runner `container` needs a Docker engine, and none answers. Start it, name it by "
+            "DOCKER_HOST or `docker_conn_id`, or use `runners: {" + experiment.engine + ": process}`. "
+            "`llem-airflow doctor` says what is wrong."
+        )
+    return runner
+
+
+def choose_image(operator_image: str, experiment: Experiment, environ: Mapping[str, str] = os.environ) -> str:
+    """The image: ``LLEM_IMAGE_<ENGINE>`` of the worker, the study's, the engine's default."""
+    return environ.get(f"LLEM_IMAGE_{experiment.engine.upper()}") or operator_image or default_image(experiment.engine)
+
+
+def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> BoxSettings:
+    """Everything about the container that is not the experiment, from the operator's arguments and the study."""
+    experiment = operator.experiment
+    environment, secrets, mounts = _model_access(model)
+    return BoxSettings(
+        image=choose_image(operator.image, experiment),
+        environment={**{k: os.environ[k] for k in PASSED_ON if k in os.environ}, **environment, **operator.environment},
+        private_environment={**secrets, **operator.secrets},
+        mounts=(*mounts, *(m if isinstance(m, Mount) else Mount(**m) for m in operator.mounts)),
+        gpus=(),
+        mem_limit=operator.mem_limit,
+        shm_size=str(operator.shm_size or _SHM),
+        network_mode=operator.network_mode or ("none" if model else "bridge"),
+        user=str(operator.user) if operator.user is not None else NON_ROOT,
+        extra_labels=operator.labels if isinstance(operator.labels, dict) else {},
+        wall_clock_s=experiment.wall_clock_s,
+        silence_s=experiment.silence_s,
+        pull="always" if operator.force_pull else "missing",
+    )
+
+
+def _model_access(model: LocalModel | None) -> tuple[dict[str, str], dict[str, str], list[Mount]]:
+    """Environment, secrets and mounts that bring the weights into the container.
+
+    A model that lies here is mounted read-only and the container gets no network; one from the hub gets the network, the
+    token as a secret, and a cache that outlives it.
+    """
+    if model is not None:
+        kind = "bind" if "/" in model.host_source else "volume"
+        mount = Mount(model.mount_target, model.host_source, type=kind, read_only=True)
+        return {"HF_HUB_OFFLINE": "1"}, {}, [mount]
+    cache = settings().hub_cache
+    kind = "bind" if "/" in cache else "volume"
+    secrets = {name: os.environ[name] for name in _HUB_SECRETS if os.environ.get(name)}
+    return {"HF_HOME": _HUB_MOUNT}, secrets, [Mount(_HUB_MOUNT, cache, type=kind)]
+
+
+def engine_answers(api: docker.APIClient) -> bool:
+    """Whether the Docker engine behind this client answers."""
+    try:
+        return bool(api.ping())
+    except (docker.errors.DockerException, OSError):
+        return False

@@ -1,0 +1,93 @@
+"""What an Airflow installation says about this provider: section ``[llem]`` and the matching variables."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from airflow.sdk import conf
+
+MODELS_MOUNT = PurePosixPath("/models")
+"""Where a model directory appears in an experiment's container."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Settings of one Airflow installation.
+
+    Attributes:
+        results_root: Folder or fsspec URL of the results.
+        models_dir: Folder of model directories as the worker sees it, or None.
+        host_models_dir: The same as the Docker engine sees it (path or volume name), or None.
+        hub_cache: Volume or host folder for models fetched from the hub.
+        python: Interpreter of the process runner.
+    """
+
+    results_root: str
+    models_dir: Path | None
+    host_models_dir: str | None
+    hub_cache: str
+    python: str
+
+
+def settings() -> Settings:
+    """Read the settings; variables of the environment fill what the configuration leaves open."""
+    models_dir = _read("models_dir")
+    root = _read("results_root") or "results"
+    return Settings(
+        results_root=root if "://" in root else str(Path(root).resolve()),
+        models_dir=Path(models_dir).resolve() if models_dir else None,
+        host_models_dir=_read("host_models_dir") or (str(Path(models_dir).resolve()) if models_dir else None),
+        hub_cache=_read("hub_cache") or "llem-hub-cache",
+        python=_read("python") or sys.executable,
+    )
+
+
+def _read(option: str) -> str | None:
+    value = conf.get("llem", option, fallback=None)
+    return value or os.environ.get(f"LLEM_{option.upper()}")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A model directory on the worker's or the engine's disk.
+
+    Attributes:
+        worker_path: The directory as the worker sees it.
+        host_source: What the Docker engine mounts: a host path, or a volume that holds the models folder.
+        container_path: The directory in the container.
+        mount_target: Where ``host_source`` is mounted in the container.
+    """
+
+    worker_path: Path
+    host_source: str
+    container_path: str
+    mount_target: str
+
+
+def local_model(name: str, where: Settings, *, study_folder: Path | None = None) -> LocalModel | None:
+    """Find a model's directory; None means that ``name`` is for the hub to resolve.
+
+    Looks under the models folder, then takes ``name`` as a path (relative ones from the study file's folder).
+    """
+    if where.models_dir is not None and (found := _below(where.models_dir, name)):
+        inside = MODELS_MOUNT / found.relative_to(where.models_dir).as_posix()
+        source = where.host_models_dir or str(where.models_dir)
+        if "/" not in source:  # a volume is mounted whole
+            return LocalModel(found, source, str(inside), str(MODELS_MOUNT))
+        return LocalModel(found, str(PurePosixPath(source) / found.relative_to(where.models_dir).as_posix()), str(inside), str(inside))
+    path = Path(name).expanduser()
+    if not path.is_absolute() and study_folder is not None:
+        path = study_folder / path
+    if path.is_dir() and (path / "config.json").is_file():
+        target = str(MODELS_MOUNT / path.resolve().name)
+        return LocalModel(path.resolve(), str(path.resolve()), target, target)
+    return None
+
+
+def _below(folder: Path, name: str) -> Path | None:
+    candidate = (folder / name).resolve()
+    inside = candidate.is_relative_to(folder) and candidate != folder
+    return candidate if inside and (candidate / "config.json").is_file() else None

@@ -1,0 +1,95 @@
+"""What a person sees while a study runs: Airflow's output, boiled down to the cycles and what each is doing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+_OURS = re.compile(
+    r"^\S+ \[(?P<level>\w+)\s*\] (?P<text>.*?)\s*\[airflow\.task\.operators\.llem_airflow[^\]]*\](?: loc=\S+)?\s*$"
+)
+_STAMPED = re.compile(r"^\d{4}-\d\d-\d\dT\S+Z? \[\w+\s*\]")
+_STARTED = re.compile(r"\[DAG TEST\] starting task_id=(?P<task>\S+)")
+_ENDED = re.compile(r"\[DAG TEST\] end task task_id=(?P<task>\S+)")
+_EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Timeout|Interrupt)\b.*")
+_KEPT_AT_MOST = 12
+
+
+class RunProgress:
+    """Shows the progress of one run; every line of Airflow's output also goes to a file.
+
+    Args:
+        console: Where to show it. Not a terminal: plain lines instead of a bar.
+        cycles: How many cycles are planned.
+        log: File that gets everything.
+    """
+
+    def __init__(self, console: Console, cycles: int, log: Path) -> None:
+        self._console = console
+        self._log = log.open("w", encoding="utf-8")
+        self._bar = Progress(
+            SpinnerColumn(),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("cycles"),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("starting Airflow", total=cycles)
+        self._current = ""
+        self._failure: list[str] | None = None
+
+    def __enter__(self) -> RunProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        self._log.close()
+
+    def line(self, text: str) -> None:
+        """Take one line of Airflow's output."""
+        print(text, file=self._log, flush=True)  # noqa: T201 - to the log file
+        if self._failure is not None and self._in_failure(text):
+            return
+        if ours := _OURS.match(text):
+            self._say(ours["text"])
+        elif started := _STARTED.search(text):
+            self._current = started["task"]
+        elif ended := _ENDED.search(text):
+            self._end(ended["task"])
+        elif "Task failed with exception" in text:
+            self._failure = []
+
+    def _say(self, text: str) -> None:
+        self._bar.update(self._task, description=f"{self._current}: {text}"[: self._console.width])
+        if not self._console.is_terminal:
+            self._plain(f"  {text}")
+
+    def _end(self, task: str) -> None:
+        if ".cycle_" in task:
+            self._bar.advance(self._task)
+        self._plain(f"finished {task}")
+
+    def _in_failure(self, text: str) -> bool:
+        """Collect the exception's own text from a traceback; False once the next log entry begins."""
+        assert self._failure is not None
+        if not _STAMPED.match(text):
+            if _EXCEPTION.match(text):
+                self._failure = [text]  # the last exception of a chain is the one that was raised
+            elif self._failure and not text.startswith("  File ") and text.strip():
+                self._failure.append(text)
+            return True
+        for line in (f"FAILED {self._current}", *self._failure[:_KEPT_AT_MOST]):
+            self._plain(line, style="red")
+        self._failure = None
+        return False
+
+    def _plain(self, text: str, style: str | None = None) -> None:
+        self._console.print(text, style=style, markup=False, highlight=False)

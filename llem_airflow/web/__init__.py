@@ -1,0 +1,1 @@
+"""The Airflow UI plugin: read-only pages over the results and what they mean."""

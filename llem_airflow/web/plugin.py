@@ -1,0 +1,49 @@
+"""What Airflow's plugin loader finds: an "Energy" tab on every DAG run.
+
+Every Airflow process imports this module, so it stays light: the pages are imported by the first request.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from airflow.plugins_manager import AirflowPlugin
+from airflow.sdk import conf
+
+URL_PREFIX = "/llem"
+
+
+class _Pages:
+    """The ASGI application of the pages, made when the API server gets the first request for one."""
+
+    def __init__(self) -> None:
+        self._app: Any = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self._app is None:
+            from llem_airflow.web.pages import create_app
+
+            self._app = create_app()
+        await self._app(scope, receive, send)
+
+
+def _href(path: str) -> str:
+    """A link that also works where Airflow is served below a path."""
+    base = urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
+    return f"{base}{URL_PREFIX}{path}"
+
+
+class LLEMPlugin(AirflowPlugin):
+    """The pages and where Airflow's UI shows them."""
+
+    name = "llem"
+    fastapi_apps = [{"app": _Pages(), "url_prefix": URL_PREFIX, "name": "LLEM"}]  # noqa: RUF012 - Airflow's interface
+    external_views = [  # noqa: RUF012 - Airflow's interface
+        {
+            "name": "Energy",
+            "href": _href("/run?dag_id={DAG_ID}&run_id={RUN_ID}"),
+            "destination": "dag_run",
+            "url_route": "llem-energy",
+        }
+    ]
