@@ -10,9 +10,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from rich.console import Console
 
 from llem_airflow.study import Study
 
@@ -75,6 +77,40 @@ class Home:
 def airflow_command(*arguments: str) -> list[str]:
     """The Airflow of this very environment, whatever stands on PATH."""
     return [sys.executable, "-m", "airflow", *arguments]
+
+
+def run_and_show(study: Study, home: Home, runner: str | None) -> int:
+    """Run a study once, with progress; at the end show the table, where the report lies and how to open the UI.
+
+    Returns:
+        0 when every planned cycle has a result, else 1.
+
+    Raises:
+        EmbeddedRunError: Airflow could not be started.
+    """
+    from llem_airflow.analysis.table import render_summary
+    from llem_airflow.progress import RunProgress
+    from llem_airflow.results import ResultsRoot
+
+    console = Console()
+    log = home.airflow / "run.log"
+    home.airflow.mkdir(parents=True, exist_ok=True)
+    n_runs = len(study.plan.runs)
+    console.print(f"{study.name}: {len(study.experiments)} experiments x {study.cycles} cycles = {n_runs} cycles to run")
+    console.print(f"Airflow's log: {log}", soft_wrap=True, highlight=False)
+    root = ResultsRoot(home.results)
+    earlier = {run.url for run in root.runs(study.name)}
+    with RunProgress(console, n_runs, log) as progress:
+        code = run_study(study, home, runner, progress.line)
+    new = [run for run in root.runs(study.name) if run.url not in earlier]
+    if new and (summary := new[-1].summary()):
+        console.print(render_summary(summary))
+        console.print(f"Report:  {new[-1].url}/report.html", soft_wrap=True, highlight=False)
+        console.print("Open it: llem-airflow report latest --open", highlight=False)
+        console.print("See it in Airflow's UI: llem-airflow ui (or: make airflow)", highlight=False)
+    elif code:
+        console.print(f"Airflow ended with {code} and there is no summary; its log is {log}", style="red", soft_wrap=True)
+    return 1 if code else 0
 
 
 def run_study(study: Study, home: Home, runner: str | None, on_line: Callable[[str], None]) -> int:
@@ -147,8 +183,3 @@ def start_ui(home: Home, dags_folder: Path) -> int:
 
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-
-
-def last_lines(path: Path, count: int) -> Iterator[str]:
-    """The last lines of a text file."""
-    yield from path.read_text(errors="replace").splitlines()[-count:]
