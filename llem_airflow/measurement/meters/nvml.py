@@ -1,0 +1,284 @@
+"""The meter ``nvml``: board power and energy of NVIDIA GPUs.
+
+One ``nvmlDeviceGetFieldValues`` call asks for instant power (field 186), average power (185), the energy
+counter (83) and the memory's temperature (82); the legacy ``nvmlDeviceGetPowerUsage`` is a 1 s mean on most
+boards and is used only where the fields are missing. A field that fails comes back inside a successful call:
+its ``nvmlReturn`` decides.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from llem_airflow.measurement.meters.describe import describe_board
+from llem_airflow.measurement.meters.reading import MeterFacts, MeterUnavailableError, Reading
+
+POWER_INSTANT, POWER_AVERAGE, ENERGY, MEMORY_TEMPERATURE = 186, 185, 83, 82
+SCOPE_GPU, SCOPE_MODULE = 0, 1
+
+NO_DRIVER_ADVICE = (
+    "Give the container a GPU (`gpus:` in the study; the host needs NVIDIA's driver and container toolkit), "
+    "or choose meter: cpu-estimate, whose joules are labelled estimates"
+)
+
+
+class NoDriverError(MeterUnavailableError):
+    """There is no NVIDIA driver here, or it shows no GPU."""
+
+
+class NvmlMeter:
+    """Reads the boards that were given, or all visible ones."""
+
+    ticks = True
+
+    def __init__(self, uuids: tuple[str, ...] = ()) -> None:
+        self._nvml = nvml = _start_driver()
+        try:
+            handles = _handles(nvml, uuids)
+            self._boards = [_Board(nvml, uuid, handle) for uuid, handle in _parents(nvml, handles).items()]
+            for board in self._boards:
+                board.require_power()
+            self.facts = _facts(nvml, self._boards, [u for u, h in handles if _is_mig(nvml, h)])
+        except MeterUnavailableError:
+            nvml.nvmlShutdown()
+            raise
+        except nvml.NVMLError as error:
+            nvml.nvmlShutdown()
+            raise MeterUnavailableError(
+                f"meter nvml: the driver refused: {error}. Run nvidia-smi on the host"
+            ) from error
+
+    def read(self) -> tuple[Reading, ...]:
+        """Read every board with all that it tells; a board that fails gives its error, the others go on."""
+        return tuple(board.read() for board in self._boards)
+
+    def counters(self) -> tuple[Reading, ...]:
+        """Read only the energy counters."""
+        return tuple(board.counter() for board in self._boards)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Identity, limits, modes and processes of every board."""
+        return [describe_board(self._nvml, board.handle) for board in self._boards]
+
+    def close(self) -> None:
+        """Shut the driver library down."""
+        self._nvml.nvmlShutdown()
+
+
+class _Board:
+    """One physical GPU."""
+
+    def __init__(self, nvml: Any, uuid: str, handle: Any) -> None:
+        self._nvml, self.uuid, self.handle = nvml, uuid, handle
+        self.mig = bool(_optional(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0]))
+        self.scope = SCOPE_GPU
+        if (
+            self._field((POWER_INSTANT, SCOPE_GPU)) is None
+            and self._field((POWER_INSTANT, SCOPE_MODULE)) is not None
+        ):
+            self.scope = SCOPE_MODULE  # Grace-Hopper tells only the module, which includes its CPU
+        self._fields = [
+            (POWER_INSTANT, self.scope),
+            (POWER_AVERAGE, self.scope),
+            (ENERGY, 0),
+            (MEMORY_TEMPERATURE, 0),
+        ]
+        self._legacy = self._field(self._fields[0]) is None and self._field(self._fields[1]) is None
+        self._legacy_is_instant = self._legacy and self._averages_nothing()
+        self._extra = [name for name in self._extra_calls() if self._extra_works(name)]
+
+    def require_power(self) -> None:
+        """Refuse a board that tells neither power nor energy.
+
+        Raises:
+            MeterUnavailableError: It does; silence would read as zero.
+        """
+        reading = self.read()
+        if not reading.has_power and reading.energy_mj is None:
+            raise MeterUnavailableError(
+                f"meter nvml: {self.uuid} tells neither its power nor its energy ({reading.error}). Virtual "
+                f"GPUs do not; "
+                "ask the host's administrator, or choose meter: none to run without energy"
+            )
+
+    def read(self) -> Reading:
+        before_ns = time.monotonic_ns()
+        nvml = self._nvml
+        try:
+            values = nvml.nvmlDeviceGetFieldValues(self.handle, self._fields)
+        except nvml.NVMLError as error:
+            return Reading(before_ns, time.monotonic_ns(), self.uuid, error=_short(error))
+        after_ns = time.monotonic_ns()
+        instant, average, energy, memory_c = (_value(value) for value in values)
+        if self._legacy:
+            legacy = _optional(nvml, lambda: nvml.nvmlDeviceGetPowerUsage(self.handle))
+            instant, average = (legacy, None) if self._legacy_is_instant else (None, legacy)
+        failure = None
+        if instant is None and average is None:
+            failure = _short(nvml.NVMLError(values[0].nvmlReturn)) if values[0].nvmlReturn else "NoPower"
+        extra = self._read_extra()
+        return Reading(
+            before_ns,
+            after_ns,
+            self.uuid,
+            instant,
+            average,
+            energy,
+            extra.get("sm_clock"),
+            extra.get("mem_clock"),
+            extra.get("event_reasons"),
+            extra.get("temperature"),
+            memory_c,
+            extra.get("utilisation"),
+            extra.get("memory_used"),
+            failure,
+        )
+
+    def counter(self) -> Reading:
+        before_ns = time.monotonic_ns()
+        try:
+            energy = _value(self._nvml.nvmlDeviceGetFieldValues(self.handle, [ENERGY])[0])
+        except self._nvml.NVMLError:
+            energy = None
+        return Reading(before_ns, time.monotonic_ns(), self.uuid, energy_mj=energy)
+
+    def _field(self, field: tuple[int, int]) -> int | None:
+        return _value(self._nvml.nvmlDeviceGetFieldValues(self.handle, [field])[0])
+
+    def _averages_nothing(self) -> bool:
+        """Whether the legacy power is instant: on GA100 and everything before Ampere (nvml.h says so)."""
+        nvml = self._nvml
+        return bool(_optional(nvml, lambda: nvml.nvmlDeviceGetCudaComputeCapability(self.handle) <= (8, 0)))
+
+    def _extra_calls(self) -> dict[str, Callable[[], int]]:
+        nvml, handle = self._nvml, self.handle
+        return {
+            "sm_clock": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "mem_clock": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+            "event_reasons": lambda: _event_reasons(nvml, handle),
+            "temperature": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+            "utilisation": lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
+            "memory_used": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used,
+        }
+
+    def _extra_works(self, name: str) -> bool:
+        """Whether this board knows the reading at all; one that does not is not asked again."""
+        nvml = self._nvml
+        try:
+            self._extra_calls()[name]()
+        except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound):
+            return False
+        except nvml.NVMLError:
+            return True
+        return True
+
+    def _read_extra(self) -> dict[str, int | None]:
+        calls = self._extra_calls()
+        return {name: _optional(self._nvml, calls[name]) for name in self._extra}
+
+
+def _start_driver() -> Any:
+    try:
+        import pynvml  # noqa: PLC0415  # only this meter needs it, and images without it run the others
+    except ImportError as error:
+        raise NoDriverError("meter nvml: the Python package nvidia-ml-py is not installed here") from error
+    try:
+        pynvml.nvmlInit()
+        count = pynvml.nvmlDeviceGetCount()
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded) as error:
+        raise NoDriverError(
+            f"meter nvml: no NVIDIA driver answers here ({_short(error)}). {NO_DRIVER_ADVICE}"
+        ) from error
+    except pynvml.NVMLError as error:
+        raise MeterUnavailableError(
+            f"meter nvml: the NVIDIA driver does not work here: {error}. Run nvidia-smi on the host; "
+            "a driver that was updated without a reboot needs one"
+        ) from error
+    if count == 0:
+        raise NoDriverError(f"meter nvml: the driver shows no GPU here. {NO_DRIVER_ADVICE}")
+    return pynvml
+
+
+def _handles(nvml: Any, uuids: tuple[str, ...]) -> list[tuple[str, Any]]:
+    """The devices that were asked for (boards or MIG slices), or all boards."""
+    visible = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    if not uuids:
+        return [(nvml.nvmlDeviceGetUUID(handle), handle) for handle in visible]
+    found = []
+    for uuid in uuids:
+        try:
+            found.append((uuid, nvml.nvmlDeviceGetHandleByUUID(uuid)))
+        except nvml.NVMLError as error:
+            names = ", ".join(nvml.nvmlDeviceGetUUID(handle) for handle in visible)
+            raise MeterUnavailableError(
+                f"meter nvml: {uuid} was asked for but is not visible here ({_short(error)}); visible: "
+                f"{names}"
+            ) from error
+    return found
+
+
+def _parents(nvml: Any, handles: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The boards behind the devices, each once. A MIG slice has no power of its own: its board is read."""
+    boards: dict[str, Any] = {}
+    for uuid, handle in handles:
+        board = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if _is_mig(nvml, handle) else handle
+        boards.setdefault(nvml.nvmlDeviceGetUUID(board) if board is not handle else uuid, board)
+    return boards
+
+
+def _is_mig(nvml: Any, handle: Any) -> bool:
+    return bool(_optional(nvml, lambda: nvml.nvmlDeviceIsMigDeviceHandle(handle)))
+
+
+def _facts(nvml: Any, boards: list[_Board], slices: list[str]) -> MeterFacts:
+    notes = []
+    names = sorted({str(nvml.nvmlDeviceGetName(board.handle)) for board in boards})
+    if any("STAND-IN" in name for name in names):
+        notes.append("STAND-IN driver: these numbers come from a script, not from a GPU.")
+    shared = bool(slices) or any(board.mig for board in boards)
+    if shared:
+        notes.append(
+            f"{', '.join(slices) or 'A MIG slice'} has no power sensor of its own: this is the power of its "
+            f"whole board, "
+            "whoever used it."
+        )
+    module = any(board.scope == SCOPE_MODULE for board in boards)
+    if module:
+        notes.append("The board tells only the power of its module, which includes the CPU.")
+    return MeterFacts(
+        "nvml",
+        "attributed" if shared else "measured",
+        "module" if module else "board",
+        tuple(board.uuid for board in boards),
+        " ".join(notes) or f"{len(boards)} x {', '.join(names)}; the sensor itself may be off by about 5 %.",
+    )
+
+
+def _event_reasons(nvml: Any, handle: Any) -> int:
+    try:
+        return int(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+    except nvml.NVMLError_FunctionNotFound:  # drivers before 535 know only the old name
+        return int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+
+
+def _value(field: Any) -> int | None:
+    """Value of a field, by its type; None when the field itself failed."""
+    if field.nvmlReturn != 0:
+        return None
+    # valueType: 0 double, 1 unsigned int, 2 unsigned long, 3 unsigned long long, 4 signed long long, 5 int
+    kinds = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal")
+    return int(getattr(field.value, kinds[field.valueType])) if field.valueType < len(kinds) else None
+
+
+def _optional(nvml: Any, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except nvml.NVMLError:
+        return None
+
+
+def _short(error: Exception) -> str:
+    """``GpuIsLost`` for ``NVMLError_GpuIsLost``."""
+    return type(error).__name__.replace("NVMLError_", "")

@@ -1,0 +1,113 @@
+"""The meter ``rapl``: the energy counters of the CPU packages, as Linux' powercap shows them.
+
+The zones are documented in the kernel's Documentation/power/powercap/powercap.rst. AMD's packages appear
+under the same names. Only whole packages are read: the core and uncore zones are parts of them.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llem_airflow.measurement.meters.reading import MeterFacts, MeterUnavailableError, Reading
+
+ROOTS = (Path("/sys/class/powercap"), Path("/host/sys/class/powercap"))
+"""Where the zones lie. Docker masks the first in containers; the second is where it can be mounted for us."""
+
+
+@dataclass
+class _Package:
+    name: str
+    path: Path
+    wraps_at_uj: int
+    last_uj: int
+    last_ns: int
+    total_uj: int = 0
+
+    def advance(self, now_uj: int) -> int:
+        """Add what was used since the last reading, through a wrap of the counter; in microjoules."""
+        used_uj = now_uj - self.last_uj
+        if used_uj < 0:
+            used_uj += self.wraps_at_uj
+        self.last_uj = now_uj
+        self.total_uj += used_uj
+        return used_uj
+
+
+class RaplMeter:
+    """Reads CPU packages. ``power_instant_mw`` is the mean since the previous reading."""
+
+    ticks = False
+
+    def __init__(self, roots: tuple[Path, ...] = ROOTS) -> None:
+        self._packages = next(filter(None, map(_packages, roots)), [])
+        if not self._packages:
+            raise MeterUnavailableError(
+                f"meter rapl: no readable CPU package counter under {' or '.join(str(r) for r in roots)}. "
+                f"Run as root, "
+                "mount the host's powercap folder read-only, or use meter: cpu-estimate (labelled an "
+                "estimate)"
+            )
+        names = tuple(package.name for package in self._packages)
+        self.facts = MeterFacts(
+            "rapl",
+            "measured",
+            "cpu-package",
+            names,
+            f"Energy of {len(names)} CPU package(s) by RAPL: processor only, without memory, GPU or the "
+            f"rest of the host.",
+        )
+
+    def read(self) -> tuple[Reading, ...]:
+        """Read every package."""
+        return tuple(self._read(package) for package in self._packages)
+
+    def counters(self) -> tuple[Reading, ...]:
+        """The same as a reading: it is cheap."""
+        return self.read()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """No GPU is read."""
+        return []
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    @staticmethod
+    def _read(package: _Package) -> Reading:
+        before_ns = time.monotonic_ns()
+        try:
+            now_uj = int((package.path / "energy_uj").read_text(encoding="ascii"))
+        except (OSError, ValueError) as error:
+            return Reading(before_ns, time.monotonic_ns(), package.name, error=type(error).__name__)
+        after_ns = time.monotonic_ns()
+        used_uj = package.advance(now_uj)
+        elapsed_s = max((after_ns - package.last_ns) / 1e9, 1e-9)
+        package.last_ns = after_ns
+        power_mw = round(used_uj / 1e3 / elapsed_s)
+        return Reading(
+            before_ns,
+            after_ns,
+            package.name,
+            power_instant_mw=power_mw,
+            energy_mj=round(package.total_uj / 1e3),
+        )
+
+
+def _packages(root: Path) -> list[_Package]:
+    found: dict[str, _Package] = {}
+    for zone in sorted(root.glob("intel-rapl:*")):
+        if not re.fullmatch(r"intel-rapl:\d+", zone.name):
+            continue
+        try:
+            name = (zone / "name").read_text(encoding="ascii").strip()
+            now_uj = int((zone / "energy_uj").read_text(encoding="ascii"))
+            wraps_at_uj = int((zone / "max_energy_range_uj").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            continue
+        if name.startswith("package-"):  # psys, the whole platform, contains the packages
+            found[name] = _Package(f"cpu-{name}", zone, wraps_at_uj, now_uj, time.monotonic_ns())
+    return list(found.values())

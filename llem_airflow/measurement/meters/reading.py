@@ -1,0 +1,99 @@
+"""What every meter gives: readings in the columns of power.csv, and the facts that label them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+
+class MeterUnavailableError(RuntimeError):
+    """The meter that was asked for cannot read power here; the message says what to do."""
+
+
+class Reading(NamedTuple):
+    """One reading of one device: the columns of power.csv, in their order. None is "not known".
+
+    Attributes:
+        t_before_mono_ns: CLOCK_MONOTONIC before the device was asked, in nanoseconds.
+        t_after_mono_ns: The same after it answered.
+        gpu: UUID of the board, or the name of the host's series.
+        power_instant_mw: Power now, in milliwatts.
+        power_average_mw: Power averaged by the device over its last second, in milliwatts.
+        energy_mj: Energy counter, in millijoules since some origin.
+        sm_clock_mhz: Clock of the multiprocessors, in megahertz.
+        mem_clock_mhz: Clock of the memory, in megahertz.
+        event_reasons: NVML's clock event bits.
+        temperature_c: Temperature of the chip, in degrees Celsius.
+        mem_temperature_c: Temperature of the memory, in degrees Celsius.
+        utilisation_percent: Share of time with a kernel running, in percent.
+        memory_used_bytes: Memory in use, in bytes.
+        error: Short name of what failed, such as ``GpuIsLost``.
+    """
+
+    t_before_mono_ns: int
+    t_after_mono_ns: int
+    gpu: str
+    power_instant_mw: int | None = None
+    power_average_mw: int | None = None
+    energy_mj: int | None = None
+    sm_clock_mhz: int | None = None
+    mem_clock_mhz: int | None = None
+    event_reasons: int | None = None
+    temperature_c: int | None = None
+    mem_temperature_c: int | None = None
+    utilisation_percent: int | None = None
+    memory_used_bytes: int | None = None
+    error: str | None = None
+
+    def line(self) -> str:
+        """The reading as one line of power.csv, with its newline."""
+        return ",".join("" if cell is None else str(cell) for cell in self) + "\n"
+
+    @property
+    def has_power(self) -> bool:
+        """Whether the device told its power."""
+        return self.power_instant_mw is not None or self.power_average_mw is not None
+
+
+@dataclass(frozen=True)
+class MeterFacts:
+    """What a meter reads and how much its numbers mean.
+
+    Attributes:
+        kind: nvml | rapl | cpu-estimate | none.
+        energy_kind: measured | estimate | attributed | none.
+        boundary: board | module | cpu-package | estimate | none.
+        devices: Names of its series, as in the ``gpu`` column.
+        note: One sentence for people.
+    """
+
+    kind: str
+    energy_kind: str
+    boundary: str
+    devices: tuple[str, ...]
+    note: str
+
+
+class OpenMeter(Protocol):
+    """A meter that is ready to be read.
+
+    Attributes:
+        facts: What it reads.
+        ticks: Whether its energy counter moves in visible steps, so that waiting for one makes sense.
+    """
+
+    facts: MeterFacts
+    ticks: bool
+
+    def read(self) -> Sequence[Reading]:
+        """Read every device once, with all that it tells."""
+
+    def counters(self) -> Sequence[Reading]:
+        """Read only the energy counters, as cheaply as possible."""
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The devices' identity, limits and neighbours, ready for JSON."""
+
+    def close(self) -> None:
+        """Let go of the driver."""

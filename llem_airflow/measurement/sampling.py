@@ -1,0 +1,231 @@
+"""The sampling process: reads the meter at absolute deadlines and appends every row to power.csv.
+
+It is told what to do by lines on its control pipe (``tick ID SECONDS``, ``describe ID``, ``stop ID``) and
+answers with JSON lines. It outlives the inference process by at least a second, so that the window is
+bracketed by samples even when that process ends badly; then it ends by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import statistics
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from llem_airflow.measurement.meters.reading import OpenMeter, Reading
+
+TAIL_S = 1.05
+"""How long it goes on after it was told to stop: a little over the second that the window's end needs."""
+
+TICK_POLL_S = 0.001
+"""Pause between two looks at the counter while waiting for it to move."""
+
+
+@dataclass
+class Tally:
+    """What the sampling did so far.
+
+    Attributes:
+        rows: Rows of regular samples.
+        failed_reads: Rows that told no power.
+        sweeps: Regular samples of all devices.
+        missed: Deadlines that had passed before they could be met.
+        first_ns: Monotonic time of the first sweep.
+        last_ns: Monotonic time of the latest sweep.
+        call_s: Duration of each reading, in seconds.
+        cpu_before_s: CPU time of this process at the first sweep, in seconds.
+    """
+
+    rows: int = 0
+    failed_reads: int = 0
+    sweeps: int = 0
+    missed: int = 0
+    first_ns: int = 0
+    last_ns: int = 0
+    call_s: array[float] = field(default_factory=lambda: array("d"))
+    cpu_before_s: float = 0.0
+
+    def report(self) -> dict[str, Any]:
+        """The tally as JSON values."""
+        span_s = (self.last_ns - self.first_ns) / 1e9
+        return {
+            "samples": self.rows,
+            "failed_reads": self.failed_reads,
+            "missed_deadlines": self.missed,
+            "achieved_hz": (self.sweeps - 1) / span_s if self.rows and self.sweeps > 1 else None,
+            "call_p50_s": statistics.median(self.call_s) if self.call_s else None,
+            "sampler_cpu_s": _cpu_s() - self.cpu_before_s,
+        }
+
+
+class TickWatch:
+    """Waits until the energy counter of every device has moved once.
+
+    Both rows around a move go into power.csv: the last reading of the old value and the first of the new
+    one. They are a millisecond or two apart, which is far finer than the register's own period of about 100
+    ms.
+    """
+
+    def __init__(self, request: str, readings: Sequence[Reading], until_ns: int) -> None:
+        self.request, self.until_ns = request, until_ns
+        self._last = {reading.gpu: reading for reading in readings if reading.energy_mj is not None}
+        self.answered = False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether some device has not moved yet."""
+        return bool(self._last)
+
+    def look(self, readings: Sequence[Reading]) -> list[Reading]:
+        """Rows to keep, of the devices that moved since the last look."""
+        keep: list[Reading] = []
+        for now in readings:
+            before = self._last.get(now.gpu)
+            if before is None or now.energy_mj is None:
+                continue
+            if now.energy_mj == before.energy_mj:
+                self._last[now.gpu] = now
+            else:
+                keep += [before, now]
+                del self._last[now.gpu]
+        return keep
+
+
+class Sampling:
+    """The loop."""
+
+    def __init__(
+        self,
+        meter: OpenMeter,
+        power_csv: TextIO,
+        hz: float,
+        control: int,
+        say: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._meter, self._csv, self._control, self._say = meter, power_csv, control, say
+        self._period_ns = round(1e9 / hz)
+        self._parent = os.getppid()
+        self._end_ns: int | None = None
+        self._listening = True
+        self._buffer = b""
+        self._watch: TickWatch | None = None
+        self._stop_request: str | None = None
+        self.tally = Tally()
+
+    def run(self) -> None:
+        """Sample until told to stop, or until the parent is gone, and a little longer."""
+        due_ns = time.monotonic_ns() + self._period_ns
+        while self._end_ns is None or time.monotonic_ns() < self._end_ns:
+            self._attend_until(due_ns)
+            self._sample()
+            self._count_sweep()
+            if self.tally.sweeps == 1:
+                self._say({"sampling": True})
+            if os.getppid() != self._parent:
+                self._end_soon()
+            due_ns = self._next_deadline(due_ns)
+        self._say({"id": self._stop_request, "stopped": self.tally.report()})
+
+    def _next_deadline(self, due_ns: int) -> int:
+        """The next multiple of the period; deadlines that have passed are counted, not caught up with."""
+        due_ns += self._period_ns
+        late_ns = time.monotonic_ns() - due_ns
+        if late_ns > 0:
+            missed = late_ns // self._period_ns + 1
+            self.tally.missed += missed
+            due_ns += missed * self._period_ns
+        return due_ns
+
+    def _count_sweep(self) -> None:
+        self.tally.sweeps += 1
+        self.tally.last_ns = time.monotonic_ns()
+        if self.tally.sweeps == 1:
+            self.tally.first_ns, self.tally.cpu_before_s = self.tally.last_ns, _cpu_s()
+
+    def _sample(self) -> None:
+        readings = self._meter.read()
+        self._write(readings)
+        tally = self.tally
+        tally.rows += len(readings)
+        tally.failed_reads += sum(not reading.has_power for reading in readings)
+        tally.call_s.extend((r.t_after_mono_ns - r.t_before_mono_ns) / 1e9 for r in readings)
+
+    def _write(self, readings: Sequence[Reading]) -> None:
+        self._csv.write("".join(reading.line() for reading in readings))
+        self._csv.flush()  # a killed container keeps what was seen
+
+    def _attend_until(self, due_ns: int) -> None:
+        """Serve the control pipe, and a counter watch if there is one, until the next sample is due."""
+        while True:
+            left_s = (due_ns - time.monotonic_ns()) / 1e9
+            if left_s <= 0:
+                return
+            if self._watch is not None:
+                self._look_for_tick(self._watch)
+                left_s = min(left_s, TICK_POLL_S)
+            ready, _, _ = select.select([self._control] if self._listening else [], [], [], left_s)
+            if ready:
+                self._hear(os.read(self._control, 4096))
+
+    def _hear(self, heard: bytes) -> None:
+        if not heard:  # the other end is gone
+            self._listening = False
+            self._end_soon()
+            return
+        *lines, self._buffer = (self._buffer + heard).split(b"\n")
+        for line in lines:
+            self._obey(*line.decode("ascii").split())
+
+    def _obey(self, command: str, request: str, argument: str = "") -> None:
+        if command == "tick" and self._meter.ticks:
+            until_ns = time.monotonic_ns() + round(float(argument) * 1e9)
+            self._watch = TickWatch(request, self._meter.counters(), until_ns)
+        elif command == "tick":
+            self._sample()  # a counter that flows is simply read where it is wanted
+            self._say({"id": request, "tick": None})
+        elif command == "describe":
+            self._say({"id": request, "gpus": self._meter.describe()})
+        elif command == "stop":
+            self._stop_request = request
+            self._end_soon()
+
+    def _look_for_tick(self, watch: TickWatch) -> None:
+        rows = watch.look(self._meter.counters())
+        self._write(rows)
+        if rows and not watch.answered:
+            watch.answered = True
+            moved = rows[1]
+            self._say({"id": watch.request, "tick": (moved.t_before_mono_ns + moved.t_after_mono_ns) // 2})
+        if not watch.waiting or time.monotonic_ns() > watch.until_ns:
+            if not watch.answered:
+                self._say({"id": watch.request, "tick": None})
+            self._watch = None
+
+    def _end_soon(self) -> None:
+        if self._end_ns is None:
+            self._end_ns = time.monotonic_ns() + round(TAIL_S * 1e9)
+
+
+def say_to(stream: TextIO) -> Callable[[dict[str, Any]], None]:
+    """A function that writes JSON lines to a stream, and keeps silent when nobody reads it any more."""
+
+    def say(message: dict[str, Any]) -> None:
+        try:
+            stream.write(json.dumps(message) + "\n")
+            stream.flush()
+        except BrokenPipeError:
+            pass  # the parent died; the rows still go to power.csv
+
+    return say
+
+
+def _cpu_s() -> float:
+    """CPU time of this process, user and system, in seconds."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
