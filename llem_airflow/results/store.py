@@ -1,4 +1,4 @@
-"""ResultsRoot and Run: commits that are whole or not there, and reading back only what was committed."""
+"""ResultsRoot and StoredRun: commits that are whole or not there; what was committed is read back."""
 
 from __future__ import annotations
 
@@ -39,36 +39,36 @@ class ResultsRoot:
         """The root as text."""
         return self.folder.url
 
-    def run(self, study: str, run_id: str) -> Run:
+    def run(self, study: str, run_id: str) -> StoredRun:
         """The run of a study; nothing is created before something is written."""
         folder = self.folder.child(names.folder_name(study), names.folder_name(run_id))
-        return Run(folder, study=study, run_id=run_id)
+        return StoredRun(folder, study=study, run_id=run_id)
 
     def studies(self) -> list[str]:
         """Names of the studies' folders."""
         return self.folder.folders()
 
-    def runs(self, study: str | None = None) -> list[Run]:
+    def runs(self, study: str | None = None) -> list[StoredRun]:
         """Runs that are there, oldest first as far as their files tell."""
         studies = [names.folder_name(study)] if study else self.studies()
         found = []
         for name in studies:
             folder = self.folder.child(name)
-            found += [run_in(folder.child(run)) for run in folder.folders()]
+            found += [stored_run(folder.child(run)) for run in folder.folders()]
         found = [run for run in found if run.is_run()]
         return sorted(found, key=lambda run: (run.started_epoch_ns(), run.folder.path))
 
-    def find_run(self, dag_id: str, run_id: str) -> Run | None:
+    def find_run(self, dag_id: str, run_id: str) -> StoredRun | None:
         """The run that an Airflow DAG run wrote, by what run.json says."""
         for study in self.studies():
-            run = run_in(self.folder.child(study, names.folder_name(run_id)))
+            run = stored_run(self.folder.child(study, names.folder_name(run_id)))
             if run.run_id == run_id and run.is_run() and run.meta().get("dag_id") == dag_id:
                 return run
         return None
 
 
 @dataclass(frozen=True)
-class Run:
+class StoredRun:
     """One run of a study in the store.
 
     Attributes:
@@ -295,15 +295,15 @@ class Run:
             _remove_if_empty(path.parent)
 
 
-def run_in(folder: Folder) -> Run:
+def stored_run(folder: Folder) -> StoredRun:
     """The run in a folder, with the names its run.json gives or else those of the folders."""
     study = folder.path.rsplit("/", 2)[-2]
-    run = Run(folder, study=study, run_id=folder.name)
+    run = StoredRun(folder, study=study, run_id=folder.name)
     try:
         meta = run.meta()
     except ResultReadError:
         meta = {}
-    return Run(folder, study=str(meta.get("study", study)), run_id=str(meta.get("run_id", folder.name)))
+    return StoredRun(folder, study=str(meta.get("study", study)), run_id=str(meta.get("run_id", folder.name)))
 
 
 def _require_result(folder: Path) -> None:
