@@ -1,0 +1,143 @@
+"""A real Airflow for tests: ``airflow standalone`` with its own home, port, users and DAG folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+REPOSITORY = Path(__file__).parents[2]
+PASSWORDS = {"admin": "admin-pw", "bob": "bob-pw"}
+FINISHED = {"success", "failed"}
+
+
+class AirflowServer:
+    """``airflow standalone`` and its REST API.
+
+    Args:
+        home: An empty folder: database, logs, DAGs and results go there.
+        studies: Study files by name.
+        environment: Further variables.
+    """
+
+    def __init__(self, home: Path, studies: dict[str, str], environment: dict[str, str]) -> None:
+        self.home = home
+        self.results = home / "results"
+        self.port = _free_port()
+        self.url = f"http://localhost:{self.port}"
+        dags = home / "dags"
+        (dags / "studies").mkdir(parents=True)
+        shutil.copy(REPOSITORY / "dags" / "studies.py", dags)
+        for name, text in studies.items():
+            (dags / "studies" / name).write_text(text)
+        passwords = home / "passwords.json"
+        passwords.write_text(json.dumps(PASSWORDS))
+        self.environment = {
+            **os.environ,
+            **environment,
+            "AIRFLOW_HOME": str(home),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__PARALLELISM": "2",
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,bob:viewer",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
+            "AIRFLOW__API__PORT": str(self.port),
+            "AIRFLOW__API__BASE_URL": self.url,
+            "AIRFLOW__API__WORKERS": "1",
+            "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
+            "AIRFLOW__LLEM__RESULTS_ROOT": str(self.results),
+        }
+        self.log = home / "standalone.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, timeout_s: float = 240.0) -> None:
+        """Start it and wait until its DAGs are known."""
+        with self.log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "airflow", "standalone"],
+                env=self.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                break
+            if self._healthy() and self.get("/api/v2/dags").json()["total_entries"]:
+                return
+            time.sleep(1)
+        raise RuntimeError(f"airflow standalone did not come up:\n{self.log.read_text(errors='replace')[-4000:]}")
+
+    def stop(self) -> None:
+        """End it with everything it started."""
+        if self._process is None:
+            return
+        for stop_signal in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self._process.pid, stop_signal)
+                self._process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                continue
+            except ProcessLookupError:
+                return
+
+    def token(self, user: str = "admin") -> str:
+        """A bearer token of a user."""
+        answer = httpx.post(f"{self.url}/auth/token", json={"username": user, "password": PASSWORDS[user]}, timeout=30)
+        answer.raise_for_status()
+        return str(answer.json()["access_token"])
+
+    def get(self, path: str, *, user: str | None = "admin", **params: str) -> httpx.Response:
+        """GET a path; ``user=None`` is an anonymous request."""
+        headers = {"Authorization": f"Bearer {self.token(user)}"} if user else {}
+        return httpx.get(f"{self.url}{path}", params=params, headers=headers, timeout=60)
+
+    def run(self, dag_id: str, timeout_s: float = 420.0) -> dict[str, Any]:
+        """Unpause and trigger a DAG and wait for the end of the run; returns the run as the API gives it."""
+        headers = {"Authorization": f"Bearer {self.token()}"}
+        dag = f"{self.url}/api/v2/dags/{dag_id}"
+        httpx.patch(dag, json={"is_paused": False}, headers=headers, timeout=60).raise_for_status()
+        answer = httpx.post(f"{dag}/dagRuns", json={"logical_date": None}, headers=headers, timeout=60)
+        answer.raise_for_status()
+        run_id = answer.json()["dag_run_id"]
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            run: dict[str, Any] = self.get(f"/api/v2/dags/{dag_id}/dagRuns/{run_id}").json()
+            if run["state"] in FINISHED:
+                return run
+            time.sleep(1)
+        raise RuntimeError(f"run {run_id} of {dag_id} did not end within {timeout_s} s")
+
+    def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1) -> str:
+        """The log of a task as the UI shows it."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
+        return self.get(path, full_content="true").text
+
+    def states(self, dag_id: str, run_id: str) -> dict[str, str]:
+        """State of every task of a run."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances"
+        return {ti["task_id"]: ti["state"] for ti in self.get(path).json()["task_instances"]}
+
+    def _healthy(self) -> bool:
+        try:
+            health = httpx.get(f"{self.url}/api/v2/monitor/health", timeout=10)
+        except httpx.HTTPError:
+            return False
+        return health.status_code == 200 and health.json()["scheduler"]["status"] == "healthy"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,152 @@
+"""A study through Airflow's own scheduler, in real containers, seen in the real UI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+
+from tests.airflow.server import AirflowServer
+
+pytestmark = [pytest.mark.airflow, pytest.mark.docker, pytest.mark.timeout(900)]
+
+TINY = """\
+study_name: {name}
+serving_mode: offline
+engine: transformers
+task:
+  model: tiny-llama-random
+  max_input_tokens: 32
+  max_output_tokens: 8
+  dataset: {{source: builtin, n_prompts: 4}}
+measurement: {{meter: cpu-estimate, min_window_seconds: 2}}
+sweep:
+  transformers.llem_execution.batch_size: [1, 2]
+study_execution: {{n_cycles: {cycles}}}
+runners: {{transformers: container}}
+images: {{transformers: "{image}"}}
+"""
+BROKEN = "study_name: broken\nserving_mode: offline\ntask: {model: m}\nengnie: transformers\n"
+NO_SUCH_IMAGE = "llem-airflow/does-not-exist:1"
+
+
+@pytest.fixture(scope="module")
+def airflow(
+    tmp_path_factory: pytest.TempPathFactory, docker_api: docker.APIClient, cpu_image: str, tiny_model: Path
+) -> Iterator[AirflowServer]:
+    studies = {
+        "tiny.yaml": TINY.format(name="tiny", cycles=2, image=cpu_image),
+        "noimage.yaml": TINY.format(name="noimage", cycles=1, image=NO_SUCH_IMAGE),
+        "broken.yaml": BROKEN,
+    }
+    server = AirflowServer(
+        tmp_path_factory.mktemp("airflow"), studies, {"LLEM_MODELS_DIR": str(tiny_model.parent), "OMP_NUM_THREADS": "1"}
+    )
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def tiny_run(airflow: AirflowServer) -> dict[str, Any]:
+    return airflow.run("tiny")
+
+
+def ours(api: docker.APIClient) -> list[str]:
+    containers = [c["Names"][0] for c in api.containers(all=True, filters={"label": "llem.key"})]
+    volumes = [v["Name"] for v in api.volumes(filters={"label": "llem.key"})["Volumes"] or []]
+    return containers + volumes
+
+
+def test_a_study_runs_through_the_scheduler_and_leaves_no_container_and_no_volume(
+    airflow: AirflowServer, tiny_run: dict[str, Any], docker_api: docker.APIClient
+) -> None:
+    states = airflow.states("tiny", tiny_run["dag_run_id"])
+    assert tiny_run["state"] == "success", states
+    assert len(states) == 5
+    assert ours(docker_api) == []
+    (run,) = (airflow.results / "tiny").iterdir()
+    kept = {p.name for p in run.iterdir()}
+    assert {
+        "study.yaml", "plan.json", "summary.json", "experiments.parquet", "cycles.parquet", "power.parquet", "report.html",
+    } <= kept  # fmt: skip
+    cycles = sorted(run.glob("experiments/*/cycle-*"))
+    assert len(cycles) == 4
+    for cycle in cycles:
+        assert {
+            "config.json", "result.json", "environment.json", "events.jsonl", "requests.parquet", "power.parquet",
+            "container.log", "provenance.json",
+        } <= {p.name for p in cycle.iterdir()}  # fmt: skip
+
+
+def test_the_engine_s_output_is_in_the_task_log(airflow: AirflowServer, tiny_run: dict[str, Any]) -> None:
+    states = airflow.states("tiny", tiny_run["dag_run_id"])
+    task_id = next(name for name in states if name.endswith("cycle_1"))
+    assert "measure" in airflow.task_log("tiny", tiny_run["dag_run_id"], task_id)
+
+
+def test_a_broken_study_shows_file_and_line_in_the_ui_and_fails_with_them(airflow: AirflowServer) -> None:
+    dags = {dag["dag_id"]: dag for dag in airflow.get("/api/v2/dags").json()["dags"]}
+    assert {"tiny", "noimage", "invalid.broken"} <= set(dags)
+    assert {"name": "llem:invalid", "dag_id": "invalid.broken"}.items() <= next(
+        tag for tag in dags["invalid.broken"]["tags"] if tag["name"] == "llem:invalid"
+    ).items()
+    doc = airflow.get("/api/v2/dags/invalid.broken/details").json()["doc_md"]
+    assert "broken.yaml:4:1" in doc
+    assert "engnie" in doc
+    run = airflow.run("invalid.broken")
+    assert run["state"] == "failed"
+    assert "broken.yaml:4:1" in airflow.task_log("invalid.broken", run["dag_run_id"], "mistakes")
+
+
+def test_an_image_that_does_not_exist_is_a_failed_task_that_says_what_to_do(
+    airflow: AirflowServer, docker_api: docker.APIClient
+) -> None:
+    run = airflow.run("noimage")
+    assert run["state"] == "failed"
+    states = airflow.states("noimage", run["dag_run_id"])
+    cycle = next(name for name in states if name.endswith("cycle_1"))
+    log = airflow.task_log("noimage", run["dag_run_id"], cycle)
+    assert NO_SUCH_IMAGE in log
+    assert "Evidence:" in log
+    aggregate = airflow.task_log("noimage", run["dag_run_id"], "aggregate")
+    assert "2 of 2 planned cycles have no result" in aggregate
+    assert ours(docker_api) == []
+
+
+def test_the_report_is_for_logged_in_users_only(airflow: AirflowServer, tiny_run: dict[str, Any]) -> None:
+    params = {"dag_id": "tiny", "run_id": tiny_run["dag_run_id"]}
+    assert airflow.get("/llem/run", user=None, **params).status_code == 401
+    for user in ("admin", "bob"):
+        answer = airflow.get("/llem/run", user=user, **params)
+        assert answer.status_code == 200
+        assert "estimate" in answer.text
+
+
+def test_a_run_without_results_gets_a_page_that_says_so(airflow: AirflowServer) -> None:
+    answer = airflow.get("/llem/run", dag_id="tiny", run_id="../../etc/passwd")
+    assert answer.status_code == 404
+    assert "No results yet" in answer.text
+
+
+@pytest.mark.browser
+def test_the_energy_tab_shows_the_report_in_a_real_browser(airflow: AirflowServer, tiny_run: dict[str, Any]) -> None:
+    from tests.browser import chromium_page
+
+    with chromium_page() as page:
+        page.context.add_cookies([{"name": "_token", "value": airflow.token(), "url": airflow.url}])
+        page.goto(f"{airflow.url}/dags/tiny/runs/{tiny_run['dag_run_id']}")
+        page.get_by_role("link", name="Energy").or_(page.get_by_role("tab", name="Energy")).first.click()
+        frame = page.frame_locator("iframe")
+        frame.get_by_text("tiny").first.wait_for(timeout=60_000)
+        page.wait_for_timeout(1000)
+        target = Path("build") / "screenshots"
+        target.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=target / "energy-tab.png", full_page=True)
+        assert frame.locator("svg").count() >= 1
+        assert "estimate" in frame.locator("body").inner_text()
