@@ -1,0 +1,1 @@
+"""The box: image, GPUs, bundle, exchange and failures of one attempt in one container."""

@@ -1,0 +1,215 @@
+"""One attempt in one container: adopt, collect or start; stream; bring the results out; leave nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+from docker.errors import DockerException, NotFound
+
+from llem_airflow.container.attempt import Attempt
+from llem_airflow.container.bundle import build_bundle
+from llem_airflow.container.collected import CONTAINER_LOG, INSPECT, Collected, read_result
+from llem_airflow.container.engine import (
+    ENGINE_ERRORS,
+    exchange_of,
+    host_facts,
+    patiently,
+    remove_container,
+    remove_volume,
+    write_inspection,
+)
+from llem_airflow.container.exchange import CollectError, collect
+from llem_airflow.container.failures import AttemptFailedError, classify, failure
+from llem_airflow.container.images import digest
+from llem_airflow.container.logs import LogSink
+from llem_airflow.container.outcome import failed
+from llem_airflow.container.settings import BoxSettings
+from llem_airflow.container.start import Box, adopt, start
+from llem_airflow.container.stream import GoneError, follow
+from llem_airflow.container.watch import Watchdog
+from llem_airflow.protocol.spec import ExperimentSpec
+from llem_airflow.protocol.strict import ProtocolError
+
+__all__ = ["BoxSettings", "kill_box", "run_box"]
+
+_KILL_TIMEOUT_S = 4
+"""Airflow gives on_kill 5 seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What the steps of one attempt share."""
+
+    api: docker.APIClient
+    attempt: Attempt
+    spec: ExperimentSpec
+    settings: BoxSettings
+    folder: Path
+    sink: LogSink
+
+
+def run_box(
+    api: docker.APIClient,
+    attempt: Attempt,
+    spec: ExperimentSpec,
+    settings: BoxSettings,
+    *,
+    collect_to: Path,
+    on_line: Callable[[str], None],
+    bundle: Path | None = None,
+) -> Collected:
+    """Run one attempt in its container, or take over the container that an earlier try of it left.
+
+    Args:
+        api: The engine.
+        attempt: Who this is; names and labels follow from it.
+        spec: What the attempt is told.
+        settings: How the container is built.
+        collect_to: Folder for the raw files of ``out/`` and the log.
+        on_line: Called with every line of output, in the caller's thread.
+        bundle: What runs inside; default: the bundle of the installed packages.
+
+    Raises:
+        AttemptFailedError: There is no valid result. Container and volume are gone.
+    """
+    collect_to.mkdir(parents=True, exist_ok=True)
+    secrets = settings.private_environment.values()
+    with LogSink(collect_to / CONTAINER_LOG, on_line, secrets, settings.log_bytes) as sink:
+        run = _Run(api, attempt, spec, settings, collect_to, sink)
+        box = _acquire(run, bundle)
+        try:
+            return _see_through(run, box)
+        except BaseException:
+            # Also a task timeout or a signal: whatever ends the wait, the container does not outlive it.
+            with contextlib.suppress(*ENGINE_ERRORS):
+                _discard(run, box)
+            raise
+
+
+def kill_box(api: docker.APIClient, attempt: Attempt) -> None:
+    """End and remove the container that this try owns; one that a later try has taken over is not touched.
+
+    Takes less than five seconds.
+    """
+    usual_s, api.timeout = api.timeout, _KILL_TIMEOUT_S
+    try:
+        inspection = api.inspect_container(attempt.container_name)
+        if remove_container(api, attempt.container_name):
+            remove_volume(api, exchange_of(inspection["Mounts"]))
+    except NotFound:
+        pass
+    finally:
+        api.timeout = usual_s
+
+
+def _acquire(run: _Run, bundle: Path | None) -> Box:
+    try:
+        box = adopt(run.api, run.attempt, run.spec, run.settings, run.folder, run.sink)
+        return box or start(run.api, run.attempt, run.spec, run.settings, bundle or build_bundle(), run.sink)
+    except ENGINE_ERRORS as error:
+        run.sink.finish()
+        raise AttemptFailedError(
+            classify(None, "", error=error),
+            f"the Docker engine refused: {error}",
+            folder=run.folder,
+            log_tail=run.sink.tail,
+        ) from error
+
+
+def _see_through(run: _Run, box: Box) -> Collected:
+    facts = _Background(lambda: host_facts(run.api, box.id))
+    inspection, fired = _watch(run, box)
+    if inspection["Name"].lstrip("/") != run.attempt.container_name:
+        raise AttemptFailedError(
+            failure("cancelled", retryable=False, hint="nothing: the later try goes on with the container"),
+            f"a later try has taken over the container as {inspection['Name'].lstrip('/')}",
+            folder=run.folder,
+        )
+    _bring_out(run, box, inspection)
+    exit_code = int(inspection["State"]["ExitCode"])
+    try:
+        read_result(run.folder, run.spec)
+    except ProtocolError as problem:
+        write_inspection(inspection, run.settings.private_environment, run.folder / INSPECT)
+        raise failed(
+            run.folder, run.spec, problem, inspection["State"], fired, run.sink.tail, run.settings
+        ) from problem
+    image_digest = digest(run.api, inspection["Image"])
+    _discard(run, box)
+    return Collected(
+        folder=run.folder,
+        exit_code=exit_code,
+        adopted=box.adopted,
+        image=inspection["Config"]["Image"],
+        image_digest=image_digest,
+        log=run.sink.path,
+        host=facts.result(),
+        gpus=box.gpus,
+    )
+
+
+def _watch(run: _Run, box: Box) -> tuple[dict[str, Any], str | None]:
+    """Stream until the end; returns the last inspection and which limit ended it, if one did."""
+
+    def end() -> None:
+        with contextlib.suppress(*ENGINE_ERRORS):
+            run.api.stop(box.id, timeout=round(run.settings.stop_grace_s))
+
+    left_s = None if run.settings.wall_clock_s is None else max(0.0, run.settings.wall_clock_s - box.age_s)
+    try:
+        with Watchdog(end, wall_clock_s=left_s, silence_s=run.settings.silence_s) as dog:
+            inspection = follow(run.api, box.id, run.sink, dog.heard, patience_s=run.settings.engine_grace_s)
+        return inspection, dog.fired
+    except GoneError as error:
+        found = failure("cancelled", hint="somebody removed it: `docker events` on its host says when")
+        raise AttemptFailedError(found, str(error), folder=run.folder, log_tail=run.sink.tail) from error
+    except ENGINE_ERRORS as error:
+        found = classify(None, "", error=error)
+        headline = f"the Docker engine went away while the attempt ran: {error}"
+        raise AttemptFailedError(found, headline, folder=run.folder, log_tail=run.sink.tail) from error
+
+
+def _bring_out(run: _Run, box: Box, inspection: dict[str, Any]) -> None:
+    private = run.settings.private_environment
+    try:
+        patiently(lambda: collect(run.api, box.id, run.folder, private), run.settings.engine_grace_s)
+    except (CollectError, OSError, DockerException) as error:
+        write_inspection(inspection, private, run.folder / INSPECT)
+        box.keep_volume = True
+        raise AttemptFailedError(
+            failure("unknown", hint=f"read the Docker volume {box.volume}, then remove it"),
+            f"what the attempt wrote could not be brought out: {error}",
+            folder=run.folder,
+            evidence=f"Docker volume {box.volume}",
+            log_tail=run.sink.tail,
+        ) from error
+
+
+def _discard(run: _Run, box: Box) -> None:
+    """Remove the container if it is still ours, and with it the volume."""
+    if remove_container(run.api, run.attempt.container_name) and not box.keep_volume:
+        remove_volume(run.api, box.volume)
+
+
+class _Background:
+    """Runs beside the container what its start need not wait for."""
+
+    def __init__(self, work: Callable[[], dict[str, Any]]) -> None:
+        self._work = work
+        self._result: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._run, name="llem-host-facts", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._result = self._work()
+
+    def result(self) -> dict[str, Any]:
+        """What came out, or nothing if the engine takes too long to say."""
+        self._thread.join(timeout=5)
+        return self._result

@@ -1,0 +1,122 @@
+"""The engine: small calls that every step needs, patient where the engine may be restarting."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import docker
+import requests
+from docker.errors import APIError, DockerException, NotFound
+
+from llem_airflow.container.attempt import LABEL_KEY, Attempt
+from llem_airflow.protocol.files import EXCHANGE_DIR
+
+T = TypeVar("T")
+
+ENGINE_ERRORS = (DockerException, requests.exceptions.RequestException)
+"""What a call to the engine can raise."""
+
+LIVE_STATES = ("running", "paused", "restarting")
+_RETRY_EVERY_S = 1.0
+
+
+def patiently(call: Callable[[], T], patience_s: float) -> T:
+    """Call the engine; while it cannot be reached, again, for up to ``patience_s`` seconds.
+
+    Raises:
+        docker.errors.APIError: The engine answered, with a refusal.
+        requests.exceptions.RequestException: It stayed away.
+    """
+    begin_s = time.monotonic()
+    while True:
+        try:
+            return call()
+        except requests.exceptions.HTTPError:
+            raise
+        except requests.exceptions.RequestException:
+            if time.monotonic() - begin_s >= patience_s:
+                raise
+            time.sleep(_RETRY_EVERY_S)
+
+
+def containers_of(api: docker.APIClient, attempt: Attempt) -> list[dict[str, Any]]:
+    """Containers that any try of this attempt's cycle made."""
+    found: list[dict[str, Any]] = api.containers(all=True, filters={"label": f"{LABEL_KEY}={attempt.key}"})
+    return found
+
+
+def name_of(listed: Mapping[str, Any]) -> str:
+    """Name of a container as the list gives it."""
+    return str(listed["Names"][0]).lstrip("/") if listed.get("Names") else str(listed["Id"])[:12]
+
+
+def exchange_of(mounts: Iterable[Mapping[str, Any]]) -> str | None:
+    """Name of the volume that is mounted as the exchange."""
+    return next((str(mount["Name"]) for mount in mounts if mount.get("Destination") == EXCHANGE_DIR), None)
+
+
+def remove_container(api: docker.APIClient, name: str) -> bool:
+    """Remove a container, running or not; False when there is none of that name."""
+    try:
+        api.remove_container(name, force=True)
+    except NotFound:
+        return False
+    except APIError as error:
+        if error.status_code != 409:  # somebody else is removing it already
+            raise
+    return True
+
+
+def remove_volume(api: docker.APIClient, name: str | None) -> None:
+    """Remove a volume if it is there and unused."""
+    if name is None:
+        return
+    try:
+        api.remove_volume(name)
+    except APIError as error:
+        if error.status_code not in (404, 409):
+            raise
+
+
+def sweep_volumes(api: docker.APIClient, attempt: Attempt) -> None:
+    """Remove volumes that earlier tries of this cycle left without a container."""
+    listed = api.volumes(filters={"label": f"{LABEL_KEY}={attempt.key}"})
+    for volume in listed.get("Volumes") or []:
+        remove_volume(api, volume["Name"])
+
+
+def host_facts(api: docker.APIClient, own_id: str) -> dict[str, Any]:
+    """Facts about the engine's host, and the names of the containers that run beside this one."""
+    facts: dict[str, Any] = {"neighbours": []}
+    with contextlib.suppress(*ENGINE_ERRORS):
+        info = api.info()
+        facts |= {
+            "name": info.get("Name"),
+            "engine_id": info.get("ID"),
+            "engine_version": info.get("ServerVersion"),
+            "kernel": info.get("KernelVersion"),
+            "operating_system": info.get("OperatingSystem"),
+            "cpus": info.get("NCPU"),
+            "memory_bytes": info.get("MemTotal"),
+        }
+        facts["neighbours"] = neighbours(api, own_id)
+    return facts
+
+
+def neighbours(api: docker.APIClient, own_id: str) -> list[str]:
+    """Names of the containers that run beside this one."""
+    return sorted(name_of(other) for other in api.containers() if other["Id"] != own_id)
+
+
+def write_inspection(inspection: Mapping[str, Any], private: Mapping[str, str], path: Path) -> None:
+    """Keep what the engine says of a container, without its secrets."""
+    text = json.dumps(inspection, indent=1, sort_keys=True)
+    for value in private.values():
+        if value:
+            text = text.replace(json.dumps(value)[1:-1], "[redacted]")
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,143 @@
+"""The exchange: what goes into a box before its start and comes out after its end, by the archive API."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+import docker
+
+from llem_airflow.protocol.files import BUNDLE, EXCHANGE_DIR, OUT_DIR, config_name
+from llem_airflow.protocol.spec import ExperimentSpec
+
+MAX_FILES = 200
+MAX_BYTES = 4 * 1024**3
+"""Most that is taken out of one box. A whole day of samples is below 1 GiB."""
+
+_REDACTED = b"[redacted]"
+_REDACT_BELOW_BYTES = 64 * 1024 * 1024
+_COPY_BYTES = 1024 * 1024
+
+
+class CollectError(RuntimeError):
+    """What the box wrote could not be brought out."""
+
+
+def pack(bundle: Path, spec: ExperimentSpec, user: str | None) -> bytes:
+    """The archive that is unpacked into the exchange volume.
+
+    Args:
+        bundle: The bundle to run.
+        spec: What the attempt is told.
+        user: The container's user, who must be able to write into ``out/``.
+    """
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        _add_file(archive, BUNDLE, bundle.read_bytes())
+        _add_file(archive, config_name(spec.experiment_hash), spec.dumps().encode())
+        archive.addfile(_out_folder(user))
+    return buffer.getvalue()
+
+
+def collect(
+    api: docker.APIClient, container: str, folder: Path, private: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Bring the files of ``out/`` into ``folder``.
+
+    Only plain files directly in ``out/`` are taken: a name cannot lead outside, and a link is not followed.
+
+    Args:
+        api: The engine.
+        container: Id of the container, running or not.
+        folder: Where the files go.
+        private: Secrets whose values are blanked in what comes out.
+
+    Returns:
+        Names of the files.
+
+    Raises:
+        CollectError: There is more than the bounds allow, or the archive is broken.
+        docker.errors.APIError: The engine refused.
+    """
+    chunks, _ = api.get_archive(container, f"{EXCHANGE_DIR}/{OUT_DIR}")
+    secrets = [value.encode() for value in private.values() if value]
+    try:
+        with tarfile.open(fileobj=_Reader(chunks), mode="r|") as archive:
+            names = tuple(_extract(archive, folder))
+    except tarfile.TarError as error:
+        raise CollectError(f"the archive of {OUT_DIR}/ is broken: {error}") from error
+    for name in names:
+        _redact(folder / name, secrets)
+    return names
+
+
+def _extract(archive: tarfile.TarFile, folder: Path) -> Iterator[str]:
+    seen, total_bytes = 0, 0
+    for member in archive:
+        parent, _, name = member.name.partition("/")
+        if not member.isreg() or parent != OUT_DIR or not name or "/" in name or name in (".", ".."):
+            continue
+        seen, total_bytes = seen + 1, total_bytes + member.size
+        if seen > MAX_FILES or total_bytes > MAX_BYTES:
+            raise CollectError(f"{OUT_DIR}/ holds more than {MAX_FILES} files or {MAX_BYTES} bytes")
+        source = archive.extractfile(member)
+        if source is None:
+            continue
+        with source, (folder / name).open("wb") as target:
+            _copy(source, target)
+        yield name
+
+
+def _copy(source: IO[bytes], target: IO[bytes]) -> None:
+    while chunk := source.read(_COPY_BYTES):
+        target.write(chunk)
+
+
+def _redact(path: Path, secrets: Iterable[bytes]) -> None:
+    if path.stat().st_size > _REDACT_BELOW_BYTES:
+        return
+    content = clean = path.read_bytes()
+    for secret in secrets:
+        clean = clean.replace(secret, _REDACTED)
+    if clean != content:
+        path.write_bytes(clean)
+
+
+def _add_file(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    info.mode = 0o444
+    archive.addfile(info, io.BytesIO(content))
+
+
+def _out_folder(user: str | None) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(OUT_DIR)
+    info.type = tarfile.DIRTYPE
+    uid, _, gid = (user or "0").partition(":")
+    if uid.isdecimal() and (gid.isdecimal() or not gid):
+        info.uid, info.gid, info.mode = int(uid), int(gid or 0), 0o755
+    else:
+        # A user by name: only the image knows the number, and the volume belongs to this attempt alone.
+        info.mode = 0o777
+    return info
+
+
+class _Reader(io.RawIOBase):
+    """The chunks of a response as something that tarfile can read."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._rest = b""
+
+    def read(self, size: int = -1) -> bytes:
+        while size < 0 or len(self._rest) < size:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                break
+            self._rest += chunk
+        size = len(self._rest) if size < 0 else size
+        out, self._rest = self._rest[:size], self._rest[size:]
+        return out

@@ -1,0 +1,149 @@
+"""Failures: what went wrong with an attempt, whether another try can help, and what a person should do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llem_airflow.container.failure_patterns import CATEGORIES, EXIT_CODES, PATTERNS, Rule
+from llem_airflow.protocol.result import AttemptError
+
+_STRUCTURED = {
+    "bad_parameter": "config",
+    "model_gated": "model_access",
+    "timeout": "timeout_wall_clock",
+    "tokenizer_missing": "model_missing",
+}
+"""Where the attempt's own word for its failure differs from ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed.
+
+    Attributes:
+        category: One of CATEGORIES.
+        retryable: Whether the same attempt can succeed later without anybody changing anything.
+        hint: What to do, for a person.
+    """
+
+    category: str
+    retryable: bool
+    hint: str
+
+
+class AttemptFailedError(RuntimeError):
+    """An attempt failed; its box is gone and what it wrote has been brought out.
+
+    Attributes:
+        failure: Category, retry advice, hint.
+        headline: What happened, in one sentence.
+        evidence: Where the evidence lies.
+        log_tail: Last lines of output.
+        folder: Folder with what could be collected.
+        exit_code: Exit code, or None when it is not known.
+    """
+
+    def __init__(
+        self,
+        failure: Failure,
+        headline: str,
+        *,
+        folder: Path,
+        evidence: str | None = None,
+        log_tail: tuple[str, ...] = (),
+        exit_code: int | None = None,
+    ) -> None:
+        self.failure = failure
+        self.headline = headline
+        self.folder = folder
+        self.evidence = evidence or str(folder)
+        self.log_tail = log_tail
+        self.exit_code = exit_code
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        lines = [f"{self.headline} [{self.failure.category}]", f"What to do: {self.failure.hint}"]
+        if self.log_tail:
+            lines += ["Last lines of output:", *(f"  | {line}" for line in self.log_tail[-15:])]
+        return "\n".join(lines)
+
+
+class GPUUnavailableError(AttemptFailedError):
+    """No GPU that fits became free in time; the headline says who holds them."""
+
+
+def failure(category: str, *, retryable: bool | None = None, hint: str | None = None) -> Failure:
+    """The failure of a category, with the advice that the category usually gets."""
+    usual_retryable, usual_hint = CATEGORIES[category]
+    return Failure(category, usual_retryable if retryable is None else retryable, hint or usual_hint)
+
+
+def classify(
+    exit_code: int | None,
+    text: str,
+    *,
+    oom_killed: bool = False,
+    error: AttemptError | BaseException | None = None,
+) -> Failure:
+    """Tell what kind of failure this is.
+
+    What the attempt itself recognised comes first, then what the engine says of the container's end, then
+    patterns in the text, then the exit code.
+
+    Args:
+        exit_code: Exit code of the container or process, or None when nothing ran.
+        text: Last output of the attempt, or the text of an engine's refusal.
+        oom_killed: Whether the kernel ended a process of the container for want of memory.
+        error: The structured error that the attempt wrote, or the exception that was raised outside.
+    """
+    if isinstance(error, AttemptError):
+        return _structured(error, text, oom_killed=oom_killed)
+    if oom_killed:
+        return failure("out_of_memory_host")
+    said = "\n".join(part for part in (_chain(error), text) if part)
+    return _by_text(said) or _by_exit_code(exit_code)
+
+
+def _structured(error: AttemptError, text: str, *, oom_killed: bool) -> Failure:
+    category = _STRUCTURED.get(error.category or "", error.category)
+    if category in CATEGORIES:
+        found = failure(category)
+    elif oom_killed:
+        found = failure("out_of_memory_host")
+    else:
+        said = f"{error.type}: {error.message}"
+        found = _by_text(said) or _by_text(text) or failure("crash", hint=_crash_hint(error))
+    if error.retryable_hint is not None and found.category in ("crash", "unknown"):
+        found = replace(found, retryable=error.retryable_hint)
+    return found
+
+
+def _crash_hint(error: AttemptError) -> str:
+    return f"the traceback of {error.type} is in the error file of the evidence (phase {error.phase!r})"
+
+
+def _chain(error: BaseException | None) -> str:
+    """Texts of an exception and its causes: the last word is often a 404 that hides the reason."""
+    texts: list[str] = []
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        texts.append(f"{type(error).__name__}: {error}")
+        error = error.__cause__ or error.__context__
+    return "\n".join(reversed(texts))
+
+
+def _by_text(text: str) -> Failure | None:
+    return next((_of(rule) for rule in PATTERNS if rule.pattern.search(text)), None)
+
+
+def _of(rule: Rule) -> Failure:
+    return failure(rule.category, retryable=rule.retryable, hint=rule.hint)
+
+
+def _by_exit_code(exit_code: int | None) -> Failure:
+    if exit_code in EXIT_CODES:
+        category, hint = EXIT_CODES[exit_code]
+        return failure(category, hint=hint)
+    return failure("unknown")

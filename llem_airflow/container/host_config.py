@@ -1,0 +1,90 @@
+"""Hardening: what a container may do on its host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import docker
+from docker.types import DeviceRequest, LogConfig, Mount
+
+from llem_airflow.container.attempt import LABEL_GPUS, Attempt
+from llem_airflow.container.settings import BoxSettings
+from llem_airflow.protocol.files import (
+    BUNDLE,
+    ENV_CONFIG_PATH,
+    ENV_OUTPUT_DIR,
+    EXCHANGE_DIR,
+    OUT_DIR,
+    config_name,
+)
+
+_HOME = {
+    # A user without an entry in the image's passwd file has neither home nor name; torch asks for both.
+    "HOME": "/tmp",  # noqa: S108  # the container's own tmpfs
+    "USER": "llem",
+    "LOGNAME": "llem",
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+
+
+def create_arguments(
+    api: docker.APIClient, attempt: Attempt, experiment_hash: str, settings: BoxSettings
+) -> dict[str, Any]:
+    """Arguments of ``APIClient.create_container`` for an attempt's container."""
+    protocol = {
+        ENV_CONFIG_PATH: f"{EXCHANGE_DIR}/{config_name(experiment_hash)}",
+        ENV_OUTPUT_DIR: f"{EXCHANGE_DIR}/{OUT_DIR}",
+    }
+    return {
+        "image": settings.image,
+        "name": attempt.container_name,
+        "entrypoint": list(settings.entrypoint),
+        "command": [f"{EXCHANGE_DIR}/{BUNDLE}"],
+        "working_dir": "/tmp",  # noqa: S108  # the container's own tmpfs
+        "user": settings.user,
+        "environment": {**_HOME, **settings.environment, **settings.private_environment, **protocol},
+        "labels": labels(attempt, settings),
+        "host_config": _host_config(api, attempt, settings),
+    }
+
+
+def labels(attempt: Attempt, settings: BoxSettings) -> dict[str, str]:
+    """Labels of the container: ours win over the host's."""
+    mine = dict(attempt.labels)
+    if settings.gpus:
+        mine[LABEL_GPUS] = ",".join(settings.gpus)
+    return {**settings.extra_labels, **mine}
+
+
+def _host_config(api: docker.APIClient, attempt: Attempt, settings: BoxSettings) -> dict[str, Any]:
+    size = f",size={settings.tmp_size}" if settings.tmp_size else ""
+    exchange = Mount(EXCHANGE_DIR, attempt.volume_name, type="volume", no_copy=True)
+    config: dict[str, Any] = api.create_host_config(
+        init=True,  # PID 1 must pass signals on and reap; Python as PID 1 ignores SIGTERM
+        cap_drop=["ALL"],
+        security_opt=["no-new-privileges"],
+        read_only=settings.read_only,
+        # exec: torch.compile and Triton load the libraries that they build there
+        tmpfs={"/tmp": f"rw,exec,nosuid,nodev,mode=1777{size}"},  # noqa: S108  # the container's own
+        network_mode=settings.network_mode,
+        pids_limit=settings.pids_limit,
+        mem_limit=settings.mem_limit,
+        # Swapping would be measured as slowness; with a limit there is none.
+        memswap_limit=settings.mem_limit,
+        shm_size=settings.shm_size,
+        nano_cpus=settings.nano_cpus,
+        cpuset_cpus=settings.cpuset_cpus,
+        cgroup_parent=settings.cgroup_parent,
+        runtime=settings.runtime,
+        mounts=[exchange, *settings.mounts],
+        device_requests=_device_requests(settings.gpus),
+        # json-file can be read again from the start by an adopter, whatever the engine's default driver is.
+        log_config=LogConfig(type="json-file", config={"max-size": "256m", "max-file": "2"}),
+    )
+    return config
+
+
+def _device_requests(gpus: tuple[str, ...]) -> list[DeviceRequest] | None:
+    # By id only: a count always gives the first devices, whoever holds them.
+    return [DeviceRequest(device_ids=list(gpus), capabilities=[["gpu"]])] if gpus else None

@@ -1,0 +1,71 @@
+"""Images: bring a missing one, and say exactly which one ran."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import docker
+from docker.errors import APIError, NotFound
+from docker.utils import parse_repository_tag
+
+_PROGRESS_EVERY_S = 5.0
+
+
+class ImagePullError(RuntimeError):
+    """An image could not be pulled; the text is the engine's or the registry's."""
+
+
+def pull(api: docker.APIClient, image: str, on_line: Callable[[str], None]) -> None:
+    """Pull an image and show the progress.
+
+    Raises:
+        ImagePullError: The registry or the engine refused.
+    """
+    repository, tag = parse_repository_tag(image)
+    on_line(f"Pulling image {image}")
+    layers: dict[str, tuple[int, int]] = {}
+    shown_mono_s = time.monotonic()
+    try:
+        for event in api.pull(repository, tag=tag or "latest", stream=True, decode=True):
+            if error := event.get("error"):
+                raise ImagePullError(str(error))
+            _note(layers, event)
+            if layers and time.monotonic() - shown_mono_s >= _PROGRESS_EVERY_S:
+                shown_mono_s = time.monotonic()
+                on_line(f"Pulling image {image}: {_progress(layers)}")
+    except APIError as error:
+        raise ImagePullError(error.explanation or str(error)) from error
+    on_line(f"Pulled image {image}")
+
+
+def _note(layers: dict[str, tuple[int, int]], event: dict[str, Any]) -> None:
+    detail = event.get("progressDetail") or {}
+    if event.get("status") == "Downloading" and "total" in detail:
+        layers[str(event.get("id"))] = (int(detail.get("current", 0)), int(detail["total"]))
+    elif event.get("status") in ("Download complete", "Pull complete") and event.get("id") in layers:
+        total = layers[str(event["id"])][1]
+        layers[str(event["id"])] = (total, total)
+
+
+def _progress(layers: dict[str, tuple[int, int]]) -> str:
+    current = sum(done for done, _ in layers.values())
+    total = sum(size for _, size in layers.values())
+    return f"{current / 1e6:.0f} of {total / 1e6:.0f} MB"
+
+
+def digest(api: docker.APIClient, image: str) -> str | None:
+    """Repository digest of an image, else its id, else None when the engine does not know it any more."""
+    try:
+        facts = api.inspect_image(image)  # type: ignore[no-untyped-call]  # the stubs lack its types
+    except NotFound:
+        return None
+    digests = facts.get("RepoDigests") or []
+    return str(digests[0] if digests else facts["Id"])
+
+
+def default_user(api: docker.APIClient, image: str) -> str:
+    """The user that an image runs as when nothing else is said; empty is root."""
+    facts = api.inspect_image(image)  # type: ignore[no-untyped-call]  # the stubs lack its types
+    return str(facts.get("Config", {}).get("User") or "")

@@ -1,0 +1,80 @@
+"""What the end of an attempt without a valid result means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llem_airflow.container.failures import AttemptFailedError, classify, failure
+from llem_airflow.container.settings import BoxSettings
+from llem_airflow.container.watch import WALL_CLOCK
+from llem_airflow.protocol.files import error_name
+from llem_airflow.protocol.result import AttemptError
+from llem_airflow.protocol.spec import ExperimentSpec
+from llem_airflow.protocol.strict import ProtocolError
+
+
+def failed(
+    folder: Path,
+    spec: ExperimentSpec,
+    problem: ProtocolError,
+    state: Mapping[str, Any],
+    fired: str | None,
+    tail: tuple[str, ...],
+    limits: BoxSettings,
+) -> AttemptFailedError:
+    """The failure of a container that ended without a valid result.
+
+    Args:
+        folder: What was collected.
+        spec: What the attempt was told.
+        problem: What is wrong with the result.
+        state: ``State`` of the container's inspection.
+        fired: The limit that ended it, or None.
+        tail: Last lines of output.
+        limits: The settings, for the limits' values.
+    """
+    exit_code = int(state["ExitCode"])
+    if fired is not None:
+        return timed_out(folder, fired, limits.wall_clock_s, limits.silence_s, tail, exit_code)
+    oom_killed = bool(state.get("OOMKilled"))
+    said = read_error(folder, spec)
+    found = classify(exit_code, "\n".join(tail), oom_killed=oom_killed, error=said)
+    if said is not None:
+        headline = f"the attempt failed in phase {said.phase!r}: {said.type}: {said.message}"
+    elif oom_killed:
+        limit = limits.mem_limit or "the host's memory"
+        headline = f"the container ran out of memory (limit: {limit}; exit code {exit_code})"
+    else:
+        headline = f"the container ended with exit code {exit_code} and no valid result ({problem})"
+    return AttemptFailedError(found, headline, folder=folder, log_tail=tail, exit_code=exit_code)
+
+
+def timed_out(
+    folder: Path,
+    fired: str,
+    wall_clock_s: float | None,
+    silence_s: float | None,
+    tail: tuple[str, ...],
+    exit_code: int | None,
+) -> AttemptFailedError:
+    """The failure of an attempt that a watchdog ended."""
+    if fired == WALL_CLOCK:
+        found = failure("timeout_wall_clock")
+        headline = f"it ran longer than its wall clock limit of {wall_clock_s:g} s"
+    else:
+        found = failure("timeout_silence")
+        headline = f"it printed nothing for its silence limit of {silence_s:g} s"
+    return AttemptFailedError(
+        found, f"{headline} and was ended", folder=folder, log_tail=tail, exit_code=exit_code
+    )
+
+
+def read_error(folder: Path, spec: ExperimentSpec) -> AttemptError | None:
+    """What the attempt said about its failure, or None when it said nothing that can be read."""
+    path = folder / error_name(spec.experiment_hash)
+    try:
+        return AttemptError.loads(path.read_text(encoding="utf-8"), path.name)
+    except (OSError, UnicodeDecodeError, ProtocolError):
+        return None

@@ -1,0 +1,245 @@
+"""The process runner: the same bundle under the same protocol, in a process group of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llem_airflow.container.attempt import Attempt
+from llem_airflow.container.bundle import build_bundle
+from llem_airflow.container.collected import CONTAINER_LOG, Collected, read_result
+from llem_airflow.container.failures import AttemptFailedError, classify
+from llem_airflow.container.logs import LogSink
+from llem_airflow.container.outcome import read_error, timed_out
+from llem_airflow.container.watch import Watchdog
+from llem_airflow.protocol.files import BUNDLE, ENV_CONFIG_PATH, ENV_OUTPUT_DIR, OUT_DIR, config_name
+from llem_airflow.protocol.spec import ExperimentSpec
+from llem_airflow.protocol.strict import ProtocolError
+
+_READ_BYTES = 64 * 1024
+_KILL_GRACE_S = 3.0
+
+# The attempt must not outlive a killed worker. PR_SET_PDEATHSIG (1) survives the exec that follows; it is set
+# in the child itself, as preexec_fn is not safe beside threads. The check of the parent closes the gap before.
+_LAUNCHER = """\
+import ctypes, os, signal, sys
+parent = int(sys.argv[1])
+try:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+except (OSError, AttributeError):
+    pass
+if os.getppid() != parent:
+    sys.exit(143)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+_running: dict[str, subprocess.Popen[bytes]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSettings:
+    """Settings of the process runner.
+
+    Attributes:
+        python: Interpreter that has the engine.
+        environment: Variables besides the worker's own.
+        private_environment: Variables whose values are secrets: they appear in no log or file of ours.
+        wall_clock_s: Longest life, in seconds, or None.
+        silence_s: Longest time without output, in seconds, or None.
+        stop_grace_s: Time between SIGTERM and SIGKILL, in seconds.
+        log_bytes: Most bytes of output that are kept in container.log.
+    """
+
+    python: str = sys.executable
+    environment: Mapping[str, str] = field(default_factory=dict)
+    private_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    wall_clock_s: float | None = None
+    silence_s: float | None = None
+    stop_grace_s: float = 10.0
+    log_bytes: int = 64 * 1024 * 1024
+
+
+def run_process(
+    attempt: Attempt,
+    spec: ExperimentSpec,
+    settings: ProcessSettings,
+    *,
+    collect_to: Path,
+    on_line: Callable[[str], None],
+    bundle: Path | None = None,
+) -> Collected:
+    """Run one attempt as a process of this machine, in a temporary folder.
+
+    The process ends with the thread that calls this, whatever ends that.
+
+    Args:
+        attempt: Who this is.
+        spec: What the attempt is told.
+        settings: How the process is run.
+        collect_to: Folder for the raw files of ``out/`` and the log.
+        on_line: Called with every line of output, in the caller's thread.
+        bundle: What runs; default: the bundle of the installed packages.
+
+    Raises:
+        AttemptFailedError: There is no valid result. Processes and temporary folder are gone.
+    """
+    collect_to.mkdir(parents=True, exist_ok=True)
+    _sweep(attempt)
+    secrets = settings.private_environment.values()
+    with (
+        tempfile.TemporaryDirectory(prefix=f"{attempt.container_name}-") as folder,
+        LogSink(collect_to / CONTAINER_LOG, on_line, secrets, settings.log_bytes) as sink,
+    ):
+        exchange = Path(folder)
+        _fill(exchange, bundle or build_bundle(), spec)
+        try:
+            exit_code, fired = _run(attempt, spec, settings, exchange, sink)
+        finally:
+            _bring_out(exchange / OUT_DIR, collect_to)
+        _check(collect_to, spec, settings, exit_code, fired, sink.tail)
+        return Collected(
+            folder=collect_to,
+            exit_code=exit_code,
+            adopted=False,
+            image=None,
+            image_digest=None,
+            log=sink.path,
+            host={"name": os.uname().nodename, "cpus": os.cpu_count(), "kernel": os.uname().release},
+            gpus=spec.meter.gpus,
+        )
+
+
+def kill_process(attempt: Attempt) -> None:
+    """End the process group of this attempt; takes less than five seconds."""
+    process = _running.get(attempt.container_name)
+    if process is not None:
+        _end(process, _KILL_GRACE_S)
+
+
+def _fill(exchange: Path, bundle: Path, spec: ExperimentSpec) -> None:
+    (exchange / OUT_DIR).mkdir()
+    shutil.copyfile(bundle, exchange / BUNDLE)
+    (exchange / config_name(spec.experiment_hash)).write_text(spec.dumps(), encoding="utf-8")
+
+
+def _run(
+    attempt: Attempt, spec: ExperimentSpec, settings: ProcessSettings, exchange: Path, sink: LogSink
+) -> tuple[int, str | None]:
+    process = _spawn(settings, spec, exchange, sink)
+    _running[attempt.container_name] = process
+    try:
+        with Watchdog(
+            lambda: _end(process, settings.stop_grace_s),
+            wall_clock_s=settings.wall_clock_s,
+            silence_s=settings.silence_s,
+        ) as dog:
+            assert process.stdout is not None
+            while data := os.read(process.stdout.fileno(), _READ_BYTES):
+                dog.heard()
+                sink.feed(data)
+            exit_code = process.wait()
+        sink.finish()
+        return exit_code, dog.fired
+    finally:
+        # Nothing of the group stays, whatever ended the wait: a sampler, a worker of the engine.
+        _end(process, 0.0)
+        _running.pop(attempt.container_name, None)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _spawn(
+    settings: ProcessSettings, spec: ExperimentSpec, exchange: Path, sink: LogSink
+) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        **settings.environment,
+        **settings.private_environment,
+        ENV_CONFIG_PATH: str(exchange / config_name(spec.experiment_hash)),
+        ENV_OUTPUT_DIR: str(exchange / OUT_DIR),
+    }
+    # What the worker runs with must not shadow the bundle.
+    environment.pop("PYTHONPATH", None) if "PYTHONPATH" not in settings.environment else None
+    try:
+        return subprocess.Popen(
+            [settings.python, "-c", _LAUNCHER, str(os.getpid()), str(exchange / BUNDLE)],
+            cwd=exchange,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise AttemptFailedError(
+            classify(None, str(error), error=error),
+            f"the interpreter {settings.python} cannot be started: {error}",
+            folder=sink.path.parent,
+        ) from error
+
+
+def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """SIGTERM to the group, then SIGKILL to what is left of it."""
+    if grace_s > 0 and process.poll() is None:
+        _signal(process, signal.SIGTERM)
+        deadline_s = time.monotonic() + grace_s
+        while process.poll() is None and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+    _signal(process, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def _bring_out(out: Path, folder: Path) -> None:
+    for path in out.iterdir():
+        if path.is_file() and not path.is_symlink():
+            shutil.move(path, folder / path.name)
+
+
+def _check(
+    folder: Path,
+    spec: ExperimentSpec,
+    settings: ProcessSettings,
+    exit_code: int,
+    fired: str | None,
+    tail: tuple[str, ...],
+) -> None:
+    try:
+        read_result(folder, spec)
+    except ProtocolError as problem:
+        if fired is not None:
+            raise timed_out(
+                folder, fired, settings.wall_clock_s, settings.silence_s, tail, exit_code
+            ) from problem
+        said = read_error(folder, spec)
+        headline = f"the process ended with exit code {exit_code} and no valid result ({problem})"
+        if said is not None:
+            headline = f"the attempt failed in phase {said.phase!r}: {said.type}: {said.message}"
+        raise AttemptFailedError(
+            classify(exit_code, "\n".join(tail), error=said),
+            headline,
+            folder=folder,
+            log_tail=tail,
+            exit_code=exit_code,
+        ) from problem
+
+
+def _sweep(attempt: Attempt) -> None:
+    """Remove folders that killed tries of this cycle left."""
+    for left in Path(tempfile.gettempdir()).glob(f"llem-{attempt.key}-try*"):
+        shutil.rmtree(left, ignore_errors=True)

@@ -1,0 +1,68 @@
+"""How a box is built: everything about a container that is not the experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from docker.types import Mount
+
+NON_ROOT = "65532:65532"
+"""The uid that distroless images call ``nonroot``: it owns nothing in usual images and on usual hosts."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoxSettings:
+    """Settings of one box.
+
+    Attributes:
+        image: Image that holds the engine.
+        entrypoint: What starts the bundle; the bundle's path follows it as its only argument.
+        environment: Variables of the container.
+        private_environment: Variables whose values are secrets: they appear in no label, log or file of ours.
+        mounts: Further mounts, such as models.
+        gpus: Device ids (UUIDs) that the container gets; empty for none.
+        mem_limit: Bound of memory as Docker writes it (``8g``), or None.
+        shm_size: Size of /dev/shm; engines with worker processes need 512 MB or more.
+        tmp_size: Bound of the tmpfs at /tmp, or None for half of the host's memory.
+        network_mode: ``none``, unless the model must be fetched.
+        user: ``uid[:gid]`` in the container; None for the image's own.
+        cgroup_parent: Cgroup below which the container is put, or None.
+        extra_labels: Labels besides ours, such as those that a shared host asks for.
+        pids_limit: Bound of processes and threads.
+        nano_cpus: Bound of CPU time in 1e-9 CPUs, or None.
+        cpuset_cpus: CPUs that it may use (``0-3``), or None for all.
+        read_only: Whether the image's own file system is read-only.
+        runtime: OCI runtime, or None for the engine's default.
+        wall_clock_s: Longest life of the container, in seconds, or None.
+        silence_s: Longest time without output, in seconds, or None.
+        stop_grace_s: Time between SIGTERM and SIGKILL, in seconds.
+        engine_grace_s: How long an engine may be away, as at a restart, before the attempt fails, in seconds.
+        pull: ``missing``, ``always`` or ``never``.
+        log_bytes: Most bytes of output that are kept in container.log.
+    """
+
+    image: str
+    entrypoint: tuple[str, ...] = ("python3",)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    private_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    mounts: tuple[Mount, ...] = ()
+    gpus: tuple[str, ...] = ()
+    mem_limit: str | None = None
+    shm_size: str = "1g"
+    tmp_size: str | None = None
+    network_mode: str = "none"
+    user: str | None = NON_ROOT
+    cgroup_parent: str | None = None
+    extra_labels: Mapping[str, str] = field(default_factory=dict)
+    pids_limit: int = 4096
+    nano_cpus: int | None = None
+    cpuset_cpus: str | None = None
+    read_only: bool = True
+    runtime: str | None = None
+    wall_clock_s: float | None = None
+    silence_s: float | None = None
+    stop_grace_s: float = 10.0
+    engine_grace_s: float = 120.0
+    pull: str = "missing"
+    log_bytes: int = 64 * 1024 * 1024

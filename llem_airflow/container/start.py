@@ -1,0 +1,201 @@
+"""Getting a box: the one that an earlier try left, or a new one."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+from docker.errors import APIError, ImageNotFound
+
+from llem_airflow.container.attempt import LABEL_GPUS, Attempt
+from llem_airflow.container.collected import read_result
+from llem_airflow.container.engine import (
+    LIVE_STATES,
+    containers_of,
+    exchange_of,
+    name_of,
+    remove_container,
+    remove_volume,
+    sweep_volumes,
+)
+from llem_airflow.container.exchange import CollectError, collect, pack
+from llem_airflow.container.failures import AttemptFailedError, classify
+from llem_airflow.container.host_config import create_arguments
+from llem_airflow.container.images import ImagePullError, default_user, pull
+from llem_airflow.container.logs import LogSink
+from llem_airflow.container.settings import BoxSettings
+from llem_airflow.protocol.files import EXCHANGE_DIR
+from llem_airflow.protocol.spec import ExperimentSpec
+from llem_airflow.protocol.strict import ProtocolError
+
+_EARLIER_TAIL_LINES = 15
+
+
+@dataclass(slots=True)
+class Box:
+    """A container of ours.
+
+    Attributes:
+        id: The container's id.
+        volume: Name of its exchange volume.
+        gpus: Device ids that it holds.
+        adopted: Whether an earlier try started it.
+        age_s: How long it had lived when it was adopted, in seconds.
+        keep_volume: Set when the volume holds what could not be brought out.
+    """
+
+    id: str
+    volume: str | None
+    gpus: tuple[str, ...]
+    adopted: bool = False
+    age_s: float = 0.0
+    keep_volume: bool = False
+
+
+def adopt(
+    api: docker.APIClient,
+    attempt: Attempt,
+    spec: ExperimentSpec,
+    settings: BoxSettings,
+    folder: Path,
+    sink: LogSink,
+) -> Box | None:
+    """Take over the container of an earlier try: one that runs, or one that ended with a valid result.
+
+    What else earlier tries left is removed. Taking over is renaming: the name says who owns a container, so
+    that an earlier try that dies late cannot remove it.
+    """
+    for listed in containers_of(api, attempt):
+        if listed["State"] == "removing":
+            continue
+        if listed["State"] in LIVE_STATES or (
+            listed["State"] == "exited" and _holds_result(api, listed, spec, settings, folder, sink)
+        ):
+            if name_of(listed) != attempt.container_name:
+                api.rename(listed["Id"], attempt.container_name)
+            sink.line(f"Taking over container {name_of(listed)} of an earlier try")
+            return _adopted(api, listed)
+        if remove_container(api, listed["Id"]):
+            remove_volume(api, exchange_of(listed.get("Mounts") or []))
+    sweep_volumes(api, attempt)
+    return None
+
+
+def start(
+    api: docker.APIClient,
+    attempt: Attempt,
+    spec: ExperimentSpec,
+    settings: BoxSettings,
+    bundle: Path,
+    sink: LogSink,
+) -> Box:
+    """Create a container, hand it the bundle and the spec, and start it.
+
+    Raises:
+        AttemptFailedError: The image cannot be had, or the engine cannot make or start the container.
+    """
+    api.create_volume(attempt.volume_name, labels=attempt.labels)
+    identity = ""
+    try:
+        identity = _create(api, attempt, spec, settings, sink)
+        user = default_user(api, settings.image) if settings.user is None else settings.user
+        api.put_archive(identity, EXCHANGE_DIR, pack(bundle, spec, user))
+        api.start(identity)
+    except BaseException as error:
+        exit_code = _exit_code(api, identity)
+        remove_container(api, attempt.container_name)
+        remove_volume(api, attempt.volume_name)
+        if isinstance(error, (APIError, ImagePullError)):
+            raise _refused(error, settings.image, exit_code, sink) from error
+        raise
+    return Box(identity, attempt.volume_name, settings.gpus)
+
+
+def _create(
+    api: docker.APIClient, attempt: Attempt, spec: ExperimentSpec, settings: BoxSettings, sink: LogSink
+) -> str:
+    arguments = create_arguments(api, attempt, spec.experiment_hash, settings)
+    if settings.pull == "always":
+        pull(api, settings.image, sink.line)
+    try:
+        return str(api.create_container(**arguments)["Id"])
+    except ImageNotFound:
+        if settings.pull == "never":
+            raise
+    pull(api, settings.image, sink.line)
+    return str(api.create_container(**arguments)["Id"])
+
+
+def _exit_code(api: docker.APIClient, identity: str) -> int | None:
+    """What the engine noted about a container that it could not start."""
+    if not identity:
+        return None
+    try:
+        return int(api.inspect_container(identity)["State"]["ExitCode"]) or None
+    except APIError:
+        return None
+
+
+def _refused(
+    error: APIError | ImagePullError, image: str, exit_code: int | None, sink: LogSink
+) -> AttemptFailedError:
+    text = (error.explanation or str(error)) if isinstance(error, APIError) else str(error)
+    verb = "be pulled" if isinstance(error, ImagePullError) else "run the attempt"
+    return AttemptFailedError(
+        classify(exit_code, text, error=error),
+        f"image {image} cannot {verb}: {text}",
+        folder=sink.path.parent,
+        log_tail=sink.tail,
+        exit_code=exit_code,
+    )
+
+
+def _adopted(api: docker.APIClient, listed: dict[str, Any]) -> Box:
+    state = api.inspect_container(listed["Id"])["State"]
+    gpus = tuple(gpu for gpu in (listed["Labels"] or {}).get(LABEL_GPUS, "").split(",") if gpu)
+    return Box(
+        listed["Id"],
+        exchange_of(listed.get("Mounts") or []),
+        gpus,
+        adopted=True,
+        age_s=_age_s(state["StartedAt"]),
+    )
+
+
+def _age_s(started_at: str) -> float:
+    """Age of a container from its start, by this host's clock, in seconds."""
+    try:
+        started = datetime.datetime.fromisoformat(started_at[:26].rstrip("Z") + "+00:00")
+    except ValueError:
+        return 0.0
+    return max(0.0, (datetime.datetime.now(datetime.UTC) - started).total_seconds())
+
+
+def _holds_result(
+    api: docker.APIClient,
+    listed: dict[str, Any],
+    spec: ExperimentSpec,
+    settings: BoxSettings,
+    folder: Path,
+    sink: LogSink,
+) -> bool:
+    """Whether an ended container left a valid result; if not, its files are kept beside the new try's."""
+    earlier = folder / f"earlier-{name_of(listed)}"
+    earlier.mkdir(exist_ok=True)
+    try:
+        collect(api, listed["Id"], earlier, settings.private_environment)
+        read_result(earlier, spec)
+    except (APIError, CollectError, ProtocolError) as error:
+        sink.line(
+            f"An earlier try left container {name_of(listed)} without a result ({listed['Status']}): {error}"
+        )
+        for line in api.logs(listed["Id"], tail=_EARLIER_TAIL_LINES).decode("utf-8", "replace").splitlines():
+            sink.line(f"  | {line}")
+        return False
+    for path in earlier.iterdir():
+        path.unlink()
+    earlier.rmdir()
+    return True
