@@ -15,6 +15,7 @@ ERROR_CATEGORIES = (
     "driver_mismatch",
     "engine_missing",
     "gpu_access",
+    "meter_unavailable",
     "model_gated",
     "model_missing",
     "out_of_memory_gpu",

@@ -1,0 +1,240 @@
+"""One attempt, from the import of the engine to the result."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+
+import llem_airflow
+from llem_airflow.measurement.baseline import CONTEXT_S, SETTLE_S, baseline_rules, idle
+from llem_airflow.measurement.clock import anchor, seconds_since
+from llem_airflow.measurement.engines.contract import Engine, EngineFacts, Prompt
+from llem_airflow.measurement.engines.registry import open_engine
+from llem_airflow.measurement.environment import environment
+from llem_airflow.measurement.events import EventLog
+from llem_airflow.measurement.failure import MeasurementError
+from llem_airflow.measurement.peaks import host_memory
+from llem_airflow.measurement.powertail import recent_power_w
+from llem_airflow.measurement.prompts import batches, prompt_set
+from llem_airflow.measurement.requests import BatchTotals, RequestLog
+from llem_airflow.measurement.sampler import Sampler, start_sampler
+from llem_airflow.measurement.storage import write_json
+from llem_airflow.measurement.warmup import MEASURED_KINDS, Verdict, WarmupRules, judge, warmup_rules
+from llem_airflow.protocol import PROTOCOL_VERSION
+from llem_airflow.protocol.files import ENVIRONMENT, POWER, REQUESTS
+from llem_airflow.protocol.result import Anchor, CycleResult, Meter, Warmup, Window
+from llem_airflow.protocol.spec import ExperimentSpec
+
+# The driver's power average looks back one second, and the window's edges are interpolated between samples.
+COOLDOWN_S = 1.5
+POWER_SPAN_S = 5.0
+_STEP_LINE_EVERY_S = 5.0
+_PASS_LINE_EVERY_S = 1.0
+
+
+class Attempt:
+    """What the steps of one attempt share."""
+
+    def __init__(self, spec: ExperimentSpec, out: Path, log: EventLog) -> None:
+        self._spec = spec
+        self._out = out
+        self._log = log
+        self._begin_ns = time.monotonic_ns()
+        self._last_line_ns = self._begin_ns
+        self._anchors: list[Anchor] = [anchor()]
+        self._requests = RequestLog(out / REQUESTS)
+        self._sampler: Sampler | None = None
+        self._engine: Engine | None = None
+
+    def run(self) -> CycleResult:
+        """All phases in order; the result is not written yet."""
+        sampler = self._sampler = start_sampler(self._spec.meter, self._out / POWER)
+        baseline = baseline_rules(self._spec.config, sampler.kind)
+        if baseline.enabled:
+            idle(self._log, "baseline_bare", baseline.duration_s)
+        engine = self._engine = self._import_engine()
+        if baseline.enabled and engine.open_context():
+            idle(self._log, "baseline_context", min(CONTEXT_S, baseline.duration_s), settle_s=SETTLE_S)
+        facts = self._load(engine)
+        prompts = prompt_set(self._spec, engine)
+        if baseline.enabled:
+            idle(self._log, "baseline_loaded", baseline.duration_s, settle_s=SETTLE_S)
+        work = batches(prompts, engine.batch_size())
+        warmup = self._warm_up(sampler.kind, engine, work)
+        window = self._measure(sampler, engine, work)
+        memory = {**host_memory(), **engine.memory()}
+        with self._log.phase("cooldown"):
+            time.sleep(COOLDOWN_S)
+        return self._result(facts, warmup, window, sampler.stop(), memory)
+
+    def stop_sampler(self) -> None:
+        """End the sampling process, which writes what it still holds."""
+        if self._sampler is not None:
+            self._sampler.stop()
+
+    def close(self) -> None:
+        """Give back what the engine holds."""
+        if self._engine is not None:
+            self._engine.close()
+        self._requests.close()
+
+    def _import_engine(self) -> Engine:
+        with self._log.phase("import"):
+            self._log.say(f"importing {self._spec.engine}")
+            engine = open_engine(self._spec.engine, offline=self._spec.model.path is not None)
+        self._write_environment(None)
+        return engine
+
+    def _load(self, engine: Engine) -> EngineFacts:
+        with self._log.phase("load"):
+            self._log.say(f"loading {self._spec.model.path or self._spec.model.name}")
+            begin_ns = time.monotonic_ns()
+            engine.load(self._spec)
+            engine.sync()
+        facts = engine.describe()
+        self._write_environment(facts)
+        parameters = facts.model.get("n_parameters")
+        size = f"{parameters / 1e6:,.1f} M parameters, " if parameters else ""
+        self._log.say(f"{size}{facts.model.get('dtype')}, ready after {seconds_since(begin_ns):.1f} s")
+        return facts
+
+    def _write_environment(self, facts: EngineFacts | None) -> None:
+        gpus = self._sampler.describe_gpus() if self._sampler else []
+        write_json(
+            self._out / ENVIRONMENT,
+            environment(engine=self._spec.engine, facts=facts, gpus=gpus, anchors=self._anchors),
+        )
+
+    def _warm_up(self, kind: str, engine: Engine, work: list[tuple[Prompt, ...]]) -> Warmup:
+        rules = warmup_rules(self._spec.config, kind, self._spec.limits.wall_clock_s)
+        if not rules.enabled:
+            return Warmup("disabled", 0, 0.0, None, "the study disables warm-up")
+        with self._log.phase("warmup"):
+            begin_ns = time.monotonic_ns()
+            latencies_s: list[float] = []
+            verdict = Verdict(None, None, "not begun")
+            for index, batch in enumerate(itertools.cycle(work)):
+                totals = self._iteration(engine, "warmup", index, batch)
+                latencies_s.append(totals.duration_s / totals.output_tokens)
+                verdict = self._judge(latencies_s, seconds_since(begin_ns), rules, kind)
+                self._say_warmup(index, totals, verdict, rules)
+                if verdict.outcome is not None:
+                    break
+        self._log.note(f"{verdict.outcome}: {verdict.reason}")
+        return Warmup(
+            outcome=str(verdict.outcome),
+            iterations=len(latencies_s),
+            duration_s=seconds_since(begin_ns),
+            cv=verdict.cv,
+            reason=verdict.reason,
+        )
+
+    def _judge(self, latencies_s: list[float], elapsed_s: float, rules: WarmupRules, kind: str) -> Verdict:
+        measured = kind in MEASURED_KINDS
+        spans_w = recent_power_w(self._out / POWER, POWER_SPAN_S) if measured else None
+        return judge(latencies_s, elapsed_s, spans_w, rules)
+
+    def _say_warmup(self, index: int, totals: BatchTotals, verdict: Verdict, rules: WarmupRules) -> None:
+        rate = totals.output_tokens / totals.duration_s
+        cv = "" if verdict.cv is None else f", CV {verdict.cv:.1%}"
+        text = f"iteration {index + 1}: {rate:.1f} tok/s{cv}"
+        self._line(index + 1, rules.min_iterations, text, last=verdict.outcome is not None)
+
+    def _measure(self, sampler: Sampler, engine: Engine, work: list[tuple[Prompt, ...]]) -> Window:
+        wanted_s = self._spec.meter.min_window_s
+        with self._log.phase("measure"):
+            engine.sync()
+            engine.reset_peaks()
+            begin_ns = self._open_window(sampler)
+            done: list[BatchTotals] = []
+            for number in itertools.count(1):
+                for batch in work:
+                    done.append(self._iteration(engine, "measure", len(done), batch))
+                elapsed_s = seconds_since(begin_ns)
+                tokens = sum(one.output_tokens for one in done)
+                text = f"pass {number}: {elapsed_s:.1f} of {wanted_s:g} s, {tokens / elapsed_s:.1f} tok/s"
+                self._line(elapsed_s, wanted_s, text, last=elapsed_s >= wanted_s)
+                if elapsed_s >= wanted_s:
+                    break
+            engine.sync()
+            end_ns = time.monotonic_ns()
+            sampler.wait_for_tick()  # sharp samples around the edge; the wait itself is not in the window
+        return Window(
+            t_begin_mono_ns=begin_ns,
+            t_end_mono_ns=end_ns,
+            iterations=len(done),
+            requests=sum(one.requests for one in done),
+            input_tokens=sum(one.input_tokens for one in done),
+            output_tokens=sum(one.output_tokens for one in done),
+        )
+
+    def _open_window(self, sampler: Sampler) -> int:
+        # Opened at a change of the energy counter, the counter is exact at the window's begin.
+        tick_ns = sampler.wait_for_tick()
+        if tick_ns is None:
+            return time.monotonic_ns()
+        self._log.emit("counter_tick", t_mono_ns=tick_ns)
+        return tick_ns
+
+    def _iteration(self, engine: Engine, phase: str, index: int, batch: tuple[Prompt, ...]) -> BatchTotals:
+        self._check_wall_clock()
+        completions = engine.generate(batch, self._on_step)
+        totals = self._requests.write(phase, index, batch, completions)
+        self._log.emit(
+            "iteration",
+            index=index,
+            duration_s=totals.duration_s,
+            input_tokens=totals.input_tokens,
+            output_tokens=totals.output_tokens,
+            t_submit_mono_ns=totals.t_submit_mono_ns,
+            t_first_mono_ns=totals.t_first_mono_ns,
+            t_prefill_end_mono_ns=totals.t_prefill_end_mono_ns,
+            t_last_mono_ns=totals.t_last_mono_ns,
+        )
+        return totals
+
+    def _on_step(self, tokens: int) -> None:
+        if seconds_since(self._last_line_ns) >= _STEP_LINE_EVERY_S:
+            self._check_wall_clock()
+            self._last_line_ns = time.monotonic_ns()
+            self._log.say(f"{tokens} tokens of this batch")
+
+    def _line(self, done: float, total: float, text: str, *, last: bool) -> None:
+        if not last and seconds_since(self._last_line_ns) < _PASS_LINE_EVERY_S:
+            return
+        self._last_line_ns = time.monotonic_ns()
+        self._log.progress(done, total, text)
+
+    def _check_wall_clock(self) -> None:
+        limit_s = self._spec.limits.wall_clock_s
+        if limit_s is None:
+            return
+        # A little before the watchdog outside, so that the attempt can still say where the time went.
+        own_s = limit_s - min(10.0, limit_s * 0.05)
+        if seconds_since(self._begin_ns) > own_s:
+            raise MeasurementError(
+                f"the attempt ran {own_s:.0f} s, its wall-clock limit is {limit_s:g} s: "
+                "raise study_execution.experiment_timeout_seconds, or use fewer prompts or tokens",
+                category="timeout",
+            )
+
+    def _result(
+        self, facts: EngineFacts, warmup: Warmup, window: Window, meter: Meter, memory: dict[str, int | None]
+    ) -> CycleResult:
+        self._anchors.append(anchor())
+        self._write_environment(facts)
+        return CycleResult(
+            schema_version=PROTOCOL_VERSION,
+            experiment_hash=self._spec.experiment_hash,
+            cycle=self._spec.cycle,
+            engine=self._spec.engine,
+            engine_version=facts.version,
+            window=window,
+            warmup=warmup,
+            meter=meter,
+            anchors=tuple(self._anchors),
+            model=facts.model,
+            memory=memory,
+            bundle_version=llem_airflow.__version__,
+        )

@@ -1,0 +1,1 @@
+"""One module per engine. Each is imported only when its name is chosen, because each import is heavy."""

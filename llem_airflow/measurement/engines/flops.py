@@ -1,0 +1,75 @@
+"""Sizes of a model that decide how much arithmetic a token costs, counted on its real weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def model_counts(model: Any) -> dict[str, int | None]:
+    """Parameters and floating-point operations per token of a torch causal language model.
+
+    ``flops_per_token`` is two operations for every weight that a token is multiplied with: all matrices,
+    gated MLPs with their three, the output head (also when it shares the embedding's storage), of experts
+    only the share that a token visits; embeddings are looked up, not multiplied. Attention over the context
+    comes on top: ``attention_flops_per_token_per_context_token`` times the context's length.
+
+    Args:
+        model: A ``PreTrainedModel``.
+
+    Returns:
+        ``n_parameters`` (shared ones once), ``flops_per_token`` and
+        ``attention_flops_per_token_per_context_token``; null where the architecture does not tell, as for
+        packed quantised weights.
+    """
+    parameters = list(model.parameters())
+    config = getattr(model.config, "get_text_config", lambda: model.config)()
+    quantised = getattr(model, "hf_quantizer", None) is not None
+    return {
+        "n_parameters": int(model.num_parameters()) if quantised else sum(p.numel() for p in parameters),
+        "flops_per_token": None if quantised else 2 * _multiplied_weights(model, config),
+        "attention_flops_per_token_per_context_token": _attention_flops(config),
+    }
+
+
+def _multiplied_weights(model: Any, config: Any) -> int:
+    share = _expert_share(config)
+    embeddings = {
+        id(module.weight)
+        for module in model.modules()
+        if type(module).__name__.endswith("Embedding") and getattr(module, "weight", None) is not None
+    }
+    total = 0.0
+    seen: set[int] = set()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2 or id(parameter) in embeddings or id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        total += parameter.numel() * (share if ".experts." in f".{name}." else 1.0)
+    head = model.get_output_embeddings()
+    if head is not None and id(head.weight) in embeddings:
+        total += head.weight.numel()
+    return int(total)
+
+
+def _expert_share(config: Any) -> float:
+    experts = next(
+        (
+            getattr(config, key)
+            for key in ("num_local_experts", "num_experts", "n_routed_experts")
+            if getattr(config, key, None)
+        ),
+        None,
+    )
+    chosen = getattr(config, "num_experts_per_tok", None)
+    return chosen / experts if experts and chosen else 1.0
+
+
+def _attention_flops(config: Any) -> int | None:
+    # Scores and weighted values: two matrix products of two operations each, per layer and head dimension.
+    heads = getattr(config, "num_attention_heads", None)
+    layers = getattr(config, "num_hidden_layers", None)
+    hidden = getattr(config, "hidden_size", None)
+    if not (heads and layers and hidden):
+        return None
+    head_size = getattr(config, "head_dim", None) or hidden // heads
+    return int(4 * layers * heads * head_size)

@@ -1,0 +1,366 @@
+"""Hugging Face transformers: batches, a time per token and sequence from a streamer."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.generation.streamers import BaseStreamer
+
+from llem_airflow.measurement.engines.contract import Completion, EngineFacts, Prompt, Vocabulary
+from llem_airflow.measurement.engines.flops import model_counts
+from llem_airflow.measurement.failure import MeasurementError
+from llem_airflow.measurement.generation import engine_params, generation, llem_execution
+from llem_airflow.protocol.spec import ExperimentSpec
+
+LIBRARIES = (
+    "transformers",
+    "torch",
+    "tokenizers",
+    "safetensors",
+    "accelerate",
+    "huggingface_hub",
+    "numpy",
+    "bitsandbytes",
+    "flash-attn",
+    "kernels",
+    "triton",
+)
+EXECUTION_KEYS = frozenset(
+    {
+        "batch_size",
+        "torch_compile",
+        "torch_compile_mode",
+        "torch_compile_backend",
+        "allow_tf32",
+        "autocast_enabled",
+        "autocast_dtype",
+        "chat_template",
+    }
+)
+
+
+class TransformersEngine:
+    """``AutoModelForCausalLM.generate`` on the CPU or on GPUs."""
+
+    def __init__(self) -> None:
+        self._model: Any = None
+        self._tokenizer: Any = None
+        self._execution: dict[str, Any] = {}
+        self._settings: dict[str, Any] = {}
+        self._sampling: dict[str, Any] = {}
+        self._source: dict[str, Any] = {}
+        self._fixed_length = True
+
+    def open_context(self) -> bool:
+        """Make a CUDA context without a model."""
+        if not torch.cuda.is_available():
+            return False
+        torch.zeros(1, device="cuda")
+        torch.cuda.synchronize()
+        return True
+
+    def load(self, spec: ExperimentSpec) -> None:
+        """Load tokenizer and weights, move them to the device, compile if asked."""
+        self._execution = _execution(spec)
+        chosen = generation(spec)
+        transformers.set_seed(chosen.seed)
+        self._sampling, self._fixed_length = generate_parameters(chosen.parameters)
+        source = source_of(spec)
+        if self._execution.get("allow_tf32") is not None:
+            torch.backends.cuda.matmul.allow_tf32 = bool(self._execution["allow_tf32"])
+            torch.backends.cudnn.allow_tf32 = bool(self._execution["allow_tf32"])
+        parameters = load_parameters(engine_params(spec), cuda=torch.cuda.is_available())
+        revision = spec.model.revision if spec.model.path is None else None
+        trust = bool(parameters.get("trust_remote_code", False))
+        # Known noise: deprecations inside the libraries say nothing about the experiment.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=trust, padding_side="left"
+        )
+        if self._tokenizer.pad_token_id is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token
+        model = transformers.AutoModelForCausalLM.from_pretrained(source, revision=revision, **parameters)
+        if "device_map" not in parameters and torch.cuda.is_available() and not _is_quantised(model):
+            model = model.to("cuda")
+        self._model = model.eval()
+        self._settings = {key: _plain(value) for key, value in parameters.items()}
+        self._source = {
+            "name": spec.model.name,
+            "path": spec.model.path,
+            "revision": spec.model.revision,
+            "commit": getattr(model.config, "_commit_hash", None),
+        }
+        self._compile()
+
+    def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[tuple[int, ...]]:
+        """Token ids, through the chat template where the study asks for it."""
+        special = True
+        if self._execution.get("chat_template"):
+            if not self._tokenizer.chat_template:
+                raise MeasurementError(
+                    "llem_execution.chat_template: this tokenizer has no chat template; remove the setting",
+                    category="bad_parameter",
+                )
+            texts = [self._in_template(text) for text in texts]
+            special = False  # the template writes them itself
+        encoded = self._tokenizer(
+            list(texts), add_special_tokens=special, truncation=max_tokens is not None, max_length=max_tokens
+        )
+        return [tuple(ids) for ids in encoded["input_ids"]]
+
+    def vocabulary(self) -> Vocabulary:
+        """Every id of the tokenizer but the special ones."""
+        return Vocabulary(size=len(self._tokenizer), special_ids=frozenset(self._tokenizer.all_special_ids))
+
+    def batch_size(self) -> int | None:
+        """As ``llem_execution.batch_size`` says; one if it does not."""
+        return int(self._execution.get("batch_size") or 1)
+
+    def generate(self, batch: Sequence[Prompt], on_step: Callable[[int], None]) -> list[Completion]:
+        """One ``generate`` for the whole batch, padded on the left."""
+        longest = max(len(prompt.token_ids) for prompt in batch)
+        limit = max(prompt.output_tokens for prompt in batch)
+        pad = self._tokenizer.pad_token_id or 0
+        ids = torch.tensor([[pad] * (longest - len(p.token_ids)) + list(p.token_ids) for p in batch])
+        mask = torch.tensor([[0] * (longest - len(p.token_ids)) + [1] * len(p.token_ids) for p in batch])
+        streamer = TokenTimes(len(batch), on_step)
+        settings = {"max_new_tokens": limit, "pad_token_id": pad, **self._sampling}
+        if self._fixed_length:
+            settings["min_new_tokens"] = limit
+        t_submit_ns = time.monotonic_ns()
+        with torch.inference_mode(), self._autocast():
+            self._model.generate(
+                input_ids=ids.to(self._model.device),
+                attention_mask=mask.to(self._model.device),
+                streamer=streamer,
+                **settings,
+            )
+        ends = () if self._fixed_length else _end_ids(self._model.generation_config.eos_token_id)
+        return [
+            completion(prompt.index, streamer.column(row), streamer.times_ns, t_submit_ns, ends)
+            for row, prompt in enumerate(batch)
+        ]
+
+    def sync(self) -> None:
+        """Wait for the GPUs; nothing to do on a CPU."""
+        for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+            torch.cuda.synchronize(index)
+
+    def reset_peaks(self) -> None:
+        """Start the allocator's peaks anew."""
+        for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+            torch.cuda.reset_peak_memory_stats(index)
+
+    def describe(self) -> EngineFacts:
+        """Model, device and what ``from_pretrained`` was given."""
+        return EngineFacts(
+            version=transformers.__version__,
+            model={
+                **self._source,
+                **model_counts(self._model),
+                "architecture": type(self._model).__name__,
+                "dtype": str(self._model.dtype).removeprefix("torch."),
+                "device": str(self._model.device),
+                "attention": getattr(self._model.config, "_attn_implementation", None),
+            },
+            libraries=LIBRARIES,
+            settings={
+                "engine_params": self._settings,
+                "sampling_params": {key: _plain(value) for key, value in self._sampling.items()},
+                "fixed_length": self._fixed_length,
+                "llem_execution": self._execution,
+                "torch_threads": torch.get_num_threads(),
+            },
+        )
+
+    def memory(self) -> dict[str, int | None]:
+        """Peak of the CUDA allocator, summed over GPUs."""
+        if not torch.cuda.is_available():
+            return {"gpu_peak_bytes": None}
+        indices = range(torch.cuda.device_count())
+        return {
+            "gpu_peak_bytes": sum(torch.cuda.max_memory_allocated(index) for index in indices),
+            "gpu_reserved_peak_bytes": sum(torch.cuda.max_memory_reserved(index) for index in indices),
+        }
+
+    def close(self) -> None:
+        """Drop the model and give its memory back."""
+        self._model = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _in_template(self, text: str) -> str:
+        message = [{"role": "user", "content": text}]
+        rendered: str = self._tokenizer.apply_chat_template(
+            message, tokenize=False, add_generation_prompt=True
+        )
+        return rendered
+
+    def _compile(self) -> None:
+        if self._execution.get("torch_compile"):
+            self._model.forward = torch.compile(
+                self._model.forward,
+                mode=self._execution.get("torch_compile_mode"),
+                backend=self._execution.get("torch_compile_backend") or "inductor",
+            )
+
+    def _autocast(self) -> Any:
+        dtype = getattr(torch, self._execution.get("autocast_dtype") or "bfloat16")
+        enabled = bool(self._execution.get("autocast_enabled"))
+        return torch.autocast(self._model.device.type, dtype=dtype, enabled=enabled)
+
+
+class TokenTimes(BaseStreamer):  # type: ignore[misc]  # transformers is not followed by the type checker
+    """Notes when each step's tokens are on the host. The first ``put`` is the prompt and is not a step."""
+
+    def __init__(self, batch_size: int, on_step: Callable[[int], None]) -> None:
+        self._batch_size = batch_size
+        self._on_step = on_step
+        self._prompt_seen = False
+        self._steps: list[list[int]] = []
+        self.times_ns: list[int] = []
+
+    def put(self, value: Any) -> None:
+        """One token of every sequence."""
+        now_ns = time.monotonic_ns()
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        self.times_ns.append(now_ns)
+        self._steps.append(value.tolist())
+        self._on_step(len(self._steps) * self._batch_size)
+
+    def end(self) -> None:
+        """Called by transformers after the last token."""
+
+    def column(self, row: int) -> list[int]:
+        """Tokens of one sequence of the batch."""
+        return [step[row] for step in self._steps]
+
+
+def completion(
+    prompt_index: int, tokens: list[int], times_ns: list[int], t_submit_ns: int, ends: Sequence[int]
+) -> Completion:
+    """One sequence's answer, cut behind its first end token: what follows is padding until the batch is done.
+
+    Args:
+        prompt_index: The prompt it answers.
+        tokens: One per step.
+        times_ns: One per step, in nanoseconds of the monotonic clock.
+        t_submit_ns: When the batch was handed over, in nanoseconds of the monotonic clock.
+        ends: Ids that end a sequence; empty when lengths are fixed.
+    """
+    stop = next((place + 1 for place, token in enumerate(tokens) if token in ends), None)
+    return Completion(
+        prompt_index=prompt_index,
+        token_ids=tuple(tokens[:stop]),
+        t_submit_mono_ns=t_submit_ns,
+        token_mono_ns=tuple(times_ns[:stop]),
+        finish_reason="length" if stop is None else "stop",
+    )
+
+
+def load_parameters(given: dict[str, Any], *, cuda: bool) -> dict[str, Any]:
+    """Arguments of ``from_pretrained``: the study's, with our defaults and in this version's words.
+
+    Args:
+        given: ``engine_params`` of the study.
+        cuda: Whether there is a GPU.
+
+    Raises:
+        MeasurementError: ``dtype`` names no dtype.
+    """
+    parameters = {key: value for key, value in given.items() if value is not None}
+    dtype = parameters.pop("torch_dtype", None)
+    dtype = parameters.pop("dtype", dtype) or ("bfloat16" if cuda else "float32")
+    if dtype != "auto":
+        found = getattr(torch, str(dtype).removeprefix("torch."), None)
+        if not isinstance(found, torch.dtype):
+            raise MeasurementError(
+                f"transformers.engine_params.dtype: {dtype!r} is not a dtype; "
+                "use float32, bfloat16, float16 or auto",
+                category="bad_parameter",
+            )
+        dtype = found
+    bits = {
+        key: parameters.pop(key)
+        for key in list(parameters)
+        if key.startswith(("load_in_", "bnb_", "llm_int8_"))
+    }
+    if bits:
+        parameters["quantization_config"] = transformers.BitsAndBytesConfig(**bits)
+    return {"dtype": dtype, **parameters}
+
+
+def generate_parameters(given: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Arguments of ``generate``, and whether output lengths are fixed.
+
+    Everything that a model's own generation_config.json could change is written out, so that two engines or
+    two versions sample alike.
+
+    Args:
+        given: Preset and ``sampling_params`` of the study.
+    """
+    parameters = {key: value for key, value in given.items() if value is not None}
+    temperature = float(parameters.get("temperature", 1.0))
+    sampled = bool(parameters.pop("do_sample", temperature > 0)) and temperature > 0
+    fixed = parameters.pop("ignore_eos", None) is not False and "min_new_tokens" not in parameters
+    neutral: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0 if sampled else 50}
+    neutral.update(repetition_penalty=1.0, num_beams=1)
+    if not sampled:
+        for key in ("temperature", "top_p", "top_k", "min_p", "typical_p"):
+            parameters.pop(key, None)  # without effect when greedy, and transformers warns about each
+    return {"do_sample": sampled, **neutral, **parameters}, fixed
+
+
+def source_of(spec: ExperimentSpec) -> str:
+    """What ``from_pretrained`` is given.
+
+    Raises:
+        MeasurementError: The folder of the weights is not there.
+    """
+    if spec.model.path is None:
+        return spec.model.name
+    if not (Path(spec.model.path) / "config.json").is_file():
+        raise MeasurementError(
+            f"model {spec.model.name!r}: {spec.model.path} holds no config.json here; "
+            "check that the folder of the models is mounted and that the name is right",
+            category="model_missing",
+        )
+    return spec.model.path
+
+
+def _execution(spec: ExperimentSpec) -> dict[str, Any]:
+    given = {key: value for key, value in llem_execution(spec).items() if value is not None}
+    unknown = sorted(set(given) - EXECUTION_KEYS)
+    if unknown:
+        raise MeasurementError(
+            f"transformers.llem_execution.{unknown[0]} is not known; "
+            f"known: {', '.join(sorted(EXECUTION_KEYS))}",
+            category="bad_parameter",
+        )
+    return given
+
+
+def _is_quantised(model: Any) -> bool:
+    return getattr(model, "hf_quantizer", None) is not None
+
+
+def _end_ids(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, (list, tuple)) else (int(value),)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    return str(value).removeprefix("torch.")

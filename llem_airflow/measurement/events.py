@@ -1,0 +1,85 @@
+"""events.jsonl: phases and progress, appended and flushed line by line, and the lines a person reads."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llem_airflow.protocol.records import PHASES
+
+
+class EventLog:
+    """Writes events.jsonl and says the same on stdout.
+
+    Attributes:
+        phase_name: The phase that is open, or the last one; ``start`` before the first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+        self._lock = threading.Lock()
+        self._begin_ns = time.monotonic_ns()
+        self.phase_name = "start"
+
+    def emit(self, event: str, t_mono_ns: int | None = None, **fields: Any) -> int:
+        """Append one event and flush it.
+
+        Args:
+            event: One of ``protocol.records.EVENTS``.
+            t_mono_ns: When it happened, in nanoseconds of the monotonic clock; None is now.
+            **fields: What else belongs to it.
+
+        Returns:
+            When it happened, in nanoseconds of the monotonic clock.
+        """
+        at = time.monotonic_ns() if t_mono_ns is None else t_mono_ns
+        row = {"t_mono_ns": at, "event": event, "phase": self.phase_name, **fields}
+        with self._lock:
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
+        return at
+
+    def say(self, text: str) -> None:
+        """One line for people: the time since the start, the phase, the text."""
+        elapsed_s = (time.monotonic_ns() - self._begin_ns) / 1e9
+        print(f"[{elapsed_s:7.1f} s] {self.phase_name:<15} {text}", flush=True)
+
+    def progress(self, done: float, total: float, text: str) -> None:
+        """Say how far the phase is, and note it.
+
+        Args:
+            done: How much is done, in the unit that the text names.
+            total: How much there is to do.
+            text: For people.
+        """
+        self.emit("progress", done=round(done, 3), total=round(total, 3), text=text)
+        self.say(text)
+
+    def note(self, text: str) -> None:
+        """Something worth keeping that is neither progress nor failure."""
+        self.emit("note", text=text)
+        self.say(text)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Mark a phase. A phase that fails has a begin and no end.
+
+        Args:
+            name: One of ``protocol.records.PHASES``.
+        """
+        if name not in PHASES:
+            raise ValueError(f"{name!r} is not a phase; phases: {', '.join(PHASES)}")
+        self.phase_name = name
+        self.emit("phase_begin")
+        yield
+        self.emit("phase_end")
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._file.close()

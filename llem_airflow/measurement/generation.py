@@ -1,0 +1,56 @@
+"""How tokens are chosen: the study's preset and sampling parameters, in the engines' common words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llem_airflow.protocol.spec import ExperimentSpec
+
+# The presets of the study grammar. Without one an experiment is greedy: two versions can then be compared
+# by what they answer, and repetitions do the same work.
+PRESETS: dict[str, dict[str, Any]] = {
+    "deterministic": {"temperature": 0.0},
+    "standard": {"temperature": 1.0, "top_p": 0.95},
+    "creative": {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.1},
+    "factual": {"temperature": 0.3},
+}
+DEFAULT_PRESET = "deterministic"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How the tokens of an experiment are chosen.
+
+    Attributes:
+        parameters: The preset's parameters under those that the study gives, unknown ones passed through.
+        seed: Of the random numbers.
+    """
+
+    parameters: dict[str, Any]
+    seed: int
+
+
+def section(spec: ExperimentSpec) -> dict[str, Any]:
+    """The engine's own section of the experiment."""
+    found = spec.config.get(spec.engine)
+    return found if isinstance(found, dict) else {}
+
+
+def engine_params(spec: ExperimentSpec) -> dict[str, Any]:
+    """What is passed to the engine's constructor."""
+    return {**(section(spec).get("engine_params") or {}), **(spec.config.get("passthrough_kwargs") or {})}
+
+
+def llem_execution(spec: ExperimentSpec) -> dict[str, Any]:
+    """What the harness itself does for the engine: batch size, compilation, chat template."""
+    return dict(section(spec).get("llem_execution") or {})
+
+
+def generation(spec: ExperimentSpec) -> Generation:
+    """How the tokens of the experiment are chosen; what the study writes out wins over its preset."""
+    own = section(spec).get("sampling_params") or {}
+    preset = spec.config.get("sampling_preset")
+    chosen = PRESETS[preset] if preset else {} if own.get("do_sample") is True else PRESETS[DEFAULT_PRESET]
+    seed = (spec.config.get("task") or {}).get("random_seed")
+    return Generation(parameters={**chosen, **own}, seed=42 if seed is None else int(seed))

@@ -1,0 +1,163 @@
+"""When warm-up is over. Pure: numbers in, verdict out."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+MEASURED_KINDS = ("nvml", "rapl")
+
+
+@dataclass(frozen=True)
+class WarmupRules:
+    """When warm-up may end.
+
+    Attributes:
+        enabled: Whether there is a warm-up at all.
+        gated: Whether it ends by the gates; otherwise after ``min_iterations``.
+        window: How many last iterations the gates look at.
+        cv_threshold: Largest coefficient of variation of their latency.
+        slope_threshold: Largest change over the window by the Theil-Sen slope, relative to their median.
+        power_threshold: Largest relative difference of the mean power of the last two spans.
+        min_iterations: Fewest iterations.
+        max_iterations: Most iterations (the floor in time comes first).
+        min_duration_s: Shortest warm-up, in seconds: a GPU needs that to reach its temperature.
+        max_duration_s: Longest warm-up, in seconds.
+    """
+
+    enabled: bool = True
+    gated: bool = True
+    window: int = 10
+    cv_threshold: float = 0.05
+    slope_threshold: float = 0.02
+    power_threshold: float = 0.02
+    min_iterations: int = 10
+    max_iterations: int = 40
+    min_duration_s: float = 0.0
+    max_duration_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gates say after an iteration.
+
+    Attributes:
+        outcome: One of ``protocol.result.Warmup.outcome`` when warm-up is over, else None.
+        cv: Coefficient of variation of the last window, or None before it is full.
+        reason: One sentence.
+    """
+
+    outcome: str | None
+    cv: float | None
+    reason: str
+
+
+def warmup_rules(config: dict[str, Any], meter_kind: str, wall_clock_s: float | None) -> WarmupRules:
+    """Rules of an experiment: what the study says over the defaults of its meter.
+
+    The time floor is for the temperature of a measured device; an estimate has none.
+
+    Args:
+        config: The experiment's canonical configuration.
+        meter_kind: The meter in use.
+        wall_clock_s: Longest life of the attempt, in seconds; warm-up takes at most a third of it.
+    """
+    said = {k: v for k, v in ((config.get("offline") or {}).get("warmup") or {}).items() if v is not None}
+    measured = meter_kind in MEASURED_KINDS
+    gated = bool(said.get("convergence_detection", True))
+    window = int(said.get("window_size", 10))
+    fewest = int(said.get("min_prompts", window)) if gated else int(said.get("n_prompts", 5))
+    floor_s = float(said.get("thermal_floor_seconds", 60.0)) if measured else 0.0
+    longest_s = 300.0 if measured else 60.0
+    if wall_clock_s is not None:
+        longest_s = min(longest_s, wall_clock_s / 3)
+    return WarmupRules(
+        enabled=bool(said.get("enabled", True)),
+        gated=gated,
+        window=window,
+        cv_threshold=float(said.get("cv_threshold", 0.05)),
+        min_iterations=fewest,
+        max_iterations=max(fewest, int(said.get("max_prompts", 40))),
+        min_duration_s=min(floor_s, longest_s),
+        max_duration_s=longest_s,
+    )
+
+
+def coefficient_of_variation(values: Sequence[float]) -> float:
+    """Standard deviation (n - 1) over mean.
+
+    Raises:
+        ValueError: Fewer than two values, or a mean of zero.
+    """
+    mean = statistics.fmean(values)
+    if len(values) < 2 or mean == 0:
+        raise ValueError("a coefficient of variation needs two values and a mean that is not zero")
+    return statistics.stdev(values) / mean
+
+
+def theil_sen_slope(values: Sequence[float]) -> float:
+    """Median slope over all pairs, per step: a trend that single outliers do not move."""
+    return statistics.median(
+        (values[j] - values[i]) / (j - i) for i, j in combinations(range(len(values)), 2)
+    )
+
+
+def judge(
+    latencies_s: Sequence[float],
+    elapsed_s: float,
+    power_spans_w: tuple[float, float] | None,
+    rules: WarmupRules,
+) -> Verdict:
+    """Whether warm-up is over.
+
+    The coefficient of variation sees scatter but not slope: under slow drift it passes at once with some per
+    cent of bias left. Therefore no trend and a flat power are asked for as well.
+
+    Args:
+        latencies_s: Latency of every iteration so far, in seconds per output token.
+        elapsed_s: Time since warm-up began, in seconds.
+        power_spans_w: Mean power of the last two spans of seconds, in watts; None when power is not measured.
+        rules: When it may end.
+    """
+    recent = latencies_s[-rules.window :]
+    cv = coefficient_of_variation(recent) if len(recent) >= max(2, rules.window) else None
+    n = len(latencies_s)
+    if elapsed_s < rules.max_duration_s and (n < rules.min_iterations or elapsed_s < rules.min_duration_s):
+        return Verdict(None, cv, f"{n} of at least {rules.min_iterations} iterations")
+    if not rules.gated:
+        ended = "fixed" if n >= rules.min_iterations else "cap_time"
+        return Verdict(ended, cv, f"{n} iterations in {elapsed_s:.0f} s, as the study asks, without a gate")
+    closed = _closed_gates(recent, cv, power_spans_w, rules)
+    if not closed:
+        return Verdict("converged", cv, f"the last {rules.window} iterations are flat")
+    outcome = _cap(n, elapsed_s, rules)
+    when = {"cap_iterations": "when the iterations ran out", "cap_time": "when the time ran out"}
+    return Verdict(outcome, cv, f"not flat {when.get(outcome or '', 'yet')}: {'; '.join(closed)}")
+
+
+def _cap(n: int, elapsed_s: float, rules: WarmupRules) -> str | None:
+    if elapsed_s >= rules.max_duration_s:
+        return "cap_time"
+    return "cap_iterations" if n >= rules.max_iterations else None
+
+
+def _closed_gates(
+    recent: Sequence[float], cv: float | None, power_spans_w: tuple[float, float] | None, rules: WarmupRules
+) -> list[str]:
+    if cv is None:
+        return [f"fewer than {rules.window} iterations"]
+    closed = []
+    if cv > rules.cv_threshold:
+        closed.append(f"CV {cv:.1%} over {rules.cv_threshold:.1%}")
+    drift = abs(theil_sen_slope(recent)) * len(recent) / statistics.median(recent)
+    if drift > rules.slope_threshold:
+        closed.append(f"latency drifts by {drift:.1%} over the window")
+    if power_spans_w is not None:
+        before_w, after_w = power_spans_w
+        change = abs(after_w - before_w) / before_w if before_w > 0 else 0.0
+        if change > rules.power_threshold:
+            closed.append(f"power still changes by {change:.1%}")
+    return closed
