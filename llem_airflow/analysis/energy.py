@@ -1,0 +1,370 @@
+"""Energy of the measured window, from what the meter saw.
+
+Order of trust for each device: its energy counter; the integral of its instant power; the integral of its
+averaged power; else nothing. The first two check each other where both exist. A number that cannot be
+defended is withheld: it is then None, never 0, and the reason stands beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llem_airflow.analysis.counter import counter_energy
+from llem_airflow.analysis.power_series import (
+    GpuSeries,
+    UnreadableSeriesError,
+    phase_windows,
+    series_by_gpu,
+)
+from llem_airflow.analysis.prefill import prefill_and_decode
+from llem_airflow.protocol.result import Meter, Window
+
+__all__ = [
+    "SEMANTICS_VERSION",
+    "Baseline",
+    "EnergyOfWindow",
+    "GpuEnergy",
+    "Withheld",
+    "phase_windows",
+    "window_energy",
+]
+
+SEMANTICS_VERSION = 1
+"""Raised whenever the meaning of these numbers changes; numbers of different versions are not compared.
+
+1: counter at sharp moves, else edge-interpolated trapezoid; baselines are medians of their phases.
+"""
+
+MAX_BLIND_GAP_S = 3.0
+"""Longest gap between samples that an integral may bridge without a counter to vouch for it."""
+
+BASELINES = ("baseline_bare", "baseline_context", "baseline_loaded")
+"""Phases whose power can be subtracted; active energy subtracts the first that was measured."""
+
+_MIN_BASELINE_SAMPLES = 5
+_PHASE_SLACK_NS = 50_000_000
+
+
+@dataclass(frozen=True)
+class Withheld:
+    """Why there is no number.
+
+    Attributes:
+        code: not_bracketed | gpu_missing | gpu_lost | gap_without_counter | unreadable_series |
+        duration_mismatch
+            | no_meter | no_energy.
+        message: One sentence.
+    """
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class GpuEnergy:
+    """Energy of one device in the window.
+
+    Attributes:
+        gpu: Its name in power.csv.
+        energy_j: The number to use, in joules, or None.
+        source: counter | integral_instant | integral_average | estimate; None without a number.
+        counter_j: By its counter, in joules.
+        instant_j: By the integral of instant power, in joules.
+        average_j: By the integral of averaged power, in joules.
+        check_ratio: Integral of instant power / counter - 1; None where they are not independent.
+        average_power_w: ``energy_j`` / duration, in watts.
+        max_power_w: Highest sample of power in the window, in watts.
+        samples: Samples of power in the window.
+        longest_gap_s: Longest time between two of them, in seconds.
+        counter_resets: Times the counter went back.
+        uncertainty_j: Bound of what the window's edges may hide, in joules; the sensor's own error comes on
+        top.
+    """
+
+    gpu: str
+    energy_j: float | None
+    source: str | None
+    counter_j: float | None
+    instant_j: float | None
+    average_j: float | None
+    check_ratio: float | None
+    average_power_w: float | None
+    max_power_w: float | None
+    samples: int
+    longest_gap_s: float
+    counter_resets: int
+    uncertainty_j: float
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Power of all devices while one thing was idle.
+
+    Attributes:
+        name: baseline_bare | baseline_context | baseline_loaded.
+        power_w: Sum over devices of the median power, in watts.
+        sd_w: Standard deviation of the samples, devices added in quadrature, in watts.
+        samples: Samples of the device with the fewest.
+    """
+
+    name: str
+    power_w: float
+    sd_w: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class EnergyOfWindow:
+    """Energy of the measured window, with all that labels it.
+
+    Attributes:
+        energy_j: Energy of all devices together, in joules, or None when withheld.
+        source: Where it comes from, as in GpuEnergy; ``mixed`` when devices differ.
+        kind: measured | estimate | attributed | none.
+        boundary: board | module | cpu-package | estimate | none: what the joules are the joules of.
+        semantics_version: SEMANTICS_VERSION of the code that computed it.
+        duration_s: Length of the window, in seconds.
+        average_power_w: ``energy_j`` / ``duration_s``, in watts.
+        check_ratio: Integral of instant power / counter - 1 over all devices, or None.
+        uncertainty_j: Sum of the devices' edge bounds, in joules.
+        active_j: ``energy_j`` minus the subtracted baseline's power times the duration, in joules.
+        active_over: Name of the subtracted baseline.
+        baselines: All that were measured.
+        prefill_j: Share of the prefills, in joules, where it can be told apart.
+        decode_j: Share of the decoding, in joules, likewise.
+        gpus: Each device.
+        withheld: Why ``energy_j`` is None; empty otherwise.
+    """
+
+    energy_j: float | None
+    source: str | None
+    kind: str
+    boundary: str
+    semantics_version: int
+    duration_s: float
+    average_power_w: float | None
+    check_ratio: float | None
+    uncertainty_j: float | None
+    active_j: float | None
+    active_over: str | None
+    baselines: tuple[Baseline, ...]
+    prefill_j: float | None
+    decode_j: float | None
+    gpus: tuple[GpuEnergy, ...]
+    withheld: tuple[Withheld, ...]
+
+
+def window_energy(
+    power: Any,
+    meter: Meter,
+    window: Window,
+    *,
+    events: Sequence[Mapping[str, Any]] = (),
+    requests: Sequence[Mapping[str, Any]] = (),
+    expected_gpus: Sequence[str] = (),
+) -> EnergyOfWindow:
+    """Energy of the window. Bad data never raises: it withholds.
+
+    Args:
+        power: Columns of power.csv: pyarrow Table, pandas DataFrame or dict of lists.
+        meter: What read them.
+        window: The measured window.
+        events: Rows of events.jsonl, for the baselines and as a check of the window.
+        requests: Rows of requests, for the split into prefill and decode.
+        expected_gpus: UUIDs that the attempt was given; one without samples withholds the total.
+    """
+    duration_s = (window.t_end_mono_ns - window.t_begin_mono_ns) / 1e9
+    if meter.kind == "none":
+        return _without(meter, duration_s, Withheld("no_meter", "No meter was asked for."))
+    if mismatch := _duration_mismatch(window, events):
+        return _without(meter, duration_s, mismatch)
+    try:
+        series = series_by_gpu(power, window.t_begin_mono_ns)
+    except UnreadableSeriesError as error:
+        return _without(meter, duration_s, Withheld("unreadable_series", str(error)))
+    missing = _missing(series, meter, expected_gpus)
+    computed = [_gpu_energy(one, meter, duration_s) for one in series.values()]
+    gpus = tuple(gpu for gpu, _ in computed)
+    withheld = missing + tuple(reason for _, reason in computed if reason)
+    if withheld or not gpus:
+        return _without(meter, duration_s, *withheld, gpus=gpus)
+    baselines = _baselines(series, window.t_begin_mono_ns, events)
+    split = prefill_and_decode(series, window.t_begin_mono_ns, requests)
+    return _total(meter, duration_s, gpus, baselines, split)
+
+
+def _total(
+    meter: Meter,
+    duration_s: float,
+    gpus: tuple[GpuEnergy, ...],
+    baselines: tuple[Baseline, ...],
+    split: tuple[float | None, float | None],
+) -> EnergyOfWindow:
+    energy_j = sum(gpu.energy_j for gpu in gpus if gpu.energy_j is not None)
+    sources = {gpu.source for gpu in gpus}
+    over = baselines[0] if baselines else None
+    return EnergyOfWindow(
+        energy_j=energy_j,
+        source=sources.pop() if len(sources) == 1 else "mixed",
+        kind=meter.energy_kind,
+        boundary=meter.boundary,
+        semantics_version=SEMANTICS_VERSION,
+        duration_s=duration_s,
+        average_power_w=energy_j / duration_s,
+        check_ratio=_check_ratio(gpus),
+        uncertainty_j=sum(gpu.uncertainty_j for gpu in gpus),
+        active_j=energy_j - over.power_w * duration_s if over else None,
+        active_over=over.name if over else None,
+        baselines=baselines,
+        prefill_j=split[0],
+        decode_j=split[1],
+        gpus=gpus,
+        withheld=(),
+    )
+
+
+def _without(
+    meter: Meter, duration_s: float, *withheld: Withheld, gpus: tuple[GpuEnergy, ...] = ()
+) -> EnergyOfWindow:
+    """No total; the devices that could be computed keep theirs."""
+    return EnergyOfWindow(
+        energy_j=None,
+        source=None,
+        kind=meter.energy_kind,
+        boundary=meter.boundary,
+        semantics_version=SEMANTICS_VERSION,
+        duration_s=duration_s,
+        average_power_w=None,
+        check_ratio=None,
+        uncertainty_j=None,
+        active_j=None,
+        active_over=None,
+        baselines=(),
+        prefill_j=None,
+        decode_j=None,
+        gpus=gpus,
+        withheld=withheld or (Withheld("no_energy", "There are no power samples."),),
+    )
+
+
+def _gpu_energy(series: GpuSeries, meter: Meter, duration_s: float) -> tuple[GpuEnergy, Withheld | None]:
+    independent = meter.kind == "nvml"  # elsewhere power is derived from the counter and checks nothing
+    counter = counter_energy(series, 0.0, duration_s, steps=independent)
+    instant, average, power = series.instant, series.average, series.power
+    instant_j = instant.integral(0.0, duration_s) if instant.covers(0.0, duration_s) else None
+    average_j = average.integral(0.0, duration_s) if average.covers(0.0, duration_s) else None
+    candidates = {"counter": counter.energy_j, "integral_instant": instant_j, "integral_average": average_j}
+    source = next((name for name, value in candidates.items() if value is not None and value > 0), None)
+    gap_s = power.longest_gap_s(0.0, duration_s)
+    reason = _reason(series, source, gap_s, duration_s)
+    energy_j = candidates[source] if source and reason is None else None
+    if energy_j is None:
+        source = None
+    elif meter.energy_kind == "estimate":
+        source = "estimate"
+    inside = power.inside(0.0, duration_s)
+    return GpuEnergy(
+        gpu=series.gpu,
+        energy_j=energy_j,
+        source=source,
+        counter_j=counter.energy_j,
+        instant_j=instant_j,
+        average_j=average_j,
+        check_ratio=_ratio(instant_j, counter.energy_j) if independent else None,
+        average_power_w=energy_j / duration_s if energy_j is not None else None,
+        max_power_w=float(inside.max()) if len(inside) else None,
+        samples=len(inside),
+        longest_gap_s=gap_s,
+        counter_resets=counter.resets,
+        uncertainty_j=counter.uncertainty_j,
+    ), reason
+
+
+def _reason(series: GpuSeries, source: str | None, gap_s: float, duration_s: float) -> Withheld | None:
+    """Why this device's energy is withheld, or None."""
+    if source == "counter":
+        return None
+    answered_s = series.answered_t_s
+    last_s = float(answered_s[-1]) if len(answered_s) else -np.inf
+    errors = [error for t_s, error in zip(series.t_s, series.errors, strict=True) if error and t_s > last_s]
+    if source is None and errors and last_s < duration_s:
+        return Withheld(
+            "gpu_lost",
+            f"{series.gpu} stopped answering ({errors[0]}) {max(last_s, 0):.1f} s into the window of "
+            f"{duration_s:.1f} s.",
+        )
+    if source is None and not (last_s >= duration_s and answered_s[0] <= 0):
+        return Withheld(
+            "not_bracketed",
+            f"{series.gpu}: the window is not bracketed by samples, so its edges are not known.",
+        )
+    if source is None:
+        return Withheld("no_energy", f"{series.gpu} told neither power nor energy in the window.")
+    if gap_s > MAX_BLIND_GAP_S:
+        return Withheld(
+            "gap_without_counter",
+            f"{series.gpu}: {gap_s:.1f} s without a sample and no usable energy counter "
+            f"(limit {MAX_BLIND_GAP_S:g} s).",
+        )
+    return None
+
+
+def _missing(series: Mapping[str, GpuSeries], meter: Meter, expected: Sequence[str]) -> tuple[Withheld, ...]:
+    """Devices that should have samples and have none. A MIG slice is read through its board."""
+    boards = [gpu for gpu in expected if gpu.startswith("GPU-")] if meter.kind == "nvml" else []
+    names = dict.fromkeys((*meter.devices, *boards))
+    return tuple(
+        Withheld("gpu_missing", f"{name} was in use but has no power samples.")
+        for name in names
+        if name not in series
+    )
+
+
+def _duration_mismatch(window: Window, events: Sequence[Mapping[str, Any]]) -> Withheld | None:
+    begin_ns, end_ns = window.t_begin_mono_ns, window.t_end_mono_ns
+    if end_ns <= begin_ns:
+        return Withheld("duration_mismatch", "The window ends before it begins.")
+    measured = phase_windows(events).get("measure")
+    if measured is None:
+        return None
+    if begin_ns < measured[0] - _PHASE_SLACK_NS or end_ns > measured[1] + _PHASE_SLACK_NS:
+        return Withheld(
+            "duration_mismatch",
+            f"The window of {(end_ns - begin_ns) / 1e9:.2f} s lies outside the measure phase of "
+            f"{(measured[1] - measured[0]) / 1e9:.2f} s in the events.",
+        )
+    return None
+
+
+def _check_ratio(gpus: Sequence[GpuEnergy]) -> float | None:
+    """Integral of instant power over counter, minus 1, over the devices together."""
+    if any(gpu.check_ratio is None for gpu in gpus):
+        return None
+    return _ratio(sum(gpu.instant_j or 0.0 for gpu in gpus), sum(gpu.counter_j or 0.0 for gpu in gpus))
+
+
+def _ratio(integral_j: float | None, counter_j: float | None) -> float | None:
+    return integral_j / counter_j - 1 if integral_j is not None and counter_j else None
+
+
+def _baselines(
+    series: Mapping[str, GpuSeries], origin_ns: int, events: Sequence[Mapping[str, Any]]
+) -> tuple[Baseline, ...]:
+    """Power in each baseline phase: the sum over devices of the median of their samples."""
+    windows = phase_windows(events)
+    found = []
+    for name in BASELINES:
+        if name not in windows:
+            continue
+        begin_s, end_s = ((t_ns - origin_ns) / 1e9 for t_ns in windows[name])
+        samples = [one.power.inside(begin_s, end_s) for one in series.values()]
+        fewest = min(len(one) for one in samples)
+        if fewest >= _MIN_BASELINE_SAMPLES:
+            power_w = sum(float(np.median(one)) for one in samples)
+            sd_w = float(np.sqrt(sum(float(np.var(one, ddof=1)) for one in samples)))
+            found.append(Baseline(name, power_w, sd_w, fewest))
+    return tuple(found)

@@ -1,0 +1,220 @@
+"""The columns of power.csv as arrays, one series for each device, and the integral of a sampled curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+BOXCAR_S = 1.0
+"""What NVML's average power looks back at, on boards that have it (nvml.h, field 185)."""
+
+
+class UnreadableSeriesError(ValueError):
+    """The power samples cannot be understood; the message says which column and why."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A quantity known at some instants and straight in between.
+
+    Attributes:
+        t_s: Seconds since the window's begin, ascending.
+        y: Value at each.
+    """
+
+    t_s: Floats
+    y: Floats
+
+    def covers(self, begin_s: float, end_s: float) -> bool:
+        """Whether there is a sample at or before the begin and one at or after the end."""
+        return len(self.t_s) > 1 and bool(self.t_s[0] <= begin_s and end_s <= self.t_s[-1])
+
+    def integral(self, begin_s: float, end_s: float) -> float:
+        """Integral by the trapezoid rule with both edges interpolated.
+
+        Formula: F(end) - F(begin), F(t) the running trapezoid sum up to the last sample before t, plus the
+        trapezoid from there to the straight line's value at t. Every sample counts; repeated values are not
+        dropped.
+        """
+        return float(self._running(end_s) - self._running(begin_s))
+
+    def at(self, t_s: float) -> float:
+        """Value at an instant; the nearest sample's beyond the ends."""
+        return float(np.interp(t_s, self.t_s, self.y))
+
+    def inside(self, begin_s: float, end_s: float) -> Floats:
+        """Values of the samples in a window."""
+        return self.y[(self.t_s >= begin_s) & (self.t_s <= end_s)]
+
+    def longest_gap_s(self, begin_s: float, end_s: float) -> float:
+        """Longest time between two neighbouring samples that overlaps the window."""
+        first = max(int(np.searchsorted(self.t_s, begin_s, side="right")) - 1, 0)
+        last = int(np.searchsorted(self.t_s, end_s, side="left"))
+        steps = np.diff(self.t_s[first : last + 1])
+        return float(steps.max()) if len(steps) else 0.0
+
+    def _running(self, t_s: float) -> float:
+        k = min(max(int(np.searchsorted(self.t_s, t_s, side="right")) - 1, 0), len(self.t_s) - 2)
+        whole = float(np.trapezoid(self.y[: k + 1], self.t_s[: k + 1]))
+        step_s = self.t_s[k + 1] - self.t_s[k]
+        if step_s <= 0:
+            return whole
+        left_s = t_s - self.t_s[k]
+        slope = (self.y[k + 1] - self.y[k]) / step_s
+        return whole + float(self.y[k] * left_s + slope * left_s**2 / 2)
+
+
+@dataclass(frozen=True)
+class GpuSeries:
+    """What was read of one device.
+
+    Attributes:
+        gpu: Its name in power.csv.
+        t_s: Midpoint of each reading, in seconds since the window's begin.
+        instant_w: Instant power in watts, NaN where not known.
+        average_w: Averaged power in watts, NaN where not known.
+        counter_j: Energy counter in joules, NaN where not known.
+        event_reasons: Clock event bits, NaN where not known.
+        temperature_c: Chip temperature, NaN where not known.
+        utilisation_percent: Share of time busy, NaN where not known.
+        errors: Short name of the failure of each reading, or None.
+    """
+
+    gpu: str
+    t_s: Floats
+    instant_w: Floats
+    average_w: Floats
+    counter_j: Floats
+    event_reasons: Floats
+    temperature_c: Floats
+    utilisation_percent: Floats
+    errors: tuple[str | None, ...]
+
+    def curve(self, y: Floats, *, shift_s: float = 0.0) -> Curve:
+        """The readings that have a value, as a curve."""
+        known = ~np.isnan(y)
+        return Curve(self.t_s[known] + shift_s, y[known])
+
+    @property
+    def instant(self) -> Curve:
+        """Instant power."""
+        return self.curve(self.instant_w)
+
+    @property
+    def average(self) -> Curve:
+        """Averaged power, moved to the middle of the second that it is the mean of."""
+        return self.curve(self.average_w, shift_s=-BOXCAR_S / 2)
+
+    @property
+    def power(self) -> Curve:
+        """The best power there is: instant, else averaged."""
+        instant = self.instant
+        return instant if len(instant.t_s) else self.average
+
+    @property
+    def counter(self) -> Curve:
+        """The energy counter."""
+        return self.curve(self.counter_j)
+
+    @property
+    def answered_t_s(self) -> Floats:
+        """Times of the readings that told power or energy."""
+        told = ~np.isnan(self.instant_w) | ~np.isnan(self.average_w) | ~np.isnan(self.counter_j)
+        return self.t_s[told]
+
+
+def series_by_gpu(power: Any, origin_ns: int) -> dict[str, GpuSeries]:
+    """Split power samples into one time-ordered series for each device.
+
+    Args:
+        power: The columns of power.csv, null meaning "not known": a pyarrow Table, a pandas DataFrame or a
+            dict
+            of lists.
+        origin_ns: Monotonic nanoseconds that become 0 s.
+
+    Raises:
+        UnreadableSeriesError: A column is missing, not numeric or not finite.
+    """
+    columns = {name: _numbers(power, name) for name in _NUMERIC}
+    before, after = columns["t_before_mono_ns"], columns["t_after_mono_ns"]
+    if np.isnan(before).any() or np.isnan(after).any():
+        raise UnreadableSeriesError("power samples: a row has no time")
+    t_s = ((before - origin_ns) + (after - origin_ns)) / 2e9
+    gpus = np.array(_items(power, "gpu"), dtype=object)
+    errors = np.array(_items(power, "error"), dtype=object)
+    found = {}
+    for gpu in dict.fromkeys(gpus):
+        rows = np.flatnonzero(gpus == gpu)
+        rows = rows[np.argsort(t_s[rows], kind="stable")]
+        found[str(gpu)] = GpuSeries(
+            gpu=str(gpu),
+            t_s=t_s[rows],
+            instant_w=columns["power_instant_mw"][rows] / 1e3,
+            average_w=columns["power_average_mw"][rows] / 1e3,
+            counter_j=columns["energy_mj"][rows] / 1e3,
+            event_reasons=columns["event_reasons"][rows],
+            temperature_c=columns["temperature_c"][rows],
+            utilisation_percent=columns["utilisation_percent"][rows],
+            errors=tuple(error or None for error in errors[rows]),
+        )
+    return found
+
+
+_NUMERIC = (
+    "t_before_mono_ns",
+    "t_after_mono_ns",
+    "power_instant_mw",
+    "power_average_mw",
+    "energy_mj",
+    "event_reasons",
+    "temperature_c",
+    "utilisation_percent",
+)
+
+
+def _numbers(power: Any, name: str) -> Floats:
+    try:
+        column = power[name]
+        if hasattr(column, "isna"):  # pandas, whose own missing value numpy does not know
+            column = column.to_numpy(dtype="float64", na_value=np.nan)
+        numbers = np.asarray(column, dtype=np.float64)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnreadableSeriesError(
+            f"power samples: column {name} is missing or not numeric ({error})"
+        ) from error
+    if np.isinf(numbers).any():
+        raise UnreadableSeriesError(f"power samples: column {name} holds an infinite value")
+    return numbers
+
+
+def _items(power: Any, name: str) -> Sequence[Any]:
+    try:
+        column = power[name]
+    except KeyError as error:
+        raise UnreadableSeriesError(f"power samples: column {name} is missing") from error
+    items = column.to_pylist() if hasattr(column, "to_pylist") else list(column)
+    return [item if isinstance(item, str) else None for item in items]
+
+
+def phase_windows(events: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Begin and end of each phase that has both, from rows of events.jsonl, in monotonic nanoseconds.
+
+    A phase that occurs twice counts as its last occurrence.
+    """
+    begun: dict[str, int] = {}
+    windows: dict[str, tuple[int, int]] = {}
+    for event in events:
+        phase, t_ns = event.get("phase"), event.get("t_mono_ns")
+        if not isinstance(phase, str) or not isinstance(t_ns, int):
+            continue
+        if event.get("event") == "phase_begin":
+            begun[phase] = t_ns
+        elif event.get("event") == "phase_end" and phase in begun:
+            windows[phase] = (begun[phase], t_ns)
+    return windows
