@@ -1,0 +1,89 @@
+"""Real parts that tests share: the Docker engine, images built here, models made here.
+
+A machine that cannot provide one skips the tests that ask for it, with the reason; in CI, which provides
+all of them, that is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import docker
+import pytest
+from docker.errors import DockerException
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+MODELS = Path(os.environ.get("LLEM_MODELS_DIR", REPOSITORY / "build" / "models"))
+
+
+def missing(what: str) -> NoReturn:
+    """End the test because this machine lacks something: a skip on a person's machine, a failure in CI."""
+    if in_ci():
+        pytest.fail(f"CI must provide every part: {what}", pytrace=False)
+    pytest.skip(what)
+
+
+def in_ci() -> bool:
+    """Whether a continuous-integration run has said so, as GitHub, GitLab and others do."""
+    return os.environ.get("CI", "").lower() in {"1", "true", "yes"}
+
+
+@contextmanager
+def engine_client() -> Iterator[docker.APIClient]:
+    """A client of the engine that DOCKER_HOST (or the default socket) names, once that has answered."""
+    where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    try:
+        client = docker.APIClient(base_url=where, version="auto", timeout=120)
+    except DockerException as error:
+        missing(
+            f"no Docker engine answers at {where} (as root on Debian, .ci/start-engine starts one): {error}"
+        )
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def build_image(kind: str) -> str:
+    """Build one of our images unless it is there and up to date.
+
+    Args:
+        kind: A word that `images/build` knows, such as "cpu".
+
+    Returns:
+        The image's name.
+    """
+    return _last_line([str(REPOSITORY / "images" / "build"), kind])
+
+
+def make_model(script: str, name: str) -> Path:
+    """Make a model folder unless it is there.
+
+    Args:
+        script: A script of images/models.
+        name: The folder's name.
+
+    Returns:
+        The model's folder.
+    """
+    folder = MODELS / name
+    _last_line([sys.executable, str(REPOSITORY / "images" / "models" / script), str(folder)])
+    return folder
+
+
+def _last_line(command: list[str]) -> str:
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment
+    )
+    if done.returncode != 0:
+        missing(
+            f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-1000:]}{done.stderr[-3000:]}"
+        )
+    return done.stdout.splitlines()[-1] if done.stdout else ""
