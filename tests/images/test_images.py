@@ -19,7 +19,8 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 prompt = tokenizer("Power", return_tensors="pt", return_token_type_ids=False)
 tokens = model.generate(**prompt, max_new_tokens=4, min_new_tokens=4)
-print(json.dumps({"tokens": tokens.shape[1] - prompt["input_ids"].shape[1], "uid": os.getuid(), "home": os.environ["HOME"]}))
+generated = tokens.shape[1] - prompt["input_ids"].shape[1]
+print(json.dumps({"tokens": generated, "uid": os.getuid(), "home": os.environ["HOME"]}))
 """
 
 
@@ -58,12 +59,10 @@ def test_the_cpu_image_generates_as_another_user_without_network_on_a_read_only_
 
 
 @pytest.mark.docker
-def test_an_image_is_not_built_again_when_nothing_changed(
-    docker_api: docker.APIClient, python_image: str
-) -> None:
-    before = docker_api.inspect_image(python_image)["Id"]
+def test_an_image_is_not_built_again_when_nothing_changed(python_image: str) -> None:
+    before = inspect(python_image)["Id"]
     assert parts.build_image("debian") == python_image
-    assert docker_api.inspect_image(python_image)["Id"] == before
+    assert inspect(python_image)["Id"] == before
 
 
 @pytest.mark.docker
