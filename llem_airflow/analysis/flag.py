@@ -1,0 +1,49 @@
+"""What a flag is, and everything that the checks look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llem_airflow.analysis.energy import EnergyOfWindow
+from llem_airflow.analysis.power_series import GpuSeries
+from llem_airflow.protocol.result import CycleResult
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One reason to doubt.
+
+    Attributes:
+        code: Its stable name.
+        message: What was seen, with the numbers.
+        next_step: What to do about it.
+        threshold: The limit that was crossed, and where that limit comes from.
+        severity: ``info`` (how to read the number), ``warning`` (it may be off), ``error`` (do not use it as
+            it
+            is), ``withheld`` (there is no number because of it).
+    """
+
+    code: str
+    message: str
+    next_step: str
+    threshold: str
+    severity: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Everything that the checks look at."""
+
+    result: CycleResult
+    energy: EnergyOfWindow
+    series: Mapping[str, GpuSeries]
+    events: Sequence[Mapping[str, Any]]
+    gpus: Sequence[Mapping[str, Any]]
+    host: Mapping[str, Any]
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an energy to doubt."""
+        return self.energy.energy_j is not None

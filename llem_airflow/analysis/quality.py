@@ -1,0 +1,72 @@
+"""Reasons to doubt a cycle, to be shown next to its numbers; some of them take the number away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llem_airflow.analysis import power_checks, run_checks
+from llem_airflow.analysis.energy import EnergyOfWindow
+from llem_airflow.analysis.flag import Flag, Seen
+from llem_airflow.analysis.power_series import UnreadableSeriesError, series_by_gpu
+from llem_airflow.protocol.result import CycleResult
+
+__all__ = ["Flag", "flags"]
+
+
+def flags(
+    result: CycleResult,
+    power: Any,
+    energy: EnergyOfWindow,
+    *,
+    events: Sequence[Mapping[str, Any]] = (),
+    environment: Mapping[str, Any] | None = None,
+    host: Mapping[str, Any] | None = None,
+) -> tuple[Flag, ...]:
+    """All reasons to doubt one cycle, the gravest first.
+
+    Args:
+        result: What the cycle observed.
+        power: Columns of power.csv, as for ``window_energy``.
+        energy: What ``window_energy`` made of them.
+        events: Rows of events.jsonl.
+        environment: The cycle's environment.json; ``gpus`` is what the devices said before the engine was
+            loaded.
+        host: What the outside saw: ``neighbours`` and ``foreign_processes``, lists of names.
+    """
+    try:
+        series = series_by_gpu(power, result.window.t_begin_mono_ns)
+    except UnreadableSeriesError:
+        series = {}  # said by the withheld reason
+    seen = Seen(result, energy, series, events, (environment or {}).get("gpus") or (), host or {})
+    found = _withheld(energy) + [
+        flag for check in (*run_checks.CHECKS, *power_checks.CHECKS) if (flag := check(seen)) is not None
+    ]
+    order = ("withheld", "error", "warning", "info")
+    return tuple(sorted(found, key=lambda flag: order.index(flag.severity)))
+
+
+_NEXT_STEP_OF_WITHHELD = {
+    "no_meter": "Choose a meter (`meter: auto`) to get energy.",
+    "gpu_missing": "See the attempt's log for the sampler's messages; repeat the cycle.",
+    "gpu_lost": "See the host's kernel log for Xid errors and repeat the cycle on another GPU.",
+    "not_bracketed": "See whether the sampler ended early in the attempt's log; repeat the cycle.",
+    "gap_without_counter": "Look for what stalled the host; repeat the cycle.",
+    "unreadable_series": "Look at the cycle's power file; repeat the cycle.",
+    "duration_mismatch": "Report it with the cycle's folder: the attempt's marks contradict each other.",
+    "no_energy": "Check with nvidia-smi that the GPU tells its power.",
+}
+
+
+def _withheld(energy: EnergyOfWindow) -> list[Flag]:
+    """One flag for each reason; what was asked for is information, the rest takes the number away."""
+    found: dict[str, Flag] = {}
+    for reason in energy.withheld:
+        severity = "info" if reason.code == "no_meter" else "withheld"
+        message = f"Energy is not known: {reason.message}"
+        if reason.code in found:
+            message = f"{found[reason.code].message} {reason.message}"
+        found[reason.code] = Flag(
+            reason.code, message, _NEXT_STEP_OF_WITHHELD[reason.code], "absent is never 0", severity
+        )
+    return list(found.values())
