@@ -10,7 +10,62 @@ import docker
 from docker.errors import APIError, NotFound
 from docker.utils import parse_repository_tag
 
+from llem_airflow import __version__
+
 _PROGRESS_EVERY_S = 5.0
+
+_IMAGES: dict[str, dict[int | None, str]] = {
+    # None: no GPU. The CPU and the CUDA build of ours are made by images/build and images/pytorch/Dockerfile.
+    "transformers": {
+        None: f"llem-airflow/pytorch-cpu:{__version__}",
+        12: "llem-airflow/pytorch:latest",
+        13: "llem-airflow/pytorch:latest-cuda13",
+    },
+    "vllm": {
+        None: "vllm/vllm-openai-cpu:v0.31.0",
+        12: "vllm/vllm-openai:v0.31.0",
+        13: "vllm/vllm-openai:v0.33.0",
+    },
+    "tensorrt": {
+        13: "nvcr.io/nvidia/tensorrt-llm/release:1.2.1",
+        12: "nvcr.io/nvidia/tensorrt-llm/release:1.0.0",
+    },
+}
+
+_ENTRYPOINTS: dict[str, tuple[str, ...]] = {
+    # NVIDIA's entrypoint sets the library paths that TensorRT-LLM needs.
+    "tensorrt": ("/opt/nvidia/nvidia_entrypoint.sh", "python3"),
+}
+
+
+def default_image(engine: str, cuda_major: int | None = None) -> str:
+    """The image of an engine when nobody names one.
+
+    Args:
+        engine: Name of the engine.
+        cuda_major: Newest CUDA that the host's driver can run (``host_cuda_major``), or None without a GPU.
+
+    Raises:
+        ValueError: There is no image of that engine; the message says how to name one.
+    """
+    known = _IMAGES.get(engine)
+    if known is None:
+        raise ValueError(
+            f"no default image for engine {engine!r}; set LLEM_IMAGE_{engine.upper()} or `runners:`"
+        )
+    if cuda_major in known:
+        return known[cuda_major]
+    majors = [
+        major for major in known if major is not None and cuda_major is not None and major <= cuda_major
+    ]
+    if majors:
+        return known[max(majors)]
+    return known.get(None) or known[max(major for major in known if major is not None)]
+
+
+def default_entrypoint(engine: str) -> tuple[str, ...]:
+    """What starts the bundle in an image of that engine."""
+    return _ENTRYPOINTS.get(engine, ("python3",))
 
 
 class ImagePullError(RuntimeError):

@@ -29,7 +29,7 @@ _READ_BYTES = 64 * 1024
 _KILL_GRACE_S = 3.0
 
 # The attempt must not outlive a killed worker. PR_SET_PDEATHSIG (1) survives the exec that follows; it is set
-# in the child itself, as preexec_fn is not safe beside threads. The check of the parent closes the gap before.
+# in the child itself, as preexec_fn is not safe beside threads. The check of the parent closes the gap.
 _LAUNCHER = """\
 import ctypes, os, signal, sys
 parent = int(sys.argv[1])
