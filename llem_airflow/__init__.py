@@ -48,7 +48,11 @@ def get_provider_info() -> dict[str, Any]:
                         "Unset: the one that runs Airflow.",
                         example="/opt/engines/bin/python",
                     ),
-                    "docker_conn_id": _option("Airflow connection of the Docker engine.", example="docker_gpu1"),
+                    "installation": _option(
+                        "Tells two Airflows apart that share one Docker engine. Unset: made from AIRFLOW_HOME and the "
+                        "address of the API server; name it where both are the same, as in two Compose stacks.",
+                        example="lab-a",
+                    ),
                 },
             }
         },

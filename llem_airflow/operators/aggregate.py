@@ -8,7 +8,6 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowFailException
 
-from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.operators.evidence import open_run
 from llem_airflow.study import Study, load_study
 
@@ -41,6 +40,9 @@ class LLEMAggregateOperator(BaseOperator):
         Raises:
             AirflowFailException: Planned cycles have no result and the study does not allow that.
         """
+        # The DAG processor and every worker import this module; SciPy and the plots are for this task alone.
+        from llem_airflow.analysis.aggregate import aggregate_run
+
         run = open_run(self.study, context)
         summary = aggregate_run(run)
         self.log.info("Report: %s/report.html", run.url)

@@ -35,6 +35,7 @@ def attempt_of(context: Context, experiment: Experiment, cycle: int) -> Attempt:
         experiment_hash=experiment.hash,
         cycle=cycle,
         try_number=ti.try_number,
+        installation=settings().installation,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from airflow.configuration import AIRFLOW_HOME
 from airflow.sdk import conf
 
 MODELS_MOUNT = PurePosixPath("/models")
@@ -23,6 +25,7 @@ class Settings:
         host_models_dir: The same as the Docker engine sees it (path or volume name), or None.
         hub_cache: Volume or host folder for models fetched from the hub.
         python: Interpreter of the process runner.
+        installation: Tells two Airflows apart that share one Docker engine.
     """
 
     results_root: str
@@ -30,6 +33,7 @@ class Settings:
     host_models_dir: str | None
     hub_cache: str
     python: str
+    installation: str
 
 
 def settings() -> Settings:
@@ -42,7 +46,14 @@ def settings() -> Settings:
         host_models_dir=_read("host_models_dir") or (str(Path(models_dir).resolve()) if models_dir else None),
         hub_cache=_read("hub_cache") or "llem-hub-cache",
         python=_read("python") or sys.executable,
+        installation=_read("installation") or _installation(),
     )
+
+
+def _installation() -> str:
+    """Stays the same over restarts and over the workers of one installation."""
+    address = conf.get("core", "execution_api_server_url", fallback="")
+    return hashlib.sha256(f"{AIRFLOW_HOME} {address}".encode()).hexdigest()[:8]
 
 
 def _read(option: str) -> str | None:

@@ -1,0 +1,170 @@
+"""One cycle through the operator, with a real engine, as a process and in a container."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import docker
+import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from llem_airflow.operators import LLEMAggregateOperator, LLEMExperimentOperator
+from llem_airflow.results import ResultsRoot
+from llem_airflow.study import Study, load_study
+
+STUDY = """\
+study_name: one
+serving_mode: offline
+engine: transformers
+task:
+  model: tiny-llama-random
+  max_input_tokens: 32
+  max_output_tokens: 8
+  dataset: {source: builtin, n_prompts: 4}
+measurement: {meter: cpu-estimate, min_window_seconds: 2}
+transformers: {llem_execution: {batch_size: 2}}
+sweep: {task.random_seed: [1]}
+runners: {transformers: RUNNER}
+"""
+
+
+def study_at(folder: Path, runner: str, text: str = STUDY) -> Study:
+    path = folder / "one.yaml"
+    path.write_text(text.replace("RUNNER", runner))
+    return load_study(path)
+
+
+def context(task_id: str = "one.cycle_1", try_number: int = 1) -> Any:
+    return {
+        "ti": SimpleNamespace(
+            dag_id="one", run_id="manual__x", task_id=task_id, map_index=-1, try_number=try_number
+        )
+    }
+
+
+def operator(study: Study, **kwargs: Any) -> LLEMExperimentOperator:
+    return LLEMExperimentOperator(task_id="one.cycle_1", study=study, experiment=study.experiments[0].id, **kwargs)
+
+
+def ours(api: docker.APIClient) -> list[str]:
+    containers = [c["Names"][0] for c in api.containers(all=True, filters={"label": "llem.key"})]
+    volumes = [v["Name"] for v in api.volumes(filters={"label": "llem.key"})["Volumes"] or []]
+    return containers + volumes
+
+
+@pytest.fixture(autouse=True)
+def places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    monkeypatch.setenv("LLEM_RESULTS_ROOT", str(tmp_path / "results"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    if "tiny_model" in request.fixturenames:
+        monkeypatch.setenv("LLEM_MODELS_DIR", str(request.getfixturevalue("tiny_model").parent))
+
+
+def check_result(study: Study, tmp_path: Path) -> None:
+    run = ResultsRoot(tmp_path / "results").run("one", "manual__x")
+    (cycle,) = run.cycles()
+    result = cycle.result()
+    assert result.window.output_tokens == result.window.requests * 8
+    assert result.meter.kind == "cpu-estimate"
+    assert result.meter.energy_kind == "estimate"
+    summary = LLEMAggregateOperator(task_id="aggregate", study=study).execute(context("aggregate"))
+    assert (summary["planned"], summary["valid"]) == (1, 1)
+    assert (Path(summary["report"])).read_text().count("estimate") > 0
+
+
+@pytest.mark.engine
+def test_a_cycle_runs_as_a_process_and_is_stored(tmp_path: Path, tiny_model: Path) -> None:
+    study = study_at(tmp_path, "process")
+    operator(study).execute(context())
+    check_result(study, tmp_path)
+
+
+@pytest.mark.docker
+@pytest.mark.engine
+def test_a_cycle_runs_in_a_container_and_nothing_stays(
+    tmp_path: Path, tiny_model: Path, docker_api: docker.APIClient, cpu_image: str
+) -> None:
+    study = study_at(tmp_path, "container")
+    operator(study, image=cpu_image).execute(context())
+    check_result(study, tmp_path)
+    assert ours(docker_api) == []
+
+
+@pytest.mark.docker
+def test_a_missing_image_says_what_where_and_what_to_do(
+    tmp_path: Path, tiny_model: Path, docker_api: docker.APIClient
+) -> None:
+    study = study_at(tmp_path, "container")
+    with pytest.raises(AirflowException) as caught:
+        operator(study, image="llem-airflow/does-not-exist:1").execute(context())
+    text = str(caught.value)
+    assert "llem-airflow/does-not-exist:1" in text
+    assert f"Evidence: {tmp_path / 'results'}" in text
+    assert ours(docker_api) == []
+    run = ResultsRoot(tmp_path / "results").run("one", "manual__x")
+    assert len(run.failures()) == 1
+
+
+@pytest.mark.docker
+@pytest.mark.engine
+def test_killing_the_engine_in_its_container_is_a_typed_failure_with_evidence(
+    tmp_path: Path, tiny_model: Path, docker_api: docker.APIClient, cpu_image: str
+) -> None:
+    study = study_at(tmp_path, "container", STUDY.replace("min_window_seconds: 2", "min_window_seconds: 60"))
+    killer = threading.Thread(target=kill_engine, args=(docker_api,), daemon=True)
+    killer.start()
+    with pytest.raises(AirflowException) as caught:
+        operator(study, image=cpu_image).execute(context())
+    killer.join(timeout=10)
+    text = str(caught.value)
+    assert "exit code 137" in text
+    assert "Evidence:" in text
+    assert ours(docker_api) == []
+    (failure,) = ResultsRoot(tmp_path / "results").run("one", "manual__x").failures()
+    kept = set(failure.folder.files())
+    assert {"config.json", "events.jsonl", "container.log", "provenance.json"} <= kept
+
+
+def kill_engine(api: docker.APIClient) -> None:
+    """SIGKILL the Python process that holds the engine, as the kernel's OOM killer would."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for container in api.containers(filters={"label": "llem.key"}):
+            processes = api.top(container["Id"], ps_args="-eo pid,ppid,args")["Processes"]
+            engines = [int(pid) for pid, _ppid, args in processes if "llem.pyz" in args and "sampler" not in args and "init" not in args]
+            log = api.logs(container["Id"]).decode(errors="replace")
+            if engines and "measure" in log:
+                os.kill(min(engines), signal.SIGKILL)
+                return
+        time.sleep(0.2)
+
+
+@pytest.mark.engine
+def test_an_engine_that_raises_says_so_and_is_not_tried_again(tmp_path: Path, tiny_model: Path) -> None:
+    broken = STUDY.replace("batch_size: 2}}", "batch_size: 2}, engine_params: {attn_implementation: nonsense}}")
+    study = study_at(tmp_path, "process", broken)
+    with pytest.raises(AirflowFailException, match="nonsense"):
+        operator(study).execute(context())
+
+
+def test_a_container_without_an_engine_to_run_it_says_what_to_do(tmp_path: Path) -> None:
+    study = study_at(tmp_path, "container")
+    with pytest.raises(AirflowFailException, match="needs a Docker engine, and none answers"):
+        operator(study, docker_url="unix:///nowhere/docker.sock").execute(context())
+
+
+@pytest.mark.engine
+def test_a_missing_cycle_fails_the_aggregate_and_names_it(tmp_path: Path, tiny_model: Path) -> None:
+    study = study_at(tmp_path, "process", STUDY + "study_execution: {n_cycles: 2}\n")
+    operator(study).execute(context())
+    with pytest.raises(AirflowFailException, match="1 of 2 planned cycles have no result") as caught:
+        LLEMAggregateOperator(task_id="aggregate", study=study).execute(context("aggregate"))
+    assert f"{study.experiments[0].id} cycle 2" in str(caught.value)
+    summary = LLEMAggregateOperator(task_id="aggregate", study=study, allow_missing=True).execute(context("aggregate"))
+    assert summary["valid"] == 1
