@@ -64,3 +64,17 @@ def _load(path: Path) -> Study:
     except StudyFileError as error:
         click.echo(str(error), err=True)
         sys.exit(2)
+
+
+@main.command("report")
+@click.argument("run", default="latest")
+@click.option("--results-root", envvar="LLEM_RESULTS_ROOT", default="results", show_default=True)
+@click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
+def show_report(run: str, results_root: str, open_browser: bool) -> None:
+    """Print the table of a RUN and the path of its report.
+
+    RUN is the folder of a run, STUDY/RUN, STUDY (its newest run) or latest.
+    """
+    from llem_airflow.analysis.console import report_run
+
+    sys.exit(report_run(run, results_root, open_browser=open_browser))

@@ -1,0 +1,148 @@
+"""aggregate_run: the cycles of a run become summary.json, three Parquet tables and report.html."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from llem_airflow.analysis.curves import Curve, curve
+from llem_airflow.analysis.cycle import Cycle, Reading, absent_cycle, read_cycle
+from llem_airflow.analysis.merge import PowerMerge
+from llem_airflow.analysis.planned import Planned, planned
+from llem_airflow.analysis.report import ReportData, report_html
+from llem_airflow.analysis.summary import Summary, summarise
+from llem_airflow.analysis.tables import cycles_table, experiments_table
+from llem_airflow.results import CycleRef, FailureRef, StoredRun, names
+from llem_airflow.results.folder import json_bytes
+
+CURVES_IN_REPORT = 240
+"""A report of more cycles draws the first ones and says so; the merged series has them all."""
+
+_VOLATILE = ("anchors", "boot_id", "time_namespace_offsets")
+
+
+@dataclass
+class _Gathered:
+    """What one pass over the cycles collects; bounded by the number of cycles, not of samples."""
+
+    cycles: list[Cycle] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    environments: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    power_absent: list[dict[str, Any]] = field(default_factory=list)
+
+
+def aggregate_run(run: StoredRun) -> Summary:
+    """Aggregate a run. The same evidence gives the same bytes, however often and by how many it is done.
+
+    Each file appears whole under its name, the report last. Reads one power series at a time.
+
+    Raises:
+        ResultsWriteError: Something could not be written; nothing that was committed is affected.
+    """
+    plan = planned(run.plan())
+    committed = {(ref.experiment_id, ref.cycle): ref for ref in run.cycles()}
+    failures: dict[tuple[str, int], list[FailureRef]] = defaultdict(list)
+    for failure in run.failures():
+        failures[failure.experiment_id, failure.cycle].append(failure)
+    gathered = _Gathered()
+    with run.folder.writing(names.POWER_TABLE) as file, PowerMerge(file) as merge:
+        for key, position in _rows(plan, committed, failures):
+            _gather(key, position, committed.get(key), failures[key], plan, merge, gathered)
+        power_rows = merge.rows
+    summary = summarise(
+        run.study,
+        run.run_id,
+        plan,
+        gathered.cycles,
+        environments=[
+            {"cycles": cycles, "environment": json.loads(text)}
+            for text, cycles in gathered.environments.items()
+        ],
+        power_rows=power_rows,
+        power_absent=gathered.power_absent,
+    )
+    _write_table(run, names.CYCLES_TABLE, cycles_table(run.study, run.run_id, gathered.cycles, plan))
+    _write_table(run, names.EXPERIMENTS_TABLE, experiments_table(summary))
+    run.folder.write(names.SUMMARY, json_bytes(summary.to_json()))
+    report = report_html(ReportData(summary, gathered.cycles, gathered.curves, run.study_text(), run.meta()))
+    run.folder.write(names.REPORT, report.encode())
+    return summary
+
+
+def _rows(plan: Planned, *found: dict[tuple[str, int], Any]) -> list[tuple[tuple[str, int], int | None]]:
+    """Every planned cycle in run order, then whatever else left a trace (the plan was changed)."""
+    keys = list(dict.fromkeys(plan.cycles))
+    more = sorted({key for part in found for key in part} - set(keys))
+    return [*((key, position) for position, key in enumerate(keys)), *((key, None) for key in more)]
+
+
+def _gather(
+    key: tuple[str, int],
+    position: int | None,
+    ref: CycleRef | None,
+    failures: list[FailureRef],
+    plan: Planned,
+    merge: PowerMerge,
+    gathered: _Gathered,
+) -> None:
+    name = f"{key[0]} cycle {key[1]}"
+    if ref is None:
+        row = absent_cycle(*key, failures, position=position)
+        experiment = plan.experiments.get(key[0])
+        if experiment:
+            row = dataclasses.replace(
+                row, engine=experiment.engine, model=experiment.model, hash=experiment.hash
+            )
+        gathered.cycles.append(row)
+        return
+    row, reading = read_cycle(ref, position=position, failed_attempts=len(failures))
+    gathered.cycles.append(row)
+    if reading is None:
+        gathered.power_absent.append({"experiment": key[0], "cycle": key[1], "reason": row.reason})
+        return
+    gathered.environments[_stable(ref.environment())].append(name)
+    if not merge.add(*key, reading):
+        gathered.power_absent.append(
+            {"experiment": key[0], "cycle": key[1], "reason": _why_no_power(reading)}
+        )
+    if len(gathered.curves) < CURVES_IN_REPORT:
+        gathered.curves.append(curve(*key, reading))
+
+
+def _why_no_power(reading: Reading) -> str:
+    if reading.result.meter.kind == "none":
+        return "the study asked for no meter"
+    return reading.power_problem or "the series has no samples"
+
+
+def _stable(environment: dict[str, Any]) -> str:
+    """The environment without what changes from attempt to attempt, as JSON, to tell distinct ones apart."""
+    kept = {name: value for name, value in environment.items() if name not in _VOLATILE}
+    gpu_keys = (
+        "uuid",
+        "name",
+        "driver_version",
+        "power_limit_w",
+        "power_limit_mw",
+        "ecc",
+        "mig",
+        "persistence",
+    )
+    for key in ("gpus", "gpus_after"):
+        if isinstance(kept.get(key), list):
+            kept[key] = [
+                {k: gpu[k] for k in gpu_keys if k in gpu} for gpu in kept[key] if isinstance(gpu, dict)
+            ]
+    if isinstance(kept.get("cpu"), dict):
+        kept["cpu"] = {name: value for name, value in kept["cpu"].items() if name != "load_average_1min"}
+    return json.dumps(kept, sort_keys=True)
+
+
+def _write_table(run: StoredRun, name: str, table: Any) -> None:
+    with run.folder.writing(name) as file:
+        pq.write_table(table, file, compression="zstd")

@@ -1,0 +1,325 @@
+"""One planned cycle as a row: what became of it, its metrics, and the reasons to doubt them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llem_airflow.analysis import efficiency
+from llem_airflow.analysis.efficiency import UndefinedMetricError
+from llem_airflow.analysis.energy import EnergyOfWindow, window_energy
+from llem_airflow.analysis.fingerprint import fingerprint
+from llem_airflow.analysis.latency import Distribution, latency
+from llem_airflow.analysis.metrics import METRICS
+from llem_airflow.analysis.quality import Flag, flags
+from llem_airflow.analysis.timeline import Phase, phases
+from llem_airflow.protocol.result import CycleResult, Window
+from llem_airflow.results import CycleRef, FailureRef, ResultReadError
+from llem_airflow.results.convert import POWER_SCHEMA
+
+STATUSES = ("valid", "invalid_energy", "failed", "missed", "missing", "damaged", "skipped")
+"""valid: measured. invalid_energy: measured, but its energy is withheld. failed: every attempt failed.
+missed: no GPU came. missing: no attempt left a trace. damaged: the stored result cannot be read.
+skipped: left out by the study."""
+
+HAS_RESULT = ("valid", "invalid_energy")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was read of a committed cycle, for those who need more than its row.
+
+    Attributes:
+        result: The raw observations.
+        power: The samples, as a ``pyarrow.Table``; empty when the series is absent or damaged.
+        power_problem: Why ``power`` is empty although there should be samples, or None.
+        phases: Phases of the attempt.
+        energy: Energy of the window.
+    """
+
+    result: CycleResult
+    power: Any
+    power_problem: str | None
+    phases: tuple[Phase, ...]
+    energy: EnergyOfWindow
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """One row of the table of cycles.
+
+    Attributes:
+        experiment: ``<slug>-<hash8>``.
+        cycle: Which repetition, from 1; None for a point that the study left out.
+        status: One of STATUSES.
+        reason: Why the status is not ``valid``; empty otherwise.
+        position: Place in the run order, from 0; None if it was not planned.
+        failed_attempts: Attempts that failed before.
+        hash: Identity of the experiment, 16 hex digits.
+        engine: Name of the engine.
+        engine_version: Its version.
+        model: Name of the model.
+        host: Name of the machine.
+        runner: ``process`` or ``container``.
+        image_digest: Digest of the image.
+        gpus: UUIDs that were measured.
+        started_epoch_ns: When the attempt began.
+        finished_epoch_ns: When it ended.
+        energy_kind: measured | estimate | attributed | none.
+        energy_source: Where the joules come from (counter, integral_instant, …).
+        energy_boundary: What they include (board, cpu-package, …).
+        energy_check_ratio: Integral of the samples / counter - 1.
+        energy_uncertainty_j: What the edges of the window leave open, in joules.
+        active_over: Name of the baseline that was subtracted for the active energy.
+        warmup: How the warm-up ended.
+        flags: Reasons to doubt.
+        measures: Metric name to value; None is undefined or not known.
+        fingerprint: What has to be equal for a comparison.
+    """
+
+    experiment: str
+    cycle: int | None
+    status: str
+    reason: str = ""
+    position: int | None = None
+    failed_attempts: int = 0
+    hash: str = ""
+    engine: str = ""
+    engine_version: str = ""
+    model: str = ""
+    host: str = ""
+    runner: str = ""
+    image_digest: str | None = None
+    gpus: tuple[str, ...] = ()
+    started_epoch_ns: int | None = None
+    finished_epoch_ns: int | None = None
+    energy_kind: str = "none"
+    energy_source: str | None = None
+    energy_boundary: str | None = None
+    energy_check_ratio: float | None = None
+    energy_uncertainty_j: float | None = None
+    active_over: str | None = None
+    warmup: str = ""
+    flags: tuple[Flag, ...] = ()
+    measures: Mapping[str, float | None] = field(default_factory=dict)
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_result(self) -> bool:
+        """Whether there are measurements."""
+        return self.status in HAS_RESULT
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether a flag is more than information."""
+        return any(flag.severity != "info" for flag in self.flags)
+
+
+def read_cycle(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple[Cycle, Reading | None]:
+    """Row and reading of a committed cycle; a cycle that cannot be read is a row that says why."""
+    try:
+        return _read(ref, position=position, failed_attempts=failed_attempts)
+    except ResultReadError as error:
+        row = Cycle(ref.experiment_id, ref.cycle, "damaged", str(error), position, failed_attempts, engine="")
+        return row, None
+
+
+def absent_cycle(
+    experiment: str, cycle: int, failures: Sequence[FailureRef], *, position: int | None
+) -> Cycle:
+    """Row of a planned cycle without a result."""
+    if not failures:
+        return Cycle(experiment, cycle, "missing", "no attempt left a result or an error", position)
+    category, message = failures[-1].reason()
+    record = failures[-1].provenance()
+    return Cycle(
+        experiment,
+        cycle,
+        "missed" if category == "gpu_unavailable" else "failed",
+        f"{category}: {message}",
+        position,
+        failed_attempts=len(failures),
+        host=_host(record),
+        runner=str(record.get("runner") or ""),
+        image_digest=record.get("image_digest"),
+        started_epoch_ns=_epoch(record, "started_epoch_ns"),
+        finished_epoch_ns=_epoch(record, "finished_epoch_ns"),
+    )
+
+
+def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple[Cycle, Reading]:
+    result, config = ref.result(), ref.config()
+    environment, record, events = ref.environment(), ref.provenance(), ref.events()
+    power, power_problem = _table(ref.power, result.meter.kind != "none")
+    requests, requests_problem = _table(ref.requests, expected=True)
+    rows = [row for row in requests.to_pylist() if row["phase"] == "measure"] if requests is not None else []
+    power = power if power is not None else POWER_SCHEMA.empty_table()
+    energy = window_energy(
+        power,
+        result.meter,
+        result.window,
+        events=events,
+        requests=rows,
+        expected_gpus=config.meter.gpus,
+    )
+    host = record.get("host")
+    found = flags(
+        result,
+        power,
+        energy,
+        events=events,
+        environment=environment,
+        host=host if isinstance(host, Mapping) else None,
+    )
+    found += _own_flags(power_problem, requests_problem, rows, result.window)
+    marks = phases(events)
+    row = Cycle(
+        experiment=ref.experiment_id,
+        cycle=ref.cycle,
+        status="invalid_energy" if energy.energy_j is None and energy.kind != "none" else "valid",
+        reason="; ".join(item.message for item in energy.withheld) if energy.kind != "none" else "",
+        position=position,
+        failed_attempts=failed_attempts,
+        hash=result.experiment_hash,
+        engine=result.engine,
+        engine_version=result.engine_version,
+        model=config.model.name,
+        host=_host(record),
+        runner=str(record.get("runner") or ""),
+        image_digest=record.get("image_digest"),
+        gpus=tuple(gpu.gpu for gpu in energy.gpus) or result.meter.devices,
+        started_epoch_ns=_epoch(record, "started_epoch_ns"),
+        finished_epoch_ns=_epoch(record, "finished_epoch_ns"),
+        energy_kind=energy.kind,
+        energy_source=energy.source,
+        energy_boundary=energy.boundary,
+        energy_check_ratio=energy.check_ratio,
+        energy_uncertainty_j=energy.uncertainty_j,
+        active_over=energy.active_over,
+        warmup=result.warmup.outcome,
+        flags=found,
+        measures=measures(result.window, energy, rows, marks),
+        fingerprint=fingerprint(config, result, environment, record),
+    )
+    return row, Reading(result, power, power_problem, marks, energy)
+
+
+def measures(
+    window: Window, energy: EnergyOfWindow, requests: Sequence[Mapping[str, Any]], marks: Sequence[Phase]
+) -> dict[str, float | None]:
+    """Every metric of ``metrics.METRICS`` for one cycle; None where it is undefined."""
+    window_s = (window.t_end_mono_ns - window.t_begin_mono_ns) / 1e9
+    out, requests_n = window.output_tokens, window.requests
+    joules = energy.energy_j
+    found: dict[str, float | None] = {
+        "window_s": window_s,
+        "output_tokens": float(out),
+        "input_tokens": float(window.input_tokens),
+        "requests": float(requests_n),
+        "load_s": _phase_s(marks, "load"),
+        "warmup_s": _phase_s(marks, "warmup"),
+        "output_tokens_per_s": _defined(lambda: efficiency.output_tokens_per_s(out, window_s)),
+        "total_tokens_per_s": _defined(
+            lambda: efficiency.total_tokens_per_s(window.input_tokens, out, window_s)
+        ),
+        "requests_per_s": _defined(lambda: efficiency.requests_per_s(requests_n, window_s)),
+        "energy_j": joules,
+        "energy_active_j": energy.active_j,
+        "average_power_w": energy.average_power_w,
+    }
+    seen = latency(requests)
+    for name in ("ttft", "tpot", "itl", "e2el"):
+        found |= _latency_columns(name, getattr(seen, name))
+    if joules is not None:
+        found |= _per_work(joules, window, found["e2el_mean_s"])
+    return {metric.name: found.get(metric.name) for metric in METRICS}
+
+
+def _per_work(joules: float, window: Window, e2el_mean_s: float | None) -> dict[str, float | None]:
+    per_request = _defined(lambda: efficiency.energy_per_request_j(joules, window.requests))
+    both = per_request is not None and e2el_mean_s is not None
+    return {
+        "energy_per_output_token_j": _defined(
+            lambda: efficiency.energy_per_output_token_j(joules, window.output_tokens)
+        ),
+        "energy_per_total_token_j": _defined(
+            lambda: efficiency.energy_per_total_token_j(joules, window.input_tokens, window.output_tokens)
+        ),
+        "energy_per_request_j": per_request,
+        "output_tokens_per_j": _defined(lambda: efficiency.output_tokens_per_j(joules, window.output_tokens)),
+        "energy_delay_product_j_s": efficiency.energy_delay_product_j_s(
+            per_request or 0.0, e2el_mean_s or 0.0
+        )
+        if both
+        else None,
+    }
+
+
+def _own_flags(
+    power_problem: str | None,
+    requests_problem: str | None,
+    rows: Sequence[Mapping[str, Any]],
+    window: Window,
+) -> tuple[Flag, ...]:
+    """Flags about the streams themselves, which only the reader of the store can see."""
+    found = []
+    if power_problem:
+        found.append(
+            _flag("power_series_unreadable", power_problem, "look at storage_notes in provenance.json")
+        )
+    if requests_problem:
+        found.append(_flag("requests_unreadable", requests_problem, "latencies of this cycle are absent"))
+    elif rows:
+        tokens = sum(int(row["output_tokens"] or 0) for row in rows)
+        if (len(rows), tokens) != (window.requests, window.output_tokens):
+            found.append(
+                _flag(
+                    "requests_disagree",
+                    f"requests.parquet has {len(rows)} requests and {tokens} output tokens, the result says "
+                    f"{window.requests} and {window.output_tokens}",
+                    "measure this cycle again; the engine adapter or the collection lost rows",
+                )
+            )
+    return tuple(found)
+
+
+def _flag(code: str, message: str, next_step: str) -> Flag:
+    return Flag(code=code, message=message, next_step=next_step, threshold="", severity="warning")
+
+
+def _table(read: Callable[[], Any], expected: bool) -> tuple[Any, str | None]:
+    try:
+        return read(), None
+    except ResultReadError as error:
+        return None, str(error) if expected else None
+
+
+def _defined(metric: Callable[[], float]) -> float | None:
+    try:
+        return metric()
+    except UndefinedMetricError:
+        return None
+
+
+def _latency_columns(name: str, seen: Distribution | None) -> dict[str, float | None]:
+    return {
+        f"{name}_{key}_s": getattr(seen, f"{key}_s") if seen else None
+        for key in ("mean", "p50", "p95", "p99")
+    }
+
+
+def _phase_s(marks: Sequence[Phase], name: str) -> float | None:
+    lengths = [phase.length_s for phase in marks if phase.name == name]
+    return sum(lengths) if lengths else None
+
+
+def _host(record: Mapping[str, Any]) -> str:
+    host = record.get("host")
+    name = host.get("name") or host.get("hostname") if isinstance(host, Mapping) else host
+    return str(name or "")
+
+
+def _epoch(record: Mapping[str, Any], name: str) -> int | None:
+    value = record.get(name)
+    return value if isinstance(value, int) else None

@@ -1,0 +1,68 @@
+"""The fingerprint of a cycle: what has to be equal before two results may be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llem_airflow.protocol.result import CycleResult
+from llem_airflow.protocol.spec import ExperimentSpec
+
+FACTORS = {"model", "model_revision", "engine", "engine_version", "image_digest", "config"}
+"""Fields that a comparison may name as the factor under study; all others belong to the conditions."""
+
+
+def fingerprint(
+    config: ExperimentSpec, result: CycleResult, environment: Mapping[str, Any], record: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fingerprint: factors, and conditions such as GPU, driver, power limit, prompts and meter.
+
+    Args:
+        config: What the attempt was told.
+        result: What it observed.
+        environment: environment.json.
+        record: provenance.json.
+    """
+    gpus = environment.get("gpus")
+    cpu = environment.get("cpu")
+    return {
+        "experiment_hash": result.experiment_hash,
+        "model": config.model.name,
+        "model_revision": config.model.revision,
+        "engine": result.engine,
+        "engine_version": result.engine_version,
+        "image_digest": record.get("image_digest"),
+        "gpus": [_gpu(gpu) for gpu in gpus if isinstance(gpu, Mapping)] if isinstance(gpus, list) else [],
+        "driver": environment.get("driver"),
+        "cpu": cpu.get("model") if isinstance(cpu, Mapping) else None,
+        "cpu_limit": _member(environment.get("cgroup"), "cpus"),
+        "runner": record.get("runner"),
+        "meter": result.meter.kind,
+        "energy_kind": result.meter.energy_kind,
+        "prompts_sha256": config.prompts.sha256,
+        "n_prompts": config.prompts.n_prompts,
+    }
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Fields that are not equal, with both values. A field that only one side knows differs."""
+    keys = sorted({*one, *other})
+    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
+
+
+def _gpu(gpu: Mapping[str, Any]) -> dict[str, Any]:
+    wanted = (
+        "uuid",
+        "name",
+        "power_limit_w",
+        "enforced_power_limit_w",
+        "power_limit_mw",
+        "ecc",
+        "mig",
+        "persistence",
+    )
+    return {name: gpu[name] for name in wanted if name in gpu}
+
+
+def _member(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else None

@@ -1,0 +1,97 @@
+"""What a run planned, from its plan.json."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedExperiment:
+    """One experiment of the plan.
+
+    Attributes:
+        id: ``<slug>-<hash8>``.
+        slug: Readable name.
+        hash: Identity, 16 hex digits.
+        engine: Name of the engine.
+        config: The experiment in the study's vocabulary, with defaults.
+    """
+
+    id: str
+    slug: str
+    hash: str
+    engine: str
+    config: dict[str, Any]
+
+    @property
+    def model(self) -> str:
+        """Name of the model, or a dash when the plan does not tell."""
+        task = self.config.get("task")
+        return str(task.get("model", "-")) if isinstance(task, dict) else str(self.config.get("model", "-"))
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The plan of a run.
+
+    Attributes:
+        experiments: By id.
+        cycles: (experiment id, cycle), in run order.
+        skipped: Points of the sweep that the study left out: ``{"rule", "reason", "point"}``.
+    """
+
+    experiments: dict[str, PlannedExperiment]
+    cycles: tuple[tuple[str, int], ...]
+    skipped: tuple[dict[str, Any], ...]
+
+
+def planned(plan: Mapping[str, Any]) -> Planned:
+    """Read plan.json; an empty plan plans nothing."""
+    experiments = {
+        str(item["id"]): PlannedExperiment(
+            id=str(item["id"]),
+            slug=str(item.get("slug", item["id"])),
+            hash=str(item.get("hash", "")),
+            engine=str(item.get("engine", "")),
+            config=item.get("config") or {},
+        )
+        for item in plan.get("experiments", ())
+    }
+    cycles = _in_order(plan.get("order", ())) or [
+        (name, cycle) for cycle in range(1, int(plan.get("cycles") or 1) + 1) for name in experiments
+    ]
+    return Planned(experiments, tuple(cycles), tuple(plan.get("skipped", ())))
+
+
+def _in_order(order: Any) -> list[tuple[str, int]]:
+    """The k-th time that an experiment appears is its cycle k."""
+    seen: Counter[str] = Counter()
+    cycles = []
+    for entry in order:
+        if isinstance(entry, Mapping):
+            cycles.append((str(entry.get("experiment") or entry["id"]), int(entry["cycle"])))
+        else:
+            seen[str(entry)] += 1
+            cycles.append((str(entry), seen[str(entry)]))
+    return cycles
+
+
+def factors(experiments: Mapping[str, PlannedExperiment]) -> dict[str, dict[str, Any]]:
+    """What differs between the experiments: for each, the configuration keys that are not all equal."""
+    flat = {name: flatten(item.config) for name, item in experiments.items()}
+    keys = sorted({key for values in flat.values() for key in values})
+    varying = [key for key in keys if len({repr(values.get(key)) for values in flat.values()}) > 1]
+    return {name: {key: values.get(key) for key in varying} for name, values in flat.items()}
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested objects as one, with dotted keys; lists stay values."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        found |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    return found

@@ -1,0 +1,80 @@
+"""Numbers for people: three significant digits, a unit that fits, and ``~ … estimate`` where it is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from llem_airflow.analysis.metrics import BY_NAME, Metric
+from llem_airflow.analysis.statistics import Description
+
+ABSENT = "\N{EN DASH}"
+_SMALL_UNITS = {"s": ("ms", 1e3), "J/token": ("mJ/token", 1e3)}
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with ``digits`` significant digits and no exponent; a dash for None."""
+    if value is None:
+        return ABSENT
+    if value == 0:
+        return "0"
+    text = f"{value:.{digits}g}"
+    if "e" not in text:
+        return text
+    size = abs(value)
+    return f"{value:,.0f}" if size >= 1 else f"{value:.{digits}e}"
+
+
+def scale(metric: Metric, largest: float) -> tuple[str, float]:
+    """Unit and factor in which values up to ``largest`` are easy to read."""
+    small = _SMALL_UNITS.get(metric.unit)
+    return small if small and 0 < abs(largest) < (1.0 if metric.unit == "s" else 0.1) else (metric.unit, 1.0)
+
+
+def labelled(text: str, *, estimate: bool) -> str:
+    """The text, marked when it is an estimate."""
+    return f"~ {text} estimate" if estimate and text != ABSENT else text
+
+
+def quantity(name: str, value: float | None, *, estimate: bool = False) -> str:
+    """A value of a metric with its unit, such as ``12.3 ms`` or ``~ 0.61 J/token estimate``."""
+    if value is None:
+        return ABSENT
+    metric = BY_NAME[name]
+    unit, factor = scale(metric, value)
+    return labelled(f"{number(value * factor)} {unit}", estimate=estimate and metric.energy)
+
+
+def interval(found: Description, factor: float = 1.0) -> str:
+    """The 95 % interval as ``low to high``; says so when there is none."""
+    if found.interval is None:
+        return "no interval (n = 1)"
+    return f"{number(found.interval.low * factor)} to {number(found.interval.high * factor)}"
+
+
+def percent(ratio: float | None, digits: int = 2) -> str:
+    """A ratio as percent."""
+    return ABSENT if ratio is None else f"{ratio * 100:.{digits}g} %"
+
+
+def when(epoch_ns: int | None) -> str:
+    """An instant in UTC, to the second."""
+    if epoch_ns is None:
+        return ABSENT
+    return datetime.fromtimestamp(epoch_ns / 1e9, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def short(value: object) -> str:
+    """A configuration value on one short line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {short(item)}" for key, item in value.items())
+    if value is None:
+        return ABSENT
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def factor_text(factors: Mapping[str, object], fallback: str) -> str:
+    """What sets an experiment apart, as ``batch_size 4, dtype float32``; the fallback when nothing does."""
+    parts = [f"{key.rsplit('.', 1)[-1]} {short(value)}" for key, value in factors.items()]
+    return ", ".join(parts) or fallback

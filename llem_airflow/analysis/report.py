@@ -1,0 +1,192 @@
+"""report.html: one self-contained page, readable in light and dark, on paper, and without JavaScript."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from llem_airflow import __version__
+from llem_airflow.analysis import plots, quantity
+from llem_airflow.analysis.curves import Curve
+from llem_airflow.analysis.cycle import Cycle
+from llem_airflow.analysis.metrics import BY_NAME, HEADLINE, METRICS
+from llem_airflow.analysis.pareto import pareto
+from llem_airflow.analysis.planned import flatten
+from llem_airflow.analysis.summary import Doubt, ExperimentSummary, Summary
+
+_HIDDEN_KINDS = {"none": "no energy"}
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that a report shows.
+
+    Attributes:
+        summary: The summary of the run.
+        cycles: Its rows.
+        curves: Power curves of (at least the first) cycles.
+        study_text: study.yaml as its author wrote it.
+        meta: run.json.
+    """
+
+    summary: Summary
+    cycles: Sequence[Cycle]
+    curves: Sequence[Curve]
+    study_text: str | None
+    meta: Mapping[str, Any]
+
+
+def report_html(data: ReportData) -> str:
+    """The page. The same data gives the same bytes."""
+    summary = data.summary
+    labels = experiment_labels(summary)
+    experiments = summary.experiments
+    best = _best(experiments)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"when": quantity.when, "percent": quantity.percent, "short": quantity.short}
+    return environment.get_template("report.html.j2").render(
+        version=__version__,
+        summary=summary,
+        meta=data.meta,
+        labels=dict(zip((e.id for e in experiments), labels, strict=True)),
+        headline=[BY_NAME[name] for name in HEADLINE],
+        rows=[_headline_row(e, label) for e, label in zip(experiments, labels, strict=True)],
+        doubts=grouped_doubts(summary),
+        statistics=[(e, label, _statistics(e)) for e, label in zip(experiments, labels, strict=True)],
+        forest=plots.forest(experiments, "energy_per_output_token_j", labels)
+        or plots.forest(experiments, "output_tokens_per_s", labels),
+        trade_off=plots.trade_off(experiments, labels, best),
+        latency=plots.latencies(experiments, labels),
+        power=_power(summary, data.curves, labels),
+        curves_left_out=sum(row.has_result for row in data.cycles) - len(data.curves),
+        cycles=[_cycle_row(row) for row in data.cycles],
+        environments=[
+            (
+                item["cycles"],
+                [(k, v) for k, v in flatten(item["environment"]).items() if v not in (None, "", [], {})],
+            )
+            for item in summary.environments
+        ],
+        study_text=data.study_text,
+        metrics=METRICS,
+        best=[label for e, label in zip(experiments, labels, strict=True) if e.id in best],
+    )
+
+
+def experiment_labels(summary: Summary) -> list[str]:
+    """A short distinct name for each experiment: what sets it apart, else its slug."""
+    texts = [quantity.factor_text(e.factors, e.slug) for e in summary.experiments]
+    fits = all(len(text) <= 48 for text in texts) and len(set(texts)) == len(texts)
+    return texts if fits else [e.id for e in summary.experiments]
+
+
+def grouped_doubts(summary: Summary) -> list[tuple[Doubt, list[str]]]:
+    """Each kind of doubt once, with where it was seen."""
+    found: dict[str, tuple[Doubt, list[str]]] = {}
+    for label, experiment in zip(experiment_labels(summary), summary.experiments, strict=True):
+        for doubt in experiment.doubts:
+            cycles = f", cycle {', '.join(map(str, doubt.cycles))}" if doubt.cycles else ""
+            found.setdefault(doubt.code, (doubt, []))[1].append(f"{label}{cycles}")
+    order = ("withheld", "error", "warning", "info")
+    return sorted(
+        found.values(), key=lambda item: order.index(item[0].severity) if item[0].severity in order else 4
+    )
+
+
+def _headline_row(e: ExperimentSummary, label: str) -> dict[str, Any]:
+    cells = []
+    for name in HEADLINE:
+        found = e.metric(name)
+        estimate = e.energy_kind == "estimate" and BY_NAME[name].energy
+        if found is None:
+            cells.append({"value": quantity.ABSENT, "unit": "", "interval": "", "estimate": False})
+            continue
+        unit, factor = quantity.scale(BY_NAME[name], found.all.mean)
+        cells.append(
+            {
+                "value": quantity.number(found.all.mean * factor),
+                "unit": unit,
+                "interval": quantity.interval(found.all, factor),
+                "estimate": estimate,
+            }
+        )
+    return {
+        "experiment": e,
+        "label": label,
+        "cells": cells,
+        "kind": _HIDDEN_KINDS.get(e.energy_kind, e.energy_kind),
+    }
+
+
+def _statistics(e: ExperimentSummary) -> list[dict[str, Any]]:
+    rows = []
+    for found in e.metrics:
+        metric = BY_NAME[found.name]
+        unit, factor = quantity.scale(metric, found.all.mean)
+        every = found.all
+        scaled = [every.mean, every.sd, every.median, every.mad, every.p5, every.p95]
+        mean, sd, median, mad, p5, p95 = (
+            quantity.number(v * factor if v is not None else None) for v in scaled
+        )
+        estimate = metric.energy and e.energy_kind == "estimate"
+        rows.append(
+            {
+                "label": metric.label + (" (estimate)" if estimate else ""),
+                "unit": unit,
+                "n": every.n,
+                "mean": f"~ {mean}" if estimate else mean,
+                "interval": quantity.interval(every, factor),
+                "bca": f"{quantity.number(every.bootstrap.low * factor)} to "
+                f"{quantity.number(every.bootstrap.high * factor)}"
+                if every.bootstrap
+                else "",
+                "sd": sd,
+                "cv": quantity.percent(every.cv_ratio),
+                "median": median,
+                "mad": mad,
+                "p5": p5,
+                "p95": p95,
+                "undoubted": f"{quantity.number(found.undoubted.mean * factor)} (n = {found.undoubted.n})"
+                if found.undoubted
+                else "",
+            }
+        )
+    return rows
+
+
+def _cycle_row(row: Cycle) -> dict[str, Any]:
+    estimate = row.energy_kind == "estimate"
+    names = ("energy_j", "energy_per_output_token_j", "output_tokens_per_s", "e2el_mean_s", "window_s")
+    return {
+        "row": row,
+        "values": [quantity.quantity(name, row.measures.get(name), estimate=estimate) for name in names],
+        "flags": ", ".join(flag.code for flag in row.flags if flag.severity != "info"),
+    }
+
+
+def _power(summary: Summary, curves: Sequence[Curve], labels: Sequence[str]) -> list[tuple[str, Any]]:
+    found = []
+    for e, label in zip(summary.experiments, labels, strict=True):
+        picture = plots.power_curves(e.id, [one for one in curves if one.experiment == e.id])
+        if picture is not None:
+            found.append((label, picture))
+    return found
+
+
+def _best(experiments: Sequence[ExperimentSummary]) -> set[str]:
+    points = {
+        e.id: (energy.all.mean, speed.all.mean)
+        for e in experiments
+        if (energy := e.metric("energy_per_output_token_j")) and (speed := e.metric("output_tokens_per_s"))
+    }
+    return pareto(points, ("lower", "higher"))

@@ -1,0 +1,320 @@
+"""Summary: what the cycles of a run mean together. Built from rows alone, without touching a power series."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llem_airflow.analysis.cycle import Cycle
+from llem_airflow.analysis.metrics import METRICS
+from llem_airflow.analysis.planned import Planned, PlannedExperiment, factors
+from llem_airflow.analysis.statistics import FEW_CYCLES, Description, describe, slope_ratio
+from llem_airflow.protocol.strict import from_json, to_json
+
+SUMMARY_VERSION = 1
+
+
+@dataclass(frozen=True)
+class MetricSummary:
+    """One metric of one experiment over its cycles.
+
+    Attributes:
+        name: Name in ``metrics.METRICS``.
+        all: Over every cycle with a value.
+        undoubted: Over the cycles without a warning, when that leaves some but not all of them.
+        outlier_cycles: Cycles that are outliers; they are in every number.
+        slope_ratio: Drift per position in the run order, relative to the median.
+    """
+
+    name: str
+    all: Description
+    undoubted: Description | None = None
+    outlier_cycles: tuple[int, ...] = ()
+    slope_ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A reason to doubt an experiment's numbers.
+
+    Attributes:
+        code: Name of the flag.
+        severity: info | warning | error | withheld.
+        message: What was seen, from the first cycle that shows it.
+        next_step: What to do about it.
+        threshold: The limit that was passed and where it comes from.
+        cycles: Cycles that show it; empty when it is about the experiment as a whole.
+    """
+
+    code: str
+    severity: str
+    message: str
+    next_step: str
+    threshold: str
+    cycles: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ExperimentSummary:
+    """What the cycles of one experiment say.
+
+    Attributes:
+        id: ``<slug>-<hash8>``.
+        slug: Readable name.
+        hash: Identity, 16 hex digits.
+        engine: Name of the engine.
+        engine_version: Its version.
+        model: Name of the model.
+        factors: What sets it apart from the other experiments of the run.
+        planned: Planned cycles.
+        valid: Cycles with a valid result.
+        statuses: Number of cycles by status.
+        energy_kind: measured | estimate | attributed | none | mixed.
+        energy_source: Where the joules come from.
+        active_over: Name of the baseline under the active energy.
+        metrics: The metrics that have a value.
+        doubts: Reasons to doubt, the gravest first.
+    """
+
+    id: str
+    slug: str
+    hash: str
+    engine: str
+    engine_version: str
+    model: str
+    factors: dict[str, Any]
+    planned: int
+    valid: int
+    statuses: dict[str, Any]
+    energy_kind: str
+    energy_source: str | None
+    active_over: str | None
+    metrics: tuple[MetricSummary, ...]
+    doubts: tuple[Doubt, ...]
+
+    def metric(self, name: str) -> MetricSummary | None:
+        """The metric of that name, if it has a value."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the cycles of a run mean together.
+
+    Attributes:
+        schema_version: Version of summary.json.
+        study: Name of the study.
+        run_id: Id of the run.
+        planned: Planned cycles.
+        valid: Planned cycles with a valid result.
+        energy_kind: measured | estimate | attributed | none | mixed.
+        experiments: In the order of the plan.
+        missing: Planned cycles without a result: ``{"experiment", "cycle", "status", "reason"}``.
+        skipped: Points that the study left out: ``{"rule", "reason", "point"}``.
+        reliability: Per host and engine: how many cycles, how many valid, failed attempts, reasons.
+        environments: Distinct environments: ``{"cycles", "environment"}``.
+        power_rows: Rows of the merged power series.
+        power_absent: Cycles without a series: ``{"experiment", "cycle", "reason"}``.
+        started_epoch_ns: When the first attempt began.
+        finished_epoch_ns: When the last attempt ended.
+    """
+
+    schema_version: int
+    study: str
+    run_id: str
+    planned: int
+    valid: int
+    energy_kind: str
+    experiments: tuple[ExperimentSummary, ...]
+    missing: tuple[dict[str, Any], ...]
+    skipped: tuple[dict[str, Any], ...]
+    reliability: tuple[dict[str, Any], ...]
+    environments: tuple[dict[str, Any], ...]
+    power_rows: int
+    power_absent: tuple[dict[str, Any], ...]
+    started_epoch_ns: int | None
+    finished_epoch_ns: int | None
+
+    @property
+    def is_estimate(self) -> bool:
+        """Whether some joules here are estimates."""
+        return self.energy_kind == "estimate" or any(e.energy_kind == "estimate" for e in self.experiments)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        found: dict[str, Any] = to_json(self)
+        return found
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str = "summary.json") -> Summary:
+        """Read summary.json.
+
+        Raises:
+            ProtocolError: It is not what this version writes.
+        """
+        return from_json(cls, dict(data), where)
+
+
+def summarise(
+    study: str,
+    run_id: str,
+    plan: Planned,
+    cycles: Sequence[Cycle],
+    *,
+    environments: Iterable[dict[str, Any]] = (),
+    power_rows: int = 0,
+    power_absent: Iterable[dict[str, Any]] = (),
+) -> Summary:
+    """What the cycles mean together."""
+    varied = factors(plan.experiments)
+    names = list(dict.fromkeys([*plan.experiments, *(row.experiment for row in cycles if row.experiment)]))
+    by_name: dict[str, list[Cycle]] = {name: [] for name in names}
+    for row in cycles:
+        if row.cycle is not None:
+            by_name[row.experiment].append(row)
+    counted = Counter(name for name, _ in plan.cycles)
+    experiments = tuple(
+        _experiment(name, plan.experiments.get(name), by_name[name], varied.get(name, {}), counted[name])
+        for name in names
+    )
+    return Summary(
+        schema_version=SUMMARY_VERSION,
+        study=study,
+        run_id=run_id,
+        planned=len(plan.cycles),
+        valid=sum(row.status == "valid" for row in cycles),
+        energy_kind=_one_of(experiment.energy_kind for experiment in experiments),
+        experiments=experiments,
+        missing=tuple(_missing(row) for row in cycles if row.cycle is not None and not row.has_result),
+        skipped=plan.skipped,
+        reliability=_reliability(cycles),
+        environments=tuple(environments),
+        power_rows=power_rows,
+        power_absent=tuple(power_absent),
+        started_epoch_ns=min((row.started_epoch_ns for row in cycles if row.started_epoch_ns), default=None),
+        finished_epoch_ns=max(
+            (row.finished_epoch_ns for row in cycles if row.finished_epoch_ns), default=None
+        ),
+    )
+
+
+def _experiment(
+    name: str, plan: PlannedExperiment | None, rows: list[Cycle], varied: dict[str, Any], planned: int
+) -> ExperimentSummary:
+    measured = [row for row in rows if row.has_result]
+    first = measured[0] if measured else None
+    metrics = tuple(found for metric in METRICS if (found := _metric(metric.name, measured)))
+    return ExperimentSummary(
+        id=name,
+        slug=plan.slug if plan else name,
+        hash=plan.hash if plan else (first.hash if first else ""),
+        engine=plan.engine if plan else (first.engine if first else ""),
+        engine_version=first.engine_version if first else "",
+        model=first.model if first else (plan.model if plan else "-"),
+        factors=varied,
+        planned=planned,
+        valid=sum(row.status == "valid" for row in rows),
+        statuses=dict(Counter(row.status for row in rows)),
+        energy_kind=_one_of(row.energy_kind for row in measured),
+        energy_source=_one_of(row.energy_source for row in measured if row.energy_source)
+        if measured
+        else None,
+        active_over=_one_of(row.active_over for row in measured if row.active_over) if measured else None,
+        metrics=metrics,
+        doubts=_doubts(rows, measured, planned, metrics),
+    )
+
+
+def _metric(name: str, rows: Sequence[Cycle]) -> MetricSummary | None:
+    known = [(row, value) for row in rows if (value := row.measures.get(name)) is not None]
+    every = describe(value for _, value in known)
+    if every is None:
+        return None
+    trusted = [value for row, value in known if not row.doubtful]
+    positions = [(row.position, value) for row, value in known if row.position is not None]
+    return MetricSummary(
+        name=name,
+        all=every,
+        undoubted=describe(trusted) if 0 < len(trusted) < len(known) else None,
+        outlier_cycles=tuple(known[index][0].cycle or 0 for index in every.outliers),
+        slope_ratio=slope_ratio([at for at, _ in positions], [value for _, value in positions]),
+    )
+
+
+_GRAVITY = {"withheld": 0, "error": 1, "warning": 2, "info": 3}
+
+
+def _doubts(
+    rows: Sequence[Cycle], measured: Sequence[Cycle], planned: int, metrics: Sequence[MetricSummary]
+) -> tuple[Doubt, ...]:
+    seen: dict[str, tuple[Any, list[int]]] = {}
+    for row in measured:
+        for flag in row.flags:
+            seen.setdefault(flag.code, (flag, []))[1].append(row.cycle or 0)
+    found = [
+        Doubt(f.code, f.severity, f.message, f.next_step, f.threshold, tuple(cycles))
+        for f, cycles in seen.values()
+    ]
+    valid = sum(row.status == "valid" for row in rows)
+    if valid < planned:
+        found.append(
+            _about_all(
+                "incomplete", f"{valid} of {planned} planned cycles are valid", "clear the failed tasks"
+            )
+        )
+    if 0 < valid < FEW_CYCLES:
+        found.append(
+            _about_all(
+                "few_cycles",
+                f"n = {valid}: " + ("one value has no interval" if valid == 1 else "the interval is wide"),
+                f"set study_execution.n_cycles to {FEW_CYCLES} or more",
+            )
+        )
+    headline = next((metric for metric in metrics if metric.name == "energy_per_output_token_j"), None)
+    if headline and headline.outlier_cycles:
+        found.append(
+            Doubt(
+                "outlier",
+                "warning",
+                "energy per output token lies over 3.5 scaled MAD from the median; the mean keeps it",
+                "compare the median with the mean, and look at the power curve of the cycle",
+                "3.5 x 1.4826 MAD (Iglewicz and Hoaglin)",
+                headline.outlier_cycles,
+            )
+        )
+    return tuple(sorted(found, key=lambda doubt: (_GRAVITY.get(doubt.severity, 4), doubt.code)))
+
+
+def _about_all(code: str, message: str, next_step: str) -> Doubt:
+    return Doubt(code, "warning", message, next_step, "", ())
+
+
+def _missing(row: Cycle) -> dict[str, Any]:
+    return {"experiment": row.experiment, "cycle": row.cycle, "status": row.status, "reason": row.reason}
+
+
+def _reliability(cycles: Sequence[Cycle]) -> tuple[dict[str, Any], ...]:
+    groups: dict[tuple[str, str], list[Cycle]] = {}
+    for row in cycles:
+        if row.cycle is not None:
+            groups.setdefault((row.host, row.engine), []).append(row)
+    return tuple(
+        {
+            "host": host,
+            "engine": engine,
+            "cycles": len(rows),
+            "valid": sum(row.status == "valid" for row in rows),
+            "failed_attempts": sum(row.failed_attempts for row in rows),
+            "reasons": dict(
+                sorted(Counter(row.reason.split(":", 1)[0] for row in rows if row.status != "valid").items())
+            ),
+        }
+        for (host, engine), rows in sorted(groups.items())
+    )
+
+
+def _one_of(values: Iterable[str | None]) -> str:
+    distinct = {value for value in values if value and value != "none"}
+    return distinct.pop() if len(distinct) == 1 else ("mixed" if distinct else "none")
