@@ -1,0 +1,30 @@
+"""Names of engines and runners, with the older spellings that study files still use."""
+
+from __future__ import annotations
+
+ENGINES = ("transformers", "vllm", "tensorrt")
+ENGINE_ALIASES = {
+    "pytorch": "transformers",
+    "huggingface": "transformers",
+    "hf": "transformers",
+    "tensorrt-llm": "tensorrt",
+    "tensorrt_llm": "tensorrt",
+    "trtllm": "tensorrt",
+}
+RUNNERS = ("process", "container")
+RUNNER_ALIASES = {"local": "process", "docker": "container"}
+
+
+def canonical_key(dotted_key: str) -> str:
+    """The dotted key with an engine's older name replaced by the current one (``pytorch.x`` -> ``transformers.x``)."""
+    head, dot, rest = dotted_key.partition(".")
+    return f"{ENGINE_ALIASES[head]}{dot}{rest}" if head in ENGINE_ALIASES else dotted_key
+
+
+def split_runner(text: str) -> tuple[str, str | None] | None:
+    """``container:<image>`` -> ("container", image); None when it names no runner."""
+    name, colon, image = text.partition(":")
+    name = RUNNER_ALIASES.get(name, name)
+    if name not in RUNNERS or (colon and (name != "container" or not image.strip())):
+        return None
+    return name, image.strip() or None

@@ -1,0 +1,126 @@
+"""Who an experiment is: the hash of what it measures, and a readable name.
+
+In the hash: everything of the experiment's configuration with its defaults, older names replaced: engine, serving mode,
+task, measurement, warm-up or traffic, engine arguments, sampling, number and kind of GPUs when asked for.
+Not in the hash: where (runner, image, GPU ids, results), when (Airflow, gaps, order), how often (cycles), limits, names,
+and the SLO bounds, which classify a result without changing it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from hashlib import sha256
+from typing import Any
+
+from llem_airflow.study.mistakes import dotted
+
+HASH_DIGITS = 16
+MOST_SLUG = 51
+"""Longest slug: with a dash and eight digits of the hash an id has at most 60 characters."""
+
+_NOT_IN_ID = re.compile(r"[^a-z0-9_]+")
+
+
+def canonical_json(value: Any, known: dict[int, str] | None = None) -> str:
+    """The one JSON text of a value: keys sorted, no spaces, whole numbers without a point.
+
+    Args:
+        value: Plain JSON data.
+        known: Texts of mappings that many experiments share, by ``id()`` of the mapping, kept alive by the caller.
+    """
+    if isinstance(value, dict):
+        if known is not None:
+            text = known.get(id(value))
+            if text is not None:
+                return text
+        return (
+            "{"
+            + ",".join([f"{_text(key)}:{canonical_json(value[key], known)}" for key in sorted(value)])
+            + "}"
+        )
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join([canonical_json(item, known) for item in value]) + "]"
+    return json.dumps(value, allow_nan=False)
+
+
+_text = json.encoder.encode_basestring_ascii
+
+
+def remember(value: Any, known: dict[int, str]) -> None:
+    """Put the texts of every mapping in ``value`` into ``known``."""
+    if isinstance(value, dict):
+        for child in value.values():
+            remember(child, known)
+        known[id(value)] = canonical_json(value, known)
+
+
+def digest(text: str) -> str:
+    """The first 16 hex digits of the text's SHA-256."""
+    return sha256(text.encode()).hexdigest()[:HASH_DIGITS]
+
+
+def identity_view(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without what does not change the measurement."""
+    server = config.get("server")
+    if not server or "slo" not in server.get("traffic", {}):
+        return config
+    traffic = {name: value for name, value in server["traffic"].items() if name != "slo"}
+    return config | {"server": server | {"traffic": traffic}}
+
+
+def experiment_hash(config: dict[str, Any], known: dict[int, str] | None = None) -> str:
+    """Identity of an experiment: 16 hex digits, the same on every machine and Python version."""
+    return digest(canonical_json(identity_view(config), known))
+
+
+class Slugs:
+    """Readable names from what differs between the experiments of one study."""
+
+    def __init__(self, varied: list[tuple[str, ...]]) -> None:
+        self.varied = [path for path in varied if path not in {("engine",), ("task", "model")}]
+        self.name_model = ("task", "model") in varied or not self.varied
+        self._pieces: dict[tuple[tuple[str, ...], Any], str] = {}
+
+    def slug(self, config: dict[str, Any]) -> str:
+        """Engine, model if it varies, and every varied value; at most 51 characters of ``[a-z0-9_-]``."""
+        parts = [config["engine"]]
+        if self.name_model:
+            parts.append(_word(str(config["task"]["model"]).rstrip("/").rsplit("/", 1)[-1]))
+        for path in self.varied:
+            value: Any = config
+            for key in path:
+                value = value.get(key) if isinstance(value, dict) else None
+            if value is not None:
+                parts.append(self._piece(path, value))
+        return "-".join(part for part in parts if part)[:MOST_SLUG].strip("-_")
+
+    def _piece(self, path: tuple[str, ...], value: Any) -> str:
+        key = (path, value if isinstance(value, (str, int, float, bool)) else canonical_json(value))
+        piece = self._pieces.get(key)
+        if piece is None:
+            piece = self._pieces[key] = _piece(path[-1], value)
+        return piece
+
+
+def _piece(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return _word(f"{name}-{'on' if value else 'off'}")
+    if isinstance(value, str) and not value.isdigit():
+        return _word(value.rstrip("/").rsplit("/", 1)[-1])
+    if isinstance(value, (dict, list)):
+        return _word(f"{name}-{digest(canonical_json(value))[:4]}")
+    return _word(f"{name}-{value}")
+
+
+def _word(text: str) -> str:
+    return _NOT_IN_ID.sub("-", text.lower()).strip("-")[:40].strip("-")
+
+
+def path_text(path: tuple[str, ...]) -> str:
+    """The path as a dotted key."""
+    return dotted(path)

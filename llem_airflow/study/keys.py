@@ -1,0 +1,382 @@
+"""Every key of an experiment: the part of the study file that can be fixed, swept or given per entry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from llem_airflow.study.engine_names import ENGINE_ALIASES, ENGINES
+from llem_airflow.study.fields import Leaf, Section
+from llem_airflow.study.mistakes import Path
+
+GPU_METERS = ("auto", "nvml", "rapl")
+"""Meters of a machine under thermal load: thermal gaps and floors have their full defaults with them."""
+METERS = ("auto", "nvml", "rapl", "cpu-estimate", "none")
+SAMPLER_METER = {"auto": "auto", "nvml": "nvml", "zeus": "nvml", "codecarbon": "cpu-estimate", None: "none"}
+"""What a file's ``energy_sampler`` (the peer's word) means as a ``meter``."""
+SERVING_MODES = ("offline", "server")
+
+PRESETS: dict[str, dict[str, float]] = {
+    "deterministic": {"temperature": 0.0},
+    "standard": {"temperature": 1.0, "top_p": 0.95},
+    "creative": {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.1},
+    "factual": {"temperature": 0.3},
+}
+"""Sampling presets: what is written under ``sampling_params`` wins over them."""
+
+
+def _window(value: Any) -> tuple[str, str] | None:
+    if len(value) == 2 and 0 <= value[0] < value[1]:
+        return None
+    return f"found {value}", "allowed: [begin_s, end_s] with 0 <= begin < end"
+
+
+def _windowed(values: dict[str, Any]) -> Iterator[tuple[Path, str, str]]:
+    if values.get("measurement_methodology") == "windowed" and values.get("measurement_window") is None:
+        yield (
+            (),
+            "measurement_methodology is 'windowed' but there is no measurement_window",
+            "add measurement_window: [begin_s, end_s]",
+        )
+    sampler, meter = values.get("energy_sampler", "auto"), values.get("meter")
+    if meter is not None and sampler != "auto" and SAMPLER_METER.get(sampler) != meter:
+        yield ("meter",), f"meter {meter!r} contradicts energy_sampler {sampler!r}", "keep one of them"
+
+
+def _wattages(values: dict[str, Any]) -> Iterator[tuple[Path, str, str]]:
+    yield from _windowed(values)
+    idle, most = values.get("cpu_idle_watts", 10.0), values.get("cpu_max_watts", 65.0)
+    if idle >= most:
+        yield (
+            (),
+            f"cpu_idle_watts {idle:g} is not below cpu_max_watts {most:g}",
+            "the idle power is the smaller one",
+        )
+
+
+def _compile(values: dict[str, Any]) -> Iterator[tuple[Path, str, str]]:
+    for name in ("torch_compile_mode", "torch_compile_backend"):
+        if values.get(name) is not None and values.get("torch_compile") is False:
+            yield (name,), f"{name} is set but torch_compile is false", "set torch_compile: true or drop it"
+
+
+def _passthrough(values: Any) -> tuple[str, str] | None:
+    taken = sorted(set(values) & set(EXPERIMENT.keys))
+    if not taken:
+        return None
+    return f"{taken[0]!r} is a key of the study itself", f"write {taken[0]}: at the top level instead"
+
+
+DATASET = Section(
+    "The prompts.",
+    {
+        "source": Leaf(
+            "string",
+            "`builtin`, a .jsonl path relative to this file, or `synthetic:<in>x<out>` tokens.",
+            default="builtin",
+            least=1,
+        ),
+        "n_prompts": Leaf("integer", "How many prompts make one pass.", default=100, least=1),
+        "order": Leaf(
+            "string",
+            "Order of the prompts.",
+            default="interleaved",
+            choices=("interleaved", "grouped", "shuffled"),
+        ),
+    },
+)
+
+TASK = Section(
+    "What is measured: model, prompts, lengths.",
+    {
+        "model": Leaf("string", "Hub id, path or name under the models folder.", required=True, least=1),
+        "random_seed": Leaf("integer", "Seed of sampling and of the prompt order.", default=42),
+        "max_input_tokens": Leaf(
+            "integer", "Prompts are cut to this many tokens.", default=256, least=1, nullable=True
+        ),
+        "max_output_tokens": Leaf(
+            "integer", "Tokens generated per request.", default=256, least=1, nullable=True
+        ),
+        "dataset": DATASET,
+    },
+    moved={"dataset_name": "use task.dataset.source", "n_prompts": "use task.dataset.n_prompts"},
+)
+
+BASELINE = Section(
+    "Idle power, measured before each window.",
+    {
+        "enabled": Leaf("boolean", "Measure idle power.", default=True),
+        "duration_seconds": Leaf(
+            "number",
+            "Length of each baseline, in seconds (default 30; 5 with cpu-estimate).",
+            least=5,
+            most=120,
+        ),
+        "strategy": Leaf(
+            "string",
+            "Kept for llenergymeasure files.",
+            default="validated",
+            choices=("validated", "cached", "fresh"),
+        ),
+        "cache_ttl_seconds": Leaf("number", "Kept for llenergymeasure files.", default=7200, least=60),
+        "validation_interval": Leaf("integer", "Kept for llenergymeasure files.", default=5, least=1),
+        "drift_threshold": Leaf(
+            "number", "Kept for llenergymeasure files.", default=0.1, least=0.01, most=0.5
+        ),
+    },
+)
+
+MEASUREMENT = Section(
+    "How it is measured.",
+    {
+        "meter": Leaf(
+            "string",
+            "What reads the power (default auto: nvml, then rapl, then cpu-estimate).",
+            choices=METERS,
+        ),
+        "energy_sampler": Leaf(
+            "string",
+            "llenergymeasure's name for the meter.",
+            default="auto",
+            nullable=True,
+            choices=("auto", "nvml", "zeus", "codecarbon"),
+        ),
+        "power_hz": Leaf("number", "Power samples per second.", default=10, above=0, most=1000),
+        "min_window_seconds": Leaf(
+            "number",
+            "The prompt set is repeated until the window is this long, in seconds.",
+            default=30,
+            least=0,
+            most=86400,
+        ),
+        "cpu_idle_watts": Leaf(
+            "number",
+            "Assumed idle power of the CPU for cpu-estimate, in watts.",
+            default=10,
+            least=0,
+            most=10000,
+        ),
+        "cpu_max_watts": Leaf(
+            "number",
+            "Assumed full power of the CPU for cpu-estimate, in watts.",
+            default=65,
+            above=0,
+            most=10000,
+        ),
+        "require_energy": Leaf(
+            "boolean", "A cycle without a usable energy reading counts as failed.", default=False
+        ),
+        "latency_profiling": Leaf(
+            "boolean", "Kept for llenergymeasure files: token times are always recorded.", default=False
+        ),
+        "measurement_methodology": Leaf(
+            "string",
+            "Kept for llenergymeasure files.",
+            default="total",
+            choices=("total", "windowed", "steady_state"),
+        ),
+        "measurement_window": Leaf(
+            "numbers", "Kept for llenergymeasure files: [begin_s, end_s].", nullable=True, extra=_window
+        ),
+        "warmup_discard_fraction": Leaf(
+            "number", "Kept for llenergymeasure files.", default=0.1, least=0, most=0.999
+        ),
+        "warmup_discard_seconds": Leaf("number", "Kept for llenergymeasure files.", nullable=True, least=0),
+        "steady_state_auto_detect": Leaf("boolean", "Kept for llenergymeasure files.", default=False),
+        "baseline": BASELINE,
+    },
+    moved={"warmup": "it has moved to offline.warmup"},
+    extra=_wattages,
+)
+
+OFFLINE = Section(
+    "Batch inference over a fixed prompt set.",
+    {
+        "warmup": Section(
+            "Iterations before the measured window.",
+            {
+                "enabled": Leaf("boolean", "Warm up.", default=True),
+                "n_prompts": Leaf(
+                    "integer", "Warm-up prompts when convergence is not asked for.", default=5, least=1
+                ),
+                "thermal_floor_seconds": Leaf(
+                    "number",
+                    "Shortest warm-up, in seconds (default 60; 0 with cpu-estimate and none).",
+                    least=0,
+                    most=3600,
+                    extra=lambda v: _floor(v),
+                ),
+                "convergence_detection": Leaf("boolean", "Warm up until latency is steady.", default=False),
+                "cv_threshold": Leaf(
+                    "number",
+                    "Steady when the coefficient of variation is below this.",
+                    default=0.05,
+                    least=0.01,
+                    most=0.5,
+                ),
+                "min_prompts": Leaf("integer", "Shortest warm-up, in prompts.", default=5, least=1),
+                "max_prompts": Leaf("integer", "Longest warm-up, in prompts.", default=20, least=5),
+                "window_size": Leaf(
+                    "integer", "Iterations over which the variation is taken.", default=3, least=3
+                ),
+            },
+        )
+    },
+)
+
+
+def _floor(value: float) -> tuple[str, str] | None:
+    """The peer's lower bound, with 0 (off) allowed because an estimate needs no thermal floor."""
+    return (
+        None if value == 0 or value >= 30 else (f"found {value:g}", "allowed: 0 (off), or 30 seconds or more")
+    )
+
+
+SERVER = Section(
+    "Online serving under a traffic pattern.",
+    {
+        "traffic": Section(
+            "The arrivals.",
+            {
+                "rate": Leaf("number", "Requests per second.", required=True, above=0),
+                "arrival": Leaf(
+                    "string",
+                    "Distribution of the gaps between arrivals.",
+                    default="poisson",
+                    choices=("poisson", "gamma"),
+                ),
+                "burstiness": Leaf(
+                    "number", "Coefficient of variation of the gaps, for gamma.", nullable=True, above=0
+                ),
+                "window_seconds": Leaf(
+                    "number", "Length of the measured window, in seconds.", default=240, above=0
+                ),
+                "ramp_exclusion_seconds": Leaf(
+                    "number", "Load before the window, in seconds.", default=30, least=0
+                ),
+                "concurrency_cap": Leaf("integer", "Most requests in flight.", nullable=True, least=1),
+                "seed": Leaf("integer", "Seed of the arrivals.", nullable=True),
+                "slo": Section(
+                    "Bounds that classify a result; not part of the identity.",
+                    {
+                        "ttft_ms": Leaf(
+                            "number", "Bound on time to first token, in milliseconds.", nullable=True, above=0
+                        ),
+                        "tpot_ms": Leaf(
+                            "number",
+                            "Bound on time per output token, in milliseconds.",
+                            nullable=True,
+                            above=0,
+                        ),
+                        "percentile": Leaf(
+                            "number", "The quantile the bounds apply to.", default=0.99, above=0, most=1
+                        ),
+                    },
+                    optional=True,
+                ),
+            },
+            moved={"window_requests": "not supported: a window is a duration; use window_seconds"},
+        ),
+        "warmup": Section(
+            "Load before the measured window.",
+            {
+                "mode": Leaf(
+                    "string",
+                    "Wait for steady power and temperature, or a fixed time.",
+                    default="composite",
+                    choices=("composite", "fixed"),
+                ),
+                "timeout_seconds": Leaf(
+                    "number", "Longest composite warm-up, in seconds.", default=900, above=0
+                ),
+                "duration_seconds": Leaf(
+                    "number", "Length of a fixed warm-up, in seconds.", default=300, least=0
+                ),
+            },
+        ),
+        "cooldown_seconds": Leaf("number", "Pause after a rate level, in seconds.", default=0, least=0),
+    },
+)
+
+GPUS = Section(
+    "The GPUs of one experiment.",
+    {
+        "count": Leaf("integer", "How many.", default=1, least=0, most=64),
+        "kind": Leaf(
+            "string", "Whole GPUs, MIG slices, or either.", default="any", choices=("any", "full", "mig")
+        ),
+        "ids": Leaf("strings", "Exactly these: UUIDs or indices as text.", nullable=True, least=1),
+        "memory_gb": Leaf("number", "Memory that each must have, in gigabytes.", nullable=True, above=0),
+        "exclusive": Leaf(
+            "string",
+            "No other experiment on the same GPU, or on the whole host.",
+            default="gpu",
+            choices=("gpu", "host"),
+        ),
+    },
+    optional=True,
+)
+
+_FREE = {
+    "engine_params": Section(
+        "Arguments of the engine's constructor; unknown keys pass through.", {}, open=True
+    ),
+    "sampling_params": Section(
+        "Arguments of the engine's sampling; unknown keys pass through.", {}, open=True
+    ),
+}
+
+EXECUTION_KNOBS = Section(
+    "What the measuring code does around the transformers engine.",
+    {
+        "batch_size": Leaf("integer", "Prompts per batch (default 1).", nullable=True, least=1),
+        "torch_compile": Leaf("boolean", "Compile the model with torch.compile.", nullable=True),
+        "torch_compile_mode": Leaf("string", "Mode of torch.compile.", nullable=True, least=1),
+        "torch_compile_backend": Leaf("string", "Backend of torch.compile.", nullable=True, least=1),
+        "allow_tf32": Leaf("boolean", "Allow TF32 matrix products.", nullable=True),
+        "autocast_enabled": Leaf("boolean", "Generate under torch.autocast.", nullable=True),
+        "autocast_dtype": Leaf(
+            "string", "Type under autocast.", nullable=True, choices=("float16", "bfloat16")
+        ),
+    },
+    extra=_compile,
+)
+
+ENGINE_SECTIONS = {
+    "transformers": Section("The transformers engine.", {**_FREE, "llem_execution": EXECUTION_KNOBS}),
+    "vllm": Section("The vLLM engine.", dict(_FREE)),
+    "tensorrt": Section("The TensorRT-LLM engine.", dict(_FREE)),
+}
+
+EXPERIMENT = Section(
+    "One experiment.",
+    {
+        "serving_mode": Leaf(
+            "string", "Batch inference or online serving.", required=True, choices=SERVING_MODES
+        ),
+        "engine": Leaf(
+            "string", "The inference engine.", default="transformers", choices=ENGINES, aliases=ENGINE_ALIASES
+        ),
+        "task": TASK,
+        "measurement": MEASUREMENT,
+        "offline": OFFLINE,
+        "server": SERVER,
+        "sampling_preset": Leaf("string", "Named sampling values.", nullable=True, choices=tuple(PRESETS)),
+        "passthrough_kwargs": Leaf(
+            "mapping", "More arguments for the engine.", nullable=True, extra=_passthrough
+        ),
+        "gpus": GPUS,
+        **ENGINE_SECTIONS,
+    },
+    moved={
+        "model": "it is task.model",
+        "dataset": "it is task.dataset",
+        "harness": "its keys have moved to <engine>.llem_execution",
+        "warmup": "it is offline.warmup",
+        "baseline": "it is measurement.baseline",
+        "batch_size": "it is transformers.llem_execution.batch_size",
+        "n_prompts": "it is task.dataset.n_prompts",
+        "max_output_tokens": "it is task.max_output_tokens",
+        "max_input_tokens": "it is task.max_input_tokens",
+    },
+)

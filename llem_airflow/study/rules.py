@@ -1,0 +1,188 @@
+"""Combinations that an engine refuses or ignores, as data: study/data/rules-<engine>.json.
+
+A rule is ``{"id", "effect", "when", "ignores", "reason", "version", "source"}``. ``effect`` is ``invalid`` (the point is
+skipped) or ``dormant`` (the engine ignores the keys in ``ignores``). ``when`` is a list of conditions, all of which
+must hold: ``[key, operator, value, default]``. A value ``{"key": other}`` compares with another key. A key that is
+absent or null makes its condition false unless it has a default; ``unset`` is the operator for absent keys.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+Config = dict[str, Any]
+KeyPath = tuple[str, ...]
+
+_FOLDER = Path(__file__).parent / "data"
+
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+def _same(left: Any, right: Any) -> bool:
+    """Equality that keeps true apart from 1."""
+    return bool(left == right) and isinstance(left, bool) == isinstance(right, bool)
+
+
+_TEST: dict[str, Callable[[Any, Any], bool]] = {
+    "is": _same,
+    "is not": lambda value, other: not _same(value, other),
+    "in": lambda value, other: any(_same(value, item) for item in other),
+    "not in": lambda value, other: not any(_same(value, item) for item in other),
+    "set": lambda value, other: True,
+    "is a": lambda value, other: _KIND[other](value),
+    "is not a": lambda value, other: not _KIND[other](value),
+}
+
+_KIND: dict[str, Callable[[Any], bool]] = {
+    "boolean": lambda value: isinstance(value, bool),
+    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "number": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
+    "text": lambda value: isinstance(value, str),
+    "mapping": lambda value: isinstance(value, dict),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition of a rule."""
+
+    path: KeyPath
+    operator: str
+    value: Any
+    default: Any
+
+    def holds(self, config: Config) -> bool:
+        """Whether the configuration meets it."""
+        actual = lookup(config, self.path)
+        if self.operator == "unset":
+            return actual is None
+        if actual is None:
+            actual = self.default
+        if actual is None:
+            return False
+        other = self.value
+        if isinstance(other, dict):
+            other = lookup(config, tuple(other["key"].split(".")))
+            if other is None:
+                return False
+        compare = _COMPARE.get(self.operator)
+        if compare is None:
+            return _TEST[self.operator](actual, other)
+        return _number(actual) and _number(other) and compare(actual, other)
+
+    def paths(self) -> list[KeyPath]:
+        """The keys that it looks at."""
+        other = [tuple(self.value["key"].split("."))] if isinstance(self.value, dict) else []
+        return [self.path, *other]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        id: Its stable name.
+        invalid: The point cannot run; otherwise the keys in ``ignores`` have no effect.
+        conditions: When it applies.
+        ignores: Keys that have no effect.
+        reason: One sentence for people.
+        version: Versions of the engine it was read for.
+        source: Where it was read.
+        notice: Tell the user when it applies.
+    """
+
+    id: str
+    invalid: bool
+    conditions: tuple[Condition, ...]
+    ignores: tuple[KeyPath, ...]
+    reason: str
+    version: str
+    source: str
+    notice: bool
+
+    def applies(self, config: Config) -> bool:
+        """Whether every condition holds."""
+        return all(condition.holds(config) for condition in self.conditions)
+
+
+def lookup(config: Config, path: KeyPath) -> Any:
+    """The value at a path, or None."""
+    node: Any = config
+    for key in path:
+        if not isinstance(node, dict):
+            return None
+        node = node.get(key)
+    return node
+
+
+def without(config: Config, path: KeyPath) -> Config:
+    """The configuration without one key; the rest is shared."""
+    head, *rest = path
+    if head not in config:
+        return config
+    result = dict(config)
+    if not rest:
+        del result[head]
+    elif isinstance(result[head], dict):
+        result[head] = without(result[head], tuple(rest))
+    return result
+
+
+@cache
+def rules_of(engine: str) -> tuple[Rule, ...]:
+    """The rules of an engine, those that hold for every engine first."""
+    return tuple(
+        _rule(entry)
+        for name in ("any", engine)
+        for entry in json.loads((_FOLDER / f"rules-{name}.json").read_text("utf-8"))
+    )
+
+
+def relevant(rules: tuple[Rule, ...], base: Config, varied: set[KeyPath]) -> tuple[Rule, ...]:
+    """The rules that can apply to some point: the others are settled by what all points share."""
+    return tuple(rule for rule in rules if _can_apply(rule, base, varied))
+
+
+def _can_apply(rule: Rule, base: Config, varied: set[KeyPath]) -> bool:
+    for condition in rule.conditions:
+        touched = any(_overlap(path, other) for path in condition.paths() for other in varied)
+        if not touched and not condition.holds(base):
+            return False
+    return True
+
+
+def _overlap(one: KeyPath, other: KeyPath) -> bool:
+    length = min(len(one), len(other))
+    return one[:length] == other[:length]
+
+
+def _rule(entry: dict[str, Any]) -> Rule:
+    conditions = []
+    for key, test, *rest in entry["when"]:
+        value, default = [*rest, None, None][:2]
+        conditions.append(Condition(tuple(key.split(".")), test, value, default))
+    return Rule(
+        id=entry["id"],
+        invalid=entry["effect"] == "invalid",
+        conditions=tuple(conditions),
+        ignores=tuple(tuple(key.split(".")) for key in entry.get("ignores", ())),
+        reason=entry["reason"],
+        version=entry["version"],
+        source=entry["source"],
+        notice=entry.get("notice", False),
+    )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,193 @@
+"""The study-level sections as frozen values, for those who read a study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llem_airflow.study.fields import defaults
+from llem_airflow.study.study_keys import AIRFLOW, EXECUTION, OUTPUT, PRECISION, duration_s
+
+
+@dataclass(frozen=True, slots=True)
+class PrecisionTarget:
+    """When enough cycles were measured.
+
+    Attributes:
+        relative_half_width: Half width of the 95 % interval divided by the mean.
+        min_cycles: Cycles before it may stop.
+        max_cycles: Cycles that are planned.
+    """
+
+    relative_half_width: float
+    min_cycles: int
+    max_cycles: int
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """``study_execution``: how often, in what order, with which pauses and limits.
+
+    Attributes:
+        n_cycles: Cycles of each experiment that are planned.
+        experiment_order: One of ORDERS.
+        experiment_gap_s: Pause between runs, in seconds.
+        cycle_gap_s: Pause between blocks or passes, in seconds.
+        shuffle_seed: Seed of the shuffle order, or None for the study's own.
+        precision_target: When to stop early, or None.
+        allow_missing_cycles: A DAG run with missing cycles still succeeds.
+        experiment_timeout_s: Longest life of one attempt, in seconds.
+        silence_s: Longest silence of one attempt, in seconds, or None for no limit.
+        wall_clock_timeout_s: Longest life of the whole run, in seconds, or None.
+        deduplicate_equivalent: Equivalent points run once.
+    """
+
+    n_cycles: int
+    experiment_order: str
+    experiment_gap_s: float
+    cycle_gap_s: float
+    shuffle_seed: int | None
+    precision_target: PrecisionTarget | None
+    allow_missing_cycles: bool
+    experiment_timeout_s: float
+    silence_s: float | None
+    wall_clock_timeout_s: float | None
+    deduplicate_equivalent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """When a run counts as worse than an earlier one.
+
+    Attributes:
+        metric: Name of the metric that is compared.
+        threshold_ratio: Smallest relative change that counts.
+        baseline: ``previous``, or the name of a version.
+    """
+
+    metric: str
+    threshold_ratio: float
+    baseline: str
+
+
+@dataclass(frozen=True, slots=True)
+class AirflowSection:
+    """``airflow``: how the study becomes a DAG. Absent values are None.
+
+    Attributes:
+        dag_id: Id of the DAG.
+        schedule: Cron expression or preset.
+        start_date: ISO date.
+        catchup: Run the past intervals of the schedule.
+        tags: Tags of the DAG.
+        owner: Owner of the tasks.
+        retries: Further tries of a failed cycle.
+        retry_delay_s: Pause before a further try, in seconds.
+        max_active_cycles: Cycles that may run at the same time.
+        pool: Airflow pool.
+        priority: Priority weight.
+        notify_on: ``failure`` and/or ``regression``.
+        regression: What counts as a regression, or None.
+    """
+
+    dag_id: str | None
+    schedule: str | None
+    start_date: str | None
+    catchup: bool
+    tags: tuple[str, ...]
+    owner: str | None
+    retries: int
+    retry_delay_s: float
+    max_active_cycles: int
+    pool: str | None
+    priority: int
+    notify_on: tuple[str, ...]
+    regression: Regression | None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """``output``.
+
+    Attributes:
+        results_dir: What the file says, or None.
+        save_timeseries: What the file says.
+    """
+
+    results_dir: str | None
+    save_timeseries: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """One release that a backfill walks over.
+
+    Attributes:
+        name: Name of the release; the partition key of its run.
+        model: Hub id or path, or None for the study's own.
+        revision: Hub revision, or None.
+        released: ISO date, or None.
+    """
+
+    name: str
+    model: str | None
+    revision: str | None
+    released: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuRequest:
+    """The GPUs that one experiment asks for.
+
+    Attributes:
+        count: How many; None is "one if the host has an NVIDIA runtime, else none".
+        kind: any | full | mig.
+        ids: Exactly these, by UUID or index; empty for any.
+        memory_gb: Memory that each must have, in gigabytes, or None.
+        exclusive: gpu | host.
+    """
+
+    count: int | None
+    kind: str = "any"
+    ids: tuple[str, ...] = ()
+    memory_gb: float | None = None
+    exclusive: str = "gpu"
+
+
+def execution_of(written: dict[str, Any], *, thermal: bool) -> Execution:
+    """The section with its defaults; ``thermal``: the machine needs its pauses."""
+    v = defaults(EXECUTION) | written
+    target = written.get("precision_target")
+    precision = PrecisionTarget(**(defaults(PRECISION) | target)) if target is not None else None
+    gap_s, long_gap_s = v["experiment_gap_seconds"], v["cycle_gap_seconds"]
+    hours = v["wall_clock_timeout_hours"]
+    return Execution(
+        n_cycles=precision.max_cycles if precision else v["n_cycles"],
+        experiment_order=v["experiment_order"],
+        experiment_gap_s=float(gap_s) if gap_s is not None else 60.0 * thermal,
+        cycle_gap_s=float(long_gap_s) if long_gap_s is not None else 300.0 * thermal,
+        shuffle_seed=v["shuffle_seed"],
+        precision_target=precision,
+        allow_missing_cycles=v["allow_missing_cycles"],
+        experiment_timeout_s=float(v["experiment_timeout_seconds"]),
+        silence_s=float(v["stdout_silence_timeout_seconds"]) or None,
+        wall_clock_timeout_s=hours * 3600.0 if hours is not None else None,
+        deduplicate_equivalent=v["deduplicate_equivalent"],
+    )
+
+
+def airflow_of(written: dict[str, Any]) -> AirflowSection:
+    """The section with its defaults."""
+    v = defaults(AIRFLOW) | written
+    v["retry_delay_s"] = duration_s(v.pop("retry_delay")) or 0.0
+    v["tags"], v["notify_on"] = tuple(v["tags"]), tuple(v["notify_on"])
+    regression = written.get("regression")
+    known = AIRFLOW.keys["regression"]
+    filled = defaults(known) | regression if regression is not None else None  # type: ignore[arg-type]  # a Section by its table
+    v["regression"] = Regression(**filled) if filled is not None else None
+    return AirflowSection(**v)
+
+
+def output_of(written: dict[str, Any]) -> Output:
+    """The section with its defaults."""
+    return Output(**(defaults(OUTPUT) | written))

@@ -1,0 +1,94 @@
+"""A configuration as written, with table defaults -> the configuration as it is measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llem_airflow.study.keys import GPU_METERS, PRESETS, SAMPLER_METER
+
+Config = dict[str, Any]
+
+DECIDING = {
+    ("serving_mode",),
+    ("measurement", "meter"),
+    ("measurement", "energy_sampler"),
+    ("sampling_preset",),
+    ("gpus",),
+}
+"""Keys that other defaults depend on: when one of them varies, each point is settled by itself."""
+
+
+def merged(below: Config, above: Config) -> Config:
+    """``above`` laid over ``below``, mapping by mapping; neither is changed, what is untouched is shared."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def with_deltas(config: Config, deltas: tuple[tuple[tuple[str, ...], Any], ...]) -> Config:
+    """The configuration with some keys set; what is untouched is shared."""
+    result = dict(config)
+    fresh = {id(result)}
+    for path, value in deltas:
+        node = result
+        for key in path[:-1]:
+            child = node.get(key)
+            if not isinstance(child, dict):
+                child = {}
+            elif id(child) not in fresh:
+                child = dict(child)
+            fresh.add(id(child))
+            node[key] = child
+            node = child
+        last, old = path[-1], node.get(path[-1])
+        node[last] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(value, dict):
+            fresh.discard(id(value))
+    return result
+
+
+def settled(config: Config) -> Config:
+    """Resolve what depends on other keys: mode section, meter, thermal defaults, sampling preset, greedy or sampled."""
+    result = dict(config)
+    result.pop("server" if result.get("serving_mode") == "offline" else "offline", None)
+    _meter(result)
+    _sampling(result)
+    gpus = result.pop("gpus", None)
+    if gpus is not None:
+        result["gpus"] = gpus
+    for key in ("sampling_preset", "passthrough_kwargs"):
+        if result.get(key) is None:
+            result.pop(key, None)
+    return result
+
+
+def _meter(config: Config) -> None:
+    measurement = dict(config["measurement"])
+    sampler = measurement.pop("energy_sampler")
+    meter = measurement["meter"] = measurement["meter"] or SAMPLER_METER[sampler]
+    baseline = measurement["baseline"]
+    if baseline["duration_seconds"] is None:
+        measurement["baseline"] = baseline | {"duration_seconds": 30 if meter in GPU_METERS else 5}
+    config["measurement"] = measurement
+    offline = config.get("offline")
+    if offline is not None and offline["warmup"]["thermal_floor_seconds"] is None:
+        floor_s = 60 if meter in GPU_METERS else 0
+        config["offline"] = offline | {"warmup": offline["warmup"] | {"thermal_floor_seconds": floor_s}}
+
+
+def _sampling(config: Config) -> None:
+    engine = config["engine"]
+    section = config.get(engine) or {}
+    sampling = section.get("sampling_params") or {}
+    preset = PRESETS.get(config.get("sampling_preset") or "", {})
+    sampling = preset | {
+        name: value for name, value in sampling.items() if value is not None or name not in preset
+    }
+    if engine == "transformers" and sampling.get("do_sample") is None:
+        # generate() decodes greedily unless do_sample is set, whatever the temperature: a temperature that is
+        # written down is meant to be applied.
+        temperature = sampling.get("temperature")
+        sampling = sampling | {"do_sample": isinstance(temperature, (int, float)) and temperature > 0}
+    config[engine] = section | {"sampling_params": sampling}

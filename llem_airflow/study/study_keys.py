@@ -1,0 +1,260 @@
+"""Every key of a study that is not a key of its experiments: how often, in what order, where, when."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from llem_airflow.study.engine_names import ENGINE_ALIASES, ENGINES, RUNNERS, split_runner
+from llem_airflow.study.fields import Leaf, Rows, Section
+from llem_airflow.study.keys import EXPERIMENT
+from llem_airflow.study.mistakes import Path
+
+ORDERS = ("sequential", "interleave", "shuffle", "reverse", "latin_square")
+
+_UNITS_S = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h|d)\s*\Z")
+_PRESET_SCHEDULES = (
+    "@once",
+    "@continuous",
+    "@hourly",
+    "@daily",
+    "@weekly",
+    "@monthly",
+    "@quarterly",
+    "@yearly",
+)
+
+
+def duration_s(value: Any) -> float | None:
+    """``90``, ``"5m"`` or ``"1.5h"`` in seconds; None when it is no duration."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value) if 0 <= value <= 30 * 86400 else None
+    match = _DURATION.match(value) if isinstance(value, str) else None
+    return float(match[1]) * _UNITS_S[match[2]] if match else None
+
+
+def _duration(value: Any) -> tuple[str, str] | None:
+    return (
+        None
+        if duration_s(value) is not None
+        else (f"found {value!r}", "allowed: seconds, or a text such as 30s, 5m, 1h")
+    )
+
+
+def _date(value: str) -> tuple[str, str] | None:
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        return (
+            f"found {value!r}",
+            "allowed: a date such as 2026-03-01, or with a time 2026-03-01T02:00:00+00:00",
+        )
+    return None
+
+
+def _schedule(value: str) -> tuple[str, str] | None:
+    if value in _PRESET_SCHEDULES or (not value.startswith("@") and len(value.split()) in {5, 6}):
+        return None
+    return (
+        f"found {value!r}",
+        f"allowed: a cron expression of 5 fields, one of {', '.join(_PRESET_SCHEDULES)}, or null",
+    )
+
+
+def _dag_id(value: str) -> tuple[str, str] | None:
+    if re.fullmatch(r"[\w.-]{1,250}", value, re.ASCII):
+        return None
+    return f"found {value!r}", "allowed: letters, digits, dots, dashes and underscores, at most 250"
+
+
+def _runner(value: str) -> tuple[str, str] | None:
+    if split_runner(value) is not None:
+        return None
+    return (
+        f"found {value!r}",
+        "allowed: process, container or container:<image> (also local, docker, docker:<image>)",
+    )
+
+
+def _indices(value: list[int]) -> tuple[str, str] | None:
+    if any(index < 0 for index in value):
+        return f"found {value}", "allowed: indices from 0, as nvidia-smi shows them"
+    return None if len(set(value)) == len(value) else (f"found {value}", "name each GPU once")
+
+
+def _cycles(values: dict[str, Any]) -> Iterator[tuple[Path, str, str]]:
+    least, most = values.get("min_cycles", 5), values.get("max_cycles", 10)
+    if least > most:
+        yield (
+            ("min_cycles",),
+            f"min_cycles {least} is above max_cycles {most}",
+            "write the smaller number as min_cycles",
+        )
+
+
+def _per_engine(leaf: Leaf) -> dict[str, Leaf]:
+    return dict.fromkeys((*ENGINES, *ENGINE_ALIASES), leaf)
+
+
+PRECISION = Section(
+    "Repeat cycles until the interval of the energy per token is narrow enough.",
+    {
+        "relative_half_width": Leaf(
+            "number", "Half width of the 95 % interval over the mean.", default=0.02, above=0, most=1
+        ),
+        "min_cycles": Leaf("integer", "Cycles before it may stop.", default=5, least=2),
+        "max_cycles": Leaf("integer", "Cycles that are planned.", default=10, least=2),
+    },
+    optional=True,
+    extra=_cycles,
+)
+
+EXECUTION = Section(
+    "How often, in what order, with which pauses and limits.",
+    {
+        "n_cycles": Leaf("integer", "Repetitions of each experiment.", default=1, least=1, most=10000),
+        "experiment_order": Leaf("string", "Order of the runs.", default="sequential", choices=ORDERS),
+        "experiment_gap_seconds": Leaf(
+            "number",
+            "Pause between runs, in seconds (default 60; 0 with cpu-estimate and none).",
+            nullable=True,
+            least=0,
+        ),
+        "cycle_gap_seconds": Leaf(
+            "number",
+            "Pause between blocks or passes, in seconds (default 300; 0 with cpu-estimate and none).",
+            nullable=True,
+            least=0,
+        ),
+        "shuffle_seed": Leaf(
+            "integer", "Seed of the shuffle order (default: from the study).", nullable=True
+        ),
+        "precision_target": PRECISION,
+        "allow_missing_cycles": Leaf(
+            "boolean", "The DAG run succeeds although planned cycles are missing.", default=False
+        ),
+        "experiment_timeout_seconds": Leaf(
+            "number", "Longest life of one attempt, in seconds.", default=600, above=0
+        ),
+        "stdout_silence_timeout_seconds": Leaf(
+            "number", "Longest silence of one attempt, in seconds; 0 for no limit.", default=300, least=0
+        ),
+        "wall_clock_timeout_hours": Leaf(
+            "number", "Longest life of the whole DAG run, in hours.", nullable=True, above=0
+        ),
+        "deduplicate_equivalent": Leaf(
+            "boolean", "Run points once that differ only in what the engine ignores.", default=True
+        ),
+        "gpu_indices": Leaf(
+            "integers", "GPUs of the host to use, by index.", nullable=True, least=1, extra=_indices
+        ),
+        "max_consecutive_failures": Leaf("integer", "Kept for llenergymeasure files.", default=10, least=0),
+        "circuit_breaker_cooldown_seconds": Leaf(
+            "number", "Kept for llenergymeasure files.", default=60, least=0
+        ),
+        "skip_preflight": Leaf("boolean", "Kept for llenergymeasure files.", default=False),
+    },
+)
+
+OUTPUT = Section(
+    "Where results go.",
+    {
+        "results_dir": Leaf(
+            "string",
+            "Kept for llenergymeasure files: the results root is a setting of the installation.",
+            nullable=True,
+            least=1,
+        ),
+        "save_timeseries": Leaf(
+            "boolean", "Kept for llenergymeasure files: the power series is always kept.", default=True
+        ),
+    },
+)
+
+AIRFLOW = Section(
+    "How the study becomes a DAG.",
+    {
+        "dag_id": Leaf("string", "Id of the DAG (default: the study's name).", nullable=True, extra=_dag_id),
+        "schedule": Leaf(
+            "string",
+            "Cron expression or @daily and the like; null for manual runs.",
+            nullable=True,
+            extra=_schedule,
+        ),
+        "start_date": Leaf("string", "First date of the schedule, ISO.", nullable=True, extra=_date),
+        "catchup": Leaf("boolean", "Run the schedule's past intervals.", default=False),
+        "tags": Leaf("strings", "Tags of the DAG.", default=[]),
+        "owner": Leaf("string", "Owner of the tasks.", nullable=True, least=1),
+        "retries": Leaf("integer", "Further tries of a cycle that failed.", default=2, least=0, most=100),
+        "retry_delay": Leaf(
+            "any", "Pause before a further try: seconds, or 30s, 5m, 1h.", default=60, extra=_duration
+        ),
+        "max_active_cycles": Leaf(
+            "integer", "Cycles that may run at the same time.", default=1, least=1, most=1000
+        ),
+        "pool": Leaf("string", "Airflow pool of the cycles.", nullable=True, least=1),
+        "priority": Leaf("integer", "Priority weight of the cycles.", default=1),
+        "notify_on": Leaf(
+            "strings",
+            "What is told to the notifier: failure, regression.",
+            default=[],
+            choices=("failure", "regression"),
+        ),
+        "regression": Section(
+            "When a run counts as worse than an earlier one.",
+            {
+                "metric": Leaf(
+                    "string", "Metric that is compared.", default="energy_per_output_token_j", least=1
+                ),
+                "threshold_ratio": Leaf(
+                    "number", "Smallest relative change that counts.", default=0.02, above=0, most=10
+                ),
+                "baseline": Leaf(
+                    "string", "`previous` run, or the name of a version.", default="previous", least=1
+                ),
+            },
+            optional=True,
+        ),
+    },
+)
+
+VERSIONS = Rows(
+    "Model releases that a backfill walks over.",
+    Section(
+        "One release.",
+        {
+            "name": Leaf("string", "Name of the release.", required=True, least=1),
+            "model": Leaf("string", "Hub id or path (default: the study's).", nullable=True, least=1),
+            "revision": Leaf("string", "Hub revision.", nullable=True, least=1),
+            "released": Leaf("string", "Date of the release, ISO.", nullable=True, extra=_date),
+        },
+    ),
+)
+
+STUDY_ONLY = Section(
+    "Keys of the study as a whole.",
+    {
+        "study_name": Leaf("string", "Name of the study (default: the file's name).", nullable=True, least=1),
+        "base": Leaf(
+            "string", "File to inherit experiment keys from, relative to this file.", nullable=True, least=1
+        ),
+        "version": Leaf("any", "Version of the file's format; accepted and ignored.", nullable=True),
+        "study_execution": EXECUTION,
+        "runners": Section(
+            f"Where each engine runs: {' or '.join(RUNNERS)}.",
+            _per_engine(Leaf("string", "Runner of the engine.", extra=_runner)),
+        ),
+        "images": Section(
+            "Image of each engine's container.", _per_engine(Leaf("string", "Image.", least=1))
+        ),
+        "output": OUTPUT,
+        "airflow": AIRFLOW,
+        "versions": VERSIONS,
+    },
+)
+
+SWEEP_KEYS = ("sweep", "experiments")
+TOP_KEYS = (*STUDY_ONLY.keys, *SWEEP_KEYS, *EXPERIMENT.keys)
