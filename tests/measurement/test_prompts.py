@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+
+from llem_airflow.measurement.engines.contract import Prompt, Vocabulary
+from llem_airflow.measurement.failure import MeasurementError
+from llem_airflow.measurement.prompts import batches, prompt_set, synthetic_ids
+from llem_airflow.protocol.spec import Synthetic
+from tests.measurement.plugin.scripted_engine import ScriptedEngine
+from tests.measurement.running import spec_of
+
+
+def test_synthetic_prompts_have_the_exact_length_differ_and_hold_no_special_token() -> None:
+    ids = list(synthetic_ids(Vocabulary(300, frozenset({0, 1, 2})), 20, 64, seed=7))
+    assert {len(one) for one in ids} == {64}
+    assert len(set(ids)) == 20
+    assert not {0, 1, 2} & {token for one in ids for token in one}
+
+
+def test_the_same_seed_gives_the_same_prompts() -> None:
+    vocabulary = Vocabulary(300, frozenset())
+    assert list(synthetic_ids(vocabulary, 3, 8, 1)) == list(synthetic_ids(vocabulary, 3, 8, 1))
+    assert list(synthetic_ids(vocabulary, 3, 8, 1)) != list(synthetic_ids(vocabulary, 3, 8, 2))
+
+
+def test_texts_are_encoded_and_cut_in_the_order_of_the_study() -> None:
+    spec = spec_of("scripted", {}, texts=("a" * 100, "bc"), output_tokens=5)
+    first, second = prompt_set(spec, ScriptedEngine())
+    assert (first.index, len(first.token_ids), first.output_tokens) == (0, 64, 5)
+    assert second.token_ids == (ord("b"), ord("c"))
+
+
+def test_a_synthetic_set_brings_its_own_output_length() -> None:
+    spec = spec_of("scripted", {}, synthetic=Synthetic(input_tokens=12, output_tokens=34), output_tokens=5)
+    prompts = prompt_set(spec, ScriptedEngine())
+    assert {(len(prompt.token_ids), prompt.output_tokens) for prompt in prompts} == {(12, 34)}
+
+
+def test_a_prompt_without_tokens_is_named() -> None:
+    with pytest.raises(MeasurementError, match="prompt 1 has no tokens"):
+        prompt_set(spec_of("scripted", {}, texts=("a", "")), ScriptedEngine())
+
+
+def test_batches_keep_the_order_and_the_last_may_be_smaller() -> None:
+    prompts = tuple(Prompt(index, (1,), 1) for index in range(5))
+    assert [[prompt.index for prompt in batch] for batch in batches(prompts, 2)] == [[0, 1], [2, 3], [4]]
+    assert [len(batch) for batch in batches(prompts, None)] == [5]
