@@ -101,6 +101,13 @@ PATTERNS = (
         "an attempt without network needs the weights mounted.",
     ),
     Pattern(
+        "model_missing",
+        ("SafetensorError",),
+        r"Error while deserializing header|PytorchStreamReader failed|file is (truncated|corrupted)",
+        False,
+        "The weights are damaged or incomplete: copy or download them again.",
+    ),
+    Pattern(
         "driver_mismatch",
         (),
         r"NVIDIA driver on your system is too old|driver version is insufficient|no kernel image is available"
@@ -130,7 +137,7 @@ PATTERNS = (
         ("ValidationError",),
         r"unexpected keyword argument|is not a valid|are not used by the model|got multiple values for"
         r"|must be (a |one of|positive|greater|in)|validation error|not supported for"
-        r"|extra (inputs|fields) (are )?not permitted|has to be (a|in)|should be (one of|a|in)",
+        r"|The only possible arguments are|extra (inputs|fields) (are )?not permitted|has to be (a|in)|should be (one of|a|in)",
         False,
         "Correct the engine's section of the study; the engine names the parameter above.",
     ),

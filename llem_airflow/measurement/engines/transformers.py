@@ -141,7 +141,8 @@ class TransformersEngine:
                 streamer=streamer,
                 **settings,
             )
-        ends = () if self._fixed_length else _end_ids(self._model.generation_config.eos_token_id)
+        default = self._model.generation_config.eos_token_id
+        ends = () if self._fixed_length else _end_ids(self._sampling.get("eos_token_id", default))
         return [
             completion(prompt.index, streamer.column(row), streamer.times_ns, t_submit_ns, ends)
             for row, prompt in enumerate(batch)

@@ -9,20 +9,46 @@ from typing import Any
 
 import pytest
 
+from llem_airflow.measurement.engines.contract import Completion
+from llem_airflow.measurement.engines.registry import open_engine
+from llem_airflow.measurement.failure import attempt_error
+from llem_airflow.measurement.prompts import batches, prompt_set
+from llem_airflow.protocol.result import AttemptError
 from llem_airflow.protocol.spec import Synthetic
-from tests.measurement.running import TEXTS, Ran, run, spec_of
+from tests.measurement.running import Ran, run, spec_of
 
 pytestmark = pytest.mark.engine
 
 
-def attempt(tiny_model: Path, folder: Path, section: dict[str, Any] | None = None, **more: Any) -> Ran:
-    return run(spec_of("transformers", section or {}, model_path=str(tiny_model), **more), folder)
+def answered(model: Path, section: dict[str, Any] | None = None, **more: Any) -> list[Completion]:
+    """What the engine answers to the prompt set, in this process, in the study's batches."""
+    spec = spec_of("transformers", section or {}, model_path=str(model), **more)
+    engine = open_engine("transformers", offline=True)
+    engine.load(spec)
+    work = batches(prompt_set(spec, engine), engine.batch_size())
+    found = [completion for batch in work for completion in engine.generate(batch, lambda _: None)]
+    engine.close()
+    return found
+
+
+def failed(model: Path, section: dict[str, Any], **more: Any) -> AttemptError:
+    """The structured error of an attempt that must fail."""
+    try:
+        answered(model, section, **more)
+    except Exception as error:  # noqa: BLE001  # as the attempt does
+        return attempt_error(error, "load")
+    raise AssertionError("it did not fail")
+
+
+def tokens(completions: list[Completion]) -> list[tuple[int, ...]]:
+    return [completion.token_ids for completion in completions]
 
 
 @pytest.fixture(scope="module")
 def batched(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     section = {"llem_execution": {"batch_size": 3}}
-    return attempt(tiny_model, tmp_path_factory.mktemp("batched"), section, output_tokens=12)
+    spec = spec_of("transformers", section, model_path=str(tiny_model), output_tokens=12)
+    return run(spec, tmp_path_factory.mktemp("batched"))
 
 
 def test_a_real_model_runs_to_a_result(batched: Ran) -> None:
@@ -42,11 +68,6 @@ def test_every_sequence_of_a_batch_has_a_time_per_token(batched: Ran) -> None:
 
 def test_lengths_are_fixed_so_the_end_token_does_not_shorten_an_answer(batched: Ran) -> None:
     assert {row["finish_reason"] for row in batched.requests} == {"length"}
-
-
-def test_padding_does_not_change_what_is_answered(tiny_model: Path, tmp_path: Path, batched: Ran) -> None:
-    alone = attempt(tiny_model, tmp_path, output_tokens=12)
-    assert answers(alone) == answers(batched)
 
 
 def test_parameters_and_operations_are_those_of_the_weights(batched: Ran, tiny_model: Path) -> None:
@@ -69,41 +90,72 @@ def test_the_environment_names_versions_and_what_was_loaded(batched: Ran) -> Non
     assert found["engine_settings"]["torch_threads"] == 1
 
 
-def test_sampling_with_a_seed_is_repeatable_and_is_not_greedy(
-    tiny_model: Path, tmp_path: Path, batched: Ran
-) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    section = {"engine_params": {"attn_implementation": "eager"}, "llem_execution": {"batch_size": 4}}
+def test_padding_and_batching_do_not_change_what_is_answered(tiny_model: Path) -> None:
+    alone = answered(tiny_model, {}, output_tokens=12)
+    together = answered(tiny_model, {"llem_execution": {"batch_size": 4}}, output_tokens=12)
+    assert tokens(alone) == tokens(together)
+    assert len(set(tokens(alone))) > 1
+
+
+def test_sampling_with_a_seed_is_repeatable_and_is_not_greedy(tiny_model: Path) -> None:
     more: dict[str, Any] = {"output_tokens": 12, "config": {"sampling_preset": "creative"}}
-    one = attempt(tiny_model, tmp_path / "a", section, **more)
-    other = attempt(tiny_model, tmp_path / "b", section, **more)
-    assert answers(one) == answers(other)
-    assert answers(one) != answers(batched)
-    assert one.result.model["attention"] == "eager"
+    one, other = answered(tiny_model, **more), answered(tiny_model, **more)
+    assert tokens(one) == tokens(other)
+    assert tokens(one) != tokens(answered(tiny_model, output_tokens=12))
 
 
-def test_synthetic_prompts_have_their_exact_lengths(tiny_model: Path, tmp_path: Path) -> None:
-    ran = attempt(tiny_model, tmp_path, synthetic=Synthetic(input_tokens=33, output_tokens=5))
-    assert {(row["input_tokens"], row["output_tokens"]) for row in ran.requests} == {(33, 5)}
+def test_an_answer_ends_at_the_end_token_where_lengths_are_not_fixed() -> None:
+    from llem_airflow.measurement.engines.transformers import completion  # noqa: PLC0415  # torch only in here
+
+    ended = completion(0, [5, 6, 2, 3, 3], [10, 20, 30, 40, 50], 1, (2,))
+    assert (ended.token_ids, ended.token_mono_ns, ended.finish_reason) == ((5, 6, 2), (10, 20, 30), "stop")
+    full = completion(0, [5, 6], [10, 20], 1, (2,))
+    assert (full.token_ids, full.finish_reason) == ((5, 6), "length")
 
 
-def test_long_prompts_are_cut_to_the_task_s_limit(tiny_model: Path, tmp_path: Path) -> None:
-    ran = attempt(tiny_model, tmp_path, texts=("return " * 500, "x"))
-    assert max(row["input_tokens"] for row in ran.requests) == 64
+def test_a_minimum_of_its_own_lets_answers_end_early(tiny_model: Path) -> None:
+    section = {"sampling_params": {"min_new_tokens": 1, "eos_token_id": list(range(2048))}}
+    done = answered(tiny_model, section, output_tokens=12)
+    assert {len(one.token_ids) for one in done} <= {1, 2}
+    assert {one.finish_reason for one in done} == {"stop"}
 
 
-def test_the_chat_template_is_applied_where_the_study_asks(tiny_model: Path, tmp_path: Path) -> None:
-    plain = attempt(tiny_model, tmp_path)
-    (tmp_path / "chat").mkdir()
-    chat = attempt(tiny_model, tmp_path / "chat", {"llem_execution": {"chat_template": True}})
-    assert input_tokens(chat) > input_tokens(plain)
+def test_synthetic_prompts_have_their_exact_lengths(tiny_model: Path) -> None:
+    engine = open_engine("transformers", offline=True)
+    spec = spec_of("transformers", {}, model_path=str(tiny_model), synthetic=Synthetic(33, 5))
+    engine.load(spec)
+    prompts = prompt_set(spec, engine)
+    assert {len(prompt.token_ids) for prompt in prompts} == {33}
+    assert {len(one.token_ids) for one in engine.generate(prompts, lambda _: None)} == {5}
+
+
+def test_long_prompts_are_cut_to_the_task_s_limit(tiny_model: Path) -> None:
+    engine = open_engine("transformers", offline=True)
+    engine.load(spec_of("transformers", {}, model_path=str(tiny_model)))
+    assert [len(ids) for ids in engine.encode(["return " * 500, "x"], 64)] == [64, 1]
+
+
+def test_the_chat_template_is_applied_where_the_study_asks(tiny_model: Path) -> None:
+    engine = open_engine("transformers", offline=True)
+    section = {"llem_execution": {"chat_template": True}}
+    engine.load(spec_of("transformers", section, model_path=str(tiny_model)))
+    chat = engine.encode(["x"], 64)[0]
+    engine.load(spec_of("transformers", {}, model_path=str(tiny_model)))
+    assert len(chat) > len(engine.encode(["x"], 64)[0])
+
+
+def test_the_attention_implementation_is_passed_on_and_described(tiny_model: Path) -> None:
+    engine = open_engine("transformers", offline=True)
+    section = {"engine_params": {"attn_implementation": "eager", "dtype": "bfloat16"}}
+    engine.load(spec_of("transformers", section, model_path=str(tiny_model)))
+    model = engine.describe().model
+    assert (model["attention"], model["dtype"]) == ("eager", "bfloat16")
 
 
 def test_a_folder_without_a_model_says_which_and_what_to_check(tmp_path: Path) -> None:
-    ran = attempt(tmp_path / "nothing", tmp_path)
-    assert (ran.error.category, ran.error.phase) == ("model_missing", "load")
-    assert "holds no config.json here" in ran.error.message
+    error = failed(tmp_path / "nothing", {})
+    assert error.category == "model_missing"
+    assert "nothing holds no config.json here" in error.message
 
 
 def test_weights_without_a_tokenizer_are_recognised(tiny_model: Path, tmp_path: Path) -> None:
@@ -111,43 +163,44 @@ def test_weights_without_a_tokenizer_are_recognised(tiny_model: Path, tmp_path: 
     shutil.copytree(
         tiny_model, bare, ignore=shutil.ignore_patterns("*token*", "*.jinja", "vocab*", "merges*")
     )
-    ran = attempt(bare, tmp_path)
-    assert ran.error.category == "tokenizer_missing", ran.error.message
+    assert failed(bare, {}).category == "tokenizer_missing"
 
 
-def test_a_wrong_engine_parameter_is_recognised_and_named(tiny_model: Path, tmp_path: Path) -> None:
-    ran = attempt(tiny_model, tmp_path, {"engine_params": {"attn_implementation": "flash_attention_9"}})
-    assert (ran.error.category, ran.error.phase) == ("bad_parameter", "load"), ran.error.message
-    assert "flash_attention_9" in ran.error.message
+def test_a_damaged_weight_file_says_to_fetch_it_again(tiny_model: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    (broken / "model.safetensors").write_bytes(b"not a tensor file")
+    error = failed(broken, {})
+    assert error.category == "model_missing"
+    assert "damaged or incomplete" in error.message
 
 
-def test_a_wrong_sampling_parameter_is_recognised_and_named(tiny_model: Path, tmp_path: Path) -> None:
-    ran = attempt(tiny_model, tmp_path, {"sampling_params": {"temprature": 0.5}})
-    assert (ran.error.category, ran.error.phase) == ("bad_parameter", "warmup"), ran.error.message
-    assert "temprature" in ran.error.message
+def test_a_hub_model_without_a_network_is_a_missing_model() -> None:
+    spec = spec_of("transformers", {})
+    engine = open_engine("transformers", offline=True)
+    with pytest.raises(OSError) as caught:  # noqa: PT011  # what is asserted is what we make of it
+        engine.load(spec)
+    assert attempt_error(caught.value, "load").category == "model_missing"
 
 
-def test_a_dtype_that_is_none_is_named(tiny_model: Path, tmp_path: Path) -> None:
-    ran = attempt(tiny_model, tmp_path, {"engine_params": {"dtype": "float23"}})
-    assert ran.error.message.startswith("transformers.engine_params.dtype: 'float23' is not a dtype")
+def test_a_wrong_engine_parameter_is_recognised_and_named(tiny_model: Path) -> None:
+    error = failed(tiny_model, {"engine_params": {"attn_implementation": "flash_attention_9"}})
+    assert error.category == "bad_parameter", error.message
+    assert "flash_attention_9" in error.message
 
 
-def test_an_unknown_execution_setting_lists_the_known(tiny_model: Path, tmp_path: Path) -> None:
-    ran = attempt(tiny_model, tmp_path, {"llem_execution": {"batchsize": 2}})
-    assert "transformers.llem_execution.batchsize is not known" in ran.error.message
-    assert "batch_size" in ran.error.message
+def test_a_wrong_sampling_parameter_is_recognised_and_named(tiny_model: Path) -> None:
+    error = failed(tiny_model, {"sampling_params": {"temprature": 0.5}})
+    assert error.category == "bad_parameter", error.message
+    assert "temprature" in error.message
 
 
-def answers(ran: Ran) -> dict[int, list[int]]:
-    """Tokens of the first measured pass, by prompt."""
-    found: dict[int, list[int]] = {}
-    for row in ran.requests:
-        if row["phase"] == "measure":
-            found.setdefault(row["prompt_index"], row["output_token_ids"])
-    assert len(found) == len(TEXTS)
-    return found
+def test_a_dtype_that_is_none_is_named(tiny_model: Path) -> None:
+    error = failed(tiny_model, {"engine_params": {"dtype": "float23"}})
+    assert error.message.startswith("transformers.engine_params.dtype: 'float23' is not a dtype")
 
 
-def input_tokens(ran: Ran) -> int:
-    """Prompt tokens of the longest request."""
-    return max(int(row["input_tokens"]) for row in ran.requests)
+def test_an_unknown_execution_setting_lists_the_known(tiny_model: Path) -> None:
+    error = failed(tiny_model, {"llem_execution": {"batchsize": 2}})
+    assert "transformers.llem_execution.batchsize is not known" in error.message
+    assert "batch_size" in error.message
