@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import llem_airflow
-from llem_airflow.measurement.baseline import CONTEXT_S, SETTLE_S, baseline_rules, idle
+from llem_airflow.measurement.baseline import CONTEXT_S, baseline_rules, idle
 from llem_airflow.measurement.clock import anchor, seconds_since
 from llem_airflow.measurement.engines.contract import Engine, EngineFacts, Prompt
 from llem_airflow.measurement.engines.registry import open_engine
@@ -55,11 +55,13 @@ class Attempt:
             idle(self._log, "baseline_bare", baseline.duration_s)
         engine = self._engine = self._import_engine()
         if baseline.enabled and engine.open_context():
-            idle(self._log, "baseline_context", min(CONTEXT_S, baseline.duration_s), settle_s=SETTLE_S)
+            idle(
+                self._log, "baseline_context", min(CONTEXT_S, baseline.duration_s), settle_s=baseline.settle_s
+            )
         facts = self._load(engine)
         prompts = prompt_set(self._spec, engine)
         if baseline.enabled:
-            idle(self._log, "baseline_loaded", baseline.duration_s, settle_s=SETTLE_S)
+            idle(self._log, "baseline_loaded", baseline.duration_s, settle_s=baseline.settle_s)
         work = batches(prompts, engine.batch_size())
         warmup = self._warm_up(sampler.kind, engine, work)
         window = self._measure(sampler, engine, work)

@@ -10,8 +10,10 @@ from llem_airflow.measurement.clock import seconds_since
 from llem_airflow.measurement.events import EventLog
 from llem_airflow.measurement.warmup import MEASURED_KINDS
 
-# Clocks fall some seconds after a load has ended; the quiet before keeps that out of the baseline.
+# Clocks fall some seconds after a load has ended; the quiet before keeps that out of the baseline. What is only
+# estimated from CPU time has no such tail.
 SETTLE_S = 5.0
+SETTLE_ESTIMATE_S = 1.0
 # The context baseline explains the other two and is not subtracted, so it may be shorter.
 CONTEXT_S = 10.0
 _LINE_EVERY_S = 10.0
@@ -24,10 +26,12 @@ class BaselineRules:
     Attributes:
         enabled: Whether there are any.
         duration_s: Length of each, in seconds.
+        settle_s: Quiet before each but the first, in seconds.
     """
 
     enabled: bool
     duration_s: float
+    settle_s: float
 
 
 def baseline_rules(config: dict[str, Any], meter_kind: str) -> BaselineRules:
@@ -45,6 +49,7 @@ def baseline_rules(config: dict[str, Any], meter_kind: str) -> BaselineRules:
     return BaselineRules(
         enabled=bool(enabled) and meter_kind != "none",
         duration_s=30.0 if duration_s is None else float(duration_s),
+        settle_s=SETTLE_S if meter_kind in MEASURED_KINDS else SETTLE_ESTIMATE_S,
     )
 
 

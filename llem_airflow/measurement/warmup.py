@@ -70,8 +70,8 @@ def warmup_rules(config: dict[str, Any], meter_kind: str, wall_clock_s: float | 
     gated = bool(said.get("convergence_detection", True))
     window = int(said.get("window_size", 10))
     fewest = int(said.get("min_prompts", window)) if gated else int(said.get("n_prompts", 5))
-    floor_s = float(said.get("thermal_floor_seconds", 60.0)) if measured else 0.0
-    longest_s = 300.0 if measured else 60.0
+    floor_s = float(said.get("thermal_floor_seconds", 60.0 if measured else 0.0))
+    longest_s = max(300.0 if measured else 60.0, 2 * floor_s)
     if wall_clock_s is not None:
         longest_s = min(longest_s, wall_clock_s / 3)
     return WarmupRules(
