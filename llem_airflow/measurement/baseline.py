@@ -10,8 +10,8 @@ from llem_airflow.measurement.clock import seconds_since
 from llem_airflow.measurement.events import EventLog
 from llem_airflow.measurement.warmup import MEASURED_KINDS
 
-# Clocks fall some seconds after a load has ended; the quiet before keeps that out of the baseline. What is only
-# estimated from CPU time has no such tail.
+# Clocks fall some seconds after a load has ended; the quiet before keeps that out of the baseline. What is
+# only estimated from CPU time has no such tail.
 SETTLE_S = 5.0
 SETTLE_ESTIMATE_S = 1.0
 # The context baseline explains the other two and is not subtracted, so it may be shorter.
