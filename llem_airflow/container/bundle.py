@@ -71,10 +71,10 @@ def _members() -> Iterator[tuple[str, Path]]:
         for path in (package / room).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith("."):
                 yield f"llem_airflow/{path.relative_to(package).as_posix()}", path
-    yield "pynvml.py", _pynvml()
+    yield "pynvml.py", pynvml_file()
 
 
-def _pynvml() -> Path:
+def pynvml_file() -> Path:
     """The one file of nvidia-ml-py. Found by its metadata, as importing it is measurement's business."""
     for file in importlib.metadata.files("nvidia-ml-py") or ():
         if file.as_posix() == "pynvml.py":

@@ -141,14 +141,14 @@ PATTERNS: tuple[Rule, ...] = (
         r"|Client\.Timeout|context deadline exceeded|unexpected EOF|: EOF|50[234] |network is unreachable)",
         "image_pull",
         retryable=True,
-        hint="the engine cannot reach the registry: check its network and proxy, or load the image beforehand",
+        hint="the engine cannot reach the registry: check its network and proxy, or load the image first",
     ),
     # The image's entrypoint.
     _rule(
         r"exec: \"[^\"]*\": (?:executable file not found|permission denied|stat .*no such file)"
         r"|\bexec user process caused\b|\bexec [^:\n]+: no such file or directory",
         "image_config",
-        hint="the image's entrypoint is not there or not executable: check `entrypoint`, and that it has Python",
+        hint="the image's entrypoint is not there or not executable: does it have Python?",
     ),
     # GPUs: driver and toolkit, before the general words in their messages.
     _rule(
@@ -183,7 +183,8 @@ PATTERNS: tuple[Rule, ...] = (
     _rule(
         r"could not select device driver|Unknown runtime specified|\bno known GPU vendor\b",
         "gpu_access",
-        hint="the engine has no GPU support: install the NVIDIA Container Toolkit, `nvidia-ctk runtime configure`, "
+        hint="the engine has no GPU support: install the NVIDIA Container Toolkit, "
+        "`nvidia-ctk runtime configure`, "
         "restart the engine",
     ),
     _rule(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import docker
 from docker.types import DeviceRequest, LogConfig, Mount
 
-from llem_airflow.container.attempt import LABEL_GPUS, Attempt
+from llem_airflow.container.attempt import Attempt
 from llem_airflow.container.settings import BoxSettings
 from llem_airflow.protocol.files import (
     BUNDLE,
@@ -29,9 +30,23 @@ _HOME = {
 
 
 def create_arguments(
-    api: docker.APIClient, attempt: Attempt, experiment_hash: str, settings: BoxSettings
+    api: docker.APIClient,
+    attempt: Attempt,
+    experiment_hash: str,
+    settings: BoxSettings,
+    gpus: tuple[str, ...] = (),
+    lease: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Arguments of ``APIClient.create_container`` for an attempt's container."""
+    """Arguments of ``APIClient.create_container`` for an attempt's container.
+
+    Args:
+        api: The engine.
+        attempt: Whose container it is.
+        experiment_hash: Identity of the experiment.
+        settings: How it is built.
+        gpus: Device ids that it gets.
+        lease: Labels that the claim of the GPUs adds.
+    """
     protocol = {
         ENV_CONFIG_PATH: f"{EXCHANGE_DIR}/{config_name(experiment_hash)}",
         ENV_OUTPUT_DIR: f"{EXCHANGE_DIR}/{OUT_DIR}",
@@ -44,20 +59,14 @@ def create_arguments(
         "working_dir": "/tmp",  # noqa: S108  # the container's own tmpfs
         "user": settings.user,
         "environment": {**_HOME, **settings.environment, **settings.private_environment, **protocol},
-        "labels": labels(attempt, settings),
-        "host_config": _host_config(api, attempt, settings),
+        "labels": {**settings.extra_labels, **attempt.labels, **(lease or {})},  # ours win over the host's
+        "host_config": _host_config(api, attempt, settings, gpus),
     }
 
 
-def labels(attempt: Attempt, settings: BoxSettings) -> dict[str, str]:
-    """Labels of the container: ours win over the host's."""
-    mine = dict(attempt.labels)
-    if settings.gpus:
-        mine[LABEL_GPUS] = ",".join(settings.gpus)
-    return {**settings.extra_labels, **mine}
-
-
-def _host_config(api: docker.APIClient, attempt: Attempt, settings: BoxSettings) -> dict[str, Any]:
+def _host_config(
+    api: docker.APIClient, attempt: Attempt, settings: BoxSettings, gpus: tuple[str, ...]
+) -> dict[str, Any]:
     size = f",size={settings.tmp_size}" if settings.tmp_size else ""
     exchange = Mount(EXCHANGE_DIR, attempt.volume_name, type="volume", no_copy=True)
     config: dict[str, Any] = api.create_host_config(
@@ -78,7 +87,7 @@ def _host_config(api: docker.APIClient, attempt: Attempt, settings: BoxSettings)
         cgroup_parent=settings.cgroup_parent,
         runtime=settings.runtime,
         mounts=[exchange, *settings.mounts],
-        device_requests=_device_requests(settings.gpus),
+        device_requests=_device_requests(gpus),
         # json-file can be read again from the start by an adopter, whatever the engine's default driver is.
         log_config=LogConfig(type="json-file", config={"max-size": "256m", "max-file": "2"}),
     )

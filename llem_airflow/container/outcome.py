@@ -14,6 +14,8 @@ from llem_airflow.protocol.result import AttemptError
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.strict import ProtocolError
 
+_NO_NETWORK = "the container has no network: put the model into the models folder, or set network_mode"
+
 
 def failed(
     folder: Path,
@@ -41,6 +43,8 @@ def failed(
     oom_killed = bool(state.get("OOMKilled"))
     said = read_error(folder, spec)
     found = classify(exit_code, "\n".join(tail), oom_killed=oom_killed, error=said)
+    if found.category == "network" and limits.network_mode == "none":
+        found = failure("network", retryable=False, hint=_NO_NETWORK)
     if said is not None:
         headline = f"the attempt failed in phase {said.phase!r}: {said.type}: {said.message}"
     elif oom_killed:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from docker.types import Mount
 
+from llem_airflow.container.gpus import Gpu
+from llem_airflow.study import GpuRequest
+
 NON_ROOT = "65532:65532"
 """The uid that distroless images call ``nonroot``: it owns nothing in usual images and on usual hosts."""
 
@@ -21,7 +24,10 @@ class BoxSettings:
         environment: Variables of the container.
         private_environment: Variables whose values are secrets: they appear in no label, log or file of ours.
         mounts: Further mounts, such as models.
-        gpus: Device ids (UUIDs) that the container gets; empty for none.
+        gpus: Device ids that the container gets, once they are free; empty for what ``gpu_request`` says.
+        gpu_request: GPUs to choose, or None for none.
+        gpu_inventory: The host's GPUs where they are configured; empty to ask the driver.
+        gpu_wait_s: How long to wait for GPUs, in seconds.
         mem_limit: Bound of memory as Docker writes it (``8g``), or None.
         shm_size: Size of /dev/shm; engines with worker processes need 512 MB or more.
         tmp_size: Bound of the tmpfs at /tmp, or None for half of the host's memory.
@@ -48,6 +54,9 @@ class BoxSettings:
     private_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     mounts: tuple[Mount, ...] = ()
     gpus: tuple[str, ...] = ()
+    gpu_request: GpuRequest | None = None
+    gpu_inventory: tuple[Gpu, ...] = ()
+    gpu_wait_s: float = 180.0
     mem_limit: str | None = None
     shm_size: str = "1g"
     tmp_size: str | None = None

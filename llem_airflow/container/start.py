@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import docker
-from docker.errors import APIError, ImageNotFound
+from docker.errors import APIError, ImageNotFound, NotFound
 
 from llem_airflow.container.attempt import LABEL_GPUS, Attempt
+from llem_airflow.container.claim import Claim
 from llem_airflow.container.collected import read_result
 from llem_airflow.container.engine import (
     LIVE_STATES,
@@ -24,7 +26,7 @@ from llem_airflow.container.engine import (
 from llem_airflow.container.exchange import CollectError, collect, pack
 from llem_airflow.container.failures import AttemptFailedError, classify
 from llem_airflow.container.host_config import create_arguments
-from llem_airflow.container.images import ImagePullError, default_user, pull
+from llem_airflow.container.images import ImagePullError, default_user, digest, pull
 from llem_airflow.container.logs import LogSink
 from llem_airflow.container.settings import BoxSettings
 from llem_airflow.protocol.files import EXCHANGE_DIR
@@ -92,41 +94,79 @@ def start(
     bundle: Path,
     sink: LogSink,
 ) -> Box:
-    """Create a container, hand it the bundle and the spec, and start it.
+    """Claim the GPUs, create a container, hand it the bundle and the spec, and start it.
 
     Raises:
-        AttemptFailedError: The image cannot be had, or the engine cannot make or start the container.
+        AttemptFailedError: There is no image, no GPU became free, or the engine cannot start the container.
     """
+    if settings.pull == "always":
+        _pull(api, settings, sink)
+    claim = Claim(api, attempt, settings, sink, lambda: _pull_missing(api, settings, sink))
     api.create_volume(attempt.volume_name, labels=attempt.labels)
     identity = ""
     try:
-        identity = _create(api, attempt, spec, settings, sink)
-        user = default_user(api, settings.image) if settings.user is None else settings.user
-        api.put_archive(identity, EXCHANGE_DIR, pack(bundle, spec, user))
-        api.start(identity)
+        while True:
+            gpus = claim.choose()
+            identity = _create(api, attempt, spec, settings, sink, gpus, claim.labels(gpus))
+            user = default_user(api, settings.image) if settings.user is None else settings.user
+            told = replace(spec, meter=replace(spec.meter, gpus=gpus)) if gpus else spec
+            api.put_archive(identity, EXCHANGE_DIR, pack(bundle, told, user))
+            if claim.settle(identity, gpus) and _started(api, identity):
+                return Box(identity, attempt.volume_name, gpus)
+            remove_container(api, identity)
     except BaseException as error:
         exit_code = _exit_code(api, identity)
         remove_container(api, attempt.container_name)
         remove_volume(api, attempt.volume_name)
-        if isinstance(error, (APIError, ImagePullError)):
+        if isinstance(error, APIError):
             raise _refused(error, settings.image, exit_code, sink) from error
         raise
-    return Box(identity, attempt.volume_name, settings.gpus)
+    finally:
+        claim.end()
+
+
+def _started(api: docker.APIClient, identity: str) -> bool:
+    try:
+        api.start(identity)
+    except NotFound:
+        return False  # an older claim took us for dead and removed the container: claim again
+    return True
 
 
 def _create(
-    api: docker.APIClient, attempt: Attempt, spec: ExperimentSpec, settings: BoxSettings, sink: LogSink
+    api: docker.APIClient,
+    attempt: Attempt,
+    spec: ExperimentSpec,
+    settings: BoxSettings,
+    sink: LogSink,
+    gpus: tuple[str, ...],
+    lease: Mapping[str, str],
 ) -> str:
-    arguments = create_arguments(api, attempt, spec.experiment_hash, settings)
-    if settings.pull == "always":
-        pull(api, settings.image, sink.line)
+    arguments = create_arguments(api, attempt, spec.experiment_hash, settings, gpus, lease)
     try:
         return str(api.create_container(**arguments)["Id"])
     except ImageNotFound:
         if settings.pull == "never":
             raise
-    pull(api, settings.image, sink.line)
+    _pull(api, settings, sink)
     return str(api.create_container(**arguments)["Id"])
+
+
+def _pull_missing(api: docker.APIClient, settings: BoxSettings, sink: LogSink) -> None:
+    if settings.pull == "missing" and digest(api, settings.image) is None:
+        _pull(api, settings, sink)
+
+
+def _pull(api: docker.APIClient, settings: BoxSettings, sink: LogSink) -> None:
+    try:
+        pull(api, settings.image, sink.line)
+    except ImagePullError as error:
+        raise AttemptFailedError(
+            classify(None, f"pulling {settings.image} from its registry: {error}"),
+            f"image {settings.image} cannot be pulled: {error}",
+            folder=sink.path.parent,
+            log_tail=sink.tail,
+        ) from error
 
 
 def _exit_code(api: docker.APIClient, identity: str) -> int | None:
@@ -139,14 +179,11 @@ def _exit_code(api: docker.APIClient, identity: str) -> int | None:
         return None
 
 
-def _refused(
-    error: APIError | ImagePullError, image: str, exit_code: int | None, sink: LogSink
-) -> AttemptFailedError:
-    text = (error.explanation or str(error)) if isinstance(error, APIError) else str(error)
-    verb = "be pulled" if isinstance(error, ImagePullError) else "run the attempt"
+def _refused(error: APIError, image: str, exit_code: int | None, sink: LogSink) -> AttemptFailedError:
+    text = error.explanation or str(error)
     return AttemptFailedError(
         classify(exit_code, text, error=error),
-        f"image {image} cannot {verb}: {text}",
+        f"a container of image {image} cannot be started: {text}",
         folder=sink.path.parent,
         log_tail=sink.tail,
         exit_code=exit_code,

@@ -1,0 +1,164 @@
+"""A claim: from what an experiment asks for to GPUs that nobody else has."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable
+
+import docker
+
+from llem_airflow.container.attempt import LABEL_GPUS, Attempt
+from llem_airflow.container.engine import remove_container
+from llem_airflow.container.failures import AttemptFailedError, GPUUnavailableError, failure
+from llem_airflow.container.gpus import Gpu, GpuRequestError, Inventory, candidates, inventory
+from llem_airflow.container.leases import (
+    LABEL_EXCLUSIVE,
+    LABEL_TICKET,
+    Demand,
+    Holder,
+    choose,
+    holders,
+    said,
+    settle,
+)
+from llem_airflow.container.logs import LogSink
+from llem_airflow.container.settings import BoxSettings
+from llem_airflow.container.tickets import Ticket, engine_clock_offset_s, new_ticket
+
+_NO_SUCH_GPU = "correct `gpus` in the study; `llem-airflow doctor` lists what there is"
+_LOOK_EVERY_S = 1.0
+_SAY_EVERY_S = 15.0
+_SETTLE_EVERY_S = 0.2
+_DEAD_AFTER_LOOKS = 150
+
+
+class Claim:
+    """One attempt's claim of GPUs, or of its place on a host that somebody may want alone.
+
+    Args:
+        api: The engine.
+        attempt: Who claims.
+        settings: What it asks for.
+        sink: Where lines for people go.
+        fetch_image: Makes the image present, as the driver may have to be asked from a container of it.
+    """
+
+    def __init__(
+        self,
+        api: docker.APIClient,
+        attempt: Attempt,
+        settings: BoxSettings,
+        sink: LogSink,
+        fetch_image: Callable[[], None],
+    ) -> None:
+        self._api = api
+        self._settings = settings
+        self._sink = sink
+        self._known = _inventory(api, settings, fetch_image)
+        self._ticket = Ticket(api, attempt, new_ticket(attempt), _demand(settings, self._known, sink))
+        self._begin_s = time.monotonic()
+        self._said_s = -_SAY_EVERY_S
+        self._offset_s: float | None = None
+
+    def choose(self) -> tuple[str, ...]:
+        """Wait until there are GPUs for this claim; their device ids.
+
+        Raises:
+            GPUUnavailableError: There were none in time.
+        """
+        demand = self._ticket.demand
+        while True:
+            held = holders(self._api, self._known)
+            served = {holder.ticket for holder in held}
+            chosen = choose(demand, held, self._ticket.ahead(self._known, self._now_s(), served), self._known)
+            if chosen is not None:
+                return chosen
+            self._wait(held)
+
+    def labels(self, gpus: tuple[str, ...]) -> dict[str, str]:
+        """Labels that make a container the lease."""
+        lease = {LABEL_TICKET: self._ticket.number}
+        if gpus:
+            lease[LABEL_GPUS] = ",".join(gpus)
+        if self._ticket.demand.exclusive_host:
+            lease[LABEL_EXCLUSIVE] = "host"
+        return lease
+
+    def settle(self, container: str, gpus: tuple[str, ...]) -> bool:
+        """Whether the created container may start; if not, it has to be removed and the claim goes on."""
+        mine = Holder(
+            container, "", gpus, "created", self._ticket.number, self._ticket.demand.exclusive_host, ""
+        )
+        while True:
+            won, dead = settle(
+                lambda: holders(self._api, self._known),
+                mine,
+                self._known,
+                pause=lambda: time.sleep(_SETTLE_EVERY_S),
+                give_up_after=_DEAD_AFTER_LOOKS,
+            )
+            if dead is None:
+                if not won:
+                    self._ticket.hold()
+                return won
+            # Its owner died between creating and starting. Were it alive, its start would now fail, and it
+            # would claim again.
+            remove_container(self._api, dead.container)
+
+    def end(self) -> None:
+        """Leave the queue."""
+        self._ticket.give_back()
+
+    def _wait(self, held: list[Holder]) -> None:
+        left_s = self._begin_s + self._settings.gpu_wait_s - time.monotonic()
+        wanted = f"{self._ticket.demand.count} GPU(s)" if self._ticket.demand.count else "the host"
+        if left_s <= 0:
+            raise GPUUnavailableError(
+                failure("gpu_unavailable"),
+                f"{wanted} not free after {self._settings.gpu_wait_s:g} s; held by: {said(held)}",
+                folder=self._sink.path.parent,
+                log_tail=self._sink.tail,
+            )
+        self._ticket.hold()
+        if time.monotonic() - self._said_s >= _SAY_EVERY_S:
+            self._said_s = time.monotonic()
+            self._sink.line(f"Waiting for {wanted}, {left_s:.0f} s left; held by: {said(held)}")
+        time.sleep(min(_LOOK_EVERY_S, left_s))
+
+    def _now_s(self) -> float:
+        """The engine's time, in seconds since 1970."""
+        if self._offset_s is None:
+            self._offset_s = engine_clock_offset_s(self._api) if self._ticket.demand.count else 0.0
+        return datetime.datetime.now(datetime.UTC).timestamp() + self._offset_s
+
+
+def _inventory(api: docker.APIClient, settings: BoxSettings, fetch_image: Callable[[], None]) -> Inventory:
+    if settings.gpu_inventory:
+        return Inventory(settings.gpu_inventory)
+    if settings.gpus:
+        return Inventory(tuple(Gpu(gpu) for gpu in settings.gpus))
+    if settings.gpu_request is None or settings.gpu_request.count == 0:
+        return Inventory()
+    fetch_image()
+    return inventory(api, settings.image)
+
+
+def _demand(settings: BoxSettings, known: Inventory, sink: LogSink) -> Demand:
+    request = settings.gpu_request
+    exclusive = request is not None and request.exclusive == "host"
+    if settings.gpus:
+        chosen = [known.find(gpu) or Gpu(gpu) for gpu in settings.gpus]
+        return Demand(len(chosen), tuple(chosen), exclusive)
+    if (
+        request is None
+        or request.count == 0
+        or (request.count is None and not known.gpus and not request.ids)
+    ):
+        return Demand(exclusive_host=exclusive)
+    try:
+        fitting = candidates(request, known)
+    except GpuRequestError as error:
+        found = failure("gpu_access", hint=_NO_SUCH_GPU)
+        raise AttemptFailedError(found, str(error), folder=sink.path.parent) from error
+    return Demand(len(request.ids) or request.count or 1, fitting, exclusive)

@@ -1,0 +1,116 @@
+"""The queue for GPUs: a waiting claim keeps a ticket, an empty volume whose labels say what it waits for.
+
+A ticket is renewed while its owner waits. One that was not renewed belongs to a dead process and counts no
+more, by the engine's own clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import docker
+from docker.errors import APIError
+
+from llem_airflow.container.attempt import Attempt
+from llem_airflow.container.gpus import Inventory
+from llem_airflow.container.leases import LABEL_EXCLUSIVE, LABEL_TICKET, Demand
+
+LABEL_COUNT = "llem.wants"
+LABEL_CANDIDATES = "llem.candidates"
+RENEW_S = 10.0
+STALE_S = 45.0
+
+
+def new_ticket(attempt: Attempt) -> str:
+    """A ticket's number: the time in nanoseconds, with the attempt's key so that no two are the same."""
+    return f"{time.time_ns():020d}-{attempt.key}"
+
+
+@dataclass(slots=True)
+class Ticket:
+    """The place of one claim in the queue.
+
+    Attributes:
+        api: The engine.
+        attempt: Who waits.
+        number: The ticket's number.
+        demand: What it waits for.
+    """
+
+    api: docker.APIClient
+    attempt: Attempt
+    number: str
+    demand: Demand
+    _renewed_s: float = -STALE_S
+    _turn: int = 0
+
+    def hold(self) -> None:
+        """Take the ticket, or renew it when it is due."""
+        if time.monotonic() - self._renewed_s < RENEW_S:
+            return
+        self._turn += 1
+        labels = {
+            **self.attempt.labels,
+            LABEL_TICKET: self.number,
+            LABEL_COUNT: str(self.demand.count),
+            LABEL_CANDIDATES: ",".join(gpu.id for gpu in self.demand.candidates),
+            LABEL_EXCLUSIVE: "host" if self.demand.exclusive_host else "",
+        }
+        self.api.create_volume(self._name(self._turn), labels=labels)
+        self._renewed_s = time.monotonic()
+        self._drop(self._turn - 1)
+
+    def give_back(self) -> None:
+        """Leave the queue."""
+        self._drop(self._turn)
+        self._turn, self._renewed_s = 0, -STALE_S
+
+    def _name(self, turn: int) -> str:
+        return f"{self.attempt.container_name}-ticket-{turn}"
+
+    def _drop(self, turn: int) -> None:
+        if turn > 0:
+            with contextlib.suppress(APIError):
+                self.api.remove_volume(self._name(turn))
+
+    def ahead(self, known: Inventory, engine_now_epoch_s: float, served: Collection[str]) -> list[Demand]:
+        """What the claims before this one wait for, the first first, but for those that have a container."""
+        listed = self.api.volumes(filters={"label": LABEL_TICKET}).get("Volumes") or []
+        waiting: dict[str, Demand] = {}
+        for volume in listed:
+            labels = volume.get("Labels") or {}
+            number = labels.get(LABEL_TICKET, "")
+            if number >= self.number or number in served:
+                continue
+            if engine_now_epoch_s - _created_epoch_s(volume["CreatedAt"]) > STALE_S:
+                continue
+            waiting[number] = _demand(labels, known)
+        return [waiting[number] for number in sorted(waiting)]
+
+
+def engine_clock_offset_s(api: docker.APIClient) -> float:
+    """How far the engine's clock is ahead of this machine's, in seconds."""
+    said = str(api.info().get("SystemTime") or "")
+    now_s = datetime.datetime.now(datetime.UTC).timestamp()
+    try:
+        return _created_epoch_s(said[:19] + (said[-6:] if said[-6] in "+-" else "Z")) - now_s
+    except (ValueError, IndexError):
+        return 0.0
+
+
+def _created_epoch_s(text: str) -> float:
+    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+
+
+def _demand(labels: dict[str, str], known: Inventory) -> Demand:
+    ids = [gpu for gpu in labels.get(LABEL_CANDIDATES, "").split(",") if gpu]
+    found = [known.find(gpu) for gpu in ids]
+    return Demand(
+        count=int(labels.get(LABEL_COUNT) or 0),
+        candidates=tuple(gpu for gpu in found if gpu is not None),
+        exclusive_host=labels.get(LABEL_EXCLUSIVE) == "host",
+    )
