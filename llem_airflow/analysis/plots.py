@@ -14,7 +14,7 @@ from llem_airflow.analysis.quantity import scale
 from llem_airflow.analysis.summary import ExperimentSummary
 from llem_airflow.analysis.svg import INK, MUTED, PHASE, SERIES, drawing, inline_svg
 
-_WIDTH_IN = 9.4
+_WIDTH_IN = 11.1
 _PHASE_LABELS = {
     "baseline_bare": "baseline",
     "baseline_context": "baseline",
@@ -123,7 +123,7 @@ def latencies(experiments: Sequence[ExperimentSummary], labels: Sequence[str]) -
 def _panel(axes: Axes, one: Curve, top: float, right: float) -> None:
     for name, begin, end in one.phases:
         axes.axvspan(begin, end, color=PHASE.get(name, PHASE["cooldown"]), linewidth=0)
-        if end - begin > right * 0.035:
+        if end - begin > right * 0.018:
             label = _PHASE_LABELS.get(name, name)
             fits = (end - begin) / right > 0.012 * len(label)
             axes.text(
@@ -149,7 +149,8 @@ def _panel(axes: Axes, one: Curve, top: float, right: float) -> None:
 def _latency_panel(axes: Axes, kind: str, experiments: Sequence[ExperimentSummary]) -> None:
     metric = BY_NAME[f"{kind}_p50_s"]
     found = [[e.metric(f"{kind}_{part}_s") for part in ("p50", "p95", "p99")] for e in experiments]
-    unit, factor = scale(metric, max((m.all.mean for row in found for m in row if m), default=1.0))
+    largest = max((m.all.mean for row in found for m in row if m), default=1.0)
+    unit, factor = scale(metric, largest)
     for y, row in enumerate(found):
         values = [m.all.mean * factor for m in row if m]
         if len(values) == 3:
@@ -158,7 +159,7 @@ def _latency_panel(axes: Axes, kind: str, experiments: Sequence[ExperimentSummar
             axes.plot(values[1:], [y, y], "|", color=SERIES[0], markersize=8, markeredgewidth=1.6)
     axes.set_title(kind.upper(), loc="left", color=INK)
     axes.set_xlabel(unit)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, largest * factor * 1.08 or 1.0)
     axes.grid(visible=True, axis="x")
 
 

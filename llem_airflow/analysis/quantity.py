@@ -64,6 +64,12 @@ def when(epoch_ns: int | None) -> str:
     return datetime.fromtimestamp(epoch_ns / 1e9, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def sentence(text: str) -> str:
+    """The text with a capital and one full stop."""
+    text = text.strip().rstrip(".")
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def short(value: object) -> str:
     """A configuration value on one short line."""
     if isinstance(value, Mapping):

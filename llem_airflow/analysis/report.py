@@ -53,7 +53,12 @@ def report_html(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"when": quantity.when, "percent": quantity.percent, "short": quantity.short}
+    environment.filters |= {
+        "when": quantity.when,
+        "percent": quantity.percent,
+        "short": quantity.short,
+        "sentence": quantity.sentence,
+    }
     return environment.get_template("report.html.j2").render(
         version=__version__,
         summary=summary,

@@ -268,7 +268,7 @@ def _doubts(
         found.append(
             _about_all(
                 "few_cycles",
-                f"n = {valid}: " + ("one value has no interval" if valid == 1 else "the interval is wide"),
+                "one cycle has no interval" if valid == 1 else f"{valid} cycles make a wide interval",
                 f"set study_execution.n_cycles to {FEW_CYCLES} or more",
             )
         )

@@ -42,6 +42,8 @@ _SETTINGS: dict[Any, Any] = {
     "axes.labelcolor": MUTED,
     "axes.edgecolor": LINE,
     "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 9,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -25,7 +26,11 @@ _COLUMNS = (
 def render_summary(summary: Summary) -> RenderableType:
     """The headline table, what is missing, and the reasons to doubt."""
     table = Table(
-        show_lines=True, title=f"{escape(summary.study)} · {escape(summary.run_id)}", title_justify="left"
+        show_lines=True,
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+        title=f"{escape(summary.study)} · {escape(summary.run_id)}",
+        title_justify="left",
     )
     table.add_column("Experiment", overflow="fold")
     for _, label in _COLUMNS:
@@ -47,7 +52,11 @@ def render_summary(summary: Summary) -> RenderableType:
         if doubt.severity != "info":
             where = f" ({places[0]}{f' and {len(places) - 1} more' if len(places) > 1 else ''})"
             parts.append(
-                Text(f"{doubt.severity}: {doubt.message}{where}. Next step: {doubt.next_step}.", style="dim")
+                Text(
+                    f"{doubt.severity}: {quantity.sentence(doubt.message)[:-1]}{where}. "
+                    f"Next step: {quantity.sentence(doubt.next_step)}",
+                    style="dim",
+                )
             )
     return Group(*parts)
 
@@ -61,5 +70,5 @@ def _cell(experiment: ExperimentSummary, name: str) -> str:
     text = ("~ " if estimate else "") + quantity.number(found.all.mean * factor)
     if found.all.interval:
         half = (found.all.interval.high - found.all.interval.low) / 2
-        text += f" ± {quantity.number(half * factor, 2)}"
-    return f"{text}\n[dim]{unit}{' estimate' if estimate else ''}[/dim]"
+        text += f"\n± {quantity.number(half * factor, 2)}"
+    return f"{text}\n[dim]{unit}[/dim]" + ("\n[dim]estimate[/dim]" if estimate else "")

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llem_airflow.analysis.statistics import bca_interval, describe, outliers, slope_ratio, t_interval
+
+# R: x <- c(9.8, 10.1, 10.0, 10.4, 9.7); mean 10, sd 0.2738613, t.test: 9.659956 to 10.340044;
+# mad(x, constant = 1) 0.2; quantile(x, c(.05, .95)) 9.72, 10.34.
+VALUES = (9.8, 10.1, 10.0, 10.4, 9.7)
+
+
+def test_describe_agrees_with_r() -> None:
+    found = describe(VALUES)
+    assert found is not None
+    assert found.interval is not None
+    assert found.n == 5
+    assert found.mean == pytest.approx(10.0)
+    assert found.sd == pytest.approx(0.2738613, rel=1e-6)
+    assert found.cv_ratio == pytest.approx(0.02738613, rel=1e-6)
+    assert [found.median, found.mad] == pytest.approx([10.0, 0.2])
+    assert [found.p5, found.p95] == pytest.approx([9.72, 10.34])
+    assert [found.interval.low, found.interval.high] == pytest.approx([9.659956, 10.340044])
+    assert found.half_width_ratio == pytest.approx(0.0340044, rel=1e-5)
+
+
+def test_one_value_has_no_interval_and_no_spread() -> None:
+    found = describe([3.0])
+    assert found is not None
+    assert found.mean == found.median == 3.0
+    assert (found.sd, found.cv_ratio, found.mad, found.interval, found.bootstrap) == (None,) * 5
+
+
+def test_no_value_is_no_description() -> None:
+    assert describe([]) is None
+
+
+def test_bca_stands_beside_t_from_twenty_values_on() -> None:
+    values = np.random.default_rng(7).normal(100, 2, 20).tolist()
+    assert bca_interval(values[:19]) is None
+    boot, t = bca_interval(values), t_interval(values)
+    assert boot is not None
+    assert t is not None
+    assert [boot.low, boot.high] == pytest.approx([t.low, t.high], abs=0.3)
+
+
+def test_bca_gives_the_same_bytes_every_time() -> None:
+    values = np.random.default_rng(7).normal(100, 2, 25).tolist()
+    assert bca_interval(values) == bca_interval(values)
+
+
+def test_values_without_spread_have_an_interval_of_no_width() -> None:
+    found = describe([2.0] * 25)
+    assert found is not None
+    assert found.interval is not None
+    assert found.interval.low == found.interval.high == 2.0
+    assert found.bootstrap is None
+
+
+def test_an_outlier_is_flagged_and_kept() -> None:
+    found = describe([10.0, 10.1, 9.9, 10.05, 12.0])
+    assert found is not None
+    assert found.outliers == (4,)
+    assert found.n == 5
+    assert found.mean == pytest.approx(10.41)
+
+
+def test_three_values_have_no_outlier() -> None:
+    assert outliers([1.0, 1.0, 9.0]) == ()
+
+
+def test_the_t_interval_covers_as_it_says() -> None:
+    rng = np.random.default_rng(3)
+    hits = 0
+    for _ in range(2000):
+        found = t_interval(rng.normal(50, 1, 3).tolist())
+        assert found is not None
+        hits += found.low <= 50 <= found.high
+    assert hits / 2000 == pytest.approx(0.95, abs=0.015)
+
+
+def test_drift_over_the_study_is_found() -> None:
+    assert slope_ratio([0, 1, 2, 3], [100.0, 101.0, 102.0, 103.0]) == pytest.approx(1 / 101.5)
+    assert slope_ratio([0, 1, 2], [1.0, 2.0, 3.0]) is None
