@@ -93,7 +93,11 @@ def power_curves(experiment: str, curves: Sequence[Curve]) -> Markup | None:
         max([end for *_, end in one.phases] + [float(t[-1]) for t, _ in one.series.values()]) for one in drawn
     )
     with drawing():
-        figure = Figure(figsize=(_WIDTH_IN, 0.5 + 1.75 * len(drawn)), layout="constrained")
+        # Placed by hand: the layout engine would draw every panel twice, and a study has hundreds.
+        height_in = 0.5 + 1.75 * len(drawn)
+        figure = Figure(figsize=(_WIDTH_IN, height_in))
+        right_edge = 0.9 if any(len(one.series) > 1 for one in drawn) else 0.995
+        figure.subplots_adjust(0.055, 0.45 / height_in, right_edge, 1 - 0.25 / height_in, hspace=0.3)
         panels = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
         for axes, one in zip(panels, drawn, strict=True):
             _panel(axes, one, top, right)
