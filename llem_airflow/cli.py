@@ -78,3 +78,57 @@ def show_report(run: str, results_root: str, open_browser: bool) -> None:
     from llem_airflow.analysis.console import report_run
 
     sys.exit(report_run(run, results_root, open_browser=open_browser))
+
+
+@main.command("plan")
+@click.argument("study_file", metavar="STUDY", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, in a stable format.")
+@click.option("--order", is_flag=True, help="Show every run in its order, with the pauses.")
+def show_plan(study_file: Path, as_json: bool, order: bool) -> None:
+    """Show what a STUDY would run: no GPU, no Docker and no Airflow is needed."""
+    study = _load(study_file)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(study.plan.to_json(), indent=1, allow_nan=False))
+        return
+    from rich.console import Console
+
+    from llem_airflow.study.terminal import print_plan
+
+    print_plan(study, order=order, console=Console())
+
+
+@main.command("validate")
+@click.argument("study_files", metavar="STUDY...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the mistakes as JSON.")
+def validate_studies(study_files: tuple[Path, ...], as_json: bool) -> None:
+    """Check study files, every mistake with its line; exit code 2 when there is one. For pre-commit."""
+    from llem_airflow.study.check import check_files
+
+    sys.exit(check_files(study_files, as_json=as_json))
+
+
+@main.command("init")
+@click.argument("study_file", metavar="[FILE]", default="study.yaml", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def write_starter(study_file: Path, force: bool) -> None:
+    """Write a commented study to start from."""
+    from llem_airflow.study.starter import write_starter_file
+
+    try:
+        write_starter_file(study_file, replace=force)
+    except OSError as error:
+        click.echo(f"{study_file}: {error.strerror or error}; name another file, or use --force", err=True)
+        sys.exit(2)
+    click.echo(f"Wrote {study_file}. Next: llem-airflow plan {study_file}")
+
+
+@main.command("schema")
+def print_schema() -> None:
+    """Print the JSON Schema of study files, for editors."""
+    import json
+
+    from llem_airflow.study.schema import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=1))

@@ -1,4 +1,4 @@
-"""The question: a study file becomes experiments and a plan of their cycles. No Airflow, no Docker, no engine."""
+"""The question: study files become experiments and plans. No Airflow, no Docker, no engine."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ RUNNER_ALIASES = {"local": "process", "docker": "container"}
 
 
 def canonical_key(dotted_key: str) -> str:
-    """The dotted key with an engine's older name replaced by the current one (``pytorch.x`` -> ``transformers.x``)."""
+    """The dotted key with the engine's current name (``pytorch.x`` -> ``transformers.x``)."""
     head, dot, rest = dotted_key.partition(".")
     return f"{ENGINE_ALIASES[head]}{dot}{rest}" if head in ENGINE_ALIASES else dotted_key
 

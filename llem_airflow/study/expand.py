@@ -83,7 +83,7 @@ def expand(written: Written, *, collapse: bool) -> Expansion:
 
 
 def _engines(written: Written) -> list[str]:
-    """The engines whose sweep is run: those listed, else the scopes seen plus an engine written explicitly."""
+    """The engines whose sweep is run: those listed, else the scopes seen plus one written explicitly."""
     sweep = written.sweep
     if sweep.engines:
         return sweep.engines
@@ -118,31 +118,24 @@ class _Batch:
 
     base: Config
     points: Iterator[Variant]
-    varied: set[KeyPath]
+    varied: set[tuple[str, ...]]
 
     def into(self, result: Expansion, seen: dict[str, Unique], *, collapse: bool) -> None:
         """Add every point to the result."""
-        each_by_itself = any(path[: len(key)] == key for path in self.varied for key in DECIDING)
-        base = self.base if each_by_itself else settled(self.base)
-        rules = relevant(
-            rules_of(base["engine"]), settled(self.base), set() if each_by_itself else _tuples(self.varied)
-        )
-        if each_by_itself:
-            rules = rules_of(base["engine"])
+        derived = {path for key, paths in DECIDING.items() for path in paths if self._sets(key)}
+        first = settled(self.base)
+        base = self.base if derived else first
         known: dict[int, str] = {}
         remember(base, known)
+        rules = relevant(rules_of(base["engine"]), first, self.varied | derived)
         judge = _Judge(result, seen, rules, known, collapse=collapse)
         for variant in self.points:
             config = with_deltas(base, variant) if variant else base
-            judge.point(settled(config) if each_by_itself else config, variant)
+            judge.point(settled(config) if derived else config, variant)
 
-
-def _tuples(varied: set[KeyPath]) -> set[tuple[str, ...]]:
-    # do_sample follows from the temperature, so a rule on the one is touched by the other
-    paths = {tuple(str(part) for part in path) for path in varied}
-    if any(path[-1] == "temperature" for path in paths):
-        paths.add(("transformers", "sampling_params", "do_sample"))
-    return paths
+    def _sets(self, key: tuple[str, ...]) -> bool:
+        """Whether some point sets the key or a key below it."""
+        return any(path[: len(key)] == key[: len(path)] for path in self.varied)
 
 
 class _Judge:
@@ -183,8 +176,13 @@ class _Judge:
             self.seen[key] = self.seen[own] = twin
             self.result.uniques.append(twin)
         twin.members.append(own)
-        if len(twin.members) > 1:
-            twin.ignored |= ignored
+        if ignored and len(twin.members) > 1:
+            split = [(path_text(path), path) for rule in self.dormant for path in rule.ignores]
+            twin.ignored |= {
+                key
+                for key, path in split
+                if key in ignored and lookup(config, path) != lookup(twin.config, path)
+            }
 
     def _effective(self, config: Config) -> tuple[Config, set[str]]:
         """The configuration without what has no effect, and the keys that were taken out."""
@@ -205,8 +203,9 @@ class _Judge:
 def _batches(written: Written, engines: list[str]) -> Iterator[_Batch]:
     if _has_sweep(written) or not written.entries:
         for engine in engines:
-            varied: set[KeyPath] = set(written.sweep.paths())
-            yield _Batch(base_config(written.fixed, engine), written.sweep.points(engine), varied)
+            yield _Batch(
+                base_config(written.fixed, engine), written.sweep.points(engine), written.sweep.paths()
+            )
     for entry in written.entries:
         yield _Batch(*_entry_base(written, entry), set())
 
@@ -345,7 +344,7 @@ class _Checks:
             self._note(place, f"the keys of {section} have no place in serving_mode: {mode}", allowed)
 
     def _foreign_engines(self, engines: list[str]) -> None:
-        """Fixed sections of engines that the study never runs are told, not refused: bases hold them for others."""
+        """Fixed sections of engines that the study never runs are told, not refused: a base may hold them."""
         used = {*engines, *(entry.get("engine", "") for entry in self.written.entries)}
         source = self.written.source
         for name in source.value:

@@ -1,7 +1,8 @@
 """What a key may hold, as data, and the one checker that reads it.
 
-A table instead of model classes: each value is checked once, where it is written, however many experiments a sweep
-makes of it, and the same table gives the defaults, the JSON Schema and the proof that every key is consumed.
+A table instead of model classes: each value is checked once, where it is written, however many experiments
+a sweep makes of it, and the same table gives the defaults, the JSON Schema and the proof that every key is
+consumed.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ class Leaf:
         default: Value when the key is absent.
         required: The key has no default and must be there.
         nullable: null may be written.
+        null_is: What null stands for, when it stands for a value.
         least: Smallest value allowed, or length of a text or list.
         above: Values must be greater than this.
         most: Largest value allowed.
         choices: Every value allowed.
         aliases: Other spellings of choices.
-        extra: Further check: returns what is wrong and what is allowed, or None.
+        also: Further check: returns what is wrong and what is allowed, or None.
     """
 
     kind: str
@@ -52,12 +54,13 @@ class Leaf:
     default: Any = None
     required: bool = False
     nullable: bool = False
+    null_is: Any = None
     least: float | None = None
     above: float | None = None
     most: float | None = None
     choices: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
-    extra: Callable[[Any], tuple[str, str] | None] | None = None
+    also: Callable[[Any], tuple[str, str] | None] | None = None
 
     def allowed(self) -> str:
         """What may be written, in words."""
@@ -65,7 +68,7 @@ class Leaf:
             words = f"allowed: {', '.join(self.choices)}"
         else:
             words = f"allowed: {KINDS[self.kind]}{self._bounds()}"
-        return f"{words} or null" if self.nullable else words
+        return f"{words}, or null" if self.nullable or self.null_is is not None else words
 
     def _bounds(self) -> str:
         if self.kind in {"string", "strings", "integers", "mapping"}:
@@ -89,7 +92,7 @@ class Section:
         optional: Absent unless written: its defaults are not filled in.
         open: Unknown keys pass through; ``keys`` then only documents the known ones.
         moved: Keys of old places: name -> where it is now.
-        extra: Check over the whole section: yields (path below it, found, allowed).
+        also: Check over the whole section: yields (path below it, found, allowed).
     """
 
     doc: str
@@ -97,7 +100,7 @@ class Section:
     optional: bool = False
     open: bool = False
     moved: Mapping[str, str] = field(default_factory=dict)
-    extra: Callable[[dict[str, Any]], Iterator[tuple[Path, str, str]]] | None = None
+    also: Callable[[dict[str, Any]], Iterator[tuple[Path, str, str]]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +174,8 @@ def _check_section(section: Section, value: Any, path: Path, report: Report) -> 
             result[name] = check_free(child, (*path, name), report)
         else:
             unknown(section, name, path, report)
-    if section.extra is not None:
-        for below, found, allowed in section.extra(result):
+    if section.also is not None:
+        for below, found, allowed in section.also(result):
             report((*path, *below), found, allowed)
     return result
 
@@ -218,15 +221,15 @@ def check_free(value: Any, path: Path, report: Report) -> Any:
 
 
 def _check_leaf(leaf: Leaf, value: Any, path: Path, report: Report) -> Any:
-    if value is None and (leaf.nullable or leaf.kind == "any"):
-        return None
+    if value is None and (leaf.nullable or leaf.kind == "any" or leaf.null_is is not None):
+        return leaf.null_is
     result = _typed(leaf, value)
     if result is _WRONG:
         report(path, f"found {show(value)}", leaf.allowed() + _hint(leaf, value), _meant(leaf, value))
         return leaf.default
     if leaf.kind in {"any", "mapping"}:
         result = check_free(result, path, report)
-    wrong = leaf.extra(result) if leaf.extra is not None and result is not None else None
+    wrong = leaf.also(result) if leaf.also is not None and result is not None else None
     if wrong is not None:
         report(path, *wrong)
     return result

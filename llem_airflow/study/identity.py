@@ -1,9 +1,9 @@
 """Who an experiment is: the hash of what it measures, and a readable name.
 
-In the hash: everything of the experiment's configuration with its defaults, older names replaced: engine, serving mode,
-task, measurement, warm-up or traffic, engine arguments, sampling, number and kind of GPUs when asked for.
-Not in the hash: where (runner, image, GPU ids, results), when (Airflow, gaps, order), how often (cycles), limits, names,
-and the SLO bounds, which classify a result without changing it.
+In the hash: everything of the experiment's configuration with its defaults, older names replaced: engine,
+serving mode, task, measurement, warm-up or traffic, engine arguments, sampling, number and kind of GPUs
+when asked for. Not in the hash: where (runner, image, GPU ids, results), when (Airflow, gaps, order), how
+often (cycles), limits, names, and the SLO bounds, which classify a result without changing it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def canonical_json(value: Any, known: dict[int, str] | None = None) -> str:
 
     Args:
         value: Plain JSON data.
-        known: Texts of mappings that many experiments share, by ``id()`` of the mapping, kept alive by the caller.
+        known: Texts of mappings that many experiments share, by ``id()``; the caller keeps them alive.
     """
     if isinstance(value, dict):
         if known is not None:
@@ -114,7 +114,7 @@ def _piece(name: str, value: Any) -> str:
         return _word(value.rstrip("/").rsplit("/", 1)[-1])
     if isinstance(value, (dict, list)):
         return _word(f"{name}-{digest(canonical_json(value))[:4]}")
-    return _word(f"{name}-{value}")
+    return _word(f"{name}-{value:g}".replace(".", "p") if isinstance(value, float) else f"{name}-{value}")
 
 
 def _word(text: str) -> str:

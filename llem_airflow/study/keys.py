@@ -8,6 +8,7 @@ from typing import Any
 from llem_airflow.study.engine_names import ENGINE_ALIASES, ENGINES
 from llem_airflow.study.fields import Leaf, Section
 from llem_airflow.study.mistakes import Path
+from llem_airflow.study.vocabulary import FlatKeys
 
 GPU_METERS = ("auto", "nvml", "rapl")
 """Meters of a machine under thermal load: thermal gaps and floors have their full defaults with them."""
@@ -67,6 +68,13 @@ def _passthrough(values: Any) -> tuple[str, str] | None:
     return f"{taken[0]!r} is a key of the study itself", f"write {taken[0]}: at the top level instead"
 
 
+def _floor(value: float) -> tuple[str, str] | None:
+    """The peer's lower bound, with 0 (off) allowed because an estimate needs no thermal floor."""
+    return (
+        None if value == 0 or value >= 30 else (f"found {value:g}", "allowed: 0 (off), or 30 seconds or more")
+    )
+
+
 DATASET = Section(
     "The prompts.",
     {
@@ -95,7 +103,7 @@ TASK = Section(
             "integer", "Prompts are cut to this many tokens.", default=256, least=1, nullable=True
         ),
         "max_output_tokens": Leaf(
-            "integer", "Tokens generated per request.", default=256, least=1, nullable=True
+            "integer", "Tokens generated per request; null is 256.", default=256, least=1, null_is=256
         ),
         "dataset": DATASET,
     },
@@ -105,10 +113,10 @@ TASK = Section(
 BASELINE = Section(
     "Idle power, measured before each window.",
     {
-        "enabled": Leaf("boolean", "Measure idle power.", default=True),
+        "enabled": Leaf("boolean", "Measure idle power (default: where power is measured).", nullable=True),
         "duration_seconds": Leaf(
             "number",
-            "Length of each baseline, in seconds (default 30; 5 with cpu-estimate).",
+            "Length of each baseline, in seconds (default 30).",
             least=5,
             most=120,
         ),
@@ -136,7 +144,7 @@ MEASUREMENT = Section(
         ),
         "energy_sampler": Leaf(
             "string",
-            "llenergymeasure's name for the meter.",
+            "The meter, in llenergymeasure's word.",
             default="auto",
             nullable=True,
             choices=("auto", "nvml", "zeus", "codecarbon"),
@@ -176,7 +184,7 @@ MEASUREMENT = Section(
             choices=("total", "windowed", "steady_state"),
         ),
         "measurement_window": Leaf(
-            "numbers", "Kept for llenergymeasure files: [begin_s, end_s].", nullable=True, extra=_window
+            "numbers", "Kept for llenergymeasure files: [begin_s, end_s].", nullable=True, also=_window
         ),
         "warmup_discard_fraction": Leaf(
             "number", "Kept for llenergymeasure files.", default=0.1, least=0, most=0.999
@@ -186,7 +194,7 @@ MEASUREMENT = Section(
         "baseline": BASELINE,
     },
     moved={"warmup": "it has moved to offline.warmup"},
-    extra=_wattages,
+    also=_wattages,
 )
 
 OFFLINE = Section(
@@ -197,39 +205,37 @@ OFFLINE = Section(
             {
                 "enabled": Leaf("boolean", "Warm up.", default=True),
                 "n_prompts": Leaf(
-                    "integer", "Warm-up prompts when convergence is not asked for.", default=5, least=1
+                    "integer",
+                    "Length of a fixed warm-up, in iterations; writing it asks for one (5).",
+                    least=1,
                 ),
                 "thermal_floor_seconds": Leaf(
                     "number",
-                    "Shortest warm-up, in seconds (default 60; 0 with cpu-estimate and none).",
+                    "Shortest warm-up, in seconds (default 60 where power is measured, else 0).",
                     least=0,
                     most=3600,
-                    extra=lambda v: _floor(v),
+                    also=_floor,
                 ),
-                "convergence_detection": Leaf("boolean", "Warm up until latency is steady.", default=False),
+                "convergence_detection": Leaf(
+                    "boolean",
+                    "Warm up until latency and power are steady (default, unless n_prompts is given).",
+                ),
                 "cv_threshold": Leaf(
                     "number",
-                    "Steady when the coefficient of variation is below this.",
+                    "Steady when the coefficient of variation of the latency is at most this.",
                     default=0.05,
                     least=0.01,
                     most=0.5,
                 ),
-                "min_prompts": Leaf("integer", "Shortest warm-up, in prompts.", default=5, least=1),
-                "max_prompts": Leaf("integer", "Longest warm-up, in prompts.", default=20, least=5),
+                "min_prompts": Leaf("integer", "Fewest warm-up iterations (default: window_size).", least=1),
+                "max_prompts": Leaf("integer", "Most warm-up iterations.", default=40, least=5),
                 "window_size": Leaf(
-                    "integer", "Iterations over which the variation is taken.", default=3, least=3
+                    "integer", "Last iterations over which the variation is taken.", default=10, least=3
                 ),
             },
         )
     },
 )
-
-
-def _floor(value: float) -> tuple[str, str] | None:
-    """The peer's lower bound, with 0 (off) allowed because an estimate needs no thermal floor."""
-    return (
-        None if value == 0 or value >= 30 else (f"found {value:g}", "allowed: 0 (off), or 30 seconds or more")
-    )
 
 
 SERVER = Section(
@@ -330,6 +336,7 @@ EXECUTION_KNOBS = Section(
     "What the measuring code does around the transformers engine.",
     {
         "batch_size": Leaf("integer", "Prompts per batch (default 1).", nullable=True, least=1),
+        "chat_template": Leaf("boolean", "Put each prompt into the model's chat template.", nullable=True),
         "torch_compile": Leaf("boolean", "Compile the model with torch.compile.", nullable=True),
         "torch_compile_mode": Leaf("string", "Mode of torch.compile.", nullable=True, least=1),
         "torch_compile_backend": Leaf("string", "Backend of torch.compile.", nullable=True, least=1),
@@ -339,13 +346,17 @@ EXECUTION_KNOBS = Section(
             "string", "Type under autocast.", nullable=True, choices=("float16", "bfloat16")
         ),
     },
-    extra=_compile,
+    also=_compile,
 )
 
 ENGINE_SECTIONS = {
-    "transformers": Section("The transformers engine.", {**_FREE, "llem_execution": EXECUTION_KNOBS}),
-    "vllm": Section("The vLLM engine.", dict(_FREE)),
-    "tensorrt": Section("The TensorRT-LLM engine.", dict(_FREE)),
+    "transformers": Section(
+        "The transformers engine.",
+        {**_FREE, "llem_execution": EXECUTION_KNOBS},
+        moved=FlatKeys("transformers"),
+    ),
+    "vllm": Section("The vLLM engine.", dict(_FREE), moved=FlatKeys("vllm")),
+    "tensorrt": Section("The TensorRT-LLM engine.", dict(_FREE), moved=FlatKeys("tensorrt")),
 }
 
 EXPERIMENT = Section(
@@ -363,7 +374,7 @@ EXPERIMENT = Section(
         "server": SERVER,
         "sampling_preset": Leaf("string", "Named sampling values.", nullable=True, choices=tuple(PRESETS)),
         "passthrough_kwargs": Leaf(
-            "mapping", "More arguments for the engine.", nullable=True, extra=_passthrough
+            "mapping", "More arguments for the engine.", nullable=True, also=_passthrough
         ),
         "gpus": GPUS,
         **ENGINE_SECTIONS,

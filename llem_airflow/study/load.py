@@ -125,7 +125,7 @@ def _runners(sections: dict[str, Any]) -> dict[str, tuple[str, str | None]]:
 
 
 def _gpus(config: dict[str, Any], indices: list[int] | None) -> GpuRequest:
-    """What the experiment asks for: ``gpus:``, else gpu_indices, else what its meter and parallelism imply."""
+    """What the experiment asks for: ``gpus:``, else gpu_indices, else what meter and parallelism imply."""
     asked = config.get("gpus")
     if asked is not None:
         ids = asked.get("ids")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 Path = tuple[str | int, ...]
 """Keys and list indices from the top of a file down to a value."""
@@ -97,8 +98,6 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     """The known name that ``word`` is probably a slip of, or None."""
     if len(word) > 100:
         return None
-    from difflib import get_close_matches  # only a file with a mistake pays for this import
-
     lowered = {name.lower(): name for name in known}
     key = word.lower().replace("-", "_").replace(" ", "_")
     if key in lowered:
@@ -109,24 +108,21 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 def show(value: object) -> str:
     """The value as it would be written in YAML, with its kind, short enough for a message."""
-    kinds = {
-        bool: "true/false",
-        int: "whole number",
-        float: "number",
-        str: "text",
-        list: "list",
-        dict: "mapping",
-    }
+    kinds = {int: "whole number", float: "number", str: "text"}
     if value is None:
         return "nothing (null)"
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, (list, dict)):
-        return f"a {kinds[type(value)]} of {len(value)}" if value else f"an empty {kinds[type(value)]}"
+    if isinstance(value, dict):
+        return f"a mapping of {len(value)}" if value else "an empty mapping"
+    if isinstance(value, list):
+        return f"the list {_short(repr(value[:20]))}" if value else "an empty list"
     text = repr(value) if isinstance(value, str) else _number(value)
-    if len(text) > 60:
-        text = f"{text[:57]}..."
-    return f"{text} ({kinds.get(type(value), type(value).__name__)})"
+    return f"{_short(text)} ({kinds.get(type(value), type(value).__name__)})"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _number(value: object) -> str:

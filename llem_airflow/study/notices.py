@@ -1,4 +1,4 @@
-"""What the user should know although the study runs: size, skipped points, keys without effect, likely slips."""
+"""What the user should know although the study runs: size, skips, keys without effect, likely slips."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from llem_airflow.study.order import balanced
 from llem_airflow.study.prompts import BUILTIN, STANDING_IN
 from llem_airflow.study.rules import lookup
 from llem_airflow.study.sections import Execution
+from llem_airflow.study.slips import slips
 from llem_airflow.study.study import Experiment
 from llem_airflow.study.study_keys import STUDY_ONLY
-from llem_airflow.study.vocabulary import slips
 from llem_airflow.study.written import Written
 
 NO_EFFECT = {
@@ -46,6 +46,7 @@ def notices_of(
     found += _order(execution, len(experiments))
     found += _runners(experiments)
     found += _datasets(experiments)
+    found += _open_ended(written)
     found += slips(written)
     return tuple(dict.fromkeys(found))
 
@@ -109,7 +110,8 @@ def _order(execution: Execution, count: int) -> Iterator[Notice]:
         rows = count if count % 2 == 0 else 2 * count
         yield Notice(
             "not-balanced",
-            f"latin_square of {count} experiments is balanced for {rows} cycles or a multiple, not for {execution.n_cycles}",
+            f"latin_square of {count} experiments is balanced for {rows} cycles or a multiple of it, "
+            f"not for {execution.n_cycles}",
         )
 
 
@@ -129,3 +131,12 @@ def _datasets(experiments: tuple[Experiment, ...]) -> Iterator[Notice]:
                 "stand-in",
                 f"the prompts of {STANDING_IN[name]} are not shipped: the set {BUILTIN!r} stands in for them",
             )
+
+
+def _open_ended(written: Written) -> Iterator[Notice]:
+    task = written.source.value.get("task")
+    if isinstance(task, dict) and task.get("max_output_tokens", 0) is None:
+        text = (
+            "task.max_output_tokens: null is taken as 256: lengths are fixed so that cycles do the same work"
+        )
+        yield Notice("null", text, written.source.place(("task", "max_output_tokens"), of_key=True)[0])

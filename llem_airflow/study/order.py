@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import pairwise
 
 Run = tuple[int, int]
 """Index of the experiment and its cycle, from 1."""
@@ -12,8 +13,8 @@ Run = tuple[int, int]
 def ordered(count: int, cycles: int, order: str, seed: int) -> list[Run]:
     """Every cycle of every experiment in the order in which they run.
 
-    ``sequential`` AAABBB, ``interleave`` ABABAB, ``shuffle`` a seeded permutation per pass, ``reverse`` ABBAAB,
-    ``latin_square`` the rows of a Williams design, over and over.
+    ``sequential`` AAABBB, ``interleave`` ABABAB, ``shuffle`` a seeded permutation per pass,
+    ``reverse`` ABBAAB, ``latin_square`` the rows of a Williams design, over and over.
     """
     if order == "sequential":
         return [(index, cycle) for index in range(count) for cycle in range(1, cycles + 1)]
@@ -24,18 +25,15 @@ def ordered(count: int, cycles: int, order: str, seed: int) -> list[Run]:
 def gaps_s(runs: list[Run], order: str, short_s: float, long_s: float) -> list[float]:
     """The pause before each run, in seconds: none before the first, the long one between blocks or passes.
 
-    A block is all cycles of one experiment in ``sequential``; a pass is one cycle of every experiment otherwise. A
-    sequential study of one experiment has passes, since it has nothing else to separate. Without repetition there
-    is nothing to tell apart, and every pause is the short one.
+    A block is all cycles of one experiment in ``sequential``; a pass is one cycle of every experiment
+    otherwise. A sequential study of one experiment has passes, since it has nothing else to separate.
+    Without repetition there is nothing to tell apart, and every pause is the short one.
     """
     if all(cycle == 1 for _, cycle in runs):
         long_s = short_s
     which = 0 if order == "sequential" and runs and runs[-1][0] > 0 else 1
     gaps = [0.0] * min(1, len(runs))
-    gaps += [
-        long_s if now[which] != before[which] else short_s
-        for before, now in zip(runs, runs[1:], strict=False)
-    ]
+    gaps += [long_s if now[which] != before[which] else short_s for before, now in pairwise(runs)]
     return gaps
 
 
@@ -51,8 +49,8 @@ def balanced(count: int, cycles: int, order: str) -> bool:
 def williams(count: int) -> list[list[int]]:
     """Williams' design: a Latin square in which everything follows everything else equally often.
 
-    The first row is 0, 1, n-1, 2, n-2, ...; the others shift it by one. With an odd count one square cannot be
-    balanced, and its mirror image is added (E. J. Williams 1949, Aust. J. Sci. Res. A 2, 149-168).
+    The first row is 0, 1, n-1, 2, n-2, ...; the others shift it by one. With an odd count one square cannot
+    be balanced, and its mirror image is added (E. J. Williams 1949, Aust. J. Sci. Res. A 2, 149-168).
     """
     first = [(step + 1) // 2 if step % 2 else (count - step // 2) % count for step in range(count)]
     rows = [[(item + shift) % count for item in first] for shift in range(count)]

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,6 @@ def load_prompts(source: str, n_prompts: int, order: str, *, seed: int, folder: 
 
 
 def _sha256(text: str) -> str:
-    from hashlib import sha256
-
     return sha256(text.encode()).hexdigest()
 
 
@@ -77,12 +76,13 @@ def _file(source: str, folder: Path | None) -> Path:
         return BUILTIN_FILE
     if source.startswith("synthetic:"):
         raise PromptsError(
-            f"task.dataset.source: {source!r}; write synthetic:<input tokens>x<output tokens>, as synthetic:512x128"
+            f"task.dataset.source: {source!r}: write synthetic:<input tokens>x<output tokens>, "
+            "for example synthetic:512x128"
         )
     if not source.endswith(".jsonl"):
         raise PromptsError(
-            f"task.dataset.source: {source!r} is not supported yet; use {BUILTIN!r}, a .jsonl file with a 'prompt' in each "
-            "line, or synthetic:<in>x<out> (datasets of the hub: save the prompts as .jsonl first)"
+            f"task.dataset.source: {source!r} is not supported yet; use {BUILTIN!r}, synthetic:<in>x<out>, or a "
+            ".jsonl file with a 'prompt' in each line (save the prompts of a hub dataset as one)"
         )
     path = Path(source).expanduser()
     return path if path.is_absolute() or folder is None else folder / path
@@ -93,7 +93,8 @@ def _records(path: Path, source: str) -> Iterator[tuple[dict[str, Any], str]]:
     try:
         if path.stat().st_size > MAX_JSONL_BYTES:
             raise PromptsError(
-                f"task.dataset.source: {source!r} is larger than {MAX_JSONL_BYTES // 1024**2} MiB; use a sample of it"
+                f"task.dataset.source: {source!r} is larger than {MAX_JSONL_BYTES // 1024**2} MiB; "
+                "use a sample of it"
             )
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):

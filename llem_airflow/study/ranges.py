@@ -1,4 +1,4 @@
-"""Range shorthands of a sweep axis: ``{min, max, num}``, ``{log: ...}``, ``{pow2: ...}`` -> the list of values."""
+"""Range shorthands of a sweep axis: ``{min, max, num}``, ``{log: ...}``, ``{pow2: ...}`` -> its values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def expand_range(shorthand: dict[str, Any]) -> list[Number]:
     if keys == {"pow2"}:
         return _pow2(*_bounds(_inner("pow2", shorthand["pow2"], {"min", "max"})))
     raise RangeError(
-        f"a mapping with the keys {', '.join(sorted(map(str, keys))) or 'none'} is no range; the shapes are {SHAPES}"
+        f"a mapping with the keys {', '.join(sorted(map(str, keys))) or 'none'} is no range; "
+        f"the shapes are {SHAPES}"
     )
 
 

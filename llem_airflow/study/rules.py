@@ -1,9 +1,10 @@
 """Combinations that an engine refuses or ignores, as data: study/data/rules-<engine>.json.
 
-A rule is ``{"id", "effect", "when", "ignores", "reason", "version", "source"}``. ``effect`` is ``invalid`` (the point is
-skipped) or ``dormant`` (the engine ignores the keys in ``ignores``). ``when`` is a list of conditions, all of which
-must hold: ``[key, operator, value, default]``. A value ``{"key": other}`` compares with another key. A key that is
-absent or null makes its condition false unless it has a default; ``unset`` is the operator for absent keys.
+A rule is ``{"id", "effect", "when", "ignores", "reason", "version", "source"}``. ``effect`` is ``invalid``
+(the point is skipped) or ``dormant`` (the engine ignores the keys in ``ignores``). ``when`` is a list of
+conditions, all of which must hold: ``[key, operator, value, default]``. A value ``{"key": other}`` compares
+with another key. A key that is absent or null makes its condition false unless it has a default; ``unset``
+is the operator for absent keys.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ _TEST: dict[str, Callable[[Any, Any], bool]] = {
     "is not": lambda value, other: not _same(value, other),
     "in": lambda value, other: any(_same(value, item) for item in other),
     "not in": lambda value, other: not any(_same(value, item) for item in other),
-    "set": lambda value, other: True,
+    "set": lambda _value, _other: True,
+    "begins": lambda value, other: isinstance(value, str) and value.startswith(other),
     "is a": lambda value, other: _KIND[other](value),
     "is not a": lambda value, other: not _KIND[other](value),
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llem_airflow.study.fields import defaults
-from llem_airflow.study.study_keys import AIRFLOW, EXECUTION, OUTPUT, PRECISION, duration_s
+from llem_airflow.study.study_keys import AIRFLOW, EXECUTION, OUTPUT, PRECISION, REGRESSION, duration_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +182,7 @@ def airflow_of(written: dict[str, Any]) -> AirflowSection:
     v["retry_delay_s"] = duration_s(v.pop("retry_delay")) or 0.0
     v["tags"], v["notify_on"] = tuple(v["tags"]), tuple(v["notify_on"])
     regression = written.get("regression")
-    known = AIRFLOW.keys["regression"]
-    filled = defaults(known) | regression if regression is not None else None  # type: ignore[arg-type]  # a Section by its table
-    v["regression"] = Regression(**filled) if filled is not None else None
+    v["regression"] = Regression(**(defaults(REGRESSION) | regression)) if regression is not None else None
     return AirflowSection(**v)
 
 

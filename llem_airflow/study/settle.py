@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from llem_airflow.study.keys import GPU_METERS, PRESETS, SAMPLER_METER
+from llem_airflow.study.engine_names import ENGINES
+from llem_airflow.study.keys import PRESETS, SAMPLER_METER
 
 Config = dict[str, Any]
 
-DECIDING = {
-    ("serving_mode",),
-    ("measurement", "meter"),
-    ("measurement", "energy_sampler"),
-    ("sampling_preset",),
-    ("gpus",),
+_SAMPLING = tuple((engine, "sampling_params") for engine in ENGINES)
+
+DECIDING: dict[tuple[str, ...], tuple[tuple[str, ...], ...]] = {
+    ("serving_mode",): (("serving_mode",), ("offline",), ("server",)),
+    ("measurement", "meter"): (("measurement", "meter"),),
+    ("measurement", "energy_sampler"): (("measurement", "meter"),),
+    ("offline", "warmup"): (("offline", "warmup"),),
+    ("sampling_preset",): _SAMPLING,
+    ("transformers", "sampling_params"): _SAMPLING,
+    ("gpus",): (("gpus",),),
 }
-"""Keys that other defaults depend on: when one of them varies, each point is settled by itself."""
+"""Keys that others follow from, with those others: when one varies, each point is settled by itself."""
 
 
 def merged(below: Config, above: Config) -> Config:
@@ -50,10 +55,11 @@ def with_deltas(config: Config, deltas: tuple[tuple[tuple[str, ...], Any], ...])
 
 
 def settled(config: Config) -> Config:
-    """Resolve what depends on other keys: mode section, meter, thermal defaults, sampling preset, greedy or sampled."""
+    """Resolve what depends on other keys: mode section, meter, warm-up, preset, greediness."""
     result = dict(config)
     result.pop("server" if result.get("serving_mode") == "offline" else "offline", None)
     _meter(result)
+    _warmup(result)
     _sampling(result)
     gpus = result.pop("gpus", None)
     if gpus is not None:
@@ -67,15 +73,23 @@ def settled(config: Config) -> Config:
 def _meter(config: Config) -> None:
     measurement = dict(config["measurement"])
     sampler = measurement.pop("energy_sampler")
-    meter = measurement["meter"] = measurement["meter"] or SAMPLER_METER[sampler]
-    baseline = measurement["baseline"]
-    if baseline["duration_seconds"] is None:
-        measurement["baseline"] = baseline | {"duration_seconds": 30 if meter in GPU_METERS else 5}
+    measurement["meter"] = measurement["meter"] or SAMPLER_METER[sampler]
     config["measurement"] = measurement
+
+
+def _warmup(config: Config) -> None:
+    """A warm-up of fixed length only when its length was written, as files of llenergymeasure do."""
     offline = config.get("offline")
-    if offline is not None and offline["warmup"]["thermal_floor_seconds"] is None:
-        floor_s = 60 if meter in GPU_METERS else 0
-        config["offline"] = offline | {"warmup": offline["warmup"] | {"thermal_floor_seconds": floor_s}}
+    if offline is None:
+        return
+    warmup = dict(offline["warmup"])
+    if warmup["convergence_detection"] is None:
+        warmup["convergence_detection"] = warmup["n_prompts"] is None
+    if warmup["n_prompts"] is None:
+        warmup["n_prompts"] = 5
+    if warmup["min_prompts"] is None:
+        warmup["min_prompts"] = min(warmup["window_size"], warmup["max_prompts"])
+    config["offline"] = offline | {"warmup": warmup}
 
 
 def _sampling(config: Config) -> None:

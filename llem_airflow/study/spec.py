@@ -39,7 +39,8 @@ def experiment_spec(
     config = experiment.config
     if config["serving_mode"] == "server":
         raise NotImplementedError(
-            f"{experiment.id}: running serving_mode: server is not supported yet; the study can be planned and validated"
+            f"{experiment.id}: running serving_mode: server is not supported yet; "
+            "the study can be planned and validated"
         )
     task, measurement = config["task"], config["measurement"]
     dataset = task["dataset"]

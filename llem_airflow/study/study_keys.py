@@ -109,7 +109,7 @@ PRECISION = Section(
         "max_cycles": Leaf("integer", "Cycles that are planned.", default=10, least=2),
     },
     optional=True,
-    extra=_cycles,
+    also=_cycles,
 )
 
 EXECUTION = Section(
@@ -149,7 +149,7 @@ EXECUTION = Section(
             "boolean", "Run points once that differ only in what the engine ignores.", default=True
         ),
         "gpu_indices": Leaf(
-            "integers", "GPUs of the host to use, by index.", nullable=True, least=1, extra=_indices
+            "integers", "GPUs of the host to use, by index.", nullable=True, least=1, also=_indices
         ),
         "max_consecutive_failures": Leaf("integer", "Kept for llenergymeasure files.", default=10, least=0),
         "circuit_breaker_cooldown_seconds": Leaf(
@@ -174,23 +174,35 @@ OUTPUT = Section(
     },
 )
 
+REGRESSION = Section(
+    "When a run counts as worse than an earlier one.",
+    {
+        "metric": Leaf("string", "Metric that is compared.", default="energy_per_output_token_j", least=1),
+        "threshold_ratio": Leaf(
+            "number", "Smallest relative change that counts.", default=0.02, above=0, most=10
+        ),
+        "baseline": Leaf("string", "`previous` run, or the name of a version.", default="previous", least=1),
+    },
+    optional=True,
+)
+
 AIRFLOW = Section(
     "How the study becomes a DAG.",
     {
-        "dag_id": Leaf("string", "Id of the DAG (default: the study's name).", nullable=True, extra=_dag_id),
+        "dag_id": Leaf("string", "Id of the DAG (default: the study's name).", nullable=True, also=_dag_id),
         "schedule": Leaf(
             "string",
             "Cron expression or @daily and the like; null for manual runs.",
             nullable=True,
-            extra=_schedule,
+            also=_schedule,
         ),
-        "start_date": Leaf("string", "First date of the schedule, ISO.", nullable=True, extra=_date),
+        "start_date": Leaf("string", "First date of the schedule, ISO.", nullable=True, also=_date),
         "catchup": Leaf("boolean", "Run the schedule's past intervals.", default=False),
         "tags": Leaf("strings", "Tags of the DAG.", default=[]),
         "owner": Leaf("string", "Owner of the tasks.", nullable=True, least=1),
         "retries": Leaf("integer", "Further tries of a cycle that failed.", default=2, least=0, most=100),
         "retry_delay": Leaf(
-            "any", "Pause before a further try: seconds, or 30s, 5m, 1h.", default=60, extra=_duration
+            "any", "Pause before a further try: seconds, or 30s, 5m, 1h.", default=60, also=_duration
         ),
         "max_active_cycles": Leaf(
             "integer", "Cycles that may run at the same time.", default=1, least=1, most=1000
@@ -203,21 +215,7 @@ AIRFLOW = Section(
             default=[],
             choices=("failure", "regression"),
         ),
-        "regression": Section(
-            "When a run counts as worse than an earlier one.",
-            {
-                "metric": Leaf(
-                    "string", "Metric that is compared.", default="energy_per_output_token_j", least=1
-                ),
-                "threshold_ratio": Leaf(
-                    "number", "Smallest relative change that counts.", default=0.02, above=0, most=10
-                ),
-                "baseline": Leaf(
-                    "string", "`previous` run, or the name of a version.", default="previous", least=1
-                ),
-            },
-            optional=True,
-        ),
+        "regression": REGRESSION,
     },
 )
 
@@ -229,7 +227,7 @@ VERSIONS = Rows(
             "name": Leaf("string", "Name of the release.", required=True, least=1),
             "model": Leaf("string", "Hub id or path (default: the study's).", nullable=True, least=1),
             "revision": Leaf("string", "Hub revision.", nullable=True, least=1),
-            "released": Leaf("string", "Date of the release, ISO.", nullable=True, extra=_date),
+            "released": Leaf("string", "Date of the release, ISO.", nullable=True, also=_date),
         },
     ),
 )
@@ -245,7 +243,7 @@ STUDY_ONLY = Section(
         "study_execution": EXECUTION,
         "runners": Section(
             f"Where each engine runs: {' or '.join(RUNNERS)}.",
-            _per_engine(Leaf("string", "Runner of the engine.", extra=_runner)),
+            _per_engine(Leaf("string", "Runner of the engine.", also=_runner)),
         ),
         "images": Section(
             "Image of each engine's container.", _per_engine(Leaf("string", "Image.", least=1))

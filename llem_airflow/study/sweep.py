@@ -65,7 +65,7 @@ class Sweep:
         }
 
     def points(self, engine: str) -> Iterator[Variant]:
-        """The points of one engine: groups outermost, then axes, the last axis fastest; axes are set before groups."""
+        """The points of one engine: groups outermost, then axes, the last fastest; groups win over axes."""
         groups, axes = self._of(engine)
         for overlay in itertools.product(*groups):
             after = tuple(itertools.chain.from_iterable(overlay))
@@ -82,11 +82,17 @@ class Sweep:
     def _of(self, engine: str) -> tuple[list[list[Variant]], list[list[Variant]]]:
         mine = [dimension for dimension in self.dimensions if dimension.engine in {None, engine}]
         groups = [dimension.of(engine) for dimension in mine if dimension.group]
-        # Axes of all engines come before those of one engine, as in llenergymeasure, so that plans have the same order.
+        # Axes of all engines come before those of one engine: plans have the order of llenergymeasure.
         axes = [d for d in mine if not d.group and d.engine is None] + [
             d for d in mine if not d.group and d.engine
         ]
         return groups, [dimension.of(engine) for dimension in axes]
+
+
+def _scope(key: str) -> str | None:
+    """The engine that a dotted key or the name of a group is limited to."""
+    head, dot, _ = key.partition(".")
+    return head if dot and head in ENGINES else None
 
 
 def engines_of(variant: Variant) -> set[str]:
@@ -138,9 +144,7 @@ def _axis(key: str, content: Any, path: Path, report: Report) -> Dimension:
         for index, item in enumerate(values):
             place = (*path, index) if isinstance(content, list) else path
             variants.append(_delta(*where, item, place, report))
-    return Dimension(
-        key, key.split(".")[0] if key.split(".")[0] in ENGINES else None, group=False, variants=variants
-    )
+    return Dimension(key, _scope(key), group=False, variants=variants)
 
 
 def _axis_values(content: Any, path: Path, report: Report) -> list[Any]:
@@ -248,8 +252,7 @@ def flatten(
 
 
 def _group(key: str, content: list[Any], path: Path, report: Report) -> Dimension:
-    engine = key.split(".")[0] if "." in key and key.split(".")[0] in ENGINES else None
-    found = Dimension(key, engine, group=True, variants=[])
+    found = Dimension(key, _scope(key), group=True, variants=[])
     if not all(isinstance(item, dict) for item in content):
         report(
             path,

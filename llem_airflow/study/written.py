@@ -78,7 +78,7 @@ def reporter(source: Source, mistakes: list[Mistake]) -> Report:
 
 
 def _top(value: dict[str, Any], written: Written, report: Report) -> dict[str, Any]:
-    """Sort the keys of the file: study-level ones are checked, those of experiments returned, others reported."""
+    """Sort the keys of the file: study-level ones are checked, experiment keys returned, others reported."""
     fixed = {}
     for name, content in value.items():
         if name in STUDY_ONLY.keys:
@@ -193,7 +193,7 @@ def _base(
 
 
 def _tell_inherited(written: Written, below: dict[str, Any], own: dict[str, Any], base: str) -> None:
-    """llenergymeasure replaces whole sections of the base; here they merge, which is said when it matters."""
+    """Llenergymeasure replaces whole sections of the base; here they merge, which is said when it matters."""
     for key, section in below.items():
         mine = own.get(key)
         if isinstance(section, dict) and isinstance(mine, dict):

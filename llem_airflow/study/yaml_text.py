@@ -1,7 +1,7 @@
 """YAML text -> plain values and where each of them stands.
 
-Read from libyaml's event stream instead of PyYAML's loader: the loader resolves duplicate keys silently, expands
-aliases without bound, recurses as deep as the file says and forgets positions.
+Read from libyaml's event stream instead of PyYAML's loader: the loader resolves duplicate keys silently,
+expands aliases without bound, recurses as deep as the file says and forgets positions.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -19,14 +19,13 @@ from llem_airflow.study.mistakes import Path as KeyPath
 
 MAX_BYTES = 2 * 1024 * 1024
 MAX_NODES = 250_000
-"""Nodes of a file after its aliases are expanded; a study of 20,000 written-out experiments stays below it."""
+"""Nodes of a file after its aliases are expanded; 20,000 written-out experiments stay below it."""
 MAX_DEPTH = 32
 
 _NULL = {"", "~", "null", "Null", "NULL"}
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_BOOL |= {w: True for w in ("yes", "Yes", "YES", "on", "On", "ON")} | {
-    w: False for w in ("no", "No", "NO", "off", "Off", "OFF")
-}
+_BOOL |= dict.fromkeys(("yes", "Yes", "YES", "on", "On", "ON"), True)
+_BOOL |= dict.fromkeys(("no", "No", "NO", "off", "Off", "OFF"), False)
 _INT = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0o[0-7_]+|0b[01_]+)\Z")
 # YAML 1.1 takes 1e-3 for text because of the missing point; nobody means that in a study.
 _FLOAT = re.compile(
@@ -67,7 +66,7 @@ class Source:
         self.value = plain(self.root)
 
     def place(self, path: KeyPath, *, of_key: bool = False) -> tuple[int, int]:
-        """Line and column, from 1, of the value at ``path`` (or of its key); of the nearest parent that exists."""
+        """Line and column, from 1, of the value (or key) at ``path``, or of its nearest parent."""
         node, key_node = self.root, self.root
         for part in path:
             value = node.value
@@ -174,7 +173,7 @@ class _Builder:
             )
         return root
 
-    def _stop(self, line: int, column: int, found: str, allowed: str) -> None:
+    def _stop(self, line: int, column: int, found: str, allowed: str) -> NoReturn:
         raise StudyFileError([*self.mistakes, Mistake(self.name, line + 1, column + 1, "", found, allowed)])
 
     def _document(self, events: Iterator[Any]) -> Node | None:
@@ -195,7 +194,7 @@ class _Builder:
             elif isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    mark = event.start_mark
+                    mark: Any = event.start_mark
                     self._stop(mark.line, mark.column, "a second document begins here", "one study per file")
             if node is not None:
                 self._count(node)
@@ -231,9 +230,9 @@ class _Builder:
             self.anchors[anchor] = node
         return node
 
-    def _alias(self, event: Any) -> Node:
-        target = self.anchors.get(event.anchor)
-        mark = event.start_mark
+    def _alias(self, event: yaml.AliasEvent) -> Node:
+        target = self.anchors.get(str(event.anchor))
+        mark: Any = event.start_mark
         if target is None:
             self._stop(
                 mark.line,
@@ -241,7 +240,6 @@ class _Builder:
                 f"the alias *{event.anchor} has no anchor before it",
                 f"define it with &{event.anchor}",
             )
-            raise AssertionError  # _stop always raises
         node = Node(target.value, mark.line, mark.column)
         node.size = target.size
         return node
