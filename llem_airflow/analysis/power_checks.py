@@ -111,7 +111,7 @@ def _power_capped(seen: Seen) -> Flag | None:
 
 
 def _share_of_time(seen: Seen, bits: int) -> float | None:
-    """Highest share of samples of any device in the window with one of the event bits; None when not known."""
+    """Highest share of a device's samples in the window with one of the event bits; None when not known."""
     shares = []
     for one in seen.series.values():
         inside = (one.t_s >= 0) & (one.t_s <= seen.energy.duration_s) & ~np.isnan(one.event_reasons)

@@ -47,7 +47,7 @@ class NvmlMeter:
         except nvml.NVMLError as error:
             nvml.nvmlShutdown()
             raise MeterUnavailableError(
-                f"meter nvml: the driver refused: {error}. Run nvidia-smi on the host"
+                f"meter nvml: the driver refused: {_said(error)}. Run nvidia-smi on the host"
             ) from error
 
     def read(self) -> tuple[Reading, ...]:
@@ -193,7 +193,7 @@ def _start_driver() -> Any:
         ) from error
     except pynvml.NVMLError as error:
         raise MeterUnavailableError(
-            f"meter nvml: the NVIDIA driver does not work here: {error}. Run nvidia-smi on the host; "
+            f"meter nvml: the NVIDIA driver does not work here: {_said(error)}. Run nvidia-smi on the host; "
             "a driver that was updated without a reboot needs one"
         ) from error
     if count == 0:
@@ -282,3 +282,8 @@ def _optional(nvml: Any, call: Callable[[], Any]) -> Any:
 def _short(error: Exception) -> str:
     """``GpuIsLost`` for ``NVMLError_GpuIsLost``."""
     return type(error).__name__.replace("NVMLError_", "")
+
+
+def _said(error: Exception) -> str:
+    """The driver's own words, without the full stops that some of them bring."""
+    return str(error).rstrip(". ")

@@ -1,0 +1,302 @@
+"""Every flag is raised by what it is about, alone, and says what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from llem_airflow.analysis.energy import window_energy
+from llem_airflow.analysis.quality import Flag, flags
+from llem_airflow.analysis.steadiness import iteration_bias_ratio, mser5_cut
+from llem_airflow.protocol.result import Anchor, CycleResult, Meter
+from tests.analysis.sampled import (
+    GPU,
+    Profile,
+    at_ns,
+    columns,
+    cycle_result,
+    meter,
+    phase,
+    samples,
+    window,
+)
+
+
+def good_rows(power_w: Profile = lambda _: 300.0, **changes: Any) -> list[dict[str, Any]]:
+    rows = samples(power_w, lambda t: 300.0 * t, end_s=61.5)
+    for one in rows:
+        one |= {"event_reasons": 0, "temperature_c": 60, **changes}
+    return rows
+
+
+def of(
+    rows: list[dict[str, Any]],
+    *,
+    the_meter: Meter | None = None,
+    duration_s: float = 60.0,
+    warmup: str = "converged",
+    events: Sequence[Mapping[str, Any]] = (),
+    anchors: tuple[Anchor, ...] | None = None,
+    **seen: Any,
+) -> tuple[Flag, ...]:
+    the_meter = the_meter or meter()
+    result = cycle_result(window(duration_s), the_meter, warmup)
+    if anchors is not None:
+        result = CycleResult(**{**result.__dict__, "anchors": anchors})
+    power = columns(rows)
+    energy = window_energy(power, the_meter, result.window, events=events)
+    found = flags(result, power, energy, events=events, **seen)
+    for flag in found:
+        assert flag.next_step, flag.code
+        assert flag.threshold, flag.code
+        assert flag.severity in ("info", "warning", "error", "withheld")
+    return found
+
+
+def only(found: tuple[Flag, ...]) -> Flag:
+    assert len(found) == 1, [flag.code for flag in found]
+    return found[0]
+
+
+def test_a_good_cycle_has_no_flag() -> None:
+    assert of(good_rows()) == ()
+
+
+@pytest.mark.parametrize(("duration_s", "severity"), [(8.0, "error"), (20.0, "warning")])
+def test_a_short_window(duration_s: float, severity: str) -> None:
+    flag = only(of(good_rows(), duration_s=duration_s))
+    assert (flag.code, flag.severity) == ("short_window", severity)
+    assert f"{duration_s} s long" in flag.message
+
+
+def test_few_samples() -> None:
+    rows = [one for i, one in enumerate(good_rows()) if i % 4]
+    flag = only(of(rows))
+    assert (flag.code, flag.message[:40]) == ("few_samples", "451 power samples in the window where 60")
+
+
+def test_a_gap() -> None:
+    rows = [one for one in good_rows() if not at_ns(20) < one["t_before_mono_ns"] < at_ns(21.5)]
+    flag = only(of(rows))
+    assert (flag.code, flag.message[:6]) == ("gap", "1.50 s")
+
+
+def test_slow_reads() -> None:
+    flag = only(of(good_rows(), the_meter=meter(call_p50_s=0.08)))
+    assert (flag.code, flag.message) == (
+        "slow_reads",
+        "Reading all devices takes 80 ms of the 100 ms between samples.",
+    )
+
+
+def test_a_sampler_that_died_after_the_window() -> None:
+    assert only(of(good_rows(), the_meter=meter(achieved_hz=None))).code == "sampler_died"
+
+
+def test_a_throttled_run() -> None:
+    rows = good_rows()
+    for one in rows[100:130]:
+        one["event_reasons"] = 0x40
+    flag = only(of(rows))
+    assert (flag.code, flag.severity) == ("throttled", "error")
+    assert "5% of the samples" in flag.message
+
+
+def test_a_power_cap_is_information() -> None:
+    flag = only(of(good_rows(event_reasons=0x4)))
+    assert (flag.code, flag.severity) == ("power_capped", "info")
+
+
+def test_a_foreign_process() -> None:
+    flag = only(of(good_rows(), environment={"gpus": [{"uuid": GPU, "processes": [{"pid": 77}]}]}))
+    assert (flag.code, flag.severity) == ("foreign_process", "error")
+    assert "pid 77" in flag.message
+
+
+def test_a_foreign_process_that_the_host_saw() -> None:
+    flag = only(of(good_rows(), host={"foreign_processes": ["train.py of somebody"]}))
+    assert (flag.code, "train.py of somebody" in flag.message) == ("foreign_process", True)
+
+
+def test_neighbours() -> None:
+    flag = only(of(good_rows(), host={"neighbours": ["llem-other"]}))
+    assert (flag.code, "llem-other" in flag.message) == ("neighbours", True)
+
+
+def test_a_counter_that_disagrees_with_the_samples() -> None:
+    flag = only(of(good_rows(lambda _: 310.0)))
+    assert (flag.code, "+3.3%" in flag.message) == ("counter_disagreement", True)
+
+
+def test_a_counter_that_agrees_within_three_percent_is_not_flagged() -> None:
+    assert of(good_rows(lambda _: 308.0)) == ()
+
+
+def test_no_counter() -> None:
+    assert only(of(good_rows(energy_mj=None))).code == "no_counter"
+
+
+def test_a_counter_reset() -> None:
+    rows = good_rows()
+    for one in rows[300:]:
+        one["energy_mj"] -= 10_000_000
+    assert only(of(rows)).code == "counter_reset"
+
+
+def test_a_temperature_that_moves() -> None:
+    rows = good_rows()
+    for i, one in enumerate(rows):
+        one["temperature_c"] = 45 + i // 40
+    assert only(of(rows)).code == "temperature_drift"
+
+
+def test_power_over_the_limit() -> None:
+    rows = good_rows()
+    rows[50]["power_instant_mw"] = 500_000
+    flag = only(of(rows, environment={"gpus": [{"uuid": GPU, "enforced_power_limit_w": 400.0}]}))
+    assert (flag.code, "500 W" in flag.message) == ("over_limit", True)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "severity"),
+    [
+        ("cap_time", "warmup_not_converged", "warning"),
+        ("cap_iterations", "warmup_not_converged", "warning"),
+        ("fixed", "warmup_not_checked", "info"),
+        ("disabled", "warmup_not_checked", "info"),
+    ],
+)
+def test_a_warm_up_that_did_not_converge_or_was_not_checked(outcome: str, code: str, severity: str) -> None:
+    flag = only(of(good_rows(), warmup=outcome))
+    assert (flag.code, flag.severity) == (code, severity)
+
+
+def test_power_that_drifts() -> None:
+    rows = samples(lambda t: 300 + t / 2, lambda t: 300 * t + t * t / 4, end_s=61.5)
+    flag = only(of(rows))
+    assert (flag.code, "+6.6%" in flag.message) == ("drift", True)
+
+
+def test_a_warm_up_with_slow_drift_that_reaches_into_the_window() -> None:
+    events = [
+        {"event": "iteration", "phase": "measure", "t_mono_ns": 0, "index": i, "duration_s": 1 + 0.3 * 0.9**i}
+        for i in range(60)
+    ]
+    flag = only(of(good_rows(), events=events))
+    assert (flag.code, "MSER-5" in flag.message) == ("drift", True)
+
+
+def test_a_baseline_above_the_load() -> None:
+    rows = [
+        one | ({"power_instant_mw": 400_000} if one["t_before_mono_ns"] < at_ns(-1) else {})
+        for one in samples(lambda _: 300.0, lambda t: 300.0 * t, begin_s=-9, end_s=61.5)
+    ]
+    flag = only(of(rows, events=phase("baseline_bare", -8, -2)))
+    assert (flag.code, flag.severity) == ("baseline_above_load", "error")
+
+
+def test_a_wall_clock_that_was_set_is_information() -> None:
+    anchors = (Anchor(0, 10**18), Anchor(10**10, 10**18 + 12 * 10**9))
+    flag = only(of(good_rows(), anchors=anchors))
+    assert (flag.code, flag.severity, "+2.0 s" in flag.message) == ("clock_step", "info", True)
+
+
+def test_an_estimate_is_information_with_its_assumptions() -> None:
+    estimate = meter("cpu-estimate", "estimate", note="10 W idle to 65 W")
+    flag = only(of(good_rows(), the_meter=estimate))
+    assert (flag.code, flag.severity, "10 W idle to 65 W" in flag.message) == ("estimate", "info", True)
+
+
+def test_an_attributed_energy() -> None:
+    flag = only(of(good_rows(), the_meter=meter(energy_kind="attributed")))
+    assert (flag.code, flag.severity) == ("attributed", "warning")
+
+
+def test_a_stand_in_is_seen_by_the_meters_note_or_the_devices_name() -> None:
+    assert only(of(good_rows(), the_meter=meter(note="STAND-IN driver"))).code == "stand_in"
+    assert only(of(good_rows(), environment={"gpus": [{"name": "X (STAND-IN)"}]})).code == "stand_in"
+
+
+# Reasons that take the number away: exactly one flag, and no decoration of a number that is not there.
+
+
+def lost(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for one in rows:
+        if one["t_before_mono_ns"] > at_ns(30):
+            one.update(
+                power_instant_mw=None,
+                energy_mj=None,
+                event_reasons=None,
+                temperature_c=None,
+                error="GpuIsLost",
+            )
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "code"),
+    [
+        (lost(good_rows()), "gpu_lost"),
+        ([one for one in good_rows() if one["t_before_mono_ns"] < at_ns(50)], "not_bracketed"),
+        (
+            [one for one in good_rows(energy_mj=None) if not at_ns(9) < one["t_before_mono_ns"] < at_ns(15)],
+            "gap_without_counter",
+        ),
+        ([], "gpu_missing"),
+        ([one | {"power_instant_mw": math.inf} for one in good_rows()], "unreadable_series"),
+    ],
+)
+def test_a_reason_that_withholds_the_energy_is_the_only_flag(rows: list[dict[str, Any]], code: str) -> None:
+    flag = only(of(rows))
+    assert (flag.code, flag.severity) == (code, "withheld")
+    assert flag.message.startswith("Energy is not known: ")
+
+
+def test_a_duration_mismatch_withholds() -> None:
+    assert only(of(good_rows(), events=phase("measure", 0.0, 30.0))).code == "duration_mismatch"
+
+
+def test_several_missing_gpus_are_one_flag() -> None:
+    flag = only(of(good_rows(), the_meter=meter(devices=(GPU, "GPU-1", "GPU-2"))))
+    assert flag.code == "gpu_missing"
+    assert "GPU-1" in flag.message
+    assert "GPU-2" in flag.message
+
+
+def test_no_meter_is_information() -> None:
+    flag = only(of([], the_meter=meter("none", "none", devices=())))
+    assert (flag.code, flag.severity) == ("no_meter", "info")
+
+
+def test_the_gravest_flag_comes_first() -> None:
+    found = of(good_rows(event_reasons=0x44), duration_s=20.0)
+    assert [flag.severity for flag in found] == ["error", "warning", "info"]
+
+
+# MSER-5 by hand.
+
+
+def test_mser5_cuts_the_batches_before_the_steady_state() -> None:
+    values = [2.0] * 5 + [1.5] * 5 + [1.0, 1.01, 0.99, 1.0, 1.0] * 8
+    assert mser5_cut(values) == 10
+
+
+def test_mser5_keeps_everything_of_a_flat_series() -> None:
+    assert mser5_cut([1.0, 1.02, 0.98, 1.01, 0.99] * 6) == 0
+
+
+def test_mser5_cannot_tell_from_a_ramp_or_from_few_values() -> None:
+    assert mser5_cut([float(i) for i in range(40)]) is None
+    assert mser5_cut([1.0] * 19) is None
+
+
+def test_the_bias_of_unsteady_iterations_is_relative_to_the_steady_ones() -> None:
+    events = [
+        {"event": "iteration", "phase": "measure", "duration_s": duration}
+        for duration in [2.0] * 5 + [1.0] * 45
+    ]
+    assert iteration_bias_ratio(events) == pytest.approx(0.1)
+    assert iteration_bias_ratio(events[:19]) is None
