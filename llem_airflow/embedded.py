@@ -88,6 +88,7 @@ def run_and_show(study: Study, home: Home, runner: str | None) -> int:
     Raises:
         EmbeddedRunError: Airflow could not be started.
     """
+    from llem_airflow.analysis.summary import Summary
     from llem_airflow.analysis.table import render_summary
     from llem_airflow.progress import RunProgress
     from llem_airflow.results import ResultsRoot
@@ -104,7 +105,7 @@ def run_and_show(study: Study, home: Home, runner: str | None) -> int:
         code = run_study(study, home, runner, progress.line)
     new = [run for run in root.runs(study.name) if run.url not in earlier]
     if new and (summary := new[-1].summary()):
-        console.print(render_summary(summary))
+        console.print(render_summary(Summary.from_json(summary)))
         console.print(f"Report:  {new[-1].url}/report.html", soft_wrap=True, highlight=False)
         console.print("Open it: llem-airflow report latest --open", highlight=False)
         console.print("See it in Airflow's UI: llem-airflow ui (or: make airflow)", highlight=False)

@@ -92,4 +92,4 @@ class RunProgress:
         return False
 
     def _plain(self, text: str, style: str | None = None) -> None:
-        self._console.print(text, style=style, markup=False, highlight=False)
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

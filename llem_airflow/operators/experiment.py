@@ -14,13 +14,14 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from llem_airflow.container.attempt import Attempt
 from llem_airflow.container.box import kill_box, run_box
 from llem_airflow.container.collected import Collected
-from llem_airflow.container.failures import AttemptFailedError
+from llem_airflow.container.failures import AttemptFailedError, failure
 from llem_airflow.container.process import ProcessSettings, kill_process, run_process
 from llem_airflow.operators.evidence import attempt_of, open_run, provenance
 from llem_airflow.operators.placement import PlacementError, box_settings, choose_runner, engine_answers
 from llem_airflow.operators.settings import LocalModel, local_model, settings
+from llem_airflow.protocol.files import config_name
 from llem_airflow.results import StoredRun
-from llem_airflow.study import Experiment, Study, experiment_spec, load_study
+from llem_airflow.study import Experiment, PromptsError, Study, experiment_spec, load_study
 
 
 class LLEMExperimentOperator(DockerOperator):
@@ -81,10 +82,7 @@ class LLEMExperimentOperator(DockerOperator):
         model = local_model(self.experiment.model, where, study_folder=self.study.path.parent if self.study.path else None)
         with tempfile.TemporaryDirectory(prefix="llem-") as folder:
             try:
-                self._runner = choose_runner(self.runner, self.experiment, self._engine_or_none)
                 collected = self._run(attempt, model, where.python, Path(folder))
-            except PlacementError as error:
-                raise AirflowFailException(str(error)) from error
             except AttemptFailedError as error:
                 raise self._failed(run, attempt, error, started_epoch_ns) from error
             record = provenance(attempt, self._runner, started_epoch_ns) | _of(collected)
@@ -114,20 +112,25 @@ class LLEMExperimentOperator(DockerOperator):
             return None
 
     def _run(self, attempt: Attempt, model: LocalModel | None, python: str, folder: Path) -> Collected:
-        self.log.info("%s, cycle %s, as a %s", self.experiment.id, self.cycle, self._runner)
-        if self._runner == "process":
+        try:
+            self._runner = choose_runner(self.runner, self.experiment, self._engine_or_none)
+            box = box_settings(self, model) if self._runner == "container" else None
+            model_path = model and (model.container_path if box else str(model.worker_path))
             spec = experiment_spec(
-                self.study, self.experiment, self.cycle, model_path=str(model.worker_path) if model else None
+                self.study, self.experiment, self.cycle, model_path=model_path, gpus=box.gpus if box else ()
             )
-            process = ProcessSettings(
-                python=python, wall_clock_s=self.experiment.wall_clock_s, silence_s=self.experiment.silence_s
-            )
-            return run_process(attempt, spec, process, collect_to=folder, on_line=self._line)
-        box = box_settings(self, model)
-        spec = experiment_spec(
-            self.study, self.experiment, self.cycle, model_path=model.container_path if model else None, gpus=box.gpus
+        except (PlacementError, PromptsError, NotImplementedError) as error:
+            hint = "correct it, then clear this task"
+            raise AttemptFailedError(failure("config", hint=hint), str(error), folder=folder) from error
+        # What the attempt is told is evidence too, whether it succeeds or not.
+        (folder / config_name(spec.experiment_hash)).write_text(spec.dumps(), encoding="utf-8")
+        self.log.info("%s, cycle %s, as a %s", self.experiment.id, self.cycle, self._runner)
+        if box is not None:
+            return run_box(self.cli, attempt, spec, box, collect_to=folder, on_line=self._line)
+        process = ProcessSettings(
+            python=python, wall_clock_s=self.experiment.wall_clock_s, silence_s=self.experiment.silence_s
         )
-        return run_box(self.cli, attempt, spec, box, collect_to=folder, on_line=self._line)
+        return run_process(attempt, spec, process, collect_to=folder, on_line=self._line)
 
     def _line(self, line: str) -> None:
         self.log.info("%s", line)
@@ -151,7 +154,7 @@ class LLEMExperimentOperator(DockerOperator):
             "category": error.failure.category,
             "retryable": error.failure.retryable,
             "hint": error.failure.hint,
-            "message": str(error),
+            "message": error.headline,
         }
         url = run.commit_failed(self.experiment.id, self.cycle, attempt.try_number, error.folder, record)
         text = f"{self.experiment.id} cycle {self.cycle}: {error}\nEvidence: {url}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import docker
 from docker.types import Mount
 
-from llem_airflow.container.images import default_image
+from llem_airflow.container.images import default_entrypoint, default_image
 from llem_airflow.container.settings import NON_ROOT, BoxSettings
 from llem_airflow.operators.settings import LocalModel, settings
 from llem_airflow.study import Experiment
@@ -60,8 +60,18 @@ def choose_runner(wanted: str | None, experiment: Experiment, engine: Callable[[
 
 
 def choose_image(operator_image: str, experiment: Experiment, environ: Mapping[str, str] = os.environ) -> str:
-    """The image: ``LLEM_IMAGE_<ENGINE>`` of the worker, the study's, the engine's default."""
-    return environ.get(f"LLEM_IMAGE_{experiment.engine.upper()}") or operator_image or default_image(experiment.engine)
+    """The image: ``LLEM_IMAGE_<ENGINE>`` of the worker, the study's, the engine's default.
+
+    Raises:
+        PlacementError: Nobody names one and the engine has no default.
+    """
+    named = environ.get(f"LLEM_IMAGE_{experiment.engine.upper()}") or operator_image
+    if named:
+        return named
+    try:
+        return default_image(experiment.engine)
+    except ValueError as error:
+        raise PlacementError(str(error)) from error
 
 
 def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> BoxSettings:
@@ -70,6 +80,7 @@ def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> 
     environment, secrets, mounts = _model_access(model)
     return BoxSettings(
         image=choose_image(operator.image, experiment),
+        entrypoint=default_entrypoint(experiment.engine),
         environment={**{k: os.environ[k] for k in PASSED_ON if k in os.environ}, **environment, **operator.environment},
         private_environment={**secrets, **operator.secrets},
         mounts=(*mounts, *(m if isinstance(m, Mount) else Mount(**m) for m in operator.mounts)),
