@@ -167,12 +167,20 @@ def _watch(run: _Run, box: Box) -> tuple[dict[str, Any], str | None]:
             inspection = follow(run.api, box.id, run.sink, dog.heard, patience_s=run.settings.engine_grace_s)
         return inspection, dog.fired
     except GoneError as error:
-        found = failure("cancelled", hint="somebody removed it: `docker events` on its host says when")
-        raise AttemptFailedError(found, str(error), folder=run.folder, log_tail=run.sink.tail) from error
+        raise _gone(run) from error
     except ENGINE_ERRORS as error:
         found = classify(None, "", error=error)
         headline = f"the Docker engine went away while the attempt ran: {error}"
         raise AttemptFailedError(found, headline, folder=run.folder, log_tail=run.sink.tail) from error
+
+
+def _gone(run: _Run) -> AttemptFailedError:
+    return AttemptFailedError(
+        failure("cancelled", hint="somebody removed it: `docker events` on its host says when"),
+        "the container was removed from outside while the attempt ran",
+        folder=run.folder,
+        log_tail=run.sink.tail,
+    )
 
 
 def _bring_out(run: _Run, box: Box, inspection: dict[str, Any]) -> None:
@@ -180,6 +188,8 @@ def _bring_out(run: _Run, box: Box, inspection: dict[str, Any]) -> None:
     try:
         patiently(lambda: collect(run.api, box.id, run.folder, private), run.settings.engine_grace_s)
     except (CollectError, OSError, DockerException) as error:
+        if classify(None, str(error)).category == "cancelled":
+            raise _gone(run) from error
         write_inspection(inspection, private, run.folder / INSPECT)
         box.keep_volume = True
         raise AttemptFailedError(

@@ -67,6 +67,8 @@ def collect(
     try:
         with tarfile.open(fileobj=_Reader(chunks), mode="r|") as archive:
             names = tuple(_extract(archive, folder))
+        for _ in chunks:  # what follows the archive's end, so that the connection can be used again
+            pass
     except tarfile.TarError as error:
         raise CollectError(f"the archive of {OUT_DIR}/ is broken: {error}") from error
     for name in names:

@@ -146,7 +146,8 @@ PATTERNS: tuple[Rule, ...] = (
     # The image's entrypoint.
     _rule(
         r"exec: \"[^\"]*\": (?:executable file not found|permission denied|stat .*no such file)"
-        r"|\bexec user process caused\b|\bexec [^:\n]+: no such file or directory",
+        r"|\bexec user process caused\b|\[FATAL tini [^\n]*exec \S+ failed"
+        r"|\bunable to find (?:user|group) |\bexec [^:\n]+: no such file or directory",
         "image_config",
         hint="the image's entrypoint is not there or not executable: does it have Python?",
     ),

@@ -65,14 +65,20 @@ def _read(
     resume = last
     try:
         stream = api.logs(container, stream=True, follow=True, timestamps=True, since=_seconds(last))
-        for message in stream:
-            stamped = _STAMP.match(message)
-            stamp, data = (stamped[1], message[stamped.end() :]) if stamped else (b"", message)
-            if stamp and stamp <= resume:
-                continue
-            last = stamp or last
-            heard()
-            sink.feed(data)
+        try:
+            for message in stream:
+                stamped = _STAMP.match(message)
+                stamp, data = (stamped[1], message[stamped.end() :]) if stamped else (b"", message)
+                if stamp and stamp <= resume:
+                    continue
+                last = stamp or last
+                heard()
+                sink.feed(data)
+        except BaseException:
+            stream.close()
+            for _ in stream:  # closing only ends the connection; reading its end gives it back
+                pass
+            raise
     except NotFound:
         raise
     except requests.exceptions.RequestException:
