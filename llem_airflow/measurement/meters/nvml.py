@@ -87,7 +87,7 @@ class _Board:
         ]
         self._legacy = self._field(self._fields[0]) is None and self._field(self._fields[1]) is None
         self._legacy_is_instant = self._legacy and self._averages_nothing()
-        self._extra = [name for name in self._extra_calls() if self._extra_works(name)]
+        self._extra = {name: call for name, call in self._extra_calls().items() if self._works(call)}
 
     def require_power(self) -> None:
         """Refuse a board that tells neither power nor energy.
@@ -163,11 +163,11 @@ class _Board:
             "memory_used": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used,
         }
 
-    def _extra_works(self, name: str) -> bool:
+    def _works(self, call: Callable[[], int]) -> bool:
         """Whether this board knows the reading at all; one that does not is not asked again."""
         nvml = self._nvml
         try:
-            self._extra_calls()[name]()
+            call()
         except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound):
             return False
         except nvml.NVMLError:
@@ -175,8 +175,7 @@ class _Board:
         return True
 
     def _read_extra(self) -> dict[str, int | None]:
-        calls = self._extra_calls()
-        return {name: _optional(self._nvml, calls[name]) for name in self._extra}
+        return {name: _optional(self._nvml, call) for name, call in self._extra.items()}
 
 
 def _start_driver() -> Any:
