@@ -56,9 +56,7 @@ def hook(docker_api: docker.APIClient, python_image: str) -> None:
     try:
         docker_api.start(box)
     except APIError as error:
-        missing(
-            f"the Docker engine was not started with the stand-in GPU hook (.ci/start-engine): {error.explanation}"
-        )
+        missing(f"no stand-in GPU hook in the engine (see .ci/start-engine): {error.explanation}")
     finally:
         docker_api.remove_container(box, force=True)
 
