@@ -36,10 +36,14 @@ class _Gathered:
     power_absent: list[dict[str, Any]] = field(default_factory=list)
 
 
-def aggregate_run(run: StoredRun) -> Summary:
+def aggregate_run(run: StoredRun, *, report: bool = True) -> Summary:
     """Aggregate a run. The same evidence gives the same bytes, however often and by how many it is done.
 
     Each file appears whole under its name, the report last. Reads one power series at a time.
+
+    Args:
+        run: The run.
+        report: Whether to draw report.html, which is most of the time it takes.
 
     Raises:
         ResultsWriteError: Something could not be written; nothing that was committed is affected.
@@ -69,8 +73,11 @@ def aggregate_run(run: StoredRun) -> Summary:
     _write_table(run, names.CYCLES_TABLE, cycles_table(run.study, run.run_id, gathered.cycles, plan))
     _write_table(run, names.EXPERIMENTS_TABLE, experiments_table(summary))
     run.folder.write(names.SUMMARY, json_bytes(summary.to_json()))
-    report = report_html(ReportData(summary, gathered.cycles, gathered.curves, run.study_text(), run.meta()))
-    run.folder.write(names.REPORT, report.encode())
+    if report:
+        page = report_html(
+            ReportData(summary, gathered.cycles, gathered.curves, run.study_text(), run.meta())
+        )
+        run.folder.write(names.REPORT, page.encode())
     return summary
 
 

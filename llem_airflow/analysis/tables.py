@@ -44,6 +44,7 @@ CYCLE_FACTS: tuple[tuple[str, Any, str], ...] = (
     ("active_over", _TEXT, "baseline that was subtracted for energy_active_j"),
     ("warmup", _TEXT, "how the warm-up ended"),
     ("flags", pa.list_(_TEXT), "codes of the reasons to doubt this row"),
+    ("doubtful", pa.bool_(), "whether a flag is more than information"),
     ("fingerprint", _TEXT, "JSON: what has to be equal for a comparison"),
 )
 """Columns of cycles.parquet before the metrics: name, type, meaning."""

@@ -29,7 +29,7 @@ def _cycles(run: StoredRun) -> dict[tuple[str, int], dict[str, object]]:
 
 def test_known_power_tokens_and_times_give_hand_computed_metrics(make_run: MakeRun) -> None:
     run = make_run(ALL)
-    aggregate_run(run)
+    aggregate_run(run, report=False)
     row = _cycles(run)[IDS[0], 1]
     # 200 W for 40 s; 20 requests of 11 tokens out and 16 in; TTFT 0.5 s, then 10 gaps of 0.1 s.
     assert row["status"] == "valid"
@@ -49,7 +49,7 @@ def test_known_power_tokens_and_times_give_hand_computed_metrics(make_run: MakeR
 
 def test_the_summary_counts_cycles_and_reads_back(make_run: MakeRun) -> None:
     run = make_run({key: Recording(power_w=200.0 + 10 * key[1]) for key in ALL})
-    summary = aggregate_run(run)
+    summary = aggregate_run(run, report=False)
     assert (summary.planned, summary.valid, summary.missing) == (4, 4, ())
     assert Summary.from_json(json.loads((_folder(run) / "summary.json").read_text())) == summary
     energy = summary.experiments[0].metric("average_power_w")
@@ -67,7 +67,7 @@ def test_a_missing_a_failed_and_a_missed_cycle_are_rows_with_a_reason(
     missed = {"category": "gpu_unavailable", "message": "0 of 1 GPUs free", "hint": "", "retryable": True}
     run.commit_failed(IDS[0], 2, 1, tmp_path / "absent", provenance() | {"failure": failed})
     run.commit_failed(IDS[1], 1, 1, tmp_path / "absent", provenance() | {"failure": missed})
-    summary = aggregate_run(run)
+    summary = aggregate_run(run, report=False)
     assert [(m["experiment"], m["cycle"], m["status"], m["reason"]) for m in summary.missing] == [
         (IDS[1], 1, "missed", "gpu_unavailable: 0 of 1 GPUs free"),
         (IDS[0], 2, "failed", "crash: segfault"),
@@ -83,7 +83,7 @@ def test_points_that_the_study_left_out_are_rows(make_run: MakeRun) -> None:
         "skipped": [{"rule": "r1", "reason": "no fp8 on this GPU", "point": {"dtype": "fp8"}}]
     }
     run.write_plan("model: tiny\n", plan, {"dag_id": "nightly"})
-    aggregate_run(run)
+    aggregate_run(run, report=False)
     skipped = [
         row
         for row in pq.read_table(_folder(run) / "cycles.parquet").to_pylist()
@@ -94,7 +94,7 @@ def test_points_that_the_study_left_out_are_rows(make_run: MakeRun) -> None:
 
 def test_the_merged_series_keeps_every_sample_on_absolute_time(make_run: MakeRun) -> None:
     run = make_run({(0, 1): Recording(gpus=("GPU-a", "GPU-b")), (1, 1): Recording()}, cycles=1)
-    summary = aggregate_run(run)
+    summary = aggregate_run(run, report=False)
     table = pq.read_table(_folder(run) / "power.parquet")
     each = len(Recording().sample_times_s())
     assert summary.power_rows == table.num_rows == 3 * each
@@ -117,7 +117,7 @@ def test_a_bad_power_series_of_one_cycle_never_loses_the_others(make_run: MakeRu
         (Path(bad.path) / "power.parquet").write_bytes(b"")
     else:
         (Path(bad.path) / "power.parquet").write_bytes(b"PAR1" + b"\0" * 400)
-    summary = aggregate_run(run)
+    summary = aggregate_run(run, report=False)
     assert summary.valid == 3
     assert summary.power_rows == 3 * len(Recording().sample_times_s())
     assert [(item["experiment"], item["cycle"]) for item in summary.power_absent] == [(IDS[0], 1)]
@@ -130,7 +130,7 @@ def test_a_bad_power_series_of_one_cycle_never_loses_the_others(make_run: MakeRu
 def test_a_result_that_cannot_be_read_is_a_row(make_run: MakeRun) -> None:
     run = make_run(ALL)
     run.cycles()[0].folder.write("result.json", b"{")
-    summary = aggregate_run(run)
+    summary = aggregate_run(run, report=False)
     assert summary.valid == 3
     assert summary.missing[0]["status"] == "damaged"
     assert "result.json: not JSON" in summary.missing[0]["reason"]
@@ -143,7 +143,9 @@ def test_requests_that_disagree_with_the_result_are_flagged(make_run: MakeRun) -
     data["window"]["output_tokens"] = 999
     ref.folder.write("result.json", json.dumps(data).encode())
     assert CycleResult.loads(json.dumps(data)).window.output_tokens == 999
-    assert "requests_disagree" in {doubt.code for doubt in aggregate_run(run).experiments[0].doubts}
+    assert "requests_disagree" in {
+        doubt.code for doubt in aggregate_run(run, report=False).experiments[0].doubts
+    }
 
 
 def test_aggregating_again_gives_the_same_bytes(make_run: MakeRun) -> None:
@@ -168,7 +170,7 @@ def test_nothing_is_left_beside_the_documented_files(make_run: MakeRun) -> None:
 
 def test_no_meter_is_valid_and_has_no_energy(make_run: MakeRun) -> None:
     run = make_run(dict.fromkeys(ALL, Recording(meter_kind="none")))
-    summary = aggregate_run(run)
+    summary = aggregate_run(run, report=False)
     assert (summary.valid, summary.energy_kind) == (4, "none")
     assert summary.experiments[0].metric("energy_j") is None
 
@@ -176,7 +178,7 @@ def test_no_meter_is_valid_and_has_no_energy(make_run: MakeRun) -> None:
 def test_cycles_with_warnings_are_counted_and_shown_apart(make_run: MakeRun) -> None:
     short = Recording(window_s=12, requests=6)
     run = make_run({(0, 1): Recording(), (0, 2): short, (0, 3): Recording(), (1, 1): Recording()}, cycles=3)
-    energy = aggregate_run(run).experiments[0].metric("energy_per_output_token_j")
+    energy = aggregate_run(run, report=False).experiments[0].metric("energy_per_output_token_j")
     assert energy is not None
     assert energy.undoubted is not None
     assert (energy.all.n, energy.undoubted.n) == (3, 2)

@@ -1,0 +1,271 @@
+"""Two runs, or two experiments of a run: which metrics changed, and may they be compared at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from llem_airflow.analysis.answers import AnswerCheck, check_answers
+from llem_airflow.analysis.cycle import HAS_RESULT
+from llem_airflow.analysis.fingerprint import FACTORS
+from llem_airflow.analysis.metrics import BY_NAME
+from llem_airflow.analysis.verdict import Comparison, Verdict, adjusted, compare, compare_pairs
+from llem_airflow.results import ResultReadError, StoredRun, names
+
+COMPARED = (
+    "energy_per_output_token_j",
+    "output_tokens_per_s",
+    "ttft_mean_s",
+    "tpot_mean_s",
+    "e2el_mean_s",
+    "energy_per_request_j",
+)
+"""Metrics of a comparison, the headline first. Their p values are corrected as one family."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """The cycles of one experiment of one run.
+
+    Attributes:
+        run: Where they come from.
+        experiment: ``<slug>-<hash8>``.
+        rows: Rows of cycles.parquet that have a result.
+        excluded: Cycles that were left out because they were flagged and the caller asked for that.
+    """
+
+    run: StoredRun
+    experiment: str
+    rows: tuple[dict[str, Any], ...]
+    excluded: tuple[int, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """Identity of the experiment."""
+        return str(self.rows[0]["hash"]) if self.rows else ""
+
+    def values(self, metric: str) -> dict[int, float]:
+        """Value of the metric by cycle."""
+        return {int(row["cycle"]): float(row[metric]) for row in self.rows if row[metric] is not None}
+
+    def conditions(self) -> dict[str, list[str]]:
+        """Each field of the fingerprint with the distinct values that the cycles have, as JSON."""
+        found: dict[str, set[str]] = {}
+        for row in self.rows:
+            for key, value in json.loads(row["fingerprint"] or "{}").items():
+                found.setdefault(key, set()).add(json.dumps(value, sort_keys=True))
+        return {key: sorted(values) for key, values in found.items()}
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """Baseline against candidate.
+
+    Attributes:
+        baseline: ``run#experiment`` of the baseline.
+        candidate: ``run#experiment`` of the candidate.
+        metrics: Comparison of each metric that both sides have.
+        factors: Fingerprint fields under study that differ: ``{field: [baseline, candidate]}``.
+        differences: Conditions that differ; when there are any, nothing is compared.
+        answers: What the output check found; None when the requests cannot be read.
+        estimate: Whether the energies are estimates.
+        excluded: Flagged cycles that were left out on request, by side.
+    """
+
+    baseline: str
+    candidate: str
+    metrics: dict[str, Comparison]
+    factors: dict[str, Any]
+    differences: dict[str, Any]
+    answers: AnswerCheck | None
+    estimate: bool
+    excluded: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict on the headline metric: energy per output token, else the first that there is."""
+        if self.differences:
+            return Verdict.NOT_COMPARABLE
+        first = next(iter(self.metrics.values()), None)
+        return first.verdict if first else Verdict.NOT_ENOUGH_EVIDENCE
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**asdict(self), "verdict": str(self.verdict)}
+
+
+def compare_runs(
+    baseline: StoredRun,
+    candidate: StoredRun,
+    *,
+    ignore: Collection[str] = (),
+    factor: str | None = None,
+    without_flagged: bool = False,
+) -> list[PairReport]:
+    """Compare what two runs have in common.
+
+    Experiments are matched by their identity. With ``factor``, a dotted key of the configuration such as
+    ``task.model``, they are matched by everything but that key.
+
+    Args:
+        baseline: The run to compare against.
+        candidate: The run in question.
+        ignore: Conditions that may differ, such as ``gpus``.
+        factor: Key of the configuration that is under study.
+        without_flagged: Leave out cycles with a warning.
+
+    Raises:
+        ResultReadError: A run was not aggregated.
+    """
+    ours = _by_match(baseline, factor)
+    theirs = _by_match(candidate, factor)
+    return corrected(
+        [
+            compare_sides(
+                side(baseline, ours[key], without_flagged=without_flagged),
+                side(candidate, theirs[key], without_flagged=without_flagged),
+                ignore=ignore,
+            )
+            for key in ours
+            if key in theirs
+        ]
+    )
+
+
+def compare_sides(
+    baseline: Side, candidate: Side, *, ignore: Collection[str] = (), paired: bool = False
+) -> PairReport:
+    """Compare two sides, when their conditions are equal.
+
+    Args:
+        baseline: The side to compare against.
+        candidate: The side in question.
+        ignore: Conditions that may differ.
+        paired: Cycle k of one was measured next to cycle k of the other.
+    """
+    ours, theirs = baseline.conditions(), candidate.conditions()
+    unequal = {
+        key: [_readable(ours.get(key)), _readable(theirs.get(key))]
+        for key in sorted({*ours, *theirs})
+        if ours.get(key) != theirs.get(key) or len(ours.get(key, [])) > 1
+    }
+    factors = {key: value for key, value in unequal.items() if key in FACTORS or key == "experiment_hash"}
+    differences = {key: value for key, value in unequal.items() if key not in factors and key not in ignore}
+    metrics = {} if differences else _metrics(baseline, candidate, paired=paired)
+    kinds = {str(row["energy_kind"]) for row in (*baseline.rows, *candidate.rows)}
+    return PairReport(
+        baseline=_name(baseline),
+        candidate=_name(candidate),
+        metrics=metrics,
+        factors=factors,
+        differences=differences,
+        answers=_answers(baseline, candidate),
+        estimate="estimate" in kinds,
+        excluded={"baseline": list(baseline.excluded), "candidate": list(candidate.excluded)},
+    )
+
+
+def side(run: StoredRun, experiment: str, *, without_flagged: bool = False) -> Side:
+    """The cycles of one experiment of an aggregated run.
+
+    Raises:
+        ResultReadError: The run was not aggregated, or has no such experiment.
+    """
+    rows = [row for row in cycle_rows(run) if row["experiment"] == experiment]
+    if not rows:
+        known = ", ".join(sorted({str(row["experiment"]) for row in cycle_rows(run)}))
+        raise ResultReadError(f"{run.url}: no experiment {experiment!r}; there are: {known}")
+    usable = [row for row in rows if row["status"] in HAS_RESULT]
+    flagged = {int(row["cycle"]) for row in usable if without_flagged and row["doubtful"]}
+    kept = tuple(row for row in usable if int(row["cycle"]) not in flagged)
+    return Side(run, experiment, kept, tuple(sorted(flagged)))
+
+
+def cycle_rows(run: StoredRun) -> list[dict[str, Any]]:
+    """Rows of cycles.parquet.
+
+    Raises:
+        ResultReadError: The run was not aggregated.
+    """
+    if not run.folder.exists(names.CYCLES_TABLE):
+        raise ResultReadError(f"{run.url}: not aggregated yet; `llem-airflow report {run.url}` does it")
+    with run.folder.open(names.CYCLES_TABLE) as file:
+        rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+    return rows
+
+
+def corrected(reports: Sequence[PairReport]) -> list[PairReport]:
+    """The reports with the p values of all their comparisons corrected as one family."""
+    family = [(index, name) for index, report in enumerate(reports) for name in report.metrics]
+    found = adjusted([reports[index].metrics[name] for index, name in family])
+    by_report: list[dict[str, Comparison]] = [{} for _ in reports]
+    for (index, name), comparison in zip(family, found, strict=True):
+        by_report[index][name] = comparison
+    return [
+        PairReport(**{**vars(report), "metrics": metrics})
+        for report, metrics in zip(reports, by_report, strict=True)
+    ]
+
+
+def _metrics(baseline: Side, candidate: Side, *, paired: bool) -> dict[str, Comparison]:
+    found = {}
+    for name in COMPARED:
+        ours, theirs = baseline.values(name), candidate.values(name)
+        if paired:
+            cycles = sorted(ours.keys() & theirs.keys())
+            ours, theirs = {k: ours[k] for k in cycles}, {k: theirs[k] for k in cycles}
+        if ours and theirs:
+            test = compare_pairs if paired else compare
+            found[name] = test(list(ours.values()), list(theirs.values()), BY_NAME[name].better)
+    return found
+
+
+def _answers(baseline: Side, candidate: Side) -> AnswerCheck | None:
+    try:
+        return check_answers(_requests(baseline), _requests(candidate))
+    except ResultReadError:
+        return None
+
+
+def _requests(one: Side) -> list[dict[str, Any]]:
+    columns = ["phase", "prompt_index", "output_tokens", "output_token_ids"]
+    for ref in one.run.cycles():
+        if ref.experiment_id == one.experiment:
+            rows: list[dict[str, Any]] = ref.requests(columns).to_pylist()
+            return rows
+    raise ResultReadError(f"{one.run.url}: no cycle of {one.experiment}")
+
+
+def _by_match(run: StoredRun, factor: str | None) -> dict[str, str]:
+    """Experiment id by what it is matched by: its full identity, or its configuration without the factor."""
+    if factor is None:
+        return {str(row["hash"]): str(row["experiment"]) for row in cycle_rows(run) if row["hash"]}
+    found = {}
+    for item in run.plan().get("experiments", ()):
+        found[json.dumps(_without(item.get("config") or {}, factor), sort_keys=True)] = str(item["id"])
+    return found
+
+
+def _without(config: Mapping[str, Any], dotted: str) -> dict[str, Any]:
+    key, _, rest = dotted.partition(".")
+    kept = dict(config)
+    if not rest:
+        kept.pop(key, None)
+    elif isinstance(kept.get(key), Mapping):
+        kept[key] = _without(kept[key], rest)
+    return kept
+
+
+def _readable(values: list[str] | None) -> Any:
+    if not values:
+        return None
+    decoded = [json.loads(value) for value in values]
+    return decoded[0] if len(decoded) == 1 else decoded
+
+
+def _name(one: Side) -> str:
+    return f"{one.run.study}/{one.run.folder.name}#{one.experiment}"

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from llem_airflow.analysis.aggregate import aggregate_run
+from llem_airflow.analysis.comparing import compare_runs, compare_sides, side
+from llem_airflow.analysis.verdict import Verdict
+from llem_airflow.results import ResultReadError, StoredRun
+from tests.analysis.conftest import CONFIGS, IDS, MakeRun
+from tests.results.recorded import Recording
+
+JITTER = (0.0, 0.4, -0.4, 0.2, -0.2)
+
+
+def _run(make_run: MakeRun, run_id: str, power_w: float, **changes: object) -> StoredRun:
+    recordings = {
+        (index, cycle): Recording(power_w=power_w * (1 + index) + JITTER[cycle - 1], **changes)  # type: ignore[arg-type]  # fields of a test recording
+        for index in (0, 1)
+        for cycle in range(1, 6)
+    }
+    run = make_run(recordings, cycles=5, run_id=run_id)
+    aggregate_run(run, report=False)
+    return run
+
+
+def test_a_run_that_uses_more_energy_is_a_regression_and_the_rest_is_unchanged(make_run: MakeRun) -> None:
+    first, second = compare_runs(_run(make_run, "a", 200), _run(make_run, "b", 220))
+    assert first.verdict is Verdict.REGRESSION
+    assert first.metrics["energy_per_output_token_j"].difference_ratio == pytest.approx(0.10, abs=0.005)
+    assert first.metrics["output_tokens_per_s"].verdict is Verdict.UNCHANGED
+    assert first.baseline == f"nightly/a#{IDS[0]}"
+    assert second.candidate == f"nightly/b#{IDS[1]}"
+
+
+def test_the_same_answers_are_said_to_be_the_same(make_run: MakeRun) -> None:
+    (first, _) = compare_runs(_run(make_run, "a", 200), _run(make_run, "b", 150))
+    assert first.verdict is Verdict.IMPROVEMENT
+    assert first.answers is not None
+    assert first.answers.finding == "same"
+
+
+def test_less_energy_for_a_broken_answer_is_suspicious(make_run: MakeRun) -> None:
+    broken = _run(make_run, "b", 150, token_ids=[9] * 11)
+    (first, _) = compare_runs(_run(make_run, "a", 200), broken)
+    assert first.answers is not None
+    assert first.answers.finding == "suspicious"
+
+
+def test_another_gpu_is_not_comparable_and_says_what_differs(make_run: MakeRun) -> None:
+    (first, _) = compare_runs(_run(make_run, "a", 200), _run(make_run, "b", 220, gpus=("GPU-other",)))
+    assert first.verdict is Verdict.NOT_COMPARABLE
+    assert first.metrics == {}
+    assert list(first.differences) == ["gpus"]
+
+
+def test_a_condition_can_be_ignored_by_name(make_run: MakeRun) -> None:
+    other = _run(make_run, "b", 220, gpus=("GPU-other",))
+    (first, _) = compare_runs(_run(make_run, "a", 200), other, ignore=["gpus"])
+    assert first.verdict is Verdict.REGRESSION
+
+
+def test_another_engine_version_is_a_factor_and_named(make_run: MakeRun) -> None:
+    (first, _) = compare_runs(_run(make_run, "a", 200), _run(make_run, "b", 220, engine_version="6.0.0"))
+    assert first.verdict is Verdict.REGRESSION
+    assert first.factors == {"engine_version": ["5.16.0", "6.0.0"]}
+
+
+def test_estimates_are_never_compared_with_measurements(make_run: MakeRun) -> None:
+    estimate = _run(make_run, "b", 200, energy_kind="estimate")
+    (first, _) = compare_runs(_run(make_run, "a", 200), estimate)
+    assert first.verdict is Verdict.NOT_COMPARABLE
+    assert "energy_kind" in first.differences
+
+
+def test_two_experiments_of_a_run_are_compared_pair_by_pair(make_run: MakeRun) -> None:
+    run = _run(make_run, "a", 200)
+    found = compare_sides(side(run, IDS[0]), side(run, IDS[1]), paired=True)
+    assert found.verdict is Verdict.REGRESSION
+    assert found.metrics["energy_per_output_token_j"].method == "paired"
+
+
+def test_versions_are_matched_by_everything_but_the_factor(make_run: MakeRun) -> None:
+    first, second = _run(make_run, "a", 200), _run(make_run, "b", 220)
+    plan = second.plan()
+    for item, config in zip(plan["experiments"], CONFIGS, strict=True):
+        item["config"] = json.loads(json.dumps(config)) | {"task": {"model": "tiny-2"}}
+    second.write_plan("model: tiny-2\n", plan, {"dag_id": "nightly"})
+    assert len(compare_runs(first, second, factor="task.model")) == 2
+    assert len(compare_runs(first, second, factor="task.dtype")) == 0
+
+
+def test_flagged_cycles_are_left_out_only_when_asked_for(make_run: MakeRun) -> None:
+    recordings = {(0, cycle): Recording() for cycle in (1, 2, 3)} | {
+        (0, 4): Recording(window_s=12, requests=6)
+    }
+    run = make_run(recordings, cycles=4, run_id="a")
+    aggregate_run(run, report=False)
+    assert len(side(run, IDS[0]).rows) == 4
+    kept = side(run, IDS[0], without_flagged=True)
+    assert (len(kept.rows), kept.excluded) == (3, (4,))
+
+
+def test_a_prefix_of_an_experiment_never_matches_it(make_run: MakeRun) -> None:
+    run = _run(make_run, "a", 200)
+    with pytest.raises(ResultReadError, match="no experiment"):
+        side(run, IDS[0][:-1])
+
+
+def test_a_run_that_was_not_aggregated_says_so(make_run: MakeRun) -> None:
+    run = make_run({(0, 1): Recording()})
+    with pytest.raises(ResultReadError, match="not aggregated yet"):
+        side(run, IDS[0])
+
+
+def test_a_comparison_is_plain_json(make_run: MakeRun) -> None:
+    run = _run(make_run, "a", 200)
+    (first, _) = compare_runs(run, run)
+    assert json.loads(json.dumps(first.to_json(), allow_nan=False))["verdict"] == "unchanged"
