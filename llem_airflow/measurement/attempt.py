@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 
 import llem_airflow
+from llem_airflow.measurement.alive import sign_of_life
 from llem_airflow.measurement.baseline import CONTEXT_S, baseline_rules, idle
 from llem_airflow.measurement.clock import anchor, seconds_since
 from llem_airflow.measurement.engines.contract import Engine, EngineFacts, Prompt
 from llem_airflow.measurement.engines.registry import open_engine
-from llem_airflow.measurement.environment import environment
+from llem_airflow.measurement.environment import environment, settings
 from llem_airflow.measurement.events import EventLog
 from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.peaks import host_memory
@@ -42,6 +43,7 @@ class Attempt:
         self._log = log
         self._begin_ns = time.monotonic_ns()
         self._last_line_ns = self._begin_ns
+        self._settings = settings()
         self._anchors: list[Anchor] = [anchor()]
         self._requests = RequestLog(out / REQUESTS)
         self._sampler: Sampler | None = None
@@ -92,8 +94,9 @@ class Attempt:
         with self._log.phase("load"):
             self._log.say(f"loading {self._spec.model.path or self._spec.model.name}")
             begin_ns = time.monotonic_ns()
-            engine.load(self._spec)
-            engine.sync()
+            with sign_of_life(self._log.say, begin_ns):
+                engine.load(self._spec)
+                engine.sync()
         facts = engine.describe()
         self._write_environment(facts)
         parameters = facts.model.get("n_parameters")
@@ -105,7 +108,13 @@ class Attempt:
         gpus = self._sampler.describe_gpus() if self._sampler else []
         write_json(
             self._out / ENVIRONMENT,
-            environment(engine=self._spec.engine, facts=facts, gpus=gpus, anchors=self._anchors),
+            environment(
+                engine=self._spec.engine,
+                facts=facts,
+                settings=self._settings,
+                gpus=gpus,
+                anchors=self._anchors,
+            ),
         )
 
     def _warm_up(self, kind: str, engine: Engine, work: list[tuple[Prompt, ...]]) -> Warmup:

