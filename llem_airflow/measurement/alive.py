@@ -1,4 +1,4 @@
-"""Says that a long silent step still works, so that a watchdog of output tells a slow load from a dead one."""
+"""Says that a long silent step still works: a watchdog of output then tells a slow load from a dead one."""
 
 from __future__ import annotations
 

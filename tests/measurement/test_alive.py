@@ -21,7 +21,7 @@ def test_a_step_that_works_is_said_to() -> None:
         said.append(text)
         heard.set()
 
-    with sign_of_life(say, time.monotonic_ns(), every_s=0.02):
+    with sign_of_life(say, time.monotonic_ns(), every_s=0.5):
         while not heard.is_set():
             work_so_far()
     assert said[0].startswith("still at it after ")

@@ -53,7 +53,7 @@ class VllmEngine:
     def load(self, spec: ExperimentSpec) -> None:
         """Start the engine: weights, KV cache, compilation and graph capture as it is told."""
         if current_platform.is_cpu():
-            # In a process of its own the engine needs 160 MiB of /dev/shm, more than a container has by default.
+            # In a process of its own it needs 160 MiB of /dev/shm, more than a container has by default.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         chosen = generation(spec)
         self._chat_template = bool(llem_execution(spec).get("chat_template"))

@@ -19,8 +19,8 @@ def weight_counts(folder: Path) -> dict[str, int | None]:
         folder: The model's folder.
 
     Returns:
-        All null without safetensors files; counts null for packed quantised weights, whose shapes are not those
-        of the matrices.
+        All null without safetensors files; counts null for packed quantised weights, whose shapes are not
+        those of the matrices.
     """
     shapes, packed = _shapes(folder)
     if not shapes:
