@@ -18,7 +18,7 @@ sources := llem_airflow tests dags plugins benchmarks images .ci
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install model quickstart quickstart-docker airflow engine image test pytest lint format clean
+.PHONY: help install model quickstart quickstart-docker airflow engine image test pytest lint format compose-env clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ lint: install  ## ruff, mypy, import contracts
 format: install  ## let ruff format and fix what it can
 	@$(bin)/ruff check --fix $(sources)
 	@$(bin)/ruff format $(sources)
+
+compose-env:  ## write .env with fresh secrets for docker-compose.airflow.yml
+	@python3 images/airflow/make-env
 
 clean:  ## remove what make made, except .venv and the results
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
