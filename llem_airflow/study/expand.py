@@ -156,6 +156,8 @@ class _Judge:
         self.dormant = tuple(rule for rule in rules if not rule.invalid)
         self.known = known
         self.collapse = collapse
+        self.trimmed: dict[tuple[int | str, ...], Config] = {}
+        self.declared = {unique.hash for unique in seen.values()}
 
     def point(self, config: Config, variant: Variant) -> None:
         """Judge one point."""
@@ -170,19 +172,20 @@ class _Judge:
         own = digest(text)
         effective, ignored = self._effective(config)
         key = digest(canonical_json(identity_view(effective), self.known)) if ignored else own
-        twin = self.seen.get(key) if self.collapse else self.seen.get(own)
-        if twin is None:
-            twin = Unique(config, own, [])
-            self.seen[key] = self.seen[own] = twin
-            self.result.uniques.append(twin)
-        twin.members.append(own)
-        if ignored and len(twin.members) > 1:
-            split = [(path_text(path), path) for rule in self.dormant for path in rule.ignores]
-            twin.ignored |= {
-                key
-                for key, path in split
-                if key in ignored and lookup(config, path) != lookup(twin.config, path)
-            }
+        leader = self.seen.get(key)
+        if leader is None or (not self.collapse and own not in self.declared):
+            unique = Unique(config, own, [])
+            self.result.uniques.append(unique)
+            leader = leader or self.seen.setdefault(key, unique)
+        self.declared.add(own)
+        leader.members.append(own)
+        if ignored and len(leader.members) > 1:
+            leader.ignored |= self._differences(config, leader.config, ignored)
+
+    def _differences(self, config: Config, other: Config, ignored: set[str]) -> set[str]:
+        """Those of the ignored keys in which two equivalent configurations differ."""
+        paths = {path_text(path): path for rule in self.dormant for path in rule.ignores}
+        return {key for key in ignored if lookup(config, paths[key]) != lookup(other, paths[key])}
 
     def _effective(self, config: Config) -> tuple[Config, set[str]]:
         """The configuration without what has no effect, and the keys that were taken out."""
@@ -195,9 +198,21 @@ class _Judge:
                 self.result.fired[rule.id] = rule
             for path in rule.ignores:
                 if lookup(effective, path) is not None:
-                    effective = without(effective, path)
+                    effective = self._without(effective, path)
                     ignored.add(path_text(path))
         return effective, ignored
+
+    def _without(self, config: Config, path: tuple[str, ...]) -> Config:
+        """The configuration without a key; what that makes of a shared section is made once."""
+        head, rest = path[0], path[1:]
+        section = config[head]
+        if not rest or id(section) not in self.known:
+            return without(config, path)
+        key = (id(section), *rest)
+        if key not in self.trimmed:
+            self.trimmed[key] = without(section, rest)
+            remember(self.trimmed[key], self.known)
+        return config | {head: self.trimmed[key]}
 
 
 def _batches(written: Written, engines: list[str]) -> Iterator[_Batch]:

@@ -9,6 +9,7 @@ often (cycles), limits, names, and the SLO bounds, which classify a result witho
 from __future__ import annotations
 
 import json
+import math
 import re
 from hashlib import sha256
 from typing import Any
@@ -30,22 +31,29 @@ def canonical_json(value: Any, known: dict[int, str] | None = None) -> str:
         known: Texts of mappings that many experiments share, by ``id()``; the caller keeps them alive.
     """
     if isinstance(value, dict):
-        if known is not None:
-            text = known.get(id(value))
-            if text is not None:
-                return text
-        return (
-            "{"
-            + ",".join([f"{_text(key)}:{canonical_json(value[key], known)}" for key in sorted(value)])
-            + "}"
-        )
-    if isinstance(value, str):
-        return _text(value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+        text = known.get(id(value)) if known is not None else None
+        if text is not None:
+            return text
+        items = [f"{_text(key)}:{canonical_json(value[key], known)}" for key in sorted(value)]
+        return "{" + ",".join(items) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ",".join([canonical_json(item, known) for item in value]) + "]"
-    return json.dumps(value, allow_nan=False)
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    """A scalar by hand: json.dumps costs more than the rest of planning an experiment."""
+    if isinstance(value, str):
+        return _text(value)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value)) if value.is_integer() else repr(value)
+    raise TypeError(f"no JSON value: {value!r}")
 
 
 _text = json.encoder.encode_basestring_ascii
@@ -66,11 +74,13 @@ def digest(text: str) -> str:
 
 def identity_view(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration without what does not change the measurement."""
-    server = config.get("server")
-    if not server or "slo" not in server.get("traffic", {}):
-        return config
-    traffic = {name: value for name, value in server["traffic"].items() if name != "slo"}
-    return config | {"server": server | {"traffic": traffic}}
+    gpus, server = config.get("gpus"), config.get("server")
+    if gpus is not None:
+        config = config | {"gpus": {"count": gpus["count"], "kind": gpus["kind"]}}
+    if server is not None and "slo" in server.get("traffic", {}):
+        traffic = {name: value for name, value in server["traffic"].items() if name != "slo"}
+        config = config | {"server": server | {"traffic": traffic}}
+    return config
 
 
 def experiment_hash(config: dict[str, Any], known: dict[int, str] | None = None) -> str:

@@ -332,11 +332,13 @@ _FREE = {
     ),
 }
 
+_CHAT = Leaf("boolean", "Put each prompt into the model's chat template.", nullable=True)
+
 EXECUTION_KNOBS = Section(
     "What the measuring code does around the transformers engine.",
     {
         "batch_size": Leaf("integer", "Prompts per batch (default 1).", nullable=True, least=1),
-        "chat_template": Leaf("boolean", "Put each prompt into the model's chat template.", nullable=True),
+        "chat_template": _CHAT,
         "torch_compile": Leaf("boolean", "Compile the model with torch.compile.", nullable=True),
         "torch_compile_mode": Leaf("string", "Mode of torch.compile.", nullable=True, least=1),
         "torch_compile_backend": Leaf("string", "Backend of torch.compile.", nullable=True, least=1),
@@ -349,14 +351,18 @@ EXECUTION_KNOBS = Section(
     also=_compile,
 )
 
+_CHAT_KNOB = {
+    "llem_execution": Section("What the measuring code does around the engine.", {"chat_template": _CHAT})
+}
+
 ENGINE_SECTIONS = {
     "transformers": Section(
         "The transformers engine.",
         {**_FREE, "llem_execution": EXECUTION_KNOBS},
         moved=FlatKeys("transformers"),
     ),
-    "vllm": Section("The vLLM engine.", dict(_FREE), moved=FlatKeys("vllm")),
-    "tensorrt": Section("The TensorRT-LLM engine.", dict(_FREE), moved=FlatKeys("tensorrt")),
+    "vllm": Section("The vLLM engine.", _FREE | _CHAT_KNOB, moved=FlatKeys("vllm")),
+    "tensorrt": Section("The TensorRT-LLM engine.", _FREE | _CHAT_KNOB, moved=FlatKeys("tensorrt")),
 }
 
 EXPERIMENT = Section(

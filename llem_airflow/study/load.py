@@ -128,14 +128,7 @@ def _gpus(config: dict[str, Any], indices: list[int] | None) -> GpuRequest:
     """What the experiment asks for: ``gpus:``, else gpu_indices, else what meter and parallelism imply."""
     asked = config.get("gpus")
     if asked is not None:
-        ids = asked.get("ids")
-        return GpuRequest(
-            count=len(ids) if ids and "count" not in asked else asked.get("count", 1),
-            kind=asked.get("kind", "any"),
-            ids=tuple(ids or ()),
-            memory_gb=asked.get("memory_gb"),
-            exclusive=asked.get("exclusive", "gpu"),
-        )
+        return GpuRequest(**(asked | {"ids": tuple(asked["ids"] or ())}))
     if indices is not None:
         return GpuRequest(count=len(indices), ids=tuple(str(index) for index in indices))
     params = config[config["engine"]].get("engine_params") or {}

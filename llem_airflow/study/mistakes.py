@@ -102,7 +102,7 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     key = word.lower().replace("-", "_").replace(" ", "_")
     if key in lowered:
         return lowered[key]
-    found = get_close_matches(key, lowered, n=1, cutoff=0.72)
+    found = get_close_matches(key, lowered, n=1, cutoff=0.6 if len(key) <= 5 else 0.72)
     return lowered[found[0]] if found else None
 
 

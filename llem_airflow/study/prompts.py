@@ -81,8 +81,8 @@ def _file(source: str, folder: Path | None) -> Path:
         )
     if not source.endswith(".jsonl"):
         raise PromptsError(
-            f"task.dataset.source: {source!r} is not supported yet; use {BUILTIN!r}, synthetic:<in>x<out>, or a "
-            ".jsonl file with a 'prompt' in each line (save the prompts of a hub dataset as one)"
+            f"task.dataset.source: {source!r} is not supported yet; use {BUILTIN!r}, synthetic:<in>x<out> "
+            "or a .jsonl file with a 'prompt' in each line (save the prompts of a hub dataset as one)"
         )
     path = Path(source).expanduser()
     return path if path.is_absolute() or folder is None else folder / path

@@ -137,7 +137,7 @@ def _sweep() -> dict[str, Any]:
     engines = "|".join((*ENGINES, *_OLD))
     return {
         "type": ["object", "null"],
-        "description": "Axes (dotted key: list or range), which multiply, and groups (name: list of mappings).",
+        "description": "Axes (dotted key: list or range), which multiply, and groups (name: mappings).",
         "properties": properties,
         "patternProperties": {f"^({engines})\\.(engine_params|sampling_params)\\..+$": axis},
         "additionalProperties": group,

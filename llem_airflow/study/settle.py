@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llem_airflow.study.engine_names import ENGINES
-from llem_airflow.study.keys import PRESETS, SAMPLER_METER
+from llem_airflow.study.fields import defaults
+from llem_airflow.study.keys import GPUS, PRESETS, SAMPLER_METER
 
 Config = dict[str, Any]
 
@@ -63,7 +64,7 @@ def settled(config: Config) -> Config:
     _sampling(result)
     gpus = result.pop("gpus", None)
     if gpus is not None:
-        result["gpus"] = gpus
+        result["gpus"] = defaults(GPUS) | {"count": len(gpus.get("ids") or "1")} | gpus
     for key in ("sampling_preset", "passthrough_kwargs"):
         if result.get(key) is None:
             result.pop(key, None)

@@ -219,7 +219,7 @@ class _Builder:
                 f"values are nested deeper than {MAX_DEPTH}",
                 "no key of a study is that deep",
             )
-        if event.tag is not None and not str(event.tag).startswith("tag:yaml.org,2002:"):
+        if event.tag not in {None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}:
             self._tag(event)
         stack.append((Node(None, mark.line, mark.column), [], event.anchor))
 
