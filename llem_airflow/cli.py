@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -66,18 +66,112 @@ def _load(path: Path) -> Study:
         sys.exit(2)
 
 
+_ROOT = click.option("--results-root", envvar="LLEM_RESULTS_ROOT", default="results", show_default=True)
+
+
 @main.command("report")
 @click.argument("run", default="latest")
-@click.option("--results-root", envvar="LLEM_RESULTS_ROOT", default="results", show_default=True)
+@_ROOT
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
-def show_report(run: str, results_root: str, open_browser: bool) -> None:
+@click.option("--again", is_flag=True, help="Aggregate again first.")
+def show_report(run: str, results_root: str, open_browser: bool, again: bool) -> None:
     """Print the table of a RUN and the path of its report.
 
     RUN is the folder of a run, STUDY/RUN, STUDY (its newest run) or latest.
     """
-    from llem_airflow.analysis.console import report_run
+    from llem_airflow.analysis import console
 
-    sys.exit(report_run(run, results_root, open_browser=open_browser))
+    sys.exit(
+        console.guarded(lambda: console.report_run(run, results_root, open_browser=open_browser, again=again))
+    )
+
+
+@main.command("compare")
+@click.argument("baseline")
+@click.argument("candidate")
+@_ROOT
+@click.option("--factor", help="Match experiments by all of their configuration but this key (task.model).")
+@click.option("--ignore", multiple=True, help="A condition that may differ (gpus); can be given again.")
+@click.option("--paired", is_flag=True, help="Cycle k of one was measured next to cycle k of the other.")
+@click.option("--without-flagged", is_flag=True, help="Leave out cycles with a warning.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--fail-on-regression", is_flag=True, help="Exit with 1 when there is a regression.")
+def compare_results(baseline: str, candidate: str, results_root: str, **options: Any) -> None:
+    """Compare CANDIDATE with BASELINE: two runs, or two experiments as RUN#EXPERIMENT.
+
+    Only equal conditions (GPU, driver, prompts, meter) are compared; what differs is listed.
+    """
+    from llem_airflow.analysis import console
+
+    made = console.CompareOptions(**options)
+    sys.exit(console.guarded(lambda: console.compare_two(baseline, candidate, results_root, made)))
+
+
+@main.command("history")
+@click.argument("study")
+@_ROOT
+@click.option("--metric", default="energy_per_output_token_j", show_default=True)
+def show_history(study: str, results_root: str, metric: str) -> None:
+    """How a metric of a STUDY's experiments went over its runs, and where it changed."""
+    from llem_airflow.analysis import console
+
+    sys.exit(console.guarded(lambda: console.show_history(study, results_root, metric)))
+
+
+@main.group("results")
+def results_group() -> None:
+    """Look after stored results."""
+
+
+@results_group.command("list")
+@_ROOT
+def list_results(results_root: str) -> None:
+    """List the runs under the root."""
+    from llem_airflow.analysis import console
+
+    sys.exit(console.guarded(lambda: console.list_runs(results_root)))
+
+
+@results_group.command("check")
+@click.argument("run", default="latest")
+@_ROOT
+def check_results(run: str, results_root: str) -> None:
+    """Check the stored evidence of a RUN: files open, hashes and counts agree, joules come out again."""
+    from llem_airflow.analysis import console
+
+    sys.exit(console.guarded(lambda: console.check(run, results_root)))
+
+
+@results_group.command("export")
+@click.argument("run", default="latest")
+@_ROOT
+@click.option(
+    "--table", type=click.Choice(["cycles", "experiments", "power"]), default="cycles", show_default=True
+)
+@click.option(
+    "--format", "form", type=click.Choice(["csv", "json", "parquet"]), default="csv", show_default=True
+)
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: standard output."
+)
+def export_results(run: str, results_root: str, table: str, form: str, output: Path | None) -> None:
+    """Write a table of a RUN: one row a cycle, an experiment or a sample of power."""
+    from llem_airflow.analysis import console
+
+    sys.exit(console.guarded(lambda: console.export(run, results_root, table, form, output)))
+
+
+@results_group.command("prune")
+@_ROOT
+@click.option("--study", help="Only this study.")
+@click.option("--keep-runs", type=int, help="Newest runs of each study that stay.")
+@click.option("--keep-days", type=float, help="Younger runs stay.")
+@click.option("--yes", is_flag=True, help="Remove them. Without it, only the list is printed.")
+def prune_results(results_root: str, **options: Any) -> None:
+    """List the runs that no rule keeps, and remove them with --yes."""
+    from llem_airflow.analysis import console
+
+    sys.exit(console.guarded(lambda: console.prune(results_root, **options)))
 
 
 @main.command("plan")

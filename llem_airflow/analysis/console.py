@@ -2,31 +2,75 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 import webbrowser
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
+from llem_airflow.analysis import quantity
 from llem_airflow.analysis.aggregate import aggregate_run
+from llem_airflow.analysis.comparing import PairReport, compare_runs, compare_sides, corrected, side
+from llem_airflow.analysis.integrity import check_run
+from llem_airflow.analysis.metrics import BY_NAME
+from llem_airflow.analysis.progress import histories
 from llem_airflow.analysis.summary import Summary
-from llem_airflow.analysis.table import render_summary
+from llem_airflow.analysis.table import render_comparison, render_summary, render_trends
+from llem_airflow.analysis.verdict import Verdict
 from llem_airflow.protocol.strict import ProtocolError
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, names
+from llem_airflow.results.export import export_table
 from llem_airflow.results.folder import ResultsWriteError
 from llem_airflow.results.locate import NoSuchRunError, locate_run
+from llem_airflow.results.retention import removable, remove
 
 
-def report_run(run: str, results_root: str, *, open_browser: bool = False) -> int:
-    """Print the table of a run and where its report lies; a run that was not aggregated yet is aggregated."""
+@dataclass(frozen=True, slots=True)
+class CompareOptions:
+    """How to compare and how to say it.
+
+    Attributes:
+        ignore: Conditions that may differ.
+        factor: Configuration key under study, to match experiments by all others.
+        paired: Cycle k of one was measured next to cycle k of the other.
+        without_flagged: Leave out cycles with a warning.
+        as_json: Print JSON.
+        fail_on_regression: Return 1 on a regression.
+    """
+
+    ignore: Collection[str] = ()
+    factor: str | None = None
+    paired: bool = False
+    without_flagged: bool = False
+    as_json: bool = False
+    fail_on_regression: bool = False
+
+
+def guarded(verb: Callable[[], int]) -> int:
+    """Run a verb; what a user can cause is one message on standard error and exit code 2."""
     try:
-        found = locate_run(run, ResultsRoot(results_root))
-        summary = load_summary(found) or aggregate_run(found)
-    except (NoSuchRunError, ResultReadError, ResultsWriteError, ProtocolError) as error:
-        return _refused(error)
+        return verb()
+    except (NoSuchRunError, ResultReadError, ResultsWriteError, ProtocolError, ValueError) as error:
+        text = error.args[0] if isinstance(error, LookupError) else error
+        print(text, file=sys.stderr)  # noqa: T201 - this is the command's message
+        return 2
+
+
+def report_run(run: str, results_root: str, *, open_browser: bool = False, again: bool = False) -> int:
+    """Print the table of a run and where its report lies; aggregate it if that was not done."""
+    found = locate_run(run, ResultsRoot(results_root))
+    stored = None if again else load_summary(found)
     console = Console()
-    console.print(render_summary(summary))
+    console.print(render_summary(stored or aggregate_run(found)))
     where = f"{found.url}/{names.REPORT}"
-    console.print(f"\nReport: {where}", soft_wrap=True, highlight=False)
+    console.print(f"\nReport: {where}", soft_wrap=True, highlight=False, markup=False)
     if open_browser:
         webbrowser.open(found.path.joinpath(names.REPORT).as_uri() if found.path else where)
     return 0
@@ -38,6 +82,116 @@ def load_summary(run: StoredRun) -> Summary | None:
     return Summary.from_json(data, f"{run.url}/{names.SUMMARY}") if data else None
 
 
-def _refused(error: Exception) -> int:
-    print(error.args[0] if isinstance(error, LookupError) else error, file=sys.stderr)  # noqa: T201 - the command's message
-    return 2
+def compare_two(
+    baseline: str,
+    candidate: str,
+    results_root: str,
+    options: CompareOptions,
+) -> int:
+    """Print a comparison; 1 when it finds a regression and the caller asked for that."""
+    root = ResultsRoot(results_root)
+    (one, one_experiment), (other, other_experiment) = _named(baseline, root), _named(candidate, root)
+    flagged = options.without_flagged
+    if one_experiment and other_experiment:
+        ours = side(one, one_experiment, without_flagged=flagged)
+        theirs = side(other, other_experiment, without_flagged=flagged)
+        reports = corrected([compare_sides(ours, theirs, ignore=options.ignore, paired=options.paired)])
+    else:
+        reports = compare_runs(
+            one, other, ignore=options.ignore, factor=options.factor, without_flagged=flagged
+        )
+    if options.as_json:
+        sys.stdout.write(
+            json.dumps([report.to_json() for report in reports], indent=1, allow_nan=False) + "\n"
+        )
+    else:
+        _print_comparison(reports, one, other)
+    found = any(report.verdict is Verdict.REGRESSION for report in reports)
+    return 1 if found and options.fail_on_regression else 0
+
+
+def show_history(study: str, results_root: str, metric: str) -> int:
+    """Print how a metric of a study's experiments went over its runs."""
+    if metric not in BY_NAME:
+        raise ValueError(f"{metric!r} is no metric; there are: {', '.join(BY_NAME)}")
+    Console().print(render_trends(histories(ResultsRoot(results_root), study, metric), metric))
+    return 0
+
+
+def list_runs(results_root: str) -> int:
+    """Print the runs under a root."""
+    table = Table(box=box.SIMPLE)
+    table.add_column("Run", overflow="fold", ratio=1)
+    for title in ("Started", "Valid", "Energy", "State"):
+        table.add_column(title, no_wrap=True)
+    for run in ResultsRoot(results_root).runs():
+        summary = load_summary(run)
+        valid = f"{summary.valid}/{summary.planned}" if summary else quantity.ABSENT
+        kind = summary.energy_kind if summary else quantity.ABSENT
+        state = "done" if summary else "not aggregated"
+        name = f"{run.folder.path.rsplit('/', 2)[-2]}/{run.folder.name}"
+        table.add_row(escape(name), quantity.when(run.started_epoch_ns() or None), valid, kind, state)
+    Console().print(table)
+    return 0
+
+
+def check(run: str, results_root: str) -> int:
+    """Print what is wrong with the stored evidence of a run; 1 when something is."""
+    found = locate_run(run, ResultsRoot(results_root))
+    problems = check_run(found)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    for problem in problems:
+        console.print(f"{problem.where}: {problem.what}. Next step: {problem.next_step}.")
+    cycles, count = len(found.cycles(repeats=True)), len(problems) or "no"
+    plural = "" if len(problems) == 1 else "s"
+    console.print(f"{found.url}: {cycles} cycles, {count} problem{plural}")
+    return 1 if problems else 0
+
+
+def prune(
+    results_root: str, *, study: str | None, keep_runs: int | None, keep_days: float | None, yes: bool
+) -> int:
+    """Print which runs may go, and remove them only when told so."""
+    root = ResultsRoot(results_root)
+    found = removable(
+        root, now_epoch_ns=time.time_ns(), keep_runs=keep_runs, keep_days=keep_days, study=study
+    )
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    for item in found:
+        console.print(f"{item.run.url}  {item.size_bytes / 1e6:.1f} MB  {item.reason}")
+    total = sum(item.size_bytes for item in found) / 1e6
+    if yes:
+        remove(found)
+    done = "removed" if yes else "would be removed; add --yes to do it"
+    plural = "" if len(found) == 1 else "s"
+    console.print(f"{len(found)} run{plural}, {total:.1f} MB {done}")
+    return 0
+
+
+def export(run: str, results_root: str, table: str, form: str, output: Path | None) -> int:
+    """Write a table of a run to a file or to standard output."""
+    found = locate_run(run, ResultsRoot(results_root))
+    if output is None:
+        export_table(found, table, form, sys.stdout.buffer)
+        return 0
+    with output.open("wb") as file:
+        rows = export_table(found, table, form, file)
+    Console(soft_wrap=True).print(f"{output}: {rows} rows")
+    return 0
+
+
+def _named(text: str, root: ResultsRoot) -> tuple[StoredRun, str | None]:
+    run, _, experiment = text.partition("#")
+    return locate_run(run, root), experiment or None
+
+
+def _print_comparison(reports: list[PairReport], one: StoredRun, other: StoredRun) -> None:
+    console = Console()
+    if not reports:
+        console.print(
+            f"{one.url} and {other.url} have no experiment in common. Name one of each as "
+            "RUN#EXPERIMENT, or the key that differs with --factor.",
+            markup=False,
+        )
+    for report in reports:
+        console.print(render_comparison(report))

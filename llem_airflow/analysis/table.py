@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -9,9 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from llem_airflow.analysis import quantity
+from llem_airflow.analysis.comparing import PairReport
+from llem_airflow.analysis.history import Trend
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.report import experiment_labels, grouped_doubts
 from llem_airflow.analysis.summary import ExperimentSummary, Summary
+from llem_airflow.analysis.verdict import Verdict
 
 _COLUMNS = (
     ("energy_per_output_token_j", "Energy per output token"),
@@ -59,6 +64,78 @@ def render_summary(summary: Summary) -> RenderableType:
                 )
             )
     return Group(*parts)
+
+
+def render_comparison(report: PairReport) -> RenderableType:
+    """One comparison: the verdict, each metric, what differs, and whether the answers are the same."""
+    title = f"{report.candidate} against {report.baseline}: {str(report.verdict).upper()}"
+    parts: list[RenderableType] = [Text(title, style="bold")]
+    for key, (ours, theirs) in report.differences.items():
+        parts.append(
+            Text(f"  not equal: {key}: {quantity.short(ours)} against {quantity.short(theirs)}", style="red")
+        )
+    for key, (ours, theirs) in report.factors.items():
+        parts.append(Text(f"  under study: {key}: {quantity.short(ours)} became {quantity.short(theirs)}"))
+    if report.metrics:
+        parts.append(_comparison_table(report))
+    if report.estimate:
+        parts.append(Text("  ~ … estimate: these joules are not measured.", style="yellow"))
+    if report.answers:
+        style = "red" if report.answers.finding == "suspicious" else ""
+        parts.append(Text(f"  answers: {report.answers.finding}: {report.answers.reason}", style=style))
+    for name, cycles in report.excluded.items():
+        if cycles:
+            parts.append(
+                Text(f"  left out of the {name} because of warnings: cycles {', '.join(map(str, cycles))}")
+            )
+    return Group(*parts)
+
+
+def render_trends(trends: Mapping[str, Trend], metric: str) -> RenderableType:
+    """The history of each experiment: its newest value, what it comes to and since when."""
+    table = Table(box=box.SIMPLE, title=f"{BY_NAME[metric].label} over runs", title_justify="left")
+    for title in ("Experiment", "Runs", "Newest", "Verdict", "Since", "Would show from"):
+        table.add_column(title, overflow="fold")
+    for name, found in trends.items():
+        estimate = '"energy_kind": "estimate"' in found.points[-1].conditions
+        table.add_row(
+            escape(name),
+            str(len(found.points)),
+            quantity.quantity(metric, found.points[-1].mean, estimate=estimate),
+            str(found.verdict),
+            escape(found.began or quantity.ABSENT),
+            quantity.percent(found.detectable_ratio),
+        )
+    notes = dict.fromkeys(found.note for found in trends.values())
+    return Group(table, *(Text(quantity.sentence(note), style="dim") for note in notes))
+
+
+def _comparison_table(report: PairReport) -> Table:
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for title in ("Metric", "Baseline", "Candidate", "Change, 95 % interval", "p (BH)", "Verdict"):
+        table.add_column(
+            title, justify="left" if title in {"Metric", "Verdict"} else "right", overflow="fold"
+        )
+    for name, found in report.metrics.items():
+        change = f"{found.difference_ratio:+.1%}"
+        if found.low_ratio is not None and found.high_ratio is not None:
+            change += f"\n[dim]{found.low_ratio:+.1%} to {found.high_ratio:+.1%}[/dim]"
+        verdict = str(found.verdict)
+        if found.verdict is Verdict.NOT_ENOUGH_EVIDENCE and found.detectable_ratio is not None:
+            verdict += f"\n[dim]would show from {quantity.percent(found.detectable_ratio)}[/dim]"
+        table.add_row(
+            BY_NAME[name].label,
+            _side(name, found.mean_baseline, found.n_baseline, estimate=report.estimate),
+            _side(name, found.mean_candidate, found.n_candidate, estimate=report.estimate),
+            change,
+            quantity.number(found.p_adjusted, 2),
+            verdict,
+        )
+    return table
+
+
+def _side(name: str, mean: float, n: int, *, estimate: bool) -> str:
+    return f"{quantity.quantity(name, mean, estimate=estimate)}\n[dim]n = {n}[/dim]"
 
 
 def _cell(experiment: ExperimentSummary, name: str) -> str:

@@ -4,11 +4,9 @@ import io
 import re
 from html.parser import HTMLParser
 
-import pytest
 from rich.console import Console
 
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.console import report_run
 from llem_airflow.analysis.table import render_summary
 from llem_airflow.results import StoredRun
 from tests.analysis.conftest import IDS, MakeRun
@@ -90,15 +88,3 @@ def test_the_terminal_table_shows_estimates_intervals_and_n(make_run: MakeRun) -
     assert "estimate" in text
     assert "2/2" in text
     assert f"missing: {IDS[1]} cycle 1" in text
-
-
-def test_report_aggregates_a_run_that_was_not(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_run({(0, 1): Recording()})
-    assert report_run(run.url, "nowhere") == 0
-    assert f"Report: {run.url}/report.html" in capsys.readouterr().out
-
-
-def test_report_of_no_run_says_what_there_is(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_run({(0, 1): Recording()})
-    assert report_run("nightly/typo", run.url.rsplit("/", 2)[0]) == 2
-    assert "names no run" in capsys.readouterr().err

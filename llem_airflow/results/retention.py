@@ -1,0 +1,87 @@
+"""Which runs may go, and removing them. Nothing goes without having been named before."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llem_airflow.results import names
+from llem_airflow.results.folder import Folder, write_error
+from llem_airflow.results.store import ResultsRoot, StoredRun
+
+_NS_PER_DAY = 86_400_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A run that may go.
+
+    Attributes:
+        run: The run.
+        size_bytes: What it takes.
+        reason: Why it may go.
+    """
+
+    run: StoredRun
+    size_bytes: int
+    reason: str
+
+
+def removable(
+    root: ResultsRoot,
+    *,
+    now_epoch_ns: int,
+    keep_runs: int | None = None,
+    keep_days: float | None = None,
+    study: str | None = None,
+) -> list[Removal]:
+    """Runs that neither rule keeps, oldest first. A run that is not aggregated yet is always kept.
+
+    Args:
+        root: Where to look.
+        now_epoch_ns: The present, in nanoseconds since 1970.
+        keep_runs: The newest runs of each study that stay.
+        keep_days: Runs younger than this stay.
+        study: Only this study.
+
+    Raises:
+        ValueError: No rule is given, or one is negative.
+    """
+    if keep_runs is None and keep_days is None:
+        raise ValueError("say what to keep: a number of runs, a number of days, or both")
+    if (keep_runs or 0) < 0 or (keep_days or 0) < 0:
+        raise ValueError("what to keep cannot be negative")
+    found = []
+    for name in [study] if study else root.studies():
+        runs = [run for run in root.runs(name) if run.folder.exists(names.SUMMARY)]
+        newest = {run.url for run in runs[len(runs) - keep_runs :]} if keep_runs else set()
+        for run in runs:
+            age_days = (now_epoch_ns - run.started_epoch_ns()) / _NS_PER_DAY
+            if run.url in newest or (keep_days is not None and age_days < keep_days):
+                continue
+            found.append(Removal(run, _size_bytes(run.folder), f"{age_days:.0f} days old"))
+    return found
+
+
+def remove(removals: Sequence[Removal]) -> None:
+    """Remove the runs. Each leaves its place at once, so that no reader sees half a run.
+
+    Raises:
+        ResultsWriteError: One could not be removed.
+    """
+    for removal in removals:
+        folder = removal.run.folder
+        try:
+            if folder.local is not None:
+                aside = folder.local.with_name(f".removed-{uuid.uuid4().hex}")
+                folder.local.rename(aside)
+                Folder(folder.fs, str(aside)).remove()
+            else:
+                folder.remove()
+        except OSError as error:
+            raise write_error(error, folder.url) from error
+
+
+def _size_bytes(folder: Folder) -> int:
+    return int(folder.fs.du(folder.path))

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from llem_airflow.analysis.aggregate import aggregate_run
+from llem_airflow.cli import main
+from llem_airflow.results import StoredRun
+from tests.analysis.conftest import IDS, MakeRun
+from tests.results.recorded import Recording
+
+JITTER = (0.0, 0.4, -0.4)
+
+
+def _llem(run: StoredRun, *arguments: str) -> Result:
+    root = run.url.rsplit("/", 2)[0]
+    return CliRunner().invoke(main, arguments, env={"LLEM_RESULTS_ROOT": root, "COLUMNS": "160"})
+
+
+def _run(make_run: MakeRun, run_id: str = "a", power_w: float = 200.0) -> StoredRun:
+    run = make_run(
+        {(0, k): Recording(power_w=power_w + JITTER[k - 1]) for k in (1, 2, 3)}, cycles=3, run_id=run_id
+    )
+    aggregate_run(run, report=False)
+    return run
+
+
+def test_report_aggregates_a_run_that_was_not(make_run: MakeRun) -> None:
+    run = make_run({(0, 1): Recording()})
+    found = _llem(run, "report")
+    assert found.exit_code == 0
+    assert f"Report: {run.url}/report.html" in found.output
+    assert run.folder.exists("summary.json")
+
+
+def test_report_of_no_run_says_what_there_is_and_exits_with_2(make_run: MakeRun) -> None:
+    found = _llem(_run(make_run), "report", "nightly/typo")
+    assert found.exit_code == 2
+    assert "names no run" in found.stderr
+    assert "nightly/a" in found.stderr
+
+
+def test_compare_prints_the_verdict_and_fails_only_when_asked_to(make_run: MakeRun) -> None:
+    run = _run(make_run)
+    _run(make_run, "b", 240.0)
+    found = _llem(run, "compare", "nightly/a", "nightly/b")
+    assert found.exit_code == 0
+    assert "REGRESSION" in found.output
+    assert "answers: same" in found.output
+    assert _llem(run, "compare", "nightly/a", "nightly/b", "--fail-on-regression").exit_code == 1
+
+
+def test_compare_prints_json(make_run: MakeRun) -> None:
+    run = _run(make_run)
+    report, without_results = json.loads(_llem(run, "compare", "nightly/a", "nightly/a", "--json").output)
+    assert report["verdict"] == "unchanged"
+    assert without_results["verdict"] == "not enough evidence"
+
+
+def test_compare_of_an_unknown_experiment_says_which_there_are(make_run: MakeRun) -> None:
+    found = _llem(_run(make_run), "compare", "nightly/a#typo", f"nightly/a#{IDS[0]}")
+    assert found.exit_code == 2
+    assert f"there are: {IDS[0]}" in found.stderr
+
+
+def test_history_follows_an_experiment_over_runs(make_run: MakeRun) -> None:
+    run = _run(make_run)
+    _run(make_run, "b", 240.0)
+    found = _llem(run, "history", "nightly")
+    assert re.search(r"2\s+43\.6 J/token\s+regression\s+b", found.output)
+
+
+def test_history_of_an_unknown_metric_says_which_there_are(make_run: MakeRun) -> None:
+    found = _llem(_run(make_run), "history", "nightly", "--metric", "joules")
+    assert found.exit_code == 2
+    assert "energy_per_output_token_j" in found.stderr
+
+
+def test_list_shows_runs_with_their_state(make_run: MakeRun) -> None:
+    run = _run(make_run)
+    make_run({(0, 1): Recording()}, run_id="b")
+    found = _llem(run, "results", "list")
+    assert re.search(r"nightly/a .* 3/6 .* measured\s+done", found.output)
+    assert re.search(r"nightly/b .* not aggregated", found.output)
+
+
+def test_check_of_whole_evidence_finds_nothing(make_run: MakeRun) -> None:
+    found = _llem(_run(make_run), "results", "check")
+    assert found.exit_code == 0
+    assert "3 cycles, no problems" in found.output
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("environment.json", None, "is missing"),
+        ("result.json", None, "its evidence is gone"),
+        ("container.log", b"changed", "was changed after it was stored"),
+        ("power.parquet", b"PAR1", "was changed after it was stored"),
+    ],
+)
+def test_check_names_a_file_that_is_not_as_it_was_stored(
+    make_run: MakeRun, file: str, content: bytes | None, message: str
+) -> None:
+    run = _run(make_run)
+    target = Path(run.cycles()[1].folder.path) / file
+    if content is None:
+        target.unlink()
+    else:
+        target.write_bytes(content)
+    found = _llem(run, "results", "check")
+    assert found.exit_code == 1
+    assert re.search(rf"cycle.2.*{message}", found.output)
+
+
+def test_check_finds_joules_that_do_not_come_out_again(make_run: MakeRun) -> None:
+    run = _run(make_run)
+    assert run.path is not None
+    file = run.path / "cycles.parquet"
+    table = pq.read_table(file)
+    index = table.schema.get_field_index("energy_j")
+    changed = [None if value is None else value * 1.01 for value in table.column("energy_j").to_pylist()]
+    pq.write_table(table.set_column(index, table.schema.field(index), [changed]), file)
+    found = _llem(run, "results", "check")
+    assert found.exit_code == 1
+    assert "J, the table says" in found.output
+
+
+def test_export_writes_every_cycle_as_csv(make_run: MakeRun, tmp_path: Path) -> None:
+    found = _llem(_run(make_run), "results", "export", "-o", str(tmp_path / "c.csv"))
+    assert found.exit_code == 0
+    lines = (tmp_path / "c.csv").read_text().splitlines()
+    assert len(lines) == 1 + 6
+    assert lines[0].startswith('"study","run_id","experiment","cycle","status"')
+
+
+@pytest.mark.parametrize("table", ["cycles", "experiments", "power"])
+def test_export_writes_json_and_parquet_with_every_row(make_run: MakeRun, tmp_path: Path, table: str) -> None:
+    run = _run(make_run)
+    assert run.path is not None
+    rows = pq.read_metadata(run.path / f"{table}.parquet").num_rows
+    for form in ("json", "parquet", "csv"):
+        target = tmp_path / f"t.{form}"
+        arguments = ("results", "export", "--table", table, "--format", form, "-o", str(target))
+        assert _llem(run, *arguments).exit_code == 0
+    assert len([json.loads(line) for line in (tmp_path / "t.json").read_text().splitlines()]) == rows
+    assert pq.read_metadata(tmp_path / "t.parquet").num_rows == rows
+    assert len((tmp_path / "t.csv").read_text().splitlines()) == rows + 1
+
+
+def test_prune_removes_nothing_without_yes(make_run: MakeRun) -> None:
+    run = _run(make_run)
+    _run(make_run, "b")
+    found = _llem(run, "results", "prune", "--keep-runs", "1")
+    assert "1 run," in found.output
+    assert "would be removed" in found.output
+    assert run.folder.exists("summary.json")
+
+
+def test_prune_keeps_the_newest_runs_and_those_without_a_summary(make_run: MakeRun) -> None:
+    run = _run(make_run)
+    second = _run(make_run, "b")
+    unfinished = make_run({(0, 1): Recording()}, run_id="c")
+    assert _llem(run, "results", "prune", "--keep-runs", "1", "--yes").exit_code == 0
+    left = [one.is_run() for one in (run, second, unfinished)]
+    assert left == [False, True, True]
+    assert not list(Path(run.url).parent.glob(".removed*"))
+
+
+def test_prune_without_a_rule_is_refused(make_run: MakeRun) -> None:
+    found = _llem(_run(make_run), "results", "prune")
+    assert found.exit_code == 2
+    assert "say what to keep" in found.stderr
