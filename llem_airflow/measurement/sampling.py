@@ -23,7 +23,7 @@ from llem_airflow.measurement.meters.reading import OpenMeter, Reading
 TAIL_S = 1.05
 """How long it goes on after it was told to stop: a little over the second that the window's end needs."""
 
-TICK_POLL_S = 0.001
+TICK_POLL_S = 0.0005
 """Pause between two looks at the counter while waiting for it to move."""
 
 

@@ -1,0 +1,278 @@
+"""Energy of known power profiles: this project against Zeus, CodeCarbon and llenergymeasure.
+
+    python -m benchmarks.accuracy [--windows 5 10 30 60] [--repeats 5] [--output FILE.json]
+
+All tools measure the same eight stand-in GPUs (tests/standins) at the same time. Each GPU follows one
+profile whose energy is known in closed form; a tool's error is relative to the exact energy between its own
+begin and end. Repeats begin at random phases and last a random part of a register period longer. The peers
+are installed into build/peers the first time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from tests.standins.build import build
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PEERS = ("zeus==0.16.0", "codecarbon==3.3.2", "llenergymeasure==0.7.0")
+TOOLS = ("llem-airflow", "zeus", "codecarbon", "llenergymeasure")
+START_S = 12.0
+"""Time that the slowest tool needs to import itself, and a little."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Power over time and its exact integral.
+
+    Attributes:
+        name: What it is called in the table.
+        script: The same for the stand-in driver.
+        energy_j: Energy from 0 to t seconds, in joules.
+        limit: Why nobody can be exact on it, or empty.
+    """
+
+    name: str
+    script: str
+    energy_j: Callable[[float], float]
+    limit: str = ""
+
+
+def _square(low_w: float, high_w: float, period_s: float, duty: float) -> Callable[[float], float]:
+    def energy_j(t_s: float) -> float:
+        whole, rest_s = divmod(t_s, period_s)
+        high_s = duty * period_s
+        period_j = high_w * high_s + low_w * (period_s - high_s)
+        return whole * period_j + high_w * min(rest_s, high_s) + low_w * max(rest_s - high_s, 0)
+
+    return energy_j
+
+
+def _sine(mean_w: float, amplitude_w: float, period_s: float) -> Callable[[float], float]:
+    omega = 2 * math.pi / period_s
+    return lambda t_s: mean_w * t_s + amplitude_w / omega * (1 - math.cos(omega * t_s))
+
+
+def _replay(points: Sequence[tuple[float, float]]) -> Callable[[float], float]:
+    def energy_j(t_s: float) -> float:
+        total = 0.0
+        for (t0, w0), (t1, w1) in pairwise(points):
+            if t_s <= t0:
+                break
+            upto = min(t_s, t1)
+            total += (w0 + w0 + (w1 - w0) * (upto - t0) / (t1 - t0)) / 2 * (upto - t0)
+        return total
+
+    return energy_j
+
+
+def profiles(folder: Path) -> list[Profile]:
+    """One for each of the eight GPUs; the replay is a seeded trace of decode power with prefill bursts."""
+    chance = random.Random(7)
+    points = [
+        (i / 10, 330.0 + chance.gauss(0, 12) + (90 if i % 43 < 4 else 0) - (150 if i % 211 < 6 else 0))
+        for i in range(2000)
+    ]
+    trace = folder / "trace.csv"
+    trace.write_text("".join(f"{t_s},{w}\n" for t_s, w in points))
+    blind = "the register sees 25 ms of every 100 ms"
+    return [
+        Profile("constant 300 W", "const 300", lambda t: 300 * t),
+        Profile("ramp 100 to 400 W in 150 s", "ramp 100 400 150", lambda t: 100 * t + t * t),
+        Profile("sine 250 +- 100 W, 1.737 s", "sine 250 100 1.737", _sine(250, 100, 1.737)),
+        Profile(
+            "warm-up 300 - 100 exp(-t/20 s) W",
+            "exponential 300 100 20",
+            lambda t: 300 * t - 2000 * (1 - math.exp(-t / 20)),
+        ),
+        Profile("replay of a decode trace", f"csv {trace}", _replay(points)),
+        Profile(
+            "square 100/400 W, 0.737 s", "square 100 400 0.737 0.3", _square(100, 400, 0.737, 0.3), blind
+        ),
+        Profile(
+            "square 100/400 W, 0.7 s (in step)",
+            "square 100 400 0.7 0.3",
+            _square(100, 400, 0.7, 0.3),
+            blind,
+        ),
+        Profile(
+            "square 100/400 W, 0.1 s (in step)",
+            "square 100 400 0.1 0.3",
+            _square(100, 400, 0.1, 0.3),
+            blind,
+        ),
+    ]
+
+
+def peers_python() -> Path:
+    """The interpreter of the peers' own environment, made the first time."""
+    python = REPOSITORY / "build" / "peers" / "bin" / "python"
+    if not python.exists():
+        venv.create(python.parents[1], with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *PEERS], check=True)
+    return python
+
+
+def run_window(gpus: int, seconds: float, script: str) -> tuple[float, dict[str, Any]]:
+    """Let all tools measure one window together.
+
+    Returns:
+        The script's zero in epoch seconds, and the answers by tool.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "gpus.conf"
+        t0 = time.time_ns() / 1e9 + START_S - 2
+        path.write_text(f"t0 = {t0:.6f}\n{script}")
+        environment = {
+            **os.environ,
+            **build().environment(path),
+            "PATH": f"{_nvidia_smi(Path(folder))}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+        }
+        lasts_s = seconds + random.random() / 10  # work does not last whole register periods
+        workers = {}
+        for tool in TOOLS:
+            python = Path(sys.executable) if tool == "llem-airflow" else peers_python()
+            workers[tool] = subprocess.Popen(
+                [python, REPOSITORY / "benchmarks" / "window.py", tool, str(gpus), f"{lasts_s:.4f}"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                text=True,
+                cwd=folder,
+            )
+        for tool, worker in workers.items():
+            assert worker.stdout is not None
+            if "ready\n" not in iter(worker.stdout.readline, ""):  # CodeCarbon has other things to say first
+                raise RuntimeError(f"{tool} did not start")
+        begin = max(t0 + 2, time.time_ns() / 1e9 + 1.5) + random.random()
+        for worker in workers.values():  # all at once, then wait for each
+            assert worker.stdin is not None
+            worker.stdin.write(f"{begin}\n")
+            worker.stdin.flush()
+        answers = {
+            tool: json.loads(worker.communicate()[0].splitlines()[-1]) for tool, worker in workers.items()
+        }
+    return t0, answers
+
+
+def _nvidia_smi(folder: Path) -> Path:
+    """A folder with an ``nvidia-smi`` that succeeds: CodeCarbon believes in GPUs only where there is one."""
+    program = folder / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nexit 0\n")
+    program.chmod(0o755)
+    return program.parent
+
+
+def errors_of(
+    t0: float, answer: dict[str, Any], which: Sequence[Profile], key: str = "joules"
+) -> list[float]:
+    """Relative error of a tool on each GPU."""
+    begin_s, end_s = answer["begin_epoch_ns"] / 1e9 - t0, answer["end_epoch_ns"] / 1e9 - t0
+    exact = [profile.energy_j(end_s) - profile.energy_j(begin_s) for profile in which]
+    return [joules / truth - 1 for joules, truth in zip(answer[key], exact, strict=False)]
+
+
+def compare(windows: Sequence[float], repeats: int, gpus: int = 8) -> list[dict[str, Any]]:
+    """One row for each profile and window length: mean and worst absolute error of each tool."""
+    with tempfile.TemporaryDirectory() as folder:
+        which = profiles(Path(folder))[:gpus]
+        script = f"gpus = {gpus}\n" + "".join(
+            f"gpu.{i}.power = {one.script}\n" for i, one in enumerate(which)
+        )
+        rows = []
+        for seconds in windows:
+            found: dict[str, list[list[float]]] = {tool: [] for tool in (*TOOLS, "integral alone")}
+            for _ in range(repeats):
+                t0, answers = run_window(gpus, seconds, script)
+                for tool, answer in answers.items():
+                    found[tool].append(errors_of(t0, answer, which))
+                found["integral alone"].append(
+                    errors_of(t0, answers["llem-airflow"], which, "integral_joules")
+                )
+                print(".", end="", file=sys.stderr, flush=True)
+            rows += [_row(one, gpus, seconds, i, found) for i, one in enumerate(which)]
+    return rows
+
+
+def _row(
+    one: Profile, gpus: int, seconds: float, i: int, found: dict[str, list[list[float]]]
+) -> dict[str, Any]:
+    absolute = {tool: [abs(errors[i]) for errors in repeats] for tool, repeats in found.items()}
+    return {
+        "profile": one.name,
+        "gpus": gpus,
+        "window_s": seconds,
+        "repeats": len(absolute["zeus"]),
+        "limit": one.limit,
+        "mean_error_ratio": {tool: statistics.mean(values) for tool, values in absolute.items()},
+        "worst_error_ratio": {tool: max(values) for tool, values in absolute.items()},
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a Markdown table, errors in percent: mean (worst)."""
+    tools = (*TOOLS, "integral alone")
+    lines = [
+        "| profile | window | GPUs | " + " | ".join(tools) + " |",
+        "|---" * (3 + len(tools)) + "|",
+    ]
+    for row in rows:
+        cells = [
+            f"{row['mean_error_ratio'][tool] * 100:.3f} ({row['worst_error_ratio'][tool] * 100:.3f})"
+            for tool in tools
+        ]
+        lines.append(
+            f"| {row['profile']} | {row['window_s']:g} s | {row['gpus']} | " + " | ".join(cells) + " |"
+        )
+    return "\n".join(lines)
+
+
+def losses(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Rows on which a peer had the smaller mean error."""
+    lost = []
+    for row in rows:
+        ours, *peers = (row["mean_error_ratio"][tool] for tool in TOOLS)
+        if min(peers) < ours:
+            lost.append(f"{row['profile']}, {row['window_s']:g} s: {ours:.4%} against {min(peers):.4%}")
+    return lost
+
+
+def main() -> None:
+    """Measure, print the table, and say on which rows a peer was better."""
+    options = argparse.ArgumentParser(description="Accuracy against peers on stand-in GPUs.")
+    options.add_argument("--windows", type=float, nargs="+", default=[5, 10, 30, 60])
+    options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--gpus", type=int, nargs="+", default=[8])
+    options.add_argument("--output", type=Path)
+    chosen = options.parse_args()
+    rows = [row for gpus in chosen.gpus for row in compare(chosen.windows, chosen.repeats, gpus)]
+    print(f"\nAbsolute relative error in percent, mean (worst) of {chosen.repeats} windows\n")
+    print(table(rows))
+    lost = losses(rows)
+    print(
+        "\nNo peer was better on any row." if not lost else "\nA peer was better on:\n  " + "\n  ".join(lost)
+    )
+    if chosen.output:
+        chosen.output.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

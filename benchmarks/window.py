@@ -1,0 +1,164 @@
+"""One tool measures one window on the stand-in GPUs; started once for each tool by accuracy.py.
+
+    window.py TOOL GPUS SECONDS    TOOL: llem-airflow | zeus | codecarbon | llenergymeasure
+
+It says ``ready``, waits for the epoch second at which to begin on stdin, and prints what it measured of
+each GPU with the window's edges as it saw them: after its begin call returned, before its end call was
+made.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Measured = dict[str, Any]
+
+
+def llem_airflow(gpus: int) -> Callable[[float, float], Measured]:
+    """The window as an attempt opens and closes it."""
+    from llem_airflow.analysis.energy import window_energy  # noqa: PLC0415  # each tool lives in its own venv
+    from llem_airflow.measurement.sampler import start_sampler  # noqa: PLC0415
+    from llem_airflow.protocol.result import Window  # noqa: PLC0415
+    from llem_airflow.protocol.spec import MeterSpec  # noqa: PLC0415
+    from tests.standins.gpus import read_columns  # noqa: PLC0415
+
+    folder = tempfile.TemporaryDirectory()
+    power_csv = Path(folder.name) / "power.csv"
+    sampler = start_sampler(MeterSpec(kind="nvml", gpus=tuple(_uuid(i) for i in range(gpus))), power_csv)
+
+    def measure(begin_epoch_s: float, seconds: float) -> Measured:
+        sleep_until(begin_epoch_s)
+        tick_ns = sampler.wait_for_tick()
+        begin_ns = tick_ns if tick_ns is not None else time.monotonic_ns()
+        time.sleep(seconds)
+        end_ns = time.monotonic_ns()
+        sampler.wait_for_tick()
+        meter = sampler.stop()
+        offset_ns = time.time_ns() - time.monotonic_ns()
+        energy = window_energy(read_columns(power_csv), meter, Window(begin_ns, end_ns, 1, 1, 1, 1))
+        folder.cleanup()
+        by_gpu = {gpu.gpu: gpu for gpu in energy.gpus}
+        found = [by_gpu[_uuid(i)] for i in range(gpus)]
+        return {
+            "begin_epoch_ns": begin_ns + offset_ns,
+            "end_epoch_ns": end_ns + offset_ns,
+            "joules": [gpu.energy_j for gpu in found],
+            "integral_joules": [gpu.instant_j for gpu in found],
+            "samples": min(gpu.samples for gpu in found),
+            "cpu_s": meter.sampler_cpu_s,
+        }
+
+    return measure
+
+
+def zeus(gpus: int) -> Callable[[float, float], Measured]:
+    """ZeusMonitor: two reads of the energy counter."""
+    from zeus.monitor import ZeusMonitor  # type: ignore[import-not-found]  # noqa: PLC0415
+
+    monitor = ZeusMonitor(gpu_indices=list(range(gpus)), cpu_indices=[])
+
+    def begin() -> None:
+        monitor.begin_window("window", sync_execution=False)
+
+    def end() -> list[float]:
+        return list(monitor.end_window("window", sync_execution=False).gpu_energy.values())
+
+    return _between(begin, end)
+
+
+def codecarbon(gpus: int) -> Callable[[float, float], Measured]:
+    """OfflineEmissionsTracker at its fastest rate: differences of the energy counter."""
+    from codecarbon import OfflineEmissionsTracker  # type: ignore[import-not-found]  # noqa: PLC0415
+    from codecarbon.external.hardware import GPU  # type: ignore[import-not-found]  # noqa: PLC0415
+
+    tracker = OfflineEmissionsTracker(
+        country_iso_code="DEU",
+        measure_power_secs=1,
+        tracking_mode="machine",
+        save_to_file=False,
+        log_level="critical",
+        gpu_ids=list(range(gpus)),
+    )
+    tracker.get_detected_hardware()  # looks for the hardware now, not at the window's begin
+    (card,) = [part for part in tracker._hardware if isinstance(part, GPU)]  # noqa: SLF001  # its only list
+    counters: list[float] = []
+
+    def begin() -> None:
+        tracker.start()
+        counters.extend(device.last_energy.kWh for device in card.devices.devices[:gpus])
+
+    def end() -> list[float]:
+        tracker.stop()
+        after = [device.last_energy.kWh for device in card.devices.devices[:gpus]]
+        joules = [(now - then) * 3.6e6 for then, now in zip(counters, after, strict=True)]
+        said = tracker.final_emissions_data.gpu_energy * 3.6e6
+        if abs(said - sum(joules)) > 0.05 * sum(joules):
+            raise RuntimeError(f"CodeCarbon reports {said} J, its devices {sum(joules)} J")
+        return joules
+
+    return _between(begin, end)
+
+
+def llenergymeasure(gpus: int) -> Callable[[float, float], Measured]:
+    """The NVML sampler of the peer; its Zeus backend is Zeus."""
+    from llenergymeasure.energy.nvml import NVMLSampler  # type: ignore[import-not-found]  # noqa: PLC0415
+
+    sampler = NVMLSampler(list(range(gpus)))
+    tracker: list[Any] = []
+
+    def end() -> list[float]:
+        measured = sampler.stop_tracking(tracker[0])
+        return [(measured.per_gpu_j or {})[i] for i in range(gpus)]
+
+    return _between(lambda: tracker.append(sampler.start_tracking()), end)
+
+
+TOOLS = {
+    "llem-airflow": llem_airflow,
+    "zeus": zeus,
+    "codecarbon": codecarbon,
+    "llenergymeasure": llenergymeasure,
+}
+
+
+def _between(begin: Callable[[], None], end: Callable[[], list[float]]) -> Callable[[float, float], Measured]:
+    def measure(begin_epoch_s: float, seconds: float) -> Measured:
+        sleep_until(begin_epoch_s)
+        begin()
+        begin_ns = time.time_ns()
+        time.sleep(seconds)
+        end_ns = time.time_ns()
+        return {"joules": end(), "begin_epoch_ns": begin_ns, "end_epoch_ns": end_ns}
+
+    return measure
+
+
+def sleep_until(epoch_s: float) -> None:
+    """Sleep until a moment of the wall clock."""
+    time.sleep(max(epoch_s - time.time_ns() / 1e9, 0))
+
+
+def _uuid(index: int) -> str:
+    return f"GPU-5741d000-0000-0000-0000-{index:012d}"
+
+
+def main() -> None:
+    """Measure one window when told to."""
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    tool, gpus, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+    measure = TOOLS[tool](gpus)
+    print("ready", flush=True)
+    print(json.dumps(measure(float(sys.stdin.readline()), seconds)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
