@@ -1,0 +1,249 @@
+"""TensorRT-LLM: the PyTorch-backend class and the compiled-engine class, streamed for a time per token.
+
+Written against the recorded API of 1.2; it has not been run on hardware.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorrt_llm
+from tensorrt_llm import llmapi
+
+from llem_airflow.measurement.engines.contract import Completion, EngineFacts, Prompt, Vocabulary
+from llem_airflow.measurement.engines.source import source_of
+from llem_airflow.measurement.engines.tokenizing import encode_texts, vocabulary_of
+from llem_airflow.measurement.engines.weights import weight_counts
+from llem_airflow.measurement.failure import MeasurementError
+from llem_airflow.measurement.generation import engine_params, generation, llem_execution
+from llem_airflow.protocol.spec import ExperimentSpec
+
+LIBRARIES = (
+    "tensorrt_llm",
+    "tensorrt",
+    "torch",
+    "transformers",
+    "flashinfer-python",
+    "nvidia-modelopt",
+    "numpy",
+)
+ENV_BUILD_CACHE_ROOT = "TLLM_LLMAPI_BUILD_CACHE_ROOT"
+
+BACKENDS = ("pytorch", "tensorrt")
+# Sections that the study writes as a mapping and the library wants as an object.
+OBJECTS = {
+    "kv_cache_config": "KvCacheConfig",
+    "quant_config": "QuantConfig",
+    "calib_config": "CalibConfig",
+    "build_config": "BuildConfig",
+}
+
+
+class TensorRTEngine:
+    """``LLM`` of either backend with all prompts of a pass handed over at once."""
+
+    def __init__(self) -> None:
+        self._llm: Any = None
+        self._sampling: dict[str, Any] = {}
+        self._described: dict[str, Any] = {}
+        self._model: dict[str, Any] = {}
+        self._backend = BACKENDS[0]
+        self._chat_template = False
+
+    def open_context(self) -> bool:
+        """Not possible: the engine's workers make their own contexts."""
+        return False
+
+    def load(self, spec: ExperimentSpec) -> None:
+        """Load the weights, or build or load the compiled engine."""
+        chosen = generation(spec)
+        self._chat_template = bool(llem_execution(spec).get("chat_template"))
+        self._sampling = sampling_arguments(chosen.parameters, chosen.seed)
+        self._backend, arguments = engine_arguments(spec)
+        self._described = dict(arguments)
+        if self._backend == "tensorrt":
+            arguments.update(build_cache(arguments))
+        self._llm = _class_of(self._backend)(**_as_objects(arguments))
+        self._model = {
+            "name": spec.model.name,
+            "path": spec.model.path,
+            "revision": spec.model.revision,
+            "dtype": str(arguments.get("dtype", "auto")),
+            "device": "cuda",
+            "commit": None,
+            **weight_counts(Path(arguments["model"])),
+        }
+
+    def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[tuple[int, ...]]:
+        """Token ids from the engine's tokenizer."""
+        return encode_texts(self._tokenizer(), texts, max_tokens, chat_template=self._chat_template)
+
+    def vocabulary(self) -> Vocabulary:
+        """Every id of the tokenizer but the special ones."""
+        return vocabulary_of(self._tokenizer())
+
+    def batch_size(self) -> int | None:
+        """The whole prompt set: ``max_batch_size`` of the engine says how many run at once."""
+        return None
+
+    def generate(self, batch: Sequence[Prompt], on_step: Callable[[int], None]) -> list[Completion]:
+        """Stream all prompts at once."""
+        return asyncio.run(self._stream_all(batch, on_step))
+
+    async def _stream_all(self, batch: Sequence[Prompt], on_step: Callable[[int], None]) -> list[Completion]:
+        return list(await asyncio.gather(*(self._stream(prompt, on_step) for prompt in batch)))
+
+    async def _stream(self, prompt: Prompt, on_step: Callable[[int], None]) -> Completion:
+        parameters = tensorrt_llm.SamplingParams(**request_arguments(self._sampling, prompt.output_tokens))
+        tokens: list[int] = []
+        times_ns: list[int] = []
+        reason = "unknown"
+        t_submit_ns = time.monotonic_ns()
+        stream = self._llm.generate_async(list(prompt.token_ids), sampling_params=parameters, streaming=True)
+        async for output in stream:
+            now_ns = time.monotonic_ns()
+            answer = output.outputs[0]
+            new = answer.token_ids_diff
+            tokens += new
+            times_ns += [now_ns] * len(new)
+            reason = answer.finish_reason or reason
+            on_step(len(tokens))
+        return Completion(prompt.index, tuple(tokens), t_submit_ns, tuple(times_ns), str(reason))
+
+    def sync(self) -> None:
+        """The last token has been received when ``generate`` returns: nothing is under way."""
+
+    def reset_peaks(self) -> None:
+        """The engine takes its memory at its start; there is no peak to forget."""
+
+    def describe(self) -> EngineFacts:
+        """What the engine was loaded with."""
+        return EngineFacts(
+            version=tensorrt_llm.__version__,
+            model=self._model,
+            libraries=LIBRARIES,
+            settings={
+                "backend": self._backend,
+                "engine_params": {key: _plain(value) for key, value in self._described.items()},
+                "sampling_params": self._sampling,
+            },
+        )
+
+    def memory(self) -> dict[str, int | None]:
+        """Unknown: the engine's workers hold the device. The sampler sees the memory of the whole GPU."""
+        return {"gpu_peak_bytes": None}
+
+    def close(self) -> None:
+        """End the engine's workers."""
+        if self._llm is not None:
+            self._llm.shutdown()
+            self._llm = None
+
+    def _tokenizer(self) -> Any:
+        # The library wraps the Hugging Face tokenizer.
+        wrapper = self._llm.tokenizer
+        return getattr(wrapper, "tokenizer", wrapper)
+
+
+def engine_arguments(spec: ExperimentSpec) -> tuple[str, dict[str, Any]]:
+    """The backend, and the arguments of its class: the study's over our defaults.
+
+    The prompt set is repeated until the window is long enough; with the reuse of cache blocks on, every pass
+    after the first would skip most of its prefill. It is off unless the study turns it on.
+
+    Args:
+        spec: The experiment.
+
+    Raises:
+        MeasurementError: There is no such backend.
+    """
+    given = {key: value for key, value in engine_params(spec).items() if value is not None}
+    backend = {"trt": "tensorrt"}.get(str(given.get("backend")), given.get("backend")) or BACKENDS[0]
+    given.pop("backend", None)  # it chooses the class and is no argument of it
+    if backend not in BACKENDS:
+        raise MeasurementError(
+            f"tensorrt.engine_params.backend: {backend!r} is not known; use {' or '.join(BACKENDS)}",
+            category="bad_parameter",
+        )
+    ours: dict[str, Any] = {"model": source_of(spec)}
+    if spec.model.path is None and spec.model.revision is not None:
+        ours["revision"] = spec.model.revision
+    cache = given.pop("kv_cache_config", {})
+    if isinstance(cache, dict):
+        cache = {"enable_block_reuse": False, **cache}
+    return backend, {**ours, "kv_cache_config": cache, **given}
+
+
+def sampling_arguments(given: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Arguments of ``SamplingParams`` that every request shares.
+
+    Args:
+        given: Preset and ``sampling_params`` of the study.
+        seed: Of the random numbers.
+    """
+    parameters = {key: value for key, value in given.items() if value is not None}
+    greedy = parameters.pop("do_sample", None) is False or parameters.get("temperature") == 0
+    if greedy:
+        # Both backends take the single best token for this; a temperature of zero only one of them.
+        for key in ("temperature", "top_p", "min_p"):
+            parameters.pop(key, None)
+        parameters["top_k"] = 1
+    else:
+        parameters.setdefault("seed", seed)
+    return {"detokenize": False, **parameters}
+
+
+def request_arguments(shared: dict[str, Any], output_tokens: int) -> dict[str, Any]:
+    """Arguments of one request's ``SamplingParams``: of a fixed length, unless the study says otherwise.
+
+    Args:
+        shared: What ``sampling_arguments`` gave.
+        output_tokens: Tokens to generate.
+    """
+    fixed = {} if "ignore_eos" in shared else {"min_tokens": output_tokens}
+    return {"max_tokens": output_tokens, **fixed, **shared}
+
+
+def build_cache(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Where compiled engines are kept: per GPU, because the library's own key does not hold its name.
+
+    Args:
+        arguments: What the class is given; a cache that the study names itself stays.
+    """
+    root = os.environ.get(ENV_BUILD_CACHE_ROOT)
+    if root is None or "enable_build_cache" in arguments:
+        return {}
+    import torch  # noqa: PLC0415  # the engine's own torch, needed for the name of the GPU only
+
+    gpu = (
+        re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(0).lower())
+        if torch.cuda.is_available()
+        else "none"
+    )
+    return {"enable_build_cache": llmapi.BuildCacheConfig(cache_root=Path(root) / gpu)}
+
+
+def _class_of(backend: str) -> Any:
+    if backend == "pytorch":
+        return tensorrt_llm.LLM
+    from tensorrt_llm import _tensorrt_engine  # noqa: PLC0415  # only there where engines are compiled
+
+    return _tensorrt_engine.LLM
+
+
+def _as_objects(arguments: dict[str, Any]) -> dict[str, Any]:
+    made = dict(arguments)
+    for key, name in OBJECTS.items():
+        if isinstance(made.get(key), dict):
+            made[key] = getattr(llmapi, name)(**made[key])
+    return made
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (bool, int, float, str, type(None), dict, list)) else str(value)
