@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from llem_airflow.study.engine_sections import ENGINE_SECTIONS
 from llem_airflow.study.fields import defaults
 from llem_airflow.study.identity import canonical_json, digest, identity_view, path_text, remember
-from llem_airflow.study.keys import ENGINE_SECTIONS, EXPERIMENT
+from llem_airflow.study.keys import EXPERIMENT
 from llem_airflow.study.mistakes import Mistake, Notice, StudyFileError
 from llem_airflow.study.mistakes import Path as KeyPath
 from llem_airflow.study.rules import Rule, lookup, relevant, rules_of, without
@@ -156,7 +157,7 @@ class _Judge:
         self.dormant = tuple(rule for rule in rules if not rule.invalid)
         self.known = known
         self.collapse = collapse
-        self.trimmed: dict[tuple[int | str, ...], Config] = {}
+        self.trimmed: dict[tuple[int, tuple[str, ...]], Config] = {}
         self.declared = {unique.hash for unique in seen.values()}
 
     def point(self, config: Config, variant: Variant) -> None:
@@ -208,7 +209,7 @@ class _Judge:
         section = config[head]
         if not rest or id(section) not in self.known:
             return without(config, path)
-        key = (id(section), *rest)
+        key = (id(section), rest)
         if key not in self.trimmed:
             self.trimmed[key] = without(section, rest)
             remember(self.trimmed[key], self.known)

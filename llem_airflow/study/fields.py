@@ -110,10 +110,12 @@ class Rows:
     Attributes:
         doc: One sentence.
         row: What each holds.
+        unique: The key whose values must all differ.
     """
 
     doc: str
     row: Section
+    unique: str = ""
 
 
 What = Leaf | Section | Rows
@@ -198,6 +200,10 @@ def _check_rows(rows: Rows, value: Any, path: Path, report: Report) -> list[dict
             for name in missing:
                 report((*path, index), f"the key {name!r} is missing", f"add {name}: ...")
         result.append(defaults(rows.row) | checked)
+    names = [row.get(rows.unique) for row in result]
+    for index, name in enumerate(names):
+        if name is not None and name in names[:index]:
+            report((*path, index, rows.unique), f"{name!r} is there twice", "give each its own")
     return result
 
 

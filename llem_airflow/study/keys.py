@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from llem_airflow.study.engine_names import ENGINE_ALIASES, ENGINES
+from llem_airflow.study.engine_sections import ENGINE_SECTIONS
 from llem_airflow.study.fields import Leaf, Section
 from llem_airflow.study.mistakes import Path
-from llem_airflow.study.vocabulary import FlatKeys
 
 GPU_METERS = ("auto", "nvml", "rapl")
 """Meters of a machine under thermal load: thermal gaps and floors have their full defaults with them."""
@@ -53,12 +53,6 @@ def _wattages(values: dict[str, Any]) -> Iterator[tuple[Path, str, str]]:
             f"cpu_idle_watts {idle:g} is not below cpu_max_watts {most:g}",
             "the idle power is the smaller one",
         )
-
-
-def _compile(values: dict[str, Any]) -> Iterator[tuple[Path, str, str]]:
-    for name in ("torch_compile_mode", "torch_compile_backend"):
-        if values.get(name) is not None and values.get("torch_compile") is False:
-            yield (name,), f"{name} is set but torch_compile is false", "set torch_compile: true or drop it"
 
 
 def _passthrough(values: Any) -> tuple[str, str] | None:
@@ -117,6 +111,7 @@ BASELINE = Section(
         "duration_seconds": Leaf(
             "number",
             "Length of each baseline, in seconds (default 30).",
+            nullable=True,
             least=5,
             most=120,
         ),
@@ -212,6 +207,7 @@ OFFLINE = Section(
                 "thermal_floor_seconds": Leaf(
                     "number",
                     "Shortest warm-up, in seconds (default 60 where power is measured, else 0).",
+                    nullable=True,
                     least=0,
                     most=3600,
                     also=_floor,
@@ -322,48 +318,6 @@ GPUS = Section(
     },
     optional=True,
 )
-
-_FREE = {
-    "engine_params": Section(
-        "Arguments of the engine's constructor; unknown keys pass through.", {}, open=True
-    ),
-    "sampling_params": Section(
-        "Arguments of the engine's sampling; unknown keys pass through.", {}, open=True
-    ),
-}
-
-_CHAT = Leaf("boolean", "Put each prompt into the model's chat template.", nullable=True)
-
-EXECUTION_KNOBS = Section(
-    "What the measuring code does around the transformers engine.",
-    {
-        "batch_size": Leaf("integer", "Prompts per batch (default 1).", nullable=True, least=1),
-        "chat_template": _CHAT,
-        "torch_compile": Leaf("boolean", "Compile the model with torch.compile.", nullable=True),
-        "torch_compile_mode": Leaf("string", "Mode of torch.compile.", nullable=True, least=1),
-        "torch_compile_backend": Leaf("string", "Backend of torch.compile.", nullable=True, least=1),
-        "allow_tf32": Leaf("boolean", "Allow TF32 matrix products.", nullable=True),
-        "autocast_enabled": Leaf("boolean", "Generate under torch.autocast.", nullable=True),
-        "autocast_dtype": Leaf(
-            "string", "Type under autocast.", nullable=True, choices=("float16", "bfloat16")
-        ),
-    },
-    also=_compile,
-)
-
-_CHAT_KNOB = {
-    "llem_execution": Section("What the measuring code does around the engine.", {"chat_template": _CHAT})
-}
-
-ENGINE_SECTIONS = {
-    "transformers": Section(
-        "The transformers engine.",
-        {**_FREE, "llem_execution": EXECUTION_KNOBS},
-        moved=FlatKeys("transformers"),
-    ),
-    "vllm": Section("The vLLM engine.", _FREE | _CHAT_KNOB, moved=FlatKeys("vllm")),
-    "tensorrt": Section("The TensorRT-LLM engine.", _FREE | _CHAT_KNOB, moved=FlatKeys("tensorrt")),
-}
 
 EXPERIMENT = Section(
     "One experiment.",

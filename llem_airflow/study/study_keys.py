@@ -230,6 +230,7 @@ VERSIONS = Rows(
             "released": Leaf("string", "Date of the release, ISO.", nullable=True, also=_date),
         },
     ),
+    unique="name",
 )
 
 STUDY_ONLY = Section(

@@ -164,14 +164,20 @@ def test_defaults_hash_like_the_same_values_written_out() -> None:
 
 
 def test_ids_are_short_plain_and_unique() -> None:
-    body = "sweep:\n  task.model: [org/A-Very-Long-Model-Name-With-Many-Parts-70B-Instruct-v2.1, b/ü]\n  task.random_seed: {min: 1, max: 50, num: 50}\n"
+    long = "org/A-Very-Long-Model-Name-With-Many-Parts-70B-Instruct-v2.1"
+    seeds = "{min: 1, max: 50, num: 50}"
+    body = f"sweep:\n  task.model: [{long}, b/ü]\n  task.random_seed: {seeds}\n"
     ids = [experiment.id for experiment in study(body).experiments]
     assert len(set(ids)) == len(ids) == 100
     assert all(len(each) <= 60 and set(each) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-") for each in ids)
 
 
 def test_a_slug_says_what_differs() -> None:
-    body = "sweep:\n  transformers.engine_params.dtype: [float16, float32]\n  transformers.sampling_params.temperature: [0.5, 1.0]\n  transformers.llem_execution.torch_compile: [true]\n"
+    body = (
+        "transformers: {llem_execution: {torch_compile: true}}\nsweep:\n"
+        "  transformers.engine_params.dtype: [float16, float32]\n"
+        "  transformers.sampling_params.temperature: [0.5, 1.0]\n"
+    )
     assert study(body).experiments[0].slug == "transformers-float16-temperature-0p5"
 
 

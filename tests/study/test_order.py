@@ -8,6 +8,8 @@ import pytest
 from llem_airflow.study.order import balanced, gaps_s, ordered, williams
 from tests.study.texts import HEAD, study
 
+THREE = "sweep:\n  task.random_seed: [1, 2, 3]\n"
+
 
 def _letters(count: int, cycles: int, order: str, seed: int = 1) -> str:
     return "".join("ABCDEFGH"[index] for index, _ in ordered(count, cycles, order, seed))
@@ -34,7 +36,8 @@ def test_shuffle_permutes_each_pass_and_follows_its_seed() -> None:
 
 
 def test_the_shuffle_of_a_study_follows_from_the_study() -> None:
-    body = "sweep:\n  task.random_seed: [1, 2, 3, 4, 5, 6]\nstudy_execution: {n_cycles: 3, experiment_order: shuffle"
+    execution = "study_execution: {n_cycles: 3, experiment_order: shuffle"
+    body = f"sweep:\n  task.random_seed: [1, 2, 3, 4, 5, 6]\n{execution}"
     one, again = study(body + "}\n"), study(body + "}\n")
     assert one.plan.to_json()["order"] == again.plan.to_json()["order"]
     assert one.plan.to_json()["order"] != study(body + ", shuffle_seed: 5}\n").plan.to_json()["order"]
@@ -67,7 +70,7 @@ def test_a_latin_square_says_whether_it_is_balanced(count: int, cycles: int, exp
 
 
 def test_an_unbalanced_latin_square_is_told() -> None:
-    body = "sweep:\n  task.random_seed: [1, 2, 3]\nstudy_execution: {n_cycles: 3, experiment_order: latin_square}\n"
+    body = THREE + "study_execution: {n_cycles: 3, experiment_order: latin_square}\n"
     texts = [str(notice) for notice in study(body).notices]
     assert texts == ["latin_square of 3 experiments is balanced for 6 cycles or a multiple of it, not for 3"]
 

@@ -84,7 +84,7 @@ def test_a_broken_jsonl_file_is_told_with_its_line(tmp_path: Path, content: byte
 
 
 def test_a_missing_file_says_what_its_path_is_relative_to(tmp_path: Path) -> None:
-    with pytest.raises(PromptsError, match="no such file: .*; paths are relative to the study file"):
+    with pytest.raises(PromptsError, match=r"no such file: .*; paths are relative to the study file"):
         _load("none.jsonl", folder=tmp_path)
 
 

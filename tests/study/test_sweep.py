@@ -8,6 +8,7 @@ from tests.study.texts import HEAD, report, study, values
 
 BATCH = ("transformers", "llem_execution", "batch_size")
 OUT = ("task", "max_output_tokens")
+FOUR_BIT = "transformers.engine_params.load_in_4bit"
 DTYPE = ("transformers", "engine_params", "dtype")
 
 
@@ -42,8 +43,8 @@ def test_a_bad_range_names_its_axis() -> None:
 
 def test_a_group_is_the_union_of_its_variants_crossed_with_axes() -> None:
     body = (
-        "sweep:\n  task.random_seed: [1, 2]\n  g:\n"
-        "  - {task.max_output_tokens: 8}\n  - {task.max_output_tokens: 16, transformers.engine_params.dtype: float16}\n"
+        "sweep:\n  task.random_seed: [1, 2]\n  g:\n  - {task.max_output_tokens: 8}\n"
+        "  - {task.max_output_tokens: 16, transformers.engine_params.dtype: float16}\n"
     )
     assert values(body, *OUT) == [8, 8, 16, 16]
     assert values(body, *DTYPE) == [None, None, "float16", "float16"]
@@ -51,7 +52,8 @@ def test_a_group_is_the_union_of_its_variants_crossed_with_axes() -> None:
 
 
 def test_groups_are_crossed_with_each_other() -> None:
-    body = "sweep:\n  a: [{task.random_seed: 1}, {task.random_seed: 2}]\n  b: [{task.max_output_tokens: 8}, {}]\n"
+    first = "  a: [{task.random_seed: 1}, {task.random_seed: 2}]\n"
+    body = f"sweep:\n{first}  b: [{{task.max_output_tokens: 8}}, {{}}]\n"
     assert values(body, *OUT) == [8, 256, 8, 256]
 
 
@@ -165,13 +167,14 @@ def test_an_engine_axis_is_a_list_of_engines() -> None:
 def test_a_variant_of_another_engine_is_not_for_this_one() -> None:
     body = (
         "engine: [transformers, vllm]\nsweep:\n  quant:\n"
-        "  - {vllm.engine_params.quantization: awq}\n  - {transformers.engine_params.load_in_4bit: true}\n  - {}\n"
+        f"  - {{vllm.engine_params.quantization: awq}}\n  - {{{FOUR_BIT}: true}}\n  - {{}}\n"
     )
     assert [e.engine for e in study(body).experiments] == ["transformers"] * 2 + ["vllm"] * 2
 
 
 def test_a_variant_may_choose_the_engine() -> None:
-    body = "sweep:\n  setup:\n  - {engine: vllm, vllm.engine_params.max_num_seqs: 8}\n  - {engine: transformers}\n"
+    one = "{engine: vllm, vllm.engine_params.max_num_seqs: 8}"
+    body = f"sweep:\n  setup:\n  - {one}\n  - {{engine: transformers}}\n"
     assert [e.engine for e in study(body).experiments] == ["transformers", "vllm"]
 
 
