@@ -183,12 +183,22 @@ def _gone(run: _Run) -> AttemptFailedError:
     )
 
 
+def _vanishes(run: _Run, box: Box) -> bool:
+    """Whether somebody has removed the container or is doing so."""
+    try:
+        return str(run.api.inspect_container(box.id)["State"]["Status"]) in ("removing", "dead")
+    except NotFound:
+        return True
+    except ENGINE_ERRORS:
+        return False
+
+
 def _bring_out(run: _Run, box: Box, inspection: dict[str, Any]) -> None:
     private = run.settings.private_environment
     try:
         patiently(lambda: collect(run.api, box.id, run.folder, private), run.settings.engine_grace_s)
     except (CollectError, OSError, DockerException) as error:
-        if classify(None, str(error)).category == "cancelled":
+        if _vanishes(run, box):
             raise _gone(run) from error
         write_inspection(inspection, private, run.folder / INSPECT)
         box.keep_volume = True

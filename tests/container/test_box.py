@@ -346,7 +346,7 @@ def test_kill_removes_container_and_volume(
         kill_box(api, this_attempt)
         assert left_of(api, this_attempt) == []
     running["thread"].join(30)
-    assert running["error"].failure.category == "cancelled"
+    assert running["error"].failure.category == "cancelled", str(running["error"])
     assert "removed from outside" in str(running["error"])
 
 
