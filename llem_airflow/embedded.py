@@ -70,8 +70,17 @@ class Home:
             "AIRFLOW__LLEM__RESULTS_ROOT": self.results,
             "AIRFLOW__LLEM__MODELS_DIR": str(self.models),
         }
-        kept = {key: value for key, value in os.environ.items() if key not in {"AIRFLOW_HOME", "AIRFLOW__CORE__DAGS_FOLDER"}}
-        return {**ours, **kept, "AIRFLOW_HOME": str(self.airflow), "AIRFLOW__CORE__DAGS_FOLDER": str(dags_folder)}
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in {"AIRFLOW_HOME", "AIRFLOW__CORE__DAGS_FOLDER"}
+        }
+        return {
+            **ours,
+            **kept,
+            "AIRFLOW_HOME": str(self.airflow),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(dags_folder),
+        }
 
 
 def airflow_command(*arguments: str) -> list[str]:
@@ -97,7 +106,9 @@ def run_and_show(study: Study, home: Home, runner: str | None) -> int:
     log = home.airflow / "run.log"
     home.airflow.mkdir(parents=True, exist_ok=True)
     n_runs = len(study.plan.runs)
-    console.print(f"{study.name}: {len(study.experiments)} experiments x {study.cycles} cycles = {n_runs} cycles to run")
+    console.print(
+        f"{study.name}: {len(study.experiments)} experiments x {study.cycles} cycles = {n_runs} cycles to run"
+    )
     console.print(f"Airflow's log: {log}", soft_wrap=True, highlight=False)
     root = ResultsRoot(home.results)
     earlier = {run.url for run in root.runs(study.name)}
@@ -110,7 +121,11 @@ def run_and_show(study: Study, home: Home, runner: str | None) -> int:
         console.print("Open it: llem-airflow report latest --open", highlight=False)
         console.print("See it in Airflow's UI: llem-airflow ui (or: make airflow)", highlight=False)
     elif code:
-        console.print(f"Airflow ended with {code} and there is no summary; its log is {log}", style="red", soft_wrap=True)
+        console.print(
+            f"Airflow ended with {code} and there is no summary; its log is {log}",
+            style="red",
+            soft_wrap=True,
+        )
     return 1 if code else 0
 
 
@@ -145,7 +160,12 @@ def run_study(study: Study, home: Home, runner: str | None, on_line: Callable[[s
     migrate(home, environment)
     command = airflow_command("dags", "test", study.airflow.dag_id or study.name)
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     ) as process:
         assert process.stdout is not None
         try:
@@ -166,7 +186,9 @@ def migrate(home: Home, environment: dict[str, str]) -> None:
     home.airflow.mkdir(parents=True, exist_ok=True)
     log = home.airflow / "migrate.log"
     with log.open("w") as output:
-        code = subprocess.call(airflow_command("db", "migrate"), env=environment, stdout=output, stderr=subprocess.STDOUT)
+        code = subprocess.call(
+            airflow_command("db", "migrate"), env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
     if code:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise EmbeddedRunError(f"airflow db migrate failed (exit {code}); its log is {log} and ends:\n{tail}")

@@ -6,7 +6,14 @@ import re
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 _OURS = re.compile(
     r"^\S+ \[(?P<level>\w+)\s*\] (?P<text>.*?)\s*\[airflow\.task\.operators\.llem_airflow[^\]]*\](?: loc=\S+)?\s*$"
@@ -55,7 +62,7 @@ class RunProgress:
 
     def line(self, text: str) -> None:
         """Take one line of Airflow's output."""
-        print(text, file=self._log, flush=True)  # noqa: T201 - to the log file
+        print(text, file=self._log, flush=True)
         if self._failure is not None and self._in_failure(text):
             return
         if ours := _OURS.match(text):

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llem_airflow.operators.aggregate import LLEMAggregateOperator
     from llem_airflow.operators.experiment import LLEMExperimentOperator
+    from llem_airflow.operators.plan import LLEMPlanOperator
 
-__all__ = ["LLEMAggregateOperator", "LLEMExperimentOperator"]
+__all__ = ["LLEMAggregateOperator", "LLEMExperimentOperator", "LLEMPlanOperator"]
 
-_MODULES = {"LLEMAggregateOperator": "aggregate", "LLEMExperimentOperator": "experiment"}
+_MODULES = {
+    "LLEMAggregateOperator": "aggregate",
+    "LLEMExperimentOperator": "experiment",
+    "LLEMPlanOperator": "plan",
+}
 
 
 def __getattr__(name: str) -> Any:

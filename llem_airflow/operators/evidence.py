@@ -19,7 +19,9 @@ def open_run(study: Study, context: Context) -> StoredRun:
     """The results folder of the DAG run, with the study and its plan written into it."""
     ti = context["ti"]
     run = ResultsRoot(settings().results_root).run(study.name, ti.run_id)
-    run.write_plan(study.text, study.plan.to_json(), {"dag_id": ti.dag_id, "run_id": ti.run_id, "study": study.name})
+    run.write_plan(
+        study.text, study.plan.to_json(), {"dag_id": ti.dag_id, "run_id": ti.run_id, "study": study.name}
+    )
     return run
 
 

@@ -18,6 +18,7 @@ from llem_airflow.container.failures import AttemptFailedError, failure
 from llem_airflow.container.process import ProcessSettings, kill_process, run_process
 from llem_airflow.operators.evidence import attempt_of, open_run, provenance
 from llem_airflow.operators.placement import PlacementError, box_settings, choose_runner, engine_answers
+from llem_airflow.operators.request import cycle_of_run
 from llem_airflow.operators.settings import LocalModel, local_model, settings
 from llem_airflow.protocol.files import config_name
 from llem_airflow.results import StoredRun
@@ -64,7 +65,7 @@ class LLEMExperimentOperator(DockerOperator):
         self._attempt: Attempt | None = None
         self._runner = ""
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override]  # DockerOperator returns log lines
         """Run the attempt and commit its result.
 
         Returns:
@@ -73,18 +74,26 @@ class LLEMExperimentOperator(DockerOperator):
         Raises:
             AirflowException: The attempt failed and another try can help.
             AirflowFailException: The attempt failed and another try cannot help.
+            AirflowSkipException: The run does not ask for this cycle.
         """
         where = settings()
+        # What this run was asked for: the model release of its partition, the choices of the trigger form.
+        self.study, self.experiment = cycle_of_run(self.study, self.experiment.id, self.cycle, context)
         run = open_run(self.study, context)
         attempt = self._attempt = attempt_of(context, self.experiment, self.cycle)
         self._wait_gap(run)
         started_epoch_ns = time.time_ns()
-        model = local_model(self.experiment.model, where, study_folder=self.study.path.parent if self.study.path else None)
+        model = local_model(
+            self.experiment.model, where, study_folder=self.study.path.parent if self.study.path else None
+        )
         with tempfile.TemporaryDirectory(prefix="llem-") as folder:
             try:
                 collected = self._run(attempt, model, where.python, Path(folder))
             except AttemptFailedError as error:
                 raise self._failed(run, attempt, error, started_epoch_ns) from error
+            finally:
+                if self.hook.client_created:
+                    self.cli.close()
             record = provenance(attempt, self._runner, started_epoch_ns) | _of(collected)
             url = run.commit_cycle(self.experiment.id, self.cycle, collected.folder, record)
         self.log.info("Result stored: %s", url)
@@ -115,10 +124,8 @@ class LLEMExperimentOperator(DockerOperator):
         try:
             self._runner = choose_runner(self.runner, self.experiment, self._engine_or_none)
             box = box_settings(self, model) if self._runner == "container" else None
-            model_path = model and (model.container_path if box else str(model.worker_path))
-            spec = experiment_spec(
-                self.study, self.experiment, self.cycle, model_path=model_path, gpus=box.gpus if box else ()
-            )
+            model_path = _model_path(model, in_container=box is not None)
+            spec = experiment_spec(self.study, self.experiment, self.cycle, model_path=model_path)
         except (PlacementError, PromptsError, NotImplementedError) as error:
             hint = "correct it, then clear this task"
             raise AttemptFailedError(failure("config", hint=hint), str(error), folder=folder) from error
@@ -147,7 +154,9 @@ class LLEMExperimentOperator(DockerOperator):
             self.log.info("Thermal gap of %g s: %.0f s left", self.gap_before_s, left_s)
             time.sleep(left_s)
 
-    def _failed(self, run: StoredRun, attempt: Attempt, error: AttemptFailedError, started_epoch_ns: int) -> AirflowException:
+    def _failed(
+        self, run: StoredRun, attempt: Attempt, error: AttemptFailedError, started_epoch_ns: int
+    ) -> AirflowException:
         """Store the evidence and say what happened, where the evidence lies and what to do."""
         record = provenance(attempt, self._runner, started_epoch_ns)
         record["failure"] = {
@@ -163,11 +172,19 @@ class LLEMExperimentOperator(DockerOperator):
 
 def _find(study: Study, wanted: str) -> Experiment:
     """The experiment of that id, or of that slug when only one has it."""
-    named = [e for e in study.experiments if e.id == wanted] or [e for e in study.experiments if e.slug == wanted]
+    named = [e for e in study.experiments if e.id == wanted] or [
+        e for e in study.experiments if e.slug == wanted
+    ]
     if len(named) != 1:
         known = ", ".join(e.id for e in study.experiments[:20])
         raise ValueError(f"study {study.name!r} has no experiment {wanted!r}; it has: {known}")
     return named[0]
+
+
+def _model_path(model: LocalModel | None, *, in_container: bool) -> str | None:
+    if model is None:
+        return None
+    return model.container_path if in_container else str(model.worker_path)
 
 
 def _of(collected: Collected) -> dict[str, Any]:

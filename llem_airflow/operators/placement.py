@@ -49,7 +49,9 @@ def choose_runner(wanted: str | None, experiment: Experiment, engine: Callable[[
     if runner == "auto":
         return "container" if engine() is not None else "process"
     if runner not in RUNNERS:
-        raise PlacementError(f"runner {runner!r} is not known; use one of: {', '.join(RUNNERS)} ({variable} or `runners:`)")
+        raise PlacementError(
+            f"runner {runner!r} is not known; use one of: {', '.join(RUNNERS)} ({variable} or `runners:`)"
+        )
     if runner == "container" and engine() is None:
         raise PlacementError(
             f"{experiment.id}: runner `container` needs a Docker engine, and none answers. Start it, name it by "
@@ -81,11 +83,15 @@ def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> 
     return BoxSettings(
         image=choose_image(operator.image, experiment),
         entrypoint=default_entrypoint(experiment.engine),
-        environment={**{k: os.environ[k] for k in PASSED_ON if k in os.environ}, **environment, **operator.environment},
+        environment={
+            **{k: os.environ[k] for k in PASSED_ON if k in os.environ},
+            **environment,
+            **operator.environment,
+        },
         private_environment={**secrets, **operator.secrets},
         mounts=(*mounts, *(m if isinstance(m, Mount) else Mount(**m) for m in operator.mounts)),
-        gpus=(),
-        mem_limit=operator.mem_limit,
+        gpu_request=experiment.gpus,
+        mem_limit=None if operator.mem_limit is None else str(operator.mem_limit),
         shm_size=str(operator.shm_size or _SHM),
         network_mode=operator.network_mode or ("none" if model else "bridge"),
         user=str(operator.user) if operator.user is not None else NON_ROOT,
@@ -99,17 +105,19 @@ def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> 
 def _model_access(model: LocalModel | None) -> tuple[dict[str, str], dict[str, str], list[Mount]]:
     """Environment, secrets and mounts that bring the weights into the container.
 
-    A model that lies here is mounted read-only and the container gets no network; one from the hub gets the network, the
-    token as a secret, and a cache that outlives it.
+    A model that lies here is mounted read-only and the container gets no network; one from the hub gets the
+    network, the token as a secret, and a cache that outlives it.
     """
     if model is not None:
-        kind = "bind" if "/" in model.host_source else "volume"
-        mount = Mount(model.mount_target, model.host_source, type=kind, read_only=True)
+        mount = _mount(model.mount_target, model.host_source, read_only=True)
         return {"HF_HUB_OFFLINE": "1"}, {}, [mount]
-    cache = settings().hub_cache
-    kind = "bind" if "/" in cache else "volume"
     secrets = {name: os.environ[name] for name in _HUB_SECRETS if os.environ.get(name)}
-    return {"HF_HOME": _HUB_MOUNT}, secrets, [Mount(_HUB_MOUNT, cache, type=kind)]
+    return {"HF_HOME": _HUB_MOUNT}, secrets, [_mount(_HUB_MOUNT, settings().hub_cache, read_only=False)]
+
+
+def _mount(target: str, source: str, *, read_only: bool) -> Mount:
+    """A host path (it has a slash) or a volume."""
+    return Mount(target, source, type="bind" if "/" in source else "volume", read_only=read_only)
 
 
 def engine_answers(api: docker.APIClient) -> bool:

@@ -88,7 +88,12 @@ def local_model(name: str, where: Settings, *, study_folder: Path | None = None)
         source = where.host_models_dir or str(where.models_dir)
         if "/" not in source:  # a volume is mounted whole
             return LocalModel(found, source, str(inside), str(MODELS_MOUNT))
-        return LocalModel(found, str(PurePosixPath(source) / found.relative_to(where.models_dir).as_posix()), str(inside), str(inside))
+        return LocalModel(
+            found,
+            str(PurePosixPath(source) / found.relative_to(where.models_dir).as_posix()),
+            str(inside),
+            str(inside),
+        )
     path = Path(name).expanduser()
     if not path.is_absolute() and study_folder is not None:
         path = study_folder / path

@@ -23,12 +23,18 @@ _HEADERS = {
 
 def create_app() -> FastAPI:
     """The application behind ``/llem``: nothing in it answers without a user."""
-    app = FastAPI(title="LLEM", dependencies=[Depends(get_user)], docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_api_route("/run", run_report, dependencies=[Depends(requires_access_dag("GET"))], response_class=HTMLResponse)
+    app = FastAPI(
+        title="LLEM", dependencies=[Depends(get_user)], docs_url=None, redoc_url=None, openapi_url=None
+    )
+    app.add_api_route(
+        "/run", run_report, dependencies=[Depends(requires_access_dag("GET"))], response_class=HTMLResponse
+    )
     return app
 
 
-def run_report(dag_id: Annotated[str, Query(min_length=1)], run_id: Annotated[str, Query(min_length=1)]) -> HTMLResponse:
+def run_report(
+    dag_id: Annotated[str, Query(min_length=1)], run_id: Annotated[str, Query(min_length=1)]
+) -> HTMLResponse:
     """The report of a DAG run, or what is known of it before there is one."""
     run = ResultsRoot(settings().results_root).find_run(dag_id, run_id)
     if run is None:

@@ -1,4 +1,4 @@
-"""What Airflow's plugin loader finds: an "Energy" tab on every DAG run.
+"""What Airflow's plugin loader finds: an "Energy" tab on every DAG run, and the timetable of model releases.
 
 Every Airflow process imports this module, so it stays light: the pages are imported by the first request.
 """
@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import conf
 
+from llem_airflow.timetables.releases import ModelReleaseTimetable
+
 URL_PREFIX = "/llem"
 
 
@@ -22,7 +24,7 @@ class _Pages:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if self._app is None:
-            from llem_airflow.web.pages import create_app
+            from llem_airflow.web.pages import create_app  # noqa: PLC0415 - for the API server alone
 
             self._app = create_app()
         await self._app(scope, receive, send)
@@ -39,6 +41,7 @@ class LLEMPlugin(AirflowPlugin):
 
     name = "llem"
     fastapi_apps = [{"app": _Pages(), "url_prefix": URL_PREFIX, "name": "LLEM"}]  # noqa: RUF012 - Airflow's interface
+    timetables = [ModelReleaseTimetable]  # noqa: RUF012 - Airflow's interface
     external_views = [  # noqa: RUF012 - Airflow's interface
         {
             "name": "Energy",

@@ -10,6 +10,7 @@ import docker
 import pytest
 
 from tests.airflow.server import AirflowServer
+from tests.browser import chromium_page
 
 pytestmark = [pytest.mark.airflow, pytest.mark.docker, pytest.mark.timeout(900)]
 
@@ -43,7 +44,9 @@ def airflow(
         "broken.yaml": BROKEN,
     }
     server = AirflowServer(
-        tmp_path_factory.mktemp("airflow"), studies, {"LLEM_MODELS_DIR": str(tiny_model.parent), "OMP_NUM_THREADS": "1"}
+        tmp_path_factory.mktemp("airflow"),
+        studies,
+        {"LLEM_MODELS_DIR": str(tiny_model.parent), "OMP_NUM_THREADS": "1"},
     )
     try:
         server.start()
@@ -57,9 +60,11 @@ def tiny_run(airflow: AirflowServer) -> dict[str, Any]:
     return airflow.run("tiny")
 
 
-def ours(api: docker.APIClient) -> list[str]:
-    containers = [c["Names"][0] for c in api.containers(all=True, filters={"label": "llem.key"})]
-    volumes = [v["Name"] for v in api.volumes(filters={"label": "llem.key"})["Volumes"] or []]
+def ours(api: docker.APIClient, dag_id: str) -> list[str]:
+    """Containers and volumes that a DAG's tasks left on the engine, which other tests may use at the same time."""
+    label = {"label": f"llem.dag_id={dag_id}"}
+    containers = [c["Names"][0] for c in api.containers(all=True, filters=label)]
+    volumes = [v["Name"] for v in api.volumes(filters=label)["Volumes"] or []]
     return containers + volumes
 
 
@@ -69,11 +74,12 @@ def test_a_study_runs_through_the_scheduler_and_leaves_no_container_and_no_volum
     states = airflow.states("tiny", tiny_run["dag_run_id"])
     assert tiny_run["state"] == "success", states
     assert len(states) == 5
-    assert ours(docker_api) == []
+    assert ours(docker_api, "tiny") == []
     (run,) = (airflow.results / "tiny").iterdir()
     kept = {p.name for p in run.iterdir()}
     assert {
-        "study.yaml", "plan.json", "summary.json", "experiments.parquet", "cycles.parquet", "power.parquet", "report.html",
+        "study.yaml", "plan.json", "summary.json", "experiments.parquet", "cycles.parquet", "power.parquet",
+        "report.html",
     } <= kept  # fmt: skip
     cycles = sorted(run.glob("experiments/*/cycle-*"))
     assert len(cycles) == 4
@@ -116,7 +122,7 @@ def test_an_image_that_does_not_exist_is_a_failed_task_that_says_what_to_do(
     assert "Evidence:" in log
     aggregate = airflow.task_log("noimage", run["dag_run_id"], "aggregate")
     assert "2 of 2 planned cycles have no result" in aggregate
-    assert ours(docker_api) == []
+    assert ours(docker_api, "noimage") == []
 
 
 def test_the_report_is_for_logged_in_users_only(airflow: AirflowServer, tiny_run: dict[str, Any]) -> None:
@@ -135,9 +141,9 @@ def test_a_run_without_results_gets_a_page_that_says_so(airflow: AirflowServer) 
 
 
 @pytest.mark.browser
-def test_the_energy_tab_shows_the_report_in_a_real_browser(airflow: AirflowServer, tiny_run: dict[str, Any]) -> None:
-    from tests.browser import chromium_page
-
+def test_the_energy_tab_shows_the_report_in_a_real_browser(
+    airflow: AirflowServer, tiny_run: dict[str, Any]
+) -> None:
     with chromium_page() as page:
         page.context.add_cookies([{"name": "_token", "value": airflow.token(), "url": airflow.url}])
         page.goto(f"{airflow.url}/dags/tiny/runs/{tiny_run['dag_run_id']}")

@@ -38,7 +38,11 @@ def test_a_volume_of_models_is_mounted_whole(tmp_path: Path) -> None:
     model_at(tmp_path / "tiny")
     found = local_model("tiny", where(tmp_path, host="llem-models"))
     assert found is not None
-    assert (found.host_source, found.mount_target, found.container_path) == ("llem-models", "/models", "/models/tiny")
+    assert (found.host_source, found.mount_target, found.container_path) == (
+        "llem-models",
+        "/models",
+        "/models/tiny",
+    )
 
 
 def test_the_engine_s_own_path_of_the_models_folder_is_what_it_mounts(tmp_path: Path) -> None:
@@ -68,7 +72,9 @@ def test_a_hub_id_is_left_to_the_hub(tmp_path: Path) -> None:
     assert local_model("org/model", where(tmp_path)) is None
 
 
-def test_variables_fill_what_the_configuration_leaves_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_variables_fill_what_the_configuration_leaves_open(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("LLEM_RESULTS_ROOT", str(tmp_path))
     monkeypatch.setenv("LLEM_MODELS_DIR", str(tmp_path))
     monkeypatch.delenv("LLEM_HOST_MODELS_DIR", raising=False)

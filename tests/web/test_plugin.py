@@ -9,17 +9,18 @@ from importlib.metadata import entry_points
 from fastapi.testclient import TestClient
 
 from llem_airflow.web.plugin import LLEMPlugin
+from plugins import llem_plugin
 
 
 def test_the_plugin_is_registered_once() -> None:
-    found = [point for point in entry_points(group="airflow.plugins") if point.value.startswith("llem_airflow")]
+    found = [
+        point for point in entry_points(group="airflow.plugins") if point.value.startswith("llem_airflow")
+    ]
     assert [point.value for point in found] == ["llem_airflow.web.plugin:LLEMPlugin"]
 
 
 def test_the_file_for_copying_holds_the_same_class() -> None:
-    from plugins.llem_plugin import LLEMPlugin as copied
-
-    assert copied is LLEMPlugin
+    assert llem_plugin.LLEMPlugin is LLEMPlugin
 
 
 def test_importing_the_plugin_loads_no_page_and_no_analysis() -> None:
