@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -33,14 +34,17 @@ def mser5_cut(values: Sequence[float]) -> int | None:
 def iteration_bias_ratio(events: Sequence[Mapping[str, Any]]) -> float | None:
     """How far the window's first, unsteady iterations move the mean duration.
 
-    Formula: mean of all durations / mean of those that MSER-5 keeps - 1. Where MSER-5 finds no steady state:
-    mean of the first half / mean of the second half - 1.
+    Formula: mean of all durations / mean of those that MSER-5 keeps - 1. Where MSER-5 finds no steady
+    state: mean of the first half / mean of the second half - 1. Only iterations with the most common number
+    of output tokens count: a smaller last batch of each pass is no drift.
     """
-    durations = [
-        float(event["duration_s"])
+    iterations = [
+        (event.get("output_tokens"), float(event["duration_s"]))
         for event in events
         if event.get("event") == "iteration" and event.get("phase") == "measure" and event.get("duration_s")
     ]
+    usual = Counter(tokens for tokens, _ in iterations).most_common(1)
+    durations = [duration_s for tokens, duration_s in iterations if tokens == usual[0][0]]
     if len(durations) < _MIN_ITERATIONS:
         return None
     cut = mser5_cut(durations)

@@ -300,3 +300,13 @@ def test_the_bias_of_unsteady_iterations_is_relative_to_the_steady_ones() -> Non
     ]
     assert iteration_bias_ratio(events) == pytest.approx(0.1)
     assert iteration_bias_ratio(events[:19]) is None
+
+
+def test_a_smaller_last_batch_of_each_pass_is_no_drift() -> None:
+    passes = [(64, 1.0)] * 6 + [(8, 0.2)]
+    events = [
+        {"event": "iteration", "phase": "measure", "output_tokens": tokens, "duration_s": duration}
+        for tokens, duration in passes * 5
+    ]
+    assert iteration_bias_ratio(events) == pytest.approx(0.0)
+    assert iteration_bias_ratio([]) is None
