@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from pathlib import Path
+from typing import Any
 
 import llem_airflow
 from llem_airflow.measurement.alive import sign_of_life
@@ -44,6 +45,7 @@ class Attempt:
         self._begin_ns = time.monotonic_ns()
         self._last_line_ns = self._begin_ns
         self._settings = settings()
+        self._gpus: list[dict[str, Any]] = []
         self._anchors: list[Anchor] = [anchor()]
         self._requests = RequestLog(out / REQUESTS)
         self._sampler: Sampler | None = None
@@ -70,6 +72,8 @@ class Attempt:
         memory = {**host_memory(), **engine.memory()}
         with self._log.phase("cooldown"):
             time.sleep(COOLDOWN_S)
+            self._anchors.append(anchor())
+            self._write_environment(facts)
         return self._result(facts, warmup, window, sampler.stop(), memory)
 
     def stop_sampler(self) -> None:
@@ -105,14 +109,16 @@ class Attempt:
         return facts
 
     def _write_environment(self, facts: EngineFacts | None) -> None:
-        gpus = self._sampler.describe_gpus() if self._sampler else []
+        now = self._sampler.describe_gpus() if self._sampler else []
+        self._gpus = self._gpus or now
         write_json(
             self._out / ENVIRONMENT,
             environment(
                 engine=self._spec.engine,
                 facts=facts,
                 settings=self._settings,
-                gpus=gpus,
+                gpus=self._gpus,
+                gpus_after=now,
                 anchors=self._anchors,
             ),
         )
@@ -233,8 +239,6 @@ class Attempt:
     def _result(
         self, facts: EngineFacts, warmup: Warmup, window: Window, meter: Meter, memory: dict[str, int | None]
     ) -> CycleResult:
-        self._anchors.append(anchor())
-        self._write_environment(facts)
         return CycleResult(
             schema_version=PROTOCOL_VERSION,
             experiment_hash=self._spec.experiment_hash,

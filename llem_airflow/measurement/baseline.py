@@ -42,14 +42,17 @@ def baseline_rules(config: dict[str, Any], meter_kind: str) -> BaselineRules:
         meter_kind: The meter in use.
     """
     said = (config.get("measurement") or {}).get("baseline") or {}
+    measured = meter_kind in MEASURED_KINDS
     enabled = said.get("enabled")
     if enabled is None:
-        enabled = meter_kind in MEASURED_KINDS
+        enabled = measured
     duration_s = said.get("duration_seconds")
+    if duration_s is None:
+        duration_s = 30.0 if measured else 5.0
     return BaselineRules(
         enabled=bool(enabled) and meter_kind != "none",
-        duration_s=30.0 if duration_s is None else float(duration_s),
-        settle_s=SETTLE_S if meter_kind in MEASURED_KINDS else SETTLE_ESTIMATE_S,
+        duration_s=float(duration_s),
+        settle_s=SETTLE_S if measured else SETTLE_ESTIMATE_S,
     )
 
 

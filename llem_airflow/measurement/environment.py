@@ -28,6 +28,7 @@ def environment(
     facts: EngineFacts | None,
     settings: dict[str, str],
     gpus: list[dict[str, Any]],
+    gpus_after: list[dict[str, Any]],
     anchors: list[Anchor],
 ) -> dict[str, Any]:
     """What the attempt ran on and with. Unknown is null.
@@ -36,7 +37,8 @@ def environment(
         engine: The engine's name.
         facts: What the loaded engine says; None before it is loaded.
         settings: What ``settings`` gave at the start, before an engine wrote its own into the environment.
-        gpus: What the sampler says of the GPUs.
+        gpus: What the sampler said of the GPUs first.
+        gpus_after: What it says of them now: new ECC errors, other limits, foreign processes.
         anchors: Instants on both clocks.
     """
     return {
@@ -57,6 +59,7 @@ def environment(
         "libraries": _versions(facts.libraries if facts else ()),
         "cuda": _cuda(),
         "gpus": gpus,
+        "gpus_after": gpus_after,
         "driver": next((gpu.get("driver_version") for gpu in gpus if gpu.get("driver_version")), None),
         "model": facts.model if facts else None,
         "settings": settings,

@@ -16,7 +16,9 @@ def test_it_holds_what_decides_comparability_and_nothing_secret(monkeypatch: pyt
     monkeypatch.setenv("HF_TOKEN", "do-not-tell")
     facts = EngineFacts("1.2", {"n_parameters": 5}, ("pytest", "no-such-library"), {"dtype": "float32"})
     gpus = [{"uuid": "GPU-a", "driver_version": "580.1"}]
-    found = environment(engine="scripted", facts=facts, settings=settings(), gpus=gpus, anchors=[anchor()])
+    found = environment(
+        engine="scripted", facts=facts, settings=settings(), gpus=gpus, gpus_after=gpus, anchors=[anchor()]
+    )
     assert found["python"] == platform.python_version()
     assert found["settings"]["OMP_NUM_THREADS"] == "3"
     assert "do-not-tell" not in json.dumps(found)
@@ -28,7 +30,9 @@ def test_it_holds_what_decides_comparability_and_nothing_secret(monkeypatch: pyt
 
 
 def test_before_the_engine_is_loaded_its_part_is_absent() -> None:
-    found = environment(engine="scripted", facts=None, settings={}, gpus=[], anchors=[anchor()])
+    found = environment(
+        engine="scripted", facts=None, settings={}, gpus=[], gpus_after=[], anchors=[anchor()]
+    )
     assert found["engine_version"] is None
     assert found["model"] is None
     assert found["driver"] is None
