@@ -1,0 +1,77 @@
+"""The whole stack, once for real: Postgres, Airflow's services, an experiment in a container beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import parts
+from tests.compose.stack import Stack, make_env
+
+pytestmark = [pytest.mark.compose, pytest.mark.docker, pytest.mark.engine, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, cpu_image: str, smol_model: Path) -> Iterator[Stack]:
+    airflow, postgres = parts.build_image("airflow"), parts.build_image("postgres")
+    env_file = tmp_path_factory.mktemp("compose") / "env"
+    secrets = make_env(env_file)
+    project, port = f"llem-test-{os.getpid()}", free_port()
+    with env_file.open("a") as file:
+        file.write(
+            f"LLEM_AIRFLOW_IMAGE={airflow}\nPOSTGRES_IMAGE={postgres}\nLLEM_IMAGE_TRANSFORMERS={cpu_image}\n"
+            f"LLEM_MODELS_VOLUME={project}-models\nAIRFLOW_BIND=127.0.0.1:{port}\nOMP_NUM_THREADS=1\n"
+        )
+    running = Stack(project, env_file, port, secrets["AIRFLOW_ADMIN_PASSWORD"])
+    try:
+        running.compose("up", "--detach", "--wait", "--wait-timeout", "400")
+        running.compose("cp", str(smol_model), "scheduler:/opt/airflow/models/")
+        running.sign_in()
+        yield running
+    finally:
+        running.close()
+    # Taken down here and not in a test, so that it is checked after the last one.
+    assert left_behind(project) == []
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def left_behind(project: str) -> list[str]:
+    kinds = (["ps", "--all"], ["volume", "ls"], ["network", "ls"])
+    label = ["--quiet", "--filter", f"name={project}"]
+    return [
+        name
+        for kind in kinds
+        for name in subprocess.check_output(["docker", *kind, *label], text=True).splitlines()
+    ]
+
+
+def experiments_left() -> list[str]:
+    """Containers and volumes of attempts of the stack's installation."""
+    name = ["--quiet", "--filter", "label=llem.dag_id=quickstart"]
+    found = subprocess.check_output(["docker", "ps", "--all", *name], text=True).split()
+    return found + subprocess.check_output(["docker", "volume", "ls", *name], text=True).split()
+
+
+def test_the_quickstart_study_runs_in_the_stack_and_leaves_its_results(stack: Stack) -> None:
+    run = stack.run("quickstart")
+    assert run["state"] == "success", stack.logs_of(run)
+    summary = json.loads(
+        stack.compose("exec", "scheduler", "sh", "-c", "cat /opt/airflow/results/quickstart/*/summary.json")
+    )
+    assert summary["missing"] == []
+    assert experiments_left() == []
+
+
+def test_nobody_gets_in_without_a_password(stack: Stack) -> None:
+    assert stack.status_of("/api/v2/dags") == 401
