@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from llem_airflow.analysis.aggregate import aggregate_run
+from llem_airflow.analysis.integrity import check_run
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun
 from llem_airflow.results.folder import Folder, ResultsWriteError
+from llem_airflow.results.retention import removable, remove
 from tests.results.conftest import RUN_ID
-from tests.results.recorded import EPOCH_NS, Recording, S, provenance
+from tests.results.recorded import EPOCH_NS, Recording, S, plan_json, provenance
 
 EXPERIMENT = "tiny-01234567"
 
@@ -220,3 +223,30 @@ def test_a_file_that_was_not_written_to_its_end_never_appears(tmp_path: Path) ->
         interrupted()
     assert folder.read("summary.json") == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_run_is_aggregated_where_it_lies(run: StoredRun, tmp_path: Path) -> None:
+    plan = plan_json([(EXPERIMENT, Recording().hash, {})], cycles=1)
+    run.write_plan("model: tiny\n", plan, {"dag_id": "nightly"})
+    run.commit_cycle(EXPERIMENT, 1, Recording().write(tmp_path / "out"), provenance())
+    summary = aggregate_run(run)
+    assert (summary.valid, summary.missing) == (1, ())
+    assert run.summary() == summary.to_json()
+    assert {"summary.json", "cycles.parquet", "experiments.parquet", "power.parquet", "report.html"} <= set(
+        run.folder.files()
+    )
+    first = run.folder.read("power.parquet")
+    aggregate_run(run)
+    assert run.folder.read("power.parquet") == first
+    assert check_run(run) == []
+
+
+def test_old_runs_can_be_removed(root: ResultsRoot, run: StoredRun, tmp_path: Path) -> None:
+    run.write_plan("model: tiny\n", plan_json([(EXPERIMENT, Recording().hash, {})], cycles=1), {})
+    run.commit_cycle(EXPERIMENT, 1, Recording().write(tmp_path / "out"), provenance())
+    aggregate_run(run, report=False)
+    found = removable(root, now_epoch_ns=EPOCH_NS + 40 * 86_400 * S, keep_days=30)
+    assert [(item.run.url, item.reason) for item in found] == [(run.url, "40 days old")]
+    assert found[0].size_bytes > 1000
+    remove(found)
+    assert root.runs() == []
