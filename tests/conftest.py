@@ -10,6 +10,8 @@ import docker
 import pytest
 
 from tests import parts
+from tests.standins.build import Standins
+from tests.standins.build import build as build_standins
 
 # Two cores, and neighbours: a second OpenMP thread that waits for the first costs more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,6 +31,12 @@ def cpu_image(docker_api: docker.APIClient) -> str:
 
 
 @pytest.fixture(scope="session")
+def vllm_image(docker_api: docker.APIClient) -> str:
+    """The name of the image with vLLM's CPU build."""
+    return parts.build_image("vllm-cpu")
+
+
+@pytest.fixture(scope="session")
 def python_image(docker_api: docker.APIClient) -> str:
     """The name of a small image with Debian's Python, for tests that need no engine in the box."""
     return parts.build_image("debian")
@@ -44,6 +52,15 @@ def tiny_model() -> Path:
 def smol_model() -> Path:
     """The folder of SmolLM2-135M-Instruct, a real model that writes sentences."""
     return parts.make_model("smollm2.py", "SmolLM2-135M-Instruct")
+
+
+@pytest.fixture(scope="session")
+def standin() -> Standins:
+    """The stand-in GPU driver and its container hook, built."""
+    try:
+        return build_standins()
+    except RuntimeError as error:
+        parts.missing(str(error))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
