@@ -4,77 +4,181 @@ from __future__ import annotations
 
 import html
 import logging
-from collections.abc import Iterator, MutableMapping
-from datetime import timedelta
+import re
+from collections.abc import Iterator, MutableMapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, TaskGroup, task
+from airflow.sdk import DAG, TaskGroup, TriggerRule, get_parsing_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from llem_airflow.operators import LLEMAggregateOperator, LLEMExperimentOperator
+from llem_airflow.operators import LLEMAggregateOperator, LLEMExperimentOperator, LLEMPlanOperator
+from llem_airflow.operators.request import form
 from llem_airflow.study import Experiment, PlannedCycle, Study, StudyFileError, load_study
+from llem_airflow.timetables.study_releases import release_timetable
 
 log = logging.getLogger(__name__)
 
+PLAN_TASK_ID = "plan"
+CYCLE_TASK_ID = "cycle"
 AGGREGATE_TASK_ID = "aggregate"
 INVALID_TAG = "llem:invalid"
+RENDERS = ("auto", "static", "mapped")
+MAPPED_ABOVE = 500
+"""With more experiments than this, ``auto`` makes one mapped task instead of a task per cycle."""
 
 
-def study_dag(study: Study | str | Path, *, chain: bool = False, **operator_args: Any) -> DAG:
+def study_dag(
+    study: Study | str | Path, *, chain: bool = False, render: str = "auto", **operator_args: Any
+) -> DAG:
     """Make the DAG of one study.
 
     Args:
         study: A loaded study or the path of its file.
         chain: Run the cycles strictly in the plan's order, one after the other, by dependencies. Without it they
             are independent tasks whose priorities give the order, which is faster and survives retries better.
+        render: ``static`` makes a task per cycle, ``mapped`` one mapped task, ``auto`` maps above 500 experiments.
         **operator_args: Passed to every LLEMExperimentOperator, such as ``docker_conn_id`` or ``mem_limit``.
 
     Raises:
         StudyFileError: The file has mistakes; the text lists all of them with line and column.
+        ValueError: ``render`` is none of the three.
     """
     if not isinstance(study, Study):
         study = load_study(study)
     settings = study.airflow
+    dag_id = settings.dag_id or study.name
     dag = DAG(
-        dag_id=settings.dag_id or study.name,
+        dag_id=dag_id,
         description=f"{len(study.experiments)} experiments x {study.cycles} cycles",
         doc_md=_study_doc(study),
-        schedule=settings.schedule,
-        start_date=settings.start_date,
+        # One run per model release, or when the study says, or when somebody asks.
+        schedule=release_timetable(study) if study.versions else settings.schedule,
+        start_date=_moment(settings.start_date),
         catchup=settings.catchup,
         tags=sorted({"llem", *settings.tags}),
+        params=form(study),
         max_active_runs=1,
         max_active_tasks=settings.max_active_cycles,
-        default_args={
-            "owner": settings.owner,
-            "retries": settings.retries,
-            "retry_delay": timedelta(seconds=settings.retry_delay_s),
-        },
+        dagrun_timeout=_seconds(study.execution.wall_clock_timeout_s),
+        default_args=_default_args(study),
     )
     with dag:
-        cycles = _cycle_tasks(study, operator_args)
-        aggregate = LLEMAggregateOperator(task_id=AGGREGATE_TASK_ID, study=study, trigger_rule="all_done", retries=0)
-        if chain:
-            for before, after in zip(cycles, cycles[1:], strict=False):
-                after.trigger_rule = "all_done"
-                before >> after
-        cycles >> aggregate
+        _study_tasks(study, operator_args, chain=chain, render=render, only=_wanted_task(dag_id))
     return dag
 
 
+class StudyTaskGroup(TaskGroup):
+    """A study inside somebody's own DAG: plan, cycles and aggregate as one group to put before and after other tasks.
+
+    The study's schedule, tags and trigger form belong to a DAG and are not applied here; give the DAG
+    ``params=study_params(study)`` to have the form. Two studies of one DAG need two groups.
+
+    Args:
+        study: A loaded study or the path of its file.
+        group_id: Id of the group; default: the study's name.
+        render: As for :func:`study_dag`.
+        operator_args: Passed to every LLEMExperimentOperator.
+        **kwargs: Those of TaskGroup.
+    """
+
+    def __init__(
+        self,
+        study: Study | str | Path,
+        *,
+        group_id: str | None = None,
+        render: str = "auto",
+        operator_args: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(study, Study):
+            study = load_study(study)
+        name = group_id or re.sub(r"[^\w-]", "_", study.name)
+        kwargs.setdefault("default_args", _default_args(study))
+        super().__init__(group_id=name, **kwargs)
+        with self:
+            _study_tasks(study, operator_args or {}, chain=False, render=render, only=None)
+
+
+study_params = form
+
+
+def _moment(text: str | None) -> datetime | None:
+    """The ISO date, in UTC unless it says otherwise."""
+    if text is None:
+        return None
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def _seconds(value_s: float | None) -> timedelta | None:
+    return None if value_s is None else timedelta(seconds=value_s)
+
+
+def _default_args(study: Study) -> dict[str, Any]:
+    args: dict[str, Any] = {
+        "retries": study.airflow.retries,
+        "retry_delay": timedelta(seconds=study.airflow.retry_delay_s),
+    }
+    return args | ({"owner": study.airflow.owner} if study.airflow.owner else {})
+
+
+def _wanted_task(dag_id: str) -> str | None:
+    """The task that this process parses the file for; None where it needs all, as the DAG processor does."""
+    context = get_parsing_context()
+    return context.task_id if context.dag_id == dag_id else None
+
+
+def _study_tasks(
+    study: Study, operator_args: dict[str, Any], *, chain: bool, render: str, only: str | None
+) -> None:
+    """Plan, cycles and aggregate in the current DAG or group; of the cycles only the wanted one where one is named."""
+    if render not in RENDERS:
+        raise ValueError(f"render {render!r} is not known; use one of: {', '.join(RENDERS)}")
+    mapped = render == "mapped" or (render == "auto" and not chain and len(study.experiments) > MAPPED_ABOVE)
+    plan = LLEMPlanOperator(task_id=PLAN_TASK_ID, study=study, retries=0)
+    aggregate = LLEMAggregateOperator(
+        task_id=AGGREGATE_TASK_ID, study=study, trigger_rule="all_done", retries=0
+    )
+    plan.after = (aggregate.task_id,)
+    if mapped:
+        cycle = _mapped_cycles(study, operator_args)
+        plan.cycles = {
+            (run.experiment_id, run.cycle): (cycle.task_id, index)
+            for index, run in enumerate(study.plan.runs)
+        }
+        plan >> cycle >> aggregate
+        return
+    cycles = _cycle_tasks(study, operator_args, only=None if chain else only)
+    plan.cycles = {(task.experiment.id, task.cycle): (task.task_id, -1) for task in cycles}
+    if chain:
+        for before, after in pairwise(cycles):
+            after.trigger_rule = TriggerRule.ALL_DONE
+            before >> after
+    plan >> (cycles[:1] if chain else cycles)
+    cycles >> aggregate
+
+
 def study_dags(
-    folder: str | Path, namespace: MutableMapping[str, Any] | None = None, *, strict: bool = False, **operator_args: Any
+    folder: str | Path | MutableMapping[str, Any],
+    namespace: MutableMapping[str, Any] | str | Path | None = None,
+    *,
+    strict: bool = False,
+    **dag_args: Any,
 ) -> dict[str, DAG]:
     """Make a DAG of each study file (``*.yaml``, ``*.yml``) in a folder.
 
-    A file with mistakes becomes a DAG tagged ``llem:invalid`` that shows them, and takes no other study down.
+    A file with mistakes becomes a DAG tagged ``llem:invalid`` that shows them, and takes no other study down. A
+    worker, which parses the file for one task, builds that task's DAG only.
 
     Args:
-        folder: Where the study files lie.
+        folder: Where the study files lie. ``study_dags(globals(), folder)`` is the same as
+            ``study_dags(folder, globals())``.
         namespace: ``globals()`` of the DAG file, where the DAGs are put. Airflow also finds them without it.
         strict: Raise on a file with mistakes instead.
-        **operator_args: As for :func:`study_dag`.
+        **dag_args: As for :func:`study_dag`.
 
     Returns:
         The DAGs by id.
@@ -83,25 +187,56 @@ def study_dags(
         StudyFileError: A file has mistakes and ``strict`` is set.
         FileNotFoundError: The folder does not exist.
     """
+    if isinstance(folder, MutableMapping):
+        folder, namespace = namespace, folder  # type: ignore[assignment] # told apart below
+    if not isinstance(folder, str | Path):
+        raise TypeError(f"study_dags needs a folder of study files, not {folder!r}")
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"study folder {folder} does not exist")
+    paths = sorted(_study_files(folder))
+    dags = _dags_of(_files_of_wanted(paths), strict=strict, dag_args=dag_args)
+    wanted = get_parsing_context().dag_id
+    if wanted is not None and wanted not in dags:
+        dags = _dags_of(paths, strict=strict, dag_args=dag_args)
+    if isinstance(namespace, MutableMapping):
+        namespace.update({f"study_{index}": dag for index, dag in enumerate(dags.values())})
+    return dags
+
+
+def _dags_of(paths: Sequence[Path], *, strict: bool, dag_args: dict[str, Any]) -> dict[str, DAG]:
     dags: dict[str, DAG] = {}
-    for path in sorted(_study_files(folder)):
+    for path in paths:
         try:
-            dag = study_dag(path, **operator_args)
+            dag = study_dag(path, **dag_args)
         except StudyFileError as error:
             if strict:
                 raise
             log.warning("%s", error)
             dag = _invalid_dag(path, str(error))
         if dag.dag_id in dags:
-            taken = f"{path}: the DAG id {dag.dag_id!r} is already taken by another study file in this folder; rename one of them"
-            dag = _invalid_dag(path, taken)
+            taken = f"the DAG id {dag.dag_id!r} is already taken by another study file in this folder"
+            dag = _invalid_dag(path, f"{path}: {taken}; rename one of them")
         dags[dag.dag_id] = dag
-    if namespace is not None:
-        namespace.update({f"study_{index}": dag for index, dag in enumerate(dags.values())})
     return dags
+
+
+def _files_of_wanted(paths: Sequence[Path]) -> Sequence[Path]:
+    """The files that may hold the DAG a worker wants; all of them where none is named."""
+    wanted = get_parsing_context().dag_id
+    if wanted is None:
+        return paths
+    # Reading a name is cheap, expanding a sweep is not. A name that is written in an unusual way is only missed here:
+    # the caller then reads every file.
+    written = re.compile(
+        rf"""^\s*(?:study_name|dag_id)\s*:\s*["']?{re.escape(wanted)}["']?\s*(?:#.*)?$""", re.MULTILINE
+    )
+    return [
+        path
+        for path in paths
+        if path.stem == wanted.removeprefix("invalid.")
+        or written.search(path.read_text("utf-8", errors="replace"))
+    ]
 
 
 def _study_files(folder: Path) -> Iterator[Path]:
@@ -109,41 +244,59 @@ def _study_files(folder: Path) -> Iterator[Path]:
         yield from folder.glob(pattern)
 
 
-def _cycle_tasks(study: Study, operator_args: dict[str, Any]) -> list[LLEMExperimentOperator]:
+def _cycle_tasks(
+    study: Study, operator_args: dict[str, Any], *, only: str | None
+) -> list[LLEMExperimentOperator]:
     """One task per planned cycle, in the plan's order, grouped by experiment."""
-    experiments = {experiment.id: experiment for experiment in study.experiments}
+    wanted = [run for run in study.plan.runs if only == f"{run.experiment_id}.{CYCLE_TASK_ID}_{run.cycle}"]
+    runs = wanted or study.plan.runs
+    needed = {run.experiment_id for run in runs}
+    experiments = {experiment.id: experiment for experiment in study.experiments if experiment.id in needed}
     groups = {
         experiment.id: TaskGroup(group_id=experiment.id, tooltip=experiment.slug, prefix_group_id=True)
-        for experiment in study.experiments
+        for experiment in experiments.values()
     }
-    n_runs = len(study.plan.runs)
+    docs = {experiment.id: _experiment_doc(experiment) for experiment in experiments.values()}
     return [
-        _cycle_task(study, experiments[planned.experiment_id], planned, groups[planned.experiment_id], n_runs, operator_args)
-        for planned in study.plan.runs
+        LLEMExperimentOperator(
+            task_id=f"{CYCLE_TASK_ID}_{run.cycle}",
+            task_group=groups[run.experiment_id],
+            study=study,
+            experiment=run.experiment_id,
+            doc_md=docs[run.experiment_id],
+            priority_weight=_weight(study, run),
+            **_cycle_args(run),
+            **_shared_args(study, operator_args),
+        )
+        for run in runs
     ]
 
 
-def _cycle_task(
-    study: Study,
-    experiment: Experiment,
-    planned: PlannedCycle,
-    group: TaskGroup,
-    n_runs: int,
-    operator_args: dict[str, Any],
-) -> LLEMExperimentOperator:
-    return LLEMExperimentOperator(
-        task_id=f"cycle_{planned.cycle}",
-        task_group=group,
+def _mapped_cycles(study: Study, operator_args: dict[str, Any]) -> Any:
+    """One mapped task whose instances are the planned cycles, in the plan's order."""
+    return LLEMExperimentOperator.partial(
+        task_id=CYCLE_TASK_ID,
         study=study,
-        experiment=experiment.id,
-        cycle=planned.cycle,
-        gap_before_s=planned.gap_before_s,
-        doc_md=_experiment_doc(experiment),
-        priority_weight=n_runs - planned.position + 1,
-        weight_rule="absolute",
+        map_index_template="{{ task.experiment.id }} cycle {{ task.cycle }}",
+        **_shared_args(study, operator_args),
+    ).expand_kwargs([{"experiment": run.experiment_id, **_cycle_args(run)} for run in study.plan.runs])
+
+
+def _cycle_args(run: PlannedCycle) -> dict[str, Any]:
+    return {"cycle": run.cycle, "gap_before_s": run.gap_before_s}
+
+
+def _weight(study: Study, run: PlannedCycle) -> int:
+    """Earlier runs first; the study's own priority lifts all of them above another study's."""
+    return study.airflow.priority * 100_000 + len(study.plan.runs) - run.position
+
+
+def _shared_args(study: Study, operator_args: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "weight_rule": "absolute",
         **({"pool": study.airflow.pool} if study.airflow.pool else {}),
         **operator_args,
-    )
+    }
 
 
 def _study_doc(study: Study) -> str:
@@ -153,7 +306,20 @@ def _study_doc(study: Study) -> str:
         f"# {study.name}\n\n{len(study.experiments)} experiments x {study.cycles} cycles "
         f"= {len(study.plan.runs)} containers, from `{study.path.name if study.path else 'text'}`.\n\n"
         f"| experiment | engine | model | runner |\n|---|---|---|---|\n{rows}{more}\n\n"
+        f"{_releases_doc(study)}"
         "The *Energy* tab of a run shows its report."
+    )
+
+
+def _releases_doc(study: Study) -> str:
+    if not study.versions:
+        return ""
+    rows = "\n".join(
+        f"| `{v.name}` | {v.released} | {v.model or ''} {v.revision or ''} |" for v in study.versions
+    )
+    return (
+        "Each run measures one model release: its partition key. *Trigger > Backfill* runs all of a range of dates.\n\n"
+        f"| release | date | model |\n|---|---|---|\n{rows}\n\n"
     )
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG
+from airflow.serialization.serialized_objects import DagSerialization
 
-from llem_airflow.factory import INVALID_TAG, study_dag, study_dags
-from llem_airflow.operators import LLEMAggregateOperator, LLEMExperimentOperator
+from llem_airflow.factory import INVALID_TAG, StudyTaskGroup, study_dag, study_dags
+from llem_airflow.operators import LLEMAggregateOperator, LLEMExperimentOperator, LLEMPlanOperator
 from llem_airflow.study import StudyFileError
+from llem_airflow.timetables.releases import ModelReleaseTimetable
 
 STUDY = """\
 study_name: {name}
@@ -66,9 +71,11 @@ def test_priorities_realise_the_plan_s_order(tmp_path: Path) -> None:
 
 def test_a_chain_runs_the_cycles_one_after_the_other_in_the_plan_s_order(tmp_path: Path) -> None:
     dag = study_dag(write(tmp_path, "two"), chain=True)
-    cycles = sorted((t for t in dag.tasks if isinstance(t, LLEMExperimentOperator)), key=lambda t: -t.priority_weight)
-    assert not cycles[0].upstream_task_ids
-    for before, after in zip(cycles, cycles[1:], strict=False):
+    cycles = sorted(
+        (t for t in dag.tasks if isinstance(t, LLEMExperimentOperator)), key=lambda t: -t.priority_weight
+    )
+    assert cycles[0].upstream_task_ids == {"plan"}
+    for before, after in pairwise(cycles):
         assert after.upstream_task_ids == {before.task_id}
         assert after.trigger_rule == "all_done"
 
@@ -116,7 +123,7 @@ def test_two_files_that_want_one_dag_id_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_study_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="study folder .*nowhere does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"study folder .*nowhere does not exist"):
         study_dags(tmp_path / "nowhere")
 
 
@@ -124,3 +131,127 @@ def test_mistakes_cannot_inject_markup_into_the_ui(tmp_path: Path) -> None:
     write(tmp_path, "bad", "study_name: bad\n<script>alert(1)</script>: 1\n")
     (dag,) = study_dags(tmp_path).values()
     assert "<script>" not in (dag.doc_md or "")
+
+
+VERSIONS = """\
+versions:
+  - {name: r1, revision: aaa, released: 2026-01-01}
+  - {name: r2, model: other, released: 2026-02-01}
+"""
+
+
+def test_both_orders_of_arguments_fill_the_namespace(tmp_path: Path) -> None:
+    write(tmp_path, "two")
+    first: dict[str, object] = {}
+    second: dict[str, object] = {}
+    study_dags(tmp_path, first)
+    study_dags(second, tmp_path)
+    assert [dag.dag_id for dag in first.values()] == [dag.dag_id for dag in second.values()] == ["two"]  # type: ignore[attr-defined] # a DAG
+
+
+def test_a_call_without_a_folder_says_what_it_needs() -> None:
+    with pytest.raises(TypeError, match="study_dags needs a folder of study files, not None"):
+        study_dags({})
+
+
+def test_versions_become_one_partition_per_release(tmp_path: Path) -> None:
+    dag = study_dag(write(tmp_path, "two", STUDY.format(name="two") + VERSIONS))
+    assert isinstance(dag.timetable, ModelReleaseTimetable)
+    assert list(dag.timetable.releases) == ["r1", "r2"]
+    assert "| `r2` | 2026-02-01 | other" in (dag.doc_md or "")
+    assert dag.max_active_runs == 1
+
+
+@pytest.mark.parametrize(
+    ("releases", "message"),
+    [
+        (
+            "  - {name: r1, released: 2026-01-01}\n  - {name: r2}\n",
+            r"bad\.yaml:12:5: versions\[1\]: the release 'r2' has no date",
+        ),
+        (
+            "  - {name: r1, released: 2026-01-01}\n  - {name: r2, released: 2026-01-01}\n",
+            r"bad\.yaml:12:5: versions\[1\]: 'r1' and 'r2' are both released at 2026-01-01",
+        ),
+        (
+            "  - {name: r1, released: 2026-01-01}\n  - {name: r1, released: 2026-01-02}\n",
+            r"bad\.yaml:12:12: versions\[1\]\.name: 'r1' is there twice",
+        ),
+    ],
+)
+def test_releases_that_a_backfill_could_not_walk_over_are_mistakes_with_their_line(
+    tmp_path: Path, releases: str, message: str
+) -> None:
+    path = write(tmp_path, "bad", STUDY.format(name="bad") + "versions:\n" + releases)
+    with pytest.raises(StudyFileError, match=message):
+        study_dag(path)
+
+
+def test_a_schedule_beside_versions_is_a_mistake(tmp_path: Path) -> None:
+    text = STUDY.format(name="bad").replace("owner: ada", 'owner: ada, schedule: "@daily"') + VERSIONS
+    with pytest.raises(
+        StudyFileError, match=r"airflow\.schedule: a study with `versions` runs once per release"
+    ):
+        study_dag(write(tmp_path, "bad", text))
+
+
+def test_a_worker_builds_only_its_own_study_and_its_own_cycle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "two")
+    write(tmp_path, "three")
+    full = study_dags(tmp_path)["two"]
+    wanted = next(t for t in full.tasks if isinstance(t, LLEMExperimentOperator))
+    monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", "two")
+    monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_TASK_ID", wanted.task_id)
+    dags = study_dags(tmp_path)
+    assert set(dags) == {"two"}
+    assert {t.task_id for t in dags["two"].tasks} == {"plan", wanted.task_id, "aggregate"}
+    assert dags["two"].get_task(wanted.task_id).priority_weight == wanted.priority_weight
+
+
+def test_a_worker_finds_its_dag_also_where_its_name_is_written_in_an_unusual_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "file", STUDY.format(name="odd").replace("study_name: odd", '"study_name" : odd'))
+    monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", "odd")
+    assert "odd" in study_dags(tmp_path)
+
+
+def test_a_large_study_is_one_mapped_task_whose_instances_are_the_planned_cycles(tmp_path: Path) -> None:
+    text = STUDY.format(name="large").replace("[1, 2]", str(list(range(1, 503))))
+    dag = study_dag(write(tmp_path, "large", text))
+    assert set(dag.task_ids) == {"plan", "cycle", "aggregate"}
+    plan = dag.get_task("plan")
+    assert isinstance(plan, LLEMPlanOperator)
+    assert len(plan.cycles) == 1004
+    assert set(plan.cycles.values()) == {("cycle", index) for index in range(1004)}
+
+
+def test_an_unknown_way_to_render_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="render 'tree' is not known; use one of: auto, static, mapped"):
+        study_dag(write(tmp_path, "two"), render="tree")
+
+
+def test_a_study_is_a_group_of_somebody_s_own_dag(tmp_path: Path) -> None:
+    path = write(tmp_path, "two")
+    with DAG("mine") as dag:
+        before = EmptyOperator(task_id="before")
+        after = EmptyOperator(task_id="after")
+        group = StudyTaskGroup(path)
+        before >> group >> after
+    assert {"two.plan", "two.aggregate", "before", "after"} <= set(dag.task_ids)
+    assert dag.get_task("two.plan").upstream_task_ids == {"before"}
+    assert after.upstream_task_ids == {"two.aggregate"}
+    cycle = next(t for t in dag.tasks if isinstance(t, LLEMExperimentOperator))
+    assert cycle.retries == 3
+    plan = dag.get_task("two.plan")
+    assert isinstance(plan, LLEMPlanOperator)
+    assert {task_id for task_id, _ in plan.cycles.values()} <= set(dag.task_ids)
+
+
+def test_every_way_to_render_survives_airflow_s_serialization(tmp_path: Path) -> None:
+    path = write(tmp_path, "two", STUDY.format(name="two") + VERSIONS)
+    for render in ("static", "mapped"):
+        stored = DagSerialization.to_dict(study_dag(path, render=render))
+        assert set(DagSerialization.from_dict(stored).params) >= {"experiments", "dry_run", "version"}

@@ -44,6 +44,8 @@ class AirflowServer:
         self.environment = {
             **os.environ,
             **environment,
+            # `airflow standalone` starts its parts as `airflow …`, which must be this environment's.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
@@ -77,7 +79,9 @@ class AirflowServer:
             if self._healthy() and self.get("/api/v2/dags").json()["total_entries"]:
                 return
             time.sleep(1)
-        raise RuntimeError(f"airflow standalone did not come up:\n{self.log.read_text(errors='replace')[-4000:]}")
+        raise RuntimeError(
+            f"airflow standalone did not come up:\n{self.log.read_text(errors='replace')[-4000:]}"
+        )
 
     def stop(self) -> None:
         """End it with everything it started."""
@@ -94,7 +98,9 @@ class AirflowServer:
 
     def token(self, user: str = "admin") -> str:
         """A bearer token of a user."""
-        answer = httpx.post(f"{self.url}/auth/token", json={"username": user, "password": PASSWORDS[user]}, timeout=30)
+        answer = httpx.post(
+            f"{self.url}/auth/token", json={"username": user, "password": PASSWORDS[user]}, timeout=30
+        )
         answer.raise_for_status()
         return str(answer.json()["access_token"])
 
@@ -103,14 +109,52 @@ class AirflowServer:
         headers = {"Authorization": f"Bearer {self.token(user)}"} if user else {}
         return httpx.get(f"{self.url}{path}", params=params, headers=headers, timeout=60)
 
-    def run(self, dag_id: str, timeout_s: float = 420.0) -> dict[str, Any]:
+    def send(self, method: str, path: str, body: dict[str, Any], *, user: str = "admin") -> httpx.Response:
+        """POST, PATCH or PUT a path."""
+        headers = {"Authorization": f"Bearer {self.token(user)}"}
+        return httpx.request(method, f"{self.url}{path}", json=body, headers=headers, timeout=60)
+
+    def unpause(self, dag_id: str) -> None:
+        """Let the scheduler run a DAG."""
+        self.send("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False}).raise_for_status()
+
+    def trigger(self, dag_id: str, **body: Any) -> httpx.Response:
+        """Trigger a DAG, with ``conf``, ``partition_key`` or ``note``."""
+        return self.send("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, **body})
+
+    def run(self, dag_id: str, timeout_s: float = 420.0, **body: Any) -> dict[str, Any]:
         """Unpause and trigger a DAG and wait for the end of the run; returns the run as the API gives it."""
-        headers = {"Authorization": f"Bearer {self.token()}"}
-        dag = f"{self.url}/api/v2/dags/{dag_id}"
-        httpx.patch(dag, json={"is_paused": False}, headers=headers, timeout=60).raise_for_status()
-        answer = httpx.post(f"{dag}/dagRuns", json={"logical_date": None}, headers=headers, timeout=60)
+        self.unpause(dag_id)
+        answer = self.trigger(dag_id, **body)
         answer.raise_for_status()
-        run_id = answer.json()["dag_run_id"]
+        return self.finished(dag_id, answer.json()["dag_run_id"], timeout_s)
+
+    def runs(self, dag_id: str) -> list[dict[str, Any]]:
+        """Every run of a DAG."""
+        runs: list[dict[str, Any]] = self.get(f"/api/v2/dags/{dag_id}/dagRuns", limit="100").json()[
+            "dag_runs"
+        ]
+        return runs
+
+    def backfill(
+        self, dag_id: str, first: str, last: str, timeout_s: float = 600.0, **body: Any
+    ) -> dict[str, dict[str, Any]]:
+        """Backfill a DAG over dates and wait for its end; returns the newest run of each partition."""
+        self.unpause(dag_id)
+        known = {run["dag_run_id"] for run in self.runs(dag_id)}
+        request = {"dag_id": dag_id, "from_date": first, "to_date": last, "max_active_runs": 1, **body}
+        answer = self.send("POST", "/api/v2/backfills", request)
+        assert answer.status_code == 200, answer.text
+        backfill_id = answer.json()["id"]
+        deadline = time.monotonic() + timeout_s
+        while not self.get(f"/api/v2/backfills/{backfill_id}").json()["completed_at"]:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"backfill {backfill_id} of {dag_id} did not end within {timeout_s} s")
+            time.sleep(1)
+        return {run["partition_key"]: run for run in self.runs(dag_id) if run["dag_run_id"] not in known}
+
+    def finished(self, dag_id: str, run_id: str, timeout_s: float = 420.0) -> dict[str, Any]:
+        """Wait for the end of a run."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             run: dict[str, Any] = self.get(f"/api/v2/dags/{dag_id}/dagRuns/{run_id}").json()

@@ -1,0 +1,95 @@
+"""LLEMPlanOperator: check what a run was asked for and show what it will measure, before any GPU is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import BaseOperator, Context
+from airflow.sdk.exceptions import DownstreamTasksSkipped
+
+from llem_airflow.operators.evidence import open_run
+from llem_airflow.operators.request import RunRequest, study_of_run
+from llem_airflow.study import Study, load_study
+
+_SHOWN = 500
+
+
+class LLEMPlanOperator(BaseOperator):
+    """Check the run's request against the study, write the plan into the results, skip what is not asked for.
+
+    Args:
+        study: The study, or the path of its file.
+        cycles: Task (and map index) of each cycle by experiment and cycle, so that what a run does not ask for is
+            skipped at once instead of one task start each.
+        after: Further tasks that a dry run skips, such as the aggregate.
+    """
+
+    ui_color = "#e3f2fd"
+
+    def __init__(
+        self,
+        *,
+        study: Study | str | Path,
+        cycles: dict[tuple[str, int], tuple[str, int]] | None = None,
+        after: tuple[str, ...] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.study = study if isinstance(study, Study) else load_study(study)
+        self.cycles = cycles or {}
+        self.after = after
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Check, show and store the plan.
+
+        Returns:
+            How many experiments and cycles will be measured and how long that can take.
+
+        Raises:
+            AirflowFailException: The run was asked for something that the study does not have.
+        """
+        asked = study_of_run(self.study, context)
+        dry_run = RunRequest.of(context).dry_run
+        show_plan(self, asked)
+        plan = {
+            "experiments": len(asked.experiments),
+            "cycles": len(asked.plan.runs),
+            "longest_s": asked.plan.wall_clock_s,
+            "dry_run": dry_run,
+        }
+        if not dry_run:
+            open_run(asked, context)
+        skipped = self._skipped(asked, dry_run=dry_run)
+        if skipped:
+            context["ti"].xcom_push("return_value", plan)
+            raise DownstreamTasksSkipped(tasks=skipped)
+        return plan
+
+    def _skipped(self, asked: Study, *, dry_run: bool) -> list[str | tuple[str, int]]:
+        kept = set() if dry_run else {(run.experiment_id, run.cycle) for run in asked.plan.runs}
+        tasks: list[str | tuple[str, int]] = [
+            task_id if map_index < 0 else (task_id, map_index)
+            for key, (task_id, map_index) in self.cycles.items()
+            if key not in kept
+        ]
+        return [*tasks, *self.after] if dry_run else tasks
+
+
+def show_plan(operator: BaseOperator, study: Study) -> None:
+    """Write the plan into the task's log."""
+    log = operator.log
+    hours = study.plan.wall_clock_s / 3600
+    log.info(
+        "%s: %s experiments, %s cycles to measure, at most %.2f h",
+        study.name,
+        len(study.experiments),
+        len(study.plan.runs),
+        hours,
+    )
+    for notice in study.notices:
+        log.warning("%s", notice)
+    for run in study.plan.runs[:_SHOWN]:
+        log.info("  %s cycle %s", run.experiment_id, run.cycle)
+    if len(study.plan.runs) > _SHOWN:
+        log.info("  … and %s more", len(study.plan.runs) - _SHOWN)

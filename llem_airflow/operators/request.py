@@ -1,0 +1,228 @@
+"""What one DAG run was asked for: which model release, which experiments, how many cycles."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from airflow.sdk import Context, Param
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+from llem_airflow.study import Experiment, ModelVersion, Study
+from llem_airflow.study.identity import experiment_hash
+from llem_airflow.study.settle import with_deltas
+
+_KEYS = frozenset({"experiments", "engines", "models", "cycles", "n_prompts", "dry_run"})
+_SHOWN = 200
+
+
+class RunRequestError(ValueError):
+    """A run was asked for something that the study does not have; the text says what it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What a run was asked for; everything absent means the whole study.
+
+    Attributes:
+        version: Name of one of the study's ``versions``.
+        experiments: Globs on the experiments' ids and slugs.
+        engines: Names of engines.
+        models: Globs on model names.
+        cycles: The first so many cycles.
+        n_prompts: Prompts per cycle instead of the study's number.
+        dry_run: Plan and stop.
+    """
+
+    version: str | None = None
+    experiments: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    cycles: int | None = None
+    n_prompts: int | None = None
+    dry_run: bool = False
+
+    @classmethod
+    def of(cls, context: Context) -> RunRequest:
+        """From the partition of the DAG run and its trigger form.
+
+        A DAG without the form (one that somebody wrote by hand) may have parameters of its own with such names: they
+        are left alone.
+        """
+        params: Mapping[str, Any] = context.get("params") or {}
+        key = context.get("partition_key")
+        if not set(params) >= _KEYS:
+            return cls(version=key)
+        return cls(
+            version=key or params.get("version"),
+            experiments=_names(params["experiments"]),
+            engines=_names(params["engines"]),
+            models=_names(params["models"]),
+            cycles=params["cycles"],
+            n_prompts=params["n_prompts"],
+            dry_run=bool(params["dry_run"]),
+        )
+
+
+def _names(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    parts = re.split(r"[,\s]+", value) if isinstance(value, str) else value or ()
+    return tuple(part for part in parts if part)
+
+
+def form(study: Study) -> dict[str, Param]:
+    """The fields of the study's trigger form; also what ``conf`` of the REST API and the command line may set."""
+    ids = [experiment.id for experiment in study.experiments]
+    engines = sorted({experiment.engine for experiment in study.experiments})
+    models = sorted({experiment.model for experiment in study.experiments})
+    fields = {
+        "experiments": Param(
+            "*",
+            type="string",
+            minLength=1,
+            title="Experiments",
+            description_md="Names or globs, separated by commas or spaces; `*` is all of them.",
+            examples=["*", *ids[:_SHOWN]],
+            section="What to measure",
+        ),
+        "engines": _several("Engines", engines),
+        "models": _several("Models", models),
+        "cycles": Param(
+            None,
+            type=["integer", "null"],
+            minimum=1,
+            maximum=study.cycles,
+            title="Cycles",
+            description_md=f"Only the first so many of the {study.cycles} cycles of each experiment.",
+            section="What to measure",
+        ),
+        "n_prompts": Param(
+            None,
+            type=["integer", "null"],
+            minimum=1,
+            maximum=1_000_000,
+            title="Prompts per cycle",
+            description_md="Instead of the study's number. Such results are only compared with their like.",
+            section="What to measure",
+        ),
+        "dry_run": Param(
+            False,
+            type="boolean",
+            title="Dry run",
+            description_md="Check and show the plan in the log of the task `plan`; measure nothing.",
+            section="How",
+        ),
+    }
+    if study.versions:
+        fields["version"] = Param(
+            None,
+            type=["string", "null"],
+            enum=[None, *(version.name for version in study.versions)],
+            title="Model release",
+            description_md="Which of the study's `versions` to measure. Empty: the partition key decides.",
+            section="What to measure",
+        )
+    return fields
+
+
+def _several(title: str, known: list[str]) -> Param:
+    return Param(
+        None,
+        type=["array", "null"],
+        items={"type": "string", "enum": known},
+        examples=known,
+        title=title,
+        description_md="None chosen: all.",
+        section="What to measure",
+    )
+
+
+def requested(study: Study, request: RunRequest) -> Study:
+    """The study as this run is to measure it: the release, the chosen experiments, the chosen cycles.
+
+    Raises:
+        RunRequestError: There is no such release, or nothing is left to measure.
+    """
+    experiments = [_altered(study, each, request) for each in study.experiments if _wanted(each, request)]
+    if not experiments:
+        known = "\n".join(f"  {each.id} ({each.engine}, {each.model})" for each in study.experiments[:_SHOWN])
+        raise RunRequestError(
+            f"no experiment of the study {study.name!r} is called {', '.join(request.experiments) or '*'} with engines "
+            f"{', '.join(request.engines) or 'any'} and models {', '.join(request.models) or 'any'}; it has:\n{known}"
+        )
+    for pattern in request.experiments:
+        if not any(_called(each, (pattern,)) for each in study.experiments):
+            raise RunRequestError(
+                f"{pattern!r} is the name of no experiment of the study {study.name!r}; it has "
+                + ", ".join(each.id for each in study.experiments[:20])
+            )
+    ids = {each.id for each in experiments}
+    cycles = min(request.cycles or study.cycles, study.cycles)
+    runs = tuple(run for run in study.plan.runs if run.experiment_id in ids and run.cycle <= cycles)
+    return replace(study, plan=replace(study.plan, experiments=tuple(experiments), runs=runs, cycles=cycles))
+
+
+def _wanted(experiment: Experiment, request: RunRequest) -> bool:
+    return (
+        _called(experiment, request.experiments or ("*",))
+        and (not request.engines or experiment.engine in request.engines)
+        and (not request.models or any(fnmatchcase(experiment.model, pattern) for pattern in request.models))
+    )
+
+
+def _called(experiment: Experiment, patterns: Sequence[str]) -> bool:
+    return any(
+        fnmatchcase(name, pattern) for pattern in patterns for name in (experiment.id, experiment.slug)
+    )
+
+
+def _altered(study: Study, experiment: Experiment, request: RunRequest) -> Experiment:
+    """The experiment on the run's release and with its number of prompts; the id stays, the hash follows."""
+    if study.versions:
+        experiment = experiment.at_version(_version(study, request.version))
+    if request.n_prompts is not None:
+        config = with_deltas(experiment.config, ((("task", "dataset", "n_prompts"), request.n_prompts),))
+        experiment = replace(experiment, config=config, hash=experiment_hash(config))
+    return experiment
+
+
+def _version(study: Study, name: str | None) -> ModelVersion:
+    known = ", ".join(f"{version.name} ({version.released})" for version in study.versions)
+    if name is None:
+        raise RunRequestError(
+            f"the study {study.name!r} is measured per model release and this run names none. Trigger it with a "
+            f"partition key, or choose a release in the form, or run a backfill. Its releases: {known}"
+        )
+    for version in study.versions:
+        if version.name == name:
+            return version
+    raise RunRequestError(f"the study {study.name!r} has no model release {name!r}; it has: {known}")
+
+
+def study_of_run(study: Study, context: Context) -> Study:
+    """The study as the DAG run of this task is to measure it.
+
+    Raises:
+        AirflowFailException: The run was asked for something that the study does not have; no retry helps.
+    """
+    try:
+        return requested(study, RunRequest.of(context))
+    except RunRequestError as error:
+        raise AirflowFailException(str(error)) from error
+
+
+def cycle_of_run(study: Study, experiment_id: str, cycle: int, context: Context) -> tuple[Study, Experiment]:
+    """The study and the experiment as this task is to measure them.
+
+    Raises:
+        AirflowFailException: As for :func:`study_of_run`.
+        AirflowSkipException: The run does not ask for this cycle.
+    """
+    asked = study_of_run(study, context)
+    if RunRequest.of(context).dry_run:
+        raise AirflowSkipException("dry run: nothing is measured")
+    if not any(run.experiment_id == experiment_id and run.cycle == cycle for run in asked.plan.runs):
+        raise AirflowSkipException(f"this run does not ask for {experiment_id} cycle {cycle}")
+    return asked, asked.experiment(experiment_id)

@@ -1,0 +1,1 @@
+"""When a study runs: model releases as the partitions of a DAG."""

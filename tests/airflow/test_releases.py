@@ -1,0 +1,131 @@
+"""A study across model releases, by Airflow's own backfill on its own scheduler."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.airflow.server import AirflowServer
+
+pytestmark = [pytest.mark.airflow, pytest.mark.engine, pytest.mark.timeout(900)]
+
+RELEASED = """\
+study_name: released
+serving_mode: offline
+engine: transformers
+task:
+  model: tiny-llama-random
+  max_input_tokens: 32
+  max_output_tokens: 8
+  dataset: {source: builtin, n_prompts: 2}
+measurement: {meter: cpu-estimate, min_window_seconds: 1, baseline: {enabled: false}}
+offline: {warmup: {enabled: false}}
+study_execution: {n_cycles: 1}
+runners: {transformers: process}
+airflow: {retries: 0}
+versions:
+  - {name: "lab/tiny@r1", released: 2026-01-01}
+  - {name: r2-damaged, model: damaged, released: 2026-02-01}
+  - {name: r3, revision: "0123abc", released: 2026-03-01}
+"""
+
+
+@pytest.fixture(scope="module")
+def airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[AirflowServer]:
+    models = tmp_path_factory.mktemp("models")
+    shutil.copytree(tiny_model, models / "tiny-llama-random")
+    (models / "damaged").mkdir()
+    (models / "damaged" / "config.json").write_text("{}")
+    server = AirflowServer(
+        tmp_path_factory.mktemp("airflow"),
+        {"released.yaml": RELEASED},
+        {"LLEM_MODELS_DIR": str(models), "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def backfilled(airflow: AirflowServer) -> dict[str, dict[str, Any]]:
+    return airflow.backfill("released", "2026-01-01T00:00:00Z", "2026-12-31T00:00:00Z")
+
+
+def stored(airflow: AirflowServer, run: dict[str, Any]) -> Path:
+    (folder,) = (
+        path.parent
+        for path in (airflow.results / "released").glob("*/run.json")
+        if json.loads(path.read_text())["run_id"] == run["dag_run_id"]
+    )
+    return folder
+
+
+def test_a_backfill_makes_one_run_per_release_and_a_failing_one_does_not_stop_the_others(
+    airflow: AirflowServer, backfilled: dict[str, dict[str, Any]]
+) -> None:
+    assert {key: run["state"] for key, run in backfilled.items()} == {
+        "lab/tiny@r1": "success",
+        "r2-damaged": "failed",
+        "r3": "success",
+    }, airflow.log.read_text(errors="replace")[-3000:]
+    starts = sorted((run["start_date"], run["end_date"]) for run in backfilled.values())
+    assert all(end <= start for (_, end), (start, _) in pairwise(starts))
+
+
+def test_each_run_measured_its_own_release(
+    airflow: AirflowServer, backfilled: dict[str, dict[str, Any]]
+) -> None:
+    models = {}
+    for key in ("lab/tiny@r1", "r3"):
+        (config,) = stored(airflow, backfilled[key]).glob("experiments/*/cycle-1/config.json")
+        models[key] = json.loads(config.read_text())
+    assert models["r3"]["model"]["revision"] == "0123abc"
+    assert models["lab/tiny@r1"]["model"]["revision"] is None
+    assert models["r3"]["experiment_hash"] != models["lab/tiny@r1"]["experiment_hash"]
+    plan = json.loads((stored(airflow, backfilled["r3"]) / "plan.json").read_text())
+    assert plan["experiments"][0]["hash"] == models["r3"]["experiment_hash"]
+
+
+def test_reprocessing_the_failed_makes_a_second_run_of_that_release_only_and_keeps_the_first(
+    airflow: AirflowServer, backfilled: dict[str, dict[str, Any]]
+) -> None:
+    again = airflow.backfill(
+        "released", "2026-01-01T00:00:00Z", "2026-12-31T00:00:00Z", reprocess_behavior="failed"
+    )
+    assert set(again) == {"r2-damaged"}
+    assert len([run for run in airflow.runs("released") if run["partition_key"] == "r2-damaged"]) == 2
+
+
+def test_a_manual_run_without_a_release_fails_with_the_list_of_releases(
+    airflow: AirflowServer, backfilled: dict[str, dict[str, Any]]
+) -> None:
+    run = airflow.run("released")
+    assert run["state"] == "failed"
+    log = airflow.task_log("released", run["dag_run_id"], "plan")
+    assert "this run names none" in log
+    assert "lab/tiny@r1 (2026-01-01), r2-damaged (2026-02-01), r3 (2026-03-01)" in log
+    assert airflow.states("released", run["dag_run_id"])["plan"] == "failed"
+
+
+def test_an_unknown_release_is_refused_before_there_is_a_run(airflow: AirflowServer) -> None:
+    answer = airflow.trigger("released", partition_key="nope")
+    assert answer.status_code == 400
+    assert "unknown model release 'nope'; the study has: lab/tiny@r1, r2-damaged, r3" in answer.text
+
+
+def test_a_manual_run_measures_the_release_of_its_partition_key_or_of_the_form(
+    airflow: AirflowServer, backfilled: dict[str, dict[str, Any]]
+) -> None:
+    for body in ({"partition_key": "r3"}, {"conf": {"version": "r3"}}):
+        run = airflow.run("released", **body)
+        assert run["state"] == "success"
+        (config,) = stored(airflow, run).glob("experiments/*/cycle-1/config.json")
+        assert json.loads(config.read_text())["model"]["revision"] == "0123abc"
