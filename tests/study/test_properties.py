@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -30,7 +30,7 @@ def sweeps(draw: st.DrawFn) -> dict[str, list[Any]]:
     return {key: draw(st.lists(AXES[key], unique=True, min_size=1, max_size=4)) for key in keys}
 
 
-def _body(sweep: dict[str, Sequence[Any]]) -> str:
+def _body(sweep: Mapping[str, Sequence[Any]]) -> str:
     return "sweep: " + json.dumps(sweep) + "\n"
 
 

@@ -39,7 +39,7 @@ def _visible_slips() -> list[str]:
     text = (Path(__file__).parent / "slips.txt").read_text("utf-8")
     bodies = [body for body, _ in re.findall(r"^((?:(?!=> |#).+\n)+)=> (.+)$", text, re.MULTILINE)]
     # What needs more than one key, or a format of ours, is beyond a schema.
-    beyond = (
+    beyond = [
         "gpu_indices: [0, 0]",
         "gpu_indices: [-1]",
         "min_cycles",
@@ -47,10 +47,8 @@ def _visible_slips() -> list[str]:
         "schedule",
         "start_date",
         "soon",
-        "dag_id",
-        "passthrough",
-    )
-    beyond += ("thermal_floor", "server:", "pytorch: {}")
+    ]
+    beyond += ["dag_id", "passthrough", "thermal_floor", "server:", "pytorch: {}"]
     return [body for body in bodies if not any(word in body for word in beyond)]
 
 

@@ -1,0 +1,174 @@
+"""Every key that a study accepts reaches something that reads it, or the user is told that it has no effect here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llem_airflow.study.engine_names import ENGINE_ALIASES
+from llem_airflow.study.fields import Leaf, What, leaves
+from llem_airflow.study.keys import EXPERIMENT
+from llem_airflow.study.notices import NO_EFFECT
+from llem_airflow.study.rules import rules_of
+from llem_airflow.study.study_keys import STUDY_ONLY, TOP_KEYS
+from tests.study.texts import HEAD, study
+
+ROOT = Path(__file__).parents[2]
+
+WARMUP = "llem_airflow.measurement.warmup"
+ENGINES = ("transformers", "vllm", "tensorrt")
+TRANSFORMERS = "llem_airflow.measurement.engines.transformers"
+SPEC, LOAD, PLANNING = "llem_airflow.study.spec", "llem_airflow.study.load", "llem_airflow.study.sections"
+FACTORY = "llem_airflow.factory"
+SERVER = "serving_mode"
+"""Keys of server mode are read when it runs; until then the consumer is the one that says that it does not."""
+
+READERS: dict[str, str] = {
+    "serving_mode": f"{SPEC}:serving_mode",
+    "engine": f"{SPEC}:engine",
+    "task.model": f"{LOAD}:model",
+    "task.random_seed": "llem_airflow.measurement.generation:random_seed",
+    "task.max_input_tokens": "llem_airflow.measurement.prompts:max_input_tokens",
+    "task.max_output_tokens": "llem_airflow.measurement.prompts:max_output_tokens",
+    "task.dataset.source": f"{SPEC}:source",
+    "task.dataset.n_prompts": f"{SPEC}:n_prompts",
+    "task.dataset.order": f"{SPEC}:order",
+    "measurement.meter": f"{SPEC}:meter",
+    "measurement.energy_sampler": "llem_airflow.study.settle:energy_sampler",
+    "measurement.power_hz": f"{SPEC}:power_hz",
+    "measurement.min_window_seconds": f"{SPEC}:min_window_seconds",
+    "measurement.cpu_idle_watts": f"{SPEC}:cpu_idle_watts",
+    "measurement.cpu_max_watts": f"{SPEC}:cpu_max_watts",
+    "measurement.baseline.enabled": "llem_airflow.measurement.baseline:enabled",
+    "measurement.baseline.duration_seconds": "llem_airflow.measurement.baseline:duration_seconds",
+    **{
+        f"offline.warmup.{key}": f"{WARMUP}:{key}"
+        for key in ("enabled", "n_prompts", "thermal_floor_seconds", "convergence_detection", "cv_threshold")
+    },
+    **{f"offline.warmup.{key}": f"{WARMUP}:{key}" for key in ("min_prompts", "max_prompts", "window_size")},
+    "sampling_preset": "llem_airflow.study.settle:sampling_preset",
+    "passthrough_kwargs": "llem_airflow.measurement.generation:passthrough_kwargs",
+    **{f"gpus.{key}": f"llem_airflow.container.gpus:{key}" for key in ("count", "kind", "ids", "memory_gb")},
+    "gpus.exclusive": "llem_airflow.container.claim:exclusive",
+    **{f"{engine}.engine_params": "llem_airflow.measurement.generation:engine_params" for engine in ENGINES},
+    **{
+        f"{engine}.sampling_params": "llem_airflow.measurement.generation:sampling_params"
+        for engine in ENGINES
+    },
+    **{
+        f"transformers.llem_execution.{key}": f"{TRANSFORMERS}:{key}"
+        for key in (
+            "batch_size",
+            "torch_compile",
+            "torch_compile_mode",
+            "torch_compile_backend",
+            "allow_tf32",
+        )
+    },
+    "transformers.llem_execution.autocast_enabled": f"{TRANSFORMERS}:autocast_enabled",
+    "transformers.llem_execution.autocast_dtype": f"{TRANSFORMERS}:autocast_dtype",
+    **{
+        f"{engine}.llem_execution.chat_template": f"llem_airflow.measurement.engines.{engine}:chat_template"
+        for engine in ENGINES
+    },
+    "study_name": f"{LOAD}:study_name",
+    "base": "llem_airflow.study.written:base",
+    "study_execution.n_cycles": f"{LOAD}:n_cycles",
+    "study_execution.experiment_order": f"{LOAD}:experiment_order",
+    "study_execution.experiment_gap_seconds": f"{LOAD}:experiment_gap_s",
+    "study_execution.cycle_gap_seconds": f"{LOAD}:cycle_gap_s",
+    "study_execution.shuffle_seed": f"{LOAD}:shuffle_seed",
+    "study_execution.allow_missing_cycles": "llem_airflow.operators.aggregate:allow_missing_cycles",
+    "study_execution.experiment_timeout_seconds": f"{LOAD}:experiment_timeout_s",
+    "study_execution.stdout_silence_timeout_seconds": f"{LOAD}:silence_s",
+    "study_execution.wall_clock_timeout_hours": f"{FACTORY}:wall_clock_timeout_s",
+    "study_execution.deduplicate_equivalent": f"{LOAD}:deduplicate_equivalent",
+    "study_execution.gpu_indices": f"{LOAD}:gpu_indices",
+    "airflow.dag_id": f"{FACTORY}:dag_id",
+    "airflow.schedule": f"{FACTORY}:schedule",
+    "airflow.start_date": f"{FACTORY}:start_date",
+    "airflow.catchup": f"{FACTORY}:catchup",
+    "airflow.tags": f"{FACTORY}:tags",
+    "airflow.owner": f"{FACTORY}:owner",
+    "airflow.retries": f"{FACTORY}:retries",
+    "airflow.retry_delay": f"{FACTORY}:retry_delay_s",
+    "airflow.max_active_cycles": f"{FACTORY}:max_active_cycles",
+    "airflow.pool": f"{FACTORY}:pool",
+    "airflow.priority": f"{FACTORY}:priority",
+    "versions.name": "llem_airflow.timetables.study_releases:name",
+    "versions.model": "llem_airflow.study.study:model",
+    "versions.revision": "llem_airflow.study.study:revision",
+    "versions.released": "llem_airflow.timetables.study_releases:released",
+}
+
+
+def _all_keys() -> dict[str, What]:
+    keys = {".".join(path): what for section in (EXPERIMENT, STUDY_ONLY) for path, what in leaves(section)}
+    return {key: what for key, what in keys.items() if not set(key.split(".")) & set(ENGINE_ALIASES)}
+
+
+def _without_effect() -> set[str]:
+    told = {".".join(path) for path in NO_EFFECT}
+    return told | {
+        ".".join(path) for rule in rules_of("transformers") if rule.notice for path in rule.ignores
+    }
+
+
+def _reader(key: str) -> str | None:
+    if key.startswith("server."):
+        return f"{SPEC}:{SERVER}"
+    if key.startswith(("runners.", "images.")):
+        return f"{LOAD}:{key.split('.', 1)[0]}"
+    return READERS.get(key)
+
+
+@pytest.mark.parametrize("key", sorted(_all_keys()))
+def test_a_key_is_read_somewhere_or_told_to_have_no_effect(key: str) -> None:
+    if key in _without_effect():
+        assert _reader(key) is None, f"{key} is read and is told to have no effect"
+        return
+    reader = _reader(key)
+    assert reader is not None, f"nothing reads {key}: name its reader here, or refuse the key"
+    module, token = reader.split(":")
+    path = ROOT / (module.replace(".", "/") + ".py")
+    text = path.read_text("utf-8")
+    assert re.search(rf"(?<![\w-]){token}(?![\w-])", text), f"{module} does not read {key} ({token})"
+
+
+def test_the_table_of_readers_has_no_keys_that_do_not_exist() -> None:
+    assert set(READERS) <= set(_all_keys())
+
+
+def test_the_keys_of_the_sweep_are_the_only_ones_outside_the_tables() -> None:
+    assert set(TOP_KEYS) - set(EXPERIMENT.keys) - set(STUDY_ONLY.keys) == {"sweep", "experiments"}
+
+
+OTHER: dict[str, Any] = {
+    "measurement.measurement_methodology": "steady_state",
+    "measurement.measurement_window": "[0, 5]",
+    "measurement.warmup_discard_fraction": 0.2,
+    "measurement.warmup_discard_seconds": 3,
+    "measurement.baseline.strategy": "fresh",
+    "measurement.baseline.cache_ttl_seconds": 60,
+    "measurement.baseline.validation_interval": 9,
+    "measurement.baseline.drift_threshold": 0.2,
+    "study_execution.max_consecutive_failures": 3,
+    "study_execution.circuit_breaker_cooldown_seconds": 3,
+    "output.results_dir": "elsewhere",
+    "version": 3,
+}
+
+
+@pytest.mark.parametrize("key", sorted(_without_effect() - {"version"}))
+def test_a_key_without_effect_is_told_when_it_is_set(key: str) -> None:
+    what = _all_keys()[key]
+    assert isinstance(what, Leaf)
+    value = OTHER.get(key, str(not what.default).lower())
+    *parts, last = key.split(".")
+    text = "".join(f"{part}: {{" for part in parts) + f"{last}: {value}" + "}" * len(parts) + "\n"
+    head = HEAD.replace("measurement: {meter: cpu-estimate}\n", "")
+    told = [str(notice) for notice in study(text, head=head).notices]
+    assert any(f"{key} has no effect here: " in line for line in told)
