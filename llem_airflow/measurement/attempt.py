@@ -53,6 +53,11 @@ class Attempt:
 
     def run(self) -> CycleResult:
         """All phases in order; the result is not written yet."""
+        if self._spec.config.get("serving_mode", "offline") != "offline":
+            raise MeasurementError(
+                f"serving_mode {self._spec.config['serving_mode']!r} cannot be measured yet; use offline",
+                category="bad_parameter",
+            )
         sampler = self._sampler = start_sampler(self._spec.meter, self._out / POWER)
         baseline = baseline_rules(self._spec.config, sampler.kind)
         if baseline.enabled:
@@ -132,7 +137,7 @@ class Attempt:
             latencies_s: list[float] = []
             verdict = Verdict(None, None, "not begun")
             for index, batch in enumerate(itertools.cycle(work)):
-                totals = self._iteration(engine, "warmup", index, batch)
+                totals = self._warmup_iteration(engine, index, batch)
                 latencies_s.append(totals.duration_s / totals.output_tokens)
                 verdict = self._judge(latencies_s, seconds_since(begin_ns), rules, kind)
                 self._say_warmup(index, totals, verdict, rules)
@@ -146,6 +151,13 @@ class Attempt:
             cv=verdict.cv,
             reason=verdict.reason,
         )
+
+    def _warmup_iteration(self, engine: Engine, index: int, batch: tuple[Prompt, ...]) -> BatchTotals:
+        if index > 0:
+            return self._iteration(engine, "warmup", index, batch)
+        # The first one compiles kernels, silently and for minutes.
+        with sign_of_life(self._log.say, time.monotonic_ns()):
+            return self._iteration(engine, "warmup", index, batch)
 
     def _judge(self, latencies_s: list[float], elapsed_s: float, rules: WarmupRules, kind: str) -> Verdict:
         measured = kind in MEASURED_KINDS

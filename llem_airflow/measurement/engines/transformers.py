@@ -90,6 +90,9 @@ class TransformersEngine:
         if "device_map" not in parameters and torch.cuda.is_available() and not _is_quantised(model):
             model = model.to("cuda")
         self._model = model.eval()
+        if self._execution.get("torch_compile"):
+            # A cache that grows by a token changes every shape at every step, and each change compiles anew.
+            self._sampling.setdefault("cache_implementation", "static")
         self._settings = {key: _plain(value) for key, value in parameters.items()}
         self._source = {
             "name": spec.model.name,

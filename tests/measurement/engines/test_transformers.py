@@ -104,6 +104,13 @@ def test_sampling_with_a_seed_is_repeatable_and_is_not_greedy(tiny_model: Path) 
     assert tokens(one) != tokens(answered(tiny_model, output_tokens=12))
 
 
+def test_a_compiled_model_answers_the_same(tiny_model: Path) -> None:
+    # The eager backend goes the whole way of compilation but for the C++ compiler, which takes minutes here.
+    section = {"llem_execution": {"torch_compile": True, "torch_compile_backend": "eager"}}
+    few: dict[str, Any] = {"texts": ("import os, sys",), "output_tokens": 4}
+    assert tokens(answered(tiny_model, section, **few)) == tokens(answered(tiny_model, **few))
+
+
 def test_an_answer_ends_at_the_end_token_where_lengths_are_not_fixed() -> None:
     from llem_airflow.measurement.engines.transformers import completion  # noqa: PLC0415  # torch only in here
 
