@@ -30,6 +30,7 @@ _VOLATILE = ("anchors", "boot_id", "time_namespace_offsets")
 class _Gathered:
     """What one pass over the cycles collects; bounded by the number of cycles, not of samples."""
 
+    curves_wanted: int
     cycles: list[Cycle] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     environments: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -53,7 +54,7 @@ def aggregate_run(run: StoredRun, *, report: bool = True) -> Summary:
     failures: dict[tuple[str, int], list[FailureRef]] = defaultdict(list)
     for failure in run.failures():
         failures[failure.experiment_id, failure.cycle].append(failure)
-    gathered = _Gathered()
+    gathered = _Gathered(CURVES_IN_REPORT if report else 0)
     with run.folder.writing(names.POWER_TABLE) as file, PowerMerge(file) as merge:
         for key, position in _rows(plan, committed, failures):
             _gather(key, position, committed.get(key), failures[key], plan, merge, gathered)
@@ -117,7 +118,7 @@ def _gather(
         gathered.power_absent.append(
             {"experiment": key[0], "cycle": key[1], "reason": _why_no_power(reading)}
         )
-    if len(gathered.curves) < CURVES_IN_REPORT:
+    if len(gathered.curves) < gathered.curves_wanted:
         gathered.curves.append(curve(*key, reading))
 
 

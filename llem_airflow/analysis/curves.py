@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llem_airflow.analysis.cycle import Reading
 from llem_airflow.analysis.merge import midpoints_ns
+from llem_airflow.analysis.samples import coded, column
 
 _BUCKETS = 300
 
@@ -37,13 +39,13 @@ def curve(experiment: str, cycle: int, reading: Reading) -> Curve:
     table = reading.power
     mono = midpoints_ns(table) if table.num_rows else np.array([], dtype=np.int64)
     origin = min([phase.begin_mono_ns for phase in reading.phases] or mono.tolist()[:1] or [0])
-    gpus = np.array(table.column("gpu").cast("string").to_pylist(), dtype=object)
+    codes, names = coded(table, "gpu")
     watts = _watts(table)
     series = {}
-    for gpu in sorted({name for name in gpus if name is not None}):
-        kept = (gpus == gpu) & ~np.isnan(watts)
+    for code, gpu in sorted(enumerate(names), key=lambda item: item[1]):
+        kept = (codes == code) & ~np.isnan(watts)
         if kept.any():
-            series[str(gpu)] = thinned((mono[kept] - origin) / 1e9, watts[kept])
+            series[gpu] = thinned((mono[kept] - origin) / 1e9, watts[kept])
     marks = tuple(
         (phase.name, (phase.begin_mono_ns - origin) / 1e9, (phase.end_mono_ns - origin) / 1e9)
         for phase in reading.phases
@@ -54,21 +56,24 @@ def curve(experiment: str, cycle: int, reading: Reading) -> Curve:
 def thinned(
     t_s: NDArray[np.float64], values: NDArray[np.float64], buckets: int = _BUCKETS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Smallest and largest value of each of ``buckets`` equal runs of samples, in their order."""
+    """Smallest and largest value of each of ``buckets`` equal runs of samples, in their order, and both ends."""
     if len(values) <= 2 * buckets:
         return t_s, values
-    kept = set()
-    for part in np.array_split(np.arange(len(values)), buckets):
-        kept |= {int(part[np.argmin(values[part])]), int(part[np.argmax(values[part])])}
-    index = np.array(sorted(kept | {0, len(values) - 1}))
+    width = -(-len(values) // buckets)
+    padded = np.pad(values, (0, width * -(-len(values) // width) - len(values)), mode="edge").reshape(
+        -1, width
+    )
+    starts = np.arange(len(padded)) * width
+    ends = np.array([0, len(values) - 1])
+    index = np.unique(np.concatenate([starts + padded.argmin(axis=1), starts + padded.argmax(axis=1), ends]))
+    index = index[index < len(values)]
     return t_s[index], values[index]
 
 
-def _watts(table: object) -> NDArray[np.float64]:
+def _watts(table: Any) -> NDArray[np.float64]:
     """Instant power, else the average that the driver gives; NaN marks what is not known."""
     for name in ("power_instant_mw", "power_average_mw"):
-        column = table.column(name)  # type: ignore[attr-defined]  # a pyarrow.Table, which has no annotations
-        if column.null_count < len(column):
-            milliwatts: NDArray[np.float64] = column.cast("float64").to_numpy(zero_copy_only=False)
+        if table.column(name).null_count < table.num_rows:
+            milliwatts: NDArray[np.float64] = column(table, name)
             return milliwatts / 1e3
-    return np.full(len(table.column("gpu")), np.nan)  # type: ignore[attr-defined]  # as above
+    return np.full(table.num_rows, np.nan)

@@ -13,6 +13,7 @@ from llem_airflow.analysis.fingerprint import fingerprint
 from llem_airflow.analysis.latency import Distribution, latency
 from llem_airflow.analysis.metrics import METRICS
 from llem_airflow.analysis.quality import Flag, flags
+from llem_airflow.analysis.samples import columns
 from llem_airflow.analysis.timeline import Phase, phases
 from llem_airflow.protocol.result import CycleResult, Window
 from llem_airflow.results import CycleRef, FailureRef, ResultReadError
@@ -155,8 +156,9 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
     requests, requests_problem = _table(ref.requests, expected=True)
     rows = [row for row in requests.to_pylist() if row["phase"] == "measure"] if requests is not None else []
     power = power if power is not None else POWER_SCHEMA.empty_table()
+    samples = columns(power)
     energy = window_energy(
-        power,
+        samples,
         result.meter,
         result.window,
         events=events,
@@ -166,7 +168,7 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
     host = record.get("host")
     found = flags(
         result,
-        power,
+        samples,
         energy,
         events=events,
         environment=environment,
