@@ -200,10 +200,10 @@ def _check_rows(rows: Rows, value: Any, path: Path, report: Report) -> list[dict
             for name in missing:
                 report((*path, index), f"the key {name!r} is missing", f"add {name}: ...")
         result.append(defaults(rows.row) | checked)
-    names = [row.get(rows.unique) for row in result]
-    for index, name in enumerate(names):
-        if name is not None and name in names[:index]:
-            report((*path, index, rows.unique), f"{name!r} is there twice", "give each its own")
+    marks = [row.get(rows.unique) for row in result]
+    for index, mark in enumerate(marks):
+        if mark is not None and mark in marks[:index]:
+            report((*path, index, rows.unique), f"{mark!r} is there twice", "give each its own")
     return result
 
 

@@ -17,6 +17,11 @@ SAMPLER_METER = {"auto": "auto", "nvml": "nvml", "zeus": "nvml", "codecarbon": "
 """What a file's ``energy_sampler`` (the peer's word) means as a ``meter``."""
 SERVING_MODES = ("offline", "server")
 
+BUILTIN = "builtin"
+"""The prompt set that is shipped."""
+STANDING_IN = {"aienergyscore": "AIEnergyScore"}
+"""Datasets of llenergymeasure that are not shipped; the builtin set stands in for them, with a notice."""
+
 PRESETS: dict[str, dict[str, float]] = {
     "deterministic": {"temperature": 0.0},
     "standard": {"temperature": 1.0, "top_p": 0.95},

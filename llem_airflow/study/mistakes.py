@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 Path = tuple[str | int, ...]
 """Keys and list indices from the top of a file down to a value."""
@@ -98,6 +97,8 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     """The known name that ``word`` is probably a slip of, or None."""
     if len(word) > 100:
         return None
+    from difflib import get_close_matches  # noqa: PLC0415  # only a file with a mistake pays for it
+
     lowered = {name.lower(): name for name in known}
     key = word.lower().replace("-", "_").replace(" ", "_")
     if key in lowered:

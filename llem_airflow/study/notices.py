@@ -7,9 +7,9 @@ from typing import Any
 
 from llem_airflow.study.expand import Expansion
 from llem_airflow.study.fields import defaults
+from llem_airflow.study.keys import BUILTIN, STANDING_IN
 from llem_airflow.study.mistakes import Notice
 from llem_airflow.study.order import balanced
-from llem_airflow.study.prompts import BUILTIN, STANDING_IN
 from llem_airflow.study.rules import lookup
 from llem_airflow.study.sections import Execution
 from llem_airflow.study.slips import slips

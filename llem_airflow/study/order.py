@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -60,7 +59,9 @@ def williams(count: int) -> list[list[int]]:
 def _rows(count: int, order: str, seed: int) -> Iterator[list[int]]:
     forward = list(range(count))
     number = 0
-    generator = random.Random(seed)  # noqa: S311  # an order, not a secret
+    from random import Random  # noqa: PLC0415  # with its hashes as slow to import as YAML; only a shuffle needs it
+
+    generator = Random(seed)  # noqa: S311  # an order, not a secret
     while True:
         if order == "shuffle":
             row = forward.copy()

@@ -12,12 +12,9 @@ from typing import Any
 
 from llem_airflow.protocol.spec import Prompts, Synthetic
 from llem_airflow.study.identity import canonical_json
+from llem_airflow.study.keys import BUILTIN, STANDING_IN
 
-BUILTIN = "builtin"
 BUILTIN_FILE = Path(__file__).parent / "data" / "prompts.jsonl"
-STANDING_IN = {"aienergyscore": "AIEnergyScore"}
-"""Datasets of llenergymeasure that are not shipped; the builtin set stands in for them, with a notice."""
-
 COLUMNS = ("prompt", "text", "instruction", "input", "question")
 """Fields of a JSONL record that may hold the prompt, in the order in which they are tried."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from difflib import get_close_matches
 from typing import Any
 
 from llem_airflow.study.engine_names import ENGINES
@@ -27,6 +26,8 @@ def slips(written: Written) -> Iterator[Notice]:
 
 
 def _close(name: str, known: tuple[str, ...]) -> str | None:
+    from difflib import get_close_matches  # noqa: PLC0415  # only an unknown key pays for it
+
     found = get_close_matches(name, known, n=1, cutoff=0.8) if len(name) < 100 else []
     return found[0] if found else None
 
