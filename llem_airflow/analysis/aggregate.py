@@ -54,10 +54,14 @@ def aggregate_run(run: StoredRun, *, report: bool = True) -> Summary:
     failures: dict[tuple[str, int], list[FailureRef]] = defaultdict(list)
     for failure in run.failures():
         failures[failure.experiment_id, failure.cycle].append(failure)
+    skips = run.skips()
     gathered = _Gathered(CURVES_IN_REPORT if report else 0)
     with run.folder.writing(names.POWER_TABLE) as file, PowerMerge(file) as merge:
         for key, position in _rows(plan, committed, failures):
-            _gather(key, position, committed.get(key), failures[key], plan, merge, gathered)
+            if key in skips and key not in committed:
+                gathered.cycles.append(Cycle(*key, "skipped", skips[key], position))
+            else:
+                _gather(key, position, committed.get(key), failures[key], plan, merge, gathered)
         power_rows = merge.rows
     summary = summarise(
         run.study,

@@ -27,6 +27,12 @@ class PlannedExperiment:
     config: dict[str, Any]
 
     @property
+    def requires_energy(self) -> bool:
+        """Whether a cycle whose energy is withheld counts as missing (``measurement.require_energy``)."""
+        measurement = self.config.get("measurement")
+        return isinstance(measurement, dict) and measurement.get("require_energy") is True
+
+    @property
     def model(self) -> str:
         """Name of the model, or a dash when the plan does not tell."""
         task = self.config.get("task")
@@ -41,11 +47,13 @@ class Planned:
         experiments: By id.
         cycles: (experiment id, cycle), in run order.
         skipped: Points of the sweep that the study left out: ``{"rule", "reason", "point"}``.
+        precision_target: ``{"relative_half_width", "min_cycles"}`` when the study stops at a precision.
     """
 
     experiments: dict[str, PlannedExperiment]
     cycles: tuple[tuple[str, int], ...]
     skipped: tuple[dict[str, Any], ...]
+    precision_target: dict[str, Any] | None = None
 
 
 def planned(plan: Mapping[str, Any]) -> Planned:
@@ -63,7 +71,10 @@ def planned(plan: Mapping[str, Any]) -> Planned:
     cycles = _in_order(plan.get("order", ())) or [
         (name, cycle) for cycle in range(1, int(plan.get("cycles") or 1) + 1) for name in experiments
     ]
-    return Planned(experiments, tuple(cycles), tuple(plan.get("skipped", ())))
+    target = plan.get("precision_target")
+    return Planned(
+        experiments, tuple(cycles), tuple(plan.get("skipped", ())), dict(target) if target else None
+    )
 
 
 def _in_order(order: Any) -> list[tuple[str, int]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.metrics import METRICS
-from llem_airflow.analysis.planned import Planned, PlannedExperiment, factors
+from llem_airflow.analysis.planned import Planned, factors
 from llem_airflow.analysis.statistics import FEW_CYCLES, Description, describe, slope_ratio
 from llem_airflow.protocol.strict import from_json, to_json
 
@@ -76,6 +76,7 @@ class ExperimentSummary:
         active_over: Name of the baseline under the active energy.
         metrics: The metrics that have a value.
         doubts: Reasons to doubt, the gravest first.
+        precision_met: Whether the interval is as narrow as the study asks for; None when it does not ask.
     """
 
     id: str
@@ -93,6 +94,7 @@ class ExperimentSummary:
     active_over: str | None
     metrics: tuple[MetricSummary, ...]
     doubts: tuple[Doubt, ...]
+    precision_met: bool | None = None
 
     def metric(self, name: str) -> MetricSummary | None:
         """The metric of that name, if it has a value."""
@@ -176,18 +178,17 @@ def summarise(
             by_name[row.experiment].append(row)
     counted = Counter(name for name, _ in plan.cycles)
     experiments = tuple(
-        _experiment(name, plan.experiments.get(name), by_name[name], varied.get(name, {}), counted[name])
-        for name in names
+        _experiment(name, plan, by_name[name], varied.get(name, {}), counted[name]) for name in names
     )
     return Summary(
         schema_version=SUMMARY_VERSION,
         study=study,
         run_id=run_id,
-        planned=len(plan.cycles),
+        planned=len(plan.cycles) - sum(row.status == "skipped" for row in cycles),
         valid=sum(row.status == "valid" for row in cycles),
         energy_kind=_one_of(experiment.energy_kind for experiment in experiments),
         experiments=experiments,
-        missing=tuple(_missing(row) for row in cycles if row.cycle is not None and not row.has_result),
+        missing=tuple(_missing(row) for row in cycles if _is_missing(row, plan)),
         skipped=plan.skipped,
         reliability=_reliability(cycles),
         environments=tuple(environments),
@@ -201,8 +202,10 @@ def summarise(
 
 
 def _experiment(
-    name: str, plan: PlannedExperiment | None, rows: list[Cycle], varied: dict[str, Any], planned: int
+    name: str, whole: Planned, rows: list[Cycle], varied: dict[str, Any], planned: int
 ) -> ExperimentSummary:
+    plan = whole.experiments.get(name)
+    planned -= sum(row.status == "skipped" for row in rows)
     measured = [row for row in rows if row.has_result]
     first = measured[0] if measured else None
     metrics = tuple(found for metric in METRICS if (found := _metric(metric.name, measured)))
@@ -224,6 +227,7 @@ def _experiment(
         active_over=_one_of(row.active_over for row in measured if row.active_over) if measured else None,
         metrics=metrics,
         doubts=_doubts(rows, measured, planned, metrics),
+        precision_met=_precision_met(whole.precision_target, metrics),
     )
 
 
@@ -291,8 +295,25 @@ def _about_all(code: str, message: str, next_step: str) -> Doubt:
     return Doubt(code, "warning", message, next_step, "", ())
 
 
+def _precision_met(target: Mapping[str, Any] | None, metrics: Sequence[MetricSummary]) -> bool | None:
+    if target is None:
+        return None
+    names = ("energy_per_output_token_j", "output_tokens_per_s")
+    found = [metric.all.half_width_ratio for name in names for metric in metrics if metric.name == name]
+    return bool(found) and found[0] is not None and found[0] <= float(target["relative_half_width"])
+
+
+def _is_missing(row: Cycle, plan: Planned) -> bool:
+    if row.cycle is None or row.status == "skipped":
+        return False
+    experiment = plan.experiments.get(row.experiment)
+    required = experiment is not None and experiment.requires_energy
+    return not row.has_result or (required and row.measures.get("energy_j") is None)
+
+
 def _missing(row: Cycle) -> dict[str, Any]:
-    return {"experiment": row.experiment, "cycle": row.cycle, "status": row.status, "reason": row.reason}
+    reason = row.reason or "the study requires energy, and no meter gave any"
+    return {"experiment": row.experiment, "cycle": row.cycle, "status": row.status, "reason": reason}
 
 
 def _reliability(cycles: Sequence[Cycle]) -> tuple[dict[str, Any], ...]:

@@ -26,6 +26,7 @@ REPORT = "report.html"
 
 EXPERIMENTS_DIR = "experiments"
 FAILED_DIR = "failed"
+SKIPPED_DIR = "skipped"
 STAGING_DIR = ".staging"
 
 _LONGEST = 120

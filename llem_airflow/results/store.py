@@ -216,6 +216,29 @@ class StoredRun:
             marker=names.PROVENANCE,
         )
 
+    def skip_cycle(self, experiment_id: str, cycle: int, reason: str) -> None:
+        """Record that a planned cycle is not needed, so that it does not count as missing.
+
+        Args:
+            experiment_id: ``<slug>-<hash8>``.
+            cycle: Which repetition, from 1.
+            reason: Why, such as that the interval is narrow enough already.
+        """
+        folder = self.folder.child(names.SKIPPED_DIR, names.folder_name(experiment_id))
+        folder.write(f"{names.cycle_name(cycle)}.json", json_bytes({"cycle": cycle, "reason": reason}))
+
+    def skips(self) -> dict[tuple[str, int], str]:
+        """Reason of each cycle that was recorded as not needed, by experiment and cycle."""
+        found = {}
+        root = self.folder.child(names.SKIPPED_DIR)
+        for experiment_id in root.folders():
+            for name in root.child(experiment_id).files():
+                parsed = names.parse_cycle(name.removesuffix(".json"))
+                if parsed:
+                    record = json.loads(root.child(experiment_id).read(name))
+                    found[experiment_id, parsed[0]] = str(record.get("reason", ""))
+        return found
+
     def cycles(self, *, repeats: bool = False) -> list[CycleRef]:
         """Committed cycles by experiment and cycle; later results of the same cycle only when asked for."""
         found = []
