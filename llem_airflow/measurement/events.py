@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -47,7 +48,9 @@ class EventLog:
     def say(self, text: str) -> None:
         """One line for people: the time since the start, the phase, the text."""
         elapsed_s = (time.monotonic_ns() - self._begin_ns) / 1e9
-        print(f"[{elapsed_s:7.1f} s] {self.phase_name:<15} {text}", flush=True)
+        # Whoever listened may be gone; what was measured is worth more than that line.
+        with contextlib.suppress(OSError):
+            print(f"[{elapsed_s:7.1f} s] {self.phase_name:<15} {text}", flush=True)
 
     def progress(self, done: float, total: float, text: str) -> None:
         """Say how far the phase is, and note it.

@@ -13,7 +13,7 @@ def on_termination(act: Callable[[int], None]) -> None:
 
     A Python signal handler waits for the main thread to come back from native code, which a model load or a
     long kernel does not for many seconds. The wake-up descriptor is written at once, and children inherit no
-    mask.
+    mask. (Native code that keeps the interpreter's lock still holds it up; torch gives the lock away.)
 
     Args:
         act: What to do; it ends the process.

@@ -154,6 +154,14 @@ def test_a_killed_attempt_keeps_events_requests_and_power(tmp_path: Path, number
     assert ran.events[-1]["phase"] == "measure"
 
 
+def test_an_attempt_whose_listener_died_still_writes_its_result(tmp_path: Path) -> None:
+    process = start(spec_of("scripted", FAST), tmp_path)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.wait(timeout=60)
+    assert Ran(0, "", tmp_path / "out").has_result
+
+
 def test_a_main_thread_that_does_not_come_back_does_not_hold_the_end(tmp_path: Path) -> None:
     process = start(spec_of("scripted", {"engine_params": {"step_s": 600.0}}), tmp_path)
     assert process.stdout is not None
