@@ -18,7 +18,12 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": "LLEM",
-                "python-modules": ["llem_airflow.operators.experiment", "llem_airflow.operators.aggregate"],
+                "python-modules": [
+                    "llem_airflow.operators.experiment",
+                    "llem_airflow.operators.aggregate",
+                    "llem_airflow.operators.plan",
+                    "llem_airflow.operators.text_cycle",
+                ],
             }
         ],
         "config": {
@@ -41,12 +46,22 @@ def get_provider_info() -> dict[str, Any]:
                         example="llem-models",
                     ),
                     "hub_cache": _option(
-                        "Volume or host folder that keeps models fetched from the hub.", default="llem-hub-cache"
+                        "Volume or host folder that keeps models fetched from the hub.",
+                        default="llem-hub-cache",
                     ),
                     "python": _option(
                         "Interpreter of the process runner; it must have the engine installed. "
                         "Unset: the one that runs Airflow.",
                         example="/opt/engines/bin/python",
+                    ),
+                    "notifier": _option(
+                        "Import path of an Airflow notifier that is told what a study's `notify_on` asks for.",
+                        example="airflow.providers.smtp.notifications.smtp.SmtpNotifier",
+                    ),
+                    "notifier_args": _option(
+                        "Its arguments as a JSON object; templates find {{ llem_event }} and {{ llem_message }}.",
+                        example='{"to": "lab@example.org", "subject": "{{ dag.dag_id }}: {{ llem_event }}", '
+                        '"html_content": "<pre>{{ llem_message }}</pre>"}',
                     ),
                     "installation": _option(
                         "Tells two Airflows apart that share one Docker engine. Unset: made from AIRFLOW_HOME and the "

@@ -10,13 +10,21 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from airflow.sdk import DAG, TaskGroup, TriggerRule, get_parsing_context, task
+from airflow.sdk import DAG, Asset, TaskGroup, TriggerRule, get_parsing_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from llem_airflow.operators import LLEMAggregateOperator, LLEMExperimentOperator, LLEMPlanOperator
+from llem_airflow.dag_docs import ADHOC_DOC, experiment_doc, study_doc
+from llem_airflow.operators import (
+    LLEMAggregateOperator,
+    LLEMExperimentOperator,
+    LLEMPlanOperator,
+    LLEMPlanTextOperator,
+    LLEMTextCycleOperator,
+)
 from llem_airflow.operators.request import form
-from llem_airflow.study import Experiment, PlannedCycle, Study, StudyFileError, load_study
+from llem_airflow.study import PlannedCycle, Study, StudyFileError, load_study
 from llem_airflow.timetables.study_releases import release_timetable
 
 log = logging.getLogger(__name__)
@@ -53,7 +61,7 @@ def study_dag(
     dag = DAG(
         dag_id=dag_id,
         description=f"{len(study.experiments)} experiments x {study.cycles} cycles",
-        doc_md=_study_doc(study),
+        doc_md=study_doc(study),
         # One run per model release, or when the study says, or when somebody asks.
         schedule=release_timetable(study) if study.versions else settings.schedule,
         start_date=_moment(settings.start_date),
@@ -67,6 +75,35 @@ def study_dag(
     )
     with dag:
         _study_tasks(study, operator_args, chain=chain, render=render, only=_wanted_task(dag_id))
+    return dag
+
+
+def adhoc_dag(dag_id: str = "llem_adhoc", **operator_args: Any) -> DAG:
+    """Make the DAG that measures a study whose YAML is pasted into its trigger form (or sent as ``conf``).
+
+    Args:
+        dag_id: Id of the DAG.
+        **operator_args: Passed to every cycle, as for :func:`study_dag`.
+    """
+    with DAG(
+        dag_id=dag_id,
+        description="Measure a study that is pasted into the trigger form",
+        doc_md=ADHOC_DOC,
+        schedule=None,
+        tags=["llem"],
+        params=form(None),
+        max_active_tasks=1,
+    ) as dag:
+        plan = LLEMPlanTextOperator(task_id=PLAN_TASK_ID, retries=0)
+        cycle = LLEMTextCycleOperator.partial(
+            task_id=CYCLE_TASK_ID,
+            retries=1,
+            map_index_template="{{ task.experiment_id }} cycle {{ task.cycle }}",
+            **operator_args,
+        ).expand_kwargs(plan.output)
+        cycle >> LLEMAggregateOperator(
+            task_id=AGGREGATE_TASK_ID, study=None, trigger_rule="all_done", retries=0
+        )
     return dag
 
 
@@ -103,6 +140,16 @@ class StudyTaskGroup(TaskGroup):
 
 
 study_params = form
+
+
+def study_asset(study: Study | str) -> Asset:
+    """The asset that every aggregated run of a study updates; its events carry the key numbers.
+
+    Args:
+        study: The study, or its name: ``schedule=[study_asset("nightly")]`` runs a DAG after each of its runs.
+    """
+    name = study if isinstance(study, str) else study.name
+    return Asset(name=f"llem:{name}", uri=f"llem://study/{quote(name)}", group="llem")
 
 
 def _moment(text: str | None) -> datetime | None:
@@ -256,7 +303,7 @@ def _cycle_tasks(
         experiment.id: TaskGroup(group_id=experiment.id, tooltip=experiment.slug, prefix_group_id=True)
         for experiment in experiments.values()
     }
-    docs = {experiment.id: _experiment_doc(experiment) for experiment in experiments.values()}
+    docs = {experiment.id: experiment_doc(experiment) for experiment in experiments.values()}
     return [
         LLEMExperimentOperator(
             task_id=f"{CYCLE_TASK_ID}_{run.cycle}",
@@ -297,43 +344,6 @@ def _shared_args(study: Study, operator_args: dict[str, Any]) -> dict[str, Any]:
         **({"pool": study.airflow.pool} if study.airflow.pool else {}),
         **operator_args,
     }
-
-
-def _study_doc(study: Study) -> str:
-    rows = "\n".join(f"| `{e.id}` | {e.engine} | {e.model} | {e.runner} |" for e in study.experiments[:200])
-    more = f"\n\n… and {len(study.experiments) - 200} more" if len(study.experiments) > 200 else ""
-    return (
-        f"# {study.name}\n\n{len(study.experiments)} experiments x {study.cycles} cycles "
-        f"= {len(study.plan.runs)} containers, from `{study.path.name if study.path else 'text'}`.\n\n"
-        f"| experiment | engine | model | runner |\n|---|---|---|---|\n{rows}{more}\n\n"
-        f"{_releases_doc(study)}"
-        "The *Energy* tab of a run shows its report."
-    )
-
-
-def _releases_doc(study: Study) -> str:
-    if not study.versions:
-        return ""
-    rows = "\n".join(
-        f"| `{v.name}` | {v.released} | {v.model or ''} {v.revision or ''} |" for v in study.versions
-    )
-    return (
-        "Each run measures one model release: its partition key. *Trigger > Backfill* runs all of a range of dates.\n\n"
-        f"| release | date | model |\n|---|---|---|\n{rows}\n\n"
-    )
-
-
-def _experiment_doc(experiment: Experiment) -> str:
-    rows = "\n".join(f"| `{key}` | `{value}` |" for key, value in _flat(experiment.config))
-    return f"### {experiment.slug}\n\nIdentity `{experiment.hash}`\n\n| key | value |\n|---|---|\n{rows}"
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _invalid_dag(path: Path, report: str) -> DAG:

@@ -8,14 +8,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llem_airflow.operators.aggregate import LLEMAggregateOperator
     from llem_airflow.operators.experiment import LLEMExperimentOperator
-    from llem_airflow.operators.plan import LLEMPlanOperator
+    from llem_airflow.operators.plan import LLEMPlanOperator, LLEMPlanTextOperator
+    from llem_airflow.operators.text_cycle import LLEMTextCycleOperator
 
-__all__ = ["LLEMAggregateOperator", "LLEMExperimentOperator", "LLEMPlanOperator"]
+__all__ = [
+    "LLEMAggregateOperator",
+    "LLEMExperimentOperator",
+    "LLEMPlanOperator",
+    "LLEMPlanTextOperator",
+    "LLEMTextCycleOperator",
+]
 
 _MODULES = {
     "LLEMAggregateOperator": "aggregate",
     "LLEMExperimentOperator": "experiment",
     "LLEMPlanOperator": "plan",
+    "LLEMPlanTextOperator": "plan",
+    "LLEMTextCycleOperator": "text_cycle",
 }
 
 

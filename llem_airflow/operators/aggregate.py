@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from llem_airflow.operators.evidence import open_run
-from llem_airflow.operators.request import RunRequest, study_of_run
+from llem_airflow.operators.notify import tell
+from llem_airflow.operators.outcome import baseline_run, compared, key_numbers, worse
+from llem_airflow.operators.quarantine import matches, quarantine
+from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
+from llem_airflow.operators.settings import settings
+from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.study import Study, load_study
+
+if TYPE_CHECKING:
+    from llem_airflow.analysis.summary import Summary
 
 
 class LLEMAggregateOperator(BaseOperator):
@@ -20,7 +28,7 @@ class LLEMAggregateOperator(BaseOperator):
     result, so that a run is green only if every planned cycle was measured.
 
     Args:
-        study: The study, or the path of its file.
+        study: The study, or the path of its file; None for the text in the run's trigger form.
         allow_missing: Succeed although planned cycles are missing. Default: what the study says
             (``study_execution.allow_missing_cycles``).
     """
@@ -28,45 +36,80 @@ class LLEMAggregateOperator(BaseOperator):
     ui_color = "#e8f4ea"
 
     def __init__(
-        self, *, study: Study | str | Path, allow_missing: bool | None = None, **kwargs: Any
+        self, *, study: Study | str | Path | None, allow_missing: bool | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.study = study if isinstance(study, Study) else load_study(study)
-        self.allow_missing = (
-            self.study.execution.allow_missing_cycles if allow_missing is None else allow_missing
-        )
+        self.study = load_study(study) if isinstance(study, str | Path) else study
+        self.allow_missing = allow_missing
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Aggregate the run.
 
         Returns:
-            Where the summary and the report lie, and how many cycles were planned and valid.
+            Where the run and its report lie, how many cycles were planned and valid, the key numbers of each
+            experiment and, where the study asks for one, the comparison with its baseline. The same goes to the
+            asset event.
 
         Raises:
             AirflowFailException: Planned cycles have no result and the study does not allow that.
             AirflowSkipException: The run was a dry run.
         """
-        # The DAG processor and every worker import this module; SciPy and the plots are for this task alone.
-        from llem_airflow.analysis.aggregate import aggregate_run  # noqa: PLC0415 - costs every parse a second
+        from llem_airflow.analysis.aggregate import (  # noqa: PLC0415 - SciPy and the plots are for this task alone
+            aggregate_run,
+        )
 
         if RunRequest.of(context).dry_run:
             raise AirflowSkipException("dry run: nothing was measured")
-        run = open_run(study_of_run(self.study, context), context)
+        study = study_of_run(self.study or study_in_form(context), context)
+        run = open_run(study, context)
         summary = aggregate_run(run)
         self.log.info("Report: %s/report.html", run.url)
-        if summary.missing and not self.allow_missing:
-            lines = "\n".join(
-                f"  {m['experiment']} cycle {m['cycle']}: {m['reason']}" for m in summary.missing
-            )
-            raise AirflowFailException(
-                f"{len(summary.missing)} of {summary.planned} planned cycles have no result:\n{lines}\n"
-                f"What was measured is summarised in {run.url}/report.html; evidence of failed attempts is in "
-                f"{run.url}/failed. Clear the failed tasks to measure just these cycles again, or set "
-                "study_execution.allow_missing_cycles: true to accept such runs."
-            )
-        return {
-            "run": run.url,
-            "report": f"{run.url}/report.html",
-            "planned": summary.planned,
-            "valid": summary.valid,
-        }
+        outcome = {"run": run.url, "report": f"{run.url}/report.html", **key_numbers(summary)}
+        if summary.valid:
+            outcome["comparison"] = self._comparison(study, run, context)
+        for asset in self.outlets:
+            context["outlet_events"][asset].extra = outcome
+        if missing := self._missing(study, summary):
+            text = _report(run, summary, missing)
+            if "failure" in study.airflow.notify_on:
+                tell(context, "failure", f"{study.name}: {text}")
+            raise AirflowFailException(text)
+        return outcome
+
+    def _missing(self, study: Study, summary: Summary) -> list[dict[str, Any]]:
+        """Planned cycles whose absence fails the run: none in quarantine, none that are no longer needed."""
+        allowed = study.execution.allow_missing_cycles if self.allow_missing is None else self.allow_missing
+        if allowed or not summary.missing:
+            return []
+        quarantined = quarantine()
+        held = [m for m in summary.missing if matches(m["experiment"], quarantined)]
+        for each in held:
+            where = f"{each['experiment']} cycle {each['cycle']}"
+            self.log.warning("in quarantine, does not fail the run: %s: %s", where, each["reason"])
+        precise = {each.id for each in summary.experiments if each.precision_met}
+        return [m for m in summary.missing if m not in held and m["experiment"] not in precise]
+
+    def _comparison(self, study: Study, run: StoredRun, context: Context) -> dict[str, Any] | None:
+        """The run against its baseline, when the study asks for that and there is one."""
+        root = ResultsRoot(settings().results_root)
+        baseline = baseline_run(study, run, root)
+        if baseline is None:
+            return None
+        reports = compared(baseline, run)
+        for report in reports:
+            self.log.info("%s: %s against %s", report.candidate, report.verdict, report.baseline)
+        worsened = worse(study, reports)
+        if worsened and "regression" in study.airflow.notify_on:
+            tell(context, "regression", f"{study.name} became worse:\n" + "\n".join(worsened))
+        verdicts = {report.candidate.rpartition("#")[2]: str(report.verdict) for report in reports}
+        return {"baseline": baseline.url, "verdicts": verdicts, "worse": worsened}
+
+
+def _report(run: StoredRun, summary: Summary, missing: list[dict[str, Any]]) -> str:
+    lines = "\n".join(f"  {m['experiment']} cycle {m['cycle']}: {m['reason']}" for m in missing)
+    return (
+        f"{len(missing)} of {summary.planned} planned cycles have no result:\n{lines}\n"
+        f"What was measured is summarised in {run.url}/report.html; evidence of failed attempts is in "
+        f"{run.url}/failed. Clear the failed tasks to measure just these cycles again, or set "
+        "study_execution.allow_missing_cycles: true to accept such runs."
+    )

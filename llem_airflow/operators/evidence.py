@@ -10,6 +10,7 @@ from airflow.sdk import Context
 
 from llem_airflow import __version__
 from llem_airflow.container.attempt import Attempt
+from llem_airflow.operators.request import RunRequest
 from llem_airflow.operators.settings import settings
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.study import Experiment, Study
@@ -19,9 +20,18 @@ def open_run(study: Study, context: Context) -> StoredRun:
     """The results folder of the DAG run, with the study and its plan written into it."""
     ti = context["ti"]
     run = ResultsRoot(settings().results_root).run(study.name, ti.run_id)
-    run.write_plan(
-        study.text, study.plan.to_json(), {"dag_id": ti.dag_id, "run_id": ti.run_id, "study": study.name}
-    )
+    facts: dict[str, Any] = {"dag_id": ti.dag_id, "run_id": ti.run_id, "study": study.name}
+    if version := RunRequest.of(context).version:
+        facts["version"] = version
+    if note := getattr(context.get("dag_run"), "note", None):
+        facts["note"] = note
+    plan = study.plan.to_json()
+    if target := study.execution.precision_target:
+        plan["precision_target"] = {
+            "relative_half_width": target.relative_half_width,
+            "min_cycles": target.min_cycles,
+        }
+    run.write_plan(study.text, plan, facts)
     return run
 
 

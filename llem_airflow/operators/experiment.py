@@ -18,6 +18,7 @@ from llem_airflow.container.failures import AttemptFailedError, failure
 from llem_airflow.container.process import ProcessSettings, kill_process, run_process
 from llem_airflow.operators.evidence import attempt_of, open_run, provenance
 from llem_airflow.operators.placement import PlacementError, box_settings, choose_runner, engine_answers
+from llem_airflow.operators.precision import skip_when_precise
 from llem_airflow.operators.request import cycle_of_run
 from llem_airflow.operators.settings import LocalModel, local_model, settings
 from llem_airflow.protocol.files import config_name
@@ -80,6 +81,7 @@ class LLEMExperimentOperator(DockerOperator):
         # What this run was asked for: the model release of its partition, the choices of the trigger form.
         self.study, self.experiment = cycle_of_run(self.study, self.experiment.id, self.cycle, context)
         run = open_run(self.study, context)
+        skip_when_precise(self.study, run, self.experiment, self.cycle)
         attempt = self._attempt = attempt_of(context, self.experiment, self.cycle)
         self._wait_gap(run)
         started_epoch_ns = time.time_ns()

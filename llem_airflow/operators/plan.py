@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import BaseOperator, Context
-from airflow.sdk.exceptions import DownstreamTasksSkipped
+from airflow.sdk import BaseOperator, Context, conf
+from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped
 
 from llem_airflow.operators.evidence import open_run
-from llem_airflow.operators.request import RunRequest, study_of_run
+from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
 from llem_airflow.study import Study, load_study
 
 _SHOWN = 500
@@ -63,7 +63,7 @@ class LLEMPlanOperator(BaseOperator):
         skipped = self._skipped(asked, dry_run=dry_run)
         if skipped:
             context["ti"].xcom_push("return_value", plan)
-            raise DownstreamTasksSkipped(tasks=skipped)
+            raise DownstreamTasksSkipped(tasks=skipped)  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
         return plan
 
     def _skipped(self, asked: Study, *, dry_run: bool) -> list[str | tuple[str, int]]:
@@ -74,6 +74,40 @@ class LLEMPlanOperator(BaseOperator):
             if key not in kept
         ]
         return [*tasks, *self.after] if dry_run else tasks
+
+
+class LLEMPlanTextOperator(BaseOperator):
+    """Plan the study whose text was given in the trigger form, for mapped cycles.
+
+    Its result is for ``expand_kwargs`` of :class:`LLEMTextCycleOperator`.
+    """
+
+    ui_color = LLEMPlanOperator.ui_color
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        """Check, show and store the plan.
+
+        Returns:
+            Experiment, cycle and thermal gap of each planned cycle, in order; nothing in a dry run.
+
+        Raises:
+            AirflowFailException: The text has mistakes, or the plan is longer than Airflow maps.
+        """
+        asked = study_of_run(study_in_form(context), context)
+        show_plan(self, asked)
+        if RunRequest.of(context).dry_run:
+            return []
+        most = conf.getint("core", "max_map_length")
+        if len(asked.plan.runs) > most:
+            raise AirflowFailException(
+                f"the plan has {len(asked.plan.runs)} cycles and this Airflow maps at most {most}: raise "
+                "[core] max_map_length, measure fewer, or put the study's file into the study folder"
+            )
+        open_run(asked, context)
+        return [
+            {"experiment": run.experiment_id, "cycle": run.cycle, "gap_before_s": run.gap_before_s}
+            for run in asked.plan.runs
+        ]
 
 
 def show_plan(operator: BaseOperator, study: Study) -> None:

@@ -11,9 +11,13 @@ from typing import Any
 from airflow.sdk import Context, Param
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from llem_airflow.study import Experiment, ModelVersion, Study
+from llem_airflow.study import Experiment, ModelVersion, Study, StudyFileError, load_study_text
+from llem_airflow.study.engine_names import ENGINES
 from llem_airflow.study.identity import experiment_hash
 from llem_airflow.study.settle import with_deltas
+
+STUDY_FIELD = "study"
+"""The field of the trigger form that holds a study's text."""
 
 _KEYS = frozenset({"experiments", "engines", "models", "cycles", "n_prompts", "dry_run"})
 _SHOWN = 200
@@ -58,54 +62,45 @@ class RunRequest:
             return cls(version=key)
         return cls(
             version=key or params.get("version"),
-            experiments=_names(params["experiments"]),
-            engines=_names(params["engines"]),
-            models=_names(params["models"]),
+            experiments=names_in(params["experiments"]),
+            engines=names_in(params["engines"]),
+            models=names_in(params["models"]),
             cycles=params["cycles"],
             n_prompts=params["n_prompts"],
             dry_run=bool(params["dry_run"]),
         )
 
 
-def _names(value: str | Sequence[str] | None) -> tuple[str, ...]:
+def names_in(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The names in a text or a list; a text separates them by commas or spaces."""
     parts = re.split(r"[,\s]+", value) if isinstance(value, str) else value or ()
     return tuple(part for part in parts if part)
 
 
-def form(study: Study) -> dict[str, Param]:
-    """The fields of the study's trigger form; also what ``conf`` of the REST API and the command line may set."""
-    ids = [experiment.id for experiment in study.experiments]
-    engines = sorted({experiment.engine for experiment in study.experiments})
-    models = sorted({experiment.model for experiment in study.experiments})
-    fields = {
+def form(study: Study | None) -> dict[str, Param]:
+    """The fields of a trigger form; also what ``conf`` of the REST API and the command line may set.
+
+    Args:
+        study: The study whose names the form offers, or None when the study itself is a field of the form.
+    """
+    engines = sorted({each.engine for each in study.experiments}) if study else list(ENGINES)
+    models = sorted({each.model for each in study.experiments}) if study else []
+    fields = {} if study else {STUDY_FIELD: _study_field()}
+    fields |= {
         "experiments": Param(
             "*",
             type="string",
             minLength=1,
             title="Experiments",
             description_md="Names or globs, separated by commas or spaces; `*` is all of them.",
-            examples=["*", *ids[:_SHOWN]],
+            examples=["*", *(each.id for each in (study.experiments if study else ())[:_SHOWN])],
             section="What to measure",
         ),
-        "engines": _several("Engines", engines),
-        "models": _several("Models", models),
-        "cycles": Param(
-            None,
-            type=["integer", "null"],
-            minimum=1,
-            maximum=study.cycles,
-            title="Cycles",
-            description_md=f"Only the first so many of the {study.cycles} cycles of each experiment.",
-            section="What to measure",
-        ),
-        "n_prompts": Param(
-            None,
-            type=["integer", "null"],
-            minimum=1,
-            maximum=1_000_000,
-            title="Prompts per cycle",
-            description_md="Instead of the study's number. Such results are only compared with their like.",
-            section="What to measure",
+        "engines": _several("Engines", {"type": "string", "enum": engines}, engines),
+        "models": _several("Models", {"type": "string", "minLength": 1}, models),
+        "cycles": _number("Cycles", study.cycles if study else 10_000, "The first so many cycles of each."),
+        "n_prompts": _number(
+            "Prompts per cycle", 1_000_000, "Instead of the study's number; compared with their like only."
         ),
         "dry_run": Param(
             False,
@@ -115,11 +110,11 @@ def form(study: Study) -> dict[str, Param]:
             section="How",
         ),
     }
-    if study.versions:
+    if study is None or study.versions:
         fields["version"] = Param(
             None,
             type=["string", "null"],
-            enum=[None, *(version.name for version in study.versions)],
+            **_optional(enum=[None, *(version.name for version in study.versions)] if study else None),
             title="Model release",
             description_md="Which of the study's `versions` to measure. Empty: the partition key decides.",
             section="What to measure",
@@ -127,16 +122,61 @@ def form(study: Study) -> dict[str, Param]:
     return fields
 
 
-def _several(title: str, known: list[str]) -> Param:
+def _optional(**fields: Any) -> Any:
+    """What there is of some fields of a Param; the SDK's own signature does not name JSON Schema's keys."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _study_field() -> Param:
+    return Param(
+        type="string",
+        format="multiline",
+        minLength=1,
+        title="Study",
+        description_md="The whole YAML of a study. `llem-airflow init` writes one to start from.",
+        section="Study",
+    )
+
+
+def _several(title: str, items: dict[str, Any], known: list[str]) -> Param:
     return Param(
         None,
         type=["array", "null"],
-        items={"type": "string", "enum": known},
-        examples=known,
+        items=items,
+        **_optional(examples=known or None),
         title=title,
         description_md="None chosen: all.",
         section="What to measure",
     )
+
+
+def _number(title: str, most: int, description: str) -> Param:
+    return Param(
+        None,
+        type=["integer", "null"],
+        minimum=1,
+        maximum=most,
+        title=title,
+        description_md=description,
+        section="What to measure",
+    )
+
+
+def study_in_form(context: Context) -> Study:
+    """The study whose text was given in the trigger form.
+
+    Raises:
+        AirflowFailException: The text has mistakes; the error lists every one with its line and column.
+    """
+    text = (context.get("params") or {}).get(STUDY_FIELD)
+    if not isinstance(text, str):
+        raise AirflowFailException(f"this run has no study: give its YAML as the parameter {STUDY_FIELD!r}")
+    try:
+        return load_study_text(text, name="study")
+    except StudyFileError as error:
+        raise AirflowFailException(
+            f"the study has mistakes (line and column follow its name):\n{error}"
+        ) from error
 
 
 def requested(study: Study, request: RunRequest) -> Study:

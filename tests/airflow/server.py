@@ -17,6 +17,8 @@ import httpx
 
 REPOSITORY = Path(__file__).parents[2]
 PASSWORDS = {"admin": "admin-pw", "bob": "bob-pw"}
+PATIENCE_S = 180.0
+"""How long a loaded machine may take to answer a request."""
 FINISHED = {"success", "failed"}
 
 
@@ -36,7 +38,8 @@ class AirflowServer:
         self.url = f"http://localhost:{self.port}"
         dags = home / "dags"
         (dags / "studies").mkdir(parents=True)
-        shutil.copy(REPOSITORY / "dags" / "studies.py", dags)
+        for file in (REPOSITORY / "dags").glob("*.py"):
+            shutil.copy(file, dags)
         for name, text in studies.items():
             (dags / "studies" / name).write_text(text)
         passwords = home / "passwords.json"
@@ -60,6 +63,7 @@ class AirflowServer:
             "AIRFLOW__LLEM__RESULTS_ROOT": str(self.results),
         }
         self.log = home / "standalone.log"
+        self._tokens: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, timeout_s: float = 240.0) -> None:
@@ -98,21 +102,22 @@ class AirflowServer:
 
     def token(self, user: str = "admin") -> str:
         """A bearer token of a user."""
-        answer = httpx.post(
-            f"{self.url}/auth/token", json={"username": user, "password": PASSWORDS[user]}, timeout=30
-        )
-        answer.raise_for_status()
-        return str(answer.json()["access_token"])
+        if user not in self._tokens:
+            login = {"username": user, "password": PASSWORDS[user]}
+            answer = httpx.post(f"{self.url}/auth/token", json=login, timeout=PATIENCE_S)
+            answer.raise_for_status()
+            self._tokens[user] = str(answer.json()["access_token"])
+        return self._tokens[user]
 
     def get(self, path: str, *, user: str | None = "admin", **params: str) -> httpx.Response:
         """GET a path; ``user=None`` is an anonymous request."""
         headers = {"Authorization": f"Bearer {self.token(user)}"} if user else {}
-        return httpx.get(f"{self.url}{path}", params=params, headers=headers, timeout=60)
+        return httpx.get(f"{self.url}{path}", params=params, headers=headers, timeout=PATIENCE_S)
 
     def send(self, method: str, path: str, body: dict[str, Any], *, user: str = "admin") -> httpx.Response:
         """POST, PATCH or PUT a path."""
         headers = {"Authorization": f"Bearer {self.token(user)}"}
-        return httpx.request(method, f"{self.url}{path}", json=body, headers=headers, timeout=60)
+        return httpx.request(method, f"{self.url}{path}", json=body, headers=headers, timeout=PATIENCE_S)
 
     def unpause(self, dag_id: str) -> None:
         """Let the scheduler run a DAG."""
@@ -168,10 +173,25 @@ class AirflowServer:
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
         return self.get(path, full_content="true").text
 
+    def first_run(self, dag_id: str, *, run_type: str, timeout_s: float = 300.0) -> dict[str, Any]:
+        """Wait for a run of this type, which nobody triggered, and for its end."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            found = sorted(run["dag_run_id"] for run in self.runs(dag_id) if run["run_type"] == run_type)
+            if found:
+                return self.finished(dag_id, found[0])
+            time.sleep(1)
+        raise RuntimeError(f"no {run_type} run of {dag_id} within {timeout_s} s")
+
+    def instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """Every task instance of a run."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances"
+        found: list[dict[str, Any]] = self.get(path).json()["task_instances"]
+        return found
+
     def states(self, dag_id: str, run_id: str) -> dict[str, str]:
         """State of every task of a run."""
-        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances"
-        return {ti["task_id"]: ti["state"] for ti in self.get(path).json()["task_instances"]}
+        return {ti["task_id"]: ti["state"] for ti in self.instances(dag_id, run_id)}
 
     def _healthy(self) -> bool:
         try:

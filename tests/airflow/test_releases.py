@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,43 +13,10 @@ from tests.airflow.server import AirflowServer
 
 pytestmark = [pytest.mark.airflow, pytest.mark.engine, pytest.mark.timeout(900)]
 
-RELEASED = """\
-study_name: released
-serving_mode: offline
-engine: transformers
-task:
-  model: tiny-llama-random
-  max_input_tokens: 32
-  max_output_tokens: 8
-  dataset: {source: builtin, n_prompts: 2}
-measurement: {meter: cpu-estimate, min_window_seconds: 1, baseline: {enabled: false}}
-offline: {warmup: {enabled: false}}
-study_execution: {n_cycles: 1}
-runners: {transformers: process}
-airflow: {retries: 0}
-versions:
-  - {name: "lab/tiny@r1", released: 2026-01-01}
-  - {name: r2-damaged, model: damaged, released: 2026-02-01}
-  - {name: r3, revision: "0123abc", released: 2026-03-01}
-"""
-
 
 @pytest.fixture(scope="module")
-def airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[AirflowServer]:
-    models = tmp_path_factory.mktemp("models")
-    shutil.copytree(tiny_model, models / "tiny-llama-random")
-    (models / "damaged").mkdir()
-    (models / "damaged" / "config.json").write_text("{}")
-    server = AirflowServer(
-        tmp_path_factory.mktemp("airflow"),
-        {"released.yaml": RELEASED},
-        {"LLEM_MODELS_DIR": str(models), "OMP_NUM_THREADS": "1"},
-    )
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
+def airflow(process_airflow: AirflowServer) -> AirflowServer:
+    return process_airflow
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def test_a_study_runs_through_the_scheduler_and_leaves_no_container_and_no_volum
 ) -> None:
     states = airflow.states("tiny", tiny_run["dag_run_id"])
     assert tiny_run["state"] == "success", states
-    assert len(states) == 5
+    assert len(states) == 6
     assert ours(docker_api, "tiny") == []
     (run,) = (airflow.results / "tiny").iterdir()
     kept = {p.name for p in run.iterdir()}

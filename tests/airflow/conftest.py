@@ -1,0 +1,75 @@
+"""One Airflow for every test that needs no Docker: starting it is what takes the time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.airflow.server import AirflowServer
+
+SMALL = """\
+study_name: {name}
+serving_mode: offline
+engine: transformers
+task:
+  model: tiny-llama-random
+  max_input_tokens: 32
+  max_output_tokens: 8
+  dataset: {{source: builtin, n_prompts: 2}}
+measurement: {{meter: cpu-estimate, min_window_seconds: 1, baseline: {{enabled: false}}}}
+offline: {{warmup: {{enabled: false}}}}
+runners: {{transformers: process}}
+"""
+"""The smallest study that really measures."""
+
+RELEASED = (
+    SMALL.format(name="released")
+    + """\
+airflow: {retries: 0}
+versions:
+  - {name: "lab/tiny@r1", released: 2026-01-01}
+  - {name: r2-damaged, model: damaged, released: 2026-02-01}
+  - {name: r3, revision: "0123abc", released: 2026-03-01}
+"""
+)
+CHOICE = (
+    SMALL.format(name="choice")
+    + """\
+sweep: {transformers.llem_execution.batch_size: [1, 2]}
+study_execution: {n_cycles: 2}
+airflow: {retries: 0}
+"""
+)
+NIGHTLY = (
+    SMALL.format(name="nightly")
+    + """\
+airflow: {retries: 0, schedule: "* * * * *", start_date: 2026-01-01}
+"""
+)
+
+
+@pytest.fixture(scope="session")
+def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[AirflowServer]:
+    """``airflow standalone`` with studies that run as processes."""
+    models = tmp_path_factory.mktemp("models")
+    shutil.copytree(tiny_model, models / "tiny-llama-random")
+    (models / "damaged").mkdir()
+    (models / "damaged" / "config.json").write_text("{}")
+    server = AirflowServer(
+        tmp_path_factory.mktemp("airflow"),
+        {
+            "released.yaml": RELEASED,
+            "choice.yaml": CHOICE,
+            "mapped.yaml": CHOICE.replace("choice", "mapped"),
+            "nightly.yaml": NIGHTLY,
+        },
+        {"LLEM_MODELS_DIR": str(models), "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()

@@ -1,0 +1,81 @@
+"""What the trigger form asks for is what is measured, and what cannot be is refused before anything runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.airflow.server import AirflowServer
+
+pytestmark = [pytest.mark.airflow, pytest.mark.engine, pytest.mark.timeout(900)]
+
+
+def stored(airflow: AirflowServer, study: str, run: dict[str, Any]) -> Path:
+    (folder,) = (
+        path.parent
+        for path in (airflow.results / study).glob("*/run.json")
+        if json.loads(path.read_text())["run_id"] == run["dag_run_id"]
+    )
+    return folder
+
+
+def test_a_dry_run_shows_the_plan_and_measures_nothing(process_airflow: AirflowServer) -> None:
+    run = process_airflow.run("choice", conf={"dry_run": True})
+    states = process_airflow.states("choice", run["dag_run_id"])
+    assert run["state"] == "success"
+    assert states.pop("plan") == "success"
+    assert set(states.values()) == {"skipped"}
+    assert "2 experiments, 4 cycles to measure" in process_airflow.task_log(
+        "choice", run["dag_run_id"], "plan"
+    )
+
+
+def test_a_run_measures_the_chosen_experiments_cycles_and_prompts_only(
+    process_airflow: AirflowServer,
+) -> None:
+    conf = {"experiments": "*batch_size-2*", "cycles": 1, "n_prompts": 3}
+    run = process_airflow.run("choice", conf=conf, note="only the large batch")
+    states = process_airflow.states("choice", run["dag_run_id"])
+    assert run["state"] == "success", states
+    assert sorted(states.values()) == ["skipped"] * 3 + ["success"] * 3
+    folder = stored(process_airflow, "choice", run)
+    (config,) = folder.glob("experiments/*/cycle-1/config.json")
+    assert json.loads(config.read_text())["config"]["task"]["dataset"]["n_prompts"] == 3
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["planned"] == 1
+
+
+def test_a_name_that_no_experiment_has_fails_in_the_plan_with_the_names_there_are(
+    process_airflow: AirflowServer,
+) -> None:
+    run = process_airflow.run("choice", conf={"experiments": "bs99*"})
+    states = process_airflow.states("choice", run["dag_run_id"])
+    assert run["state"] == "failed"
+    assert states.pop("plan") == "failed"
+    assert states.pop("aggregate") == "failed"
+    assert set(states.values()) == {"upstream_failed"}
+    log = process_airflow.task_log("choice", run["dag_run_id"], "plan")
+    assert "no experiment of the study 'choice' is called bs99*" in log
+    assert "batch_size-1" in log
+
+
+@pytest.mark.parametrize(
+    ("conf", "field"),
+    [({"cycles": 3}, "cycles"), ({"cycles": 0}, "cycles"), ({"engines": ["vllm"]}, "engines")],
+)
+def test_a_value_out_of_range_is_refused_before_there_is_a_run(
+    process_airflow: AirflowServer, conf: dict[str, Any], field: str
+) -> None:
+    answer = process_airflow.trigger("choice", conf=conf)
+    assert answer.status_code == 400
+    assert field in answer.text
+
+
+def test_a_nightly_schedule_fires_by_itself(process_airflow: AirflowServer) -> None:
+    process_airflow.unpause("nightly")
+    run = process_airflow.first_run("nightly", run_type="scheduled")
+    process_airflow.send("PATCH", "/api/v2/dags/nightly", {"is_paused": True})
+    assert run["state"] == "success"
