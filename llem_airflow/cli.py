@@ -74,16 +74,17 @@ _ROOT = click.option("--results-root", envvar="LLEM_RESULTS_ROOT", default="resu
 @_ROOT
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
 @click.option("--again", is_flag=True, help="Aggregate again first.")
-def show_report(run: str, results_root: str, open_browser: bool, again: bool) -> None:
+@click.option(
+    "--format", "form", type=click.Choice(["table", "markdown", "json"]), default="table", show_default=True
+)
+def show_report(run: str, results_root: str, **options: Any) -> None:
     """Print the table of a RUN and the path of its report.
 
     RUN is the folder of a run, STUDY/RUN, STUDY (its newest run) or latest.
     """
     from llem_airflow.analysis import console
 
-    sys.exit(
-        console.guarded(lambda: console.report_run(run, results_root, open_browser=open_browser, again=again))
-    )
+    sys.exit(console.guarded(lambda: console.report_run(run, results_root, **options)))
 
 
 @main.command("compare")
@@ -226,3 +227,29 @@ def print_schema() -> None:
     from llem_airflow.study.schema import json_schema
 
     click.echo(json.dumps(json_schema(), indent=1))
+
+
+@main.command("gc")
+@click.option(
+    "--older-than", "older_than_h", default=24.0, show_default=True, help="Age in hours from which on."
+)
+@click.option("--installation", default=None, help="Only what this Airflow made (label llem.installation).")
+@click.option("--yes", is_flag=True, help="Remove them. Without it, only the list is printed.")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+def collect_garbage(older_than_h: float, installation: str | None, *, yes: bool, as_json: bool) -> None:
+    """List containers and volumes of ours that nobody owns any more, and remove them with --yes.
+
+    Nothing is touched that llem-airflow has not made.
+    """
+    from llem_airflow.container.terminal import collect
+
+    sys.exit(collect(older_than_h * 3600, installation, remove=yes, as_json=as_json))
+
+
+@main.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def show_doctor(*, as_json: bool) -> None:
+    """Check engine, GPUs, images, disk, memory, rights and credentials; exit code 1 when something fails."""
+    from llem_airflow.container.terminal import diagnose
+
+    sys.exit(diagnose(as_json=as_json))

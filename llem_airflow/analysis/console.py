@@ -19,6 +19,7 @@ from llem_airflow.analysis import quantity
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.comparing import PairReport, compare_runs, compare_sides, corrected, side
 from llem_airflow.analysis.integrity import check_run
+from llem_airflow.analysis.markdown import report_markdown
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.progress import histories
 from llem_airflow.analysis.summary import Summary
@@ -63,12 +64,19 @@ def guarded(verb: Callable[[], int]) -> int:
         return 2
 
 
-def report_run(run: str, results_root: str, *, open_browser: bool = False, again: bool = False) -> int:
+def report_run(
+    run: str, results_root: str, *, open_browser: bool = False, again: bool = False, form: str = "table"
+) -> int:
     """Print the table of a run and where its report lies; aggregate it if that was not done."""
     found = locate_run(run, ResultsRoot(results_root))
     stored = None if again else load_summary(found)
+    summary = stored or aggregate_run(found)
+    if form != "table":
+        text = json.dumps(summary.to_json(), indent=1) if form == "json" else report_markdown(summary)
+        sys.stdout.write(text + "\n")
+        return 0
     console = Console()
-    console.print(render_summary(stored or aggregate_run(found)))
+    console.print(render_summary(summary))
     where = f"{found.url}/{names.REPORT}"
     console.print(f"\nReport: {where}", soft_wrap=True, highlight=False, markup=False)
     if open_browser:

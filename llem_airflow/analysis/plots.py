@@ -88,7 +88,7 @@ def power_curves(experiment: str, curves: Sequence[Curve]) -> Markup | None:
     drawn = [one for one in curves if one.series]
     if not drawn:
         return None
-    top = max(float(watts.max()) for one in drawn for _, watts in one.series.values()) * 1.12 or 1.0
+    top = max(float(watts.max()) for one in drawn for _, watts in one.series.values()) * 1.38 or 1.0
     right = max(
         max([end for *_, end in one.phases] + [float(t[-1]) for t, _ in one.series.values()]) for one in drawn
     )
@@ -132,7 +132,7 @@ def _panel(axes: Axes, one: Curve, top: float, right: float) -> None:
             fits = (end - begin) / right > 0.012 * len(label)
             axes.text(
                 (begin + end) / 2,
-                top * (0.97 if fits else 0.93),
+                top * 0.97,
                 label,
                 ha="center",
                 va="top",

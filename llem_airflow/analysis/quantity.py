@@ -48,7 +48,7 @@ def quantity(name: str, value: float | None, *, estimate: bool = False) -> str:
 def interval(found: Description, factor: float = 1.0) -> str:
     """The 95 % interval as ``low to high``; says so when there is none."""
     if found.interval is None:
-        return "no interval (n = 1)"
+        return "no interval"
     return f"{number(found.interval.low * factor)} to {number(found.interval.high * factor)}"
 
 

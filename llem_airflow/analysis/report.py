@@ -175,7 +175,8 @@ def _cycle_row(row: Cycle) -> dict[str, Any]:
     return {
         "row": row,
         "values": [quantity.quantity(name, row.measures.get(name), estimate=estimate) for name in names],
-        "flags": ", ".join(flag.code for flag in row.flags if flag.severity != "info"),
+        "flags": ", ".join(flag.code for flag in row.flags if flag.severity != "info")
+        or row.reason.split(":", 1)[0],
     }
 
 

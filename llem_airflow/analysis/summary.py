@@ -263,16 +263,12 @@ def _doubts(
     ]
     valid = sum(row.status == "valid" for row in rows)
     if valid < planned:
-        found.append(
-            _about_all(
-                "incomplete", f"{valid} of {planned} planned cycles are valid", "clear the failed tasks"
-            )
-        )
+        found.append(_about_all("incomplete", "not every planned cycle is valid", "clear the failed tasks"))
     if 0 < valid < FEW_CYCLES:
         found.append(
             _about_all(
                 "few_cycles",
-                "one cycle has no interval" if valid == 1 else f"{valid} cycles make a wide interval",
+                f"fewer than {FEW_CYCLES} cycles: the interval is wide, and absent for one cycle",
                 f"set study_execution.n_cycles to {FEW_CYCLES} or more",
             )
         )

@@ -45,6 +45,14 @@ def test_report_of_no_run_says_what_there_is_and_exits_with_2(make_run: MakeRun)
     assert "nightly/a" in found.stderr
 
 
+def test_report_as_markdown_and_as_json(make_run: MakeRun) -> None:
+    run = _run(make_run)
+    page = _llem(run, "report", "--format", "markdown").output
+    assert re.search(r"\| batch_size 1 \| 36\.\d J/token \[36\.\d to 36\.\d\] \|.* \| 3/3 \|", page)
+    assert "no attempt left a result or an error" in page
+    assert json.loads(_llem(run, "report", "--format", "json").output)["planned"] == 6
+
+
 def test_compare_prints_the_verdict_and_fails_only_when_asked_to(make_run: MakeRun) -> None:
     run = _run(make_run)
     _run(make_run, "b", 240.0)
