@@ -63,24 +63,18 @@ class Home:
 
     def environment(self, dags_folder: Path) -> dict[str, str]:
         """The environment of an Airflow command; what the user has set already stays."""
-        ours = {
+        defaults = {
             **SETTINGS,
-            "AIRFLOW_HOME": str(self.airflow),
-            "AIRFLOW__CORE__DAGS_FOLDER": str(dags_folder),
             "AIRFLOW__LLEM__RESULTS_ROOT": self.results,
             "AIRFLOW__LLEM__MODELS_DIR": str(self.models),
         }
-        kept = {
-            key: value
-            for key, value in os.environ.items()
-            if key not in {"AIRFLOW_HOME", "AIRFLOW__CORE__DAGS_FOLDER"}
-        }
-        return {
-            **ours,
-            **kept,
+        decided = {
             "AIRFLOW_HOME": str(self.airflow),
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags_folder),
+            # `airflow standalone` starts its parts as `airflow`, by PATH
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         }
+        return {**defaults, **os.environ, **decided}
 
 
 def airflow_command(*arguments: str) -> list[str]:
