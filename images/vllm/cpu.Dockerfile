@@ -3,7 +3,7 @@
 #
 #   images/build vllm-cpu
 #
-# The build needs no network: wheels/ holds what cpu-requirements.txt pins, lib/ holds libnuma.so.1.
+# The build needs no network: wheels/ holds what cpu-requirements.txt pins, machine/ what slim bases lack.
 ARG BASE=llem-airflow/pytorch-cpu:0.1.0
 
 FROM ${BASE} AS packages
@@ -19,9 +19,9 @@ RUN python3 -m venv --without-pip /opt/vllm \
     --no-cache-dir --no-index --find-links /wheels --no-deps --require-hashes --ignore-installed \
     -r /wheels/cpu-requirements.txt \
  && rm -rf "$site"/*/tests
-# vLLM's library asks for libnuma.so.1, which slim bases lack.
-COPY lib /opt/vllm/lib
-ENV LD_LIBRARY_PATH=/opt/vllm/lib
+# vLLM links to libnuma and asks lscpu for the cores.
+COPY machine /opt/vllm/machine
+ENV LD_LIBRARY_PATH=/opt/vllm/machine
 # What a fresh container would spend 15 s on: vLLM imports a model's class in a process of its own to inspect it, and
 # keeps what it saw in its cache.
 RUN VLLM_CACHE_ROOT=/opt/vllm/cache VLLM_NO_USAGE_STATS=1 OMP_NUM_THREADS=1 /opt/vllm/bin/python3 -c "$(printf '%s\n' \
@@ -36,8 +36,8 @@ LABEL org.opencontainers.image.title="llem-airflow: vLLM engine on CPUs"
 COPY --from=packages /opt/vllm /opt/vllm
 # VLLM_ENABLE_V1_MULTIPROCESSING: an engine process of its own wants 160 MiB of /dev/shm.
 # VLLM_CPU_KVCACHE_SPACE, in GiB: left alone, the KV cache takes half of the machine's memory.
-ENV PATH=/opt/vllm/bin:/opt/engine/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-    LD_LIBRARY_PATH=/opt/vllm/lib \
+ENV PATH=/opt/vllm/bin:/opt/engine/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/vllm/machine \
+    LD_LIBRARY_PATH=/opt/vllm/machine \
     VLLM_CACHE_ROOT=/opt/vllm/cache \
     VLLM_CPU_KVCACHE_SPACE=1 \
     VLLM_ENABLE_V1_MULTIPROCESSING=0 \
