@@ -110,7 +110,9 @@ class Attempt:
         self._write_environment(facts)
         parameters = facts.model.get("n_parameters")
         size = f"{parameters / 1e6:,.1f} M parameters, " if parameters else ""
-        self._log.say(f"{size}{facts.model.get('dtype')}, ready after {seconds_since(begin_ns):.1f} s")
+        self._log.say(
+            f"{size}{facts.model.get('dtype') or 'dtype unknown'}, ready after {seconds_since(begin_ns):.1f} s"
+        )
         return facts
 
     def _write_environment(self, facts: EngineFacts | None) -> None:
