@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-ENGINES = ("transformers", "vllm", "tensorrt")
+from importlib.metadata import entry_points
+
+OWN_ENGINES = ("transformers", "vllm", "tensorrt")
+INSTALLED_ENGINES = tuple(sorted({one.name for one in entry_points(group="llem_airflow.engines")} - set(OWN_ENGINES)))
+"""Names of third parties' engines whose packages are installed here."""
+
+ENGINES = (*OWN_ENGINES, *INSTALLED_ENGINES)
 ENGINE_ALIASES = {
     "pytorch": "transformers",
     "huggingface": "transformers",

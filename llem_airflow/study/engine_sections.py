@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from llem_airflow.study.engine_names import INSTALLED_ENGINES
 from llem_airflow.study.fields import Leaf, Section
 from llem_airflow.study.mistakes import Path
 from llem_airflow.study.vocabulary import FlatKeys
@@ -56,4 +57,5 @@ ENGINE_SECTIONS = {
     ),
     "vllm": Section("The vLLM engine.", _FREE | _CHAT_KNOB, moved=FlatKeys("vllm")),
     "tensorrt": Section("The TensorRT-LLM engine.", _FREE | _CHAT_KNOB, moved=FlatKeys("tensorrt")),
+    **{name: Section(f"The engine {name} (of an installed package).", _FREE | _CHAT_KNOB) for name in INSTALLED_ENGINES},
 }

@@ -59,6 +59,7 @@ def read_written(source: Source, folder: Path | None) -> Written:
         engines = engines if engines is not None else base_engines
         _tell_inherited(written, below, own, base)
     written.fixed, written.engines = merged(below, own), engines
+    _check_baseline(written.sections, report)
     written.sweep = parse_sweep(source.value.get("sweep"), report)
     written.entries = _entries(source.value.get("experiments"), report)
     if mistakes:
@@ -156,6 +157,16 @@ def _check_duplicate_aliases(source: Source, report: Report) -> None:
                     "keep one of them",
                     of_key=True,
                 )
+
+
+def _check_baseline(sections: dict[str, Any], report: Report) -> None:
+    """A regression is told against the previous run or against a release that the study has."""
+    regression = (sections.get("airflow") or {}).get("regression") or {}
+    baseline = regression.get("baseline", "previous")
+    known = ["previous", *(row["name"] for row in sections.get("versions") or () if row.get("name"))]
+    if baseline not in known:
+        path = ("airflow", "regression", "baseline")
+        report(path, f"found {show(baseline)}", f"allowed: {', '.join(known)}", closest(str(baseline), known))
 
 
 def _base(
