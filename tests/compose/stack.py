@@ -98,6 +98,12 @@ class Stack:
         answer.raise_for_status()
         return answer.json()
 
+    def page(self, path: str, **parameters: str) -> str:
+        """The HTML of a page, as the signed-in user."""
+        answer = self._http.get(path, params=parameters)
+        answer.raise_for_status()
+        return answer.text
+
     def status_of(self, path: str) -> int:
         """Status code of a GET by somebody who is not signed in."""
         return httpx.get(f"{self._http.base_url}{path}", timeout=60).status_code

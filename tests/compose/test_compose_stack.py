@@ -70,6 +70,8 @@ def test_the_quickstart_study_runs_in_the_stack_and_leaves_its_results(stack: St
         stack.compose("exec", "scheduler", "sh", "-c", "cat /opt/airflow/results/quickstart/*/summary.json")
     )
     assert summary["missing"] == []
+    page = stack.page("/llem/run", dag_id="quickstart", run_id=run["dag_run_id"])
+    assert "<svg" in page
     assert experiments_left() == []
 
 
