@@ -120,7 +120,7 @@ def change_points(points: Sequence[Point], better: str) -> list[ChangePoint]:
     """Change points by divisive segmentation with the energy statistic, kept where a t test agrees.
 
     The series is split where the energy distance between both sides is largest (E-divisive, Matteson and
-    James 2014), each side again, and so on. A split stays when Welch's t test of the two stretches next to
+    James 2014), each side again, and so on. A split stays when Student's t test of the two stretches next to
     it has p < 0.001 and their means differ by 2 % or more (the rule of "Hunter", Fleming et al. 2023).
     """
     values = np.array([point.mean for point in points], dtype=float)
@@ -161,13 +161,16 @@ def _energy_distance(values: NDArray[np.float64], at: int) -> float:
 
 
 def _test(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Two-sided p of Welch's t test; 1 where the means differ by less than the threshold."""
+    """Two-sided p of Student's t test; 1 where the means differ by less than the threshold.
+
+    The spread is pooled: a stretch of two runs cannot tell its own, and Welch's test would be blind there.
+    """
     before, after = float(one.mean()), float(other.mean())
     if abs(after - before) < THRESHOLD_RATIO * abs(before):
         return 1.0
     if float(np.ptp(one)) == 0.0 and float(np.ptp(other)) == 0.0:
         return 0.0
-    return float(stats.ttest_ind(one, other, equal_var=False).pvalue)
+    return float(stats.ttest_ind(one, other).pvalue)
 
 
 def _change(
