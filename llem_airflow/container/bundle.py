@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import io
 import os
 import tempfile
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import llem_airflow
 from llem_airflow.protocol.files import BUNDLE
+
+ENGINES_GROUP = "llem_airflow.engines"
+"""Entry points of third parties' engines; what carries one is put into the bundle."""
 
 _MAIN = """\
 import sys
@@ -52,7 +56,7 @@ def _pack() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
         _add(archive, "__main__.py", _MAIN.encode())
-        for name, path in sorted(_members()):
+        for name, path in sorted(set(_members())):
             _add(archive, name, path.read_bytes())
     return buffer.getvalue()
 
@@ -72,6 +76,36 @@ def _members() -> Iterator[tuple[str, Path]]:
             if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith("."):
                 yield f"llem_airflow/{path.relative_to(package).as_posix()}", path
     yield "pynvml.py", pynvml_file()
+    for entry in importlib.metadata.entry_points(group=ENGINES_GROUP):
+        yield from _plugin(entry)
+
+
+def _plugin(entry: importlib.metadata.EntryPoint) -> Iterator[tuple[str, Path]]:
+    """A third party's engine: the top-level package or module that its entry point names, and its metadata.
+
+    Its metadata is what the entry point is found by inside the container. What the engine depends on is the image's.
+    """
+    name = entry.module.partition(".")[0]
+    found = importlib.util.find_spec(name)  # a top-level name is found without running its code
+    if found is None or found.origin is None or entry.dist is None:
+        raise FileNotFoundError(
+            f"engine {entry.name!r}: its module {name!r} is not installed as files: pip install its package again"
+        )
+    folders = [Path(folder) for folder in found.submodule_search_locations or ()]
+    for folder in folders:
+        for path in folder.rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                yield f"{name}/{path.relative_to(folder).as_posix()}", path
+    if not folders:
+        yield Path(found.origin).name, Path(found.origin)
+    metadata = Path(str(entry.dist.locate_file(""))) / _metadata_folder(entry.dist)
+    for wanted in ("METADATA", "entry_points.txt"):
+        yield f"{metadata.name}/{wanted}", metadata / wanted
+
+
+def _metadata_folder(distribution: importlib.metadata.Distribution) -> str:
+    files = distribution.files or ()
+    return next(file.parts[0] for file in files if file.name == "entry_points.txt")
 
 
 def pynvml_file() -> Path:

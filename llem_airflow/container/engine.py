@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import socket
 import time
+import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +15,7 @@ from typing import Any, TypeVar
 import docker
 import requests
 from docker.errors import APIError, DockerException, NotFound
+from docker.utils import kwargs_from_env
 
 from llem_airflow.container.attempt import LABEL_KEY, Attempt
 from llem_airflow.protocol.files import EXCHANGE_DIR
@@ -23,6 +27,40 @@ ENGINE_ERRORS = (DockerException, requests.exceptions.RequestException)
 
 LIVE_STATES = ("running", "paused", "restarting")
 _RETRY_EVERY_S = 1.0
+
+
+def connect(environ: Mapping[str, str] = os.environ, *, timeout_s: int = 60) -> docker.APIClient:
+    """A client of the engine that ``DOCKER_HOST`` names.
+
+    Raises:
+        docker.errors.DockerException: Nobody answers there; the text says why.
+        requests.exceptions.RequestException: It did not answer in time.
+    """
+    where = kwargs_from_env(environment=dict(environ))
+    url = where.get("base_url") or "unix:///var/run/docker.sock"
+    try:
+        _knock(url, timeout_s)
+    except PermissionError as error:
+        raise DockerException(
+            f"permission denied while trying to connect to the Docker daemon socket at {url}"
+        ) from error
+    except OSError as error:
+        raise DockerException(
+            f"cannot connect to the Docker daemon at {url}: {error.strerror or error}"
+        ) from error
+    return docker.APIClient(**where, version="auto", timeout=timeout_s)
+
+
+def _knock(url: str, timeout_s: int) -> None:
+    """Open a connection and close it: docker-py says less about why it cannot, and leaves a socket open."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme in ("unix", "http+unix"):
+        with socket.socket(socket.AF_UNIX) as knock:
+            knock.settimeout(timeout_s)
+            knock.connect(parts.path)
+    elif parts.hostname:
+        with socket.create_connection((parts.hostname, parts.port or 2375), timeout_s):
+            pass
 
 
 def patiently(call: Callable[[], T], patience_s: float) -> T:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from llem_airflow.protocol.strict import ProtocolError
 
 _READ_BYTES = 64 * 1024
 _KILL_GRACE_S = 3.0
+_LOOK_EVERY_S = 0.5
 
 # The attempt must not outlive a killed worker. PR_SET_PDEATHSIG (1) survives the exec that follows; it is set
 # in the child itself, as preexec_fn is not safe beside threads. The check of the parent closes the gap.
@@ -142,8 +144,7 @@ def _run(
             wall_clock_s=settings.wall_clock_s,
             silence_s=settings.silence_s,
         ) as dog:
-            assert process.stdout is not None
-            while data := os.read(process.stdout.fileno(), _READ_BYTES):
+            for data in _output(process):
                 dog.heard()
                 sink.feed(data)
             exit_code = process.wait()
@@ -155,6 +156,22 @@ def _run(
         _running.pop(attempt.container_name, None)
         if process.stdout is not None:
             process.stdout.close()
+
+
+def _output(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
+    """Output until the process has ended: a child that outlives it may hold the pipe open for ever."""
+    assert process.stdout is not None
+    pipe = process.stdout.fileno()
+    while True:
+        ended = process.poll() is not None
+        ready, _, _ = select.select([pipe], [], [], 0 if ended else _LOOK_EVERY_S)
+        if ready:
+            data = os.read(pipe, _READ_BYTES)
+            if not data:
+                return
+            yield data
+        elif ended:
+            return
 
 
 def _spawn(

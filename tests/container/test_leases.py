@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -266,7 +267,8 @@ def test_the_hosts_gpus_are_found_with_their_slices(
 def test_a_box_gets_exactly_the_gpu_that_it_claimed(box: RunBox, host_gpus: Inventory) -> None:
     lines: list[str] = []
     collected = box(
-        "print(os.environ['NVIDIA_VISIBLE_DEVICES'], json.load(open(os.environ['LLEM_CONFIG_PATH']))['meter']['gpus'])\n"
+        "spec = json.load(open(os.environ['LLEM_CONFIG_PATH']))\n"
+        "print(os.environ['NVIDIA_VISIBLE_DEVICES'], spec['meter']['gpus'])\n"
         "result()",
         lines=lines,
         gpu_request=GpuRequest(1, ids=("1",)),
@@ -302,7 +304,7 @@ def test_a_gpu_of_a_foreign_container_is_respected_and_its_holder_named(
 
 @pytest.mark.docker
 def test_more_gpus_than_there_are_fails_at_once(box: RunBox, host_gpus: Inventory) -> None:
-    with pytest.raises(AttemptFailedError, match="9 GPU.* asked for") as caught:
+    with pytest.raises(AttemptFailedError, match=r"9 GPU\(s\) asked for") as caught:
         box("result()", gpu_request=GpuRequest(9))
     assert caught.value.failure.retryable is False
 
@@ -319,8 +321,6 @@ def test_a_ticket_keeps_its_place_and_a_stale_one_does_not(
         assert [
             v["Labels"]["llem.ticket"] for v in listed if v["Labels"]["llem.key"] == this_attempt.key
         ] == ["0001"]
-        import time
-
         assert behind.ahead(HOST, time.time(), ())[0] == wants(2)  # noqa: TID251  # the engine's clock is wall time
         assert behind.ahead(HOST, time.time(), ("0001",)) == []  # noqa: TID251
         assert behind.ahead(HOST, time.time() + 3600, ()) == []  # noqa: TID251

@@ -1,0 +1,107 @@
+"""The reaper: what no live task owns any more. It sees only what carries our label, so nothing else is touched."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import docker
+
+from llem_airflow.container.attempt import LABEL_KEY
+from llem_airflow.container.engine import LIVE_STATES, name_of, remove_container, remove_volume
+from llem_airflow.container.gpus import LABEL_PROBE
+from llem_airflow.container.leases import LABEL_TICKET
+from llem_airflow.container.tickets import STALE_S, engine_clock_offset_s
+
+Alive = Callable[[Mapping[str, str]], bool | None]
+"""Given labels (``llem.dag_id`` …): whether a live task owns what carries them; None when that cannot be told."""
+
+_PROBE_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Something of ours that nobody owns.
+
+    Attributes:
+        kind: ``container`` or ``volume``.
+        name: Its name.
+        what: Whose it was: experiment, DAG, run.
+        state: State of the container, ``unused`` for a volume.
+        age_s: Age by the engine's clock, in seconds.
+    """
+
+    kind: str
+    name: str
+    what: str
+    state: str
+    age_s: float
+
+
+def find_leftovers(
+    api: docker.APIClient, *, alive: Alive | None = None, older_than_s: float, installation: str | None = None
+) -> list[Leftover]:
+    """Containers and volumes of ours that no live task owns.
+
+    Args:
+        api: The engine.
+        alive: Says whether a live task owns something; None when nobody can be asked.
+        older_than_s: What ``alive`` cannot tell is a leftover from this age on, in seconds.
+        installation: Only what this Airflow made; None for all.
+    """
+    now_s = datetime.datetime.now(datetime.UTC).timestamp() + engine_clock_offset_s(api)
+
+    def left(labels: Mapping[str, str], age_s: float) -> bool:
+        if installation is not None and labels.get("llem.installation") != installation:
+            return False
+        owned = alive(labels) if alive is not None else None
+        return age_s > older_than_s if owned is None else not owned
+
+    found: list[Leftover] = []
+    used: set[str] = set()
+    for container in api.containers(all=True, filters={"label": LABEL_KEY}):
+        labels, age_s = container.get("Labels") or {}, now_s - float(container["Created"])
+        if left(labels, age_s):
+            found.append(Leftover("container", name_of(container), _what(labels), container["State"], age_s))
+        else:
+            used |= {mount["Name"] for mount in container.get("Mounts") or () if "Name" in mount}
+    found += _probes(api, now_s)
+    for volume in api.volumes(filters={"label": LABEL_KEY}).get("Volumes") or []:
+        labels, age_s = volume.get("Labels") or {}, now_s - _epoch_s(volume["CreatedAt"])
+        stale = age_s > 2 * STALE_S if LABEL_TICKET in labels else left(labels, age_s)
+        if stale and volume["Name"] not in used:
+            found.append(Leftover("volume", volume["Name"], _what(labels), "unused", age_s))
+    return found
+
+
+def remove_leftovers(api: docker.APIClient, leftovers: Iterable[Leftover]) -> int:
+    """Remove them, containers first; how many are gone."""
+    gone = 0
+    for leftover in sorted(leftovers, key=lambda one: one.kind):
+        if leftover.kind == "container":
+            gone += remove_container(api, leftover.name)
+        else:
+            remove_volume(api, leftover.name)
+            gone += 1
+    return gone
+
+
+def _probes(api: docker.APIClient, now_s: float) -> list[Leftover]:
+    listed = api.containers(all=True, filters={"label": LABEL_PROBE})
+    return [
+        Leftover(
+            "container", name_of(probe), "question to the driver", probe["State"], now_s - probe["Created"]
+        )
+        for probe in listed
+        if probe["State"] not in LIVE_STATES or now_s - probe["Created"] > _PROBE_S
+    ]
+
+
+def _what(labels: Mapping[str, str]) -> str:
+    experiment, cycle = labels.get("llem.experiment", "?"), labels.get("llem.cycle", "?")
+    return f"{experiment} cycle {cycle}, {labels.get('llem.dag_id', '?')} {labels.get('llem.run_id', '?')}"
+
+
+def _epoch_s(text: str) -> float:
+    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()

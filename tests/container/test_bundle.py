@@ -1,0 +1,52 @@
+"""The bundle holds what runs inside, and the same sources give the same bytes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from llem_airflow.container.bundle import build_bundle
+
+
+def test_the_same_sources_give_the_same_bytes(tmp_path: Path) -> None:
+    first, second = build_bundle(tmp_path / "a"), build_bundle(tmp_path / "b")
+    assert first.read_bytes() == second.read_bytes()
+    assert first.parent.name == second.parent.name
+
+
+def test_a_bundle_is_built_once(tmp_path: Path) -> None:
+    first = build_bundle(tmp_path)
+    before = first.stat().st_mtime_ns
+    assert build_bundle(tmp_path) == first
+    assert first.stat().st_mtime_ns == before
+
+
+def test_a_broken_bundle_in_the_cache_is_replaced(tmp_path: Path) -> None:
+    path = build_bundle(tmp_path)
+    path.write_bytes(b"half")
+    assert zipfile.is_zipfile(build_bundle(tmp_path))
+
+
+def test_it_holds_protocol_measurement_and_the_driver_binding_only(tmp_path: Path) -> None:
+    with zipfile.ZipFile(build_bundle(tmp_path)) as archive:
+        names = set(archive.namelist())
+    tops = {name.split("/")[1] for name in names if name.startswith("llem_airflow/")}
+    assert tops == {"__init__.py", "protocol", "measurement"}
+    assert {"__main__.py", "pynvml.py"} <= names
+    assert not [name for name in names if "__pycache__" in name]
+
+
+def test_it_starts_with_nothing_installed(tmp_path: Path) -> None:
+    """No site-packages, no configuration: it gets as far as asking for its spec."""
+    ended = subprocess.run(
+        [sys.executable, "-I", "-S", str(build_bundle(tmp_path))],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "LLEM_CONFIG_PATH" in ended.stdout + ended.stderr
+    assert "ModuleNotFoundError" not in ended.stdout + ended.stderr

@@ -1,0 +1,164 @@
+"""The process runner keeps the same promises as the box."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llem_airflow.container.attempt import Attempt
+from llem_airflow.container.collected import Collected
+from llem_airflow.container.failures import AttemptFailedError
+from llem_airflow.container.process import ProcessSettings, kill_process, run_process
+from tests.container.programs import HASH, SPEC, attempt, program
+
+FOREVER = "print('up', flush=True)\nwhile True: time.sleep(0.1)\n"
+
+
+def run(
+    folder: Path, text: str, *, lines: list[str] | None = None, who: Attempt | None = None, **settings: Any
+) -> Collected:
+    return run_process(
+        who or attempt(),
+        SPEC,
+        replace(ProcessSettings(), **settings),
+        collect_to=folder / "collected",
+        on_line=(lines if lines is not None else []).append,
+        bundle=program(folder, text),
+    )
+
+
+def test_success_brings_files_and_log_out(tmp_path: Path) -> None:
+    lines: list[str] = []
+    collected = run(
+        tmp_path, "print('hello'); open(out + '/power.csv', 'w').write('x'); result()", lines=lines
+    )
+    assert lines == ["hello"]
+    assert {path.name for path in collected.folder.iterdir()} == {
+        f"{HASH}_result.json",
+        "power.csv",
+        "container.log",
+    }
+    assert (collected.exit_code, collected.image, collected.adopted) == (0, None, False)
+
+
+def test_the_temporary_folder_is_gone(tmp_path: Path) -> None:
+    who = attempt()
+    run(tmp_path, "result()", who=who)
+    assert not list(Path(tempfile.gettempdir()).glob(f"llem-{who.key}*"))
+
+
+def test_a_failure_says_code_and_last_lines(tmp_path: Path) -> None:
+    with pytest.raises(AttemptFailedError, match="exit code 3") as caught:
+        run(tmp_path, "print('the last words'); sys.exit(3)")
+    assert "the last words" in str(caught.value)
+
+
+def test_the_attempts_own_error_is_the_headline(tmp_path: Path) -> None:
+    with pytest.raises(AttemptFailedError, match="failed in phase 'load': ValueError: boom"):
+        run(tmp_path, "error(); sys.exit(1)")
+
+
+def test_wall_clock_and_silence_end_it(tmp_path: Path) -> None:
+    with pytest.raises(AttemptFailedError, match=r"wall clock limit of 0\.5 s"):
+        run(tmp_path, FOREVER, wall_clock_s=0.5)
+    with pytest.raises(AttemptFailedError, match=r"silence limit of 0\.5 s"):
+        run(tmp_path, FOREVER, silence_s=0.5)
+
+
+def test_a_program_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    ignoring = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + FOREVER
+    with pytest.raises(AttemptFailedError) as caught:
+        run(tmp_path, ignoring, wall_clock_s=1.0, stop_grace_s=0.3)
+    assert caught.value.exit_code == -9
+
+
+def test_children_do_not_outlive_it(tmp_path: Path) -> None:
+    lines: list[str] = []
+    child = "import subprocess\nprint(subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL).pid, flush=True)\n"
+    run(tmp_path, child + "result()", lines=lines)
+    assert not running(int(lines[0]))
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from tests.container.test_process import run, FOREVER
+class Lines(list):
+    def append(self, line): print(line, flush=True)
+run(Path(sys.argv[1]), "print(os.getpid(), flush=True)\\n" + FOREVER, lines=Lines())
+"""
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_kill_ends_it(tmp_path: Path) -> None:
+    who = attempt()
+    up = threading.Event()
+
+    def kill() -> None:
+        up.wait(20)
+        kill_process(who)
+
+    threading.Thread(target=kill).start()
+    with pytest.raises(AttemptFailedError) as caught:
+        run_process(
+            who,
+            SPEC,
+            ProcessSettings(),
+            collect_to=tmp_path / "out",
+            on_line=lambda line: up.set(),
+            bundle=program(tmp_path, FOREVER),
+        )
+    assert caught.value.failure.category == "cancelled"
+
+
+def test_a_killed_worker_takes_it_along(tmp_path: Path) -> None:
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(tmp_path)],
+        cwd=Path(__file__).parent.parent.parent,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert worker.stdout is not None
+    pid = int(worker.stdout.readline())
+    worker.kill()
+    worker.wait()
+    worker.stdout.close()
+    for _ in range(100):
+        if not running(pid):
+            break
+        time.sleep(0.05)
+    assert not running(pid)
+
+
+def test_an_interpreter_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(AttemptFailedError, match="/nonexistent/python cannot be started"):
+        run(tmp_path, "result()", python="/nonexistent/python")
+
+
+def test_secrets_are_blanked_in_the_log(tmp_path: Path) -> None:
+    lines: list[str] = []
+    collected = run(
+        tmp_path,
+        "print('token', os.environ['HF_TOKEN']); result()",
+        lines=lines,
+        private_environment={"HF_TOKEN": "hf_canary1234567890"},
+    )
+    assert lines == ["token [redacted]"]
+    assert "canary" not in collected.log.read_text()
+    assert "HF_TOKEN" not in os.environ
