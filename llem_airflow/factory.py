@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from airflow.sdk import DAG, Asset, TaskGroup, TriggerRule, get_parsing_context, task
+from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowFailException
 
 from llem_airflow.dag_docs import ADHOC_DOC, experiment_doc, study_doc
@@ -67,7 +68,6 @@ def study_dag(
         start_date=_moment(settings.start_date),
         catchup=settings.catchup,
         tags=sorted({"llem", *settings.tags}),
-        params=form(study),
         max_active_runs=1,
         max_active_tasks=settings.max_active_cycles,
         dagrun_timeout=_seconds(study.execution.wall_clock_timeout_s),
@@ -75,6 +75,9 @@ def study_dag(
     )
     with dag:
         _study_tasks(study, operator_args, chain=chain, render=render, only=_wanted_task(dag_id))
+    # Only now: every task that is made copies and checks the parameters that its DAG has already, which for a thousand
+    # tasks takes half a minute. A run gives them to its tasks from the DAG all the same.
+    dag.params = ParamsDict(form(study))
     return dag
 
 
@@ -309,7 +312,7 @@ def _cycle_tasks(
             task_id=f"{CYCLE_TASK_ID}_{run.cycle}",
             task_group=groups[run.experiment_id],
             study=study,
-            experiment=run.experiment_id,
+            experiment=experiments[run.experiment_id],
             doc_md=docs[run.experiment_id],
             priority_weight=_weight(study, run),
             **_cycle_args(run),

@@ -31,7 +31,7 @@ class LLEMExperimentOperator(DockerOperator):
 
     Args:
         study: The study, or the path of its file.
-        experiment: Id of one of its experiments, ``<slug>-<hash8>``; a slug that names only one is enough.
+        experiment: One of its experiments, or its id ``<slug>-<hash8>``; a slug that names only one is enough.
         cycle: Which repetition, from 1.
         gap_before_s: Thermal gap: wait until this long after the end of the run's previous cycle, in seconds.
             Nothing holds a GPU meanwhile.
@@ -48,7 +48,7 @@ class LLEMExperimentOperator(DockerOperator):
         self,
         *,
         study: Study | str | Path,
-        experiment: str,
+        experiment: str | Experiment,
         cycle: int = 1,
         gap_before_s: float = 0.0,
         runner: str | None = None,
@@ -58,7 +58,7 @@ class LLEMExperimentOperator(DockerOperator):
         kwargs.setdefault("mount_tmp_dir", False)
         kwargs["auto_remove"] = "force"
         self.study = study if isinstance(study, Study) else load_study(study)
-        self.experiment = _find(self.study, experiment)
+        self.experiment = experiment if isinstance(experiment, Experiment) else _find(self.study, experiment)
         super().__init__(image=image or self.experiment.image or "", **kwargs)
         self.cycle = cycle
         self.gap_before_s = gap_before_s
