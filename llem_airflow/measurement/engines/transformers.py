@@ -77,6 +77,8 @@ class TransformersEngine:
             torch.backends.cuda.matmul.allow_tf32 = bool(self._execution["allow_tf32"])
             torch.backends.cudnn.allow_tf32 = bool(self._execution["allow_tf32"])
         parameters = load_parameters(engine_params(spec), cuda=torch.cuda.is_available())
+        # The revision is one of the engine's parameters and a part of the model's name; it is given once.
+        parameters.pop("revision", None)
         revision = spec.model.revision if spec.model.path is None else None
         trust = bool(parameters.get("trust_remote_code", False))
         # Known noise: deprecations inside the libraries say nothing about the experiment.
