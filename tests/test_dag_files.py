@@ -1,0 +1,75 @@
+"""Every DAG file and every study that is shipped becomes a healthy DAG, by Airflow's own loader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from airflow.dag_processing.dagbag import DagBag
+from airflow.serialization.serialized_objects import DagSerialization
+
+from llem_airflow.factory import INVALID_TAG
+from llem_airflow.study import load_study
+
+DAGS = Path(__file__).parents[1] / "dags"
+FILES = sorted(DAGS.glob("*.py"))
+STUDIES = sorted((DAGS / "studies").glob("*.y*ml"))
+
+
+@pytest.fixture(scope="module")
+def bag() -> DagBag:
+    return DagBag(DAGS, load_op_links=False)
+
+
+def test_every_file_is_imported_without_an_error_and_gives_a_dag(bag: DagBag) -> None:
+    assert bag.import_errors == {}
+    assert {Path(dag.fileloc).name for dag in bag.dags.values()} == {file.name for file in FILES}
+
+
+def test_every_shipped_study_is_a_healthy_dag_that_airflow_can_store(bag: DagBag) -> None:
+    assert STUDIES
+    for path in STUDIES:
+        study = load_study(path)
+        dag = bag.dags[study.airflow.dag_id or study.name]
+        assert INVALID_TAG not in dag.tags
+        assert DagSerialization.from_dict(DagSerialization.to_dict(dag)).task_ids == dag.task_ids
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_dag_file_is_short_enough_to_be_read_at_a_glance(file: Path) -> None:
+    assert len(file.read_text("utf-8").splitlines()) <= 30
+
+
+def test_one_broken_study_of_ten_leaves_nine_dags_as_they_were(tmp_path: Path) -> None:
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies.py").write_text((DAGS / "studies.py").read_text("utf-8"))
+    text = STUDIES[0].read_text("utf-8")
+    for index in range(10):
+        written = text.replace("study_name: ", f"study_name: s{index}-")
+        (tmp_path / "studies" / f"s{index}.yaml").write_text(written)
+    before = DagBag(tmp_path, load_op_links=False)
+    (tmp_path / "studies" / "s4.yaml").write_text("study_name: [")
+    after = DagBag(tmp_path, load_op_links=False)
+    assert after.import_errors == {}
+    healthy = {dag_id for dag_id, dag in after.dags.items() if INVALID_TAG not in dag.tags}
+    assert len(before.dags) == 10
+    assert len(healthy) == 9
+    assert set(after.dags) - healthy == {"invalid.s4"}
+    for dag_id in healthy:
+        assert DagSerialization.to_dict(after.dags[dag_id]) == DagSerialization.to_dict(before.dags[dag_id])
+
+
+def test_adding_an_experiment_keeps_the_task_ids_of_the_others(tmp_path: Path) -> None:
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies.py").write_text((DAGS / "studies.py").read_text("utf-8"))
+    path = tmp_path / "studies" / "s.yaml"
+    text = (
+        "study_name: s\nserving_mode: offline\nengine: transformers\n"
+        "task: {model: m, dataset: {source: builtin, n_prompts: 2}}\nmeasurement: {meter: cpu-estimate}\n"
+        "sweep: {transformers.llem_execution.batch_size: [1, 2]}\n"
+    )
+    path.write_text(text)
+    before = set(DagBag(tmp_path, load_op_links=False).dags["s"].task_ids)
+    path.write_text(text.replace("[1, 2]", "[4, 2, 1]"))
+    after = set(DagBag(tmp_path, load_op_links=False).dags["s"].task_ids)
+    assert before < after
