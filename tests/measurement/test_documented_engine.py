@@ -7,7 +7,7 @@ from tests.measurement.running import ROOT, run, spec_of
 
 
 def test_the_engine_of_the_documentation_runs_as_printed(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "engines.md").read_text()
+    text = (ROOT / "llem_airflow" / "measurement" / "engines" / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     entry = re.search(r"\necho = \"(.*?)\"", text)
     assert code is not None
