@@ -5,7 +5,9 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 
 OWN_ENGINES = ("transformers", "vllm", "tensorrt")
-INSTALLED_ENGINES = tuple(sorted({one.name for one in entry_points(group="llem_airflow.engines")} - set(OWN_ENGINES)))
+INSTALLED_ENGINES = tuple(
+    sorted({one.name for one in entry_points(group="llem_airflow.engines")} - set(OWN_ENGINES))
+)
 """Names of third parties' engines whose packages are installed here."""
 
 ENGINES = (*OWN_ENGINES, *INSTALLED_ENGINES)

@@ -57,5 +57,5 @@ ENGINE_SECTIONS = {
     ),
     "vllm": Section("The vLLM engine.", _FREE | _CHAT_KNOB, moved=FlatKeys("vllm")),
     "tensorrt": Section("The TensorRT-LLM engine.", _FREE | _CHAT_KNOB, moved=FlatKeys("tensorrt")),
-    **{name: Section(f"The engine {name} (of an installed package).", _FREE | _CHAT_KNOB) for name in INSTALLED_ENGINES},
+    **{name: Section(f"The installed engine {name}.", _FREE | _CHAT_KNOB) for name in INSTALLED_ENGINES},
 }

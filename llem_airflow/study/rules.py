@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from llem_airflow.study.engine_names import OWN_ENGINES
+
 Config = dict[str, Any]
 KeyPath = tuple[str, ...]
 
@@ -146,7 +148,7 @@ def rules_of(engine: str) -> tuple[Rule, ...]:
     """The rules of an engine, those that hold for every engine first."""
     return tuple(
         _rule(entry)
-        for name in ("any", engine)
+        for name in ("any", *({engine} & set(OWN_ENGINES)))
         for entry in json.loads((_FOLDER / f"rules-{name}.json").read_text("utf-8"))
     )
 

@@ -101,9 +101,19 @@ def _sampling(config: Config) -> None:
     sampling = preset | {
         name: value for name, value in sampling.items() if value is not None or name not in preset
     }
-    if engine == "transformers" and sampling.get("do_sample") is None:
-        # generate() decodes greedily unless do_sample is set, whatever the temperature: a temperature that is
-        # written down is meant to be applied.
-        temperature = sampling.get("temperature")
-        sampling = sampling | {"do_sample": isinstance(temperature, (int, float)) and temperature > 0}
+    if engine == "transformers":
+        sampling = sampling | {"do_sample": _sampled(sampling)}
     config[engine] = section | {"sampling_params": sampling}
+
+
+def _sampled(sampling: Config) -> Any:
+    """Whether transformers draws tokens at random.
+
+    ``generate`` decodes greedily unless do_sample is set, whatever the temperature, and refuses a temperature of 0
+    when it is set: here a temperature that is written down is applied, and 0 is greedy as in the other engines.
+    """
+    temperature, wanted = sampling.get("temperature"), sampling.get("do_sample")
+    number = isinstance(temperature, (int, float))
+    if wanted is None:
+        return number and temperature > 0
+    return False if number and temperature == 0 else wanted

@@ -15,7 +15,7 @@ PARTS = ("engine_params", "sampling_params")
 @cache
 def known_keys(engine: str, part: str) -> tuple[str, ...]:
     """Keys that the engine is known to have, sorted."""
-    return tuple(json.loads(_FILE.read_text("utf-8"))[engine][part])
+    return tuple(json.loads(_FILE.read_text("utf-8")).get(engine, {}).get(part, ()))
 
 
 class FlatKeys(Mapping[str, str]):

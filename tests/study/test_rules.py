@@ -152,6 +152,13 @@ def test_a_temperature_that_is_written_is_applied() -> None:
     ]
 
 
+def test_a_temperature_of_zero_is_greedy_whatever_do_sample_says() -> None:
+    body = "transformers: {sampling_params: {temperature: 0.0}}\n"
+    found = study(body + "sweep:\n  transformers.sampling_params.do_sample: [true, false]\n")
+    assert (found.plan.valid, len(found.experiments)) == (2, 1)
+    assert found.experiments[0].config["transformers"]["sampling_params"]["do_sample"] is False
+
+
 def test_keys_without_effect_are_told_with_their_line() -> None:
     head = HEAD.replace("cpu-estimate", "cpu-estimate, latency_profiling: true")
     assert [str(n) for n in study(head=head).notices] == [
