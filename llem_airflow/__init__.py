@@ -26,6 +26,7 @@ def get_provider_info() -> dict[str, Any]:
                 ],
             }
         ],
+        "extra-links": ["llem_airflow.operators.links.ReportLink"],
         "config": {
             "llem": {
                 "description": "Energy benchmarks of LLM inference.",

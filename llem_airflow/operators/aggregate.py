@@ -9,6 +9,7 @@ from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from llem_airflow.operators.evidence import open_run
+from llem_airflow.operators.links import ReportLink
 from llem_airflow.operators.notify import tell
 from llem_airflow.operators.outcome import baseline_run, compared, key_numbers, worse
 from llem_airflow.operators.quarantine import matches, quarantine
@@ -34,6 +35,7 @@ class LLEMAggregateOperator(BaseOperator):
     """
 
     ui_color = "#e8f4ea"
+    operator_extra_links = (ReportLink(),)
 
     def __init__(
         self, *, study: Study | str | Path | None, allow_missing: bool | None = None, **kwargs: Any

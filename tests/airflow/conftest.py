@@ -51,6 +51,23 @@ airflow: {retries: 0, schedule: "* * * * *", start_date: 2026-01-01}
 )
 
 
+AFTER_CHOICE = """\
+from airflow.sdk import dag, task
+from llem_airflow.factory import study_asset
+
+@dag(schedule=[study_asset("choice")], is_paused_upon_creation=False)
+def after_choice():
+    @task
+    def show(triggering_asset_events=None):
+        for event in triggering_asset_events[study_asset("choice")]:
+            print("seen", list(event.extra["experiments"]))
+    show()
+
+after_choice()
+"""
+"""As in dags/README.md: a DAG that runs after each run of a study."""
+
+
 @pytest.fixture(scope="session")
 def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[AirflowServer]:
     """``airflow standalone`` with studies that run as processes."""
@@ -68,6 +85,7 @@ def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) 
         },
         {"LLEM_MODELS_DIR": str(models), "OMP_NUM_THREADS": "1"},
     )
+    (server.home / "dags" / "after_choice.py").write_text(AFTER_CHOICE)
     try:
         server.start()
         yield server

@@ -79,3 +79,61 @@ def test_a_nightly_schedule_fires_by_itself(process_airflow: AirflowServer) -> N
     run = process_airflow.first_run("nightly", run_type="scheduled")
     process_airflow.send("PATCH", "/api/v2/dags/nightly", {"is_paused": True})
     assert run["state"] == "success"
+
+
+def test_each_run_is_an_asset_event_with_the_key_numbers(process_airflow: AirflowServer) -> None:
+    run = process_airflow.run("choice", conf={"experiments": "*batch_size-1*", "cycles": 1})
+    events = process_airflow.get("/api/v2/assets/events", source_dag_id="choice", limit="100").json()[
+        "asset_events"
+    ]
+    (event,) = (each for each in events if each["source_run_id"] == run["dag_run_id"])
+    assert event["uri"] == "llem://study/choice"
+    assert (event["extra"]["planned"], event["extra"]["valid"]) == (1, 1)
+    assert event["extra"]["energy_kind"] == "estimate"
+    (numbers,) = event["extra"]["experiments"].values()
+    assert numbers["energy_per_output_token_j"]["mean"] > 0
+    assert numbers["energy_per_output_token_j"]["n"] == 1
+    assert numbers["energy_per_output_token_j"]["low"] is None
+    path = f"/api/v2/dags/choice/dagRuns/{run['dag_run_id']}/taskInstances/aggregate/links"
+    link = process_airflow.get(path).json()["extra_links"]["Energy report"]
+    assert "<html" in process_airflow.get(link).text
+
+
+def test_a_dag_scheduled_on_the_study_s_asset_runs_after_it_and_sees_its_numbers(
+    process_airflow: AirflowServer,
+) -> None:
+    process_airflow.run("choice", conf={"experiments": "*batch_size-1*", "cycles": 1})
+    after = process_airflow.first_run("after_choice", run_type="asset_triggered")
+    assert after["state"] == "success"
+    assert "batch_size-1" in process_airflow.task_log("after_choice", after["dag_run_id"], "show")
+
+
+@pytest.mark.browser
+def test_the_trigger_form_is_shown_and_a_dry_run_starts_from_it(process_airflow: AirflowServer) -> None:
+    from tests.browser import chromium_page  # noqa: PLC0415 - Playwright, for this test alone
+
+    process_airflow.unpause("choice")
+    known = {run["dag_run_id"] for run in process_airflow.runs("choice")}
+    shots = Path("build") / "screenshots"
+    shots.mkdir(parents=True, exist_ok=True)
+    with chromium_page() as page:
+        page.context.add_cookies(
+            [{"name": "_token", "value": process_airflow.token(), "url": process_airflow.url}]
+        )
+        page.goto(f"{process_airflow.url}/dags/choice")
+        page.get_by_role("button", name="Trigger").first.click()
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_text("What to measure").first.wait_for(timeout=60_000)
+        page.wait_for_timeout(1000)
+        page.screenshot(path=shots / "trigger-form.png", full_page=True)
+        dialog.get_by_text("What to measure").first.click()
+        page.wait_for_timeout(500)
+        page.screenshot(path=shots / "trigger-form-open.png", full_page=True)
+        dialog.get_by_text("How", exact=True).first.click()
+        dialog.locator("[id='element_dry_run'], [name='element_dry_run']").first.click(force=True)
+        page.screenshot(path=shots / "trigger-form-dry-run.png", full_page=True)
+        dialog.get_by_role("button", name="Trigger").last.click()
+        page.wait_for_timeout(3000)
+    (started,) = (run for run in process_airflow.runs("choice") if run["dag_run_id"] not in known)
+    assert started["conf"]["dry_run"] is True
+    assert process_airflow.finished("choice", started["dag_run_id"])["state"] == "success"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -94,3 +95,37 @@ def test_a_manual_run_measures_the_release_of_its_partition_key_or_of_the_form(
         assert run["state"] == "success"
         (config,) = stored(airflow, run).glob("experiments/*/cycle-1/config.json")
         assert json.loads(config.read_text())["model"]["revision"] == "0123abc"
+
+
+def test_an_experiment_in_quarantine_runs_and_is_shown_and_cannot_fail_the_run(
+    airflow: AirflowServer,
+) -> None:
+    airflow.send("POST", "/api/v2/variables", {"key": "llem_quarantine", "value": "other*, transformers-*"})
+    try:
+        run = airflow.run("released", partition_key="r2-damaged")
+    finally:
+        airflow.send("DELETE", "/api/v2/variables/llem_quarantine", {})
+    states = airflow.states("released", run["dag_run_id"])
+    assert run["state"] == "success"
+    assert "failed" in states.values()
+    log = airflow.task_log("released", run["dag_run_id"], "aggregate")
+    assert "in quarantine, does not fail the run" in log
+
+
+def test_clearing_the_failed_after_the_cause_is_gone_measures_just_these_and_keeps_the_evidence(
+    airflow: AirflowServer,
+) -> None:
+    run = airflow.run("released", partition_key="r2-damaged")
+    assert run["state"] == "failed"
+    models = Path(airflow.environment["LLEM_MODELS_DIR"])
+    shutil.copytree(models / "tiny-llama-random", models / "damaged", dirs_exist_ok=True)
+    request = {"dry_run": False, "dag_run_id": run["dag_run_id"], "only_failed": True, "reset_dag_runs": True}
+    airflow.send("POST", "/api/v2/dags/released/clearTaskInstances", request).raise_for_status()
+    again = airflow.finished("released", run["dag_run_id"])
+    tries = {each["task_id"]: each["try_number"] for each in airflow.instances("released", run["dag_run_id"])}
+    assert again["state"] == "success", tries
+    assert tries["plan"] == 1
+    assert sorted(tries.values()) == [1, 2, 2]
+    folder = stored(airflow, run)
+    assert len(list(folder.glob("experiments/*/cycle-1/result.json"))) == 1
+    assert len(list(folder.glob("failed/*/cycle-1-attempt-1/provenance.json"))) == 1
