@@ -60,6 +60,7 @@ class Claim:
         self._begin_s = time.monotonic()
         self._said_s = -_SAY_EVERY_S
         self._offset_s: float | None = None
+        self._lost = False
 
     def choose(self) -> tuple[str, ...]:
         """Wait until there are GPUs for this claim; their device ids.
@@ -68,6 +69,8 @@ class Claim:
             GPUUnavailableError: There were none in time.
         """
         demand = self._ticket.demand
+        if demand == Demand() and not self._lost:
+            return ()  # nearly every attempt without a GPU: whether somebody has the host alone, settling tells
         while True:
             held = holders(self._api, self._known)
             served = {holder.ticket for holder in held}
@@ -100,6 +103,7 @@ class Claim:
             )
             if dead is None:
                 if not won:
+                    self._lost = True
                     self._ticket.hold()
                 return won
             # Its owner died between creating and starting. Were it alive, its start would now fail, and it

@@ -43,7 +43,7 @@ def default_image(engine: str, cuda_major: int | None = None) -> str:
 
     Args:
         engine: Name of the engine.
-        cuda_major: Newest CUDA that the host's driver can run (``host_cuda_major``), or None without a GPU.
+        cuda_major: Newest CUDA that the host's driver can run (``Inventory.cuda_major``), or None without a GPU.
 
     Raises:
         ValueError: There is no image of that engine; the message says how to name one.
