@@ -137,7 +137,7 @@ def check(what: What, value: Any, path: Path, report: Report) -> Any:
 
 
 def defaults(section: Section) -> dict[str, Any]:
-    """The section with every default filled in; required keys and optional sections are left out."""
+    """The section with every default filled in; what is required, optional or refused is left out."""
     filled: dict[str, Any] = {}
     for name, what in section.keys.items():
         if isinstance(what, Section):
@@ -145,7 +145,7 @@ def defaults(section: Section) -> dict[str, Any]:
                 filled[name] = {} if what.open else defaults(what)
         elif isinstance(what, Rows):
             filled[name] = []
-        elif not what.required:
+        elif not (what.required or what.not_yet):
             filled[name] = what.default
     return filled
 

@@ -173,9 +173,8 @@ MEASUREMENT = Section(
         ),
         "require_energy": Leaf(
             "boolean",
-            "A cycle without a usable energy reading counts as failed.",
+            "A cycle whose energy is withheld counts as missing.",
             default=False,
-            not_yet="a cycle whose energy cannot be told is flagged in the report; drop the key",
         ),
         "latency_profiling": Leaf(
             "boolean", "Kept for llenergymeasure files: token times are always recorded.", default=False

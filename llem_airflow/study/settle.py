@@ -113,7 +113,8 @@ def _sampled(sampling: Config) -> Any:
     when it is set: here a temperature that is written down is applied, and 0 is greedy as in the other engines.
     """
     temperature, wanted = sampling.get("temperature"), sampling.get("do_sample")
-    number = isinstance(temperature, (int, float))
+    if not isinstance(temperature, (int, float)):
+        return False if wanted is None else wanted
     if wanted is None:
-        return number and temperature > 0
-    return False if number and temperature == 0 else wanted
+        return temperature > 0
+    return False if temperature == 0 else wanted

@@ -17,9 +17,9 @@ import yaml
 from llem_airflow.study.mistakes import Mistake, StudyFileError, dotted, show
 from llem_airflow.study.mistakes import Path as KeyPath
 
-MAX_BYTES = 2 * 1024 * 1024
-MAX_NODES = 250_000
-"""Nodes of a file after its aliases are expanded; 20,000 written-out experiments stay below it."""
+MAX_BYTES = 1024 * 1024
+MAX_NODES = 100_000
+"""Nodes of a file after its aliases are expanded; 10,000 written-out experiments stay below it."""
 MAX_DEPTH = 32
 
 _NULL = {"", "~", "null", "Null", "NULL"}
@@ -153,7 +153,7 @@ class _Builder:
             self._stop(
                 0,
                 0,
-                "the text is larger than 2 MiB",
+                "the text is larger than 1 MiB",
                 "a study is a short text; use sweep axes and base files",
             )
         try:

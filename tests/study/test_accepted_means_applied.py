@@ -43,6 +43,7 @@ READERS: dict[str, str] = {
     "measurement.min_window_seconds": f"{SPEC}:min_window_seconds",
     "measurement.cpu_idle_watts": f"{SPEC}:cpu_idle_watts",
     "measurement.cpu_max_watts": f"{SPEC}:cpu_max_watts",
+    "measurement.require_energy": "llem_airflow.analysis.planned:require_energy",
     "measurement.baseline.enabled": "llem_airflow.measurement.baseline:enabled",
     "measurement.baseline.duration_seconds": "llem_airflow.measurement.baseline:duration_seconds",
     **{
@@ -109,7 +110,6 @@ READERS: dict[str, str] = {
 
 
 REFUSED = {
-    "measurement.require_energy": "true",
     "study_execution.precision_target.relative_half_width": "0.01",
     "study_execution.precision_target.min_cycles": "3",
     "study_execution.precision_target.max_cycles": "30",

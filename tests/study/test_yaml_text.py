@@ -85,7 +85,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     text = _refusal(file)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert "larger than 2 MiB" in text
+    assert "larger than 1 MiB" in text
     assert peak_bytes < 4 * MAX_BYTES
 
 
