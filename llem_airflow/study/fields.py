@@ -46,7 +46,6 @@ class Leaf:
         most: Largest value allowed.
         choices: Every value allowed.
         aliases: Other spellings of choices.
-        not_yet: Why the key is refused for now and what to do instead; empty when it is supported.
         also: Further check: returns what is wrong and what is allowed, or None.
     """
 
@@ -61,7 +60,6 @@ class Leaf:
     most: float | None = None
     choices: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
-    not_yet: str = ""
     also: Callable[[Any], tuple[str, str] | None] | None = None
 
     def allowed(self) -> str:
@@ -94,7 +92,6 @@ class Section:
         optional: Absent unless written: its defaults are not filled in.
         open: Unknown keys pass through; ``keys`` then only documents the known ones.
         moved: Keys of old places: name -> where it is now.
-        not_yet: As of a leaf.
         also: Check over the whole section: yields (path below it, found, allowed).
     """
 
@@ -103,7 +100,6 @@ class Section:
     optional: bool = False
     open: bool = False
     moved: Mapping[str, str] = field(default_factory=dict)
-    not_yet: str = ""
     also: Callable[[dict[str, Any]], Iterator[tuple[Path, str, str]]] | None = None
 
 
@@ -137,7 +133,7 @@ def check(what: What, value: Any, path: Path, report: Report) -> Any:
 
 
 def defaults(section: Section) -> dict[str, Any]:
-    """The section with every default filled in; what is required, optional or refused is left out."""
+    """The section with every default filled in; required keys and optional sections are left out."""
     filled: dict[str, Any] = {}
     for name, what in section.keys.items():
         if isinstance(what, Section):
@@ -145,7 +141,7 @@ def defaults(section: Section) -> dict[str, Any]:
                 filled[name] = {} if what.open else defaults(what)
         elif isinstance(what, Rows):
             filled[name] = []
-        elif not (what.required or what.not_yet):
+        elif not what.required:
             filled[name] = what.default
     return filled
 
@@ -172,9 +168,7 @@ def _check_section(section: Section, value: Any, path: Path, report: Report) -> 
     result: dict[str, Any] = {}
     for name, child in value.items():
         what = section.keys.get(name)
-        if what is not None and (not_yet := getattr(what, "not_yet", "")):
-            report((*path, name), f"{name!r} is not supported yet", not_yet, of_key=True)
-        elif what is not None:
+        if what is not None:
             result[name] = check(what, child, (*path, name), report)
         elif name in section.moved:
             report((*path, name), f"{name!r} is not a key here", section.moved[name], of_key=True)

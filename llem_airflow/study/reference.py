@@ -37,9 +37,7 @@ def _rows(section: Section, path: tuple[str, ...]) -> Iterator[str]:
 
 
 def _row(key: str, value: str, default: str, what: What) -> str:
-    not_yet = getattr(what, "not_yet", "")
-    doc = f"{what.doc} **Not supported yet.**" if not_yet else what.doc
-    return f"| `{key}` | {value} | {default} | {doc} |"
+    return f"| `{key}` | {value} | {default} | {what.doc} |"
 
 
 def _value(leaf: Leaf) -> str:

@@ -76,7 +76,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _properties(section: Section) -> dict[str, Any]:
-    return {name: _schema(what) for name, what in section.keys.items() if not getattr(what, "not_yet", "")}
+    return {name: _schema(what) for name, what in section.keys.items()}
 
 
 def _schema(what: What) -> dict[str, Any]:

@@ -109,7 +109,6 @@ PRECISION = Section(
         "max_cycles": Leaf("integer", "Cycles that are planned.", default=10, least=2),
     },
     optional=True,
-    not_yet="set n_cycles: 5 or more instead",
     also=_cycles,
 )
 

@@ -14,7 +14,7 @@ from llem_airflow.study.keys import EXPERIMENT
 from llem_airflow.study.notices import NO_EFFECT
 from llem_airflow.study.rules import rules_of
 from llem_airflow.study.study_keys import STUDY_ONLY, TOP_KEYS
-from tests.study.texts import HEAD, report, study
+from tests.study.texts import HEAD, study
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,6 +83,9 @@ READERS: dict[str, str] = {
     "study_execution.experiment_gap_seconds": f"{LOAD}:experiment_gap_s",
     "study_execution.cycle_gap_seconds": f"{LOAD}:cycle_gap_s",
     "study_execution.shuffle_seed": f"{LOAD}:shuffle_seed",
+    "study_execution.precision_target.relative_half_width": "llem_airflow.operators.precision:relative_half_width",
+    "study_execution.precision_target.min_cycles": "llem_airflow.operators.precision:min_cycles",
+    "study_execution.precision_target.max_cycles": f"{PLANNING}:max_cycles",
     "study_execution.allow_missing_cycles": "llem_airflow.operators.aggregate:allow_missing_cycles",
     "study_execution.experiment_timeout_seconds": f"{LOAD}:experiment_timeout_s",
     "study_execution.stdout_silence_timeout_seconds": f"{LOAD}:silence_s",
@@ -109,18 +112,10 @@ READERS: dict[str, str] = {
 }
 
 
-REFUSED = {
-    "study_execution.precision_target.relative_half_width": "0.01",
-    "study_execution.precision_target.min_cycles": "3",
-    "study_execution.precision_target.max_cycles": "30",
-}
-"""Keys of the tables that nothing reads yet, with a value."""
-
-
 def _all_keys() -> dict[str, What]:
     keys = {".".join(path): what for section in (EXPERIMENT, STUDY_ONLY) for path, what in leaves(section)}
     older = set(ENGINE_ALIASES)
-    return {key: what for key, what in keys.items() if not set(key.split(".")) & older and key not in REFUSED}
+    return {key: what for key, what in keys.items() if not set(key.split(".")) & older}
 
 
 def _without_effect() -> set[str]:
@@ -157,15 +152,6 @@ def test_the_table_of_readers_has_no_keys_that_do_not_exist() -> None:
 
 def test_the_keys_of_the_sweep_are_the_only_ones_outside_the_tables() -> None:
     assert set(TOP_KEYS) - set(EXPERIMENT.keys) - set(STUDY_ONLY.keys) == {"sweep", "experiments"}
-
-
-@pytest.mark.parametrize("key", sorted(REFUSED))
-def test_a_key_that_nothing_reads_yet_is_refused(key: str) -> None:
-    *parts, last = key.split(".")
-    text = "".join(f"{part}: {{" for part in parts) + f"{last}: {REFUSED[key]}" + "}" * len(parts) + "\n"
-    assert "is not supported yet" in report(
-        text, head=HEAD.replace("measurement: {meter: cpu-estimate}\n", "")
-    )
 
 
 OTHER: dict[str, Any] = {

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from llem_airflow.study import GpuRequest, PrecisionTarget, StudyFileError, load_study, load_study_text
-from llem_airflow.study.sections import execution_of
 from tests.study.texts import HEAD, report, study
 
 SEEDS = "sweep:\n  task.random_seed: [1, 2]\n"
@@ -76,10 +75,11 @@ def test_silence_of_zero_is_no_limit() -> None:
     assert study(body).experiments[0].silence_s is None
 
 
-def test_a_precision_target_plans_the_most_cycles() -> None:
-    execution = execution_of({"precision_target": {"max_cycles": 8, "min_cycles": 3}}, thermal=False)
-    assert execution.precision_target == PrecisionTarget(0.02, 3, 8)
-    assert execution.n_cycles == 8
+def test_a_precision_target_plans_the_most_cycles_and_tells_so() -> None:
+    found = study("study_execution: {precision_target: {max_cycles: 8, min_cycles: 3}}\n")
+    assert found.execution.precision_target == PrecisionTarget(0.02, 3, 8)
+    assert found.cycles == 8
+    assert "3 to 8 cycles: the plan shows the most" in str(found.notices[0])
 
 
 def test_the_airflow_section_has_defaults_and_reads_durations() -> None:
