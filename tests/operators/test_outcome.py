@@ -1,0 +1,86 @@
+"""A run against its baseline: which run that is, and what counts as worse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llem_airflow.analysis.aggregate import aggregate_run
+from llem_airflow.operators.outcome import baseline_run, compared, key_numbers, worse
+from llem_airflow.results import ResultsRoot, StoredRun
+from llem_airflow.study import Study, load_study_text
+from tests.analysis.conftest import IDS, MakeRun, make_run
+from tests.results.recorded import Recording
+
+__all__ = ["make_run"]
+
+JITTER = (0.0, 0.4, -0.4, 0.2, -0.2)
+
+
+@pytest.fixture
+def measured(make_run: MakeRun, tmp_path: Path) -> Any:
+    def measure(run_id: str, power_w: float, day: int, version: str | None = None) -> StoredRun:
+        facts: dict[str, Any] = {"dag_id": "nightly", "started_epoch_ns": day}
+        if version:
+            facts["version"] = version
+        ResultsRoot(tmp_path / "results").run("nightly", run_id).write_plan("", {}, facts)
+        recordings = {
+            (index, cycle): Recording(power_w=power_w + JITTER[cycle - 1])
+            for index in (0, 1)
+            for cycle in range(1, 6)
+        }
+        run = make_run(recordings, cycles=5, run_id=run_id)
+        aggregate_run(run, report=False)
+        return run
+
+    return measure
+
+
+def study(baseline: str, threshold_ratio: float = 0.02) -> Study:
+    return load_study_text(
+        "study_name: nightly\nserving_mode: offline\nengine: transformers\n"
+        "task: {model: m, dataset: {source: builtin, n_prompts: 2}}\n"
+        f"airflow: {{regression: {{baseline: {baseline}, threshold_ratio: {threshold_ratio}}}}}\n"
+        "versions: [{name: r1, released: 2026-01-01}, {name: r2, released: 2026-02-01}]\n"
+    )
+
+
+def test_previous_is_the_newest_earlier_run_of_the_same_release(measured: Any, tmp_path: Path) -> None:
+    root = ResultsRoot(tmp_path / "results")
+    first, second, third = measured("a", 200, 1), measured("b", 210, 2), measured("c", 220, 3)
+    measured("other", 100, 2, version="r9")
+    found = baseline_run(study("previous"), third, root)
+    assert found is not None
+    assert found.url == second.url
+    assert baseline_run(study("previous"), first, root) is None
+
+
+def test_a_named_release_is_the_baseline_of_every_other_release(measured: Any, tmp_path: Path) -> None:
+    base, new = measured("a", 200, 2, version="r1"), measured("b", 220, 1, version="r2")
+    found = baseline_run(study("r1"), new, ResultsRoot(tmp_path / "results"))
+    assert found is not None
+    assert found.url == base.url
+
+
+def test_an_experiment_that_became_worse_is_told_with_numbers_and_n(measured: Any) -> None:
+    base, new = measured("a", 200, 1), measured("b", 220, 2)
+    sentences = worse(study("previous"), compared(base, new))
+    assert len(sentences) == 2
+    assert sentences[0].startswith(f"nightly/b#{IDS[0]}: energy_per_output_token_j +10.0%")
+    assert "n = 5 and 5 cycles" in sentences[0]
+
+
+def test_a_change_below_the_study_s_threshold_is_not_worse(measured: Any) -> None:
+    base, new = measured("a", 200, 1), measured("b", 220, 2)
+    assert worse(study("previous", threshold_ratio=0.2), compared(base, new)) == []
+    assert worse(study("previous"), compared(new, base)) == []
+
+
+def test_the_key_numbers_carry_mean_interval_and_n(measured: Any) -> None:
+    numbers = key_numbers(aggregate_run(measured("a", 200, 1), report=False))
+    assert (numbers["planned"], numbers["valid"]) == (10, 10)
+    metric = numbers["experiments"][IDS[0]]["energy_per_output_token_j"]
+    assert metric["low"] < metric["mean"] < metric["high"]
+    assert metric["n"] == 5
