@@ -253,3 +253,17 @@ def show_doctor(*, as_json: bool) -> None:
     from llem_airflow.container.terminal import diagnose
 
     sys.exit(diagnose(as_json=as_json))
+
+
+@main.command("engine-check")
+@click.argument("engine", type=click.Choice(["vllm", "tensorrt"]))
+@click.option("--image", default=None, help="Image that holds the engine; default: the engine's usual one.")
+def check_engine(engine: str, image: str | None) -> None:
+    """Compare the engine in an image with the API that this release was written against.
+
+    Exit code 0 when every recorded call still fits, 1 when not (each difference is printed), 2 when it could
+    not be compared.
+    """
+    from llem_airflow.container.engine_check import check_engine as check
+
+    sys.exit(check(engine, image))
