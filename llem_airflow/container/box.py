@@ -17,11 +17,13 @@ from llem_airflow.container.bundle import build_bundle
 from llem_airflow.container.collected import CONTAINER_LOG, INSPECT, Collected, read_result
 from llem_airflow.container.engine import (
     ENGINE_ERRORS,
+    containers_of,
     exchange_of,
     host_facts,
     patiently,
     remove_container,
     remove_volume,
+    sweep_volumes,
     write_inspection,
 )
 from llem_airflow.container.exchange import CollectError, collect
@@ -36,7 +38,7 @@ from llem_airflow.container.watch import Watchdog
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.strict import ProtocolError
 
-__all__ = ["BoxSettings", "kill_box", "run_box"]
+__all__ = ["BoxSettings", "clear_box", "kill_box", "run_box"]
 
 _KILL_TIMEOUT_S = 4
 """Airflow gives on_kill 5 seconds."""
@@ -63,6 +65,7 @@ def run_box(
     collect_to: Path,
     on_line: Callable[[str], None],
     bundle: Path | None = None,
+    store: Callable[[Collected], object] = lambda _collected: None,
 ) -> Collected:
     """Run one attempt in its container, or take over the container that an earlier try of it left.
 
@@ -74,6 +77,8 @@ def run_box(
         collect_to: Folder for the raw files of ``out/`` and the log.
         on_line: Called with every line of output, in the caller's thread.
         bundle: What runs inside; default: the bundle of the installed packages.
+        store: Stores the result. The container goes only after it has returned: whoever is killed before that, or
+            cannot store, leaves a container that the next try collects instead of measuring again.
 
     Raises:
         AttemptFailedError: There is no valid result. Container and volume are gone.
@@ -84,12 +89,24 @@ def run_box(
         run = _Run(api, attempt, spec, settings, collect_to, sink)
         box = _acquire(run, bundle)
         try:
-            return _see_through(run, box)
+            collected = _see_through(run, box)
         except BaseException:
             # Also a task timeout or a signal: whatever ends the wait, the container does not outlive it.
             with contextlib.suppress(*ENGINE_ERRORS):
                 _discard(run, box)
             raise
+    store(collected)
+    with contextlib.suppress(*ENGINE_ERRORS):
+        _discard(run, box)
+    return collected
+
+
+def clear_box(api: docker.APIClient, attempt: Attempt) -> None:
+    """Remove what the tries of a task left, whatever its state: for a task whose result is stored already."""
+    for listed in containers_of(api, attempt):
+        if remove_container(api, listed["Id"]):
+            remove_volume(api, exchange_of(listed.get("Mounts") or []))
+    sweep_volumes(api, attempt)
 
 
 def kill_box(api: docker.APIClient, attempt: Attempt) -> None:
@@ -141,7 +158,6 @@ def _see_through(run: _Run, box: Box) -> Collected:
             run.folder, run.spec, problem, inspection["State"], fired, run.sink.tail, run.settings
         ) from problem
     image_digest = digest(run.api, inspection["Image"])
-    _discard(run, box)
     return Collected(
         folder=run.folder,
         exit_code=exit_code,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from llem_airflow.container.attempt import Attempt
-from llem_airflow.container.box import kill_box, run_box
+from llem_airflow.container.box import clear_box, kill_box, run_box
 from llem_airflow.container.collected import Collected
 from llem_airflow.container.failures import AttemptFailedError, failure
 from llem_airflow.container.process import ProcessSettings, kill_process, run_process
@@ -83,23 +84,30 @@ class LLEMExperimentOperator(DockerOperator):
         run = open_run(self.study, context)
         skip_when_precise(self.study, run, self.experiment, self.cycle)
         attempt = self._attempt = attempt_of(context, self.experiment, self.cycle)
+        if stored := self._stored_by_an_earlier_try(run, context):
+            self.log.info("An earlier try of this task has stored the result: %s", stored)
+            return self._said(stored)
         self._wait_gap(run)
         started_epoch_ns = time.time_ns()
         model = local_model(
             self.experiment.model, where, study_folder=self.study.path.parent if self.study.path else None
         )
+        urls: list[str] = []
+
+        def store(collected: Collected) -> None:
+            record = provenance(attempt, self._runner, started_epoch_ns) | _of(collected)
+            urls.append(run.commit_cycle(self.experiment.id, self.cycle, collected.folder, record))
+
         with tempfile.TemporaryDirectory(prefix="llem-") as folder:
             try:
-                collected = self._run(attempt, model, where.python, Path(folder))
+                self._run(attempt, model, where.python, Path(folder), store)
             except AttemptFailedError as error:
                 raise self._failed(run, attempt, error, started_epoch_ns) from error
             finally:
                 if self.hook.client_created:
                     self.cli.close()
-            record = provenance(attempt, self._runner, started_epoch_ns) | _of(collected)
-            url = run.commit_cycle(self.experiment.id, self.cycle, collected.folder, record)
-        self.log.info("Result stored: %s", url)
-        return {"experiment": self.experiment.id, "cycle": self.cycle, "result": url}
+        self.log.info("Result stored: %s", urls[-1])
+        return self._said(urls[-1])
 
     def on_kill(self) -> None:
         """End the attempt: the container that this try owns, or the process group."""
@@ -122,7 +130,33 @@ class LLEMExperimentOperator(DockerOperator):
         except AirflowException:  # the hook could not connect to any of the hosts
             return None
 
-    def _run(self, attempt: Attempt, model: LocalModel | None, python: str, folder: Path) -> Collected:
+    def _said(self, url: str) -> dict[str, Any]:
+        return {"experiment": self.experiment.id, "cycle": self.cycle, "result": url}
+
+    def _stored_by_an_earlier_try(self, run: StoredRun, context: Context) -> str | None:
+        """URL of the result, when a try stored it and died before it could say so; nothing is measured twice.
+
+        A task that a person cleared is measured again: clearing raises ``max_tries`` by the tries that were made, so
+        tries up to that number do not count.
+        """
+        ti = context["ti"]
+        retries = self.retries or 0
+        tries_before_clearing = max(0, getattr(ti, "max_tries", retries) - retries)
+        ref = run.cycle(self.experiment.id, self.cycle) if ti.try_number > tries_before_clearing + 1 else None
+        if ref is None or int(ref.provenance().get("try_number", 0)) <= tries_before_clearing:
+            return None
+        if self._attempt is not None and (engine := self._engine_or_none()) is not None:
+            clear_box(engine, self._attempt)
+        return ref.folder.url
+
+    def _run(
+        self,
+        attempt: Attempt,
+        model: LocalModel | None,
+        python: str,
+        folder: Path,
+        store: Callable[[Collected], None],
+    ) -> None:
         try:
             self._runner = choose_runner(self.runner, self.experiment, self._engine_or_none)
             box = box_settings(self, model) if self._runner == "container" else None
@@ -135,11 +169,12 @@ class LLEMExperimentOperator(DockerOperator):
         (folder / config_name(spec.experiment_hash)).write_text(spec.dumps(), encoding="utf-8")
         self.log.info("%s, cycle %s, as a %s", self.experiment.id, self.cycle, self._runner)
         if box is not None:
-            return run_box(self.cli, attempt, spec, box, collect_to=folder, on_line=self._line)
+            run_box(self.cli, attempt, spec, box, collect_to=folder, on_line=self._line, store=store)
+            return
         process = ProcessSettings(
             python=python, wall_clock_s=self.experiment.wall_clock_s, silence_s=self.experiment.silence_s
         )
-        return run_process(attempt, spec, process, collect_to=folder, on_line=self._line)
+        store(run_process(attempt, spec, process, collect_to=folder, on_line=self._line))
 
     def _line(self, line: str) -> None:
         self.log.info("%s", line)

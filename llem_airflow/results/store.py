@@ -8,7 +8,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,15 +161,16 @@ class StoredRun:
         return max(ends, default=None)
 
     def is_committed(self, experiment_id: str, cycle: int) -> bool:
-        """Whether a result of this cycle is stored."""
-        return self._experiment(experiment_id).child(names.cycle_name(cycle)).exists(names.RESULT)
+        """Whether it has a result."""
+        return self.cycle(experiment_id, cycle) is not None
 
     def commit_cycle(
         self, experiment_id: str, cycle: int, folder: Path, provenance: Mapping[str, Any]
     ) -> str:
-        """Store a successful attempt, whole. The first result of a cycle keeps its place.
+        """Store a successful attempt, whole.
 
-        The same result committed again changes nothing; another one is stored beside, as ``…-repeat-<k>``.
+        The same result committed again changes nothing. Another one of the same cycle is stored beside the first, as
+        ``…-repeat-<k>``; from then on it is the one that counts, and the earlier ones stay to be looked at.
 
         Args:
             experiment_id: ``<slug>-<hash8>``.
@@ -240,16 +241,32 @@ class StoredRun:
         return found
 
     def cycles(self, *, repeats: bool = False) -> list[CycleRef]:
-        """Committed cycles by experiment and cycle; later results of the same cycle only when asked for."""
-        found = []
-        root = self.folder.child(names.EXPERIMENTS_DIR)
-        for experiment_id in root.folders():
-            for name in root.child(experiment_id).folders():
-                parsed = names.parse_cycle(name)
-                ref_folder = root.child(experiment_id, name)
-                if parsed and (repeats or not parsed[1]) and ref_folder.exists(names.RESULT):
-                    found.append(CycleRef(ref_folder, experiment_id, *parsed))
-        return sorted(found, key=lambda ref: (ref.experiment_id, ref.cycle, ref.repeat))
+        """Committed cycles by experiment and cycle.
+
+        Args:
+            repeats: All results of a cycle that was measured more than once (its task was cleared); else its latest.
+        """
+        found: list[CycleRef] = []
+        for experiment_id in self.folder.child(names.EXPERIMENTS_DIR).folders():
+            refs = self._refs(experiment_id)
+            found += refs if repeats else {ref.cycle: ref for ref in refs}.values()
+        return found
+
+    def cycle(self, experiment_id: str, cycle: int) -> CycleRef | None:
+        """The latest result of one cycle, or None."""
+        refs = [ref for ref in self._refs(experiment_id) if ref.cycle == cycle]
+        return refs[-1] if refs else None
+
+    def _refs(self, experiment_id: str) -> list[CycleRef]:
+        """All results of an experiment, by cycle and then by time."""
+        root = self._experiment(experiment_id)
+        parsed = [(root.child(name), names.parse_cycle(name)) for name in root.folders()]
+        refs = [
+            CycleRef(folder, experiment_id, *found)
+            for folder, found in parsed
+            if found and folder.exists(names.RESULT)
+        ]
+        return sorted(refs, key=lambda ref: (ref.cycle, ref.repeat))
 
     def failures(self) -> list[FailureRef]:
         """Stored failed attempts, by experiment, cycle and attempt."""
@@ -315,7 +332,8 @@ class StoredRun:
             yield path
         finally:
             aside.remove()
-            _remove_if_empty(path.parent)
+            with suppress(OSError):  # another commit is under way beside this one
+                path.parent.rmdir()
 
 
 def stored_run(folder: Folder) -> StoredRun:
@@ -376,10 +394,3 @@ def _rename(staged: Path, target: Path) -> bool:
     finally:
         os.close(parent)
     return True
-
-
-def _remove_if_empty(folder: Path) -> None:
-    try:
-        folder.rmdir()
-    except OSError:
-        return  # another commit is under way beside this one

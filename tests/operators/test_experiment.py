@@ -41,10 +41,16 @@ def study_at(folder: Path, runner: str, text: str = STUDY) -> Study:
     return load_study(path)
 
 
-def context(task_id: str = "one.cycle_1", try_number: int = 1) -> Any:
+def context(task_id: str = "one.cycle_1", try_number: int = 1, max_tries: int = 0) -> Any:
+    """A task instance as Airflow gives it; clearing a task raises ``max_tries`` by the tries that were made."""
     return {
         "ti": SimpleNamespace(
-            dag_id="one", run_id="manual__x", task_id=task_id, map_index=-1, try_number=try_number
+            dag_id="one",
+            run_id="manual__x",
+            task_id=task_id,
+            map_index=-1,
+            try_number=try_number,
+            max_tries=max_tries,
         )
     }
 
@@ -99,6 +105,21 @@ def test_a_cycle_runs_in_a_container_and_nothing_stays(
     operator(study, image=cpu_image).execute(context())
     check_result(study, tmp_path)
     assert ours(docker_api, "one") == []
+
+
+@pytest.mark.engine
+def test_a_stored_result_is_not_measured_again_unless_a_person_clears_the_task(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    study = study_at(tmp_path, "process")
+    first = operator(study).execute(context())
+    died_after_storing = operator(study).execute(context(try_number=2))
+    assert died_after_storing == first
+    run = ResultsRoot(tmp_path / "results").run("one", "manual__x")
+    assert len(run.cycles(repeats=True)) == 1
+    cleared = operator(study).execute(context(try_number=3, max_tries=2))
+    assert cleared["result"] == first["result"] + "-repeat-1"
+    assert [ref.folder.url for ref in run.cycles()] == [cleared["result"]]
 
 
 @pytest.mark.docker
