@@ -47,7 +47,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_notifier_s_templates_find_the_event_and_the_message(tmp_path: Path, settings: Any) -> None:
     settings(f"{HERE}.FileNotifier", f'{{"path": "{tmp_path / "told"}"}}')
-    tell({}, "regression", "bs8 became worse: {{ not a template }}")  # type: ignore[typeddict-item] # a part of one
+    tell({}, "regression", "bs8 became worse: {{ not a template }}")
     assert (tmp_path / "told").read_text() == "regression: bs8 became worse: {{ not a template }}\n"
 
 
@@ -77,5 +77,5 @@ def test_a_notifier_that_fails_is_logged_with_the_message_and_fails_nothing(
 ) -> None:
     settings(f"{HERE}.BrokenNotifier")
     with caplog.at_level(logging.ERROR):
-        tell({}, "failure", "2 of 4 planned cycles have no result")  # type: ignore[typeddict-item] # a part of one
+        tell({}, "failure", "2 of 4 planned cycles have no result")
     assert "the notifier failed; the message was:\n2 of 4 planned cycles have no result" in caplog.text
