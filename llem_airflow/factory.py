@@ -190,7 +190,11 @@ def _study_tasks(
     mapped = render == "mapped" or (render == "auto" and not chain and len(study.experiments) > MAPPED_ABOVE)
     plan = LLEMPlanOperator(task_id=PLAN_TASK_ID, study=study, retries=0)
     aggregate = LLEMAggregateOperator(
-        task_id=AGGREGATE_TASK_ID, study=study, trigger_rule="all_done", retries=0
+        task_id=AGGREGATE_TASK_ID,
+        study=study,
+        trigger_rule="all_done",
+        retries=0,
+        outlets=[study_asset(study)],
     )
     plan.after = (aggregate.task_id,)
     if mapped:

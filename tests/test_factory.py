@@ -255,3 +255,8 @@ def test_every_way_to_render_survives_airflow_s_serialization(tmp_path: Path) ->
     for render in ("static", "mapped"):
         stored = DagSerialization.to_dict(study_dag(path, render=render))
         assert set(DagSerialization.from_dict(stored).params) >= {"experiments", "dry_run", "version"}
+
+
+def test_the_aggregate_updates_the_study_s_asset(tmp_path: Path) -> None:
+    aggregate = study_dag(write(tmp_path, "two")).get_task("aggregate")
+    assert [asset.uri for asset in aggregate.outlets] == ["llem://study/two"]
