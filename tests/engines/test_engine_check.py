@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from llem_airflow.cli import main
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]  # the first one builds the image
 
 
 @pytest.mark.engine

@@ -13,7 +13,7 @@ import pytest
 from tests.engines.boxes import OUTPUT_TOKENS, PROMPTS, Observed, experiment, observe, rows_of
 from tests.engines.witness import WITNESSED, witnessed_bundle
 
-pytestmark = [pytest.mark.docker, pytest.mark.engine]
+pytestmark = [pytest.mark.docker, pytest.mark.engine, pytest.mark.timeout(900)]
 
 MAX_SEQUENCES = 4
 
