@@ -42,6 +42,16 @@ def pack(bundle: Path, spec: ExperimentSpec, user: str | None) -> bytes:
     return buffer.getvalue()
 
 
+def shared_folder(name: str) -> bytes:
+    """The archive of one empty folder in which every user may write, as in /tmp: for a cache that containers share."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        entry = tarfile.TarInfo(name)
+        entry.type, entry.mode = tarfile.DIRTYPE, 0o1777
+        archive.addfile(entry)
+    return buffer.getvalue()
+
+
 def collect(
     api: docker.APIClient, container: str, folder: Path, private: Mapping[str, str]
 ) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from docker.types import Mount
 
@@ -24,6 +25,8 @@ class BoxSettings:
         environment: Variables of the container.
         private_environment: Variables whose values are secrets: they appear in no label, log or file of ours.
         mounts: Further mounts, such as models.
+        caches: Folders in mounted volumes, as the container sees them, in which its user must be able to write; a new
+            volume belongs to root.
         gpus: Device ids that the container gets, once they are free; empty for what ``gpu_request`` says.
         gpu_request: GPUs to choose, or None for none.
         gpu_inventory: The host's GPUs where they are configured; empty to ask the driver.
@@ -53,6 +56,7 @@ class BoxSettings:
     environment: Mapping[str, str] = field(default_factory=dict)
     private_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     mounts: tuple[Mount, ...] = ()
+    caches: tuple[PurePosixPath, ...] = ()
     gpus: tuple[str, ...] = ()
     gpu_request: GpuRequest | None = None
     gpu_inventory: tuple[Gpu, ...] = ()

@@ -23,7 +23,7 @@ from llem_airflow.container.engine import (
     remove_volume,
     sweep_volumes,
 )
-from llem_airflow.container.exchange import CollectError, collect, pack
+from llem_airflow.container.exchange import CollectError, collect, pack, shared_folder
 from llem_airflow.container.failures import AttemptFailedError, classify
 from llem_airflow.container.host_config import create_arguments
 from llem_airflow.container.images import ImagePullError, default_user, digest, pull
@@ -111,6 +111,8 @@ def start(
             user = default_user(api, settings.image) if settings.user is None else settings.user
             told = replace(spec, meter=replace(spec.meter, gpus=gpus)) if gpus else spec
             api.put_archive(identity, EXCHANGE_DIR, pack(bundle, told, user))
+            for cache in settings.caches:
+                api.put_archive(identity, str(cache.parent), shared_folder(cache.name))
             if claim.settle(identity, gpus) and _started(api, identity):
                 return Box(identity, attempt.volume_name, gpus)
             remove_container(api, identity)

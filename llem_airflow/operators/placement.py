@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import docker
@@ -27,7 +28,7 @@ PASSED_ON = (
     "MKL_NUM_THREADS",
 )
 _HUB_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_HUB_MOUNT = "/hub"
+_HUB_CACHE = PurePosixPath("/hub/cache")
 _SHM = "1g"
 
 
@@ -79,7 +80,7 @@ def choose_image(operator_image: str, experiment: Experiment, environ: Mapping[s
 def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> BoxSettings:
     """Everything about the container that is not the experiment, from the operator's arguments and the study."""
     experiment = operator.experiment
-    environment, secrets, mounts = _model_access(model)
+    environment, secrets, mounts, caches = _model_access(model)
     return BoxSettings(
         image=choose_image(operator.image, experiment),
         entrypoint=default_entrypoint(experiment.engine),
@@ -90,6 +91,7 @@ def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> 
         },
         private_environment={**secrets, **operator.secrets},
         mounts=(*mounts, *(m if isinstance(m, Mount) else Mount(**m) for m in operator.mounts)),
+        caches=caches,
         gpu_request=experiment.gpus,
         mem_limit=None if operator.mem_limit is None else str(operator.mem_limit),
         shm_size=str(operator.shm_size or _SHM),
@@ -102,17 +104,20 @@ def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> 
     )
 
 
-def _model_access(model: LocalModel | None) -> tuple[dict[str, str], dict[str, str], list[Mount]]:
-    """Environment, secrets and mounts that bring the weights into the container.
+def _model_access(
+    model: LocalModel | None,
+) -> tuple[dict[str, str], dict[str, str], list[Mount], tuple[PurePosixPath, ...]]:
+    """Environment, secrets, mounts and caches that bring the weights into the container.
 
     A model that lies here is mounted read-only and the container gets no network; one from the hub gets the
     network, the token as a secret, and a cache that outlives it.
     """
     if model is not None:
         mount = _mount(model.mount_target, model.host_source, read_only=True)
-        return {"HF_HUB_OFFLINE": "1"}, {}, [mount]
+        return {"HF_HUB_OFFLINE": "1"}, {}, [mount], ()
     secrets = {name: os.environ[name] for name in _HUB_SECRETS if os.environ.get(name)}
-    return {"HF_HOME": _HUB_MOUNT}, secrets, [_mount(_HUB_MOUNT, settings().hub_cache, read_only=False)]
+    mount = _mount(str(_HUB_CACHE.parent), settings().hub_cache, read_only=False)
+    return {"HF_HOME": str(_HUB_CACHE)}, secrets, [mount], (_HUB_CACHE,)
 
 
 def _mount(target: str, source: str, *, read_only: bool) -> Mount:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import docker
 import pytest
+from docker.types import Mount
 
 from llem_airflow.container.attempt import Attempt
-from llem_airflow.container.box import kill_box, run_box
+from llem_airflow.container.box import clear_box, kill_box, run_box
 from llem_airflow.container.failures import AttemptFailedError
 from llem_airflow.container.logs import LogSink
 from llem_airflow.container.settings import BoxSettings
@@ -180,6 +181,26 @@ def test_no_network_no_capabilities_no_writing_outside_tmp(box: RunBox) -> None:
 @pytest.mark.parametrize("user", [None, "0", "root", "1000:1000"])
 def test_any_user_can_write_its_results(box: RunBox, user: str | None) -> None:
     assert box("result()", user=user).exit_code == 0
+
+
+def test_a_cache_in_a_new_volume_can_be_written_by_any_user(
+    box: RunBox, docker_api: docker.APIClient
+) -> None:
+    volume = "llem-test-hub-cache"
+    docker_api.create_volume(volume)
+    try:
+        box(
+            "open('/hub/cache/file', 'w').write('x'); result()",
+            mounts=(Mount("/hub", volume, type="volume"),),
+            caches=(PurePosixPath("/hub/cache"),),
+        )
+        box(
+            "print(open('/hub/cache/file').read()); result()",
+            mounts=(Mount("/hub", volume, type="volume"),),
+            caches=(PurePosixPath("/hub/cache"),),
+        )
+    finally:
+        docker_api.remove_volume(volume, force=True)
 
 
 def test_what_is_not_a_plain_file_in_out_is_not_taken(box: RunBox) -> None:
@@ -374,6 +395,48 @@ def test_what_an_earlier_try_finished_is_collected_not_run_again(
     assert collected.adopted
     assert lines[-1] == "measured"
     assert (collected.folder / f"{HASH}_result.json").read_text() == RESULT
+
+
+def test_a_result_that_could_not_be_stored_is_collected_by_the_next_try(
+    docker_api: docker.APIClient, python_image: str, this_attempt: Attempt, tmp_path: Path
+) -> None:
+    bundle = program(tmp_path, "print('measured', flush=True); result()")
+    settings = BoxSettings(image=python_image)
+
+    def full_disk(_collected: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def try_to_store(who: Attempt, store: Callable[[object], None]) -> list[str]:
+        lines: list[str] = []
+        run_box(
+            docker_api,
+            who,
+            SPEC,
+            settings,
+            collect_to=tmp_path / who.container_name,
+            on_line=lines.append,
+            bundle=bundle,
+            store=store,
+        )
+        return lines
+
+    with pytest.raises(OSError, match="No space left"):
+        try_to_store(this_attempt, full_disk)
+    assert left_of(docker_api, this_attempt)
+    stored: list[object] = []
+    lines = try_to_store(replace(this_attempt, try_number=2), stored.append)
+    assert len(stored) == 1
+    assert any("Taking over" in line for line in lines)
+    assert left_of(docker_api, this_attempt) == []
+
+
+def test_what_the_tries_of_a_stored_result_left_is_cleared(
+    docker_api: docker.APIClient, python_image: str, this_attempt: Attempt, tmp_path: Path
+) -> None:
+    leave_behind(docker_api, python_image, tmp_path, this_attempt, "result()")
+    assert left_of(docker_api, this_attempt)
+    clear_box(docker_api, replace(this_attempt, try_number=2))
+    assert left_of(docker_api, this_attempt) == []
 
 
 def test_what_an_earlier_try_failed_at_is_kept_and_run_again(
