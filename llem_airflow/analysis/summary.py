@@ -73,6 +73,7 @@ class ExperimentSummary:
         statuses: Number of cycles by status.
         energy_kind: measured | estimate | attributed | none | mixed.
         energy_source: Where the joules come from.
+        energy_boundary: What they include (board, cpu-package, …).
         active_over: Name of the baseline under the active energy.
         metrics: The metrics that have a value.
         doubts: Reasons to doubt, the gravest first.
@@ -91,6 +92,7 @@ class ExperimentSummary:
     statuses: dict[str, Any]
     energy_kind: str
     energy_source: str | None
+    energy_boundary: str | None
     active_over: str | None
     metrics: tuple[MetricSummary, ...]
     doubts: tuple[Doubt, ...]
@@ -222,6 +224,9 @@ def _experiment(
         statuses=dict(Counter(row.status for row in rows)),
         energy_kind=_one_of(row.energy_kind for row in measured),
         energy_source=_one_of(row.energy_source for row in measured if row.energy_source)
+        if measured
+        else None,
+        energy_boundary=_one_of(row.energy_boundary for row in measured if row.energy_boundary)
         if measured
         else None,
         active_over=_one_of(row.active_over for row in measured if row.active_over) if measured else None,

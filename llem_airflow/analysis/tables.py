@@ -83,6 +83,7 @@ EXPERIMENT_FACTS: tuple[tuple[str, Any, str], ...] = (
     ("statuses", _TEXT, "JSON: number of cycles by status"),
     ("energy_kind", _TEXT, "measured, estimate, attributed, none or mixed"),
     ("energy_source", _TEXT, "where the joules come from"),
+    ("energy_boundary", _TEXT, "what the joules include"),
     ("active_over", _TEXT, "baseline that was subtracted for energy_active_j"),
     ("flags", pa.list_(_TEXT), "codes of the reasons to doubt this row"),
 )

@@ -18,6 +18,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from llem_airflow.operators import LLEMAggregateOperator, LLEMExperimentOperator
 from llem_airflow.results import ResultsRoot
 from llem_airflow.study import Study, load_study
+from tests.standins.build import Standins
 
 STUDY = """\
 study_name: one
@@ -155,6 +156,32 @@ def test_killing_the_engine_in_its_container_is_a_typed_failure_with_evidence(
     (failure,) = ResultsRoot(tmp_path / "results").run("one", "manual__x").failures()
     kept = set(failure.folder.files())
     assert {"config.json", "events.jsonl", "container.log", "provenance.json"} <= kept
+
+
+@pytest.mark.docker
+@pytest.mark.engine
+def test_a_gpu_is_leased_given_by_uuid_and_measured_on_its_counter(
+    tmp_path: Path, tiny_model: Path, docker_api: docker.APIClient, cpu_image: str, standin: Standins
+) -> None:
+    text = STUDY.replace("meter: cpu-estimate", "meter: nvml, baseline: {enabled: false}")
+    warmup = "offline: {warmup: {n_prompts: 2, thermal_floor_seconds: 0}}\n"
+    study = study_at(tmp_path, "container", text + warmup + "gpus: {count: 1, kind: full}\n")
+    operator(study, image=cpu_image).execute(context())
+    run = ResultsRoot(tmp_path / "results").run("one", "manual__x")
+    (cycle,) = run.cycles()
+    (gpu,) = cycle.provenance()["gpus"]
+    assert gpu.startswith("GPU-")
+    assert cycle.result().meter.devices == (gpu,)
+    assert ours(docker_api, "one") == []
+    LLEMAggregateOperator(task_id="aggregate", study=study).execute(context("aggregate"))
+    summary = run.summary()
+    assert summary is not None
+    (experiment,) = summary["experiments"]
+    assert experiment["energy_kind"] == "measured"
+    assert "stand_in" in {doubt["code"] for doubt in experiment["doubts"]}
+    report = (Path(run.url) / "report.html").read_text()
+    assert "STAND-IN" in report
+    assert "energy: measured, from counter, of the board" in report
 
 
 def kill_engine(api: docker.APIClient) -> None:
