@@ -6,8 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from llem_airflow.protocol import PROTOCOL_VERSION
-from llem_airflow.protocol.strict import ProtocolError, from_json, to_json
+from llem_airflow.protocol.strict import read_versioned, to_json
 
 ERROR_CATEGORIES = (
     "bad_parameter",
@@ -153,7 +152,7 @@ class CycleResult:
         Raises:
             ProtocolError: Not JSON, of another version, or a field is wrong.
         """
-        return from_json(cls, _versioned(text, where), where)
+        return read_versioned(cls, text, where)
 
 
 @dataclass(frozen=True)
@@ -189,16 +188,4 @@ class AttemptError:
         Raises:
             ProtocolError: Not JSON, of another version, or a field is wrong.
         """
-        return from_json(cls, _versioned(text, where), where)
-
-
-def _versioned(text: str, where: str) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ProtocolError(f"{where}: not JSON: {error}") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != PROTOCOL_VERSION:
-        raise ProtocolError(f"{where}: schema_version {version!r}; this side speaks {PROTOCOL_VERSION}")
-    result: dict[str, Any] = data
-    return result
+        return read_versioned(cls, text, where)

@@ -6,8 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from llem_airflow.protocol import PROTOCOL_VERSION
-from llem_airflow.protocol.strict import ProtocolError, from_json, to_json
+from llem_airflow.protocol.strict import read_versioned, to_json
 
 METER_KINDS = ("auto", "nvml", "rapl", "cpu-estimate", "none")
 
@@ -135,11 +134,4 @@ class ExperimentSpec:
         Raises:
             ProtocolError: Not JSON, of another version, or a field is wrong.
         """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ProtocolError(f"{where}: not JSON: {error}") from error
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if version != PROTOCOL_VERSION:
-            raise ProtocolError(f"{where}: schema_version {version!r}; this side speaks {PROTOCOL_VERSION}")
-        return from_json(cls, data, where)
+        return read_versioned(cls, text, where)

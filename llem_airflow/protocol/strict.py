@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from typing import Any, TypeVar
+
+from llem_airflow.protocol import PROTOCOL_VERSION
 
 T = TypeVar("T")
 
@@ -39,6 +42,22 @@ def from_json(cls: type[T], data: object, where: str) -> T:
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ProtocolError(f"{where}: field {name!r} is missing")
     return cls(**values)
+
+
+def read_versioned(cls: type[T], text: str, where: str) -> T:
+    """Read one of the protocol's files that carry its version.
+
+    Raises:
+        ProtocolError: Not JSON, of another version, or a field is wrong.
+    """
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ProtocolError(f"{where}: not JSON: {error}") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != PROTOCOL_VERSION:
+        raise ProtocolError(f"{where}: schema_version {version!r}; this side speaks {PROTOCOL_VERSION}")
+    return from_json(cls, data, where)
 
 
 def to_json(value: Any) -> Any:

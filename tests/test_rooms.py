@@ -1,0 +1,40 @@
+"""The shape of the package: one idea a file, and what may be loaded where."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import llem_airflow
+
+PACKAGE = Path(llem_airflow.__file__).parent
+
+
+def test_no_module_is_longer_than_400_lines() -> None:
+    lengths = {
+        path.relative_to(PACKAGE): len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")
+    }
+    assert {str(path): length for path, length in lengths.items() if length > 400} == {}
+
+
+def test_what_runs_in_the_container_loads_nothing_but_the_standard_library() -> None:
+    code = (
+        "import sys; import llem_airflow.measurement.__main__; "
+        "print(sorted({m.partition('.')[0] for m in sys.modules} - sys.stdlib_module_names))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True
+    )
+    assert set(ast.literal_eval(out.stdout)) <= {"llem_airflow", "__main__", "__mp_main__"}
+
+
+def test_the_command_s_help_loads_no_room() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from llem_airflow.cli import main; "
+        "assert CliRunner().invoke(main, ['--help']).exit_code == 0; "
+        "print([m for m in ('airflow', 'docker', 'numpy', 'scipy', 'pyarrow', 'torch') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
