@@ -60,7 +60,7 @@ def after_choice():
     @task
     def show(triggering_asset_events=None):
         for event in triggering_asset_events[study_asset("choice")]:
-            print("seen", list(event.extra["experiments"]))
+            print("seen", event.source_run_id, list(event.extra["experiments"]))
     show()
 
 after_choice()
