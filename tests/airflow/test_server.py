@@ -23,7 +23,8 @@ task:
   max_input_tokens: 32
   max_output_tokens: 8
   dataset: {{source: builtin, n_prompts: 4}}
-measurement: {{meter: cpu-estimate, min_window_seconds: 2}}
+measurement: {{meter: cpu-estimate, min_window_seconds: 2, baseline: {{enabled: false}}}}
+offline: {{warmup: {{n_prompts: 2}}}}
 sweep:
   transformers.llem_execution.batch_size: [1, 2]
 study_execution: {{n_cycles: {cycles}}}

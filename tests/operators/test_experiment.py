@@ -29,7 +29,8 @@ task:
   max_input_tokens: 32
   max_output_tokens: 8
   dataset: {source: builtin, n_prompts: 4}
-measurement: {meter: cpu-estimate, min_window_seconds: 2}
+measurement: {meter: cpu-estimate, min_window_seconds: 2, baseline: {enabled: false}}
+offline: {warmup: {n_prompts: 2, thermal_floor_seconds: 0}}
 transformers: {llem_execution: {batch_size: 2}}
 sweep: {task.random_seed: [1]}
 runners: {transformers: RUNNER}
@@ -163,9 +164,8 @@ def test_killing_the_engine_in_its_container_is_a_typed_failure_with_evidence(
 def test_a_gpu_is_leased_given_by_uuid_and_measured_on_its_counter(
     tmp_path: Path, tiny_model: Path, docker_api: docker.APIClient, cpu_image: str, standin: Standins
 ) -> None:
-    text = STUDY.replace("meter: cpu-estimate", "meter: nvml, baseline: {enabled: false}")
-    warmup = "offline: {warmup: {n_prompts: 2, thermal_floor_seconds: 0}}\n"
-    study = study_at(tmp_path, "container", text + warmup + "gpus: {count: 1, kind: full}\n")
+    text = STUDY.replace("meter: cpu-estimate", "meter: nvml")
+    study = study_at(tmp_path, "container", text + "gpus: {count: 1, kind: full}\n")
     operator(study, image=cpu_image).execute(context())
     run = ResultsRoot(tmp_path / "results").run("one", "manual__x")
     (cycle,) = run.cycles()
