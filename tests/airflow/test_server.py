@@ -30,6 +30,7 @@ sweep:
 study_execution: {{n_cycles: {cycles}}}
 runners: {{transformers: container}}
 images: {{transformers: "{image}"}}
+airflow: {{retries: 0}}
 """
 BROKEN = "study_name: broken\nserving_mode: offline\ntask: {model: m}\nengnie: transformers\n"
 NO_SUCH_IMAGE = "llem-airflow/does-not-exist:1"
