@@ -38,7 +38,8 @@ class LLEMExperimentOperator(DockerOperator):
             Nothing holds a GPU meanwhile.
         runner: ``container`` or ``process``; default: what the study says, and on ``auto`` a container where a
             Docker engine answers.
-        image: Image of the container; default: what the study says, then the variable ``LLEM_IMAGE_<ENGINE>``.
+        image: Image of the container; default: what the study says, then the engine's own. The worker's variable
+            ``LLEM_IMAGE_<ENGINE>`` goes before all of them.
         **kwargs: Those of DockerOperator. ``auto_remove`` is always ``force``: whatever happens, no container stays.
     """
 
@@ -89,9 +90,7 @@ class LLEMExperimentOperator(DockerOperator):
             return self._said(stored)
         self._wait_gap(run)
         started_epoch_ns = time.time_ns()
-        model = local_model(
-            self.experiment.model, where, study_folder=self.study.path.parent if self.study.path else None
-        )
+        model = local_model(self.experiment.model, where, study_folder=self.study.folder)
         urls: list[str] = []
 
         def store(collected: Collected) -> None:
