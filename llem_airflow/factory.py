@@ -25,6 +25,7 @@ from llem_airflow.operators import (
     LLEMTextCycleOperator,
 )
 from llem_airflow.operators.request import form
+from llem_airflow.operators.retries import FailureRetryPolicy
 from llem_airflow.study import PlannedCycle, Study, StudyFileError, load_study
 from llem_airflow.timetables.study_releases import release_timetable
 
@@ -101,6 +102,7 @@ def adhoc_dag(dag_id: str = "llem_adhoc", **operator_args: Any) -> DAG:
         cycle = LLEMTextCycleOperator.partial(
             task_id=CYCLE_TASK_ID,
             retries=1,
+            retry_policy=FailureRetryPolicy(),
             map_index_template="{{ task.experiment_id }} cycle {{ task.cycle }}",
             **operator_args,
         ).expand_kwargs(plan.output)
@@ -171,6 +173,7 @@ def _default_args(study: Study) -> dict[str, Any]:
     args: dict[str, Any] = {
         "retries": study.airflow.retries,
         "retry_delay": timedelta(seconds=study.airflow.retry_delay_s),
+        "retry_policy": FailureRetryPolicy(),
     }
     return args | ({"owner": study.airflow.owner} if study.airflow.owner else {})
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from airflow.providers.docker.operators.docker import DockerOperator
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException
 
 from llem_airflow.container.attempt import Attempt
 from llem_airflow.container.box import clear_box, kill_box, run_box
@@ -21,6 +21,7 @@ from llem_airflow.operators.evidence import attempt_of, open_run, provenance
 from llem_airflow.operators.placement import PlacementError, box_settings, choose_runner, engine_answers
 from llem_airflow.operators.precision import skip_when_precise
 from llem_airflow.operators.request import cycle_of_run
+from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
 from llem_airflow.operators.settings import LocalModel, local_model, settings
 from llem_airflow.protocol.files import config_name
 from llem_airflow.results import StoredRun
@@ -31,7 +32,7 @@ class LLEMExperimentOperator(DockerOperator):
     """Run one cycle of one experiment and store what it observed.
 
     Args:
-        study: The study, or the path of its file.
+        study: The study, or the path of its file; None where each run brings its own (LLEMTextCycleOperator).
         experiment: One of its experiments, or its id ``<slug>-<hash8>``; a slug that names only one is enough.
         cycle: Which repetition, from 1.
         gap_before_s: Thermal gap: wait until this long after the end of the run's previous cycle, in seconds.
@@ -46,10 +47,13 @@ class LLEMExperimentOperator(DockerOperator):
     template_fields = ("image", "docker_conn_id")
     ui_color = "#fff3e0"
 
+    study: Study
+    experiment: Experiment
+
     def __init__(
         self,
         *,
-        study: Study | str | Path,
+        study: Study | str | Path | None,
         experiment: str | Experiment,
         cycle: int = 1,
         gap_before_s: float = 0.0,
@@ -59,9 +63,14 @@ class LLEMExperimentOperator(DockerOperator):
     ) -> None:
         kwargs.setdefault("mount_tmp_dir", False)
         kwargs["auto_remove"] = "force"
-        self.study = study if isinstance(study, Study) else load_study(study)
-        self.experiment = experiment if isinstance(experiment, Experiment) else _find(self.study, experiment)
-        super().__init__(image=image or self.experiment.image or "", **kwargs)
+        if study is not None:
+            self.study = study if isinstance(study, Study) else load_study(study)
+            experiment = experiment if isinstance(experiment, Experiment) else _find(self.study, experiment)
+        if isinstance(experiment, Experiment):
+            self.experiment = experiment
+            image = image or experiment.image
+        super().__init__(image=image or "", **kwargs)
+        self.experiment_id = experiment if isinstance(experiment, str) else experiment.id
         self.cycle = cycle
         self.gap_before_s = gap_before_s
         self.runner = runner
@@ -80,8 +89,8 @@ class LLEMExperimentOperator(DockerOperator):
             AirflowSkipException: The run does not ask for this cycle.
         """
         where = settings()
-        # What this run was asked for: the model release of its partition, the choices of the trigger form.
-        self.study, self.experiment = cycle_of_run(self.study, self.experiment.id, self.cycle, context)
+        self.study, self.experiment = self._asked(context)
+        self.image = self.image or self.experiment.image or ""
         run = open_run(self.study, context)
         skip_when_precise(self.study, run, self.experiment, self.cycle)
         attempt = self._attempt = attempt_of(context, self.experiment, self.cycle)
@@ -116,6 +125,10 @@ class LLEMExperimentOperator(DockerOperator):
             kill_process(self._attempt)
         elif self._runner == "container":
             kill_box(self.cli, self._attempt)
+
+    def _asked(self, context: Context) -> tuple[Study, Experiment]:
+        """What this run was asked for: the model release of its partition, the choices of the trigger form."""
+        return cycle_of_run(self.study, self.experiment.id, self.cycle, context)
 
     @property
     def secrets(self) -> dict[str, str]:
@@ -203,7 +216,8 @@ class LLEMExperimentOperator(DockerOperator):
         }
         url = run.commit_failed(self.experiment.id, self.cycle, attempt.try_number, error.folder, record)
         text = f"{self.experiment.id} cycle {self.cycle}: {error}\nEvidence: {url}"
-        return AirflowException(text) if error.failure.retryable else AirflowFailException(text)
+        kind = AttemptRetryableError if error.failure.retryable else AttemptFinalError
+        return kind(text, error.failure)
 
 
 def _find(study: Study, wanted: str) -> Experiment:
