@@ -11,6 +11,8 @@ export LLEM_MODELS_DIR ?= $(CURDIR)/build/models
 export LLEM_RESULTS_ROOT ?= $(CURDIR)/results
 
 PYTEST ?=
+# Parallel test processes; 0 runs them in one.
+WORKERS ?= logical
 bin := .venv/bin
 llem := $(bin)/llem-airflow
 study := dags/studies/quickstart.yaml
@@ -47,7 +49,7 @@ image: install engine  ## build the CPU image llem-airflow/pytorch-cpu
 test: lint pytest  ## lint, types, import contracts, and every test that this machine can run
 
 pytest: install  ## the tests alone (PYTEST="-k name" for some)
-	@$(bin)/pytest $(PYTEST)
+	@$(bin)/pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(PYTEST)
 
 lint: install  ## ruff, mypy, import contracts
 	@$(bin)/ruff check $(sources)

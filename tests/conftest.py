@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import docker
@@ -61,6 +61,37 @@ def standin() -> Standins:
         return build_standins()
     except RuntimeError as error:
         parts.missing(str(error))
+
+
+SLOWEST_FIRST = ("compose", "airflow", "docker", "engine")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group the tests for parallel workers: a file stays together, and so do those who share a server.
+
+    The groups that take longest come first, so that no worker is left alone with one at the end.
+    """
+    ranks: dict[str, int] = {}
+    groups = []
+    for item in items:
+        shared = "process_airflow" in getattr(item, "fixturenames", ())
+        group = "process_airflow" if shared else item.path.stem
+        groups.append(group)
+        item.add_marker(pytest.mark.xdist_group(group))
+        slow = [SLOWEST_FIRST.index(mark.name) for mark in item.iter_markers() if mark.name in SLOWEST_FIRST]
+        ranks[group] = min([ranks.get(group, len(SLOWEST_FIRST)), *slow])
+    in_order = sorted(zip(groups, items, strict=True), key=lambda pair: ranks[pair[0]])
+    items[:] = [item for _, item in in_order]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Give a test marked ``alone`` the Docker engine for itself; other Docker tests may run beside each other."""
+    if item.get_closest_marker("docker") is None:
+        return (yield)
+    with parts.engine_turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -6,9 +6,11 @@ all of them, that is a failure.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +50,24 @@ def engine_client() -> Iterator[docker.APIClient]:
         yield client
     finally:
         client.close()
+
+
+@contextmanager
+def engine_turn(*, alone: bool) -> Iterator[None]:
+    """Hold the right to use this machine's Docker engine, beside others or alone.
+
+    It holds between processes: parallel workers of one test run, and test runs of several clones.
+    """
+    folder = Path(tempfile.gettempdir())
+    with (
+        (folder / "llem-tests-gate.lock").open("w") as gate,
+        (folder / "llem-tests-engine.lock").open("w") as lock,
+    ):
+        # Who waits to be alone stands in the gate, so that newcomers cannot pass for ever.
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        yield
 
 
 def build_image(kind: str) -> str:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class AirflowServer:
         self.home = home
         self.results = home / "results"
         self.port = _free_port()
+        self.installation = f"test-{uuid.uuid4().hex[:8]}"
         self.url = f"http://localhost:{self.port}"
         dags = home / "dags"
         (dags / "studies").mkdir(parents=True)
@@ -60,6 +62,7 @@ class AirflowServer:
             "AIRFLOW__API__BASE_URL": self.url,
             "AIRFLOW__API__WORKERS": "1",
             "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
+            "AIRFLOW__LLEM__INSTALLATION": self.installation,
             "AIRFLOW__LLEM__RESULTS_ROOT": str(self.results),
         }
         self.log = home / "standalone.log"

@@ -62,9 +62,9 @@ def tiny_run(airflow: AirflowServer) -> dict[str, Any]:
     return airflow.run("tiny")
 
 
-def ours(api: docker.APIClient, dag_id: str) -> list[str]:
-    """Containers and volumes that a DAG's tasks left on the engine, which other tests may use at the same time."""
-    label = {"label": f"llem.dag_id={dag_id}"}
+def ours(api: docker.APIClient, airflow: AirflowServer) -> list[str]:
+    """Containers and volumes that this Airflow left on the engine, which other tests may use at the same time."""
+    label = {"label": f"llem.installation={airflow.installation}"}
     containers = [c["Names"][0] for c in api.containers(all=True, filters=label)]
     volumes = [v["Name"] for v in api.volumes(filters=label)["Volumes"] or []]
     return containers + volumes
@@ -76,7 +76,7 @@ def test_a_study_runs_through_the_scheduler_and_leaves_no_container_and_no_volum
     states = airflow.states("tiny", tiny_run["dag_run_id"])
     assert tiny_run["state"] == "success", states
     assert len(states) == 6
-    assert ours(docker_api, "tiny") == []
+    assert ours(docker_api, airflow) == []
     (run,) = (airflow.results / "tiny").iterdir()
     kept = {p.name for p in run.iterdir()}
     assert {
@@ -124,7 +124,7 @@ def test_an_image_that_does_not_exist_is_a_failed_task_that_says_what_to_do(
     assert "Evidence:" in log
     aggregate = airflow.task_log("noimage", run["dag_run_id"], "aggregate")
     assert "2 of 2 planned cycles have no result" in aggregate
-    assert ours(docker_api, "noimage") == []
+    assert ours(docker_api, airflow) == []
 
 
 def test_the_report_is_for_logged_in_users_only(airflow: AirflowServer, tiny_run: dict[str, Any]) -> None:

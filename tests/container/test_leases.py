@@ -264,6 +264,7 @@ def test_the_hosts_gpus_are_found_with_their_slices(
 
 
 @pytest.mark.docker
+@pytest.mark.alone
 def test_a_box_gets_exactly_the_gpu_that_it_claimed(box: RunBox, host_gpus: Inventory) -> None:
     lines: list[str] = []
     collected = box(
@@ -279,6 +280,7 @@ def test_a_box_gets_exactly_the_gpu_that_it_claimed(box: RunBox, host_gpus: Inve
 
 
 @pytest.mark.docker
+@pytest.mark.alone
 def test_a_gpu_of_a_foreign_container_is_respected_and_its_holder_named(
     box: RunBox, docker_api: docker.APIClient, python_image: str, host_gpus: Inventory
 ) -> None:
@@ -329,6 +331,7 @@ def test_a_ticket_keeps_its_place_and_a_stale_one_does_not(
 
 
 @pytest.mark.docker
+@pytest.mark.alone
 def test_a_hundred_claims_of_several_processes_never_share_a_gpu_and_all_finish(
     python_image: str, host_gpus: Inventory, docker_api: docker.APIClient
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from llem_airflow.results import ResultsRoot
 from llem_airflow.study import Study, load_study
 from tests.standins.build import Standins
 
+INSTALLATION = f"test-{uuid.uuid4().hex[:8]}"
 STUDY = """\
 study_name: one
 serving_mode: offline
@@ -63,9 +65,12 @@ def operator(study: Study, **kwargs: Any) -> LLEMExperimentOperator:
     )
 
 
-def ours(api: docker.APIClient, dag_id: str) -> list[str]:
-    """Containers and volumes that a DAG's tasks left on the engine, which other tests may use at the same time."""
-    label = {"label": f"llem.dag_id={dag_id}"}
+OURS = f"llem.installation={INSTALLATION}"
+
+
+def ours(api: docker.APIClient) -> list[str]:
+    """Containers and volumes that these tests left on the engine, which others may use at the same time."""
+    label = {"label": OURS}
     containers = [c["Names"][0] for c in api.containers(all=True, filters=label)]
     volumes = [v["Name"] for v in api.volumes(filters=label)["Volumes"] or []]
     return containers + volumes
@@ -74,6 +79,7 @@ def ours(api: docker.APIClient, dag_id: str) -> list[str]:
 @pytest.fixture(autouse=True)
 def places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     monkeypatch.setenv("LLEM_RESULTS_ROOT", str(tmp_path / "results"))
+    monkeypatch.setenv("LLEM_INSTALLATION", INSTALLATION)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     if "tiny_model" in request.fixturenames:
         monkeypatch.setenv("LLEM_MODELS_DIR", str(request.getfixturevalue("tiny_model").parent))
@@ -106,7 +112,7 @@ def test_a_cycle_runs_in_a_container_and_nothing_stays(
     study = study_at(tmp_path, "container")
     operator(study, image=cpu_image).execute(context())
     check_result(study, tmp_path)
-    assert ours(docker_api, "one") == []
+    assert ours(docker_api) == []
 
 
 @pytest.mark.engine
@@ -134,7 +140,7 @@ def test_a_missing_image_says_what_where_and_what_to_do(
     text = str(caught.value)
     assert "llem-airflow/does-not-exist:1" in text
     assert f"Evidence: {tmp_path / 'results'}" in text
-    assert ours(docker_api, "one") == []
+    assert ours(docker_api) == []
     run = ResultsRoot(tmp_path / "results").run("one", "manual__x")
     assert len(run.failures()) == 1
 
@@ -153,13 +159,14 @@ def test_killing_the_engine_in_its_container_is_a_typed_failure_with_evidence(
     text = str(caught.value)
     assert "exit code 137" in text
     assert "Evidence:" in text
-    assert ours(docker_api, "one") == []
+    assert ours(docker_api) == []
     (failure,) = ResultsRoot(tmp_path / "results").run("one", "manual__x").failures()
     kept = set(failure.folder.files())
     assert {"config.json", "events.jsonl", "container.log", "provenance.json"} <= kept
 
 
 @pytest.mark.docker
+@pytest.mark.alone
 @pytest.mark.engine
 def test_a_gpu_is_leased_given_by_uuid_and_measured_on_its_counter(
     tmp_path: Path, tiny_model: Path, docker_api: docker.APIClient, cpu_image: str, standin: Standins
@@ -172,7 +179,7 @@ def test_a_gpu_is_leased_given_by_uuid_and_measured_on_its_counter(
     (gpu,) = cycle.provenance()["gpus"]
     assert gpu.startswith("GPU-")
     assert cycle.result().meter.devices == (gpu,)
-    assert ours(docker_api, "one") == []
+    assert ours(docker_api) == []
     LLEMAggregateOperator(task_id="aggregate", study=study).execute(context("aggregate"))
     summary = run.summary()
     assert summary is not None
@@ -188,7 +195,7 @@ def kill_engine(api: docker.APIClient) -> None:
     """SIGKILL the Python process that holds the engine, as the kernel's OOM killer would."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        for container in api.containers(filters={"label": "llem.key"}):
+        for container in api.containers(filters={"label": OURS}):
             processes = api.top(container["Id"], ps_args="-eo pid,ppid,args")["Processes"]
             engines = [
                 int(pid)

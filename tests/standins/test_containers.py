@@ -120,6 +120,7 @@ def steady_gpus() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("steady_gpus")
+@pytest.mark.alone
 def test_a_container_measures_the_gpu_that_it_was_given(
     docker_api: docker.APIClient, python_image: str, tmp_path: Path
 ) -> None:
@@ -133,6 +134,7 @@ def test_a_container_measures_the_gpu_that_it_was_given(
 
 
 @pytest.mark.usefixtures("steady_gpus")
+@pytest.mark.alone
 def test_two_gpus_in_one_container_are_told_apart(
     docker_api: docker.APIClient, python_image: str, tmp_path: Path
 ) -> None:
@@ -143,6 +145,7 @@ def test_two_gpus_in_one_container_are_told_apart(
 
 
 @pytest.mark.usefixtures("steady_gpus")
+@pytest.mark.alone
 def test_a_mig_slice_in_a_container_is_attributed(
     docker_api: docker.APIClient, python_image: str, tmp_path: Path
 ) -> None:
