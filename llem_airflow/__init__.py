@@ -21,6 +21,7 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": [
                     "llem_airflow.operators.experiment",
                     "llem_airflow.operators.aggregate",
+                    "llem_airflow.operators.compare",
                     "llem_airflow.operators.plan",
                     "llem_airflow.operators.text_cycle",
                 ],

@@ -89,23 +89,49 @@ def show_report(run: str, results_root: str, **options: Any) -> None:
 
 @main.command("compare")
 @click.argument("baseline")
-@click.argument("candidate")
+@click.argument("candidates", metavar="CANDIDATE...", nargs=-1, required=True)
 @_ROOT
+@click.option(
+    "--metric", default="energy_per_output_token_j", show_default=True, help="The one that decides."
+)
+@click.option(
+    "--threshold", "threshold_ratio", default=0.02, show_default=True, help="Smallest ratio that matters."
+)
 @click.option("--factor", help="Match experiments by all of their configuration but this key (task.model).")
 @click.option("--ignore", multiple=True, help="A condition that may differ (gpus); can be given again.")
 @click.option("--paired", is_flag=True, help="Cycle k of one was measured next to cycle k of the other.")
 @click.option("--without-flagged", is_flag=True, help="Leave out cycles with a warning.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--fail-on-regression", is_flag=True, help="Exit with 1 when there is a regression.")
-def compare_results(baseline: str, candidate: str, results_root: str, **options: Any) -> None:
-    """Compare CANDIDATE with BASELINE: two runs, or two experiments as RUN#EXPERIMENT.
+def compare_results(
+    baseline: str,
+    candidates: tuple[str, ...],
+    results_root: str,
+    *,
+    as_json: bool,
+    fail_on_regression: bool,
+    **options: Any,
+) -> None:
+    """Compare each CANDIDATE with BASELINE: runs, or experiments as RUN#EXPERIMENT.
 
-    Only equal conditions (GPU, driver, prompts, meter) are compared; what differs is listed.
+    A run is STUDY/RUN, a folder, STUDY (its newest), STUDY@RELEASE (the newest of a model release), as a candidate
+    STUDY@* (every release), as the baseline `previous` (the run before each candidate). Only equal conditions (GPU,
+    driver, prompts, meter) are compared; what differs is listed.
     """
     from llem_airflow.analysis import console
+    from llem_airflow.analysis.compare_named import How
 
-    made = console.CompareOptions(**options)
-    sys.exit(console.guarded(lambda: console.compare_two(baseline, candidate, results_root, made)))
+    def verb() -> int:
+        return console.compare(
+            baseline,
+            candidates,
+            results_root,
+            How(**options),
+            as_json=as_json,
+            fail_on_regression=fail_on_regression,
+        )
+
+    sys.exit(console.guarded(verb))
 
 
 @main.command("history")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -13,7 +14,14 @@ from llem_airflow.analysis.answers import AnswerCheck, check_answers
 from llem_airflow.analysis.cycle import HAS_RESULT
 from llem_airflow.analysis.fingerprint import FACTORS
 from llem_airflow.analysis.metrics import BY_NAME
-from llem_airflow.analysis.verdict import Comparison, Verdict, adjusted, compare, compare_pairs
+from llem_airflow.analysis.verdict import (
+    THRESHOLD_RATIO,
+    Comparison,
+    Verdict,
+    adjusted,
+    compare,
+    compare_pairs,
+)
 from llem_airflow.results import ResultReadError, StoredRun, names
 
 COMPARED = (
@@ -88,10 +96,14 @@ class PairReport:
     @property
     def verdict(self) -> Verdict:
         """The verdict on the headline metric: energy per output token, else the first that there is."""
+        return self.verdict_on(next(iter(self.metrics), ""))
+
+    def verdict_on(self, metric: str) -> Verdict:
+        """The verdict on one metric; without values of it there is not enough evidence."""
         if self.differences:
             return Verdict.NOT_COMPARABLE
-        first = next(iter(self.metrics.values()), None)
-        return first.verdict if first else Verdict.NOT_ENOUGH_EVIDENCE
+        found = self.metrics.get(metric)
+        return found.verdict if found else Verdict.NOT_ENOUGH_EVIDENCE
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -105,11 +117,14 @@ def compare_runs(
     ignore: Collection[str] = (),
     factor: str | None = None,
     without_flagged: bool = False,
+    metric: str = COMPARED[0],
+    threshold_ratio: float = THRESHOLD_RATIO,
 ) -> list[PairReport]:
     """Compare what two runs have in common.
 
-    Experiments are matched by their identity. With ``factor``, a dotted key of the configuration such as
-    ``task.model``, they are matched by everything but that key.
+    Experiments are matched by their identity, and then by their id, which stays the same over the releases of a
+    model; what differs is named. With ``factor``, a dotted key of the configuration such as ``task.model``, they are
+    matched by everything but that key.
 
     Args:
         baseline: The run to compare against.
@@ -117,27 +132,59 @@ def compare_runs(
         ignore: Conditions that may differ, such as ``gpus``.
         factor: Key of the configuration that is under study.
         without_flagged: Leave out cycles with a warning.
+        metric: The metric that comes first and whose verdict counts.
+        threshold_ratio: Smallest difference that matters.
 
     Raises:
         ResultReadError: A run was not aggregated.
     """
-    ours = _by_match(baseline, factor)
-    theirs = _by_match(candidate, factor)
     return corrected(
         [
             compare_sides(
-                side(baseline, ours[key], without_flagged=without_flagged),
-                side(candidate, theirs[key], without_flagged=without_flagged),
+                side(baseline, ours, without_flagged=without_flagged),
+                side(candidate, theirs, without_flagged=without_flagged),
                 ignore=ignore,
+                metric=metric,
+                threshold_ratio=threshold_ratio,
             )
-            for key in ours
-            if key in theirs
+            for ours, theirs in matched(baseline, candidate, factor).items()
         ]
     )
 
 
+def matched(baseline: StoredRun, candidate: StoredRun, factor: str | None = None) -> dict[str, str]:
+    """Experiments that two runs have in common: the candidate's by the baseline's."""
+    if factor is not None:
+        ours, theirs = _without_factor(baseline, factor), _without_factor(candidate, factor)
+        return {ours[key]: theirs[key] for key in ours if key in theirs}
+    hashes, others = _hashes(baseline), _hashes(candidate)
+    by_hash = {hash_: name for name, hash_ in others.items() if hash_}
+    found = {name: by_hash[hash_] for name, hash_ in hashes.items() if hash_ in by_hash}
+    taken = set(found.values())
+    found |= {name: name for name in hashes if name not in found and name in others and name not in taken}
+    return {name: found[name] for name in hashes if name in found}
+
+
+def unmatched(
+    baseline: StoredRun, candidate: StoredRun, factor: str | None = None
+) -> tuple[list[str], list[str]]:
+    """Experiments that only the baseline has, and those that only the candidate has."""
+    pairs = matched(baseline, candidate, factor)
+    theirs = set(pairs.values())
+    return (
+        [name for name in _hashes(baseline) if name not in pairs],
+        [name for name in _hashes(candidate) if name not in theirs],
+    )
+
+
 def compare_sides(
-    baseline: Side, candidate: Side, *, ignore: Collection[str] = (), paired: bool = False
+    baseline: Side,
+    candidate: Side,
+    *,
+    ignore: Collection[str] = (),
+    paired: bool = False,
+    metric: str = COMPARED[0],
+    threshold_ratio: float = THRESHOLD_RATIO,
 ) -> PairReport:
     """Compare two sides, when their conditions are equal.
 
@@ -146,8 +193,13 @@ def compare_sides(
         candidate: The side in question.
         ignore: Conditions that may differ.
         paired: Cycle k of one was measured next to cycle k of the other.
+        metric: The metric that comes first and whose verdict counts.
+        threshold_ratio: Smallest difference that matters.
     """
+    test = partial(compare_pairs if paired else compare, threshold_ratio=threshold_ratio)
     ours, theirs = baseline.conditions(), candidate.conditions()
+    if not (ours and theirs):
+        ours, theirs = ({"cycles_with_a_result": [str(len(one.rows))]} for one in (baseline, candidate))
     unequal = {
         key: [_readable(ours.get(key)), _readable(theirs.get(key))]
         for key in sorted({*ours, *theirs})
@@ -155,12 +207,12 @@ def compare_sides(
     }
     factors = {key: value for key, value in unequal.items() if key in FACTORS or key == "experiment_hash"}
     differences = {key: value for key, value in unequal.items() if key not in factors and key not in ignore}
-    metrics = {} if differences else _metrics(baseline, candidate, paired=paired)
+    wanted = () if differences else tuple(dict.fromkeys((metric, *COMPARED)))
     kinds = {str(row["energy_kind"]) for row in (*baseline.rows, *candidate.rows)}
     return PairReport(
         baseline=_name(baseline),
         candidate=_name(candidate),
-        metrics=metrics,
+        metrics=_metrics(baseline, candidate, wanted, test, paired=paired),
         factors=factors,
         differences=differences,
         answers=_answers(baseline, candidate),
@@ -211,15 +263,16 @@ def corrected(reports: Sequence[PairReport]) -> list[PairReport]:
     ]
 
 
-def _metrics(baseline: Side, candidate: Side, *, paired: bool) -> dict[str, Comparison]:
+def _metrics(
+    baseline: Side, candidate: Side, wanted: Sequence[str], test: Callable[..., Comparison], *, paired: bool
+) -> dict[str, Comparison]:
     found = {}
-    for name in COMPARED:
+    for name in wanted:
         ours, theirs = baseline.values(name), candidate.values(name)
         if paired:
             cycles = sorted(ours.keys() & theirs.keys())
             ours, theirs = {k: ours[k] for k in cycles}, {k: theirs[k] for k in cycles}
         if ours and theirs:
-            test = compare_pairs if paired else compare
             found[name] = test(list(ours.values()), list(theirs.values()), BY_NAME[name].better)
     return found
 
@@ -240,14 +293,21 @@ def _requests(one: Side) -> list[dict[str, Any]]:
     raise ResultReadError(f"{one.run.url}: no cycle of {one.experiment}")
 
 
-def _by_match(run: StoredRun, factor: str | None) -> dict[str, str]:
-    """Experiment id by what it is matched by: its full identity, or its configuration without the factor."""
-    if factor is None:
-        return {str(row["hash"]): str(row["experiment"]) for row in cycle_rows(run) if row["hash"]}
-    found = {}
-    for item in run.plan().get("experiments", ()):
-        found[json.dumps(_without(item.get("config") or {}, factor), sort_keys=True)] = str(item["id"])
+def _hashes(run: StoredRun) -> dict[str, str]:
+    """Identity by experiment, in the order of the table."""
+    found: dict[str, str] = {}
+    for row in cycle_rows(run):
+        if row["experiment"]:
+            found[str(row["experiment"])] = str(row["hash"] or found.get(str(row["experiment"]), ""))
     return found
+
+
+def _without_factor(run: StoredRun, factor: str) -> dict[str, str]:
+    """Experiment by its configuration without the factor."""
+    return {
+        json.dumps(_without(item.get("config") or {}, factor), sort_keys=True): str(item["id"])
+        for item in run.plan().get("experiments", ())
+    }
 
 
 def _without(config: Mapping[str, Any], dotted: str) -> dict[str, Any]:

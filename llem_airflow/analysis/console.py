@@ -6,8 +6,7 @@ import json
 import sys
 import time
 import webbrowser
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich import box
@@ -17,7 +16,7 @@ from rich.table import Table
 
 from llem_airflow.analysis import quantity
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.comparing import PairReport, compare_runs, compare_sides, corrected, side
+from llem_airflow.analysis.compare_named import Compared, How, compare_named
 from llem_airflow.analysis.integrity import check_run
 from llem_airflow.analysis.markdown import report_markdown
 from llem_airflow.analysis.metrics import BY_NAME
@@ -31,27 +30,6 @@ from llem_airflow.results.export import export_table
 from llem_airflow.results.folder import ResultsWriteError
 from llem_airflow.results.locate import NoSuchRunError, locate_run
 from llem_airflow.results.retention import removable, remove
-
-
-@dataclass(frozen=True, slots=True)
-class CompareOptions:
-    """How to compare and how to say it.
-
-    Attributes:
-        ignore: Conditions that may differ.
-        factor: Configuration key under study, to match experiments by all others.
-        paired: Cycle k of one was measured next to cycle k of the other.
-        without_flagged: Leave out cycles with a warning.
-        as_json: Print JSON.
-        fail_on_regression: Return 1 on a regression.
-    """
-
-    ignore: Collection[str] = ()
-    factor: str | None = None
-    paired: bool = False
-    without_flagged: bool = False
-    as_json: bool = False
-    fail_on_regression: bool = False
 
 
 def guarded(verb: Callable[[], int]) -> int:
@@ -90,32 +68,27 @@ def load_summary(run: StoredRun) -> Summary | None:
     return Summary.from_json(data, f"{run.url}/{names.SUMMARY}") if data else None
 
 
-def compare_two(
+def compare(
     baseline: str,
-    candidate: str,
+    candidates: Sequence[str],
     results_root: str,
-    options: CompareOptions,
+    how: How,
+    *,
+    as_json: bool = False,
+    fail_on_regression: bool = False,
 ) -> int:
     """Print a comparison; 1 when it finds a regression and the caller asked for that."""
-    root = ResultsRoot(results_root)
-    (one, one_experiment), (other, other_experiment) = _named(baseline, root), _named(candidate, root)
-    flagged = options.without_flagged
-    if one_experiment and other_experiment:
-        ours = side(one, one_experiment, without_flagged=flagged)
-        theirs = side(other, other_experiment, without_flagged=flagged)
-        reports = corrected([compare_sides(ours, theirs, ignore=options.ignore, paired=options.paired)])
-    else:
-        reports = compare_runs(
-            one, other, ignore=options.ignore, factor=options.factor, without_flagged=flagged
-        )
-    if options.as_json:
+    if how.metric not in BY_NAME:
+        raise ValueError(f"{how.metric!r} is no metric; there are: {', '.join(BY_NAME)}")
+    found = compare_named(baseline, candidates, ResultsRoot(results_root), how)
+    if as_json:
         sys.stdout.write(
-            json.dumps([report.to_json() for report in reports], indent=1, allow_nan=False) + "\n"
+            json.dumps([report.to_json() for report in found.reports], indent=1, allow_nan=False) + "\n"
         )
     else:
-        _print_comparison(reports, one, other)
-    found = any(report.verdict is Verdict.REGRESSION for report in reports)
-    return 1 if found and options.fail_on_regression else 0
+        _print_comparison(found)
+    worse = any(report.verdict is Verdict.REGRESSION for report in found.reports)
+    return 1 if worse and fail_on_regression else 0
 
 
 def show_history(study: str, results_root: str, metric: str) -> int:
@@ -188,18 +161,18 @@ def export(run: str, results_root: str, table: str, form: str, output: Path | No
     return 0
 
 
-def _named(text: str, root: ResultsRoot) -> tuple[StoredRun, str | None]:
-    run, _, experiment = text.partition("#")
-    return locate_run(run, root), experiment or None
-
-
-def _print_comparison(reports: list[PairReport], one: StoredRun, other: StoredRun) -> None:
+def _print_comparison(found: Compared) -> None:
     console = Console()
-    if not reports:
+    for name in found.without_baseline:
+        console.print(f"{name}: no earlier run of this study and release to compare with", markup=False)
+    if not found.reports and not found.without_baseline:
         console.print(
-            f"{one.url} and {other.url} have no experiment in common. Name one of each as "
-            "RUN#EXPERIMENT, or the key that differs with --factor.",
+            "These runs have no experiment in common. Name one of each as RUN#EXPERIMENT, or the key that differs "
+            "with --factor.",
             markup=False,
         )
-    for report in reports:
+    for report in found.reports:
         console.print(render_comparison(report))
+    for title, missing in (("baseline", found.only_baseline), ("candidate", found.only_candidate)):
+        for name in missing:
+            console.print(f"only the {title} has it: {name}", soft_wrap=True, markup=False, highlight=False)

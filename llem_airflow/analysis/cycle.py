@@ -202,7 +202,9 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
         warmup=result.warmup.outcome,
         flags=found,
         measures=measures(result.window, energy, rows, marks),
-        fingerprint=fingerprint(config, result, environment, record),
+        fingerprint=fingerprint(
+            config, result, environment, record, semantics_version=energy.semantics_version
+        ),
     )
     return row, Reading(result, power, power_problem, marks, energy)
 

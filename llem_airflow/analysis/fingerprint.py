@@ -8,12 +8,17 @@ from typing import Any
 from llem_airflow.protocol.result import CycleResult
 from llem_airflow.protocol.spec import ExperimentSpec
 
-FACTORS = {"model", "model_revision", "engine", "engine_version", "image_digest", "config"}
+FACTORS = {"model", "model_revision", "engine", "engine_version", "image_digest", "measured_by"}
 """Fields that a comparison may name as the factor under study; all others belong to the conditions."""
 
 
 def fingerprint(
-    config: ExperimentSpec, result: CycleResult, environment: Mapping[str, Any], record: Mapping[str, Any]
+    config: ExperimentSpec,
+    result: CycleResult,
+    environment: Mapping[str, Any],
+    record: Mapping[str, Any],
+    *,
+    semantics_version: int,
 ) -> dict[str, Any]:
     """The fingerprint: factors, and conditions such as GPU, driver, power limit, prompts and meter.
 
@@ -22,6 +27,7 @@ def fingerprint(
         result: What it observed.
         environment: environment.json.
         record: provenance.json.
+        semantics_version: Version of the formulas that made the energy: tables of two versions do not compare.
     """
     gpus = environment.get("gpus")
     cpu = environment.get("cpu")
@@ -41,6 +47,8 @@ def fingerprint(
         "energy_kind": result.meter.energy_kind,
         "prompts_sha256": config.prompts.sha256,
         "n_prompts": config.prompts.n_prompts,
+        "measured_by": result.bundle_version,
+        "energy_semantics": semantics_version,
     }
 
 

@@ -47,6 +47,7 @@ class Comparison:
         method: ``welch`` or ``paired``.
         better: ``lower`` or ``higher`` is better.
         verdict: What it comes to.
+        threshold_ratio: Smallest difference that matters; the margin of the equivalence test, too.
     """
 
     n_baseline: int
@@ -65,17 +66,24 @@ class Comparison:
     method: str
     better: str
     verdict: Verdict
+    threshold_ratio: float = THRESHOLD_RATIO
 
 
-def compare(baseline: Sequence[float], candidate: Sequence[float], better: str) -> Comparison:
+def compare(
+    baseline: Sequence[float],
+    candidate: Sequence[float],
+    better: str,
+    *,
+    threshold_ratio: float = THRESHOLD_RATIO,
+) -> Comparison:
     """Welch's comparison of two independent sets of cycles.
 
     Formula: difference of means, with standard error sqrt(s1^2/n1 + s2^2/n2) and Welch-Satterthwaite degrees
-    of freedom; equivalence by two one-sided tests at the threshold of 2 % of the baseline's mean.
+    of freedom; equivalence by two one-sided tests at the threshold, which is a share of the baseline's mean.
     """
     a, b = np.asarray(baseline, dtype=float), np.asarray(candidate, dtype=float)
     difference = float(b.mean() - a.mean())
-    bare = _bare(a, b, "welch", better)
+    bare = _bare(a, b, "welch", better, threshold_ratio)
     if min(a.size, b.size) < 2:
         return bare
     va, vb = float(a.var(ddof=1)) / a.size, float(b.var(ddof=1)) / b.size
@@ -92,7 +100,13 @@ def compare(baseline: Sequence[float], candidate: Sequence[float], better: str) 
     )
 
 
-def compare_pairs(baseline: Sequence[float], candidate: Sequence[float], better: str) -> Comparison:
+def compare_pairs(
+    baseline: Sequence[float],
+    candidate: Sequence[float],
+    better: str,
+    *,
+    threshold_ratio: float = THRESHOLD_RATIO,
+) -> Comparison:
     """Comparison of cycles that were measured next to each other (A B B A on one GPU in one run).
 
     Slow drift hits both members of a pair and cancels, so this is the strongest verdict. Formula: t test of
@@ -101,7 +115,7 @@ def compare_pairs(baseline: Sequence[float], candidate: Sequence[float], better:
     a, b = np.asarray(baseline, dtype=float), np.asarray(candidate, dtype=float)
     if a.size != b.size:
         raise ValueError(f"pairs need as many cycles on both sides, found {a.size} and {b.size}")
-    bare = _bare(a, b, "paired", better)
+    bare = _bare(a, b, "paired", better, threshold_ratio)
     if a.size < 2:
         return bare
     differences = b - a
@@ -148,7 +162,7 @@ def detectable_difference(se: float, df: float, alpha: float = ALPHA, power: flo
     return float(optimize.brentq(shortfall, 0.0, critical + 60.0)) * se
 
 
-def _bare(a: np.ndarray, b: np.ndarray, method: str, better: str) -> Comparison:
+def _bare(a: np.ndarray, b: np.ndarray, method: str, better: str, threshold_ratio: float) -> Comparison:
     mean_a, mean_b = float(a.mean()), float(b.mean())
     return Comparison(
         n_baseline=int(a.size),
@@ -167,13 +181,14 @@ def _bare(a: np.ndarray, b: np.ndarray, method: str, better: str) -> Comparison:
         method=method,
         better=better,
         verdict=Verdict.NOT_ENOUGH_EVIDENCE,
+        threshold_ratio=threshold_ratio,
     )
 
 
 def _tested(bare: Comparison, difference: float, se: float, df: float, scale: float) -> Comparison:
     half = float(stats.t.ppf(1 - ALPHA / 2, df)) * se
     p = 2 * float(stats.t.sf(abs(difference) / se, df))
-    margin = THRESHOLD_RATIO * scale
+    margin = bare.threshold_ratio * scale
     equivalence = max(
         float(stats.t.sf((difference + margin) / se, df)), float(stats.t.cdf((difference - margin) / se, df))
     )
@@ -190,7 +205,7 @@ def _tested(bare: Comparison, difference: float, se: float, df: float, scale: fl
 
 def _without_spread(bare: Comparison) -> Comparison:
     """No cycle differs from another of its side: the difference is exactly what it is."""
-    same = abs(bare.difference_ratio) < THRESHOLD_RATIO
+    same = abs(bare.difference_ratio) < bare.threshold_ratio
     p = 1.0 if bare.difference_ratio == 0.0 else 0.0
     ratio = bare.difference_ratio
     return replace(
@@ -206,7 +221,7 @@ def _without_spread(bare: Comparison) -> Comparison:
 
 def _decided(found: Comparison) -> Comparison:
     p, size = found.p_adjusted, abs(found.difference_ratio)
-    if p is not None and p < ALPHA and size >= THRESHOLD_RATIO:
+    if p is not None and p < ALPHA and size >= found.threshold_ratio:
         worse = (found.difference_ratio > 0) == (found.better == "lower")
         return replace(found, verdict=Verdict.REGRESSION if worse else Verdict.IMPROVEMENT)
     if found.equivalence_p is not None and found.equivalence_p < ALPHA:

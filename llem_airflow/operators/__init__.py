@@ -1,4 +1,4 @@
-"""Airflow operators: one cycle of one experiment, and what the cycles mean together."""
+"""Airflow operators: one cycle of one experiment, what the cycles mean together, what has changed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llem_airflow.operators.aggregate import LLEMAggregateOperator
+    from llem_airflow.operators.compare import LLEMCompareOperator
     from llem_airflow.operators.experiment import LLEMExperimentOperator
     from llem_airflow.operators.plan import LLEMPlanOperator, LLEMPlanTextOperator
     from llem_airflow.operators.text_cycle import LLEMTextCycleOperator
 
 __all__ = [
     "LLEMAggregateOperator",
+    "LLEMCompareOperator",
     "LLEMExperimentOperator",
     "LLEMPlanOperator",
     "LLEMPlanTextOperator",
@@ -21,6 +23,7 @@ __all__ = [
 
 _MODULES = {
     "LLEMAggregateOperator": "aggregate",
+    "LLEMCompareOperator": "compare",
     "LLEMExperimentOperator": "experiment",
     "LLEMPlanOperator": "plan",
     "LLEMPlanTextOperator": "plan",

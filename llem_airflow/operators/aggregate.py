@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from llem_airflow.operators.evidence import open_run
 from llem_airflow.operators.links import ReportLink
 from llem_airflow.operators.notify import tell
-from llem_airflow.operators.outcome import baseline_run, compared, key_numbers, worse
+from llem_airflow.operators.outcome import baseline_run, compared, key_numbers, said
 from llem_airflow.operators.quarantine import matches, quarantine
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
 from llem_airflow.operators.settings import settings
@@ -97,13 +97,14 @@ class LLEMAggregateOperator(BaseOperator):
         baseline = baseline_run(study, run, root)
         if baseline is None:
             return None
-        reports = compared(baseline, run)
-        for report in reports:
+        found = compared(study, baseline, run)
+        for report in found.reports:
             self.log.info("%s: %s against %s", report.candidate, report.verdict, report.baseline)
-        worsened = worse(study, reports)
+        wanted = study.airflow.regression
+        worsened = said(found, wanted.metric, "regression") if wanted else []
         if worsened and "regression" in study.airflow.notify_on:
             tell(context, "regression", f"{study.name} became worse:\n" + "\n".join(worsened))
-        verdicts = {report.candidate.rpartition("#")[2]: str(report.verdict) for report in reports}
+        verdicts = {report.candidate.rpartition("#")[2]: str(report.verdict) for report in found.reports}
         return {"baseline": baseline.url, "verdicts": verdicts, "worse": worsened}
 
 

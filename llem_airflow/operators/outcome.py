@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llem_airflow.results import ResultsRoot, StoredRun, names
+from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.study import Study
 
 if TYPE_CHECKING:
+    from llem_airflow.analysis.compare_named import Compared
     from llem_airflow.analysis.comparing import PairReport
     from llem_airflow.analysis.summary import Summary
 
@@ -48,53 +48,85 @@ def baseline_run(study: Study, run: StoredRun, root: ResultsRoot) -> StoredRun |
     With ``regression.baseline: previous`` the newest one before this run of the same release, else the newest run of
     the release that is named.
     """
+    from llem_airflow.analysis.baseline import (  # noqa: PLC0415 - a study without `regression` needs none of it
+        PREVIOUS,
+        previous_run,
+        run_of_release,
+    )
+
     wanted = study.airflow.regression
     if wanted is None:
         return None
-    release = run.meta().get("version") if wanted.baseline == "previous" else wanted.baseline
-    others = [
-        other
-        for other in root.runs(study.name)
-        if other.url != run.url
-        and other.meta().get("version") == release
-        and other.folder.exists(names.SUMMARY)
-    ]
-    if wanted.baseline == "previous":
-        others = [other for other in others if other.started_epoch_ns() < run.started_epoch_ns()]
-    return others[-1] if others else None
+    if wanted.baseline == PREVIOUS:
+        return previous_run(run)
+    found = run_of_release(study.name, wanted.baseline, root)
+    return None if found is None or found.url == run.url else found
 
 
-def compared(baseline: StoredRun, run: StoredRun) -> list[PairReport]:
-    """Each experiment of the run against the same experiment of the baseline, whatever model release each measured."""
-    from llem_airflow.analysis.comparing import (  # noqa: PLC0415 - SciPy, which no other task needs
-        compare_sides,
-        corrected,
-        cycle_rows,
-        side,
-    )
+def compared(study: Study, baseline: StoredRun, run: StoredRun) -> Compared:
+    """Each experiment of the run against the same experiment of the baseline, whatever release each measured."""
+    from llem_airflow.analysis.compare_named import Compared, How  # noqa: PLC0415 - SciPy, which no other task needs
+    from llem_airflow.analysis.comparing import compare_runs  # noqa: PLC0415 - likewise
 
-    known = {str(row["experiment"]) for row in cycle_rows(baseline)}
-    ids = dict.fromkeys(str(row["experiment"]) for row in cycle_rows(run))
-    return corrected([compare_sides(side(baseline, each), side(run, each)) for each in ids if each in known])
-
-
-def worse(study: Study, reports: Sequence[PairReport]) -> list[str]:
-    """A sentence for each experiment that became worse by more than the study allows."""
     wanted = study.airflow.regression
-    if wanted is None:
-        return []
-    found = []
-    for report in reports:
-        metric = report.metrics.get(wanted.metric)
-        if (
-            metric is None
-            or metric.verdict != "regression"
-            or abs(metric.difference_ratio) < wanted.threshold_ratio
-        ):
-            continue
-        found.append(
-            f"{report.candidate}: {wanted.metric} {metric.difference_ratio:+.1%} "
-            f"({metric.mean_baseline:.4g} -> {metric.mean_candidate:.4g}, n = {metric.n_baseline} and "
-            f"{metric.n_candidate} cycles) against {report.baseline}"
-        )
-    return found
+    how = How(metric=wanted.metric, threshold_ratio=wanted.threshold_ratio) if wanted else How()
+    reports = compare_runs(baseline, run, metric=how.metric, threshold_ratio=how.threshold_ratio)
+    return Compared(tuple(reports))
+
+
+def said(found: Compared, metric: str, *verdicts: str) -> list[str]:
+    """A sentence for each experiment, or for those with one of the verdicts, the gravest first."""
+    order = ("regression", "not comparable", "not enough evidence", "improvement", "unchanged")
+    reports = sorted(found.reports, key=lambda report: order.index(report.verdict_on(metric)))
+    return [
+        _sentence(each, metric) for each in reports if not verdicts or each.verdict_on(metric) in verdicts
+    ]
+
+
+def changes(found: Compared) -> dict[str, Any]:
+    """How much each metric changed, by candidate; for an XCom, so in plain values and bounded in size."""
+    return {
+        "baselines": {report.candidate: report.baseline for report in found.reports[:_SHOWN]},
+        "changes": {
+            report.candidate: {
+                name: {
+                    "verdict": str(one.verdict),
+                    "difference_ratio": one.difference_ratio,
+                    "low_ratio": one.low_ratio,
+                    "high_ratio": one.high_ratio,
+                    "p_adjusted": one.p_adjusted,
+                    "n_baseline": one.n_baseline,
+                    "n_candidate": one.n_candidate,
+                }
+                for name, one in report.metrics.items()
+            }
+            for report in found.reports[:_SHOWN]
+        },
+        "without_baseline": list(found.without_baseline),
+        "only_baseline": list(found.only_baseline),
+        "only_candidate": list(found.only_candidate),
+    }
+
+
+def _sentence(report: PairReport, metric: str) -> str:
+    what = f"{report.candidate} against {report.baseline}: {report.verdict_on(metric)}"
+    if report.differences:
+        listed = "; ".join(f"{key}: {a} against {b}" for key, (a, b) in report.differences.items())
+        return f"{what}: conditions differ: {listed}"
+    one = report.metrics.get(metric)
+    if one is None:
+        return f"{what}: no values of {metric} on both sides"
+    bounds = (
+        f" ({one.low_ratio:+.1%} to {one.high_ratio:+.1%})"
+        if one.low_ratio is not None and one.high_ratio is not None
+        else ""
+    )
+    answers = (
+        f"; answers: {report.answers.reason}"
+        if report.answers and report.answers.finding == "suspicious"
+        else ""
+    )
+    return (
+        f"{what}: {metric} {one.difference_ratio:+.1%}{bounds}, {one.mean_baseline:.4g} -> {one.mean_candidate:.4g}, "
+        f"n = {one.n_baseline} and {one.n_candidate} cycles{answers}"
+    )

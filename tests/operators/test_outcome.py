@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.operators.outcome import baseline_run, compared, key_numbers, worse
+from llem_airflow.operators.outcome import baseline_run, compared, key_numbers, said
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.study import Study, load_study_text
 from tests.analysis.conftest import IDS, MakeRun, make_run
@@ -64,18 +64,22 @@ def test_a_named_release_is_the_baseline_of_every_other_release(measured: Any, t
     assert found.url == base.url
 
 
+def worse(question: Study, base: StoredRun, new: StoredRun) -> list[str]:
+    return said(compared(question, base, new), "energy_per_output_token_j", "regression")
+
+
 def test_an_experiment_that_became_worse_is_told_with_numbers_and_n(measured: Any) -> None:
-    base, new = measured("a", 200, 1), measured("b", 220, 2)
-    sentences = worse(study("previous"), compared(base, new))
+    sentences = worse(study("previous"), measured("a", 200, 1), measured("b", 220, 2))
     assert len(sentences) == 2
-    assert sentences[0].startswith(f"nightly/b#{IDS[0]}: energy_per_output_token_j +10.0%")
+    assert sentences[0].startswith(f"nightly/b#{IDS[0]} against nightly/a#{IDS[0]}: regression: ")
+    assert "energy_per_output_token_j +10.0%" in sentences[0]
     assert "n = 5 and 5 cycles" in sentences[0]
 
 
 def test_a_change_below_the_study_s_threshold_is_not_worse(measured: Any) -> None:
     base, new = measured("a", 200, 1), measured("b", 220, 2)
-    assert worse(study("previous", threshold_ratio=0.2), compared(base, new)) == []
-    assert worse(study("previous"), compared(new, base)) == []
+    assert worse(study("previous", threshold_ratio=0.2), base, new) == []
+    assert worse(study("previous"), new, base) == []
 
 
 def test_the_key_numbers_carry_mean_interval_and_n(measured: Any) -> None:

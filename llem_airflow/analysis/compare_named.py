@@ -1,0 +1,142 @@
+"""A comparison as people ask for it: names of runs, releases and experiments; one baseline, N candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from llem_airflow.analysis.baseline import PREVIOUS, named_runs, previous_run
+from llem_airflow.analysis.comparing import (
+    COMPARED,
+    PairReport,
+    compare_runs,
+    compare_sides,
+    corrected,
+    side,
+    unmatched,
+)
+from llem_airflow.analysis.verdict import THRESHOLD_RATIO
+from llem_airflow.results import ResultsRoot, StoredRun
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How to compare.
+
+    Attributes:
+        metric: The metric whose verdict counts; it comes first in every report.
+        threshold_ratio: Smallest difference that matters.
+        factor: Configuration key under study, to match experiments by all others.
+        ignore: Conditions that may differ.
+        paired: Cycle k of one experiment was measured next to cycle k of the other.
+        without_flagged: Leave out cycles with a warning.
+    """
+
+    metric: str = COMPARED[0]
+    threshold_ratio: float = THRESHOLD_RATIO
+    factor: str | None = None
+    ignore: Collection[str] = ()
+    paired: bool = False
+    without_flagged: bool = False
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What came out of a comparison.
+
+    Attributes:
+        reports: Each pair of experiments; the p values of all of them are corrected as one family.
+        without_baseline: Candidates for which there is no earlier run yet.
+        only_baseline: ``run#experiment`` that no candidate has.
+        only_candidate: ``run#experiment`` that its baseline does not have.
+    """
+
+    reports: tuple[PairReport, ...]
+    without_baseline: tuple[str, ...] = ()
+    only_baseline: tuple[str, ...] = ()
+    only_candidate: tuple[str, ...] = ()
+
+
+def compare_named(
+    baseline: str, candidates: Sequence[str], root: ResultsRoot, how: How, own: StoredRun | None = None
+) -> Compared:
+    """Compare candidates with their baseline.
+
+    Args:
+        baseline: A run, ``study@release``, or ``previous`` for the run before each candidate; ``#experiment`` behind
+            it names one experiment.
+        candidates: Runs, ``study@release``, ``study@*``; likewise.
+        root: Where to look.
+        how: How to compare.
+        own: The run that an empty name means.
+
+    Raises:
+        NoSuchRunError: A name names no run.
+        ResultReadError: A run was not aggregated, or has no such experiment.
+        ValueError: The names do not fit together.
+    """
+    base, _, base_experiment = baseline.partition("#")
+    reports: list[PairReport] = []
+    alone: list[str] = []
+    only: tuple[list[str], list[str]] = ([], [])
+    for text in candidates:
+        name, _, experiment = text.partition("#")
+        if bool(experiment) != bool(base_experiment):
+            raise ValueError(f"{baseline!r} and {text!r}: name an experiment on both sides, or on neither")
+        several = name.endswith("@*")
+        for run in _runs(name, root, own):
+            earlier = previous_run(run) if base == PREVIOUS else _one(base, root, own)
+            if earlier is None:
+                alone.append(run.url)
+            elif several and earlier.url == run.url:
+                continue
+            elif experiment:
+                reports.append(_pair(earlier, base_experiment, run, experiment, how))
+            else:
+                reports += _all(earlier, run, how)
+                _note_unmatched(only, earlier, run, how)
+    return Compared(tuple(corrected(reports)), tuple(alone), tuple(dict.fromkeys(only[0])), tuple(only[1]))
+
+
+def _runs(name: str, root: ResultsRoot, own: StoredRun | None) -> list[StoredRun]:
+    if name:
+        return named_runs(name, root)
+    if own is None:
+        raise ValueError("a name without a run means the run of this DAG run, and there is none here")
+    return [own]
+
+
+def _one(name: str, root: ResultsRoot, own: StoredRun | None) -> StoredRun:
+    found = _runs(name, root, own)
+    if len(found) != 1:
+        raise ValueError(f"{name!r} names {len(found)} runs; name one baseline")
+    return found[0]
+
+
+def _pair(earlier: StoredRun, base_experiment: str, run: StoredRun, experiment: str, how: How) -> PairReport:
+    return compare_sides(
+        side(earlier, base_experiment, without_flagged=how.without_flagged),
+        side(run, experiment, without_flagged=how.without_flagged),
+        ignore=how.ignore,
+        paired=how.paired,
+        metric=how.metric,
+        threshold_ratio=how.threshold_ratio,
+    )
+
+
+def _all(earlier: StoredRun, run: StoredRun, how: How) -> list[PairReport]:
+    return compare_runs(
+        earlier,
+        run,
+        ignore=how.ignore,
+        factor=how.factor,
+        without_flagged=how.without_flagged,
+        metric=how.metric,
+        threshold_ratio=how.threshold_ratio,
+    )
+
+
+def _note_unmatched(only: tuple[list[str], list[str]], earlier: StoredRun, run: StoredRun, how: How) -> None:
+    ours, theirs = unmatched(earlier, run, how.factor)
+    only[0].extend(f"{earlier.url}#{name}" for name in ours)
+    only[1].extend(f"{run.url}#{name}" for name in theirs)
