@@ -6,7 +6,7 @@ import html
 import logging
 import re
 from collections.abc import Iterator, MutableMapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from llem_airflow.operators import (
 from llem_airflow.operators.request import form
 from llem_airflow.operators.retries import FailureRetryPolicy
 from llem_airflow.study import PlannedCycle, Study, StudyFileError, load_study
-from llem_airflow.timetables.study_releases import release_timetable
+from llem_airflow.timetables.nightly import deadline_of, schedule_of, start_of
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +65,9 @@ def study_dag(
         description=f"{len(study.experiments)} experiments x {study.cycles} cycles",
         doc_md=study_doc(study),
         # One run per model release, or when the study says, or when somebody asks.
-        schedule=release_timetable(study) if study.versions else settings.schedule,
-        start_date=_moment(settings.start_date),
+        schedule=schedule_of(study),
+        start_date=start_of(study),
+        deadline=deadline_of(study),
         catchup=settings.catchup,
         tags=sorted({"llem", *settings.tags}),
         max_active_runs=1,
@@ -155,14 +156,6 @@ def study_asset(study: Study | str) -> Asset:
     """
     name = study if isinstance(study, str) else study.name
     return Asset(name=f"llem:{name}", uri=f"llem://study/{quote(name)}", group="llem")
-
-
-def _moment(text: str | None) -> datetime | None:
-    """The ISO date, in UTC unless it says otherwise."""
-    if text is None:
-        return None
-    moment = datetime.fromisoformat(text)
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def _seconds(value_s: float | None) -> timedelta | None:

@@ -40,7 +40,8 @@ class _Gathered:
 def aggregate_run(run: StoredRun, *, report: bool = True) -> Summary:
     """Aggregate a run. The same evidence gives the same bytes, however often and by how many it is done.
 
-    Each file appears whole under its name, the report last. Reads one power series at a time.
+    Each file appears whole under its name, the report last; a summary that another one replaces is kept under
+    ``superseded/``. Reads one power series at a time.
 
     Args:
         run: The run.
@@ -54,7 +55,7 @@ def aggregate_run(run: StoredRun, *, report: bool = True) -> Summary:
     failures: dict[tuple[str, int], list[FailureRef]] = defaultdict(list)
     for failure in run.failures():
         failures[failure.experiment_id, failure.cycle].append(failure)
-    skips = run.skips()
+    skips, left = run.skips(), run.left()
     gathered = _Gathered(CURVES_IN_REPORT if report else 0)
     with run.folder.writing(names.POWER_TABLE) as file, PowerMerge(file) as merge:
         for key, position in _rows(plan, committed, failures):
@@ -62,6 +63,8 @@ def aggregate_run(run: StoredRun, *, report: bool = True) -> Summary:
                 gathered.cycles.append(Cycle(*key, "skipped", skips[key], position))
             else:
                 _gather(key, position, committed.get(key), failures[key], plan, merge, gathered)
+                if gathered.cycles[-1].status == "missing" and key in left:
+                    gathered.cycles[-1] = dataclasses.replace(gathered.cycles[-1], reason=left[key])
         power_rows = merge.rows
     summary = summarise(
         run.study,
@@ -77,7 +80,7 @@ def aggregate_run(run: StoredRun, *, report: bool = True) -> Summary:
     )
     _write_table(run, names.CYCLES_TABLE, cycles_table(run.study, run.run_id, gathered.cycles, plan))
     _write_table(run, names.EXPERIMENTS_TABLE, experiments_table(summary))
-    run.folder.write(names.SUMMARY, json_bytes(summary.to_json()))
+    run.replace(names.SUMMARY, json_bytes(summary.to_json()))
     if report:
         page = report_html(
             ReportData(summary, gathered.cycles, gathered.curves, run.study_text(), run.meta())

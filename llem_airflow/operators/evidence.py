@@ -12,6 +12,7 @@ from llem_airflow import __version__
 from llem_airflow.container.attempt import Attempt
 from llem_airflow.operators.request import RunRequest
 from llem_airflow.operators.settings import settings
+from llem_airflow.operators.window import run_type
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.study import Experiment, Study
 
@@ -21,6 +22,10 @@ def open_run(study: Study, context: Context) -> StoredRun:
     ti = context["ti"]
     run = ResultsRoot(settings().results_root).run(study.name, ti.run_id)
     facts: dict[str, Any] = {"dag_id": ti.dag_id, "run_id": ti.run_id, "study": study.name}
+    if how := run_type(context):
+        facts["run_type"] = how
+    if started := getattr(context.get("dag_run"), "start_date", None):
+        facts["started_epoch_ns"] = int(started.timestamp() * 1e9)
     if version := RunRequest.of(context).version:
         facts["version"] = version
     if note := getattr(context.get("dag_run"), "note", None):

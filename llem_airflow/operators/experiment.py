@@ -23,6 +23,7 @@ from llem_airflow.operators.precision import skip_when_precise
 from llem_airflow.operators.request import cycle_of_run
 from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
 from llem_airflow.operators.settings import LocalModel, local_model, settings
+from llem_airflow.operators.window import skip_outside_window
 from llem_airflow.protocol.files import config_name
 from llem_airflow.results import StoredRun
 from llem_airflow.study import Experiment, PromptsError, Study, experiment_spec, load_study
@@ -97,6 +98,7 @@ class LLEMExperimentOperator(DockerOperator):
         if stored := self._stored_by_an_earlier_try(run, context):
             self.log.info("An earlier try of this task has stored the result: %s", stored)
             return self._said(stored)
+        skip_outside_window(self.study, run, self.experiment, self.cycle, context)
         self._wait_gap(run)
         started_epoch_ns = time.time_ns()
         model = local_model(self.experiment.model, where, study_folder=self.study.folder)

@@ -8,6 +8,7 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context, conf
 from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped
 
+from llem_airflow.operators.carry import carry_over
 from llem_airflow.operators.evidence import open_run
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
 from llem_airflow.study import Study, load_study
@@ -44,7 +45,8 @@ class LLEMPlanOperator(BaseOperator):
         """Check, show and store the plan.
 
         Returns:
-            How many experiments and cycles will be measured and how long that can take.
+            How many experiments and cycles are planned, how many of them the run before has measured, and how long
+            all of them can take.
 
         Raises:
             AirflowFailException: The run was asked for something that the study does not have.
@@ -58,16 +60,20 @@ class LLEMPlanOperator(BaseOperator):
             "longest_s": asked.plan.wall_clock_s,
             "dry_run": dry_run,
         }
-        if not dry_run:
-            open_run(asked, context)
-        skipped = self._skipped(asked, dry_run=dry_run)
+        carried = set() if dry_run else carry_over(asked, open_run(asked, context), context)
+        if carried:
+            plan["carried_over"] = len(carried)
+            self.log.info("%s cycles were measured by the run before and are taken over", len(carried))
+        skipped = self._skipped(asked, carried, dry_run=dry_run)
         if skipped:
             context["ti"].xcom_push("return_value", plan)
             raise DownstreamTasksSkipped(tasks=skipped)  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
         return plan
 
-    def _skipped(self, asked: Study, *, dry_run: bool) -> list[str | tuple[str, int]]:
-        kept = set() if dry_run else {(run.experiment_id, run.cycle) for run in asked.plan.runs}
+    def _skipped(
+        self, asked: Study, carried: set[tuple[str, int]], *, dry_run: bool
+    ) -> list[str | tuple[str, int]]:
+        kept = set() if dry_run else {(run.experiment_id, run.cycle) for run in asked.plan.runs} - carried
         tasks: list[str | tuple[str, int]] = [
             task_id if map_index < 0 else (task_id, map_index)
             for key, (task_id, map_index) in self.cycles.items()

@@ -27,6 +27,7 @@ REPORT = "report.html"
 EXPERIMENTS_DIR = "experiments"
 FAILED_DIR = "failed"
 SKIPPED_DIR = "skipped"
+LEFT_DIR = "left"
 STAGING_DIR = ".staging"
 
 _LONGEST = 120

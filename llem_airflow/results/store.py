@@ -19,6 +19,7 @@ from llem_airflow.protocol.strict import ProtocolError
 from llem_airflow.results import names
 from llem_airflow.results.cycles import CycleRef, FailureRef, ResultReadError
 from llem_airflow.results.folder import Folder, ResultsWriteError, json_bytes, write_error
+from llem_airflow.results.notes import read_notes, write_note
 from llem_airflow.results.staging import stage
 
 
@@ -116,8 +117,8 @@ class StoredRun:
                 errno.EEXIST,
                 f"{self.url} belongs to run {stored['run_id']!r}, not to {self.run_id!r}; rename the run",
             )
-        self._replace(names.STUDY, study_text.encode())
-        self._replace(names.PLAN, json_bytes(plan))
+        self.replace(names.STUDY, study_text.encode())
+        self.replace(names.PLAN, json_bytes(plan))
         if not stored:
             self.folder.write(names.RUN, json_bytes({"created_by": f"llem-airflow {__version__}", **run}))
 
@@ -218,27 +219,20 @@ class StoredRun:
         )
 
     def skip_cycle(self, experiment_id: str, cycle: int, reason: str) -> None:
-        """Record that a planned cycle is not needed, so that it does not count as missing.
-
-        Args:
-            experiment_id: ``<slug>-<hash8>``.
-            cycle: Which repetition, from 1.
-            reason: Why, such as that the interval is narrow enough already.
-        """
-        folder = self.folder.child(names.SKIPPED_DIR, names.folder_name(experiment_id))
-        folder.write(f"{names.cycle_name(cycle)}.json", json_bytes({"cycle": cycle, "reason": reason}))
+        """Record why a planned cycle is not needed, so that it does not count as missing."""
+        write_note(self.folder, names.SKIPPED_DIR, experiment_id, cycle, reason)
 
     def skips(self) -> dict[tuple[str, int], str]:
         """Reason of each cycle that was recorded as not needed, by experiment and cycle."""
-        found = {}
-        root = self.folder.child(names.SKIPPED_DIR)
-        for experiment_id in root.folders():
-            for name in root.child(experiment_id).files():
-                parsed = names.parse_cycle(name.removesuffix(".json"))
-                if parsed:
-                    record = json.loads(root.child(experiment_id).read(name))
-                    found[experiment_id, parsed[0]] = str(record.get("reason", ""))
-        return found
+        return read_notes(self.folder, names.SKIPPED_DIR)
+
+    def leave_cycle(self, experiment_id: str, cycle: int, reason: str) -> None:
+        """Record why a planned cycle was not begun; it counts as missing until it is measured."""
+        write_note(self.folder, names.LEFT_DIR, experiment_id, cycle, reason)
+
+    def left(self) -> dict[tuple[str, int], str]:
+        """Reason of each cycle that was recorded as not begun, by experiment and cycle."""
+        return read_notes(self.folder, names.LEFT_DIR)
 
     def cycles(self, *, repeats: bool = False) -> list[CycleRef]:
         """Committed cycles by experiment and cycle.
@@ -292,7 +286,8 @@ class StoredRun:
             raise ResultReadError(f"{self.url}/{name}: not JSON: {error}") from error
         return data if isinstance(data, dict) else {}
 
-    def _replace(self, name: str, data: bytes) -> None:
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a file of the run, whole; what it said before is kept under ``superseded/``."""
         if self.folder.exists(name):
             earlier = self.folder.read(name)
             if earlier == data:

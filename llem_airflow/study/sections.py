@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from llem_airflow.study.clock import Window, window_of
 from llem_airflow.study.fields import defaults
 from llem_airflow.study.study_keys import AIRFLOW, EXECUTION, OUTPUT, PRECISION, REGRESSION, duration_s
 
@@ -77,8 +78,12 @@ class AirflowSection:
     Attributes:
         dag_id: Id of the DAG.
         schedule: Cron expression or preset.
+        timezone: Time zone of the schedule, the start date and the window.
         start_date: ISO date.
         catchup: Run the past intervals of the schedule.
+        window: When experiments of a scheduled run may start, or None for always.
+        carry_over: A scheduled run goes on with what the one before it did not begin.
+        deadline_s: How long after it was due a run may end before somebody is told, in seconds, or None.
         tags: Tags of the DAG.
         owner: Owner of the tasks.
         retries: Further tries of a failed cycle.
@@ -92,8 +97,12 @@ class AirflowSection:
 
     dag_id: str | None
     schedule: str | None
+    timezone: str
     start_date: str | None
     catchup: bool
+    window: Window | None
+    carry_over: bool
+    deadline_s: float | None
     tags: tuple[str, ...]
     owner: str | None
     retries: int
@@ -180,6 +189,8 @@ def airflow_of(written: dict[str, Any]) -> AirflowSection:
     """The section with its defaults."""
     v = defaults(AIRFLOW) | written
     v["retry_delay_s"] = duration_s(v.pop("retry_delay")) or 0.0
+    v["deadline_s"] = duration_s(v.pop("deadline"))
+    v["window"] = window_of(v["window"] or "")
     v["tags"], v["notify_on"] = tuple(v["tags"]), tuple(v["notify_on"])
     regression = written.get("regression")
     v["regression"] = Regression(**(defaults(REGRESSION) | regression)) if regression is not None else None

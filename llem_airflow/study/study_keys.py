@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
+from llem_airflow.study.clock import wrong_timezone, wrong_window
 from llem_airflow.study.engine_names import ENGINE_ALIASES, ENGINES, RUNNERS, split_runner
 from llem_airflow.study.fields import Leaf, Rows, Section
 from llem_airflow.study.keys import EXPERIMENT
@@ -93,6 +94,14 @@ def _cycles(values: dict[str, Any]) -> Iterator[tuple[Path, str, str]]:
             f"min_cycles {least} is above max_cycles {most}",
             "write the smaller number as min_cycles",
         )
+
+
+def _nights(values: dict[str, Any]) -> Iterator[tuple[Path, str, str]]:
+    if values.get("schedule") is not None:
+        return
+    for key in ("window", "carry_over"):
+        if values.get(key):
+            yield (key,), "it holds for scheduled runs, and the study has no schedule", "add `schedule`"
 
 
 def _per_engine(leaf: Leaf) -> dict[str, Leaf]:
@@ -196,8 +205,29 @@ AIRFLOW = Section(
             nullable=True,
             also=_schedule,
         ),
+        "timezone": Leaf(
+            "string",
+            "Time zone of the schedule, the start date and the window.",
+            default="UTC",
+            also=wrong_timezone,
+        ),
         "start_date": Leaf("string", "First date of the schedule, ISO.", nullable=True, also=_date),
         "catchup": Leaf("boolean", "Run the schedule's past intervals.", default=False),
+        "window": Leaf(
+            "string",
+            "When experiments of a scheduled run may start, as 22:00-06:00; the others are skipped.",
+            nullable=True,
+            also=wrong_window,
+        ),
+        "carry_over": Leaf(
+            "boolean", "A scheduled run goes on with what the one before it did not begin.", default=False
+        ),
+        "deadline": Leaf(
+            "any",
+            "Tell the notifier when a run is not done so long after it was due: seconds, or 30m, 6h.",
+            nullable=True,
+            also=_duration,
+        ),
         "tags": Leaf("strings", "Tags of the DAG.", default=[]),
         "owner": Leaf("string", "Owner of the tasks.", nullable=True, least=1),
         "retries": Leaf("integer", "Further tries of a cycle that failed.", default=2, least=0, most=100),
@@ -217,6 +247,7 @@ AIRFLOW = Section(
         ),
         "regression": REGRESSION,
     },
+    also=_nights,
 )
 
 VERSIONS = Rows(

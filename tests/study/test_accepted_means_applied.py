@@ -23,6 +23,7 @@ ENGINES = ("transformers", "vllm", "tensorrt")
 TRANSFORMERS = "llem_airflow.measurement.engines.transformers"
 SPEC, LOAD, PLANNING = "llem_airflow.study.spec", "llem_airflow.study.load", "llem_airflow.study.sections"
 FACTORY = "llem_airflow.factory"
+NIGHTLY = "llem_airflow.timetables.nightly"
 OUTCOME = "llem_airflow.operators.outcome"
 SERVER = "serving_mode"
 """Keys of server mode are read when it runs; until then the consumer is the one that says that it does not."""
@@ -93,8 +94,12 @@ READERS: dict[str, str] = {
     "study_execution.deduplicate_equivalent": f"{LOAD}:deduplicate_equivalent",
     "study_execution.gpu_indices": f"{LOAD}:gpu_indices",
     "airflow.dag_id": f"{FACTORY}:dag_id",
-    "airflow.schedule": f"{FACTORY}:schedule",
-    "airflow.start_date": f"{FACTORY}:start_date",
+    "airflow.schedule": f"{NIGHTLY}:schedule",
+    "airflow.timezone": f"{NIGHTLY}:timezone",
+    "airflow.start_date": f"{NIGHTLY}:start_date",
+    "airflow.deadline": f"{NIGHTLY}:deadline_s",
+    "airflow.window": "llem_airflow.operators.window:window",
+    "airflow.carry_over": "llem_airflow.operators.carry:carry_over",
     "airflow.catchup": f"{FACTORY}:catchup",
     "airflow.tags": f"{FACTORY}:tags",
     "airflow.owner": f"{FACTORY}:owner",
