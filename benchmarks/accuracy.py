@@ -1,11 +1,12 @@
 """Energy of known power profiles: this project against Zeus, CodeCarbon and llenergymeasure.
 
-    python -m benchmarks.accuracy [--windows 5 10 30 60] [--repeats 5] [--output FILE.json]
+    python -m benchmarks.accuracy [--windows 5 5 10 10 30 60] [--rounds 3] [--gpus 8] [--output FILE.json]
 
-All tools measure the same eight stand-in GPUs (tests/standins) at the same time. Each GPU follows one
-profile whose energy is known in closed form; a tool's error is relative to the exact energy between its own
-begin and end. Repeats begin at random phases and last a random part of a register period longer. The peers
-are installed into build/peers the first time.
+All tools measure the same stand-in GPUs (tests/standins) at the same time. Each GPU follows one profile whose
+energy is known in closed form; a tool's error is relative to the exact energy between its own begin and end.
+A round starts every tool once and measures the windows one after another, in random order; each begins at a
+random phase and lasts a random part of a register period longer. The peers are installed into build/peers the
+first time.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ PEERS = ("zeus==0.16.0", "codecarbon==3.3.2", "llenergymeasure==0.7.0")
 TOOLS = ("llem-airflow", "zeus", "codecarbon", "llenergymeasure")
 START_S = 12.0
 """Time that the slowest tool needs to import itself, and a little."""
+BETWEEN_S = 5.0
+"""Time that the slowest tool needs between two windows."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,11 @@ class Profile:
         name: What it is called in the table.
         script: The same for the stand-in driver.
         energy_j: Energy from 0 to t seconds, in joules.
-        limit: Why nobody can be exact on it, or empty.
     """
 
     name: str
     script: str
     energy_j: Callable[[float], float]
-    limit: str = ""
 
 
 def _square(low_w: float, high_w: float, period_s: float, duty: float) -> Callable[[float], float]:
@@ -86,14 +87,13 @@ def profiles(folder: Path) -> list[Profile]:
     chance = random.Random(7)
     points = [
         (i / 10, 330.0 + chance.gauss(0, 12) + (90 if i % 43 < 4 else 0) - (150 if i % 211 < 6 else 0))
-        for i in range(2000)
+        for i in range(3000)
     ]
     trace = folder / "trace.csv"
     trace.write_text("".join(f"{t_s},{w}\n" for t_s, w in points))
-    blind = "the register sees 25 ms of every 100 ms"
     return [
         Profile("constant 300 W", "const 300", lambda t: 300 * t),
-        Profile("ramp 100 to 400 W in 150 s", "ramp 100 400 150", lambda t: 100 * t + t * t),
+        Profile("ramp 100 to 400 W in 200 s", "ramp 100 400 200", lambda t: 100 * t + 0.75 * t * t),
         Profile("sine 250 +- 100 W, 1.737 s", "sine 250 100 1.737", _sine(250, 100, 1.737)),
         Profile(
             "warm-up 300 - 100 exp(-t/20 s) W",
@@ -101,20 +101,16 @@ def profiles(folder: Path) -> list[Profile]:
             lambda t: 300 * t - 2000 * (1 - math.exp(-t / 20)),
         ),
         Profile("replay of a decode trace", f"csv {trace}", _replay(points)),
-        Profile(
-            "square 100/400 W, 0.737 s", "square 100 400 0.737 0.3", _square(100, 400, 0.737, 0.3), blind
-        ),
+        Profile("square 100/400 W, 0.737 s", "square 100 400 0.737 0.3", _square(100, 400, 0.737, 0.3)),
         Profile(
             "square 100/400 W, 0.7 s (in step)",
             "square 100 400 0.7 0.3",
             _square(100, 400, 0.7, 0.3),
-            blind,
         ),
         Profile(
             "square 100/400 W, 0.1 s (in step)",
             "square 100 400 0.1 0.3",
             _square(100, 400, 0.1, 0.3),
-            blind,
         ),
     ]
 
@@ -128,11 +124,13 @@ def peers_python() -> Path:
     return python
 
 
-def run_window(gpus: int, seconds: float, script: str) -> tuple[float, dict[str, Any]]:
-    """Let all tools measure one window together.
+def run_round(
+    gpus: int, windows: Sequence[float], script: str
+) -> tuple[float, dict[str, list[dict[str, Any]]]]:
+    """Let all tools measure the same windows, together, one after another.
 
     Returns:
-        The script's zero in epoch seconds, and the answers by tool.
+        The script's zero in epoch seconds, and the answers by tool, one for each window.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "gpus.conf"
@@ -145,12 +143,11 @@ def run_window(gpus: int, seconds: float, script: str) -> tuple[float, dict[str,
             "PYTHONPATH": str(REPOSITORY),
             "OMP_NUM_THREADS": "1",
         }
-        lasts_s = seconds + random.random() / 10  # work does not last whole register periods
         workers = {}
         for tool in TOOLS:
             python = Path(sys.executable) if tool == "llem-airflow" else peers_python()
             workers[tool] = subprocess.Popen(
-                [python, REPOSITORY / "benchmarks" / "window.py", tool, str(gpus), f"{lasts_s:.4f}"],
+                [python, REPOSITORY / "benchmarks" / "window.py", tool, str(gpus)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environment,
@@ -161,15 +158,32 @@ def run_window(gpus: int, seconds: float, script: str) -> tuple[float, dict[str,
             assert worker.stdout is not None
             if "ready\n" not in iter(worker.stdout.readline, ""):  # CodeCarbon has other things to say first
                 raise RuntimeError(f"{tool} did not start")
-        begin = max(t0 + 2, time.time_ns() / 1e9 + 1.5) + random.random()
+        asked = _plan(max(t0 + 2, time.time_ns() / 1e9 + 1.5), windows)
         for worker in workers.values():  # all at once, then wait for each
             assert worker.stdin is not None
-            worker.stdin.write(f"{begin}\n")
-            worker.stdin.flush()
-        answers = {
-            tool: json.loads(worker.communicate()[0].splitlines()[-1]) for tool, worker in workers.items()
-        }
+            worker.stdin.write(asked)
+            worker.stdin.close()
+        answers = {tool: _answers(worker) for tool, worker in workers.items()}
     return t0, answers
+
+
+def _plan(begin_epoch_s: float, windows: Sequence[float]) -> str:
+    """A line for each window: its begin and its length. Work does not last whole register periods."""
+    lines = []
+    for seconds in windows:
+        begin_epoch_s += random.random()
+        lasts_s = seconds + random.random() / 10
+        lines.append(f"{begin_epoch_s:.4f} {lasts_s:.4f}\n")
+        begin_epoch_s += lasts_s + BETWEEN_S
+    return "".join(lines)
+
+
+def _answers(worker: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    assert worker.stdout is not None
+    lines = worker.stdout.read().splitlines()
+    if worker.wait() != 0:
+        raise RuntimeError(f"{worker.args} failed; see above")
+    return [json.loads(line) for line in lines if line.startswith("{")]
 
 
 def _nvidia_smi(folder: Path) -> Path:
@@ -184,44 +198,49 @@ def _nvidia_smi(folder: Path) -> Path:
 def errors_of(
     t0: float, answer: dict[str, Any], which: Sequence[Profile], key: str = "joules"
 ) -> list[float]:
-    """Relative error of a tool on each GPU."""
+    """Relative error of a tool on each GPU, and on all together."""
     begin_s, end_s = answer["begin_epoch_ns"] / 1e9 - t0, answer["end_epoch_ns"] / 1e9 - t0
     exact = [profile.energy_j(end_s) - profile.energy_j(begin_s) for profile in which]
-    return [joules / truth - 1 for joules, truth in zip(answer[key], exact, strict=False)]
+    joules = answer[key]
+    each = [one / truth - 1 for one, truth in zip(joules, exact, strict=True)]
+    return [*each, sum(joules) / sum(exact) - 1]
 
 
-def compare(windows: Sequence[float], repeats: int, gpus: int = 8) -> list[dict[str, Any]]:
-    """One row for each profile and window length: mean and worst absolute error of each tool."""
+def compare(windows: Sequence[float], rounds: int, gpus: int = 8) -> list[dict[str, Any]]:
+    """One row for each window length and profile, and for the sum of several: errors of each tool."""
     with tempfile.TemporaryDirectory() as folder:
         which = profiles(Path(folder))[:gpus]
         script = f"gpus = {gpus}\n" + "".join(
             f"gpu.{i}.power = {one.script}\n" for i, one in enumerate(which)
         )
-        rows = []
-        for seconds in windows:
-            found: dict[str, list[list[float]]] = {tool: [] for tool in (*TOOLS, "integral alone")}
-            for _ in range(repeats):
-                t0, answers = run_window(gpus, seconds, script)
-                for tool, answer in answers.items():
-                    found[tool].append(errors_of(t0, answer, which))
-                found["integral alone"].append(
-                    errors_of(t0, answers["llem-airflow"], which, "integral_joules")
-                )
-                print(".", end="", file=sys.stderr, flush=True)
-            rows += [_row(one, gpus, seconds, i, found) for i, one in enumerate(which)]
-    return rows
+        found: dict[float, dict[str, list[list[float]]]] = {
+            seconds: {tool: [] for tool in (*TOOLS, "integral alone")} for seconds in sorted(set(windows))
+        }
+        for _ in range(rounds):
+            order = random.sample(windows, len(windows))
+            t0, answers = run_round(gpus, order, script)
+            for i, seconds in enumerate(order):
+                seen = found[seconds]
+                for tool in TOOLS:
+                    seen[tool].append(errors_of(t0, answers[tool][i], which))
+                ours = answers["llem-airflow"][i]
+                seen["integral alone"].append(errors_of(t0, ours, which, "integral_joules"))
+            print(".", end="", file=sys.stderr, flush=True)
+    names = [one.name for one in which] + ([f"all {gpus} together"] if gpus > 1 else [])
+    return [
+        _row(name, gpus, seconds, i, errors)
+        for seconds, errors in found.items()
+        for i, name in enumerate(names)
+    ]
 
 
-def _row(
-    one: Profile, gpus: int, seconds: float, i: int, found: dict[str, list[list[float]]]
-) -> dict[str, Any]:
+def _row(name: str, gpus: int, seconds: float, i: int, found: dict[str, list[list[float]]]) -> dict[str, Any]:
     absolute = {tool: [abs(errors[i]) for errors in repeats] for tool, repeats in found.items()}
     return {
-        "profile": one.name,
+        "profile": name,
         "gpus": gpus,
         "window_s": seconds,
         "repeats": len(absolute["zeus"]),
-        "limit": one.limit,
         "mean_error_ratio": {tool: statistics.mean(values) for tool, values in absolute.items()},
         "worst_error_ratio": {tool: max(values) for tool, values in absolute.items()},
     }
@@ -231,8 +250,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table, errors in percent: mean (worst)."""
     tools = (*TOOLS, "integral alone")
     lines = [
-        "| profile | window | GPUs | " + " | ".join(tools) + " |",
-        "|---" * (3 + len(tools)) + "|",
+        "| profile | window | GPUs | n | " + " | ".join(tools) + " |",
+        "|---" * (4 + len(tools)) + "|",
     ]
     for row in rows:
         cells = [
@@ -240,7 +259,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             for tool in tools
         ]
         lines.append(
-            f"| {row['profile']} | {row['window_s']:g} s | {row['gpus']} | " + " | ".join(cells) + " |"
+            f"| {row['profile']} | {row['window_s']:g} s | {row['gpus']} | {row['repeats']} | "
+            + " | ".join(cells)
+            + " |"
         )
     return "\n".join(lines)
 
@@ -258,13 +279,13 @@ def losses(rows: Sequence[dict[str, Any]]) -> list[str]:
 def main() -> None:
     """Measure, print the table, and say on which rows a peer was better."""
     options = argparse.ArgumentParser(description="Accuracy against peers on stand-in GPUs.")
-    options.add_argument("--windows", type=float, nargs="+", default=[5, 10, 30, 60])
-    options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--windows", type=float, nargs="+", default=[5, 5, 10, 10, 30, 60])
+    options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--gpus", type=int, nargs="+", default=[8])
     options.add_argument("--output", type=Path)
     chosen = options.parse_args()
-    rows = [row for gpus in chosen.gpus for row in compare(chosen.windows, chosen.repeats, gpus)]
-    print(f"\nAbsolute relative error in percent, mean (worst) of {chosen.repeats} windows\n")
+    rows = [row for gpus in chosen.gpus for row in compare(chosen.windows, chosen.rounds, gpus)]
+    print("\nAbsolute relative error in percent, mean (worst) of the windows\n")
     print(table(rows))
     lost = losses(rows)
     print(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -21,18 +20,35 @@ from typing import Any
 
 Measured = dict[str, Any]
 
+TAIL_S = 1.1
+"""What an attempt goes on sampling after its window, at least."""
+
 
 def llem_airflow(gpus: int) -> Callable[[float, float], Measured]:
-    """The window as an attempt opens and closes it."""
+    """The window as an attempt opens and closes it; one sampler runs all the time, as in an attempt."""
     from llem_airflow.analysis.energy import window_energy  # noqa: PLC0415  # each tool lives in its own venv
     from llem_airflow.measurement.sampler import start_sampler  # noqa: PLC0415
-    from llem_airflow.protocol.result import Window  # noqa: PLC0415
+    from llem_airflow.protocol.result import Meter, Window  # noqa: PLC0415
     from llem_airflow.protocol.spec import MeterSpec  # noqa: PLC0415
     from tests.standins.gpus import read_columns  # noqa: PLC0415
 
-    folder = tempfile.TemporaryDirectory()
-    power_csv = Path(folder.name) / "power.csv"
-    sampler = start_sampler(MeterSpec(kind="nvml", gpus=tuple(_uuid(i) for i in range(gpus))), power_csv)
+    power_csv = Path("power.csv")
+    spec = MeterSpec(kind="nvml", gpus=tuple(_uuid(i) for i in range(gpus)))
+    sampler = start_sampler(spec, power_csv)
+    facts = sampler.facts
+    meter = Meter(
+        facts.kind,
+        facts.energy_kind,
+        facts.boundary,
+        facts.devices,
+        spec.power_hz,
+        None,
+        0,
+        0,
+        None,
+        None,
+        "",
+    )
 
     def measure(begin_epoch_s: float, seconds: float) -> Measured:
         sleep_until(begin_epoch_s)
@@ -41,10 +57,9 @@ def llem_airflow(gpus: int) -> Callable[[float, float], Measured]:
         time.sleep(seconds)
         end_ns = time.monotonic_ns()
         sampler.wait_for_tick()
-        meter = sampler.stop()
+        time.sleep(TAIL_S)
         offset_ns = time.time_ns() - time.monotonic_ns()
         energy = window_energy(read_columns(power_csv), meter, Window(begin_ns, end_ns, 1, 1, 1, 1))
-        folder.cleanup()
         by_gpu = {gpu.gpu: gpu for gpu in energy.gpus}
         found = [by_gpu[_uuid(i)] for i in range(gpus)]
         return {
@@ -52,8 +67,6 @@ def llem_airflow(gpus: int) -> Callable[[float, float], Measured]:
             "end_epoch_ns": end_ns + offset_ns,
             "joules": [gpu.energy_j for gpu in found],
             "integral_joules": [gpu.instant_j for gpu in found],
-            "samples": min(gpu.samples for gpu in found),
-            "cpu_s": meter.sampler_cpu_s,
         }
 
     return measure
@@ -79,32 +92,35 @@ def codecarbon(gpus: int) -> Callable[[float, float], Measured]:
     from codecarbon import OfflineEmissionsTracker  # type: ignore[import-not-found]  # noqa: PLC0415
     from codecarbon.external.hardware import GPU  # type: ignore[import-not-found]  # noqa: PLC0415
 
-    tracker = OfflineEmissionsTracker(
-        country_iso_code="DEU",
-        measure_power_secs=1,
-        tracking_mode="machine",
-        save_to_file=False,
-        log_level="critical",
-        gpu_ids=list(range(gpus)),
-    )
-    tracker.get_detected_hardware()  # looks for the hardware now, not at the window's begin
-    (card,) = [part for part in tracker._hardware if isinstance(part, GPU)]  # noqa: SLF001  # its only list
-    counters: list[float] = []
+    def measure(begin_epoch_s: float, seconds: float) -> Measured:
+        tracker = OfflineEmissionsTracker(
+            country_iso_code="DEU",
+            measure_power_secs=1,
+            tracking_mode="machine",
+            save_to_file=False,
+            log_level="critical",
+            gpu_ids=list(range(gpus)),
+        )
+        tracker.get_detected_hardware()  # looks for the hardware now, not at the window's begin
+        (card,) = [part for part in tracker._hardware if isinstance(part, GPU)]  # noqa: SLF001  # its only list
+        counters: list[float] = []
 
-    def begin() -> None:
-        tracker.start()
-        counters.extend(device.last_energy.kWh for device in card.devices.devices[:gpus])
+        def begin() -> None:
+            tracker.start()
+            counters.extend(device.last_energy.kWh for device in card.devices.devices[:gpus])
 
-    def end() -> list[float]:
-        tracker.stop()
-        after = [device.last_energy.kWh for device in card.devices.devices[:gpus]]
-        joules = [(now - then) * 3.6e6 for then, now in zip(counters, after, strict=True)]
-        said = tracker.final_emissions_data.gpu_energy * 3.6e6
-        if abs(said - sum(joules)) > 0.05 * sum(joules):
-            raise RuntimeError(f"CodeCarbon reports {said} J, its devices {sum(joules)} J")
-        return joules
+        def end() -> list[float]:
+            tracker.stop()
+            after = [device.last_energy.kWh for device in card.devices.devices[:gpus]]
+            joules = [(now - then) * 3.6e6 for then, now in zip(counters, after, strict=True)]
+            said = tracker.final_emissions_data.gpu_energy * 3.6e6
+            if abs(said - sum(joules)) > 0.05 * sum(joules):
+                raise RuntimeError(f"CodeCarbon reports {said} J, its devices {sum(joules)} J")
+            return joules
 
-    return _between(begin, end)
+        return _between(begin, end)(begin_epoch_s, seconds)
+
+    return measure
 
 
 def llenergymeasure(gpus: int) -> Callable[[float, float], Measured]:
@@ -115,7 +131,7 @@ def llenergymeasure(gpus: int) -> Callable[[float, float], Measured]:
     tracker: list[Any] = []
 
     def end() -> list[float]:
-        measured = sampler.stop_tracking(tracker[0])
+        measured = sampler.stop_tracking(tracker.pop())
         return [(measured.per_gpu_j or {})[i] for i in range(gpus)]
 
     return _between(lambda: tracker.append(sampler.start_tracking()), end)
@@ -151,13 +167,14 @@ def _uuid(index: int) -> str:
 
 
 def main() -> None:
-    """Measure one window when told to."""
+    """Measure windows when told to: one line of input for each, its begin in epoch seconds and its length."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    tool, gpus, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-    measure = TOOLS[tool](gpus)
+    measure = TOOLS[sys.argv[1]](int(sys.argv[2]))
     print("ready", flush=True)
-    print(json.dumps(measure(float(sys.stdin.readline()), seconds)), flush=True)
+    for line in sys.stdin:
+        begin_epoch_s, seconds = map(float, line.split())
+        print(json.dumps(measure(begin_epoch_s, seconds)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Energy between two instants by a device's energy counter, resolved finer than its register.
 
 NVML's counter moves about every 100 ms. Read anywhere, each edge is therefore up to one such quantum off.
-The sampler writes pairs of readings a millisecond apart around the move nearest to each edge. The window
-opens at a move, where the counter is exact. It closes between two moves; the step of the later one is what
-was used since the earlier one, and the edge takes its share of it.
+Where it is known when the register moved (``register``), each reading is a point of the exact energy curve, and
+an edge lies on the straight line between the points around it. What power did inside that one register period
+is what nobody can know; it is told as the number's uncertainty.
 """
 
 from __future__ import annotations
@@ -12,16 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llem_airflow.analysis.power_series import Curve, GpuSeries
+from llem_airflow.analysis.power_series import Curve, Floats, GpuSeries
+from llem_airflow.analysis.register import REGISTER_S, Register, find_register
 
-REGISTER_S = 0.1
-"""Update period of the power registers: 100-101 ms on A100, H100 and GeForce (arXiv 2312.02741)."""
-SHARP_S = 0.02
-"""A move between two readings that are at most so far apart is a known instant."""
-AT_ONCE_S = 0.005
-"""A move so near to an edge is the edge: the window was opened at it."""
-REACH_S = 0.25
-"""How far from an edge a sharp move may lie to be used: two register periods and a slow call."""
+REACH_S = 0.5
+"""Readings so near to an edge make the curve there: a few register periods, and a stalled sampler."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +38,8 @@ def counter_energy(series: GpuSeries, begin_s: float, end_s: float, *, steps: bo
     """Energy of a window by the counter.
 
     Formula: C(end) - C(begin). For a counter that flows, C is interpolated between its readings. For one
-    that moves in steps, C(t) is on the straight line between the register's values before and after the
-    sharp move that follows t; at a sharp move itself it is the value after the move.
+    that moves in steps, C is interpolated between the register's values, each at the instant of the move that
+    wrote it.
 
     Args:
         series: What was read.
@@ -60,59 +55,58 @@ def counter_energy(series: GpuSeries, begin_s: float, end_s: float, *, steps: bo
     resets = int((np.diff(counter.y[first : last + 1]) < 0).sum())
     if resets:  # what was used between the last reading and the reset is lost
         return CounterEnergy(None, 0.0, resets)
-    begin_j, begin_off_j = _at_edge(counter, series.power, begin_s, steps)
-    end_j, end_off_j = _at_edge(counter, series.power, end_s, steps)
+    if not steps:
+        energy_j = counter.at(end_s) - counter.at(begin_s)
+        return CounterEnergy(energy_j if energy_j > 0 else None, 0.0, 0)
+    call_s = series.call_s[~np.isnan(series.counter_j)]
+    register = find_register(counter.t_s, call_s, counter.y)
+    begin_j, begin_off_j = _at_edge(counter, call_s, series.power, register, begin_s)
+    end_j, end_off_j = _at_edge(counter, call_s, series.power, register, end_s)
     energy_j = end_j - begin_j
     return CounterEnergy(energy_j if energy_j > 0 else None, begin_off_j + end_off_j, 0)
 
 
-@dataclass(frozen=True)
-class _Move:
-    """A move of the register at a known instant.
-
-    Attributes:
-        t_s: Middle of the two readings around it.
-        blur_s: Time between them.
-        before_j: Value before.
-        after_j: Value after.
-    """
-
-    t_s: float
-    blur_s: float
-    before_j: float
-    after_j: float
-
-
-def _at_edge(counter: Curve, power: Curve, edge_s: float, steps: bool) -> tuple[float, float]:
+def _at_edge(
+    counter: Curve, call_s: Floats, power: Curve, register: Register | None, edge_s: float
+) -> tuple[float, float]:
     """Counter at an edge and how far off it may be, in joules."""
-    if not steps:
-        return counter.at(edge_s), 0.0
     power_w = _mean_w(counter, edge_s)
-    spread_w = _spread_w(power, edge_s, power_w)
-    move = _nearest_move(counter, edge_s)
-    if move is None:
+    move_s, off_s = register.anchor(edge_s) if register else (0.0, np.inf)
+    if register is None or off_s > register.period_s / 4:
         # A reading is on average half a period old, so both edges get the same correction.
-        half_j = power_w * REGISTER_S / 2
+        half_j = power_w * (register.period_s if register else REGISTER_S) / 2
         return counter.at(edge_s) + half_j, half_j
-    ahead_s = move.t_s - edge_s
-    off_j = power_w * move.blur_s / 2 + spread_w * min(abs(ahead_s), abs(REGISTER_S - abs(ahead_s)))
-    if ahead_s > AT_ONCE_S:
-        return move.after_j - (move.after_j - move.before_j) * ahead_s / REGISTER_S, off_j
-    return move.after_j - power_w * ahead_s, off_j
+    curve = _exact(counter, call_s, register, move_s, off_s, edge_s)
+    if not len(curve.t_s):
+        half_j = power_w * register.period_s / 2
+        return counter.at(edge_s) + half_j, half_j
+    beyond_s = edge_s - min(max(edge_s, curve.t_s[0]), curve.t_s[-1])
+    nearest_s = float(np.min(np.abs(curve.t_s - edge_s)))
+    spread_w = _spread_w(power, edge_s, power_w)
+    return curve.at(edge_s) + power_w * beyond_s, power_w * off_s + spread_w * nearest_s
 
 
-def _nearest_move(counter: Curve, edge_s: float) -> _Move | None:
-    """The sharp move at an edge, else the one after it, else the one before it; None when none is near."""
-    steps_s, steps_j = np.diff(counter.t_s), np.diff(counter.y)
-    middles_s = (counter.t_s[:-1] + counter.t_s[1:]) / 2
-    sharp = np.flatnonzero((steps_j > 0) & (steps_s <= SHARP_S) & (np.abs(middles_s - edge_s) <= REACH_S))
-    if not len(sharp):
-        return None
-    ahead_s = middles_s[sharp] - edge_s
-    at_once = np.abs(ahead_s) <= AT_ONCE_S
-    chosen = sharp[at_once] if at_once.any() else sharp[ahead_s > 0] if (ahead_s > 0).any() else sharp
-    i = int(chosen[np.argmin(np.abs(middles_s[chosen] - edge_s))])
-    return _Move(float(middles_s[i]), float(steps_s[i]), float(counter.y[i]), float(counter.y[i + 1]))
+def _exact(
+    counter: Curve, call_s: Floats, register: Register, move_s: float, off_s: float, edge_s: float
+) -> Curve:
+    """Points of the energy curve around an edge: each reading's value, at the move that wrote it.
+
+    A reading so near to a move that it may be from before or after it is left out, except for the two that
+    show the move itself.
+    """
+    near = np.flatnonzero(np.abs(counter.t_s - edge_s) <= REACH_S)
+    t_s, y, half_s = counter.t_s[near], counter.y[near], call_s[near] / 2
+    periods = np.floor((t_s - move_s) / register.period_s)
+    since_s = t_s - move_s - periods * register.period_s
+    doubt_s = off_s + half_s
+    told = (since_s > doubt_s) & (since_s < register.period_s - doubt_s)
+    shown = np.flatnonzero((t_s[:-1] <= move_s) & (move_s <= t_s[1:]) & (np.diff(y) > 0))
+    if len(shown):
+        before, after = int(shown[0]), int(shown[0]) + 1
+        periods[[before, after]] = -1.0, 0.0
+        told[[before, after]] = True
+    moves, first = np.unique(periods[told], return_index=True)
+    return Curve(move_s + moves * register.period_s, y[told][first])
 
 
 def _mean_w(counter: Curve, edge_s: float) -> float:
@@ -123,5 +117,5 @@ def _mean_w(counter: Curve, edge_s: float) -> float:
 
 def _spread_w(power: Curve, edge_s: float, otherwise_w: float) -> float:
     """How much power varies around an edge: what a part of a register period may hide, in watts."""
-    near = power.inside(edge_s - 2 * REACH_S, edge_s + 2 * REACH_S)
+    near = power.inside(edge_s - REACH_S, edge_s + REACH_S)
     return float(near.max() - near.min()) if len(near) else otherwise_w

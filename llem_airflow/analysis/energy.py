@@ -33,10 +33,11 @@ __all__ = [
     "window_energy",
 ]
 
-SEMANTICS_VERSION = 1
+SEMANTICS_VERSION = 2
 """Raised whenever the meaning of these numbers changes; numbers of different versions are not compared.
 
 1: counter at sharp moves, else edge-interpolated trapezoid; baselines are medians of their phases.
+2: each reading of the counter counts at the move of the register that wrote it, whose period the moves tell.
 """
 
 MAX_BLIND_GAP_S = 3.0

@@ -77,6 +77,7 @@ class GpuSeries:
     Attributes:
         gpu: Its name in power.csv.
         t_s: Midpoint of each reading, in seconds since the window's begin.
+        call_s: Duration of each reading, in seconds.
         instant_w: Instant power in watts, NaN where not known.
         average_w: Averaged power in watts, NaN where not known.
         counter_j: Energy counter in joules, NaN where not known.
@@ -88,6 +89,7 @@ class GpuSeries:
 
     gpu: str
     t_s: Floats
+    call_s: Floats
     instant_w: Floats
     average_w: Floats
     counter_j: Floats
@@ -155,6 +157,7 @@ def series_by_gpu(power: Any, origin_ns: int) -> dict[str, GpuSeries]:
         found[str(gpu)] = GpuSeries(
             gpu=str(gpu),
             t_s=t_s[rows],
+            call_s=(after[rows] - before[rows]) / 1e9,
             instant_w=columns["power_instant_mw"][rows] / 1e3,
             average_w=columns["power_average_mw"][rows] / 1e3,
             counter_j=columns["energy_mj"][rows] / 1e3,

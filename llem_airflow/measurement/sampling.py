@@ -26,6 +26,20 @@ TAIL_S = 1.05
 TICK_POLL_S = 0.0005
 """Pause between two looks at the counter while waiting for it to move."""
 
+SHARP_NS = 5_000_000
+"""Two readings that are at most so far apart show a move sharply; a stalled look waits for the next move."""
+
+_TRIES = 3
+"""Moves of a device that a watch sees before it makes do with a blurred one: some drivers answer slowly."""
+
+_WATCH_S = 0.5
+"""Longest watch: a few register periods."""
+
+_OWN_WATCHES_S = (1.0, 2.0, 4.0)
+_OWN_WATCH_EVERY_S = 10.0
+"""Watches that nobody asked for, by the time to the next: they tell the register's phase and period all along, so
+that the window's edges are known even if a busy host hides the moves beside them."""
+
 
 @dataclass
 class Tally:
@@ -65,17 +79,36 @@ class Tally:
 
 
 class TickWatch:
-    """Waits until the energy counter of every device has moved once.
+    """Waits until the energy counter of every device has moved once before its eyes.
 
     Both rows around a move go into power.csv: the last reading of the old value and the first of the new
     one. They are a millisecond or two apart, which is far finer than the register's own period of about 100
-    ms.
+    ms. Where the two came to lie further apart, the next move is waited for as well.
+
+    Args:
+        readings: The counters now.
+        now_ns: Now.
+        request: Who wants to know of the first sharp move, if anybody does.
+        patience_s: How long the asker waits, in seconds.
+        moves: Sharp moves to see of each device.
     """
 
-    def __init__(self, request: str, readings: Sequence[Reading], until_ns: int) -> None:
-        self.request, self.until_ns = request, until_ns
+    def __init__(
+        self,
+        readings: Sequence[Reading],
+        now_ns: int,
+        *,
+        request: str | None = None,
+        patience_s: float = 0.0,
+        moves: int = 1,
+    ) -> None:
+        self.request = request
+        self.answer_by_ns = now_ns + round(patience_s * 1e9)
+        self.until_ns = now_ns + round(max(_WATCH_S, patience_s) * 1e9)
         self._last = {reading.gpu: reading for reading in readings if reading.energy_mj is not None}
-        self.answered = False
+        self._wanted = dict.fromkeys(self._last, moves)
+        self._tries = dict.fromkeys(self._last, moves - 1 + _TRIES)
+        self.tick_ns: int | None = None
 
     @property
     def waiting(self) -> bool:
@@ -89,12 +122,19 @@ class TickWatch:
             before = self._last.get(now.gpu)
             if before is None or now.energy_mj is None:
                 continue
-            if now.energy_mj == before.energy_mj:
-                self._last[now.gpu] = now
-            else:
+            self._last[now.gpu] = now
+            if now.energy_mj != before.energy_mj:
                 keep += [before, now]
-                del self._last[now.gpu]
+                self._seen(before, now)
         return keep
+
+    def _seen(self, before: Reading, now: Reading) -> None:
+        self._tries[now.gpu] -= 1
+        if now.t_after_mono_ns - before.t_before_mono_ns <= SHARP_NS:
+            self._wanted[now.gpu] -= 1
+            self.tick_ns = self.tick_ns or (before.t_before_mono_ns + now.t_after_mono_ns) // 2
+        if self._wanted[now.gpu] == 0 or self._tries[now.gpu] == 0:
+            del self._last[now.gpu]
 
 
 class Sampling:
@@ -115,6 +155,8 @@ class Sampling:
         self._listening = True
         self._buffer = b""
         self._watch: TickWatch | None = None
+        self._own_watches = iter(_OWN_WATCHES_S)
+        self._own_watch_ns = time.monotonic_ns()
         self._stop_request: str | None = None
         self.tally = Tally()
 
@@ -125,6 +167,7 @@ class Sampling:
             self._attend_until(due_ns)
             self._sample()
             self._count_sweep()
+            self._watch_now_and_then()
             if self.tally.sweeps == 1:
                 self._say({"sampling": True})
             if os.getppid() != self._parent:
@@ -184,8 +227,9 @@ class Sampling:
 
     def _obey(self, command: str, request: str, argument: str = "") -> None:
         if command == "tick" and self._meter.ticks:
-            until_ns = time.monotonic_ns() + round(float(argument) * 1e9)
-            self._watch = TickWatch(request, self._meter.counters(), until_ns)
+            self._watch = TickWatch(
+                self._meter.counters(), time.monotonic_ns(), request=request, patience_s=float(argument)
+            )
         elif command == "tick":
             self._sample()  # a counter that flows is simply read where it is wanted
             self._say({"id": request, "tick": None})
@@ -195,16 +239,21 @@ class Sampling:
             self._stop_request = request
             self._end_soon()
 
+    def _watch_now_and_then(self) -> None:
+        if not self._meter.ticks or self._watch is not None or time.monotonic_ns() < self._own_watch_ns:
+            return
+        first = self.tally.sweeps == 1
+        self._watch = TickWatch(self._meter.counters(), time.monotonic_ns(), moves=2 if first else 1)
+        wait_s = next(self._own_watches, _OWN_WATCH_EVERY_S)
+        self._own_watch_ns = time.monotonic_ns() + round(wait_s * 1e9)
+
     def _look_for_tick(self, watch: TickWatch) -> None:
-        rows = watch.look(self._meter.counters())
-        self._write(rows)
-        if rows and not watch.answered:
-            watch.answered = True
-            moved = rows[1]
-            self._say({"id": watch.request, "tick": (moved.t_before_mono_ns + moved.t_after_mono_ns) // 2})
-        if not watch.waiting or time.monotonic_ns() > watch.until_ns:
-            if not watch.answered:
-                self._say({"id": watch.request, "tick": None})
+        self._write(watch.look(self._meter.counters()))
+        now_ns = time.monotonic_ns()
+        if watch.request and (watch.tick_ns or not watch.waiting or now_ns > watch.answer_by_ns):
+            self._say({"id": watch.request, "tick": watch.tick_ns})
+            watch.request = None
+        if not watch.waiting or now_ns > watch.until_ns:
             self._watch = None
 
     def _end_soon(self) -> None:

@@ -198,9 +198,26 @@ def tick(t_ms: int, energy_mj: int, gpu: str = "GPU-0") -> Reading:
 
 
 def test_a_counter_watch_keeps_the_last_old_and_the_first_new_value_of_each_device() -> None:
-    watch = TickWatch("1", [tick(0, 5), tick(0, 7, "GPU-1")], until_ns=10**9)
+    watch = TickWatch([tick(0, 5), tick(0, 7, "GPU-1")], 0)
     assert watch.look([tick(1, 5), tick(1, 7, "GPU-1")]) == []
     assert watch.look([tick(2, 5), tick(2, 8, "GPU-1")]) == [tick(1, 7, "GPU-1"), tick(2, 8, "GPU-1")]
-    assert watch.waiting
+    assert (watch.waiting, watch.tick_ns) == (True, 1_500_000)
     assert watch.look([tick(3, 6), tick(3, 8, "GPU-1")]) == [tick(2, 5), tick(3, 6)]
     assert not watch.waiting
+
+
+def test_a_counter_watch_that_was_stalled_keeps_the_blurred_move_and_waits_for_a_sharp_one() -> None:
+    watch = TickWatch([tick(0, 5)], 0)
+    assert watch.look([tick(30, 6)]) == [tick(0, 5), tick(30, 6)]
+    assert (watch.waiting, watch.tick_ns) == (True, None)
+    assert watch.look([tick(99, 6)]) == []
+    assert watch.look([tick(101, 7)]) == [tick(99, 6), tick(101, 7)]
+    assert (watch.waiting, watch.tick_ns) == (False, 100_000_000)
+
+
+def test_a_counter_watch_makes_do_with_blurred_moves_of_a_slow_driver() -> None:
+    watch = TickWatch([tick(0, 5)], 0)
+    for move in range(1, 4):
+        assert watch.waiting
+        assert len(watch.look([tick(100 * move, 5 + move)])) == 2
+    assert (watch.waiting, watch.tick_ns) == (False, None)

@@ -1,0 +1,93 @@
+"""When the counter moved: found from a few sharp moves, told only as far as the readings tell it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llem_airflow.analysis.counter import counter_energy
+from llem_airflow.analysis.power_series import GpuSeries, series_by_gpu
+from llem_airflow.analysis.register import find_register
+from tests.analysis.sampled import GPU, at_ns, columns, row
+
+WATTS = 300.0
+
+
+def series(
+    period_s: float, phase_s: float, watched_s: Sequence[float], *, end_s: float = 40.0, seed: int = 0
+) -> GpuSeries:
+    """Regular readings with some jitter, and pairs a millisecond apart around the moves that follow some times."""
+    chance = random.Random(seed)
+    t_s = [-1.5 + i / 10 + chance.uniform(0, 0.004) for i in range(round((end_s + 3) * 10))]
+    for at_s in watched_s:
+        move_s = phase_s + math.ceil((at_s - phase_s) / period_s) * period_s
+        first_s = move_s - chance.uniform(0.0001, 0.0009)
+        t_s += [first_s, first_s + 0.001]
+    rows = [
+        row(
+            t, power_instant_mw=300_000, energy_mj=round(WATTS * 1e3 * (100 + _moved_s(t, period_s, phase_s)))
+        )
+        for t in sorted(t_s)
+    ]
+    return series_by_gpu(columns(rows), at_ns(0))[GPU]
+
+
+def _moved_s(t_s: float, period_s: float, phase_s: float) -> float:
+    """When the register was last written."""
+    return phase_s + math.floor((t_s - phase_s) / period_s) * period_s
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from([0.1, 0.1003, 0.1009, 0.0992]),
+    st.floats(0, 0.1),
+    st.floats(5, 35),
+    st.integers(0, 1000),
+)
+def test_edges_without_a_sharp_move_beside_them_are_known_from_those_elsewhere(
+    period_s: float, phase_s: float, end_s: float, seed: int
+) -> None:
+    watched = (-1.4, -1.4 + period_s, -0.4, 1.6, 5.6, 15.6, 25.6, 35.6)
+    seen = series(period_s, phase_s, watched, seed=seed)
+    found = counter_energy(seen, 0.37, end_s, steps=True)
+    assert found.energy_j == pytest.approx(WATTS * (end_s - 0.37), abs=WATTS * 0.002)
+    assert found.uncertainty_j < WATTS * 0.004
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([0.1, 0.1007]), st.floats(0, 0.1), st.integers(0, 1000))
+def test_the_energy_is_never_further_off_than_it_says(period_s: float, phase_s: float, seed: int) -> None:
+    for watched in ((), (0.0,), (3.0,), (-1.0, 10.0), (-1.0, 0.0, 20.1)):
+        found = counter_energy(series(period_s, phase_s, watched, seed=seed), 0.0, 20.0, steps=True)
+        assert found.energy_j is not None
+        # The power that the bound is made of is itself known by the counter, to a twentieth.
+        assert abs(found.energy_j - WATTS * 20) <= found.uncertainty_j * 1.06
+
+
+def test_the_period_is_counted_from_near_moves_to_far_ones() -> None:
+    seen = series(0.1007, 0.03, (-1.4, -1.3, -0.4, 1.6, 5.6, 15.6, 25.6))
+    register = find_register(seen.t_s, seen.call_s, seen.counter_j)
+    assert register is not None
+    assert register.period_s == pytest.approx(0.1007, abs=2e-5)
+
+
+def test_a_faster_register_is_recognised_by_two_moves_in_a_row() -> None:
+    found = counter_energy(series(0.02, 0.013, (-1.4, -1.38, 0.0, 20.0)), 0.0, 20.0, steps=True)
+    assert found.energy_j == pytest.approx(WATTS * 20, abs=WATTS * 0.002)
+
+
+def test_a_far_move_alone_does_not_pretend_to_know_the_period() -> None:
+    seen = series(0.1007, 0.03, (-1.0, 30.0))
+    register = find_register(seen.t_s, seen.call_s, seen.counter_j)
+    assert register is not None
+    assert register.period_off_s == pytest.approx(0.0015)
+
+
+def test_without_a_sharp_move_there_is_no_register() -> None:
+    seen = series(0.1, 0.0, ())
+    assert find_register(seen.t_s, seen.call_s, seen.counter_j) is None
