@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from llem_airflow.study import Experiment, Study
@@ -41,15 +40,28 @@ def _releases(study: Study) -> str:
     )
 
 
-def experiment_doc(experiment: Experiment) -> str:
-    """The page of a cycle's task: the experiment's whole configuration."""
-    rows = "\n".join(f"| `{key}` | `{value}` |" for key, value in _flat(experiment.config))
-    return f"### {experiment.slug}\n\nIdentity `{experiment.hash}`\n\n| key | value |\n|---|---|\n{rows}"
+class ExperimentDocs:
+    """The pages of the tasks of one study.
 
+    Its experiments share the parts of their configurations in which they do not differ: those are written out once.
+    """
 
-def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    def __init__(self) -> None:
+        self._written: dict[tuple[str, int], tuple[str, dict[str, Any]]] = {}
+
+    def page(self, experiment: Experiment) -> str:
+        """The page of a cycle's task: the experiment's whole configuration."""
+        rows = self._rows(experiment.config, "")
+        return f"### {experiment.slug}\n\nIdentity `{experiment.hash}`\n\n| key | value |\n|---|---|\n{rows}"
+
+    def _rows(self, config: dict[str, Any], prefix: str) -> str:
+        known = self._written.get((prefix, id(config)))
+        if known is None:
+            rows = "\n".join(
+                self._rows(value, f"{prefix}{key}.")
+                if isinstance(value, dict) and value
+                else f"| `{prefix}{key}` | `{value}` |"
+                for key, value in config.items()
+            )
+            known = self._written[prefix, id(config)] = rows, config  # held, so that its id stays its own
+        return known[0]

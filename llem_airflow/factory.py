@@ -16,7 +16,7 @@ from airflow.sdk import DAG, Asset, TaskGroup, TriggerRule, get_parsing_context,
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowFailException
 
-from llem_airflow.dag_docs import ADHOC_DOC, experiment_doc, study_doc
+from llem_airflow.dag_docs import ADHOC_DOC, ExperimentDocs, study_doc
 from llem_airflow.operators import (
     LLEMAggregateOperator,
     LLEMExperimentOperator,
@@ -26,6 +26,7 @@ from llem_airflow.operators import (
 )
 from llem_airflow.operators.request import form
 from llem_airflow.operators.retries import FailureRetryPolicy
+from llem_airflow.operators.siblings import precede, sibling
 from llem_airflow.study import PlannedCycle, Study, StudyFileError, load_study
 from llem_airflow.timetables.nightly import deadline_of, schedule_of, start_of
 
@@ -206,9 +207,9 @@ def _study_tasks(
     if chain:
         for before, after in pairwise(cycles):
             after.trigger_rule = TriggerRule.ALL_DONE
-            before >> after
-    plan >> (cycles[:1] if chain else cycles)
-    cycles >> aggregate
+            precede([before], [after])
+    precede([plan], cycles[:1] if chain else cycles)
+    precede(cycles, [aggregate])
 
 
 def study_dags(
@@ -306,20 +307,26 @@ def _cycle_tasks(
         experiment.id: TaskGroup(group_id=experiment.id, tooltip=experiment.slug, prefix_group_id=True)
         for experiment in experiments.values()
     }
-    docs = {experiment.id: experiment_doc(experiment) for experiment in experiments.values()}
-    return [
-        LLEMExperimentOperator(
-            task_id=f"{CYCLE_TASK_ID}_{run.cycle}",
-            task_group=groups[run.experiment_id],
-            study=study,
-            experiment=experiments[run.experiment_id],
-            doc_md=docs[run.experiment_id],
-            priority_weight=_weight(study, run),
+    documents = ExperimentDocs()
+    docs = {experiment.id: documents.page(experiment) for experiment in experiments.values()}
+    shared = _shared_args(study, operator_args)
+    tasks: list[LLEMExperimentOperator] = []
+    for run in runs:
+        experiment = experiments[run.experiment_id]
+        own: dict[str, Any] = {
+            "task_id": f"{CYCLE_TASK_ID}_{run.cycle}",
+            "task_group": groups[run.experiment_id],
+            "experiment": experiment,
+            "doc_md": docs[run.experiment_id],
+            "priority_weight": _weight(study, run),
+            "image": shared.get("image") or experiment.image or "",
             **_cycle_args(run),
-            **_shared_args(study, operator_args),
-        )
-        for run in runs
-    ]
+        }
+        if tasks:
+            tasks.append(sibling(tasks[0], **own))
+        else:
+            tasks.append(LLEMExperimentOperator(study=study, **{**shared, **own}))
+    return tasks
 
 
 def _mapped_cycles(study: Study, operator_args: dict[str, Any]) -> Any:

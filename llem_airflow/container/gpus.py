@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import docker
-import pynvml
 from docker.errors import APIError
 from docker.types import DeviceRequest
 
-from llem_airflow.container import gpu_probe
 from llem_airflow.container.bundle import pynvml_file
 from llem_airflow.container.engine import ENGINE_ERRORS
 from llem_airflow.study import GpuRequest
@@ -154,6 +152,11 @@ def inventory(api: docker.APIClient, image: str) -> Inventory:
 
 def _local() -> Inventory | None:
     """What this process sees; None when it sees no driver."""
+    # The 8,000 lines of NVML's bindings are for those who ask the driver, not for every task's start.
+    import pynvml  # noqa: PLC0415
+
+    from llem_airflow.container import gpu_probe  # noqa: PLC0415
+
     try:
         return _inventory(gpu_probe.look())
     except pynvml.NVMLError:

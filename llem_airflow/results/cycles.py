@@ -6,9 +6,6 @@ import json
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from llem_airflow.protocol.result import AttemptError, CycleResult
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.strict import ProtocolError, from_json
@@ -132,6 +129,10 @@ def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> A
     Raises:
         ResultReadError: It is missing or does not open.
     """
+    # Airflow imports this room before every task, and Arrow takes half a second that only readers of tables owe.
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
     try:
         with folder.open(name) as file:
             return pq.read_table(file, columns=columns)

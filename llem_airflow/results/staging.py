@@ -10,12 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from llem_airflow import __version__
 from llem_airflow.protocol import files as raw
 from llem_airflow.results import names
-from llem_airflow.results.convert import power_to_parquet, requests_to_parquet
 from llem_airflow.results.folder import json_bytes
 
 _HASHED = re.compile(r"[0-9a-f]{8,64}_(?P<kind>config|result|error)\.json")
@@ -62,6 +59,10 @@ def _stored_name(name: str) -> str:
 
 
 def _convert_power(file: Path, target: Path, notes: list[str]) -> None:
+    import pyarrow as pa  # noqa: PLC0415 - see _convert_requests
+
+    from llem_airflow.results.convert import power_to_parquet  # noqa: PLC0415
+
     try:
         power_to_parquet(file, target / names.POWER)
     except (pa.ArrowException, UnicodeDecodeError) as error:
@@ -69,6 +70,11 @@ def _convert_power(file: Path, target: Path, notes: list[str]) -> None:
 
 
 def _convert_requests(file: Path, target: Path, notes: list[str]) -> None:
+    # Airflow imports this room before every task, and Arrow takes half a second that is owed only now.
+    import pyarrow as pa  # noqa: PLC0415
+
+    from llem_airflow.results.convert import requests_to_parquet  # noqa: PLC0415
+
     try:
         _, broken = requests_to_parquet(file, target / names.REQUESTS)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:

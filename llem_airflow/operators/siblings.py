@@ -1,0 +1,54 @@
+"""Tasks that differ from one another in a few attributes, made without running the same constructor for each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from airflow.sdk import BaseOperator, TaskGroup
+
+T = TypeVar("T", bound=BaseOperator)
+
+
+def sibling(task: T, *, task_id: str, task_group: TaskGroup, **changed: Any) -> T:
+    """Another task of the same DAG, as the constructor would have made it with some other arguments.
+
+    DockerOperator's constructor sets a hundred attributes, each through a check of Airflow's: for thousands of tasks
+    that is most of what a DAG costs. The first task of a kind passes all of them, the others copy what it came to.
+
+    Args:
+        task: A task that its constructor has made.
+        task_id: Id of the new one within its group.
+        task_group: The group that the new one joins.
+        **changed: Attributes that differ, which must bear the names of the constructor's arguments.
+    """
+    made = copy.copy(task)
+    state = made.__dict__
+    # What can be changed in place must not be shared.
+    state.update({name: copy.copy(value) for name, value in state.items() if type(value) in (dict, list)})
+    state.update(changed)
+    state["_BaseOperator__init_kwargs"] |= {**changed, "task_id": task_id, "task_group": task_group}
+    state.update(
+        params=copy.deepcopy(task.params),
+        upstream_task_ids=set(),
+        downstream_task_ids=set(),
+        task_id=task_group.child_id(task_id),
+        task_group=None,
+        _dag=None,
+    )
+    task_group.add(made)
+    made.dag = task.dag
+    return made
+
+
+def precede(before: Sequence[BaseOperator], after: Sequence[BaseOperator]) -> None:
+    """``before >> after`` for tasks of one DAG.
+
+    Airflow's own operator hashes the DAG with all its task ids once for each task, which grows with the square of
+    their number.
+    """
+    for task in before:
+        task.downstream_task_ids.update(each.task_id for each in after)
+    for task in after:
+        task.upstream_task_ids.update(each.task_id for each in before)
