@@ -56,6 +56,11 @@ def get_provider_info() -> dict[str, Any]:
                         "Unset: the one that runs Airflow.",
                         example="/opt/engines/bin/python",
                     ),
+                    "plan_cache": _option(
+                        "Folder of expanded studies: a worker reads its experiment there instead of expanding the "
+                        "whole study before every task. May be removed at any time. Unset: llem-plans in AIRFLOW_HOME.",
+                        example="/var/cache/llem-plans",
+                    ),
                     "notifier": _option(
                         "Import path of an Airflow notifier that is told what a study's `notify_on` asks for.",
                         example="airflow.providers.smtp.notifications.smtp.SmtpNotifier",

@@ -26,8 +26,10 @@ from llem_airflow.operators import (
 )
 from llem_airflow.operators.request import form
 from llem_airflow.operators.retries import FailureRetryPolicy
+from llem_airflow.operators.settings import settings as installed
 from llem_airflow.operators.siblings import precede, sibling
 from llem_airflow.study import PlannedCycle, Study, StudyFileError, load_study
+from llem_airflow.study.plan_cache import cached_study
 from llem_airflow.timetables.nightly import deadline_of, schedule_of, start_of
 
 log = logging.getLogger(__name__)
@@ -58,13 +60,14 @@ def study_dag(
         ValueError: ``render`` is none of the three.
     """
     if not isinstance(study, Study):
-        study = load_study(study)
+        study = _read(study)
     settings = study.airflow
     dag_id = settings.dag_id or study.name
+    only = _wanted_task(dag_id)
     dag = DAG(
         dag_id=dag_id,
         description=f"{len(study.experiments)} experiments x {study.cycles} cycles",
-        doc_md=study_doc(study),
+        doc_md=None if only else study_doc(study),
         # One run per model release, or when the study says, or when somebody asks.
         schedule=schedule_of(study),
         start_date=start_of(study),
@@ -77,10 +80,10 @@ def study_dag(
         default_args=_default_args(study),
     )
     with dag:
-        _study_tasks(study, operator_args, chain=chain, render=render, only=_wanted_task(dag_id))
+        _study_tasks(study, operator_args, chain=chain, render=render, only=only)
     # Only now: every task that is made copies and checks the parameters that its DAG has already, which for a thousand
     # tasks takes half a minute. A run gives them to its tasks from the DAG all the same.
-    dag.params = ParamsDict(form(study))
+    dag.params = ParamsDict(form(study, offer=only is None))
     return dag
 
 
@@ -172,6 +175,13 @@ def _default_args(study: Study) -> dict[str, Any]:
     return args | ({"owner": study.airflow.owner} if study.airflow.owner else {})
 
 
+def _read(path: str | Path) -> Study:
+    """The study of a file; for one cycle's task it need not be expanded again."""
+    if get_parsing_context().task_id in {None, PLAN_TASK_ID, AGGREGATE_TASK_ID}:
+        return load_study(path)  # for all tasks, or for one that reads all experiments
+    return cached_study(path, installed().plan_cache)
+
+
 def _wanted_task(dag_id: str) -> str | None:
     """The task that this process parses the file for; None where it needs all, as the DAG processor does."""
     context = get_parsing_context()
@@ -196,10 +206,11 @@ def _study_tasks(
     plan.after = (aggregate.task_id,)
     if mapped:
         cycle = _mapped_cycles(study, operator_args)
-        plan.cycles = {
-            (run.experiment_id, run.cycle): (cycle.task_id, index)
-            for index, run in enumerate(study.plan.runs)
-        }
+        if only in {None, PLAN_TASK_ID}:
+            plan.cycles = {
+                (run.experiment_id, run.cycle): (cycle.task_id, index)
+                for index, run in enumerate(study.plan.runs)
+            }
         plan >> cycle >> aggregate
         return
     cycles = _cycle_tasks(study, operator_args, only=None if chain else only)
@@ -299,10 +310,10 @@ def _cycle_tasks(
     study: Study, operator_args: dict[str, Any], *, only: str | None
 ) -> list[LLEMExperimentOperator]:
     """One task per planned cycle, in the plan's order, grouped by experiment."""
-    wanted = [run for run in study.plan.runs if only == f"{run.experiment_id}.{CYCLE_TASK_ID}_{run.cycle}"]
-    runs = wanted or study.plan.runs
-    needed = {run.experiment_id for run in runs}
-    experiments = {experiment.id: experiment for experiment in study.experiments if experiment.id in needed}
+    wanted = _wanted_run(study, only)
+    runs = [wanted] if wanted else study.plan.runs
+    found = [study.experiment(wanted.experiment_id)] if wanted else study.experiments
+    experiments = {experiment.id: experiment for experiment in found}
     groups = {
         experiment.id: TaskGroup(group_id=experiment.id, tooltip=experiment.slug, prefix_group_id=True)
         for experiment in experiments.values()
@@ -323,10 +334,16 @@ def _cycle_tasks(
             **_cycle_args(run),
         }
         if tasks:
-            tasks.append(sibling(tasks[0], **own))
+            tasks.append(sibling(tasks[0], derived={"experiment_id": experiment.id}, **own))
         else:
             tasks.append(LLEMExperimentOperator(study=study, **{**shared, **own}))
     return tasks
+
+
+def _wanted_run(study: Study, only: str | None) -> PlannedCycle | None:
+    """The planned cycle whose task this process wants."""
+    experiment_id, _, cycle = (only or "").rpartition(f".{CYCLE_TASK_ID}_")
+    return study.plan.run(experiment_id, int(cycle)) if experiment_id and cycle.isdecimal() else None
 
 
 def _mapped_cycles(study: Study, operator_args: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from airflow.providers.standard.operators.empty import EmptyOperator
@@ -12,7 +13,7 @@ from airflow.serialization.serialized_objects import DagSerialization
 
 from llem_airflow.factory import INVALID_TAG, StudyTaskGroup, study_dag, study_dags
 from llem_airflow.operators import LLEMAggregateOperator, LLEMExperimentOperator, LLEMPlanOperator
-from llem_airflow.study import StudyFileError
+from llem_airflow.study import StudyFileError, load_study
 from llem_airflow.timetables.releases import ModelReleaseTimetable
 
 STUDY = """\
@@ -204,10 +205,33 @@ def test_a_worker_builds_only_its_own_study_and_its_own_cycle(
     wanted = next(t for t in full.tasks if isinstance(t, LLEMExperimentOperator))
     monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", "two")
     monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_TASK_ID", wanted.task_id)
-    dags = study_dags(tmp_path)
-    assert set(dags) == {"two"}
-    assert {t.task_id for t in dags["two"].tasks} == {"plan", wanted.task_id, "aggregate"}
-    assert dags["two"].get_task(wanted.task_id).priority_weight == wanted.priority_weight
+    monkeypatch.setenv("AIRFLOW__LLEM__PLAN_CACHE", str(tmp_path / "plans"))
+    for _ in range(2):  # the first expands the study, the second reads what the first has kept
+        dags = study_dags(tmp_path)
+        assert set(dags) == {"two"}
+        assert {t.task_id for t in dags["two"].tasks} == {"plan", wanted.task_id, "aggregate"}
+        task = dags["two"].get_task(wanted.task_id)
+        assert isinstance(task, LLEMExperimentOperator)
+        assert task.experiment == wanted.experiment
+        assert task.priority_weight == wanted.priority_weight
+        assert set(dags["two"].params) == set(full.params)
+    assert len(list((tmp_path / "plans").iterdir())) == 1
+
+
+def test_a_worker_of_a_mapped_study_finds_the_experiment_of_each_instance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, "two")
+    whole = load_study(path)
+    monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", "two")
+    monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_TASK_ID", "cycle")
+    monkeypatch.setenv("AIRFLOW__LLEM__PLAN_CACHE", str(tmp_path / "plans"))
+    for _ in range(2):
+        cycle: Any = study_dag(path, render="mapped").get_task("cycle")
+        rows = [(run.experiment_id, run.cycle, run.gap_before_s) for run in whole.plan.runs]
+        assert [tuple(row.values()) for row in cycle.expand_input.value] == rows
+        made = LLEMExperimentOperator(task_id="x", **cycle.partial_kwargs | cycle.expand_input.value[1])
+        assert made.experiment == whole.experiment(rows[1][0])
 
 
 def test_a_worker_finds_its_dag_also_where_its_name_is_written_in_an_unusual_way(

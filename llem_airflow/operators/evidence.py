@@ -10,11 +10,19 @@ from airflow.sdk import Context
 
 from llem_airflow import __version__
 from llem_airflow.container.attempt import Attempt
-from llem_airflow.operators.request import RunRequest
+from llem_airflow.operators.request import RunRequest, study_of_run
 from llem_airflow.operators.settings import settings
 from llem_airflow.operators.window import run_type
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.study import Experiment, Study
+
+
+def run_of(study: Study, context: Context) -> StoredRun:
+    """The results folder of the DAG run; whoever is its first opens it."""
+    run = ResultsRoot(settings().results_root).run(study.name, context["ti"].run_id)
+    if run.meta().get("run_id") == run.run_id:
+        return run  # the plan of a large study is not worked out and compared for each of its cycles
+    return open_run(study_of_run(study, context), context)
 
 
 def open_run(study: Study, context: Context) -> StoredRun:

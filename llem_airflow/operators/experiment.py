@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from llem_airflow.container.box import clear_box, kill_box, run_box
 from llem_airflow.container.collected import Collected
 from llem_airflow.container.failures import AttemptFailedError, failure
 from llem_airflow.container.process import ProcessSettings, kill_process, run_process
-from llem_airflow.operators.evidence import attempt_of, open_run, provenance
+from llem_airflow.operators.evidence import attempt_of, provenance, run_of
 from llem_airflow.operators.placement import PlacementError, box_settings, choose_runner, engine_answers
 from llem_airflow.operators.precision import skip_when_precise
 from llem_airflow.operators.request import cycle_of_run
@@ -92,7 +93,7 @@ class LLEMExperimentOperator(DockerOperator):
         where = settings()
         self.study, self.experiment = self._asked(context)
         self.image = self.image or self.experiment.image or ""
-        run = open_run(self.study, context)
+        run = run_of(self.study, context)
         skip_when_precise(self.study, run, self.experiment, self.cycle)
         attempt = self._attempt = attempt_of(context, self.experiment, self.cycle)
         if stored := self._stored_by_an_earlier_try(run, context):
@@ -130,7 +131,7 @@ class LLEMExperimentOperator(DockerOperator):
 
     def _asked(self, context: Context) -> tuple[Study, Experiment]:
         """What this run was asked for: the model release of its partition, the choices of the trigger form."""
-        return cycle_of_run(self.study, self.experiment.id, self.cycle, context)
+        return self.study, cycle_of_run(self.study, self.experiment.id, self.cycle, context)
 
     @property
     def secrets(self) -> dict[str, str]:
@@ -224,9 +225,9 @@ class LLEMExperimentOperator(DockerOperator):
 
 def _find(study: Study, wanted: str) -> Experiment:
     """The experiment of that id, or of that slug when only one has it."""
-    named = [e for e in study.experiments if e.id == wanted] or [
-        e for e in study.experiments if e.slug == wanted
-    ]
+    with contextlib.suppress(KeyError):
+        return study.experiment(wanted)
+    named = [e for e in study.experiments if e.slug == wanted]
     if len(named) != 1:
         known = ", ".join(e.id for e in study.experiments[:20])
         raise ValueError(f"study {study.name!r} has no experiment {wanted!r}; it has: {known}")

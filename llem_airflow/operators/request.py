@@ -77,14 +77,16 @@ def names_in(value: str | Sequence[str] | None) -> tuple[str, ...]:
     return tuple(part for part in parts if part)
 
 
-def form(study: Study | None) -> dict[str, Param]:
+def form(study: Study | None, *, offer: bool = True) -> dict[str, Param]:
     """The fields of a trigger form; also what ``conf`` of the REST API and the command line may set.
 
     Args:
         study: The study whose names the form offers, or None when the study itself is a field of the form.
+        offer: Offer its names. A worker, which only reads what was chosen, need not look at every experiment.
     """
-    engines = sorted({each.engine for each in study.experiments}) if study else list(ENGINES)
-    models = sorted({each.model for each in study.experiments}) if study else []
+    known = study.experiments if study and offer else ()
+    engines = sorted({each.engine for each in known}) or list(ENGINES)
+    models = sorted({each.model for each in known})
     fields = {} if study else {STUDY_FIELD: _study_field()}
     fields |= {
         "experiments": Param(
@@ -93,7 +95,7 @@ def form(study: Study | None) -> dict[str, Param]:
             minLength=1,
             title="Experiments",
             description_md="Names or globs, separated by commas or spaces; `*` is all of them.",
-            examples=["*", *(each.id for each in (study.experiments if study else ())[:_SHOWN])],
+            examples=["*", *(each.id for each in known[:_SHOWN])],
             section="What to measure",
         ),
         "engines": _several("Engines", {"type": "string", "enum": engines}, engines),
@@ -253,16 +255,19 @@ def study_of_run(study: Study, context: Context) -> Study:
         raise AirflowFailException(str(error)) from error
 
 
-def cycle_of_run(study: Study, experiment_id: str, cycle: int, context: Context) -> tuple[Study, Experiment]:
-    """The study and the experiment as this task is to measure them.
+def cycle_of_run(study: Study, experiment_id: str, cycle: int, context: Context) -> Experiment:
+    """The experiment as this task is to measure it; the study's others are not looked at.
 
     Raises:
-        AirflowFailException: As for :func:`study_of_run`.
+        AirflowFailException: The run names no release of the study, or one that it does not have; no retry helps.
         AirflowSkipException: The run does not ask for this cycle.
     """
-    asked = study_of_run(study, context)
-    if RunRequest.of(context).dry_run:
+    request, experiment = RunRequest.of(context), study.experiment(experiment_id)
+    if request.dry_run:
         raise AirflowSkipException("dry run: nothing is measured")
-    if not any(run.experiment_id == experiment_id and run.cycle == cycle for run in asked.plan.runs):
+    if not _wanted(experiment, request) or cycle > min(request.cycles or study.cycles, study.cycles):
         raise AirflowSkipException(f"this run does not ask for {experiment_id} cycle {cycle}")
-    return asked, asked.experiment(experiment_id)
+    try:
+        return _altered(study, experiment, request)
+    except RunRequestError as error:
+        raise AirflowFailException(str(error)) from error

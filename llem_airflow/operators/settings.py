@@ -25,6 +25,7 @@ class Settings:
         host_models_dir: The same as the Docker engine sees it (path or volume name), or None.
         hub_cache: Volume or host folder for models fetched from the hub.
         python: Interpreter of the process runner.
+        plan_cache: Folder of expanded studies, which workers read.
         installation: Tells two Airflows apart that share one Docker engine.
     """
 
@@ -33,6 +34,7 @@ class Settings:
     host_models_dir: str | None
     hub_cache: str
     python: str
+    plan_cache: Path
     installation: str
 
 
@@ -46,6 +48,7 @@ def settings() -> Settings:
         host_models_dir=_read("host_models_dir") or (str(Path(models_dir).resolve()) if models_dir else None),
         hub_cache=_read("hub_cache") or "llem-hub-cache",
         python=_read("python") or sys.executable,
+        plan_cache=Path(_read("plan_cache") or Path(AIRFLOW_HOME) / "llem-plans"),
         installation=_read("installation") or _installation(),
     )
 

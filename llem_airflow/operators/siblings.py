@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from airflow.sdk import BaseOperator, TaskGroup
@@ -11,7 +11,7 @@ from airflow.sdk import BaseOperator, TaskGroup
 T = TypeVar("T", bound=BaseOperator)
 
 
-def sibling(task: T, *, task_id: str, task_group: TaskGroup, **changed: Any) -> T:
+def sibling(task: T, *, task_id: str, task_group: TaskGroup, derived: Mapping[str, Any], **changed: Any) -> T:
     """Another task of the same DAG, as the constructor would have made it with some other arguments.
 
     DockerOperator's constructor sets a hundred attributes, each through a check of Airflow's: for thousands of tasks
@@ -21,19 +21,20 @@ def sibling(task: T, *, task_id: str, task_group: TaskGroup, **changed: Any) -> 
         task: A task that its constructor has made.
         task_id: Id of the new one within its group.
         task_group: The group that the new one joins.
-        **changed: Attributes that differ, which must bear the names of the constructor's arguments.
+        derived: Attributes that the constructor makes of the arguments that differ.
+        **changed: Arguments that differ, each an attribute of the same name.
     """
     made = copy.copy(task)
     state = made.__dict__
     # What can be changed in place must not be shared.
     state.update({name: copy.copy(value) for name, value in state.items() if type(value) in (dict, list)})
-    state.update(changed)
+    state.update({**changed, **derived})
     state["_BaseOperator__init_kwargs"] |= {**changed, "task_id": task_id, "task_group": task_group}
     state.update(
         params=copy.deepcopy(task.params),
         upstream_task_ids=set(),
         downstream_task_ids=set(),
-        task_id=task_group.child_id(task_id),
+        task_id=task_group.child_id(task_id),  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
         task_group=None,
         _dag=None,
     )

@@ -25,4 +25,5 @@ class LLEMTextCycleOperator(LLEMExperimentOperator):
         super().__init__(study=None, experiment=experiment, **kwargs)
 
     def _asked(self, context: Context) -> tuple[Study, Experiment]:
-        return cycle_of_run(study_in_form(context), self.experiment_id, self.cycle, context)
+        study = study_in_form(context)
+        return study, cycle_of_run(study, self.experiment_id, self.cycle, context)

@@ -9,18 +9,10 @@ from typing import Any
 from llem_airflow.study.engine_names import ENGINE_ALIASES, split_runner
 from llem_airflow.study.expand import Expansion, Unique, expand
 from llem_airflow.study.identity import Slugs, canonical_json, digest
-from llem_airflow.study.keys import GPU_METERS
 from llem_airflow.study.notices import notices_of
 from llem_airflow.study.order import gaps_s, ordered
-from llem_airflow.study.sections import (
-    Execution,
-    GpuRequest,
-    ModelVersion,
-    airflow_of,
-    execution_of,
-    output_of,
-)
-from llem_airflow.study.study import Duplicates, Experiment, Plan, PlannedCycle, Study
+from llem_airflow.study.sections import Execution, GpuRequest, execution_of, thermal
+from llem_airflow.study.study import Duplicates, Experiment, Plan, PlannedCycle, Study, put_together
 from llem_airflow.study.written import Written, read_written
 from llem_airflow.study.yaml_text import Source, read_text
 
@@ -55,21 +47,18 @@ def _load(source: Source, *, name: str, path: Path | None, folder: Path | None) 
     sections = written.sections
     wanted = sections.get("study_execution") or {}
     expansion = expand(written, collapse=wanted.get("deduplicate_equivalent", True))
-    thermal = any(unique.config["measurement"]["meter"] in GPU_METERS for unique in expansion.uniques)
-    execution = execution_of(wanted, thermal=thermal)
+    cools = thermal(unique.config for unique in expansion.uniques)
+    execution = execution_of(wanted, thermal=cools)
     experiments = _experiments(written, expansion, execution)
     notices = notices_of(written, expansion, execution, experiments)
-    return Study(
+    return put_together(
+        sections,
+        _plan(expansion, experiments, execution, notices),
         name=sections.get("study_name") or _plain_name(name),
         path=path,
         folder=folder,
         text=source.text,
-        plan=_plan(expansion, experiments, execution, notices),
-        airflow=airflow_of(sections.get("airflow") or {}),
-        execution=execution,
-        output=output_of(sections.get("output") or {}),
-        versions=tuple(ModelVersion(**row) for row in sections.get("versions") or ()),
-        notices=notices,
+        thermal=cools,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from llem_airflow.study.clock import Window, window_of
 from llem_airflow.study.fields import defaults
+from llem_airflow.study.keys import GPU_METERS
 from llem_airflow.study.study_keys import AIRFLOW, EXECUTION, OUTPUT, PRECISION, REGRESSION, duration_s
 
 
@@ -161,6 +163,11 @@ class GpuRequest:
     ids: tuple[str, ...] = ()
     memory_gb: float | None = None
     exclusive: str = "gpu"
+
+
+def thermal(configs: Iterable[dict[str, Any]]) -> bool:
+    """Whether any of these experiments measures a GPU, which needs pauses to cool down."""
+    return any(config["measurement"]["meter"] in GPU_METERS for config in configs)
 
 
 def execution_of(written: dict[str, Any], *, thermal: bool) -> Execution:

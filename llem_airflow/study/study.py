@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llem_airflow.study.identity import experiment_hash
 from llem_airflow.study.mistakes import Notice
-from llem_airflow.study.sections import AirflowSection, Execution, GpuRequest, ModelVersion, Output
+from llem_airflow.study.sections import (
+    AirflowSection,
+    Execution,
+    GpuRequest,
+    ModelVersion,
+    Output,
+    airflow_of,
+    execution_of,
+    output_of,
+)
 from llem_airflow.study.settle import with_deltas
 
 PLAN_FORMAT = 1
 """Version of ``Plan.to_json``; keys may be added within a version, never changed or removed."""
+
+T = TypeVar("T")
+
+
+class ByName(Sequence[T]):
+    """A sequence that finds an item by its ``name`` without making the others."""
+
+    @abstractmethod
+    def named(self, name: str) -> T | None:
+        """The first item of that name, or None."""
+
+
+def _named(items: Sequence[T], name: str) -> T | None:
+    if isinstance(items, ByName):
+        found: T | None = items.named(name)
+        return found
+    return next((item for item in items if getattr(item, "name", None) == name), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +73,11 @@ class Experiment:
     wall_clock_s: float | None
     silence_s: float | None
 
+    @property
+    def name(self) -> str:
+        """Its id, by which it is looked up."""
+        return self.id
+
     def at_version(self, version: ModelVersion) -> Experiment:
         """The same experiment on another release of the model: same id, other hash."""
         deltas: list[tuple[tuple[str, ...], Any]] = []
@@ -72,6 +104,11 @@ class PlannedCycle:
     cycle: int
     position: int
     gap_before_s: float
+
+    @property
+    def name(self) -> str:
+        """The experiment and which cycle of it, by which it is looked up."""
+        return f"{self.experiment_id}.{self.cycle}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +158,20 @@ class Plan:
         notices: What the user should know.
     """
 
-    runs: tuple[PlannedCycle, ...]
+    runs: Sequence[PlannedCycle]
     declared: int
     valid: int
-    skipped: tuple[Skipped, ...]
-    duplicates: tuple[Duplicates, ...]
+    skipped: Sequence[Skipped]
+    duplicates: Sequence[Duplicates]
     cycles: int
-    experiments: tuple[Experiment, ...]
+    experiments: Sequence[Experiment]
     wall_clock_s: float
     gpus: int | None
     notices: tuple[Notice, ...]
+
+    def run(self, experiment_id: str, cycle: int) -> PlannedCycle | None:
+        """The planned cycle, or None when it is not in the plan."""
+        return _named(self.runs, f"{experiment_id}.{cycle}")
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON, in a documented and stable format."""
@@ -181,6 +222,7 @@ class Study:
         output: Section ``output``.
         versions: Model releases that a backfill walks over.
         notices: What the user should know.
+        sections: The study-level sections as the file has them, without defaults.
     """
 
     name: str
@@ -193,9 +235,10 @@ class Study:
     output: Output
     versions: tuple[ModelVersion, ...]
     notices: tuple[Notice, ...] = ()
+    sections: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
-    def experiments(self) -> tuple[Experiment, ...]:
+    def experiments(self) -> Sequence[Experiment]:
         """The experiments that run, each once."""
         return self.plan.experiments
 
@@ -210,9 +253,9 @@ class Study:
         Raises:
             KeyError: The study has no such experiment; the text names some that it has.
         """
-        for each in self.experiments:
-            if each.id == experiment_id:
-                return each
+        found = _named(self.experiments, experiment_id)
+        if found is not None:
+            return found
         some = ", ".join(each.id for each in self.experiments[:10])
         raise KeyError(f"the study {self.name!r} has no experiment {experiment_id!r}; it has {some}")
 
@@ -227,3 +270,39 @@ class Study:
                 return each
         known = ", ".join(each.name for each in self.versions) or "none"
         raise KeyError(f"the study {self.name!r} has no version {name!r}; it has {known}")
+
+
+def put_together(
+    sections: dict[str, Any],
+    plan: Plan,
+    *,
+    name: str,
+    path: Path | None,
+    folder: Path | None,
+    text: str,
+    thermal: bool,
+) -> Study:
+    """A study from its sections and its plan.
+
+    Args:
+        sections: The study-level sections, without defaults.
+        plan: What would run.
+        name: Name of the study.
+        path: As in Study.
+        folder: As in Study.
+        text: As in Study.
+        thermal: The machine needs its pauses.
+    """
+    return Study(
+        name=name,
+        path=path,
+        folder=folder,
+        text=text,
+        plan=plan,
+        airflow=airflow_of(sections.get("airflow") or {}),
+        execution=execution_of(sections.get("study_execution") or {}, thermal=thermal),
+        output=output_of(sections.get("output") or {}),
+        versions=tuple(ModelVersion(**row) for row in sections.get("versions") or ()),
+        notices=plan.notices,
+        sections=sections,
+    )

@@ -16,6 +16,7 @@ def where(models: Path | None, host: str | None = None) -> Settings:
         host_models_dir=host or (str(models) if models else None),
         hub_cache="cache",
         python="python3",
+        plan_cache=Path("plans"),
         installation="test",
     )
 

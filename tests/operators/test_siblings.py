@@ -53,7 +53,7 @@ def dag_of(study: Study, *, copied: bool) -> DAG:
             "image": "engine:2",
         }
         if copied:
-            sibling(one, **other)
+            sibling(one, derived={"experiment_id": second.id}, **other)
         else:
             LLEMExperimentOperator(study=study, **SHARED, **other)
     return dag
