@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llem_airflow.study.load import load_study, load_study_text
-    from llem_airflow.study.mistakes import Mistake, Notice, StudyFileError
-    from llem_airflow.study.prompts import PromptsError
+    from llem_airflow.study.mistakes import Mistake, Notice, PromptsError, StudyFileError
     from llem_airflow.study.sections import (
         AirflowSection,
         Execution,
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "load": ("load_study", "load_study_text"),
-    "mistakes": ("Mistake", "Notice", "StudyFileError"),
-    "prompts": ("PromptsError",),
+    "mistakes": ("Mistake", "Notice", "PromptsError", "StudyFileError"),
     "sections": ("AirflowSection", "Execution", "GpuRequest", "ModelVersion", "PrecisionTarget"),
     "spec": ("experiment_spec",),
     "study": ("Experiment", "Plan", "PlannedCycle", "Study"),

@@ -79,7 +79,8 @@ DATASET = Section(
     {
         "source": Leaf(
             "string",
-            "`builtin`, a .jsonl path relative to this file, or `synthetic:<in>x<out>` tokens.",
+            "`builtin`, a .jsonl or .parquet path relative to this file, `synthetic:<in>x<out>` tokens, or a "
+            "dataset of the hub: `owner/name[@revision][:file]`.",
             default="builtin",
             least=1,
         ),

@@ -131,3 +131,7 @@ def _number(value: object) -> str:
         return str(value)
     except ValueError:  # Python refuses to print integers of more than 4300 digits
         return "a number of thousands of digits"
+
+
+class PromptsError(ValueError):
+    """The prompts of an experiment cannot be had; the text says why and what to do."""

@@ -1,4 +1,4 @@
-"""The prompt set of an experiment: the builtin set, a JSONL file, or prompts made from token ids."""
+"""The prompt set of an experiment: the builtin set, a file, a dataset of the hub, or prompts made from token ids."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from llem_airflow.protocol.spec import Prompts, Synthetic
+from llem_airflow.study.hub import SUFFIXES, fetch, names_dataset, parquet_records
 from llem_airflow.study.identity import canonical_json
 from llem_airflow.study.keys import BUILTIN, STANDING_IN
+from llem_airflow.study.mistakes import PromptsError
 
 BUILTIN_FILE = Path(__file__).parent / "data" / "prompts.jsonl"
 COLUMNS = ("prompt", "text", "instruction", "input", "question")
-"""Fields of a JSONL record that may hold the prompt, in the order in which they are tried."""
+"""Fields of a record that may hold the prompt, in the order in which they are tried."""
 
-MAX_JSONL_BYTES = 256 * 1024 * 1024
+MAX_FILE_BYTES = 256 * 1024 * 1024
 
 _SYNTHETIC = re.compile(r"synthetic:(\d{1,7})x(\d{1,7})\Z")
-
-
-class PromptsError(ValueError):
-    """The prompts of an experiment cannot be had; the text says why and what to do."""
 
 
 def synthetic(source: str) -> Synthetic | None:
@@ -54,45 +52,56 @@ def load_prompts(source: str, n_prompts: int, order: str, *, seed: int, folder: 
             {"input_tokens": made.input_tokens, "output_tokens": made.output_tokens, "seed": seed}
         )
         return Prompts(source, _sha256(text), (), n_prompts, made)
-    records = list(_records(_file(source, folder), source))
+    path, resolved = _file(source, folder)
+    records = list(_records(path, source))
     if len(records) < n_prompts:
         raise PromptsError(
             f"task.dataset: {source!r} has {len(records)} usable prompts but n_prompts is {n_prompts}; "
             f"set n_prompts to {len(records)} or less, or name a larger file"
+            if records
+            else f"task.dataset: {source!r} has no prompts: no record has one of the columns {', '.join(COLUMNS)}"
         )
     items = _ordered(records, n_prompts, order, seed)
-    return Prompts(source, _sha256(canonical_json(list(items))), items, n_prompts)
+    return Prompts(resolved, _sha256(canonical_json(list(items))), items, n_prompts)
 
 
 def _sha256(text: str) -> str:
     return sha256(text.encode()).hexdigest()
 
 
-def _file(source: str, folder: Path | None) -> Path:
+def _file(source: str, folder: Path | None) -> tuple[Path, str]:
+    """The file, and the source's full name: of the hub's, with its commit."""
     if source == BUILTIN or source in STANDING_IN:
-        return BUILTIN_FILE
+        return BUILTIN_FILE, source
     if source.startswith("synthetic:"):
         raise PromptsError(
             f"task.dataset.source: {source!r}: write synthetic:<input tokens>x<output tokens>, "
             "for example synthetic:512x128"
         )
-    if not source.endswith(".jsonl"):
+    if names_dataset(source):
+        found = fetch(source, MAX_FILE_BYTES)
+        return found.path, found.source
+    if not source.endswith(SUFFIXES):
         raise PromptsError(
-            f"task.dataset.source: {source!r} is not supported yet; use {BUILTIN!r}, synthetic:<in>x<out> "
-            "or a .jsonl file with a 'prompt' in each line (save the prompts of a hub dataset as one)"
+            f"task.dataset.source: {source!r} is no source of prompts; use {BUILTIN!r}, synthetic:<in>x<out>, "
+            "a .jsonl or .parquet file with a column 'prompt', or a dataset of the hub as owner/name"
         )
     path = Path(source).expanduser()
-    return path if path.is_absolute() or folder is None else folder / path
+    return (path if path.is_absolute() or folder is None else folder / path), source
 
 
 def _records(path: Path, source: str) -> Iterator[tuple[dict[str, Any], str]]:
     """Records that hold a prompt, each with it; header lines (keys that begin with ``_``) are left out."""
     try:
-        if path.stat().st_size > MAX_JSONL_BYTES:
+        if path.stat().st_size > MAX_FILE_BYTES:
             raise PromptsError(
-                f"task.dataset.source: {source!r} is larger than {MAX_JSONL_BYTES // 1024**2} MiB; "
+                f"task.dataset.source: {source!r} is larger than {MAX_FILE_BYTES // 1024**2} MiB; "
                 "use a sample of it"
             )
+        if path.suffix == ".parquet":
+            for record in parquet_records(path, (*COLUMNS, "source")):
+                yield from _prompt_of(record)
+            return
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -116,8 +125,11 @@ def _record(line: str, source: str, number: int) -> Iterator[tuple[dict[str, Any
         raise PromptsError(
             f"task.dataset.source: {source}:{number}: not an object; each line is one JSON object"
         )
-    if any(key.startswith("_") for key in record):
-        return
+    if not any(key.startswith("_") for key in record):
+        yield from _prompt_of(record)
+
+
+def _prompt_of(record: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     for column in COLUMNS:
         prompt = record.get(column)
         if isinstance(prompt, str) and prompt.strip():

@@ -12,15 +12,14 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]  # the first one bui
 
 
 @pytest.mark.engine
-def test_the_real_vllm_differs_from_the_record_of_the_next_version_by_what_that_one_added(
+def test_the_real_vllm_has_everything_that_is_recorded_of_its_version(
     docker_api: docker.APIClient, vllm_image: str
 ) -> None:
     checked = CliRunner().invoke(main, ["engine-check", "vllm", "--image", vllm_image])
-    assert checked.exit_code == 1, checked.output
+    assert checked.exit_code == 0, checked.output
     assert "vllm 0.32.0" in checked.output
-    assert "recorded: 0.33.0" in checked.output
-    found = {line.split("'")[1] for line in checked.output.splitlines() if "takes no" in line}
-    assert found == {"monokernel", "sleep_mode_backend", "watchdog_config"}
+    assert "recorded: 0.32.0" in checked.output
+    assert "every recorded call still fits" in checked.output
 
 
 def test_an_image_without_the_engine_is_told_and_leaves_no_container(

@@ -118,7 +118,9 @@ def test_the_engine_tells_its_version_model_and_key_value_cache(
     transformers: Observed, vllm: Observed
 ) -> None:
     assert vllm.result.engine_version.startswith("0.32.0")
-    assert vllm.environment["engine_settings"]["kv_cache_capacity_tokens"] > 256
+    capacity = vllm.environment["engine_settings"]["kv_cache_capacity_tokens"]
+    assert capacity > 256
+    assert 0 < vllm.result.memory["kv_cache_peak_tokens"] <= capacity
     for one in (transformers, vllm):
         assert one.result.model["n_parameters"] == 134_515_008
         assert one.result.model["dtype"] == "float32"

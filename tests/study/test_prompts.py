@@ -3,9 +3,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from llem_airflow.study.prompts import BUILTIN_FILE, PromptsError, load_prompts, synthetic
+from llem_airflow.study.mistakes import PromptsError
+from llem_airflow.study.prompts import BUILTIN_FILE, load_prompts, synthetic
 
 
 def _load(source: str, n: int = 2, order: str = "interleaved", folder: Path | None = None) -> tuple[str, ...]:
@@ -88,9 +91,23 @@ def test_a_missing_file_says_what_its_path_is_relative_to(tmp_path: Path) -> Non
         _load("none.jsonl", folder=tmp_path)
 
 
-def test_a_dataset_of_the_hub_is_not_supported_yet_and_the_error_says_what_is() -> None:
-    with pytest.raises(PromptsError, match="'org/data' is not supported yet; use 'builtin', synthetic:"):
-        _load("org/data")
+def test_a_parquet_file_is_read_like_a_jsonl_file(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"id": [1, 2, 3], "source": ["b", "a", "b"], "question": ["x", None, "z"]}),
+        tmp_path / "p.parquet",
+    )
+    assert _load("p.parquet", 2, "grouped", tmp_path) == ("x", "z")
+
+
+def test_a_file_without_a_column_of_prompts_says_which_are_looked_for(tmp_path: Path) -> None:
+    _file(tmp_path, {"messages": []})
+    with pytest.raises(PromptsError, match=r"has no prompts: no record has one of the columns prompt, text,"):
+        _load("prompts.jsonl", folder=tmp_path)
+
+
+def test_a_word_that_names_no_source_is_told_what_does() -> None:
+    with pytest.raises(PromptsError, match="'humaneval' is no source of prompts; use 'builtin', synthetic:"):
+        _load("humaneval")
 
 
 def test_synthetic_prompts_are_described_not_written() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from llem_airflow.protocol.spec import ExperimentSpec, Limits, MeterSpec
 from llem_airflow.study import Study, experiment_spec
-from llem_airflow.study.prompts import PromptsError
+from llem_airflow.study.mistakes import PromptsError
 from tests.study.texts import HEAD, study
 
 

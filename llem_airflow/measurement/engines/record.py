@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.resources
@@ -10,7 +11,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-RECORDS = ("vllm", "tensorrt")
+RECORDS: dict[str, tuple[str, ...]] = {"vllm": ("0.33", "0.32"), "tensorrt": ("1.2",)}
+"""Versions of which there is a record, by engine, newest first."""
 
 _KINDS = {
     "positional_only": inspect.Parameter.POSITIONAL_ONLY,
@@ -30,7 +32,7 @@ class RecordedClass:
         methods: Signatures by method name, without ``self``.
         fields: Names that its constructor takes by keyword; empty when ``methods`` has ``__init__``.
         keywords: What may come through the ``**kwargs`` of ``__init__``; empty means anything.
-        attributes: Names that are read from instances.
+        attributes: Further names that are read from instances.
     """
 
     name: str
@@ -81,14 +83,16 @@ class Record:
     classes: dict[str, RecordedClass]
 
 
-def load_record(engine: str) -> Record:
+def load_record(engine: str, version: str | None = None) -> Record:
     """The record of an engine.
 
     Args:
         engine: One of RECORDS.
+        version: Version of the library, such as ``0.32.0+cpu``; the newest record where there is none of it.
     """
+    minor = next((one for one in RECORDS[engine] if f"{version}.".startswith(f"{one}.")), RECORDS[engine][0])
     folder = importlib.resources.files("llem_airflow.measurement.engines.recorded")
-    data = json.loads(folder.joinpath(f"{engine}.json").read_text(encoding="utf-8"))
+    data = json.loads(folder.joinpath(f"{engine}-{minor}.json").read_text(encoding="utf-8"))
     classes = {name: _recorded_class(name, entry) for name, entry in data["classes"].items()}
     return Record(data["library"], data["version"], data["source"], data["executed"], classes)
 
@@ -143,6 +147,11 @@ def _class_drift(recorded: RecordedClass, real: Any) -> list[str]:
         for name in recorded.fields
         if name not in _fields(real)
     ]
+    found += [
+        f"{recorded.name}: has no {name!r} any more"
+        for name in recorded.attributes
+        if not _has_attribute(real, name)
+    ]
     for method, signature in recorded.methods.items():
         if not hasattr(real, method):
             found.append(f"{recorded.name}.{method}: gone")
@@ -170,6 +179,16 @@ def _signature_drift(where: str, recorded: inspect.Signature, real: inspect.Sign
     ]
 
 
+def _has_attribute(cls: Any, name: str) -> bool:
+    # What a constructor sets on ``self`` is in no table of the class: there is only its source.
+    annotated = any(name in vars(one).get("__annotations__", ()) for one in cls.__mro__)
+    if annotated or hasattr(cls, name):
+        return True
+    with contextlib.suppress(OSError, TypeError):
+        return f"self.{name}" in inspect.getsource(cls)
+    return False
+
+
 def _fields(cls: Any) -> set[str]:
     # pydantic, msgspec and dataclasses each keep their fields elsewhere.
     for attribute in ("model_fields", "__struct_fields__"):
@@ -194,11 +213,12 @@ def engine_check(engine: str) -> int:
         return 2
     record = load_record(engine)
     try:
+        version = str(getattr(importlib.import_module(record.library), "__version__", "of unknown version"))
+        record = load_record(engine, version)
         found = drift(record)
     except ModuleNotFoundError as error:
         print(f"engine-check: {error.name} is not in this image")
         return 2
-    version = getattr(importlib.import_module(record.library), "__version__", "of unknown version")
     print(f"{record.library} {version} here; recorded: {record.version}, {record.source}")
     print(f"run so far: {record.executed}")
     for line in found:

@@ -105,7 +105,9 @@ class TensorRTEngine:
         times_ns: list[int] = []
         reason = "unknown"
         t_submit_ns = time.monotonic_ns()
-        stream = self._llm.generate_async(list(prompt.token_ids), sampling_params=parameters, streaming=True)
+        stream = self._llm.generate_async(
+            inputs=list(prompt.token_ids), sampling_params=parameters, streaming=True
+        )
         async for output in stream:
             now_ns = time.monotonic_ns()
             answer = output.outputs[0]

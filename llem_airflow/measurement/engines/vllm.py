@@ -33,6 +33,7 @@ LIBRARIES = (
     "compressed-tensors",
     "numpy",
 )
+_CACHE_LOOK_EVERY_NS = 1_000_000_000
 
 
 class VllmEngine:
@@ -45,6 +46,7 @@ class VllmEngine:
         self._model: dict[str, Any] = {}
         self._chat_template = False
         self._next_request = 0
+        self._cache_use = CacheUse()
 
     def open_context(self) -> bool:
         """Not possible: the engine's workers make their own contexts."""
@@ -88,15 +90,17 @@ class VllmEngine:
             self._next_request += 1
             answers[name] = Answer(prompt.index)
             engine.add_request(
-                name,
-                {"prompt_token_ids": list(prompt.token_ids)},
-                vllm.SamplingParams(**request_arguments(self._sampling, prompt.output_tokens)),
+                request_id=name,
+                prompt={"prompt_token_ids": list(prompt.token_ids)},
+                params=vllm.SamplingParams(**request_arguments(self._sampling, prompt.output_tokens)),
             )
         while engine.has_unfinished_requests():
             outputs = engine.step()
             now_ns = time.monotonic_ns()
             for output in outputs:
                 answers[output.request_id].take(output.outputs[0], now_ns)
+            if not self._parameters["disable_log_stats"]:
+                self._cache_use.look(self._llm)
             on_step(sum(len(answer.token_ids) for answer in answers.values()))
         return [answer.completion() for answer in answers.values()]
 
@@ -104,7 +108,8 @@ class VllmEngine:
         """The last token has been received when ``generate`` returns: nothing is under way."""
 
     def reset_peaks(self) -> None:
-        """The engine takes its memory at its start; there is no peak to forget."""
+        """Of the key-value cache in use; the engine takes its memory at its start, which is no peak."""
+        self._cache_use = CacheUse()
 
     def describe(self) -> EngineFacts:
         """Model and resolved settings, as the engine's own configuration says."""
@@ -125,7 +130,7 @@ class VllmEngine:
                 "sampling_params": {key: _plain(value) for key, value in self._sampling.items()},
                 "max_model_len_tokens": model.max_model_len,
                 "max_num_seqs": config.scheduler_config.max_num_seqs,
-                "kv_cache_capacity_tokens": _product(cache.num_gpu_blocks, cache.block_size),
+                "kv_cache_capacity_tokens": self._cache_tokens(),
                 "kv_cache_dtype": str(cache.cache_dtype),
                 "enable_prefix_caching": cache.enable_prefix_caching,
                 "enforce_eager": model.enforce_eager,
@@ -134,8 +139,14 @@ class VllmEngine:
         )
 
     def memory(self) -> dict[str, int | None]:
-        """Unknown: the engine's workers hold the device. The sampler sees the memory of the whole GPU."""
-        return {"gpu_peak_bytes": None}
+        """Of the key-value cache. The device's is unknown, its workers hold it: the sampler sees the whole GPU's."""
+        capacity, peak = self._cache_tokens(), self._cache_use.peak_ratio
+        in_use = None if capacity is None or peak is None else round(capacity * peak)
+        return {"gpu_peak_bytes": None, "kv_cache_peak_tokens": in_use}
+
+    def _cache_tokens(self) -> int | None:
+        cache = self._llm.llm_engine.vllm_config.cache_config
+        return None if cache.num_gpu_blocks is None else cache.num_gpu_blocks * cache.block_size
 
     def close(self) -> None:
         """End the engine's processes."""
@@ -145,6 +156,24 @@ class VllmEngine:
         with contextlib.suppress(AttributeError, OSError, RuntimeError):
             self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
+
+
+class CacheUse:
+    """The most of the key-value cache that was seen in use, by the engine's own gauge."""
+
+    def __init__(self) -> None:
+        self._next_look_ns = 0
+        self.peak_ratio: float | None = None
+
+    def look(self, llm: Any) -> None:
+        """Look at the gauge, but once a second at most: the engine makes a snapshot of all its metrics for it."""
+        now_ns = time.monotonic_ns()
+        if now_ns < self._next_look_ns:
+            return
+        self._next_look_ns = now_ns + _CACHE_LOOK_EVERY_NS
+        for metric in llm.get_metrics():
+            if metric.name == "vllm:kv_cache_usage_perc":  # a share of one, whatever its name says
+                self.peak_ratio = max(self.peak_ratio or 0.0, metric.value)
 
 
 class Answer:
@@ -222,10 +251,6 @@ def request_arguments(shared: dict[str, Any], output_tokens: int) -> dict[str, A
     """
     fixed = {} if "ignore_eos" in shared else {"min_tokens": output_tokens}
     return {"max_tokens": output_tokens, **fixed, **shared}
-
-
-def _product(blocks: int | None, size: int | None) -> int | None:
-    return None if blocks is None or size is None else blocks * size
 
 
 def _plain(value: Any) -> Any:
