@@ -49,7 +49,7 @@ image: install engine  ## build the CPU image llem-airflow/pytorch-cpu
 test: lint pytest  ## lint, types, import contracts, and every test that this machine can run
 
 pytest: install  ## the tests alone (PYTEST="-k name" for some)
-	@$(bin)/pytest -n $(WORKERS) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(PYTEST)
+	@$(bin)/pytest -n $(WORKERS) --maxprocesses 4 --no-loadscope-reorder $(PYTEST)
 
 lint: install  ## ruff, mypy, import contracts
 	@$(bin)/ruff check $(sources)

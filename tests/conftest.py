@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests import parts
 from tests.standins.build import Standins
@@ -64,25 +66,31 @@ def standin() -> Standins:
 
 
 SLOWEST_FIRST = ("compose", "airflow", "docker", "engine")
+OWN_SERVER = ("test_server.py",)
+"""Files of tests/airflow that do not share its ``process_airflow``."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests for parallel workers: a file stays together, and so do those who share a server.
-
-    The groups that take longest come first, so that no worker is left alone with one at the end.
-    """
-    ranks: dict[str, int] = {}
-    groups = []
+    """Put the files that take longest first, so that no parallel worker is left alone with one at the end."""
+    ranks: dict[Path, int] = {}
     for item in items:
-        shared = "process_airflow" in getattr(item, "fixturenames", ())
-        group = "process_airflow" if shared else item.path.stem
-        groups.append(group)
-        item.add_marker(pytest.mark.xdist_group(group))
         slow = [SLOWEST_FIRST.index(mark.name) for mark in item.iter_markers() if mark.name in SLOWEST_FIRST]
-        ranks[group] = min([ranks.get(group, len(SLOWEST_FIRST)), *slow])
-    in_order = sorted(zip(groups, items, strict=True), key=lambda pair: ranks[pair[0]])
-    items[:] = [item for _, item in in_order]
+        ranks[item.path] = min([ranks.get(item.path, len(SLOWEST_FIRST)), *slow])
+    items.sort(key=lambda item: ranks[item.path])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give a parallel worker whole files, and all files of one Airflow server."""
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = _shared_by
+    return scheduler
+
+
+def _shared_by(nodeid: str) -> str:
+    file = nodeid.partition("::")[0]
+    return "tests/airflow" if file.startswith("tests/airflow/") and not file.endswith(OWN_SERVER) else file
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
