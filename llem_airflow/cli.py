@@ -245,6 +245,28 @@ def write_starter(study_file: Path, force: bool) -> None:
     click.echo(f"Wrote {study_file}. Next: llem-airflow plan {study_file}")
 
 
+@main.command("backfill")
+@click.argument("study_file", metavar="STUDY", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--versions", help="Names of releases, with commas between; default: all of the study.")
+@click.option(
+    "--reprocess",
+    type=click.Choice(["none", "failed", "completed"]),
+    default="none",
+    show_default=True,
+    help="Which releases are measured again, in a new run beside the old one.",
+)
+@click.option("--unpause", is_flag=True, help="Unpause the DAG.")
+@click.option("--url", envvar="AIRFLOW_URL", default="http://localhost:8080", show_default=True)
+def backfill_releases(study_file: Path, url: str, versions: str | None, **options: Any) -> None:
+    """Measure a STUDY on model releases by Airflow's own backfill, one run at a time, and wait for the end.
+
+    The variable AIRFLOW_TOKEN, or AIRFLOW_USER and AIRFLOW_PASSWORD, say who asks.
+    """
+    from llem_airflow.timetables.terminal import backfill_and_show
+
+    sys.exit(backfill_and_show(_load(study_file), url, versions, **options))
+
+
 @main.command("schema")
 def print_schema() -> None:
     """Print the JSON Schema of study files, for editors."""

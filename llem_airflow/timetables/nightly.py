@@ -14,7 +14,8 @@ from airflow.timetables.trigger import CronTriggerTimetable as CronInTheSchedule
 
 from llem_airflow.study import Study, StudyFileError
 from llem_airflow.timetables.places import mistake_at
-from llem_airflow.timetables.study_releases import release_timetable
+from llem_airflow.timetables.release_dates import releases_of
+from llem_airflow.timetables.releases import ModelReleaseTimetable
 
 _NOT_CRON = ("@once", "@continuous")
 LATE = "llem_airflow.operators.late.tell_late"
@@ -27,7 +28,7 @@ def schedule_of(study: Study) -> Any:
         StudyFileError: The releases are no partitions, or the cron expression names no time.
     """
     if study.versions:
-        return release_timetable(study)
+        return ModelReleaseTimetable(releases_of(study))
     wanted = study.airflow.schedule
     if wanted is None or wanted in _NOT_CRON:
         return wanted

@@ -14,8 +14,7 @@ from airflow.timetables.base import DagRunInfo, DataInterval, TimeRestriction, T
 from airflow.utils.types import DagRunType
 from pendulum import DateTime
 
-LONGEST_KEY = 250
-"""Airflow's database holds partition keys of this many characters."""
+from llem_airflow.timetables.release_dates import problem_with, release_date
 
 
 class ModelReleaseTimetable(Timetable):
@@ -119,34 +118,6 @@ class ModelReleaseTimetable(Timetable):
     def _dated(self) -> Iterator[tuple[str, DateTime]]:
         for name, text in self.releases.items():
             yield name, release_date(text)
-
-
-def problem_with(releases: Mapping[str, str]) -> str | None:
-    """Why these releases cannot be partitions, or None."""
-    if not releases:
-        return "there is no model release"
-    names: dict[DateTime, str] = {}
-    for name, text in releases.items():
-        if not name.strip() or len(name) > LONGEST_KEY:
-            return f"the name {name[:60]!r} is no partition key; use 1 to {LONGEST_KEY} characters"
-        date = release_date(text)
-        if date in names:
-            return (
-                f"{names[date]!r} and {name!r} are both released at {text}; a backfill tells releases apart by their "
-                "dates, so give each its own (a time of day is enough: 2026-03-01T12:00)"
-            )
-        names[date] = name
-    return None
-
-
-def release_date(text: str) -> DateTime:
-    """The ISO date as a moment, in UTC unless it says otherwise."""
-    moment = datetime.fromisoformat(text)
-    return (
-        pendulum.instance(moment, tz="UTC")
-        if moment.tzinfo is None
-        else pendulum.instance(moment).in_timezone("UTC")
-    )
 
 
 def _info(name: str, date: DateTime) -> DagRunInfo:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,21 @@ def airflow(process_airflow: AirflowServer) -> AirflowServer:
 
 @pytest.fixture(scope="module")
 def backfilled(airflow: AirflowServer) -> dict[str, dict[str, Any]]:
-    return airflow.backfill("released", "2026-01-01T00:00:00Z", "2026-12-31T00:00:00Z")
+    """A backfill of all releases by our own command; the newest run of each release."""
+    command = "from llem_airflow.cli import main; main()"
+    study = airflow.home / "dags" / "studies" / "released.yaml"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "backfill", str(study), "--unpause", "--url", airflow.url],
+        env={**airflow.environment, "AIRFLOW_TOKEN": airflow.token()},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr  # one release fails
+    assert "r2-damaged: failed" in done.stdout
+    assert "3 runs: lab/tiny@r1 success, r2-damaged failed, r3 success" in done.stdout
+    return {run["partition_key"]: run for run in airflow.runs("released")}
 
 
 def stored(airflow: AirflowServer, run: dict[str, Any]) -> Path:

@@ -110,10 +110,10 @@ READERS: dict[str, str] = {
     "airflow.priority": f"{FACTORY}:priority",
     "airflow.notify_on": "llem_airflow.operators.aggregate:notify_on",
     **{f"airflow.regression.{key}": f"{OUTCOME}:{key}" for key in ("metric", "threshold_ratio", "baseline")},
-    "versions.name": "llem_airflow.timetables.study_releases:name",
+    "versions.name": "llem_airflow.timetables.release_dates:name",
     "versions.model": "llem_airflow.study.study:model",
     "versions.revision": "llem_airflow.study.study:revision",
-    "versions.released": "llem_airflow.timetables.study_releases:released",
+    "versions.released": "llem_airflow.timetables.release_dates:released",
 }
 
 
