@@ -10,9 +10,8 @@ from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from airflow.sdk import DAG, Asset, TaskGroup, TriggerRule, get_parsing_context, task
+from airflow.sdk import DAG, TaskGroup, TriggerRule, get_parsing_context, task
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowFailException
 
@@ -28,6 +27,7 @@ from llem_airflow.operators.request import form
 from llem_airflow.operators.retries import FailureRetryPolicy
 from llem_airflow.operators.settings import settings as installed
 from llem_airflow.operators.siblings import precede, sibling
+from llem_airflow.release_dags import ALL, EACH, release_dags, study_asset
 from llem_airflow.study import PlannedCycle, Study, StudyFileError, load_study
 from llem_airflow.study.plan_cache import cached_study
 from llem_airflow.timetables.nightly import deadline_of, schedule_of, start_of
@@ -152,16 +152,6 @@ class StudyTaskGroup(TaskGroup):
 study_params = form
 
 
-def study_asset(study: Study | str) -> Asset:
-    """The asset that every aggregated run of a study updates; its events carry the key numbers.
-
-    Args:
-        study: The study, or its name: ``schedule=[study_asset("nightly")]`` runs a DAG after each of its runs.
-    """
-    name = study if isinstance(study, str) else study.name
-    return Asset(name=f"llem:{name}", uri=f"llem://study/{quote(name)}", group="llem")
-
-
 def _seconds(value_s: float | None) -> timedelta | None:
     return None if value_s is None else timedelta(seconds=value_s)
 
@@ -270,16 +260,17 @@ def _dags_of(paths: Sequence[Path], *, strict: bool, dag_args: dict[str, Any]) -
     dags: dict[str, DAG] = {}
     for path in paths:
         try:
-            dag = study_dag(path, **dag_args)
+            study = load_study(path)
+            made = [study_dag(study, **dag_args), *release_dags(study)]
         except StudyFileError as error:
             if strict:
                 raise
             log.warning("%s", error)
-            dag = _invalid_dag(path, str(error))
-        if dag.dag_id in dags:
-            taken = f"the DAG id {dag.dag_id!r} is already taken by another study file in this folder"
-            dag = _invalid_dag(path, f"{path}: {taken}; rename one of them")
-        dags[dag.dag_id] = dag
+            made = [_invalid_dag(path, str(error))]
+        if taken := [dag.dag_id for dag in made if dag.dag_id in dags]:
+            text = f"the DAG id {taken[0]!r} is already taken by another study file in this folder"
+            made = [_invalid_dag(path, f"{path}: {text}; rename one of them")]
+        dags |= {dag.dag_id: dag for dag in made}
     return dags
 
 
@@ -288,6 +279,7 @@ def _files_of_wanted(paths: Sequence[Path]) -> Sequence[Path]:
     wanted = get_parsing_context().dag_id
     if wanted is None:
         return paths
+    wanted = wanted.removesuffix(EACH).removesuffix(ALL)
     # Reading a name is cheap, expanding a sweep is not. A name that is written in an unusual way is only missed here:
     # the caller then reads every file.
     written = re.compile(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from airflow.dag_processing.dagbag import DagBag
 from airflow.serialization.serialized_objects import DagSerialization
 
+from llem_airflow.embedded import SETTINGS
 from llem_airflow.factory import INVALID_TAG
 from llem_airflow.study import load_study
 
@@ -59,17 +61,49 @@ def test_one_broken_study_of_ten_leaves_nine_dags_as_they_were(tmp_path: Path) -
         assert DagSerialization.to_dict(after.dags[dag_id]) == DagSerialization.to_dict(before.dags[dag_id])
 
 
-def test_adding_an_experiment_keeps_the_task_ids_of_the_others(tmp_path: Path) -> None:
+AXIS = (
+    "study_name: s\nserving_mode: offline\nengine: transformers\n"
+    "task: {model: m, dataset: {source: builtin, n_prompts: 2}}\nmeasurement: {meter: cpu-estimate}\n"
+    "sweep: {transformers.llem_execution.batch_size: [1, 2]}\n"
+)
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> Callable[..., DagBag]:
+    """What Airflow loads from a folder whose only study says this."""
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies.py").write_text((DAGS / "studies.py").read_text("utf-8"))
-    path = tmp_path / "studies" / "s.yaml"
-    text = (
-        "study_name: s\nserving_mode: offline\nengine: transformers\n"
-        "task: {model: m, dataset: {source: builtin, n_prompts: 2}}\nmeasurement: {meter: cpu-estimate}\n"
-        "sweep: {transformers.llem_execution.batch_size: [1, 2]}\n"
-    )
-    path.write_text(text)
-    before = set(DagBag(tmp_path, load_op_links=False).dags["s"].task_ids)
-    path.write_text(text.replace("[1, 2]", "[4, 2, 1]"))
-    after = set(DagBag(tmp_path, load_op_links=False).dags["s"].task_ids)
-    assert before < after
+
+    def load(text: str, file: str = "s.yaml") -> DagBag:
+        for earlier in (tmp_path / "studies").iterdir():
+            earlier.unlink()
+        (tmp_path / "studies" / file).write_text(text)
+        return DagBag(tmp_path, load_op_links=False)
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"), [("[4, 2, 1]", 2), ("[2, 8]", 1), ("[1]", 1)], ids=["added", "edited", "removed"]
+)
+def test_adding_editing_and_removing_experiments_keeps_the_task_ids_of_the_others(
+    loaded: Callable[..., DagBag], values: str, kept: int
+) -> None:
+    before = set(loaded(AXIS).dags["s"].task_ids)
+    after = set(loaded(AXIS.replace("[1, 2]", values)).dags["s"].task_ids)
+    assert len({task_id for task_id in before & after if ".cycle_" in task_id}) == kept
+
+
+def test_renaming_the_file_keeps_the_dag_and_renaming_the_study_does_where_it_names_its_dag(
+    loaded: Callable[..., DagBag],
+) -> None:
+    before = loaded(AXIS)
+    assert set(loaded(AXIS, "renamed.yaml").dags) == set(before.dags)
+    renamed = loaded(AXIS.replace("study_name: s", "study_name: better") + "airflow: {dag_id: s}\n")
+    assert renamed.dags["s"].task_ids == before.dags["s"].task_ids
+
+
+def test_the_settings_for_long_tasks_are_documented_as_they_are_set() -> None:
+    page = (DAGS / "README.md").read_text("utf-8")
+    for name, value in SETTINGS.items():
+        assert f"| `{name}` | {value} |" in page

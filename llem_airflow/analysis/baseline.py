@@ -49,8 +49,8 @@ def named_runs(text: str, root: ResultsRoot) -> list[StoredRun]:
     Raises:
         NoSuchRunError: There is none; the message says what there is.
     """
-    study, at, release = text.rpartition("@")
-    if not at or "/" in release or names.folder_name(study) not in root.studies():
+    study, at, release = text.partition("@")  # releases may be called Qwen/Qwen3-8B@2507
+    if not at or names.folder_name(study) not in root.studies():
         return [locate_run(text, root)]
     there = runs_of_releases(study, root)
     if release == EVERY_RELEASE and there:

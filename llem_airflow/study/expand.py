@@ -232,8 +232,18 @@ def _entry_base(written: Written, entry: dict[str, Any]) -> tuple[Config, Iterat
 
 
 def _varied(written: Written, result: Expansion) -> list[tuple[str, ...]]:
-    """Keys in which the experiments differ, in the order in which the file names them."""
+    """Keys in which the experiments differ, in the order in which the file names them.
+
+    An axis of which one value is left still counts: the experiment keeps the name, and so the history, that it had
+    beside the others.
+    """
     paths: dict[tuple[str, ...], None] = {}
+    axes = {
+        path
+        for dimension in written.sweep.dimensions
+        if len(dimension.variants) == 1 == len(dimension.variants[0])
+        for path, _ in dimension.variants[0]
+    }
     for dimension in written.sweep.dimensions:
         for variant in dimension.variants:
             paths.update(dict.fromkeys(path for path, _ in variant))
@@ -241,7 +251,7 @@ def _varied(written: Written, result: Expansion) -> list[tuple[str, ...]]:
         paths.update(dict.fromkeys(_leaf_paths(entry)))
     paths[("engine",)] = None
     configs = [unique.config for unique in result.uniques]
-    return [path for path in paths if _differs(configs, path)]
+    return [path for path in paths if path in axes or _differs(configs, path)]
 
 
 def _differs(configs: list[Config], path: tuple[str, ...]) -> bool:

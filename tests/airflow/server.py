@@ -161,6 +161,21 @@ class AirflowServer:
             time.sleep(1)
         return {run["partition_key"]: run for run in self.runs(dag_id) if run["dag_run_id"] not in known}
 
+    def runs_of_partitions(
+        self, dag_id: str, keys: set[str], timeout_s: float = 300.0
+    ) -> dict[str, dict[str, Any]]:
+        """Wait until there is a run of each partition, and for the end of each; the newest of each by its key."""
+        deadline = time.monotonic() + timeout_s
+        found: dict[str, dict[str, Any]] = {}
+        while set(found) < keys:
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"{dag_id} ran for {sorted(found)} within {timeout_s} s, not for {sorted(keys)}"
+                )
+            time.sleep(1)
+            found = {run["partition_key"]: run for run in self.runs(dag_id)}
+        return {key: self.finished(dag_id, run["dag_run_id"]) for key, run in found.items()}
+
     def finished(self, dag_id: str, run_id: str, timeout_s: float = 420.0) -> dict[str, Any]:
         """Wait for the end of a run."""
         deadline = time.monotonic() + timeout_s

@@ -25,6 +25,8 @@ def airflow(process_airflow: AirflowServer) -> AirflowServer:
 @pytest.fixture(scope="module")
 def backfilled(airflow: AirflowServer) -> dict[str, dict[str, Any]]:
     """A backfill of all releases by our own command; the newest run of each release."""
+    for follower in ("released.compare", "released.compare_all"):
+        airflow.unpause(follower)
     command = "from llem_airflow.cli import main; main()"
     study = airflow.home / "dags" / "studies" / "released.yaml"
     done = subprocess.run(
@@ -74,6 +76,15 @@ def test_each_run_measured_its_own_release(
     assert models["r3"]["experiment_hash"] != models["lab/tiny@r1"]["experiment_hash"]
     plan = json.loads((stored(airflow, backfilled["r3"]) / "plan.json").read_text())
     assert plan["experiments"][0]["hash"] == models["r3"]["experiment_hash"]
+
+
+def test_each_measured_release_is_compared_with_the_baseline_by_a_run_of_its_own(
+    airflow: AirflowServer, backfilled: dict[str, dict[str, Any]]
+) -> None:
+    runs = airflow.runs_of_partitions("released.compare", {"lab/tiny@r1", "r3"})
+    states = {key: airflow.states("released.compare", run["dag_run_id"]) for key, run in runs.items()}
+    assert states == {"lab/tiny@r1": {"compare": "skipped"}, "r3": {"compare": "success"}}
+    assert airflow.runs("released.compare_all") == [], "one release has no result yet"
 
 
 def test_reprocessing_the_failed_makes_a_second_run_of_that_release_only_and_keeps_the_first(
@@ -145,3 +156,7 @@ def test_clearing_the_failed_after_the_cause_is_gone_measures_just_these_and_kee
     folder = stored(airflow, run)
     assert len(list(folder.glob("experiments/*/cycle-1/result.json"))) == 1
     assert len(list(folder.glob("failed/*/cycle-1-attempt-1/provenance.json"))) == 1
+    every = airflow.runs_of_partitions("released.compare_all", {"all"})["all"]
+    log = airflow.task_log("released.compare_all", every["dag_run_id"], "compare")
+    assert every["state"] == "success", log
+    assert "r2-damaged" in log
