@@ -260,7 +260,7 @@ def _dags_of(paths: Sequence[Path], *, strict: bool, dag_args: dict[str, Any]) -
     dags: dict[str, DAG] = {}
     for path in paths:
         try:
-            study = load_study(path)
+            study = _read(path)
             made = [study_dag(study, **dag_args), *release_dags(study)]
         except StudyFileError as error:
             if strict:
