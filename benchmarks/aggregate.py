@@ -1,20 +1,28 @@
 """How the aggregate scales: wall, CPU and peak memory, against the naive layout and against the floor.
 
-    python benchmarks/aggregate.py [--experiments 10 100 1000] [--naive 10] [--folder DIR]
+    python benchmarks/aggregate.py [--experiments 10 100 1000] [--cycles 10] [--naive 10] [--folder DIR]
 
-Each experiment is one cycle of 5 minutes at 10 Hz on 8 GPUs: 24,000 samples. The samples of all experiments are
-the same file (hard links), so a large study costs little disk to simulate; it is read again for every experiment.
+Each cycle is 5 minutes at 10 Hz on 8 GPUs: 24,000 samples. Eight different recordings are stored; the cycles are hard
+links to them, so that a large study costs little disk to simulate. Each file is read again for every cycle.
 
-- ours: `aggregate_run` without drawing, i.e. energy, flags, latencies, statistics, tables and the merged series.
-- floor: pyarrow reads the same Parquet files and writes them into one, which is the least that a merge can do.
-- scan: pyarrow only reads them and adds up the power.
-- json: pandas on an indented-JSON layout, one object a sample, with the same energies out of it.
-- summary: from cycles.parquet alone.
+- ours: `aggregate_run` without drawing: energy by counter and integral, baselines, flags, latencies, statistics,
+  tables, summary, and the merged series of all samples.
+- floor: pyarrow reads every column of the same Parquet files, numpy integrates each GPU of each cycle, and the rows
+  are written into one file with experiment, cycle and absolute time: the least that an integral and a merge can do.
+- scan: the same without writing, which leaves out half of the work.
+- duckdb: as scan, in one SQL statement a file (where DuckDB is installed).
+- json: pandas on an indented-JSON layout, one object a sample, with the same integrals and one merged file.
+- summary: every metric of every experiment from cycles.parquet alone.
+- show: what `llem-airflow report` reads: the stored summary.
+
+With --folder the study is kept, and ways can be measured one by one: --ways ours --folder DIR.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import json
 import os
 import resource
@@ -23,89 +31,151 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from llem_airflow.analysis.aggregate import aggregate_run
+from llem_airflow.analysis.console import load_summary
+from llem_airflow.analysis.metrics import METRICS
 from llem_airflow.analysis.statistics import describe
 from llem_airflow.results import ResultsRoot
-from tests.results.recorded import Recording, experiment_id, plan_json, provenance
+from llem_airflow.results.convert import writer_options
+from tests.results.recorded import EPOCH_NS, Recording, experiment_id, plan_json, provenance
 
-GPUS, HZ, WINDOW_S = 8, 10.0, 280.0
-MODES = ("ours", "floor", "scan", "summary", "json")
+GPUS, HZ, WINDOW_S, RECORDINGS = 8, 10.0, 280.0, 8
+SAMPLES_PER_CYCLE = int(300 * HZ * GPUS)
 
 
-def make_run(folder: Path, experiments: int) -> None:
-
-    gpus = tuple(f"GPU-{index:08d}" for index in range(GPUS))
-    recording = Recording(
-        gpus=gpus, window_s=WINDOW_S, hz=HZ, requests=200, load_s=6, warmup_s=10, cooldown_s=4
-    )
+def make(folder: Path, experiments: int, cycles: int, *, naive_too: bool) -> None:
+    """A study of so many cycles, and the same samples as JSON."""
     run = ResultsRoot(folder).run("bench", "r")
-    hashes = [f"{index:08x}deadbeef" for index in range(experiments)]
-    named = [(experiment_id(index, hash_), hash_, {"index": index}) for index, hash_ in enumerate(hashes)]
-    run.write_plan("model: bench\n", plan_json(named, 1), {"dag_id": "bench"})
-    first = Path(run.commit_cycle(named[0][0], 1, recording.write(folder / "raw"), provenance()))
-    for name, _, _ in named[1:]:
-        target = first.parents[1] / name / "cycle-1"
+    named = [
+        (experiment_id(index, f"{index:08x}deadbeef"), f"{index:08x}deadbeef", {"index": index})
+        for index in range(experiments)
+    ]
+    run.write_plan("model: bench\n", plan_json(named, cycles), {"dag_id": "bench"})
+    for number in range(experiments * cycles):
+        index, cycle = number % experiments, number // experiments + 1
+        target = folder / "bench" / "r" / "experiments" / named[index][0] / f"cycle-{cycle}"
         target.mkdir(parents=True)
-        for file in first.iterdir():
+        source = recorded(folder, number % RECORDINGS)
+        for file in source.iterdir():
             os.link(file, target / file.name)
-    shutil.rmtree(folder / "raw")
+        if naive_too:
+            os.link(as_json(folder, source, number % RECORDINGS), folder / f"{number}.naive.json")
 
 
-def make_json(folder: Path, experiments: int) -> None:
+def recorded(folder: Path, number: int) -> Path:
+    """The folder of one of the stored cycles, made when it is first asked for."""
+    target = folder / "recorded" / "r" / "experiments" / "x" / f"cycle-{number + 1}"
+    if not target.is_dir():
+        noise = np.random.default_rng(number)
+        recording = Recording(
+            gpus=tuple(f"GPU-{index:08d}" for index in range(GPUS)),
+            power_w=lambda _: float(noise.normal(300, 9)),
+            window_s=WINDOW_S,
+            hz=HZ,
+            requests=200,
+            load_s=6,
+            warmup_s=10,
+            cooldown_s=4,
+        )
+        raw = recording.write(folder / "raw")
+        ResultsRoot(folder).run("recorded", "r").commit_cycle("x", number + 1, raw, provenance(number))
+        shutil.rmtree(raw)
+    return target
 
-    source = next((folder / "bench" / "r" / "experiments").glob("*/cycle-1/power.parquet"))
-    rows = pq.read_table(source).to_pylist()
-    (folder / "json").mkdir(exist_ok=True)
-    first = folder / "json" / "0.json"
-    first.write_text(json.dumps(rows, indent=2))
-    for index in range(1, experiments):
-        os.link(first, folder / "json" / f"{index}.json")
+
+def as_json(folder: Path, source: Path, number: int) -> Path:
+    target = folder / f"{number}.recorded.json"
+    if not target.exists():
+        target.write_text(json.dumps(pq.read_table(source / "power.parquet").to_pylist(), indent=2))
+    return target
+
+
+def power_files(folder: Path) -> list[Path]:
+    return sorted((folder / "bench" / "r" / "experiments").glob("*/cycle-*/power.parquet"))
 
 
 def ours(folder: Path) -> None:
-
     summary = aggregate_run(ResultsRoot(folder).run("bench", "r"), report=False)
     assert summary.valid == summary.planned
 
 
-def floor(folder: Path) -> None:
-
-    files = sorted((folder / "bench" / "r" / "experiments").glob("*/cycle-1/power.parquet"))
-    with pq.ParquetWriter(folder / "floor.parquet", pq.read_schema(files[0]), compression="zstd") as writer:
-        for file in files:
-            writer.write_table(pq.read_table(file))
-
-
 def scan(folder: Path) -> None:
+    for file in power_files(folder):
+        integrals(pq.ParquetFile(file).read())
 
-    total = 0
-    for file in sorted((folder / "bench" / "r" / "experiments").glob("*/cycle-1/power.parquet")):
-        total += pc.sum(pq.read_table(file).column("power_instant_mw").cast("int64")).as_py()
-    assert total > 0
+
+def integrals(table: pa.Table) -> list[float]:
+    """Joules of each GPU."""
+    t_s = table["t_before_mono_ns"].to_numpy() / 1e9
+    power_w = table["power_instant_mw"].to_numpy() / 1e3
+    codes = table["gpu"].unify_dictionaries().combine_chunks().indices.to_numpy()
+    found = [float(np.trapezoid(power_w[codes == gpu], t_s[codes == gpu])) for gpu in range(GPUS)]
+    assert min(found) > 0
+    return found
+
+
+def floor(folder: Path) -> None:
+    writer = None
+    for file in power_files(folder):
+        table = pq.ParquetFile(file).read()
+        integrals(table)
+        name = pa.array(np.zeros(len(table), np.int32))
+        table = (
+            table.append_column(
+                "experiment", pa.DictionaryArray.from_arrays(name, pa.array([file.parts[-3]]))
+            )
+            .append_column("cycle", pa.array(np.full(len(table), int(file.parts[-2][6:]), np.int32)))
+            .append_column("t_epoch_ns", pc.add(table["t_before_mono_ns"], EPOCH_NS))
+        )
+        writer = writer or pq.ParquetWriter(folder / "floor.parquet", table.schema, **writer_options())
+        writer.write_table(table)
+    assert writer
+    writer.close()
+
+
+def duckdb(folder: Path) -> None:
+    engine = importlib.import_module("duckdb")
+
+    connection = engine.connect()
+    for file in power_files(folder):
+        found = connection.execute(
+            "select gpu, sum((t - t0) / 1e9 * (p + p0) / 2e3), max(columns(*)) from (select *, "
+            "t_before_mono_ns t, power_instant_mw p, lag(t_before_mono_ns) over w t0, lag(power_instant_mw) over w p0 "
+            "from read_parquet(?) window w as (partition by gpu order by t_before_mono_ns)) group by gpu",
+            [str(file)],
+        ).fetchall()
+        assert len(found) == GPUS
 
 
 def summary(folder: Path) -> None:
-
     table = pq.read_table(folder / "bench" / "r" / "cycles.parquet")
-    frame = table.select(["experiment", "energy_per_output_token_j", "output_tokens_per_s"]).to_pandas()
-    for _, group in frame.groupby("experiment"):
-        describe(group["energy_per_output_token_j"])
-        describe(group["output_tokens_per_s"])
+    columns = {metric.name: table.column(metric.name).to_pylist() for metric in METRICS}
+    rows: dict[str, list[int]] = {}
+    for row, experiment in enumerate(table.column("experiment").to_pylist()):
+        rows.setdefault(experiment, []).append(row)
+    for chosen in rows.values():
+        for values in columns.values():
+            describe(value for row in chosen if (value := values[row]) is not None)
+
+
+def show(folder: Path) -> None:
+    assert load_summary(ResultsRoot(folder).run("bench", "r"))
 
 
 def naive(folder: Path) -> None:
-
     frames = []
-    for file in sorted((folder / "json").glob("*.json")):
+    for file in sorted(folder.glob("*.naive.json")):
         frame = pd.DataFrame(json.loads(file.read_text()))
         for _, series in frame.groupby("gpu"):
             np.trapezoid(series["power_instant_mw"] / 1e3, series["t_before_mono_ns"] / 1e9)
@@ -113,11 +183,52 @@ def naive(folder: Path) -> None:
     (folder / "merged.json").write_text(json.dumps(pd.concat(frames).to_dict("records"), indent=2))
 
 
-def measured(mode: str, folder: Path) -> dict[str, float]:
-    """One mode in a process of its own: wall and CPU in seconds, peak memory in megabytes."""
-    subprocess.run([sys.executable, __file__, "--only", mode, "--folder", str(folder)], check=True)
-    found: dict[str, float] = json.loads((folder / "used.json").read_text())
-    return found
+WAYS: dict[str, Callable[[Path], None]] = {
+    "floor": floor,
+    "scan": scan,
+    "duckdb": duckdb,
+    "ours": ours,
+    "summary": summary,
+    "show": show,
+    "json": naive,
+}
+
+
+def measure_here(way: str, folder: Path) -> None:
+    """Run one way in this process and write what it took: wall and CPU in seconds, peak memory in megabytes."""
+    begin, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
+    WAYS[way](folder)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    found = {
+        "wall_s": time.monotonic() - begin,
+        "cpu_s": used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime,
+        "peak_mb": used.ru_maxrss / 1024,
+    }
+    (folder / "used.json").write_text(json.dumps(found))
+
+
+def in_a_process(*arguments: str) -> None:
+    # A child inherits the peak memory of the process that started it, so that one must stay small.
+    subprocess.run([sys.executable, __file__, *arguments], check=True)
+
+
+def table(folder: Path, options: argparse.Namespace, experiments: int) -> None:
+    size = ("--experiments", str(experiments), "--cycles", str(options.cycles), "--folder", str(folder))
+    if not (folder / "bench").is_dir():
+        in_a_process("--only", "make", "--naive", str(options.naive), *size)
+    for way in options.ways:
+        if way == "json" and experiments > options.naive:
+            continue
+        if way == "duckdb" and importlib.util.find_spec("duckdb") is None:
+            continue
+        in_a_process("--only", way, *size)
+        used = json.loads((folder / "used.json").read_text())
+        samples = experiments * options.cycles * SAMPLES_PER_CYCLE
+        print(
+            f"{experiments:>11,} {samples:>12,} {way:>8} {used['wall_s']:>9.2f} {used['cpu_s']:>9.2f} "
+            f"{used['peak_mb']:>9.0f}",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -125,63 +236,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--experiments", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--cycles", type=int, default=10)
     parser.add_argument("--naive", type=int, default=10, help="largest size at which the JSON way is tried")
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--only", choices=(*MODES, "make"), help=argparse.SUPPRESS)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--folder", type=Path, help="keep the study here; one size only")
+    parser.add_argument("--only", choices=(*WAYS, "make"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only == "make":
-        make_run(options.folder, options.experiments[0])
-        if options.naive:
-            make_json(options.folder, options.experiments[0])
-        return
-    if options.only:
-        way = {"ours": ours, "floor": floor, "scan": scan, "summary": summary, "json": naive}[options.only]
-        begin, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
-        way(options.folder)
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        found = {
-            "wall_s": time.monotonic() - begin,
-            "cpu_s": used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime,
-            "peak_mb": used.ru_maxrss / 1024,
-        }
-        (options.folder / "used.json").write_text(json.dumps(found))
-        return
-    print(
-        f"{'experiments':>11} {'samples':>12} {'way':>8} {'wall s':>9} {'CPU s':>9} {'peak MB':>9} {'x floor':>8}"
-    )
-    for experiments in options.experiments:
-        with tempfile.TemporaryDirectory(dir=options.folder) as name:
-            table(Path(name), experiments, naive_too=experiments <= options.naive)
-
-
-def table(folder: Path, experiments: int, *, naive_too: bool) -> None:
-    # In a process of its own: a child inherits the peak memory of the process that started it.
-    subprocess.run(
-        [
-            sys.executable,
-            __file__,
-            "--only",
-            "make",
-            "--naive",
-            str(int(naive_too)),
-            "--experiments",
-            str(experiments),
-            "--folder",
-            str(folder),
-        ],
-        check=True,
-    )
-    modes = ("floor", "scan", "ours", "summary", *(("json",) if naive_too else ()))
-    base = None
-    for mode in modes:
-        found = measured(mode, folder)
-        base = base or found["cpu_s"]
-        samples = experiments * 300 * 10 * GPUS
-        print(
-            f"{experiments:>11,} {samples:>12,} {mode:>8} {found['wall_s']:>9.2f} {found['cpu_s']:>9.2f} "
-            f"{found['peak_mb']:>9.0f} {found['cpu_s'] / base:>8.1f}",
-            flush=True,
-        )
+        size = options.experiments[0]
+        make(options.folder, size, options.cycles, naive_too=size <= options.naive)
+    elif options.only:
+        measure_here(options.only, options.folder)
+    else:
+        print(f"{'experiments':>11} {'samples':>12} {'way':>8} {'wall s':>9} {'CPU s':>9} {'peak MB':>9}")
+        for experiments in options.experiments:
+            with tempfile.TemporaryDirectory(dir=options.folder) as name:
+                table(options.folder or Path(name), options, experiments)
 
 
 if __name__ == "__main__":

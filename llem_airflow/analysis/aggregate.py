@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from llem_airflow.analysis.report import ReportData, report_html
 from llem_airflow.analysis.summary import Summary, summarise
 from llem_airflow.analysis.tables import cycles_table, experiments_table
 from llem_airflow.results import CycleRef, FailureRef, StoredRun, names
-from llem_airflow.results.folder import json_bytes
+from llem_airflow.results.folder import json_lines_bytes
 
 CURVES_IN_REPORT = 240
 """A report of more cycles draws the first ones and says so; the merged series has them all."""
@@ -80,7 +81,7 @@ def aggregate_run(run: StoredRun, *, report: bool = True) -> Summary:
     )
     _write_table(run, names.CYCLES_TABLE, cycles_table(run.study, run.run_id, gathered.cycles, plan))
     _write_table(run, names.EXPERIMENTS_TABLE, experiments_table(summary))
-    run.replace(names.SUMMARY, json_bytes(summary.to_json()))
+    run.replace(names.SUMMARY, json_lines_bytes(summary.to_json()))
     if report:
         page = report_html(
             ReportData(summary, gathered.cycles, gathered.curves, run.study_text(), run.meta())
@@ -120,7 +121,7 @@ def _gather(
     if reading is None:
         gathered.power_absent.append({"experiment": key[0], "cycle": key[1], "reason": row.reason})
         return
-    gathered.environments[_stable(ref.environment())].append(name)
+    gathered.environments[_stable(reading.environment)].append(name)
     if not merge.add(*key, reading):
         gathered.power_absent.append(
             {"experiment": key[0], "cycle": key[1], "reason": _why_no_power(reading)}
@@ -135,7 +136,7 @@ def _why_no_power(reading: Reading) -> str:
     return reading.power_problem or "the series has no samples"
 
 
-def _stable(environment: dict[str, Any]) -> str:
+def _stable(environment: Mapping[str, Any]) -> str:
     """The environment without what changes from attempt to attempt, as JSON, to tell distinct ones apart."""
     kept = {name: value for name, value in environment.items() if name not in _VOLATILE}
     gpu_keys = (

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from llem_airflow.analysis.cycle import Reading
 from llem_airflow.analysis.merge import midpoints_ns
-from llem_airflow.analysis.samples import coded, column
+from llem_airflow.analysis.samples import column, labels
 
 _BUCKETS = 300
 
@@ -39,11 +39,11 @@ def curve(experiment: str, cycle: int, reading: Reading) -> Curve:
     table = reading.power
     mono = midpoints_ns(table) if table.num_rows else np.array([], dtype=np.int64)
     origin = min([phase.begin_mono_ns for phase in reading.phases] or mono.tolist()[:1] or [0])
-    codes, names = coded(table, "gpu")
+    gpus = labels(table, "gpu")
     watts = _watts(table)
     series = {}
-    for code, gpu in sorted(enumerate(names), key=lambda item: item[1]):
-        kept = (codes == code) & ~np.isnan(watts)
+    for code, gpu in sorted(enumerate(gpus.names), key=lambda item: item[1]):
+        kept = (gpus.codes == code) & ~np.isnan(watts)
         if kept.any():
             series[gpu] = thinned((mono[kept] - origin) / 1e9, watts[kept])
     marks = tuple(

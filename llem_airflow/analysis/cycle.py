@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow.compute as pc
+
 from llem_airflow.analysis import efficiency
 from llem_airflow.analysis.efficiency import UndefinedMetricError
 from llem_airflow.analysis.energy import EnergyOfWindow, window_energy
@@ -17,7 +19,7 @@ from llem_airflow.analysis.samples import columns
 from llem_airflow.analysis.timeline import Phase, phases
 from llem_airflow.protocol.result import CycleResult, Window
 from llem_airflow.results import CycleRef, FailureRef, ResultReadError
-from llem_airflow.results.convert import POWER_SCHEMA
+from llem_airflow.results.convert import POWER_SCHEMA, REQUESTS_SCHEMA
 
 STATUSES = ("valid", "invalid_energy", "failed", "missed", "missing", "damaged", "skipped")
 """valid: measured. invalid_energy: measured, but its energy is withheld. failed: every attempt failed.
@@ -25,6 +27,8 @@ missed: no GPU came. missing: no attempt left a trace. damaged: the stored resul
 skipped: left out by the study."""
 
 HAS_RESULT = ("valid", "invalid_energy")
+
+_REQUEST_COLUMNS = [name for name in REQUESTS_SCHEMA.names if name != "output_token_ids"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class Reading:
         power_problem: Why ``power`` is empty although there should be samples, or None.
         phases: Phases of the attempt.
         energy: Energy of the window.
+        environment: Where it ran, from environment.json.
     """
 
     result: CycleResult
@@ -44,6 +49,7 @@ class Reading:
     power_problem: str | None
     phases: tuple[Phase, ...]
     energy: EnergyOfWindow
+    environment: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +159,11 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
     result, config = ref.result(), ref.config()
     environment, record, events = ref.environment(), ref.provenance(), ref.events()
     power, power_problem = _table(ref.power, result.meter.kind != "none")
-    requests, requests_problem = _table(ref.requests, expected=True)
-    rows = [row for row in requests.to_pylist() if row["phase"] == "measure"] if requests is not None else []
+    requests, requests_problem = _table(lambda: ref.requests(_REQUEST_COLUMNS), expected=True)
+    rows = _measured(requests) if requests is not None else []
     power = power if power is not None else POWER_SCHEMA.empty_table()
-    samples = columns(power)
     energy = window_energy(
-        samples,
+        columns(power),
         result.meter,
         result.window,
         events=events,
@@ -168,7 +173,6 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
     host = record.get("host")
     found = flags(
         result,
-        samples,
         energy,
         events=events,
         environment=environment,
@@ -206,7 +210,7 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
             config, result, environment, record, semantics_version=energy.semantics_version
         ),
     )
-    return row, Reading(result, power, power_problem, marks, energy)
+    return row, Reading(result, power, power_problem, marks, energy, environment)
 
 
 def measures(
@@ -297,6 +301,12 @@ def _table(read: Callable[[], Any], expected: bool) -> tuple[Any, str | None]:
         return read(), None
     except ResultReadError as error:
         return None, str(error) if expected else None
+
+
+def _measured(requests: Any) -> list[dict[str, Any]]:
+    """Rows of the requests that were submitted in the window."""
+    rows: list[dict[str, Any]] = requests.filter(pc.field("phase") == "measure").to_pylist()
+    return rows
 
 
 def _defined(metric: Callable[[], float]) -> float | None:

@@ -8,7 +8,7 @@ defended is withheld: it is then None, never 0, and the reason stands beside it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -139,6 +139,7 @@ class EnergyOfWindow:
         decode_j: Share of the decoding, in joules, likewise.
         gpus: Each device.
         withheld: Why ``energy_j`` is None; empty otherwise.
+        series: What was read of each device, for the checks.
     """
 
     energy_j: float | None
@@ -157,6 +158,7 @@ class EnergyOfWindow:
     decode_j: float | None
     gpus: tuple[GpuEnergy, ...]
     withheld: tuple[Withheld, ...]
+    series: Mapping[str, GpuSeries] = field(default_factory=dict, repr=False, compare=False)
 
 
 def window_energy(
@@ -171,7 +173,7 @@ def window_energy(
     """Energy of the window. Bad data never raises: it withholds.
 
     Args:
-        power: Columns of power.csv: pyarrow Table, pandas DataFrame or dict of lists.
+        power: Columns of power.csv, as for ``series_by_gpu``.
         meter: What read them.
         window: The measured window.
         events: Rows of events.jsonl, for the baselines and as a check of the window.
@@ -181,12 +183,24 @@ def window_energy(
     duration_s = (window.t_end_mono_ns - window.t_begin_mono_ns) / 1e9
     if meter.kind == "none":
         return _without(meter, duration_s, Withheld("no_meter", "No meter was asked for."))
-    if mismatch := _duration_mismatch(window, events):
-        return _without(meter, duration_s, mismatch)
     try:
         series = series_by_gpu(power, window.t_begin_mono_ns)
     except UnreadableSeriesError as error:
         return _without(meter, duration_s, Withheld("unreadable_series", str(error)))
+    return replace(_of_series(series, meter, window, events, requests, expected_gpus), series=series)
+
+
+def _of_series(
+    series: Mapping[str, GpuSeries],
+    meter: Meter,
+    window: Window,
+    events: Sequence[Mapping[str, Any]],
+    requests: Sequence[Mapping[str, Any]],
+    expected_gpus: Sequence[str],
+) -> EnergyOfWindow:
+    duration_s = (window.t_end_mono_ns - window.t_begin_mono_ns) / 1e9
+    if mismatch := _duration_mismatch(window, events):
+        return _without(meter, duration_s, mismatch)
     missing = _missing(series, meter, expected_gpus)
     computed = [_gpu_energy(one, meter, duration_s) for one in series.values()]
     gpus = tuple(gpu for gpu, _ in computed)

@@ -6,11 +6,12 @@ t0 is the submission, t1 the first token, tn the last token, n the number of gen
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 _NS_PER_S = 1e9
 
@@ -79,13 +80,16 @@ def tpot_s(request: Mapping[str, Any]) -> float | None:
     return after_first / float(tokens - 1)
 
 
-def itl_s(request: Mapping[str, Any]) -> list[float]:
-    """Inter-token latencies, in seconds: every gap between two tokens that follow each other.
+def itl_s(requests: Iterable[Mapping[str, Any]]) -> NDArray[np.float64]:
+    """Inter-token latencies, in seconds: every gap between two tokens of a request that follow each other.
 
     Formula: ITL_i = t(i+1) - t(i). Empty when the engine gives no token times.
     """
-    times: Sequence[int] = request.get("token_mono_ns") or ()
-    return [(after - before) / _NS_PER_S for before, after in itertools.pairwise(times)]
+    times = [found for row in requests if (found := row.get("token_mono_ns"))]
+    token_ns: NDArray[np.int64] = np.fromiter(itertools.chain.from_iterable(times), dtype=np.int64)
+    gaps_ns = token_ns[1:] - token_ns[:-1]
+    last_of_each = np.cumsum([len(found) for found in times], dtype=np.int64)[:-1] - 1
+    return np.delete(gaps_ns, last_of_each) / _NS_PER_S
 
 
 def latency(requests: Iterable[Mapping[str, Any]]) -> Latency:
@@ -94,14 +98,16 @@ def latency(requests: Iterable[Mapping[str, Any]]) -> Latency:
     return Latency(
         ttft=distribution(ttft_s(row) for row in rows),
         tpot=distribution(tpot_s(row) for row in rows),
-        itl=distribution(gap for row in rows for gap in itl_s(row)),
+        itl=distribution(itl_s(rows)),
         e2el=distribution(e2el_s(row) for row in rows),
     )
 
 
 def distribution(values_s: Iterable[float | None]) -> Distribution | None:
     """Distribution of the known values; None when there is none. Percentiles interpolate linearly."""
-    known = np.array([value for value in values_s if value is not None], dtype=float)
+    known = values_s
+    if not isinstance(known, np.ndarray):
+        known = np.array([value for value in values_s if value is not None], dtype=float)
     if known.size == 0:
         return None
     p50, p95, p99 = np.percentile(known, (50, 95, 99))

@@ -39,7 +39,8 @@ class PowerMerge:
 
     def __init__(self, file: IO[bytes]) -> None:
         """Write to ``file``."""
-        options = writer_options() | {"column_encoding": {"t_mono_ns": "DELTA_BINARY_PACKED"}}
+        ascending = dict.fromkeys(("t_epoch", "t_mono_ns", "energy_mj"), "DELTA_BINARY_PACKED")
+        options = writer_options() | {"column_encoding": ascending}
         self._writer = pq.ParquetWriter(file, MERGED_SCHEMA, **options)
         self.rows = 0
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from llem_airflow.analysis.samples import Labels
 
 Floats = npt.NDArray[np.float64]
 
@@ -84,7 +87,7 @@ class GpuSeries:
         event_reasons: Clock event bits, NaN where not known.
         temperature_c: Chip temperature, NaN where not known.
         utilisation_percent: Share of time busy, NaN where not known.
-        errors: Short name of the failure of each reading, or None.
+        errors: Short name of the failure of each reading.
     """
 
     gpu: str
@@ -96,19 +99,21 @@ class GpuSeries:
     event_reasons: Floats
     temperature_c: Floats
     utilisation_percent: Floats
-    errors: tuple[str | None, ...]
+    errors: Labels
 
     def curve(self, y: Floats, *, shift_s: float = 0.0) -> Curve:
         """The readings that have a value, as a curve."""
         known = ~np.isnan(y)
+        if known.all():
+            return Curve(self.t_s + shift_s if shift_s else self.t_s, y)
         return Curve(self.t_s[known] + shift_s, y[known])
 
-    @property
+    @cached_property
     def instant(self) -> Curve:
         """Instant power."""
         return self.curve(self.instant_w)
 
-    @property
+    @cached_property
     def average(self) -> Curve:
         """Averaged power, moved to the middle of the second that it is the mean of."""
         return self.curve(self.average_w, shift_s=-BOXCAR_S / 2)
@@ -119,7 +124,7 @@ class GpuSeries:
         instant = self.instant
         return instant if len(instant.t_s) else self.average
 
-    @property
+    @cached_property
     def counter(self) -> Curve:
         """The energy counter."""
         return self.curve(self.counter_j)
@@ -135,9 +140,8 @@ def series_by_gpu(power: Any, origin_ns: int) -> dict[str, GpuSeries]:
     """Split power samples into one time-ordered series for each device.
 
     Args:
-        power: The columns of power.csv, null meaning "not known": a pyarrow Table, a pandas DataFrame or a
-            dict
-            of lists.
+        power: The columns of power.csv, null meaning "not known": ``samples.columns``, a pyarrow Table, a
+            pandas DataFrame or a dict of lists.
         origin_ns: Monotonic nanoseconds that become 0 s.
 
     Raises:
@@ -148,14 +152,12 @@ def series_by_gpu(power: Any, origin_ns: int) -> dict[str, GpuSeries]:
     if np.isnan(before).any() or np.isnan(after).any():
         raise UnreadableSeriesError("power samples: a row has no time")
     t_s = ((before - origin_ns) + (after - origin_ns)) / 2e9
-    gpus = np.array(_items(power, "gpu"), dtype=object)
-    errors = np.array(_items(power, "error"), dtype=object)
+    gpus, errors = _labels(power, "gpu"), _labels(power, "error")
     found = {}
-    for gpu in dict.fromkeys(gpus):
-        rows = np.flatnonzero(gpus == gpu)
-        rows = rows[np.argsort(t_s[rows], kind="stable")]
-        found[str(gpu)] = GpuSeries(
-            gpu=str(gpu),
+    for rows in _rows_of_each(gpus.codes, t_s):
+        gpu = str(gpus[int(rows[0])])
+        found[gpu] = GpuSeries(
+            gpu=gpu,
             t_s=t_s[rows],
             call_s=(after[rows] - before[rows]) / 1e9,
             instant_w=columns["power_instant_mw"][rows] / 1e3,
@@ -164,9 +166,19 @@ def series_by_gpu(power: Any, origin_ns: int) -> dict[str, GpuSeries]:
             event_reasons=columns["event_reasons"][rows],
             temperature_c=columns["temperature_c"][rows],
             utilisation_percent=columns["utilisation_percent"][rows],
-            errors=tuple(error or None for error in errors[rows]),
+            errors=errors.take(rows),
         )
     return found
+
+
+def _rows_of_each(codes: npt.NDArray[np.int64], t_s: Floats) -> list[npt.NDArray[np.int64]]:
+    """Positions of each device's rows in time order; the devices in the order of their first rows."""
+    if not len(codes):
+        return []
+    order = np.argsort(codes.astype(np.int16), kind="stable")  # 16 bits are sorted by radix, in linear time
+    groups = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
+    groups.sort(key=lambda rows: int(rows[0]))
+    return [rows[np.argsort(t_s[rows], kind="stable")] for rows in groups]
 
 
 _NUMERIC = (
@@ -196,13 +208,14 @@ def _numbers(power: Any, name: str) -> Floats:
     return numbers
 
 
-def _items(power: Any, name: str) -> Sequence[Any]:
+def _labels(power: Any, name: str) -> Labels:
     try:
         column = power[name]
     except KeyError as error:
         raise UnreadableSeriesError(f"power samples: column {name} is missing") from error
-    items = column.to_pylist() if hasattr(column, "to_pylist") else list(column)
-    return [item if isinstance(item, str) else None for item in items]
+    if isinstance(column, Labels):
+        return column
+    return Labels.of(column.to_pylist() if hasattr(column, "to_pylist") else list(column))
 
 
 def phase_windows(events: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -10,8 +12,19 @@ import numpy as np
 
 from llem_airflow.analysis.power_series import GpuSeries
 
-Times = tuple[float, ...]
+Times = tuple[float, float, float]
 """Begin of the prefill, end of the prefill, last token, in seconds since the window's begin."""
+_TIMES = ("t_submit_mono_ns", "t_first_mono_ns", "t_last_mono_ns")
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Times of one iteration: first submit, last first token, last token, earliest second token."""
+
+    submit_ns: int
+    first_ns: int
+    last_ns: int
+    second_ns: float
 
 
 def prefill_and_decode(
@@ -41,31 +54,23 @@ def prefill_and_decode(
 
 def _iterations(origin_ns: int, requests: Sequence[Mapping[str, Any]]) -> list[Times] | None:
     """Times of every measured iteration, or None when prefill and decode overlap or times are missing."""
-    by_iteration: dict[Any, list[Mapping[str, Any]]] = {}
+    batches: dict[Any, _Batch] = {}
     for request in requests:
-        if request.get("phase") == "measure":
-            by_iteration.setdefault(request.get("iteration"), []).append(request)
-    found = []
-    for batch in by_iteration.values():
-        times = _times(origin_ns, batch)
-        if times is None:
+        if request.get("phase") != "measure":
+            continue
+        submit_ns, first_ns, last_ns = (request.get(name) for name in _TIMES)
+        if submit_ns is None or first_ns is None or last_ns is None:
             return None
-        found.append(times)
-    found.sort()
+        tokens_ns = request.get("token_mono_ns")
+        second_ns = tokens_ns[1] if tokens_ns is not None and len(tokens_ns) > 1 else math.inf
+        batch = batches.setdefault(request.get("iteration"), _Batch(submit_ns, first_ns, last_ns, second_ns))
+        batch.submit_ns, batch.first_ns = min(batch.submit_ns, submit_ns), max(batch.first_ns, first_ns)
+        batch.last_ns, batch.second_ns = max(batch.last_ns, last_ns), min(batch.second_ns, second_ns)
+    if any(batch.second_ns < batch.first_ns for batch in batches.values()):
+        return None
+    found = sorted(
+        ((one.submit_ns - origin_ns) / 1e9, (one.first_ns - origin_ns) / 1e9, (one.last_ns - origin_ns) / 1e9)
+        for one in batches.values()
+    )
     overlapping = any(later[0] < earlier[2] for earlier, later in pairwise(found))
     return None if overlapping else found
-
-
-def _times(origin_ns: int, batch: Sequence[Mapping[str, Any]]) -> Times | None:
-    columns: list[list[Any]] = [
-        [request.get(f"t_{name}_mono_ns") for request in batch] for name in ("submit", "first", "last")
-    ]
-    if any(None in column for column in columns):
-        return None
-    submit_ns, first_ns, last_ns = columns
-    prefilled_ns = max(first_ns)
-    for request in batch:
-        tokens = request.get("token_mono_ns")
-        if tokens is not None and len(tokens) > 1 and tokens[1] < prefilled_ns:
-            return None
-    return tuple((t_ns - origin_ns) / 1e9 for t_ns in (min(submit_ns), prefilled_ns, max(last_ns)))

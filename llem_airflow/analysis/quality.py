@@ -8,7 +8,6 @@ from typing import Any
 from llem_airflow.analysis import power_checks, run_checks
 from llem_airflow.analysis.energy import EnergyOfWindow
 from llem_airflow.analysis.flag import Flag, Seen
-from llem_airflow.analysis.power_series import UnreadableSeriesError, series_by_gpu
 from llem_airflow.protocol.result import CycleResult
 
 __all__ = ["Flag", "flags"]
@@ -16,7 +15,6 @@ __all__ = ["Flag", "flags"]
 
 def flags(
     result: CycleResult,
-    power: Any,
     energy: EnergyOfWindow,
     *,
     events: Sequence[Mapping[str, Any]] = (),
@@ -27,18 +25,13 @@ def flags(
 
     Args:
         result: What the cycle observed.
-        power: Columns of power.csv, as for ``window_energy``.
-        energy: What ``window_energy`` made of them.
+        energy: What ``window_energy`` made of its power samples.
         events: Rows of events.jsonl.
         environment: The cycle's environment.json; ``gpus`` is what the devices said before the engine was
             loaded.
         host: What the outside saw: ``neighbours`` and ``foreign_processes``, lists of names.
     """
-    try:
-        series = series_by_gpu(power, result.window.t_begin_mono_ns)
-    except UnreadableSeriesError:
-        series = {}  # said by the withheld reason
-    seen = Seen(result, energy, series, events, (environment or {}).get("gpus") or (), host or {})
+    seen = Seen(result, energy, energy.series, events, (environment or {}).get("gpus") or (), host or {})
     found = _withheld(energy) + [
         flag for check in (*run_checks.CHECKS, *power_checks.CHECKS) if (flag := check(seen)) is not None
     ]

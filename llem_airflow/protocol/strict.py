@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import types
 import typing
@@ -15,6 +16,11 @@ T = TypeVar("T")
 
 class ProtocolError(ValueError):
     """A file at the boundary is not what the protocol says; the message names the file's field."""
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def from_json(cls: type[T], data: object, where: str) -> T:
@@ -30,7 +36,8 @@ def from_json(cls: type[T], data: object, where: str) -> T:
     """
     if not isinstance(data, dict):
         raise ProtocolError(f"{where}: expected an object, found {type(data).__name__}")
-    hints = typing.get_type_hints(cls)
+    kind: type = cls
+    hints = _hints(kind)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is a dataclass by contract
     unknown = sorted(set(data) - set(fields))
     if unknown:
@@ -60,10 +67,15 @@ def read_versioned(cls: type[T], text: str, where: str) -> T:
     return from_json(cls, data, where)
 
 
+@functools.cache
+def _field_names(cls: type) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(cls))
+
+
 def to_json(value: Any) -> Any:
     """Turn a dataclass (or anything inside one) into plain JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {name: to_json(getattr(value, name)) for name in _field_names(type(value))}
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
     if isinstance(value, dict):

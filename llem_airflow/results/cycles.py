@@ -135,7 +135,11 @@ def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> A
 
     try:
         with folder.open(name) as file:
-            return pq.read_table(file, columns=columns)
+            stored = pq.ParquetFile(file)
+            absent = sorted(set(columns or ()) - set(stored.schema_arrow.names))
+            if absent:
+                raise pa.ArrowInvalid(f"there is no column {absent[0]}")
+            return stored.read(columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise ResultReadError(f"{folder.url}/{name}: cannot be read: {_one_line(error)}") from error
 

@@ -8,9 +8,10 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -139,6 +140,20 @@ class Folder:
 def json_bytes(value: Any) -> bytes:
     """JSON as the store writes it: sorted, indented, no NaN, ending in a newline."""
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def json_lines_bytes(value: Mapping[str, Any]) -> bytes:
+    """A JSON object with each member, and each item of a list in it, on a line of its own.
+
+    Indented JSON is written ten times slower, which a summary of 1,000 experiments feels.
+    """
+    one = partial(json.dumps, sort_keys=True, allow_nan=False)
+    lines = []
+    for key in sorted(value):
+        item = value[key]
+        many = isinstance(item, list) and item
+        lines.append(f"{one(key)}: " + ("[\n" + ",\n".join(map(one, item)) + "\n]" if many else one(item)))
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def write_error(error: OSError, where: str) -> ResultsWriteError:

@@ -43,12 +43,13 @@ def test_tpot_leaves_out_the_first_token() -> None:
 
 
 def test_itl_is_every_gap() -> None:
-    assert itl_s(REQUEST) == pytest.approx([0.050, 0.100, 0.150])
+    assert itl_s([REQUEST]) == pytest.approx([0.050, 0.100, 0.150])
 
 
 def test_one_token_has_no_time_per_output_token_and_no_gap() -> None:
     assert tpot_s(ONE_TOKEN) is None
-    assert itl_s(ONE_TOKEN) == []
+    assert itl_s([REQUEST, ONE_TOKEN, {}, REQUEST]) == pytest.approx([0.050, 0.100, 0.150] * 2)
+    assert len(itl_s([ONE_TOKEN])) == 0
 
 
 def test_an_engine_that_gives_no_token_times_has_end_to_end_latency_only() -> None:

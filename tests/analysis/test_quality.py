@@ -48,7 +48,7 @@ def of(
         result = CycleResult(**{**result.__dict__, "anchors": anchors})
     power = columns(rows)
     energy = window_energy(power, the_meter, result.window, events=events)
-    found = flags(result, power, energy, events=events, **seen)
+    found = flags(result, energy, events=events, **seen)
     for flag in found:
         assert flag.next_step, flag.code
         assert flag.threshold, flag.code

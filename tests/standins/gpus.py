@@ -67,7 +67,7 @@ class Measured:
 
     @property
     def flags(self) -> tuple[Flag, ...]:
-        return flags(self.result, self.power, self.energy, environment={"gpus": self.gpus})
+        return flags(self.result, self.energy, environment={"gpus": self.gpus})
 
     @property
     def codes(self) -> set[str]:
