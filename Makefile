@@ -20,7 +20,7 @@ sources := llem_airflow tests dags plugins benchmarks images .ci
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install model quickstart quickstart-docker airflow engine image test pytest lint format compose-env clean
+.PHONY: help install model quickstart quickstart-docker airflow engine image test pytest soak lint format compose-env clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ test: lint pytest  ## lint, types, import contracts, and every test that this ma
 
 pytest: install  ## the tests alone (PYTEST="-k name" for some)
 	@$(bin)/pytest -n $(WORKERS) --maxprocesses 4 --no-loadscope-reorder $(PYTEST)
+
+soak: install  ## kill -9 everybody at every moment of an attempt (an hour; as root, on a Docker engine of its own)
+	@$(bin)/python -m benchmarks.chaos
 
 lint: install  ## ruff, mypy, import contracts
 	@$(bin)/ruff check $(sources)

@@ -97,7 +97,7 @@ def run_box(
             raise
     store(collected)
     with contextlib.suppress(*ENGINE_ERRORS):
-        _discard(run, box)
+        patiently(lambda: _discard(run, box), settings.engine_grace_s)
     return collected
 
 
@@ -228,8 +228,9 @@ def _bring_out(run: _Run, box: Box, inspection: dict[str, Any]) -> None:
 
 
 def _discard(run: _Run, box: Box) -> None:
-    """Remove the container if it is still ours, and with it the volume."""
-    if remove_container(run.api, run.attempt.container_name) and not box.keep_volume:
+    """Remove the container if it is still ours, and the volume if no later try's container uses it."""
+    remove_container(run.api, run.attempt.container_name)
+    if not box.keep_volume:
         remove_volume(run.api, box.volume)
 
 

@@ -55,7 +55,7 @@ class Claim:
         self._api = api
         self._settings = settings
         self._sink = sink
-        self._known = _inventory(api, settings, fetch_image)
+        self._known = _inventory(api, attempt, settings, fetch_image)
         self._ticket = Ticket(api, attempt, new_ticket(attempt), _demand(settings, self._known, sink))
         self._begin_s = time.monotonic()
         self._said_s = -_SAY_EVERY_S
@@ -137,7 +137,9 @@ class Claim:
         return datetime.datetime.now(datetime.UTC).timestamp() + self._offset_s
 
 
-def _inventory(api: docker.APIClient, settings: BoxSettings, fetch_image: Callable[[], None]) -> Inventory:
+def _inventory(
+    api: docker.APIClient, attempt: Attempt, settings: BoxSettings, fetch_image: Callable[[], None]
+) -> Inventory:
     if settings.gpu_inventory:
         return Inventory(settings.gpu_inventory)
     if settings.gpus:
@@ -145,7 +147,7 @@ def _inventory(api: docker.APIClient, settings: BoxSettings, fetch_image: Callab
     if settings.gpu_request is None or settings.gpu_request.count == 0:
         return Inventory()
     fetch_image()
-    return inventory(api, settings.image)
+    return inventory(api, settings.image, attempt.key)
 
 
 def _demand(settings: BoxSettings, known: Inventory, sink: LogSink) -> Demand:

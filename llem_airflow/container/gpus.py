@@ -18,7 +18,7 @@ from docker.errors import APIError
 from docker.types import DeviceRequest
 
 from llem_airflow.container.bundle import pynvml_file
-from llem_airflow.container.engine import ENGINE_ERRORS
+from llem_airflow.container.engine import ENGINE_ERRORS, remove_container
 from llem_airflow.study import GpuRequest
 
 LABEL_PROBE = "llem.probe"
@@ -132,7 +132,7 @@ def has_nvidia(api: docker.APIClient, image: str | None = None) -> bool:
 _known: dict[tuple[str, str], tuple[float, Inventory]] = {}
 
 
-def inventory(api: docker.APIClient, image: str) -> Inventory:
+def inventory(api: docker.APIClient, image: str, owner: str = "") -> Inventory:
     """The GPUs of the engine's host; asked once in five minutes.
 
     The driver is asked where it answers: in this process when the engine is this machine's, else in a
@@ -141,11 +141,15 @@ def inventory(api: docker.APIClient, image: str) -> Inventory:
     Args:
         api: The engine.
         image: An image with Python for that container.
+        owner: Key of the attempt that asks. What a killed try of it left of that container is removed.
+
+    Raises:
+        requests.exceptions.RequestException: The engine went away.
     """
     key = (api.base_url, image)
     asked_s, found = _known.get(key, (-_KEEP_S, Inventory()))
     if time.monotonic() - asked_s >= _KEEP_S:
-        found = (_local() if api.base_url.startswith("http+docker://") else None) or _probe(api, image)
+        found = (_local() if api.base_url.startswith("http+docker://") else None) or _probe(api, image, owner)
         _known[key] = (time.monotonic(), found)
     return found
 
@@ -163,12 +167,16 @@ def _local() -> Inventory | None:
         return None
 
 
-def _probe(api: docker.APIClient, image: str) -> Inventory:
+def _probe(api: docker.APIClient, image: str, owner: str) -> Inventory:
     """Ask the driver from a container; an engine without GPU support refuses to start it."""
+    name = f"llem-probe-{owner}" if owner else None
+    if name is not None:
+        remove_container(api, name)
     identity = ""
     try:
         identity = api.create_container(
             image,
+            name=name,
             entrypoint=["python3"],
             command=["/tmp/gpu_probe.py"],  # noqa: S108  # the probe's own
             user="0",
@@ -186,11 +194,11 @@ def _probe(api: docker.APIClient, image: str) -> Inventory:
         api.wait(identity, timeout=_PROBE_TIMEOUT_S)
         said = api.logs(identity, stdout=True, stderr=False).decode("utf-8", "replace")
         return _inventory(json.loads(said.strip().splitlines()[-1]))
-    except (*ENGINE_ERRORS, ValueError, IndexError):
+    except (APIError, ValueError, IndexError):
         return Inventory()
     finally:
         if identity:
-            with contextlib.suppress(APIError):
+            with contextlib.suppress(*ENGINE_ERRORS):
                 api.remove_container(identity, force=True, v=True)
 
 

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from llem_airflow.container.watch import Watchdog
 from llem_airflow.protocol.files import BUNDLE, ENV_CONFIG_PATH, ENV_OUTPUT_DIR, OUT_DIR, config_name
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.strict import ProtocolError
+from llem_airflow.results.held import workplace
 
 _READ_BYTES = 64 * 1024
 _KILL_GRACE_S = 3.0
@@ -95,13 +95,11 @@ def run_process(
         AttemptFailedError: There is no valid result. Processes and temporary folder are gone.
     """
     collect_to.mkdir(parents=True, exist_ok=True)
-    _sweep(attempt)
     secrets = settings.private_environment.values()
     with (
-        tempfile.TemporaryDirectory(prefix=f"{attempt.container_name}-") as folder,
+        workplace() as exchange,
         LogSink(collect_to / CONTAINER_LOG, on_line, secrets, settings.log_bytes) as sink,
     ):
-        exchange = Path(folder)
         _fill(exchange, bundle or build_bundle(), spec)
         try:
             exit_code, fired = _run(attempt, spec, settings, exchange, sink)
@@ -254,9 +252,3 @@ def _check(
             log_tail=tail,
             exit_code=exit_code,
         ) from problem
-
-
-def _sweep(attempt: Attempt) -> None:
-    """Remove folders that killed tries of this cycle left."""
-    for left in Path(tempfile.gettempdir()).glob(f"llem-{attempt.key}-try*"):
-        shutil.rmtree(left, ignore_errors=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,13 @@ from llem_airflow.container.collected import Collected
 from llem_airflow.container.failures import AttemptFailedError, failure
 from llem_airflow.container.process import ProcessSettings, kill_process, run_process
 from llem_airflow.operators.evidence import attempt_of, provenance, run_of
-from llem_airflow.operators.placement import PlacementError, box_settings, choose_runner, engine_answers
+from llem_airflow.operators.placement import (
+    EngineAwayError,
+    PlacementError,
+    box_settings,
+    choose_runner,
+    engine_answers,
+)
 from llem_airflow.operators.precision import skip_when_precise
 from llem_airflow.operators.request import cycle_of_run
 from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
@@ -27,7 +32,11 @@ from llem_airflow.operators.settings import LocalModel, local_model, settings
 from llem_airflow.operators.window import skip_outside_window
 from llem_airflow.protocol.files import config_name
 from llem_airflow.results import StoredRun
+from llem_airflow.results.held import sweep_workplaces, workplace
 from llem_airflow.study import Experiment, PromptsError, Study, experiment_spec, load_study
+
+_ENGINE_GRACE_S = 120.0
+"""How long an engine's restart may take."""
 
 
 class LLEMExperimentOperator(DockerOperator):
@@ -109,9 +118,9 @@ class LLEMExperimentOperator(DockerOperator):
             record = provenance(attempt, self._runner, started_epoch_ns) | _of(collected)
             urls.append(run.commit_cycle(self.experiment.id, self.cycle, collected.folder, record))
 
-        with tempfile.TemporaryDirectory(prefix="llem-") as folder:
+        with workplace() as folder:
             try:
-                self._run(attempt, model, where.python, Path(folder), store)
+                self._run(attempt, model, where.python, folder, store)
             except AttemptFailedError as error:
                 raise self._failed(run, attempt, error, started_epoch_ns) from error
             finally:
@@ -160,9 +169,17 @@ class LLEMExperimentOperator(DockerOperator):
         ref = run.cycle(self.experiment.id, self.cycle) if ti.try_number > tries_before_clearing + 1 else None
         if ref is None or int(ref.provenance().get("try_number", 0)) <= tries_before_clearing:
             return None
-        if self._attempt is not None and (engine := self._engine_or_none()) is not None:
-            clear_box(engine, self._attempt)
+        self._clear(patience_s=_ENGINE_GRACE_S if ref.provenance().get("runner") == "container" else 0.0)
         return ref.folder.url
+
+    def _clear(self, patience_s: float) -> None:
+        """Remove what killed tries left, once the engine answers."""
+        sweep_workplaces()
+        deadline_s = time.monotonic() + patience_s
+        while (engine := self._engine_or_none()) is None and time.monotonic() < deadline_s:
+            time.sleep(1)
+        if self._attempt is not None and engine is not None:
+            clear_box(engine, self._attempt)
 
     def _run(
         self,
@@ -177,6 +194,8 @@ class LLEMExperimentOperator(DockerOperator):
             box = box_settings(self, model) if self._runner == "container" else None
             model_path = _model_path(model, in_container=box is not None)
             spec = experiment_spec(self.study, self.experiment, self.cycle, model_path=model_path)
+        except EngineAwayError as error:  # restarted just now, perhaps
+            raise AttemptFailedError(failure("daemon_down"), str(error), folder=folder) from error
         except (PlacementError, PromptsError, NotImplementedError) as error:
             hint = "correct it, then clear this task"
             raise AttemptFailedError(failure("config", hint=hint), str(error), folder=folder) from error

@@ -36,6 +36,10 @@ class PlacementError(ValueError):
     """The attempt cannot be placed as it was asked; another try would not change that."""
 
 
+class EngineAwayError(PlacementError):
+    """No Docker engine answers where a container is wanted; it may come back."""
+
+
 def choose_runner(wanted: str | None, experiment: Experiment, engine: Callable[[], Any]) -> str:
     """``container`` or ``process``.
 
@@ -43,7 +47,8 @@ def choose_runner(wanted: str | None, experiment: Experiment, engine: Callable[[
     container where a Docker engine answers.
 
     Raises:
-        PlacementError: Something else than a runner was named, or a container is wanted and no engine answers.
+        PlacementError: Something else than a runner was named.
+        EngineAwayError: A container is wanted and no engine answers.
     """
     variable = f"LLEM_RUNNER_{experiment.engine.upper()}"
     runner = wanted or os.environ.get(variable) or experiment.runner
@@ -54,7 +59,7 @@ def choose_runner(wanted: str | None, experiment: Experiment, engine: Callable[[
             f"runner {runner!r} is not known; use one of: {', '.join(RUNNERS)} ({variable} or `runners:`)"
         )
     if runner == "container" and engine() is None:
-        raise PlacementError(
+        raise EngineAwayError(
             f"{experiment.id}: runner `container` needs a Docker engine, and none answers. Start it, name it by "
             "DOCKER_HOST or `docker_conn_id`, or use `runners: {" + experiment.engine + ": process}`. "
             "`llem-airflow doctor` says what is wrong."

@@ -6,9 +6,8 @@ import errno
 import json
 import os
 import tempfile
-import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from llem_airflow.protocol.strict import ProtocolError
 from llem_airflow.results import names
 from llem_airflow.results.cycles import CycleRef, FailureRef, ResultReadError
 from llem_airflow.results.folder import Folder, ResultsWriteError, json_bytes, write_error
+from llem_airflow.results.held import held_folder
 from llem_airflow.results.notes import read_notes, write_note
 from llem_airflow.results.staging import stage
 
@@ -317,18 +317,17 @@ class StoredRun:
             with tempfile.TemporaryDirectory(prefix="llem-") as folder:
                 yield Path(folder)
             return
-        aside = Folder(self.folder.fs, f"{self.folder.path}/{names.STAGING_DIR}/{uuid.uuid4().hex}")
-        path = Path(aside.path)
+        aside = Path(self.folder.path) / names.STAGING_DIR
         try:
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise write_error(error, self.url) from error
-        try:
-            yield path
+            with ExitStack() as held:
+                try:
+                    path = held.enter_context(held_folder(aside, "commit-", mode=0o777))
+                except OSError as error:
+                    raise write_error(error, self.url) from error
+                yield path
         finally:
-            aside.remove()
             with suppress(OSError):  # another commit is under way beside this one
-                path.parent.rmdir()
+                aside.rmdir()
 
 
 def stored_run(folder: Folder) -> StoredRun:

@@ -50,10 +50,11 @@ def test_success_brings_files_and_log_out(tmp_path: Path) -> None:
     assert (collected.exit_code, collected.image, collected.adopted) == (0, None, False)
 
 
-def test_the_temporary_folder_is_gone(tmp_path: Path) -> None:
-    who = attempt()
-    run(tmp_path, "result()", who=who)
-    assert not list(Path(tempfile.gettempdir()).glob(f"llem-{who.key}*"))
+def test_the_temporary_folder_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    run(tmp_path, "result()")
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_a_failure_says_code_and_last_lines(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from llem_airflow.operators import LLEMAggregateOperator, LLEMExperimentOperator
+from llem_airflow.operators.retries import AttemptRetryableError
 from llem_airflow.results import ResultsRoot
 from llem_airflow.study import Study, load_study
 from tests.standins.build import Standins
@@ -222,7 +223,7 @@ def test_an_engine_that_raises_says_so_and_is_not_tried_again(tmp_path: Path, ti
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
 def test_a_container_without_an_engine_to_run_it_says_what_to_do(tmp_path: Path) -> None:
     study = study_at(tmp_path, "container")
-    with pytest.raises(AirflowFailException, match="needs a Docker engine, and none answers"):
+    with pytest.raises(AttemptRetryableError, match="needs a Docker engine, and none answers"):
         operator(study, docker_url="unix:///nowhere/docker.sock").execute(context())
     gc.collect()  # docker-py leaves the socket of a failed connection to the collector; let it be this test's
 

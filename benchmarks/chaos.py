@@ -1,0 +1,73 @@
+"""Kill everybody everywhere: the full form of the chaos test, on a Docker engine of its own; prints its table.
+
+python -m benchmarks.chaos [WORDS…]     only the points that contain one of these words
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.chaos.kill import Outcome, kill_side_by_side
+from tests.chaos.points import POINTS
+from tests.chaos.world import REPOSITORY, World
+from tests.parts import build_image
+
+AT_ONCE = 3
+
+
+def engine(folder: Path, word: str = "start") -> None:
+    """Start or stop the engine that the kills are for."""
+    environment = {**os.environ, "ENGINE_DIR": str(folder), "ENGINE_WAIT_S": "120"}
+    subprocess.run([str(REPOSITORY / ".ci" / "start-engine"), word], env=environment, check=True)
+
+
+def copy_image(image: str, socket: Path) -> None:
+    """Bring an image from the usual engine to this one."""
+    with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as saved:
+        subprocess.run(["docker", "-H", f"unix://{socket}", "load", "-q"], stdin=saved.stdout, check=True)
+
+
+def row(outcome: Outcome) -> str:
+    """One line of the table."""
+    actor, moment = outcome.point.actor, outcome.point.moment.name
+    recovered = "adopted" if outcome.adopted else f"try {outcome.tries}"
+    seen = f"{outcome.results} result, {len(outcome.left)} left" if outcome.good else f"FAILED: {outcome}"
+    return f"| {actor} | {moment} | {recovered} | {seen} | {outcome.recovery_s:.0f} |"
+
+
+def main(words: list[str]) -> int:
+    """Run the points; 0 when every guarantee held."""
+    points = [point for point in POINTS if not words or any(word in str(point) for word in words)]
+    folder = Path(tempfile.mkdtemp(prefix="llem-chaos-"))
+    socket = folder / "e" / "docker.sock"
+    failures = 0
+    try:
+        engine(socket.parent)
+        image = build_image("debian")
+        copy_image(image, socket)
+        home = folder / "home"
+        home.mkdir()
+        with World(home, socket, image, {}, start_engine=lambda: engine(socket.parent)) as world:
+            print("| killed (SIGKILL) | when | the result is of | found after recovery | recovery_s |")
+            print("| --- | --- | --- | --- | --- |", flush=True)
+            for outcome in kill_side_by_side(world, points, AT_ONCE):
+                failures += not outcome.good
+                print(row(outcome), flush=True)
+            left = world.left_on_worker()
+    finally:
+        engine(socket.parent, "stop")
+        if not failures:
+            shutil.rmtree(folder, ignore_errors=True)
+    print(
+        f"\n{len(points)} kill points, {failures} failed; left in the worker's temporary folder: {left or 'nothing'}"
+    )
+    return 1 if failures or left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

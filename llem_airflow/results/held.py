@@ -1,0 +1,79 @@
+"""Folders that do not outlive the process that made them, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+WORKPLACE = "llem-work-"
+"""How the names of the attempts' folders on their worker begin."""
+
+_TRIES = 100
+
+
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """A temporary folder on this worker for one attempt."""
+    with held_folder(Path(tempfile.gettempdir()), WORKPLACE, mode=0o700) as folder:
+        yield folder
+
+
+@contextmanager
+def held_folder(parent: Path, prefix: str, *, mode: int) -> Iterator[Path]:
+    """A folder that is locked while it is used.
+
+    The kernel takes the lock from a killed process, so what such processes left is known; it is removed first.
+
+    Args:
+        parent: Where it is made; made too where it is not there.
+        prefix: How its name begins.
+        mode: Its permissions, before the umask.
+    """
+    sweep(parent, prefix)
+    # Under another name until it is locked, so that nobody takes it for left.
+    made = _make(parent, f".{prefix}{uuid.uuid4().hex}", mode)
+    handle = os.open(made, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks: then nothing is swept either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        folder = made.rename(parent / made.name.removeprefix("."))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(handle)
+
+
+def _make(parent: Path, name: str, mode: int) -> Path:
+    for _ in range(_TRIES):
+        parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # whoever ended just then has removed the parent
+            (parent / name).mkdir(mode)
+            return parent / name
+    raise FileNotFoundError(errno.ENOENT, f"somebody keeps removing {parent}")
+
+
+def sweep(parent: Path, prefix: str) -> None:
+    """Remove the folders of that beginning whose process is dead."""
+    for left in parent.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):  # somebody holds it, it is not ours, or it is gone already
+            handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+def sweep_workplaces() -> None:
+    """Remove the folders that killed attempts left on this worker."""
+    sweep(Path(tempfile.gettempdir()), WORKPLACE)

@@ -1,0 +1,206 @@
+"""One kill and its recovery: arm, run the DAG, kill at the moment, wait for Airflow to end the run, look around."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from docker.errors import APIError
+
+from llem_airflow.results import ResultsRoot
+from tests.chaos.points import (
+    AFTER_CREATION,
+    AIRFLOW,
+    ENGINE,
+    EVERYBODY_S,
+    EXPERIMENT,
+    INIT,
+    OWN,
+    SCHEDULER,
+    TASK,
+    WORKER,
+    Point,
+)
+from tests.chaos.world import DAG_ID, World, wait_for
+from tests.container.engine_proxy import Call
+
+MOMENT_S = 120.0
+RECOVERY_S = 240.0
+
+
+@dataclass
+class Outcome:
+    """What was found after a recovery.
+
+    Attributes:
+        point: Who was killed when.
+        state: How Airflow ended the run.
+        results: How many results of the cycle are stored.
+        tries: How many tries the cycle took.
+        adopted: Whether the result is of a container that an earlier try had started.
+        left: What remained on the engine and in the worker's temporary folder.
+        foreign_lives: Whether the container that is none of ours runs.
+        recovery_s: From the kill to the end of the run, in seconds.
+        failures: Categories of the failed tries whose evidence is stored.
+    """
+
+    point: Point
+    state: str = "not killed"
+    results: int = 0
+    tries: int = 0
+    adopted: bool = False
+    left: list[str] = field(default_factory=list)
+    foreign_lives: bool = False
+    recovery_s: float = 0.0
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def good(self) -> bool:
+        """Whether the guarantee held."""
+        return self.state == "success" and self.results == 1 and not self.left and self.foreign_lives
+
+
+def kill_at(world: World, point: Point) -> Outcome:
+    """Run the study once, kill at the point, and see what comes of it."""
+    outcome = Outcome(point)
+    run_id = str(world.airflow.trigger(DAG_ID).json()["dag_run_id"])
+    trap = _Trap(world, point, run_id)
+    world.watches.append(trap)
+    try:
+        if not trap.sprung.wait(MOMENT_S):
+            outcome.state = "the moment did not come"
+            return outcome
+        begin_s = time.monotonic()
+        _bring_back(world, point)
+        outcome.state = str(world.airflow.finished(DAG_ID, run_id, RECOVERY_S)["state"])
+        outcome.recovery_s = time.monotonic() - begin_s
+        _look(world, run_id, outcome)
+        return outcome
+    finally:
+        world.watches.remove(trap)
+        trap.over.set()
+
+
+def kill_side_by_side(world: World, points: Sequence[Point], at_once: int) -> Iterator[Outcome]:
+    """As ``kill_at``, several runs at a time where the kills are of one run's own parts."""
+    own = [point for point in points if point.actor not in EVERYBODY_S]
+    with ThreadPoolExecutor(at_once) as pool:
+        yield from pool.map(lambda point: kill_at(world, point), own)
+    for point in points:
+        if point.actor in EVERYBODY_S:
+            yield kill_at(world, point)
+
+
+def _bring_back(world: World, point: Point) -> None:
+    if point.actor == SCHEDULER:
+        world.restart_scheduler()
+    elif point.actor == AIRFLOW:
+        world.airflow.start()
+    elif point.actor == ENGINE:
+        assert world.start_engine is not None
+        world.start_engine()
+
+
+def _look(world: World, run_id: str, outcome: Outcome) -> None:
+    run = ResultsRoot(world.airflow.results).run(DAG_ID, run_id)
+    cycles = run.cycles(repeats=True)
+    outcome.results = len(cycles)
+    for cycle in cycles:
+        cycle.result()  # raises if it is not valid
+        outcome.adopted = bool(cycle.provenance().get("adopted"))
+    outcome.tries = max(ti["try_number"] for ti in world.airflow.instances(DAG_ID, run_id))
+    # A try that was given up may still be on its way out.
+    with suppress(TimeoutError):
+        wait_for(lambda: not world.left(run_id), 15)
+    outcome.left = world.left(run_id) + [f"staging {path.name}" for path in Path(run.url).glob(".staging/*")]
+    outcome.foreign_lives = world.foreign_lives()
+    outcome.failures = [str(ref.provenance()["failure"]["category"]) for ref in run.failures()]
+
+
+class _Trap:
+    """Waits for the moment in one run and kills the actor, once."""
+
+    def __init__(self, world: World, point: Point, run_id: str) -> None:
+        self._world, self._point, self._run_id = world, point, run_id
+        self._key = world.key_of(run_id)
+        self._pids: set[int] = set()
+        self._task_pid = 0
+        self._created = False
+        self._once = threading.Lock()
+        self.sprung, self.over = threading.Event(), threading.Event()
+        moment = point.moment
+        watch = self._watch_log if moment.line else self._watch_files if moment.file else None
+        if watch is not None:
+            threading.Thread(target=watch, name="chaos-watch", daemon=True).start()
+
+    def seen(self, call: Call, *, answered: bool) -> None:
+        """A call of the engine; only those of this run's task matter."""
+        moment, text = self._point.moment, f"{call}?{call.query}"
+        if self._key in text:
+            self._pids.add(call.pid)
+        if call.pid not in self._pids:
+            return
+        self._task_pid = call.pid
+        due = self._created or moment not in AFTER_CREATION
+        if due and moment.matches(text) and answered == moment.answered:
+            self._spring()
+        self._created = self._created or re.search(OWN, text) is not None
+
+    def _watch_log(self) -> None:
+        while not self.over.is_set():
+            found = self._world.container_of(self._run_id)
+            if found is not None and found["State"]["Running"]:
+                for line in self._world.api.logs(found["Id"], stream=True, follow=True):
+                    if self._point.moment.line.encode() in line:
+                        self._spring()
+                        return
+            time.sleep(0.02)
+
+    def _watch_files(self) -> None:
+        folder = Path(ResultsRoot(self._world.airflow.results).run(DAG_ID, self._run_id).url)
+        while not self.over.is_set():
+            if any(folder.glob(self._point.moment.file)):
+                self._spring()
+                return
+            time.sleep(0.001)
+
+    def _spring(self) -> None:
+        if self._once.acquire(blocking=False):
+            self._kills()[self._point.actor]()
+            self.sprung.set()
+
+    def _kills(self) -> dict[str, Callable[[], object]]:
+        world = self._world
+        return {
+            TASK: lambda: os.kill(self._task_pid, signal.SIGKILL),
+            WORKER: lambda: os.kill(_parent(self._task_pid), signal.SIGKILL),
+            SCHEDULER: world.kill_scheduler,
+            AIRFLOW: world.kill_airflow,
+            ENGINE: world.kill_engine,
+            INIT: lambda: os.kill(self._processes()[0], signal.SIGKILL),
+            EXPERIMENT: lambda: os.kill(self._processes()[1], signal.SIGKILL),
+        }
+
+    def _processes(self) -> list[int]:
+        """The container's init and the process that it started, as the host numbers them."""
+        found = self._world.container_of(self._run_id)
+        assert found is not None
+        try:
+            listed = self._world.api.top(found["Id"], ps_args="-eo pid,ppid")["Processes"]
+        except APIError as error:
+            raise RuntimeError(f"cannot list the container's processes: {error}") from error
+        init = int(found["State"]["Pid"])
+        return [init, *(int(pid) for pid, parent in listed if int(parent) == init)]
+
+
+def _parent(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123
+        return int(stat.read().rpartition(")")[2].split()[1])

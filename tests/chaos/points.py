@@ -1,0 +1,92 @@
+"""Where an attempt is stopped, and who is killed there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A moment of an attempt that can be observed from outside.
+
+    Attributes:
+        name: What has just happened.
+        call: Pattern of the engine's API call, with its query, that marks it; empty when something else does.
+        answered: Whether the engine has answered the call (the caller does not know yet), or has not seen it yet.
+        line: Text of the container's log that marks it.
+        file: Glob, below the run's results, of what marks it.
+    """
+
+    name: str
+    call: str = ""
+    answered: bool = True
+    line: str = ""
+    file: str = ""
+
+    def matches(self, call: str) -> bool:
+        """Whether this call marks it."""
+        return bool(self.call) and re.search(self.call, call) is not None
+
+
+OWN = r"name=llem-[0-9a-f]{16}-try"
+"""In the query of the call that makes the attempt's container."""
+
+LOOKED = Moment("looked for earlier tries", r"GET /containers/json.*llem\.key=")
+ASKING = Moment("asks the driver for GPUs", r"POST /containers/\w+/wait")
+VOLUME = Moment("volume made", r"POST /volumes/create")
+CREATED = Moment("container created, GPU leased", rf"POST /containers/create.*{OWN}")
+FILLED = Moment("bundle and spec handed in", r"PUT /containers/\w+/archive.*path=/run/llem")
+STARTED = Moment("container started", r"POST /containers/\w+/start")
+LOADING = Moment("model loads", line=" loading ")
+MEASURING = Moment("measures", line=" measure ")
+COOLING = Moment("cools down", line=" cooldown ")
+ENDED = Moment("container ended", r"GET /containers/\w+/archive.*path=/run/llem/out", answered=False)
+COLLECTING = Moment("results on their way out", r"GET /containers/\w+/archive.*path=/run/llem/out")
+COLLECTED = Moment("results collected", r"GET /images/sha256:\w+/json")
+STORING = Moment("result is being stored", file=".staging/*")
+STORED = Moment("result stored", r"DELETE /containers/llem-", answered=False)
+REMOVED = Moment("container removed", r"DELETE /containers/llem-")
+CLEAN = Moment("volume removed", r"DELETE /volumes/llem-")
+
+AFTER_CREATION = (STARTED,)
+"""Their calls are made for the probe of the driver, too: only those after the attempt's own container count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One kill: who, and when.
+
+    Attributes:
+        actor: Who gets SIGKILL.
+        moment: When.
+    """
+
+    actor: str
+    moment: Moment
+
+    def __str__(self) -> str:
+        return f"{self.actor} | {self.moment.name}"
+
+
+TASK, WORKER, SCHEDULER, AIRFLOW = "task process", "worker of the task", "scheduler", "whole Airflow"
+EXPERIMENT, INIT, ENGINE = "experiment's process", "container's init", "Docker engine"
+EVERYBODY_S = frozenset({SCHEDULER, AIRFLOW, ENGINE})
+"""Actors that all runs share: one kill at a time."""
+
+_MOMENTS = {
+    TASK: (
+        LOOKED, ASKING, VOLUME, CREATED, FILLED, STARTED, LOADING, MEASURING, COOLING, ENDED, COLLECTING, COLLECTED,
+        STORING, STORED, REMOVED, CLEAN,
+    ),
+    WORKER: (CREATED, STARTED, MEASURING, COLLECTING, STORED),
+    SCHEDULER: (CREATED, STARTED, MEASURING, COLLECTING, STORED),
+    AIRFLOW: (CREATED, STARTED, MEASURING, ENDED, STORING, STORED, REMOVED),
+    EXPERIMENT: (LOADING, MEASURING, COOLING),
+    INIT: (LOADING, MEASURING),
+    ENGINE: (VOLUME, CREATED, FILLED, STARTED, MEASURING, ENDED, COLLECTED, STORED, REMOVED),
+}  # fmt: skip
+
+POINTS = tuple(Point(actor, moment) for actor, moments in _MOMENTS.items() for moment in moments)
+FEW = (Point(TASK, CREATED), Point(TASK, MEASURING), Point(TASK, STORED), Point(EXPERIMENT, MEASURING))
+"""For the suite: one of each kind of recovery: start anew, adopt, nothing to do but to clear, fail and try again."""

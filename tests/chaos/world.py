@@ -1,0 +1,275 @@
+"""The world of the chaos test: a real Airflow whose calls of a real Docker engine pass through our proxy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import docker
+from docker.errors import APIError
+
+from llem_airflow.container.attempt import LABEL_KEY, Attempt
+from llem_airflow.study import load_study
+from tests.airflow.server import AirflowServer
+from tests.container.engine_proxy import Call, EngineProxy
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PLUGIN = REPOSITORY / "tests" / "engines" / "plugin_example"
+DAG_ID, TASK_ID = "chaos", "cycle_1"
+STUDY = """\
+study_name: chaos
+serving_mode: offline
+engine: echo
+task: {model: none, max_output_tokens: 8, dataset: {source: builtin, n_prompts: 2}}
+measurement: {meter: none, min_window_seconds: 1, baseline: {enabled: false}}
+offline: {warmup: {enabled: false}}
+echo: {engine_params: {step_s: 0.01}}
+gpus: {count: 1}
+runners: {echo: container}
+images: {echo: "IMAGE"}
+"""
+DAG = """\
+from datetime import timedelta
+from pathlib import Path
+from airflow.sdk import DAG
+from llem_airflow.operators import LLEMExperimentOperator
+from llem_airflow.study import load_study
+
+study = load_study(Path(__file__).with_name("chaos.yaml"))
+with DAG("chaos", schedule=None, max_active_runs=8, is_paused_upon_creation=False):
+    LLEMExperimentOperator(
+        task_id="cycle_1", study=study, experiment=study.experiments[0], retries=4, retry_delay=timedelta(seconds=1)
+    )
+"""
+"""The operator alone: a plan and a summary around it would only take time."""
+
+INDISCREET = """
+
+import os
+
+
+class Indiscreet(EchoEngine):
+    def load(self, spec):
+        super().load(spec)
+        self.token = os.environ.get("HF_TOKEN")
+        print("token:", self.token, flush=True)
+
+    def describe(self):
+        return EngineFacts("1.0", {"name": f"echo {self.token}", "dtype": None}, (), {"token": self.token})
+
+
+EchoEngine = Indiscreet
+"""
+"""Added to the example engine: one that tells its secret to whoever listens."""
+
+IMPATIENT = {
+    # Airflow notices dead schedulers and tasks after minutes; a test need not wait so long.
+    "AIRFLOW__SCHEDULER__JOB_HEARTBEAT_SEC": "1",
+    "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
+    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "6",
+    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "2",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "10",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
+    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+    # Processes that outlive a scheduler must be known to the next one.
+    "AIRFLOW__API_AUTH__JWT_SECRET": "chaos-" + "x" * 64,
+}
+
+
+class Watch(Protocol):
+    """Whoever waits for a call of the engine."""
+
+    def seen(self, call: Call, *, answered: bool) -> None: ...
+
+
+class World:
+    """Airflow, engine and proxy.
+
+    Args:
+        home: An empty folder.
+        engine: The Docker engine's socket.
+        image: An image with Python.
+        environment: Further variables of Airflow.
+        start_engine: Starts the engine again after a kill; None when it is not ours to kill.
+        allowed: Which calls of the engine may pass.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        engine: Path,
+        image: str,
+        environment: dict[str, str],
+        start_engine: Callable[[], None] | None = None,
+        allowed: Callable[[Call], bool] = lambda _call: True,
+    ) -> None:
+        self.home = home
+        self.engine, self.image, self.start_engine = engine, image, start_engine
+        self.watches: list[Watch] = []
+        self.api = docker.APIClient(base_url=f"unix://{engine}", version="auto", timeout=60)
+        self.proxy = EngineProxy(
+            home / "engine.sock",
+            engine,
+            allowed=allowed,
+            before=lambda call: self._seen(call, answered=False),
+            after=lambda call: self._seen(call, answered=True),
+        )
+        site, temporary = home / "site", home / "tmp"
+        install_plugin(site, home / "plugin")
+        temporary.mkdir()
+        self.temporary = temporary
+        self.airflow = AirflowServer(
+            home / "airflow",
+            {},
+            {
+                **IMPATIENT,
+                **environment,
+                "DOCKER_HOST": self.proxy.url,
+                "PYTHONPATH": f"{site}{os.pathsep}{REPOSITORY}",
+                "TMPDIR": str(temporary),
+            },
+        )
+        dags = self.airflow.home / "dags"
+        (dags / "chaos.py").write_text(DAG)
+        (dags / "chaos.yaml").write_text(STUDY.replace("IMAGE", image))
+        sys.path.append(str(site))  # the engine's entry point, for reading the study here
+        self.study = load_study(dags / "chaos.yaml")
+        self.airflow.environment["AIRFLOW__CORE__PARALLELISM"] = "4"
+
+    def __enter__(self) -> World:
+        self.proxy.__enter__()
+        self.airflow.start()
+        wait_for(self._dag_known, 120)
+        self.airflow.unpause(DAG_ID)
+        self.foreign = self._foreign()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill_airflow()
+        self.proxy.__exit__(kind, error, trace)
+        with contextlib.suppress(APIError):
+            self.api.remove_container(self.foreign, force=True)
+        self.api.close()
+
+    def _seen(self, call: Call, *, answered: bool) -> None:
+        for watch in list(self.watches):
+            watch.seen(call, answered=answered)
+
+    def key_of(self, run_id: str) -> str:
+        """Key of the attempts of a run's only cycle."""
+        (experiment,) = self.study.experiments
+        return Attempt(
+            DAG_ID, run_id, TASK_ID, -1, experiment.id, experiment.hash, 1, 1, self.airflow.installation
+        ).key
+
+    def _dag_known(self) -> bool:
+        return self.airflow.get(f"/api/v2/dags/{DAG_ID}").status_code == 200
+
+    def _foreign(self) -> str:
+        """A container that is none of ours: it must survive everything but its engine's death."""
+        made = self.api.create_container(
+            self.image,
+            ["python3", "-c", "import time; time.sleep(36000)"],
+            host_config=self.api.create_host_config(
+                network_mode="none", init=True, restart_policy={"Name": "always"}
+            ),
+        )
+        self.api.start(made["Id"])
+        return str(made["Id"])
+
+    def foreign_lives(self) -> bool:
+        """Whether the container that is none of ours runs."""
+        return bool(self.api.inspect_container(self.foreign)["State"]["Running"])
+
+    def left(self, run_id: str) -> list[str]:
+        """Containers (which are the leases) and volumes of a run's tries."""
+        label = {"label": f"llem.run_id={run_id}"}
+        found = [f"container {c['Names'][0]}" for c in self.api.containers(all=True, filters=label)]
+        found += [f"volume {v['Name']}" for v in self.api.volumes(filters=label)["Volumes"] or []]
+        probes = self.api.containers(all=True, filters={"name": f"llem-probe-{self.key_of(run_id)}"})
+        return found + [f"container {c['Names'][0]}" for c in probes]
+
+    def left_on_worker(self) -> list[str]:
+        """Folders of attempts in the worker's temporary folder, when no run is under way."""
+        return [path.name for path in self.temporary.glob("*llem-*")]
+
+    def container_of(self, run_id: str) -> dict[str, Any] | None:
+        """Inspection of the run's container."""
+        for found in self.api.containers(all=True, filters={"label": [LABEL_KEY, f"llem.run_id={run_id}"]}):
+            inspection: dict[str, Any] = self.api.inspect_container(found["Id"])
+            return inspection
+        return None
+
+    def kill_scheduler(self) -> None:
+        """SIGKILL the scheduler; its tasks go on."""
+        for pid, command in self._processes():
+            if "airflow scheduler" in command:
+                _kill(pid)
+
+    def restart_scheduler(self) -> None:
+        """What its service manager would do."""
+        with (self.airflow.home / "scheduler.log").open("ab") as log:
+            subprocess.Popen(
+                [sys.executable, "-m", "airflow", "scheduler"],
+                env=self.airflow.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def kill_airflow(self) -> None:
+        """SIGKILL every process of this Airflow, the tasks' too."""
+        for _ in range(3):  # a process may have started another one meanwhile
+            for pid, _command in self._processes():
+                _kill(pid)
+
+    def kill_engine(self) -> None:
+        """SIGKILL the Docker engine (dockerd and its containerd)."""
+        for name in ("docker.pid", "exec/containerd/containerd.pid"):
+            _kill(int((self.engine.parent / name).read_text()))
+
+    def _processes(self) -> Iterator[tuple[int, str]]:
+        mine = f"AIRFLOW_HOME={self.airflow.home}".encode()
+        for folder in Path("/proc").iterdir():
+            if not folder.name.isdecimal() or int(folder.name) == os.getpid():
+                continue
+            with contextlib.suppress(OSError):
+                if mine in (folder / "environ").read_bytes().split(b"\0"):
+                    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
+                    yield int(folder.name), command.decode(errors="replace")
+
+
+def install_plugin(site: Path, work: Path) -> None:
+    """Install the example engine: it needs nothing but Python, so an attempt takes few seconds."""
+    shutil.copytree(PLUGIN, work)  # building leaves files beside the sources
+    with (work / "llem_echo.py").open("a") as source:
+        source.write(INDISCREET)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    options = ["--no-deps", "--no-index", "--no-build-isolation", "--target", str(site)]
+    subprocess.run([*command, *options, str(work)], check=True, capture_output=True, stdin=subprocess.DEVNULL)
+
+
+def wait_for(what: Callable[[], Any], timeout_s: float) -> Any:
+    """The first true answer of ``what``."""
+    deadline_s = time.monotonic() + timeout_s
+    while not (found := what()):
+        if time.monotonic() > deadline_s:
+            raise TimeoutError
+        time.sleep(0.05)
+    return found
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
