@@ -1,8 +1,13 @@
-"""What a study costs Airflow: building and serializing its DAG, and the parse that every task repeats.
+"""What a study costs Airflow: its DAG, the parse that every task repeats, the gap between two tasks.
 
-Run it with ``python -m benchmarks.airflow [N ...]``. The floor is a plain loop that makes as many DockerOperators
-with the same documentation, environment and retries; dag-factory, where it is installed, gets the equivalent file.
-Times are the best of three in one process whose imports are done; ratios are what to look at.
+Run it with ``python -m benchmarks.airflow [build | parse | gap] [N ...]``.
+
+- ``build``: the floor is a plain loop that makes as many DockerOperators with documentation, environment and retries;
+  dag-factory, where it is installed, gets the equivalent file. CPU time, best of three, imports done.
+- ``parse``: what a worker does before a task: Airflow's own loader on the DAG file, in a fresh process that has
+  imported what Airflow's task runner imports, against an empty DAG. Import of this package is in it.
+- ``gap``: 10 experiments that end at once, one after the other in one pool, on ``airflow standalone`` with the shipped
+  settings: from the end of a task to the start of the next one, as Airflow's database has them.
 """
 
 from __future__ import annotations
@@ -10,11 +15,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +31,8 @@ from airflow.providers.docker.operators.docker import DockerOperator
 from airflow.sdk import DAG
 from airflow.serialization.serialized_objects import DagSerialization
 
-from llem_airflow.factory import study_dag, study_dags
-from llem_airflow.operators import LLEMExperimentOperator
+from llem_airflow.factory import study_dag
+from llem_airflow.study import load_study
 
 SIZES = (10, 100, 1000, 5000)
 STUDY = """\
@@ -93,18 +101,6 @@ def dag_factory_s(path: Path) -> float | None:
     return best_s(lambda: load_yaml_dags({}, config_filepath=str(path)), times=1)[0]
 
 
-def worker_parse_s(folder: Path) -> float:
-    """The parse of the DAG file that a worker repeats before its task."""
-    full = study_dags(folder)["bench"]
-    found = next((each for each in full.tasks if isinstance(each, LLEMExperimentOperator)), None)
-    os.environ["_AIRFLOW_PARSING_CONTEXT_DAG_ID"] = "bench"
-    os.environ["_AIRFLOW_PARSING_CONTEXT_TASK_ID"] = found.task_id if found else "cycle"
-    try:
-        return best_s(lambda: study_dags(folder))[0]
-    finally:
-        del os.environ["_AIRFLOW_PARSING_CONTEXT_DAG_ID"], os.environ["_AIRFLOW_PARSING_CONTEXT_TASK_ID"]
-
-
 def shown(value_s: float | None, floor_s: float) -> str:
     return "-" if value_s is None else f"{value_s:.3f} ({value_s / floor_s:.2f}x)"
 
@@ -122,16 +118,119 @@ def measure(n: int) -> None:
             stored_s, _ = best_s(lambda dag=dag: DagSerialization.to_dict(dag), times=1)  # type: ignore[misc] # bound now
             row.append(f"{render} {shown(ours_s, floor_s)}, serialize {shown(stored_s, floor_stored_s)}")
         row.append(f"dag-factory {shown(dag_factory_s(dag_factory_file(elsewhere, n)), floor_s)}")
-        row.append(f"a task's parse {worker_parse_s(folder):.3f} s")
         print(" | ".join(row), flush=True)
 
 
-def main() -> None:
-    sizes = [int(word) for word in sys.argv[1:]] or SIZES
-    measure(10)  # the first pass pays for lazy imports
-    print("--- warm")
+PARSE = """\
+import os, sys, time
+import airflow.sdk.execution_time.task_runner
+from airflow.dag_processing.dagbag import BundleDagBag
+from pathlib import Path
+begin, cpu = time.perf_counter(), time.process_time()
+file = Path(sys.argv[1])
+bag = BundleDagBag(file, safe_mode=False, load_op_links=False, bundle_path=file.parent, bundle_name="b")
+dag = bag.dags[os.environ["_AIRFLOW_PARSING_CONTEXT_DAG_ID"]]
+dag.task_dict[os.environ["_AIRFLOW_PARSING_CONTEXT_TASK_ID"]]
+print(time.process_time() - cpu, time.perf_counter() - begin)
+"""
+FILES = {
+    "empty": "from airflow.sdk import DAG, BaseOperator\nwith DAG('bench'):\n    BaseOperator(task_id='t')\n",
+    "study": "from pathlib import Path\nfrom llem_airflow.factory import study_dags\n"
+    "study_dags(Path(__file__).parent / 'studies', globals(), render={render!r})  # airflow dag\n",
+}
+
+
+def parse_s(folder: Path, task_id: str) -> tuple[float, float]:
+    """CPU time and wall time of a worker's parse, medians of five processes after a first that nobody counts."""
+    environment = {
+        **os.environ,
+        "_AIRFLOW_PARSING_CONTEXT_DAG_ID": "bench",
+        "_AIRFLOW_PARSING_CONTEXT_TASK_ID": task_id,
+        "AIRFLOW__LLEM__PLAN_CACHE": str(folder / "plans"),
+    }
+    command = [sys.executable, "-c", PARSE, str(folder / "dag.py")]
+    said = [
+        subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        for _ in range(6)
+    ]
+    cpu_s, wall_s = zip(*(map(float, text.splitlines()[-1].split()) for text in said[1:]), strict=True)
+    return statistics.median(cpu_s), statistics.median(wall_s)
+
+
+def measure_parse(sizes: Sequence[int]) -> None:
+    """A worker's parse over that of an empty DAG."""
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "dag.py").write_text(FILES["empty"])
+        empty_s = parse_s(Path(name), "t")
+    print(f"empty DAG: {empty_s[0]:.3f} s CPU, {empty_s[1]:.3f} s", flush=True)
     for n in sizes:
-        measure(n)
+        for render in ("static", "mapped"):
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                (folder / "studies").mkdir()
+                (folder / "studies" / "bench.yaml").write_text(STUDY.format(seeds=list(range(n))))
+                (folder / "dag.py").write_text(FILES["study"].format(render=render))
+                last = load_study(folder / "studies" / "bench.yaml").experiments[-1].id
+                found_s = parse_s(folder, f"{last}.cycle_1" if render == "static" else "cycle")
+            over = [f"{ours - theirs:+.3f} s" for ours, theirs in zip(found_s, empty_s, strict=True)]
+            print(f"{n:>6} {render}: over an empty DAG {over[0]} CPU, {over[1]} wall", flush=True)
+
+
+ENDS = """\
+# airflow dag
+from pathlib import Path
+from llem_airflow import factory
+
+class Ends(factory.LLEMExperimentOperator):
+    def execute(self, context):
+        return None
+
+factory.LLEMExperimentOperator = Ends
+factory.study_dags(Path(__file__).parent / "studies", globals())
+"""
+
+
+def measure_gap(n: int) -> None:
+    """Between two tasks of one pool, with the settings that ship."""
+    from llem_airflow.embedded import SETTINGS  # noqa: PLC0415 - for this part alone
+    from tests.airflow.server import AirflowServer  # noqa: PLC0415 - the tests' way to start one
+
+    with tempfile.TemporaryDirectory() as name:
+        text = STUDY.format(seeds=list(range(n))) + "airflow: {max_active_cycles: 1}\n"
+        server = AirflowServer(Path(name) / "home", {"bench.yaml": text}, SETTINGS)
+        (server.home / "dags" / "studies.py").write_text(ENDS)
+        try:
+            server.start()
+            server.run("bench")  # cold
+            run = server.run("bench")
+            tasks = [t for t in server.instances("bench", run["dag_run_id"]) if "cycle" in t["task_id"]]
+        finally:
+            server.stop()
+    times = sorted(
+        (datetime.fromisoformat(t["start_date"]), datetime.fromisoformat(t["end_date"])) for t in tasks
+    )
+    gaps_s = [(after[0] - before[1]).total_seconds() for before, after in pairwise(times)]
+    lengths_s = [(end - start).total_seconds() for start, end in times]
+    print(
+        f"{len(tasks)} tasks: gap median {statistics.median(gaps_s):.2f} s, longest {max(gaps_s):.2f} s; ",
+        end="",
+    )
+    print(f"a task that does nothing takes {statistics.median(lengths_s):.2f} s, its parse included")
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    parts = [word for word in words if not word.isdigit()] or ["build", "parse", "gap"]
+    sizes = [int(word) for word in words if word.isdigit()] or SIZES
+    if "build" in parts:
+        measure(10)  # the first pass pays for lazy imports
+        print("--- warm")
+        for n in sizes:
+            measure(n)
+    if "parse" in parts:
+        measure_parse(sizes)
+    if "gap" in parts:
+        measure_gap(10)
 
 
 if __name__ == "__main__":
