@@ -32,6 +32,8 @@ from llem_airflow.study import PlannedCycle, Study, StudyFileError, load_study
 from llem_airflow.study.plan_cache import cached_study
 from llem_airflow.timetables.nightly import deadline_of, schedule_of, start_of
 
+__all__ = ["StudyTaskGroup", "adhoc_dag", "study_asset", "study_dag", "study_dags", "study_params"]
+
 log = logging.getLogger(__name__)
 
 PLAN_TASK_ID = "plan"
