@@ -16,6 +16,7 @@ from llem_airflow.analysis.cycle import Cycle, Reading, absent_cycle, read_cycle
 from llem_airflow.analysis.merge import PowerMerge
 from llem_airflow.analysis.planned import Planned, planned
 from llem_airflow.analysis.report import ReportData, report_html
+from llem_airflow.analysis.since import since_previous
 from llem_airflow.analysis.summary import Summary, summarise
 from llem_airflow.analysis.tables import cycles_table, experiments_table
 from llem_airflow.results import CycleRef, FailureRef, StoredRun, names
@@ -84,7 +85,9 @@ def aggregate_run(run: StoredRun, *, report: bool = True) -> Summary:
     run.replace(names.SUMMARY, json_lines_bytes(summary.to_json()))
     if report:
         page = report_html(
-            ReportData(summary, gathered.cycles, gathered.curves, run.study_text(), run.meta())
+            ReportData(
+                summary, gathered.cycles, gathered.curves, run.study_text(), run.meta(), since_previous(run)
+            )
         )
         run.folder.write(names.REPORT, page.encode())
     return summary

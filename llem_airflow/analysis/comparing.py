@@ -58,7 +58,11 @@ class Side:
 
     def values(self, metric: str) -> dict[int, float]:
         """Value of the metric by cycle."""
-        return {int(row["cycle"]): float(row[metric]) for row in self.rows if row[metric] is not None}
+        return {int(row["cycle"]): float(row[metric]) for row in self.rows if row.get(metric) is not None}
+
+    def positions(self) -> dict[int, int]:
+        """Place in the run order by cycle."""
+        return {int(row["cycle"]): int(row["position"]) for row in self.rows if row["position"] is not None}
 
     def conditions(self) -> dict[str, list[str]]:
         """Each field of the fingerprint with the distinct values that the cycles have, as JSON."""
@@ -138,16 +142,17 @@ def compare_runs(
     Raises:
         ResultReadError: A run was not aggregated.
     """
+    ours, theirs = (
+        sides(baseline, without_flagged=without_flagged),
+        sides(candidate, without_flagged=without_flagged),
+    )
     return corrected(
         [
             compare_sides(
-                side(baseline, ours, without_flagged=without_flagged),
-                side(candidate, theirs, without_flagged=without_flagged),
-                ignore=ignore,
-                metric=metric,
-                threshold_ratio=threshold_ratio,
+                ours[one], theirs[other], ignore=ignore, metric=metric, threshold_ratio=threshold_ratio
             )
-            for ours, theirs in matched(baseline, candidate, factor).items()
+            for one, other in matched(baseline, candidate, factor).items()
+            if one in ours and other in theirs
         ]
     )
 
@@ -195,7 +200,12 @@ def compare_sides(
         paired: Cycle k of one was measured next to cycle k of the other.
         metric: The metric that comes first and whose verdict counts.
         threshold_ratio: Smallest difference that matters.
+
+    Raises:
+        ValueError: ``paired``, and the cycles were not measured next to each other.
     """
+    if paired:
+        _require_neighbours(baseline, candidate)
     test = partial(compare_pairs if paired else compare, threshold_ratio=threshold_ratio)
     ours, theirs = baseline.conditions(), candidate.conditions()
     if not (ours and theirs):
@@ -227,10 +237,27 @@ def side(run: StoredRun, experiment: str, *, without_flagged: bool = False) -> S
     Raises:
         ResultReadError: The run was not aggregated, or has no such experiment.
     """
-    rows = [row for row in cycle_rows(run) if row["experiment"] == experiment]
-    if not rows:
-        known = ", ".join(sorted({str(row["experiment"]) for row in cycle_rows(run)}))
+    found = sides(run, without_flagged=without_flagged)
+    if experiment not in found:
+        known = ", ".join(sorted(found))
         raise ResultReadError(f"{run.url}: no experiment {experiment!r}; there are: {known}")
+    return found[experiment]
+
+
+def sides(run: StoredRun, *, without_flagged: bool = False) -> dict[str, Side]:
+    """Each experiment of an aggregated run, in the order of its table.
+
+    Raises:
+        ResultReadError: The run was not aggregated.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in cycle_rows(run):
+        if row["experiment"]:
+            groups.setdefault(str(row["experiment"]), []).append(row)
+    return {name: _side(run, name, rows, without_flagged=without_flagged) for name, rows in groups.items()}
+
+
+def _side(run: StoredRun, experiment: str, rows: list[dict[str, Any]], *, without_flagged: bool) -> Side:
     usable = [row for row in rows if row["status"] in HAS_RESULT]
     flagged = {int(row["cycle"]) for row in usable if without_flagged and row["doubtful"]}
     kept = tuple(row for row in usable if int(row["cycle"]) not in flagged)
@@ -263,6 +290,27 @@ def corrected(reports: Sequence[PairReport]) -> list[PairReport]:
     ]
 
 
+def _require_neighbours(baseline: Side, candidate: Side) -> None:
+    """Cycle k of both must lie in the same pass over the experiments of one run.
+
+    Raises:
+        ValueError: They do not; pairs would be a matter of numbering.
+    """
+    advice = (
+        "measure both in one run with `experiment_order: reverse` (A B B A), or compare them without pairs"
+    )
+    if baseline.run.url != candidate.run.url:
+        raise ValueError(f"{_name(baseline)} and {_name(candidate)} are no pairs: two runs; {advice}")
+    ours, theirs = baseline.positions(), candidate.positions()
+    experiments = len(_hashes(baseline.run))
+    apart = [k for k in sorted(ours.keys() & theirs.keys()) if abs(ours[k] - theirs[k]) >= experiments]
+    if apart:
+        raise ValueError(
+            f"{_name(baseline)} and {_name(candidate)} are no pairs: cycles {', '.join(map(str, apart))} were not "
+            f"measured next to each other; {advice}"
+        )
+
+
 def _metrics(
     baseline: Side, candidate: Side, wanted: Sequence[str], test: Callable[..., Comparison], *, paired: bool
 ) -> dict[str, Comparison]:
@@ -286,8 +334,9 @@ def _answers(baseline: Side, candidate: Side) -> AnswerCheck | None:
 
 def _requests(one: Side) -> list[dict[str, Any]]:
     columns = ["phase", "prompt_index", "output_tokens", "output_token_ids"]
-    for ref in one.run.cycles():
-        if ref.experiment_id == one.experiment:
+    for row in one.rows[:1]:
+        ref = one.run.cycle(one.experiment, int(row["cycle"]))
+        if ref is not None:
             rows: list[dict[str, Any]] = ref.requests(columns).to_pylist()
             return rows
     raise ResultReadError(f"{one.run.url}: no cycle of {one.experiment}")

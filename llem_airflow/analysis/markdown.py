@@ -31,6 +31,7 @@ def report_markdown(summary: Summary) -> str:
             f"| {_plain(label)} | " + " | ".join(cells) + f" | {experiment.valid}/{experiment.planned} |"
         )
     lines += ["", "Mean over cycles, in brackets the 95 % t interval of the mean.", ""]
+    lines += _derived_lines(summary)
     if summary.missing:
         lines += ["## Not measured", ""]
         lines += [
@@ -48,6 +49,22 @@ def report_markdown(summary: Summary) -> str:
         ]
         lines.append("")
     return "\n".join(lines)
+
+
+def _derived_lines(summary: Summary) -> list[str]:
+    """CO2e and cost, where the study states an intensity or a price."""
+    found = [
+        (label, one)
+        for label, e in zip(experiment_labels(summary), summary.experiments, strict=True)
+        for one in e.derived
+    ]
+    if not found:
+        return []
+    rows = []
+    for label, one in found:
+        value = quantity.labelled(f"{quantity.number(one.mean)} {one.unit}", estimate=True)
+        rows.append(f"| {_plain(label)} | {one.label} | {value} | {_plain(one.basis)} |")
+    return ["## Estimates", "", "| Experiment | What | Estimate | From |", "|---" * 4 + "|", *rows, ""]
 
 
 def _cell(experiment: ExperimentSummary, name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -48,12 +48,14 @@ class Planned:
         cycles: (experiment id, cycle), in run order.
         skipped: Points of the sweep that the study left out: ``{"rule", "reason", "point"}``.
         precision_target: ``{"relative_half_width", "min_cycles"}`` when the study stops at a precision.
+        stated: ``{"carbon", "price"}`` as the study states them.
     """
 
     experiments: dict[str, PlannedExperiment]
     cycles: tuple[tuple[str, int], ...]
     skipped: tuple[dict[str, Any], ...]
     precision_target: dict[str, Any] | None = None
+    stated: dict[str, Any] = field(default_factory=dict)
 
 
 def planned(plan: Mapping[str, Any]) -> Planned:
@@ -73,7 +75,11 @@ def planned(plan: Mapping[str, Any]) -> Planned:
     ]
     target = plan.get("precision_target")
     return Planned(
-        experiments, tuple(cycles), tuple(plan.get("skipped", ())), dict(target) if target else None
+        experiments,
+        tuple(cycles),
+        tuple(plan.get("skipped", ())),
+        dict(target) if target else None,
+        dict(plan.get("stated") or {}),
     )
 
 

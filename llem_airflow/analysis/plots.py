@@ -1,26 +1,17 @@
-"""The pictures of a report: intervals, energy against throughput, power over time, latency."""
+"""The pictures of a report: intervals, energy against speed, latency."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llem_airflow.analysis.curves import Curve
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.quantity import scale
 from llem_airflow.analysis.summary import ExperimentSummary
-from llem_airflow.analysis.svg import INK, MUTED, PHASE, SERIES, drawing, inline_svg
-
-_WIDTH_IN = 11.1
-_PHASE_LABELS = {
-    "baseline_bare": "baseline",
-    "baseline_context": "baseline",
-    "baseline_loaded": "baseline",
-    "warmup": "warm-up",
-}
+from llem_airflow.analysis.svg import INK, SERIES, WIDTH_IN, drawing, inline_svg
 
 
 def forest(experiments: Sequence[ExperimentSummary], name: str, labels: Sequence[str]) -> Markup | None:
@@ -36,13 +27,17 @@ def forest(experiments: Sequence[ExperimentSummary], name: str, labels: Sequence
     unit, factor = scale(metric, max(found.mean for _, found, _ in rows))
     estimate = metric.energy and any(e.energy_kind == "estimate" for _, _, e in rows)
     with drawing():
-        figure = Figure(figsize=(_WIDTH_IN, 0.8 + 0.34 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(WIDTH_IN, 0.8 + 0.34 * len(rows)), layout="constrained")
         axes = figure.subplots()
-        for y, (_, found, _) in enumerate(rows):
-            if found.interval:
-                ends = [found.interval.low * factor, found.interval.high * factor]
-                axes.plot(ends, [y, y], color=SERIES[0], linewidth=2.2, solid_capstyle="butt")
-            axes.plot([found.mean * factor], [y], "o", color=SERIES[0], markersize=6)
+        known = [(y, found.interval) for y, (_, found, _) in enumerate(rows) if found.interval]
+        axes.hlines(
+            [y for y, _ in known],
+            [one.low * factor for _, one in known],
+            [one.high * factor for _, one in known],
+            colors=SERIES[0],
+            linewidth=2.2,
+        )
+        axes.plot([found.mean * factor for _, found, _ in rows], range(len(rows)), "o", color=SERIES[0])
         _named_rows(axes, [f"{label}  (n = {found.n})" for label, found, _ in rows])
         axes.set_xlabel(f"{metric.label}, {unit}" + (" (estimate)" if estimate else ""))
         axes.grid(visible=True, axis="x")
@@ -52,58 +47,25 @@ def forest(experiments: Sequence[ExperimentSummary], name: str, labels: Sequence
 
 
 def trade_off(
-    experiments: Sequence[ExperimentSummary], labels: Sequence[str], best: set[str]
+    experiments: Sequence[ExperimentSummary], fronts: Mapping[str, set[str]], metrics: Mapping[str, str]
 ) -> Markup | None:
-    """Energy per output token against throughput; experiments that nothing beats in both are filled."""
-    points = [
-        (joules.all.mean, rate.all.mean, label, e)
-        for e, label in zip(experiments, labels, strict=True)
-        if (joules := e.metric("energy_per_output_token_j")) and (rate := e.metric("output_tokens_per_s"))
-    ]
-    if len(points) < 2:
-        return None
-    unit, factor = scale(BY_NAME["energy_per_output_token_j"], max(point[0] for point in points))
-    estimate = any(e.energy_kind == "estimate" for *_, e in points)
-    with drawing():
-        figure = Figure(figsize=(_WIDTH_IN, 3.6), layout="constrained")
-        axes = figure.subplots()
-        for energy, speed, label, e in points:
-            face = SERIES[0] if e.id in best else "none"
-            axes.plot(
-                [speed], [energy * factor], "o", markersize=7, markeredgecolor=SERIES[0], markerfacecolor=face
-            )
-            if len(points) <= 12:
-                axes.annotate(
-                    label, (speed, energy * factor), xytext=(7, 4), textcoords="offset points", fontsize=8
-                )
-        axes.set_xlabel("Output tokens per second")
-        axes.set_ylabel(f"Energy per output token, {unit}" + (" (estimate)" if estimate else ""))
-        axes.margins(x=0.18, y=0.18)
-        axes.grid(visible=True)
-        return inline_svg(figure, "trade-off", "Energy per output token against output tokens per second")
+    """Energy per output token against throughput and latency; what nothing beats in both is filled and numbered.
 
-
-def power_curves(experiment: str, curves: Sequence[Curve]) -> Markup | None:
-    """Power over time of the cycles of one experiment, each with its phases shaded and named."""
-    drawn = [one for one in curves if one.series]
-    if not drawn:
+    The number is the experiment's place in the tables: names would cover each other.
+    """
+    energies = [e.metric("energy_per_output_token_j") for e in experiments]
+    known = [found.all.mean for found in energies if found]
+    if len(known) < 2:
         return None
-    top = max(float(watts.max()) for one in drawn for _, watts in one.series.values()) * 1.38 or 1.0
-    right = max(
-        max([end for *_, end in one.phases] + [float(t[-1]) for t, _ in one.series.values()]) for one in drawn
-    )
+    unit, factor = scale(BY_NAME["energy_per_output_token_j"], max(known))
+    estimate = any(e.energy_kind == "estimate" for e in experiments)
     with drawing():
-        # Placed by hand: the layout engine would draw every panel twice, and a study has hundreds.
-        height_in = 0.5 + 1.75 * len(drawn)
-        figure = Figure(figsize=(_WIDTH_IN, height_in))
-        right_edge = 0.9 if any(len(one.series) > 1 for one in drawn) else 0.995
-        figure.subplots_adjust(0.055, 0.45 / height_in, right_edge, 1 - 0.25 / height_in, hspace=0.3)
-        panels = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, one in zip(panels, drawn, strict=True):
-            _panel(axes, one, top, right)
-        panels[-1].set_xlabel("seconds since the attempt's first phase")
-        shown = f"Power over time of {experiment}, cycles {', '.join(str(one.cycle) for one in drawn)}"
-        return inline_svg(figure, f"power-{experiment}", shown)
+        figure = Figure(figsize=(WIDTH_IN, 3.8), layout="constrained")
+        panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+        for axes, (name, metric) in zip(panels, metrics.items(), strict=True):
+            _trade_off_panel(axes, experiments, metric, factor, fronts[name])
+        panels[0].set_ylabel(f"Energy per output token, {unit}" + (" (estimate)" if estimate else ""))
+        return inline_svg(figure, "trade-off", "Energy per output token against throughput and latency")
 
 
 def latencies(experiments: Sequence[ExperimentSummary], labels: Sequence[str]) -> Markup | None:
@@ -116,7 +78,7 @@ def latencies(experiments: Sequence[ExperimentSummary], labels: Sequence[str]) -
     if not kinds:
         return None
     with drawing():
-        figure = Figure(figsize=(_WIDTH_IN, 0.9 + 0.3 * len(experiments)), layout="constrained")
+        figure = Figure(figsize=(WIDTH_IN, 0.9 + 0.3 * len(experiments)), layout="constrained")
         panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
         for axes, kind in zip(panels, kinds, strict=True):
             _latency_panel(axes, kind, experiments)
@@ -124,30 +86,26 @@ def latencies(experiments: Sequence[ExperimentSummary], labels: Sequence[str]) -
         return inline_svg(figure, "latency", "Median, 95th and 99th percentile of the latencies")
 
 
-def _panel(axes: Axes, one: Curve, top: float, right: float) -> None:
-    for name, begin, end in one.phases:
-        axes.axvspan(begin, end, color=PHASE.get(name, PHASE["cooldown"]), linewidth=0)
-        if end - begin > right * 0.018:
-            label = _PHASE_LABELS.get(name, name)
-            fits = (end - begin) / right > 0.012 * len(label)
-            axes.text(
-                (begin + end) / 2,
-                top * 0.97,
-                label,
-                ha="center",
-                va="top",
-                fontsize=7.5 if fits else 6.5,
-                color=MUTED,
-                rotation=0 if fits else 90,
-            )
-    for index, (gpu, (t_s, watts)) in enumerate(one.series.items()):
-        axes.plot(t_s, watts, color=SERIES[index % len(SERIES)], linewidth=1.1, label=_short_gpu(gpu))
-    axes.set_xlim(0, right)
-    axes.set_ylim(0, top)
-    axes.set_ylabel("W (estimate)" if one.estimate else "W")
-    axes.set_title(f"cycle {one.cycle}", loc="left", color=INK)
-    if len(one.series) > 1:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=7, labelcolor=INK)
+def _trade_off_panel(
+    axes: Axes, experiments: Sequence[ExperimentSummary], metric: str, factor: float, front: set[str]
+) -> None:
+    points = [
+        (number, other.all.mean, energy.all.mean * factor, e.id in front)
+        for number, e in enumerate(experiments, start=1)
+        if (energy := e.metric("energy_per_output_token_j")) and (other := e.metric(metric))
+    ]
+    unit, size = scale(BY_NAME[metric], max((x for _, x, _, _ in points), default=1.0))
+    for number, x, y, best in points:
+        face = SERIES[0] if best else "none"
+        axes.plot([x * size], [y], "o", markersize=7, markeredgecolor=SERIES[0], markerfacecolor=face)
+        if best or len(points) <= 12:
+            axes.annotate(str(number), (x * size, y), xytext=(6, 5), textcoords="offset points", fontsize=8.5)
+    line = sorted((x * size, y) for _, x, y, best in points if best)
+    axes.plot([x for x, _ in line], [y for _, y in line], color=SERIES[0], linewidth=0.8, zorder=0)
+    better = "right" if BY_NAME[metric].better == "higher" else "left"
+    axes.set_xlabel(f"{BY_NAME[metric].label}, {unit}  (better: {better} and down)")
+    axes.margins(x=0.1, y=0.12)
+    axes.grid(visible=True)
 
 
 def _latency_panel(axes: Axes, kind: str, experiments: Sequence[ExperimentSummary]) -> None:
@@ -155,12 +113,13 @@ def _latency_panel(axes: Axes, kind: str, experiments: Sequence[ExperimentSummar
     found = [[e.metric(f"{kind}_{part}_s") for part in ("p50", "p95", "p99")] for e in experiments]
     largest = max((m.all.mean for row in found for m in row if m), default=1.0)
     unit, factor = scale(metric, largest)
-    for y, row in enumerate(found):
-        values = [m.all.mean * factor for m in row if m]
-        if len(values) == 3:
-            axes.plot([values[0], values[2]], [y, y], color=SERIES[0], linewidth=1.6)
-            axes.plot(values[:1], [y], "o", color=SERIES[0], markersize=5)
-            axes.plot(values[1:], [y, y], "|", color=SERIES[0], markersize=8, markeredgewidth=1.6)
+    rows = [(y, [m.all.mean * factor for m in row if m]) for y, row in enumerate(found)]
+    rows = [(y, values) for y, values in rows if len(values) == 3]
+    at = [y for y, _ in rows]
+    p50, p95, p99 = ([values[k] for _, values in rows] for k in range(3))
+    axes.hlines(at, p50, p99, colors=SERIES[0], linewidth=1.6)
+    axes.plot(p50, at, "o", color=SERIES[0], markersize=5)
+    axes.plot(p95 + p99, at + at, "|", color=SERIES[0], markersize=8, markeredgewidth=1.6)
     axes.set_title(kind.upper(), loc="left", color=INK)
     axes.set_xlabel(unit)
     axes.set_xlim(0, largest * factor * 1.08 or 1.0)
@@ -171,7 +130,3 @@ def _named_rows(axes: Axes, labels: Sequence[str]) -> None:
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
-
-
-def _short_gpu(gpu: str) -> str:
-    return gpu if len(gpu) <= 16 else f"{gpu[:12]}…"

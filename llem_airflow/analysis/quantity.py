@@ -80,7 +80,18 @@ def short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
+_NAMED_BY_VALUE = ("engine", "model")
+
+
 def factor_text(factors: Mapping[str, object], fallback: str) -> str:
-    """What sets an experiment apart, as ``batch_size 4, dtype float32``; the fallback when nothing does."""
-    parts = [f"{key.rsplit('.', 1)[-1]} {short(value)}" for key, value in factors.items()]
+    """What sets an experiment apart, as ``vllm, Qwen3-8B, batch_size 4``; the fallback when nothing does."""
+    parts = []
+    for key, value in factors.items():
+        name = key.rsplit(".", 1)[-1]
+        if value is None:
+            continue
+        if name in _NAMED_BY_VALUE:
+            parts.append(str(value).rstrip("/").rsplit("/", 1)[-1])
+        else:
+            parts.append(f"{name} {short(value)}")
     return ", ".join(parts) or fallback

@@ -14,9 +14,16 @@ from llem_airflow.analysis import plots, quantity
 from llem_airflow.analysis.curves import Curve
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.metrics import BY_NAME, HEADLINE, METRICS
-from llem_airflow.analysis.pareto import pareto
 from llem_airflow.analysis.planned import flatten
+from llem_airflow.analysis.power_plots import power_overlay, power_panels
+from llem_airflow.analysis.report_cells import metric_cell
+from llem_airflow.analysis.report_efficiency import FRONTS, efficiency_section, fronts
+from llem_airflow.analysis.report_since import since_section
+from llem_airflow.analysis.since import Since
 from llem_airflow.analysis.summary import Doubt, ExperimentSummary, Summary
+
+PANELS_UP_TO = 8
+"""With more experiments than this, the cycles of each are drawn over each other, and folded away."""
 
 _HIDDEN_KINDS = {"none": "no energy"}
 
@@ -31,6 +38,7 @@ class ReportData:
         curves: Power curves of (at least the first) cycles.
         study_text: study.yaml as its author wrote it.
         meta: run.json.
+        since: The comparison with the run before, if there is one.
     """
 
     summary: Summary
@@ -38,6 +46,7 @@ class ReportData:
     curves: Sequence[Curve]
     study_text: str | None
     meta: Mapping[str, Any]
+    since: Since | None = None
 
 
 def report_html(data: ReportData) -> str:
@@ -45,7 +54,8 @@ def report_html(data: ReportData) -> str:
     summary = data.summary
     labels = experiment_labels(summary)
     experiments = summary.experiments
-    best = _best(experiments)
+    best = fronts(experiments)
+    by_id = dict(zip((e.id for e in experiments), labels, strict=True))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -63,14 +73,14 @@ def report_html(data: ReportData) -> str:
         version=__version__,
         summary=summary,
         meta=data.meta,
-        labels=dict(zip((e.id for e in experiments), labels, strict=True)),
+        labels=by_id,
         headline=[BY_NAME[name] for name in HEADLINE],
         rows=[_headline_row(e, label) for e, label in zip(experiments, labels, strict=True)],
         doubts=grouped_doubts(summary),
         statistics=[(e, label, _statistics(e)) for e, label in zip(experiments, labels, strict=True)],
         forest=plots.forest(experiments, "energy_per_output_token_j", labels)
         or plots.forest(experiments, "output_tokens_per_s", labels),
-        trade_off=plots.trade_off(experiments, labels, best),
+        trade_off=plots.trade_off(experiments, best, FRONTS),
         latency=plots.latencies(experiments, labels),
         power=_power(summary, data.curves, labels),
         curves_left_out=sum(row.has_result for row in data.cycles) - len(data.curves),
@@ -84,14 +94,15 @@ def report_html(data: ReportData) -> str:
         ],
         study_text=data.study_text,
         metrics=METRICS,
-        best=[label for e, label in zip(experiments, labels, strict=True) if e.id in best],
+        efficiency=efficiency_section(experiments, by_id, best),
+        since=since_section(data.since, by_id),
     )
 
 
 def experiment_labels(summary: Summary) -> list[str]:
     """A short distinct name for each experiment: what sets it apart, else its slug."""
     texts = [quantity.factor_text(e.factors, e.slug) for e in summary.experiments]
-    fits = all(len(text) <= 48 for text in texts) and len(set(texts)) == len(texts)
+    fits = all(len(text) <= 64 for text in texts) and len(set(texts)) == len(texts)
     return texts if fits else [e.id for e in summary.experiments]
 
 
@@ -109,26 +120,10 @@ def grouped_doubts(summary: Summary) -> list[tuple[Doubt, list[str]]]:
 
 
 def _headline_row(e: ExperimentSummary, label: str) -> dict[str, Any]:
-    cells = []
-    for name in HEADLINE:
-        found = e.metric(name)
-        estimate = e.energy_kind == "estimate" and BY_NAME[name].energy
-        if found is None:
-            cells.append({"value": quantity.ABSENT, "unit": "", "interval": "", "estimate": False})
-            continue
-        unit, factor = quantity.scale(BY_NAME[name], found.all.mean)
-        cells.append(
-            {
-                "value": quantity.number(found.all.mean * factor),
-                "unit": unit,
-                "interval": quantity.interval(found.all, factor),
-                "estimate": estimate,
-            }
-        )
     return {
         "experiment": e,
         "label": label,
-        "cells": cells,
+        "cells": [metric_cell(e, name) for name in HEADLINE],
         "kind": _HIDDEN_KINDS.get(e.energy_kind, e.energy_kind),
     }
 
@@ -181,18 +176,10 @@ def _cycle_row(row: Cycle) -> dict[str, Any]:
 
 
 def _power(summary: Summary, curves: Sequence[Curve], labels: Sequence[str]) -> list[tuple[str, Any]]:
+    draw = power_overlay if len(summary.experiments) > PANELS_UP_TO else power_panels
     found = []
     for e, label in zip(summary.experiments, labels, strict=True):
-        picture = plots.power_curves(e.id, [one for one in curves if one.experiment == e.id])
+        picture = draw(e.id, [one for one in curves if one.experiment == e.id])
         if picture is not None:
             found.append((label, picture))
     return found
-
-
-def _best(experiments: Sequence[ExperimentSummary]) -> set[str]:
-    points = {
-        e.id: (energy.all.mean, speed.all.mean)
-        for e in experiments
-        if (energy := e.metric("energy_per_output_token_j")) and (speed := e.metric("output_tokens_per_s"))
-    }
-    return pareto(points, ("lower", "higher"))

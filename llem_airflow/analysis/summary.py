@@ -10,6 +10,7 @@ from typing import Any
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.metrics import METRICS
 from llem_airflow.analysis.planned import Planned, factors
+from llem_airflow.analysis.stated import Derived, derived
 from llem_airflow.analysis.statistics import FEW_CYCLES, Description, describe, slope_ratio
 from llem_airflow.protocol.strict import from_json, to_json
 
@@ -78,6 +79,7 @@ class ExperimentSummary:
         metrics: The metrics that have a value.
         doubts: Reasons to doubt, the gravest first.
         precision_met: Whether the interval is as narrow as the study asks for; None when it does not ask.
+        derived: CO2e and cost, when the study states an intensity or a price.
     """
 
     id: str
@@ -97,6 +99,7 @@ class ExperimentSummary:
     metrics: tuple[MetricSummary, ...]
     doubts: tuple[Doubt, ...]
     precision_met: bool | None = None
+    derived: tuple[Derived, ...] = ()
 
     def metric(self, name: str) -> MetricSummary | None:
         """The metric of that name, if it has a value."""
@@ -211,6 +214,7 @@ def _experiment(
     measured = [row for row in rows if row.has_result]
     first = measured[0] if measured else None
     metrics = tuple(found for metric in METRICS if (found := _metric(metric.name, measured)))
+    per_token = next((metric.all for metric in metrics if metric.name == "energy_per_output_token_j"), None)
     return ExperimentSummary(
         id=name,
         slug=plan.slug if plan else name,
@@ -233,6 +237,7 @@ def _experiment(
         metrics=metrics,
         doubts=_doubts(rows, measured, planned, metrics),
         precision_met=_precision_met(whole.precision_target, metrics),
+        derived=derived(whole.stated, per_token),
     )
 
 

@@ -25,6 +25,9 @@ PHASE = {
     "measure": "#060605",
     "cooldown": "#060606",
 }
+WIDTH_IN = 11.1
+"""Width of a picture: the width of the page."""
+
 _VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",

@@ -50,6 +50,11 @@ def render_summary(summary: Summary) -> RenderableType:
             Text("~ … estimate: no power meter was read; do not publish these joules.", style="yellow")
         )
     parts += [
+        Text(f"{label}: {one.label}: ~ {quantity.number(one.mean)} {one.unit} estimate, from {one.basis}")
+        for label, experiment in zip(experiment_labels(summary), summary.experiments, strict=True)
+        for one in experiment.derived
+    ]
+    parts += [
         Text(f"{item['status']}: {item['experiment']} cycle {item['cycle']}: {item['reason']}", style="red")
         for item in summary.missing
     ]

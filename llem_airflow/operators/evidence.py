@@ -44,6 +44,7 @@ def open_run(study: Study, context: Context) -> StoredRun:
             "relative_half_width": target.relative_half_width,
             "min_cycles": target.min_cycles,
         }
+    plan["stated"] = study.output.stated()
     run.write_plan(study.text, plan, facts)
     return run
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,10 +123,19 @@ class Output:
     Attributes:
         results_dir: What the file says, or None.
         save_timeseries: What the file says.
+        carbon: ``{"g_per_kwh", "source", "year"}``, or None.
+        price: ``{"per_kwh", "currency", "source", "year"}``, or None.
     """
 
     results_dir: str | None
     save_timeseries: bool
+    carbon: Mapping[str, Any] | None = None
+    price: Mapping[str, Any] | None = None
+
+    def stated(self) -> dict[str, Any]:
+        """What the study states about its electricity, for plan.json."""
+        both = {"carbon": self.carbon, "price": self.price}
+        return {name: dict(value) for name, value in both.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -168,8 +168,48 @@ EXECUTION = Section(
     },
 )
 
+
+def _year(value: int) -> tuple[str, str] | None:
+    return None if 1990 <= value <= 2100 else (f"found {value}", "allowed: the year that it is about")
+
+
+_SOURCE = {
+    "source": Leaf("string", "Where it comes from; shown beside every number.", required=True, least=1),
+    "year": Leaf("integer", "The year that it is about.", required=True, also=_year),
+}
+
+
+def _stated(*needed: str) -> Callable[[dict[str, Any]], Iterator[tuple[Path, str, str]]]:
+    """A number of the world outside is of no use without all that is needed to read it."""
+
+    def missing(values: dict[str, Any]) -> Iterator[tuple[Path, str, str]]:
+        for name in (*needed, *_SOURCE):
+            if name not in values:
+                yield (), f"{name!r} is missing", f"write all of {', '.join((*needed, *_SOURCE))}"
+
+    return missing
+
+
+CARBON = Section(
+    "Intensity of the electricity, for an estimate of CO2e from the measured joules.",
+    {"g_per_kwh": Leaf("number", "Grams of CO2e per kWh.", required=True, above=0), **_SOURCE},
+    optional=True,
+    also=_stated("g_per_kwh"),
+)
+
+PRICE = Section(
+    "Price of the electricity, for an estimate of its cost.",
+    {
+        "per_kwh": Leaf("number", "Price of a kWh.", required=True, above=0),
+        "currency": Leaf("string", "Currency, such as EUR.", required=True, least=1),
+        **_SOURCE,
+    },
+    optional=True,
+    also=_stated("per_kwh", "currency"),
+)
+
 OUTPUT = Section(
-    "Where results go.",
+    "Where results go, and what is estimated from the joules.",
     {
         "results_dir": Leaf(
             "string",
@@ -180,6 +220,8 @@ OUTPUT = Section(
         "save_timeseries": Leaf(
             "boolean", "Kept for llenergymeasure files: the power series is always kept.", default=True
         ),
+        "carbon": CARBON,
+        "price": PRICE,
     },
 )
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.comparing import compare_runs, compare_sides, side
+from llem_airflow.analysis.comparing import compare_runs, compare_sides, side, unmatched
 from llem_airflow.analysis.verdict import Verdict
 from llem_airflow.results import ResultReadError, StoredRun
 from tests.analysis.conftest import CONFIGS, IDS, MakeRun
@@ -118,3 +118,23 @@ def test_a_comparison_is_plain_json(make_run: MakeRun) -> None:
     run = _run(make_run, "a", 200)
     (first, _) = compare_runs(run, run)
     assert json.loads(json.dumps(first.to_json(), allow_nan=False))["verdict"] == "unchanged"
+
+
+def test_pairs_must_have_been_measured_next_to_each_other(make_run: MakeRun) -> None:
+    first, second = _run(make_run, "a", 200), _run(make_run, "b", 200)
+    with pytest.raises(
+        ValueError, match=r"are no pairs: two runs; measure both in one run with `experiment_order"
+    ):
+        compare_sides(side(first, IDS[0]), side(second, IDS[0]), paired=True)
+    first.write_plan("", {**first.plan(), "order": [IDS[0]] * 5 + [IDS[1]] * 5}, {"dag_id": "nightly"})
+    aggregate_run(first, report=False)
+    with pytest.raises(ValueError, match=r"cycles 1, 2, 3, 4, 5 were not measured next to each other"):
+        compare_sides(side(first, IDS[0]), side(first, IDS[1]), paired=True)
+
+
+def test_releases_of_a_model_are_matched_by_id_and_what_differs_is_named(make_run: MakeRun) -> None:
+    first, second = _run(make_run, "a", 200), _run(make_run, "b", 220, model="tiny-2")
+    (one, _) = compare_runs(first, second)
+    assert one.verdict is Verdict.REGRESSION
+    assert one.factors == {"model": ["tiny", "tiny-2"]}
+    assert unmatched(first, second) == ([], [])

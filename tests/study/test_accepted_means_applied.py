@@ -25,6 +25,7 @@ SPEC, LOAD, PLANNING = "llem_airflow.study.spec", "llem_airflow.study.load", "ll
 FACTORY = "llem_airflow.factory"
 NIGHTLY = "llem_airflow.timetables.nightly"
 OUTCOME = "llem_airflow.operators.outcome"
+STATED = "llem_airflow.analysis.stated"
 SERVER = "serving_mode"
 """Keys of server mode are read when it runs; until then the consumer is the one that says that it does not."""
 
@@ -110,6 +111,8 @@ READERS: dict[str, str] = {
     "airflow.priority": f"{FACTORY}:priority",
     "airflow.notify_on": "llem_airflow.operators.aggregate:notify_on",
     **{f"airflow.regression.{key}": f"{OUTCOME}:{key}" for key in ("metric", "threshold_ratio", "baseline")},
+    **{f"output.carbon.{key}": f"{STATED}:{key}" for key in ("g_per_kwh", "source", "year")},
+    **{f"output.price.{key}": f"{STATED}:{key}" for key in ("per_kwh", "currency", "source", "year")},
     "versions.name": "llem_airflow.timetables.release_dates:name",
     "versions.model": "llem_airflow.study.study:model",
     "versions.revision": "llem_airflow.study.study:revision",

@@ -1,0 +1,80 @@
+"""Rows of the report about what changed since the run before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from llem_airflow.analysis import quantity
+from llem_airflow.analysis.comparing import PairReport
+from llem_airflow.analysis.metrics import BY_NAME
+from llem_airflow.analysis.since import Since
+from llem_airflow.analysis.verdict import Comparison, Verdict
+
+SHOWN = ("energy_per_output_token_j", "output_tokens_per_s", "ttft_mean_s", "e2el_mean_s")
+
+_GRAVEST_FIRST = (
+    Verdict.REGRESSION,
+    Verdict.NOT_COMPARABLE,
+    Verdict.NOT_ENOUGH_EVIDENCE,
+    Verdict.IMPROVEMENT,
+    Verdict.UNCHANGED,
+)
+
+
+def since_section(since: Since | None, labels: Mapping[str, str]) -> dict[str, Any] | None:
+    """What the template shows; the gravest verdict first. None without an earlier run."""
+    if since is None:
+        return None
+    reports = sorted(since.reports, key=lambda one: _GRAVEST_FIRST.index(one.verdict))
+    counted = Counter(str(one.verdict) for one in reports)
+    return {
+        "run_id": since.run_id,
+        "started_epoch_ns": since.started_epoch_ns,
+        "problem": since.problem,
+        "counts": [
+            f"{counted[verdict]} {verdict}" for verdict in map(str, _GRAVEST_FIRST) if counted[verdict]
+        ],
+        "titles": [BY_NAME[name].label for name in SHOWN],
+        "rows": [_row(one, labels) for one in reports],
+        "new": [labels.get(name, name) for name in since.new],
+        "gone": list(since.gone),
+    }
+
+
+def _row(report: PairReport, labels: Mapping[str, str]) -> dict[str, Any]:
+    experiment = report.candidate.rpartition("#")[2]
+    unequal = [
+        f"{key}: {quantity.short(ours)} became {quantity.short(theirs)}"
+        for key, (ours, theirs) in report.differences.items()
+    ]
+    factors = [
+        f"{key}: {quantity.short(ours)} became {quantity.short(theirs)}"
+        for key, (ours, theirs) in report.factors.items()
+    ]
+    return {
+        "label": labels.get(experiment, experiment),
+        "verdict": str(report.verdict),
+        "cells": [_change(report.metrics.get(name)) for name in SHOWN],
+        "differences": unequal,
+        "factors": factors,
+        "answers": report.answers.finding if report.answers else "unknown",
+        "answers_reason": report.answers.reason if report.answers else "the requests cannot be read",
+    }
+
+
+def _change(found: Comparison | None) -> dict[str, str]:
+    if found is None:
+        return {"value": quantity.ABSENT, "interval": "", "verdict": ""}
+    interval = ""
+    if found.low_ratio is not None and found.high_ratio is not None:
+        interval = f"{signed(found.low_ratio)} to {signed(found.high_ratio)}"
+    if found.verdict is Verdict.NOT_ENOUGH_EVIDENCE and found.detectable_ratio is not None:
+        interval += f"; shows from {quantity.percent(found.detectable_ratio)}"
+    return {"value": signed(found.difference_ratio), "interval": interval, "verdict": str(found.verdict)}
+
+
+def signed(ratio: float) -> str:
+    """A change in percent with its sign, to a tenth."""
+    return f"{ratio:+.1%}".replace("%", " %").replace("-", "\N{MINUS SIGN}")
