@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llem_airflow.analysis.aggregate import aggregate_run
+from llem_airflow.analysis.energy import SEMANTICS_VERSION
 from llem_airflow.analysis.since import since_previous
 from llem_airflow.analysis.verdict import Verdict
 from llem_airflow.results import StoredRun
@@ -62,7 +63,7 @@ def test_tables_of_older_formulas_are_refused_and_named(make_run: MakeRun) -> No
     found = since_previous(after)
     assert found is not None
     assert [one.verdict for one in found.reports] == [Verdict.NOT_COMPARABLE] * 2
-    assert found.reports[0].differences == {"energy_semantics": [0, 1]}
+    assert found.reports[0].differences == {"energy_semantics": [0, SEMANTICS_VERSION]}
 
 
 def _as_of_older_formulas(run: StoredRun) -> None:
@@ -72,7 +73,7 @@ def _as_of_older_formulas(run: StoredRun) -> None:
         table = pq.read_table(file)
     index = table.schema.get_field_index("fingerprint")
     older = [
-        text and text.replace('"energy_semantics": 1', '"energy_semantics": 0')
+        text and text.replace(f'"energy_semantics": {SEMANTICS_VERSION}', '"energy_semantics": 0')
         for text in table[index].to_pylist()
     ]
     with run.folder.writing("cycles.parquet") as file:
