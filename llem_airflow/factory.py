@@ -29,6 +29,7 @@ from llem_airflow.operators.settings import settings as installed
 from llem_airflow.operators.siblings import precede, sibling
 from llem_airflow.release_dags import ALL, EACH, release_dags, study_asset
 from llem_airflow.study import PlannedCycle, Study, StudyFileError, load_study
+from llem_airflow.study.canary import CANARY_CYCLE, canaries
 from llem_airflow.study.plan_cache import cached_study
 from llem_airflow.timetables.nightly import deadline_of, schedule_of, start_of
 
@@ -211,8 +212,20 @@ def _study_tasks(
         for before, after in pairwise(cycles):
             after.trigger_rule = TriggerRule.ALL_DONE
             precede([before], [after])
+    elif study.execution.canary:
+        _gate(study, {(task.experiment.id, task.cycle): task for task in cycles})
     precede([plan], cycles[:1] if chain else cycles)
     precede(cycles, [aggregate])
+
+
+def _gate(study: Study, tasks: dict[tuple[str, int], LLEMExperimentOperator]) -> None:
+    """No task of a group starts when its canary has failed; one that the run leaves out gates nothing."""
+    canary_of = canaries(study.experiments)
+    for (experiment_id, _), gated in tasks.items():
+        canary = tasks.get((canary_of[experiment_id], CANARY_CYCLE))
+        if canary is not None and canary is not gated:
+            gated.trigger_rule = TriggerRule.NONE_FAILED
+            precede([canary], [gated])
 
 
 def study_dags(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+from llem_airflow.operators.canary import note_gated
 from llem_airflow.operators.evidence import open_run
 from llem_airflow.operators.links import ReportLink
 from llem_airflow.operators.notify import tell
@@ -64,6 +65,7 @@ class LLEMAggregateOperator(BaseOperator):
             raise AirflowSkipException("dry run: nothing was measured")
         study = study_of_run(self.study or study_in_form(context), context)
         run = open_run(study, context)
+        note_gated(study, run)
         summary = aggregate_run(run)
         self.log.info("Report: %s/report.html", run.url)
         outcome = {"run": run.url, "report": f"{run.url}/report.html", **key_numbers(summary)}

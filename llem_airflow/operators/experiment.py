@@ -17,6 +17,7 @@ from llem_airflow.container.box import clear_box, kill_box, run_box
 from llem_airflow.container.collected import Collected
 from llem_airflow.container.failures import AttemptFailedError, failure
 from llem_airflow.container.process import ProcessSettings, kill_process, run_process
+from llem_airflow.operators.canary import skip_after_canary
 from llem_airflow.operators.evidence import attempt_of, provenance, run_of
 from llem_airflow.operators.placement import (
     EngineAwayError,
@@ -108,6 +109,7 @@ class LLEMExperimentOperator(DockerOperator):
         if stored := self._stored_by_an_earlier_try(run, context):
             self.log.info("An earlier try of this task has stored the result: %s", stored)
             return self._said(stored)
+        skip_after_canary(self.study, run, self.experiment, self.cycle, self.retries or 0)
         skip_outside_window(self.study, run, self.experiment, self.cycle, context)
         self._wait_gap(run)
         started_epoch_ns = time.time_ns()

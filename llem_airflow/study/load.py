@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from llem_airflow.study.canary import CANARY_CYCLE, canaries
 from llem_airflow.study.engine_names import ENGINE_ALIASES, split_runner
 from llem_airflow.study.expand import Expansion, Unique, expand
 from llem_airflow.study.identity import Slugs, canonical_json, digest
 from llem_airflow.study.notices import notices_of
-from llem_airflow.study.order import gaps_s, ordered
+from llem_airflow.study.order import Run, gaps_s, ordered
 from llem_airflow.study.sections import Execution, GpuRequest, execution_of, thermal
 from llem_airflow.study.study import Duplicates, Experiment, Plan, PlannedCycle, Study, put_together
 from llem_airflow.study.written import Written, read_written
@@ -130,6 +131,11 @@ def _gpus(config: dict[str, Any], indices: list[int] | None) -> GpuRequest:
     return GpuRequest(count=None if config["measurement"]["meter"] in {"auto", "nvml"} else 0)
 
 
+def _canaries_first(runs: list[Run], experiments: tuple[Experiment, ...]) -> list[Run]:
+    first = set(canaries(experiments).values())
+    return sorted(runs, key=lambda run: not (run[1] == CANARY_CYCLE and experiments[run[0]].id in first))
+
+
 def _plan(
     expansion: Expansion, experiments: tuple[Experiment, ...], execution: Execution, notices: tuple[Any, ...]
 ) -> Plan:
@@ -138,6 +144,8 @@ def _plan(
         seed = int(digest(canonical_json([experiment.hash for experiment in experiments]))[:8], 16)
     order = execution.experiment_order
     runs = ordered(len(experiments), execution.n_cycles, order, seed)
+    if execution.canary:
+        runs = _canaries_first(runs, experiments)
     gaps = gaps_s(runs, order, execution.experiment_gap_s, execution.cycle_gap_s)
     planned = tuple(
         PlannedCycle(experiments[index].id, cycle, position, gap)

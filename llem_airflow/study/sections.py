@@ -39,6 +39,7 @@ class Execution:
         shuffle_seed: Seed of the shuffle order, or None for the study's own.
         precision_target: When to stop early, or None.
         allow_missing_cycles: A DAG run with missing cycles still succeeds.
+        canary: The cheapest experiment of each engine and model gates the others.
         experiment_timeout_s: Longest life of one attempt, in seconds.
         silence_s: Longest silence of one attempt, in seconds, or None for no limit.
         wall_clock_timeout_s: Longest life of the whole run, in seconds, or None.
@@ -52,6 +53,7 @@ class Execution:
     shuffle_seed: int | None
     precision_target: PrecisionTarget | None
     allow_missing_cycles: bool
+    canary: bool
     experiment_timeout_s: float
     silence_s: float | None
     wall_clock_timeout_s: float | None
@@ -194,6 +196,7 @@ def execution_of(written: dict[str, Any], *, thermal: bool) -> Execution:
         shuffle_seed=v["shuffle_seed"],
         precision_target=precision,
         allow_missing_cycles=v["allow_missing_cycles"],
+        canary=v["canary"],
         experiment_timeout_s=float(v["experiment_timeout_seconds"]),
         silence_s=float(v["stdout_silence_timeout_seconds"]) or None,
         wall_clock_timeout_s=hours * 3600.0 if hours is not None else None,

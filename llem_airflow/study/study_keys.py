@@ -145,6 +145,11 @@ EXECUTION = Section(
         "allow_missing_cycles": Leaf(
             "boolean", "The DAG run succeeds although planned cycles are missing.", default=False
         ),
+        "canary": Leaf(
+            "boolean",
+            "The cheapest experiment of each engine and model goes first; when it fails, the others are not begun.",
+            default=False,
+        ),
         "experiment_timeout_seconds": Leaf(
             "number", "Longest life of one attempt, in seconds.", default=600, above=0
         ),
