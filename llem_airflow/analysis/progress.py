@@ -28,7 +28,7 @@ def histories(root: ResultsRoot, study: str, metric: str) -> dict[str, Trend]:
             continue
         groups: dict[str, list[dict[str, Any]]] = {}
         for row in cycle_rows(run):
-            if row["status"] in HAS_RESULT and row[metric] is not None and row["hash"]:
+            if row["status"] in HAS_RESULT and row.get(metric) is not None and row["hash"]:
                 groups.setdefault(str(row["hash"]), []).append(row)
         for identity, rows in groups.items():
             values = tuple(float(row[metric]) for row in rows)

@@ -235,7 +235,7 @@ def _experiment(
         else None,
         active_over=_one_of(row.active_over for row in measured if row.active_over) if measured else None,
         metrics=metrics,
-        doubts=_doubts(rows, measured, planned, metrics),
+        doubts=_doubts(rows, measured, planned, metrics, whole.precision_target),
         precision_met=_precision_met(whole.precision_target, metrics),
         derived=derived(whole.stated, per_token),
     )
@@ -261,7 +261,11 @@ _GRAVITY = {"withheld": 0, "error": 1, "warning": 2, "info": 3}
 
 
 def _doubts(
-    rows: Sequence[Cycle], measured: Sequence[Cycle], planned: int, metrics: Sequence[MetricSummary]
+    rows: Sequence[Cycle],
+    measured: Sequence[Cycle],
+    planned: int,
+    metrics: Sequence[MetricSummary],
+    target: Mapping[str, Any] | None,
 ) -> tuple[Doubt, ...]:
     seen: dict[str, tuple[Any, list[int]]] = {}
     for row in measured:
@@ -280,6 +284,15 @@ def _doubts(
                 "few_cycles",
                 f"fewer than {FEW_CYCLES} cycles: the interval is wide, and absent for one cycle",
                 f"set study_execution.n_cycles to {FEW_CYCLES} or more",
+            )
+        )
+    if target is not None and not _precision_met(target, metrics):
+        found.append(
+            _about_all(
+                "precision_not_met",
+                f"the interval is wider than the {float(target['relative_half_width']):.2%} of the mean that was asked "
+                "for",
+                "raise study_execution.precision_target.max_cycles, or look for what makes the cycles differ",
             )
         )
     headline = next((metric for metric in metrics if metric.name == "energy_per_output_token_j"), None)

@@ -9,7 +9,7 @@ from llem_airflow.study import Experiment, Study
 
 
 def skip_when_precise(study: Study, run: StoredRun, experiment: Experiment, cycle: int) -> None:
-    """Skip a cycle that the study's precision target makes unnecessary.
+    """Skip a cycle that the study's precision target makes unnecessary, and record why.
 
     Raises:
         AirflowSkipException: Enough cycles were measured; the text says how narrow the interval is.
@@ -23,4 +23,5 @@ def skip_when_precise(study: Study, run: StoredRun, experiment: Experiment, cycl
         run, experiment.id, relative_half_width=target.relative_half_width, min_cycles=target.min_cycles
     )
     if found.met:
+        run.skip_cycle(experiment.id, cycle, f"not needed: {found.reason}")
         raise AirflowSkipException(f"{experiment.id} cycle {cycle} is not needed: {found.reason}")
