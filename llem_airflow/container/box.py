@@ -34,7 +34,9 @@ from llem_airflow.container.outcome import failed
 from llem_airflow.container.settings import BoxSettings
 from llem_airflow.container.start import Box, adopt, start
 from llem_airflow.container.stream import GoneError, follow
+from llem_airflow.container.volume_folder import mounted_at
 from llem_airflow.container.watch import Watchdog
+from llem_airflow.protocol.files import EXCHANGE_DIR
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.strict import ProtocolError
 
@@ -211,8 +213,9 @@ def _vanishes(run: _Run, box: Box) -> bool:
 
 def _bring_out(run: _Run, box: Box, inspection: dict[str, Any]) -> None:
     private = run.settings.private_environment
+    direct = mounted_at(inspection, EXCHANGE_DIR) if run.settings.direct_volume else None
     try:
-        patiently(lambda: collect(run.api, box.id, run.folder, private), run.settings.engine_grace_s)
+        patiently(lambda: collect(run.api, box.id, run.folder, private, direct), run.settings.engine_grace_s)
     except (CollectError, OSError, DockerException) as error:
         if _vanishes(run, box):
             raise _gone(run) from error

@@ -1,4 +1,7 @@
-"""The exchange: what goes into a box before its start and comes out after its end, by the archive API."""
+"""The exchange: what goes into a box before its start and comes out after its end, by the archive API.
+
+Where this process sees the volume's folder itself, it goes that shorter way (volume_folder.py).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import IO
 
 import docker
 
+from llem_airflow.container.volume_folder import fill, plain_files
 from llem_airflow.protocol.files import BUNDLE, EXCHANGE_DIR, OUT_DIR, config_name
 from llem_airflow.protocol.spec import ExperimentSpec
 
@@ -26,20 +30,35 @@ class CollectError(RuntimeError):
     """What the box wrote could not be brought out."""
 
 
-def pack(bundle: Path, spec: ExperimentSpec, user: str | None) -> bytes:
-    """The archive that is unpacked into the exchange volume.
+def hand_in(
+    api: docker.APIClient,
+    container: str,
+    direct: Path | None,
+    bundle: Path,
+    spec: ExperimentSpec,
+    user: str | None,
+) -> None:
+    """Put bundle and spec into the exchange volume, and the folder for what comes out.
 
     Args:
+        api: The engine.
+        container: Id of the created container.
+        direct: The volume's folder, where it is to be seen.
         bundle: The bundle to run.
         spec: What the attempt is told.
         user: The container's user, who must be able to write into ``out/``.
     """
+    files = {BUNDLE: bundle.read_bytes(), config_name(spec.experiment_hash): spec.dumps().encode()}
+    owner = _owner(user)
+    if direct is not None:
+        fill(direct, files, OUT_DIR, owner)
+        return
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        _add_file(archive, BUNDLE, bundle.read_bytes())
-        _add_file(archive, config_name(spec.experiment_hash), spec.dumps().encode())
-        archive.addfile(_out_folder(user))
-    return buffer.getvalue()
+        for name, content in files.items():
+            _add_file(archive, name, content)
+        archive.addfile(_out_folder(owner))
+    api.put_archive(container, EXCHANGE_DIR, buffer.getvalue())
 
 
 def shared_folder(name: str) -> bytes:
@@ -53,7 +72,11 @@ def shared_folder(name: str) -> bytes:
 
 
 def collect(
-    api: docker.APIClient, container: str, folder: Path, private: Mapping[str, str]
+    api: docker.APIClient,
+    container: str,
+    folder: Path,
+    private: Mapping[str, str],
+    direct: Path | None = None,
 ) -> tuple[str, ...]:
     """Bring the files of ``out/`` into ``folder``.
 
@@ -64,6 +87,7 @@ def collect(
         container: Id of the container, running or not.
         folder: Where the files go.
         private: Secrets whose values are blanked in what comes out.
+        direct: The volume's folder, where it is to be seen.
 
     Returns:
         Names of the files.
@@ -72,33 +96,46 @@ def collect(
         CollectError: There is more than the bounds allow, or the archive is broken.
         docker.errors.APIError: The engine refused.
     """
-    chunks, _ = api.get_archive(container, f"{EXCHANGE_DIR}/{OUT_DIR}")
+    if direct is not None:
+        names = tuple(_take(plain_files(direct, OUT_DIR), folder))
+    else:
+        names = _unpack(api, container, folder)
     secrets = [value.encode() for value in private.values() if value]
-    try:
-        with tarfile.open(fileobj=_Reader(chunks), mode="r|") as archive:
-            names = tuple(_extract(archive, folder))
-        for _ in chunks:  # what follows the archive's end, so that the connection can be used again
-            pass
-    except tarfile.TarError as error:
-        raise CollectError(f"the archive of {OUT_DIR}/ is broken: {error}") from error
     for name in names:
         _redact(folder / name, secrets)
     return names
 
 
-def _extract(archive: tarfile.TarFile, folder: Path) -> Iterator[str]:
-    seen, total_bytes = 0, 0
+def _unpack(api: docker.APIClient, container: str, folder: Path) -> tuple[str, ...]:
+    chunks, _ = api.get_archive(container, f"{EXCHANGE_DIR}/{OUT_DIR}")
+    try:
+        with tarfile.open(fileobj=_Reader(chunks), mode="r|") as archive:
+            names = tuple(_take(_members(archive), folder))
+        for _ in chunks:  # what follows the archive's end, so that the connection can be used again
+            pass
+    except tarfile.TarError as error:
+        raise CollectError(f"the archive of {OUT_DIR}/ is broken: {error}") from error
+    return names
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, int, IO[bytes]]]:
     for member in archive:
         parent, _, name = member.name.partition("/")
         if not member.isreg() or parent != OUT_DIR or not name or "/" in name or name in (".", ".."):
             continue
-        seen, total_bytes = seen + 1, total_bytes + member.size
-        if seen > MAX_FILES or total_bytes > MAX_BYTES:
-            raise CollectError(f"{OUT_DIR}/ holds more than {MAX_FILES} files or {MAX_BYTES} bytes")
         source = archive.extractfile(member)
-        if source is None:
-            continue
-        with source, (folder / name).open("wb") as target:
+        if source is not None:
+            with source:
+                yield name, member.size, source
+
+
+def _take(files: Iterator[tuple[str, int, IO[bytes]]], folder: Path) -> Iterator[str]:
+    total_bytes = 0
+    for count, (name, size_bytes, source) in enumerate(files, start=1):
+        total_bytes += size_bytes
+        if count > MAX_FILES or total_bytes > MAX_BYTES:
+            raise CollectError(f"{OUT_DIR}/ holds more than {MAX_FILES} files or {MAX_BYTES} bytes")
+        with (folder / name).open("wb") as target:
             _copy(source, target)
         yield name
 
@@ -125,15 +162,17 @@ def _add_file(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(info, io.BytesIO(content))
 
 
-def _out_folder(user: str | None) -> tarfile.TarInfo:
+def _owner(user: str | None) -> tuple[int, int] | None:
+    """Uid and gid of the container's user; None for a name, as only the image knows the number."""
+    uid, _, gid = (user or "0").partition(":")
+    return (int(uid), int(gid or 0)) if uid.isdecimal() and (gid.isdecimal() or not gid) else None
+
+
+def _out_folder(owner: tuple[int, int] | None) -> tarfile.TarInfo:
     info = tarfile.TarInfo(OUT_DIR)
     info.type = tarfile.DIRTYPE
-    uid, _, gid = (user or "0").partition(":")
-    if uid.isdecimal() and (gid.isdecimal() or not gid):
-        info.uid, info.gid, info.mode = int(uid), int(gid or 0), 0o755
-    else:
-        # A user by name: only the image knows the number, and the volume belongs to this attempt alone.
-        info.mode = 0o777
+    # The volume belongs to this attempt alone, so everybody may write where the user's number is not known.
+    (info.uid, info.gid), info.mode = owner or (0, 0), 0o755 if owner else 0o777
     return info
 
 

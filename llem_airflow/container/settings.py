@@ -47,6 +47,8 @@ class BoxSettings:
         silence_s: Longest time without output, in seconds, or None.
         stop_grace_s: Time between SIGTERM and SIGKILL, in seconds.
         engine_grace_s: How long an engine may be away, as at a restart, before the attempt fails, in seconds.
+        direct_volume: Whether files go into and out of the exchange volume's folder itself where the worker sees it, as
+            root on the engine's host does; else, and everywhere else, by the archive API.
         pull: ``missing``, ``always`` or ``never``.
         log_bytes: Most bytes of output that are kept in container.log.
     """
@@ -77,5 +79,6 @@ class BoxSettings:
     silence_s: float | None = None
     stop_grace_s: float = 10.0
     engine_grace_s: float = 120.0
+    direct_volume: bool = True
     pull: str = "missing"
     log_bytes: int = 64 * 1024 * 1024

@@ -23,13 +23,13 @@ from llem_airflow.container.engine import (
     remove_volume,
     sweep_volumes,
 )
-from llem_airflow.container.exchange import CollectError, collect, pack, shared_folder
+from llem_airflow.container.exchange import CollectError, collect, hand_in, shared_folder
 from llem_airflow.container.failures import AttemptFailedError, classify
 from llem_airflow.container.host_config import create_arguments
 from llem_airflow.container.images import ImagePullError, default_user, digest, pull
 from llem_airflow.container.logs import LogSink
 from llem_airflow.container.settings import BoxSettings
-from llem_airflow.protocol.files import EXCHANGE_DIR
+from llem_airflow.container.volume_folder import volume_folder
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.strict import ProtocolError
 
@@ -102,7 +102,8 @@ def start(
     if settings.pull == "always":
         _pull(api, settings, sink)
     claim = Claim(api, attempt, settings, sink, lambda: _pull_missing(api, settings, sink))
-    api.create_volume(attempt.volume_name, labels=attempt.labels)
+    volume = api.create_volume(attempt.volume_name, labels=attempt.labels)
+    direct = volume_folder(volume.get("Mountpoint"), attempt.volume_name) if settings.direct_volume else None
     identity = ""
     try:
         while True:
@@ -110,7 +111,7 @@ def start(
             identity = _create(api, attempt, spec, settings, sink, gpus, claim.labels(gpus))
             user = default_user(api, settings.image) if settings.user is None else settings.user
             told = replace(spec, meter=replace(spec.meter, gpus=gpus)) if gpus else spec
-            api.put_archive(identity, EXCHANGE_DIR, pack(bundle, told, user))
+            hand_in(api, identity, direct, bundle, told, user)
             for cache in settings.caches:
                 api.put_archive(identity, str(cache.parent), shared_folder(cache.name))
             if claim.settle(identity, gpus) and _started(api, identity):

@@ -18,7 +18,6 @@ import docker
 from docker.errors import APIError
 
 from llem_airflow.container.attempt import LABEL_KEY, Attempt
-from llem_airflow.study import load_study
 from tests.airflow.server import AirflowServer
 from tests.container.engine_proxy import Call, EngineProxy
 
@@ -141,8 +140,7 @@ class World:
         dags = self.airflow.home / "dags"
         (dags / "chaos.py").write_text(DAG)
         (dags / "chaos.yaml").write_text(STUDY.replace("IMAGE", image))
-        sys.path.append(str(site))  # the engine's entry point, for reading the study here
-        self.study = load_study(dags / "chaos.yaml")
+        self.experiment = self._experiment(dags / "chaos.yaml")
         self.airflow.environment["AIRFLOW__CORE__PARALLELISM"] = "4"
 
     def __enter__(self) -> World:
@@ -168,10 +166,23 @@ class World:
 
     def key_of(self, run_id: str) -> str:
         """Key of the attempts of a run's only cycle."""
-        (experiment,) = self.study.experiments
+        slug_and_hash8, whole_hash = self.experiment
         return Attempt(
-            DAG_ID, run_id, TASK_ID, -1, experiment.id, experiment.hash, 1, 1, self.airflow.installation
+            DAG_ID, run_id, TASK_ID, -1, slug_and_hash8, whole_hash, 1, 1, self.airflow.installation
         ).key
+
+    def _experiment(self, study: Path) -> tuple[str, str]:
+        """Id and hash of the study's experiment; read where the engine is installed."""
+        code = (
+            "import sys; from llem_airflow.study import load_study\n"
+            "(e,) = load_study(sys.argv[1]).experiments; print(e.id, e.hash)"
+        )
+        command = [sys.executable, "-c", code, str(study)]
+        said = subprocess.run(
+            command, env=self.airflow.environment, check=True, capture_output=True, text=True
+        )
+        identity, digest = said.stdout.split()
+        return identity, digest
 
     def _dag_known(self) -> bool:
         return self.airflow.get(f"/api/v2/dags/{DAG_ID}").status_code == 200

@@ -57,7 +57,7 @@ def box(
             docker_api,
             who,
             SPEC,
-            replace(BoxSettings(python_image), **settings),
+            replace(BoxSettings(python_image, direct_volume=False), **settings),
             collect_to=tmp_path / "collected",
             on_line=(lines if lines is not None else []).append,
             bundle=program(tmp_path, text),

@@ -62,7 +62,7 @@ def test_a_whole_attempt_needs_only_the_documented_calls(
     this_attempt: Attempt,
     clean: None,
 ) -> None:
-    settings = BoxSettings(python_image, gpu_request=GpuRequest(count=1), user=None)
+    settings = BoxSettings(python_image, gpu_request=GpuRequest(count=1), user=None, direct_volume=False)
     code = program(tmp_path, "print('hello'); result()")
     lines: list[str] = []
     run_box(
@@ -82,7 +82,7 @@ def test_taking_over_and_ending_need_only_the_documented_calls(
 ) -> None:
     began = threading.Event()
     later = attempt(2, like=this_attempt)
-    settings = BoxSettings(python_image, wall_clock_s=120)
+    settings = BoxSettings(python_image, wall_clock_s=120, direct_volume=False)
     code = program(tmp_path, "print('on', flush=True); time.sleep(600)")
 
     def first_try() -> None:
