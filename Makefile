@@ -20,7 +20,7 @@ sources := llem_airflow tests dags plugins benchmarks images .ci
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install model quickstart quickstart-docker airflow engine image test pytest soak lint format compose-env clean
+.PHONY: help install model quickstart quickstart-docker airflow engine image test pytest test-lineage test-postgres soak lint format compose-env clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,15 @@ pytest: install  ## the tests alone (PYTEST="-k name" for some)
 
 soak: install  ## kill -9 everybody at every moment of an attempt (an hour; as root, on a Docker engine of its own)
 	@$(bin)/python -m benchmarks.chaos
+
+test-lineage: install  ## the test of OpenLineage's facets, with its provider
+	@$(bin)/uv pip install --quiet --no-deps --target build/lineage apache-airflow-providers-openlineage \
+	  openlineage-python openlineage-integration-common openlineage-sql sqlparse
+	@PYTHONPATH=build/lineage $(bin)/pytest tests/operators/test_lineage.py
+
+test-postgres: install engine  ## the tests of a running Airflow once more, with Postgres as its database
+	@$(bin)/uv pip install --quiet --no-deps --target build/postgres-drivers asyncpg psycopg2-binary
+	@LLEM_TEST_POSTGRES=$(CURDIR)/build/postgres-drivers $(bin)/pytest tests/airflow $(PYTEST)
 
 lint: install  ## ruff, mypy, import contracts
 	@$(bin)/ruff check $(sources)

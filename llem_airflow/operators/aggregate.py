@@ -10,6 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from llem_airflow.operators.canary import note_gated
 from llem_airflow.operators.evidence import open_run
+from llem_airflow.operators.lineage import run_lineage
 from llem_airflow.operators.links import ReportLink
 from llem_airflow.operators.notify import tell
 from llem_airflow.operators.outcome import baseline_run, compared, key_numbers, said
@@ -44,6 +45,7 @@ class LLEMAggregateOperator(BaseOperator):
         super().__init__(**kwargs)
         self.study = load_study(study) if isinstance(study, str | Path) else study
         self.allow_missing = allow_missing
+        self._told: tuple[Study, dict[str, Any]] | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Aggregate the run.
@@ -57,13 +59,28 @@ class LLEMAggregateOperator(BaseOperator):
             AirflowFailException: Planned cycles have no result and the study does not allow that.
             AirflowSkipException: The run was a dry run.
         """
+        if RunRequest.of(context).dry_run:
+            raise AirflowSkipException("dry run: nothing was measured")
+        study = self.study or study_in_form(context)
+        try:
+            return self._aggregate(study, context)
+        except (
+            Exception
+        ) as error:  # whatever the reason: a night without numbers is what somebody wants to know
+            if "failure" in study.airflow.notify_on:
+                tell(context, "failure", f"{study.name}: {error}")
+            raise
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:  # noqa: ARG002 - OpenLineage's interface
+        """What OpenLineage's provider, where it is installed, asks after the task."""
+        return run_lineage(*self._told) if self._told else None
+
+    def _aggregate(self, asked: Study, context: Context) -> dict[str, Any]:
         from llem_airflow.analysis.aggregate import (  # noqa: PLC0415 - SciPy and the plots are for this task alone
             aggregate_run,
         )
 
-        if RunRequest.of(context).dry_run:
-            raise AirflowSkipException("dry run: nothing was measured")
-        study = study_of_run(self.study or study_in_form(context), context)
+        study = study_of_run(asked, context)
         run = open_run(study, context)
         note_gated(study, run)
         summary = aggregate_run(run)
@@ -74,10 +91,8 @@ class LLEMAggregateOperator(BaseOperator):
         for asset in self.outlets:
             context["outlet_events"][asset].extra = outcome
         if missing := self._missing(study, summary):
-            text = _report(run, summary, missing)
-            if "failure" in study.airflow.notify_on:
-                tell(context, "failure", f"{study.name}: {text}")
-            raise AirflowFailException(text)
+            raise AirflowFailException(_report(run, summary, missing))
+        self._told = study, outcome
         return outcome
 
     def _missing(self, study: Study, summary: Summary) -> list[dict[str, Any]]:

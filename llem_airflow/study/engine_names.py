@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib.metadata import distributions
 
+GROUP = "llem_airflow.engines"
 OWN_ENGINES = ("transformers", "vllm", "tensorrt")
-INSTALLED_ENGINES = tuple(
-    sorted({one.name for one in entry_points(group="llem_airflow.engines")} - set(OWN_ENGINES))
-)
+
+
+def _installed() -> set[str]:
+    """Names of the engines that packages bring.
+
+    Every Airflow task pays for this. ``entry_points(group=...)`` parses what all installed packages say; here only a
+    text that names the group is parsed.
+    """
+    return {
+        one.name
+        for package in distributions()
+        if f"[{GROUP}]" in (package.read_text("entry_points.txt") or "")
+        for one in package.entry_points.select(group=GROUP)
+    }
+
+
+INSTALLED_ENGINES = tuple(sorted(_installed() - set(OWN_ENGINES)))
 """Names of third parties' engines whose packages are installed here."""
 
 ENGINES = (*OWN_ENGINES, *INSTALLED_ENGINES)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.airflow.database import database
 from tests.airflow.server import AirflowServer
 
 SMALL = """\
@@ -75,19 +76,20 @@ def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) 
     shutil.copytree(tiny_model, models / "tiny-llama-random")
     (models / "damaged").mkdir()
     (models / "damaged" / "config.json").write_text("{}")
-    server = AirflowServer(
-        tmp_path_factory.mktemp("airflow"),
-        {
-            "released.yaml": RELEASED,
-            "choice.yaml": CHOICE,
-            "mapped.yaml": CHOICE.replace("choice", "mapped"),
-            "nightly.yaml": NIGHTLY,
-        },
-        {"LLEM_MODELS_DIR": str(models), "OMP_NUM_THREADS": "1"},
-    )
-    (server.home / "dags" / "after_choice.py").write_text(AFTER_CHOICE)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
+    with database() as where:
+        server = AirflowServer(
+            tmp_path_factory.mktemp("airflow"),
+            {
+                "released.yaml": RELEASED,
+                "choice.yaml": CHOICE,
+                "mapped.yaml": CHOICE.replace("choice", "mapped"),
+                "nightly.yaml": NIGHTLY,
+            },
+            {"LLEM_MODELS_DIR": str(models), "OMP_NUM_THREADS": "1", **where},
+        )
+        (server.home / "dags" / "after_choice.py").write_text(AFTER_CHOICE)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
