@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow.compute as pc
-
 from llem_airflow.analysis import efficiency
 from llem_airflow.analysis.efficiency import UndefinedMetricError
 from llem_airflow.analysis.energy import EnergyOfWindow, window_energy
@@ -305,8 +303,8 @@ def _table(read: Callable[[], Any], expected: bool) -> tuple[Any, str | None]:
 
 def _measured(requests: Any) -> list[dict[str, Any]]:
     """Rows of the requests that were submitted in the window."""
-    rows: list[dict[str, Any]] = requests.filter(pc.field("phase") == "measure").to_pylist()
-    return rows
+    rows: list[dict[str, Any]] = requests.to_pylist()
+    return [row for row in rows if row["phase"] == "measure"]
 
 
 def _defined(metric: Callable[[], float]) -> float | None:
