@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from llem_airflow.results import ResultsRoot, StoredRun
+from tests.results import roots
 from tests.results.recorded import Recording, experiment_id, plan_json, provenance, variant
 
 HASHES = ("aaaaaaaa00000000", "bbbbbbbb00000000")
@@ -18,12 +19,21 @@ IDS = tuple(experiment_id(index, hash_) for index, hash_ in enumerate(HASHES))
 MakeRun = Callable[..., StoredRun]
 
 
+s3_server = roots.s3_server
+
+
 @pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
+def results_root(tmp_path: Path) -> ResultsRoot:
+    """Where runs are made; a test file can put others in its place."""
+    return ResultsRoot(tmp_path / "results")
+
+
+@pytest.fixture
+def make_run(results_root: ResultsRoot, tmp_path: Path) -> MakeRun:
     """A run of two experiments; ``recordings`` maps (experiment index, cycle) to what was recorded."""
 
     def make(recordings: dict[tuple[int, int], Recording], cycles: int = 2, run_id: str = "r1") -> StoredRun:
-        run = ResultsRoot(tmp_path / "results").run("nightly", run_id)
+        run = results_root.run("nightly", run_id)
         experiments = list(zip(IDS, HASHES, CONFIGS, strict=True))
         run.write_plan("model: tiny\n", plan_json(experiments, cycles), {"dag_id": "nightly"})
         for (index, cycle), recording in recordings.items():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,21 +10,28 @@ import pytest
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.summary import Summary
 from llem_airflow.protocol.result import CycleResult
-from llem_airflow.results import StoredRun
+from llem_airflow.results import ResultsRoot, StoredRun
 from tests.analysis.conftest import IDS, MakeRun
+from tests.results import roots
 from tests.results.recorded import EPOCH_NS, Recording, S, provenance
 
 ALL = {(index, cycle): Recording() for index in (0, 1) for cycle in (1, 2)}
 FILES = ("summary.json", "cycles.parquet", "experiments.parquet", "power.parquet", "report.html")
 
 
-def _folder(run: StoredRun) -> Path:
-    assert run.path is not None
-    return run.path
+@pytest.fixture(params=["file", "s3"])
+def results_root(request: pytest.FixtureRequest, tmp_path: Path) -> ResultsRoot:
+    """What holds in a folder holds on S3."""
+    return roots.new_root(request.param, request, tmp_path)
+
+
+def _table(run: StoredRun, name: str) -> Any:
+    with run.folder.open(name) as file:
+        return pq.read_table(file)
 
 
 def _cycles(run: StoredRun) -> dict[tuple[str, int], dict[str, object]]:
-    rows = pq.read_table(_folder(run) / "cycles.parquet").to_pylist()
+    rows = _table(run, "cycles.parquet").to_pylist()
     return {(row["experiment"], row["cycle"]): row for row in rows}
 
 
@@ -51,7 +59,7 @@ def test_the_summary_counts_cycles_and_reads_back(make_run: MakeRun) -> None:
     run = make_run({key: Recording(power_w=200.0 + 10 * key[1]) for key in ALL})
     summary = aggregate_run(run, report=False)
     assert (summary.planned, summary.valid, summary.missing) == (4, 4, ())
-    assert Summary.from_json(json.loads((_folder(run) / "summary.json").read_text())) == summary
+    assert Summary.from_json(run.summary() or {}) == summary
     energy = summary.experiments[0].metric("average_power_w")
     assert energy is not None
     assert energy.all.n == 2
@@ -84,18 +92,14 @@ def test_points_that_the_study_left_out_are_rows(make_run: MakeRun) -> None:
     }
     run.write_plan("model: tiny\n", plan, {"dag_id": "nightly"})
     aggregate_run(run, report=False)
-    skipped = [
-        row
-        for row in pq.read_table(_folder(run) / "cycles.parquet").to_pylist()
-        if row["status"] == "skipped"
-    ]
+    skipped = [row for row in _table(run, "cycles.parquet").to_pylist() if row["status"] == "skipped"]
     assert [row["reason"] for row in skipped] == ['no fp8 on this GPU ({"dtype": "fp8"})']
 
 
 def test_the_merged_series_keeps_every_sample_on_absolute_time(make_run: MakeRun) -> None:
     run = make_run({(0, 1): Recording(gpus=("GPU-a", "GPU-b")), (1, 1): Recording()}, cycles=1)
     summary = aggregate_run(run, report=False)
-    table = pq.read_table(_folder(run) / "power.parquet")
+    table = _table(run, "power.parquet")
     each = len(Recording().sample_times_s())
     assert summary.power_rows == table.num_rows == 3 * each
     first = table.slice(0, 1).to_pylist()[0]
@@ -112,11 +116,9 @@ def test_a_bad_power_series_of_one_cycle_never_loses_the_others(make_run: MakeRu
     run = make_run(ALL)
     bad = run.cycles()[0].folder
     if damage == "absent":
-        (Path(bad.path) / "power.parquet").unlink()
-    elif damage == "empty":
-        (Path(bad.path) / "power.parquet").write_bytes(b"")
+        bad.fs.rm(f"{bad.path}/power.parquet")
     else:
-        (Path(bad.path) / "power.parquet").write_bytes(b"PAR1" + b"\0" * 400)
+        bad.write("power.parquet", b"" if damage == "empty" else b"PAR1" + b"\0" * 400)
     summary = aggregate_run(run, report=False)
     assert summary.valid == 3
     assert summary.power_rows == 3 * len(Recording().sample_times_s())
@@ -151,15 +153,15 @@ def test_requests_that_disagree_with_the_result_are_flagged(make_run: MakeRun) -
 def test_aggregating_again_gives_the_same_bytes(make_run: MakeRun) -> None:
     run = make_run(ALL)
     aggregate_run(run)
-    first = {name: (_folder(run) / name).read_bytes() for name in FILES}
+    first = {name: run.folder.read(name) for name in FILES}
     aggregate_run(run)
-    assert {name: (_folder(run) / name).read_bytes() for name in FILES} == first
+    assert {name: run.folder.read(name) for name in FILES} == first
 
 
 def test_nothing_is_left_beside_the_documented_files(make_run: MakeRun) -> None:
     run = make_run(ALL)
     aggregate_run(run)
-    assert {path.name for path in _folder(run).iterdir()} == {
+    assert {*run.folder.files(), *run.folder.folders()} == {
         *FILES,
         "experiments",
         "study.yaml",
@@ -188,4 +190,4 @@ def test_a_run_without_any_result_still_has_a_report(make_run: MakeRun) -> None:
     run = make_run({})
     summary = aggregate_run(run)
     assert (summary.valid, len(summary.missing)) == (0, 4)
-    assert "There is no energy in this report" in (_folder(run) / "report.html").read_text()
+    assert "There is no energy in this report" in run.folder.read("report.html").decode()
