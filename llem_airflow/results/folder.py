@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,8 @@ from typing import IO, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+
+_ABANDONED_NS = 3_600_000_000_000
 
 
 class ResultsWriteError(OSError):
@@ -174,6 +178,7 @@ def write_error(error: OSError, where: str) -> ResultsWriteError:
 @contextmanager
 def _beside(target: Path) -> Iterator[IO[bytes]]:
     target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         with aside.open("wb") as file:
@@ -183,3 +188,12 @@ def _beside(target: Path) -> Iterator[IO[bytes]]:
         aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed writers of the same file left; a living one has written within the hour."""
+    oldest_ns = time.time_ns() - _ABANDONED_NS
+    for aside in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        with suppress(FileNotFoundError):  # another writer swept it
+            if aside.stat().st_mtime_ns < oldest_ns:
+                aside.unlink()
