@@ -23,17 +23,16 @@ s3_server = roots.s3_server
 
 
 @pytest.fixture
-def results_root(tmp_path: Path) -> ResultsRoot:
-    """Where runs are made; a test file can put others in its place."""
-    return ResultsRoot(tmp_path / "results")
-
-
-@pytest.fixture
-def make_run(results_root: ResultsRoot, tmp_path: Path) -> MakeRun:
+def make_run(tmp_path: Path) -> MakeRun:
     """A run of two experiments; ``recordings`` maps (experiment index, cycle) to what was recorded."""
+    return run_maker(ResultsRoot(tmp_path / "results"), tmp_path)
+
+
+def run_maker(root: ResultsRoot, tmp_path: Path) -> MakeRun:
+    """The same under any root."""
 
     def make(recordings: dict[tuple[int, int], Recording], cycles: int = 2, run_id: str = "r1") -> StoredRun:
-        run = results_root.run("nightly", run_id)
+        run = root.run("nightly", run_id)
         experiments = list(zip(IDS, HASHES, CONFIGS, strict=True))
         run.write_plan("model: tiny\n", plan_json(experiments, cycles), {"dag_id": "nightly"})
         for (index, cycle), recording in recordings.items():

@@ -10,8 +10,8 @@ import pytest
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.summary import Summary
 from llem_airflow.protocol.result import CycleResult
-from llem_airflow.results import ResultsRoot, StoredRun
-from tests.analysis.conftest import IDS, MakeRun
+from llem_airflow.results import StoredRun
+from tests.analysis.conftest import IDS, MakeRun, run_maker
 from tests.results import roots
 from tests.results.recorded import EPOCH_NS, Recording, S, provenance
 
@@ -20,9 +20,9 @@ FILES = ("summary.json", "cycles.parquet", "experiments.parquet", "power.parquet
 
 
 @pytest.fixture(params=["file", "s3"])
-def results_root(request: pytest.FixtureRequest, tmp_path: Path) -> ResultsRoot:
+def make_run(request: pytest.FixtureRequest, tmp_path: Path) -> MakeRun:
     """What holds in a folder holds on S3."""
-    return roots.new_root(request.param, request, tmp_path)
+    return run_maker(roots.new_root(request.param, request, tmp_path), tmp_path)
 
 
 def _table(run: StoredRun, name: str) -> Any:

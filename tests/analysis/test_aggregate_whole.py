@@ -77,7 +77,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-@pytest.mark.parametrize("left_bytes", [0, 8_192, 40_960])
+@pytest.mark.parametrize("left_bytes", [0, 8_192, 20_480])
 def test_a_full_disk_is_a_clear_error_and_damages_nothing(
     make_run: MakeRun, small_disk: Path, tmp_path: Path, left_bytes: int
 ) -> None:
