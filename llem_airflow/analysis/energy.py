@@ -110,12 +110,14 @@ class Baseline:
         power_w: Sum over devices of the median power, in watts.
         sd_w: Standard deviation of the samples, devices added in quadrature, in watts.
         samples: Samples of the device with the fewest.
+        measured_in: The earlier cycle that measured it; empty when this one did.
     """
 
     name: str
     power_w: float
     sd_w: float
     samples: int
+    measured_in: str = ""
 
 
 @dataclass(frozen=True)
@@ -382,4 +384,10 @@ def _baselines(
             power_w = sum(float(np.median(one)) for one in samples)
             sd_w = float(np.sqrt(sum(float(np.var(one, ddof=1)) for one in samples)))
             found.append(Baseline(name, power_w, sd_w, fewest))
-    return tuple(found)
+    return tuple(found) or _taken_over(events)
+
+
+def _taken_over(events: Sequence[Mapping[str, Any]]) -> tuple[Baseline, ...]:
+    """The idle power of an earlier cycle that this one says it took over, instead of measuring its own."""
+    said = next((event for event in events if event.get("event") == "baselines_reused"), {})
+    return tuple(Baseline(**one, measured_in=str(said["measured_in"])) for one in said.get("baselines") or ())

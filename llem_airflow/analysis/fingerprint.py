@@ -65,9 +65,9 @@ def _gpu(gpu: Mapping[str, Any]) -> dict[str, Any]:
         "power_limit_w",
         "enforced_power_limit_w",
         "power_limit_mw",
-        "ecc",
-        "mig",
-        "persistence",
+        "ecc_mode",
+        "mig_mode",
+        "persistence_mode",
     )
     return {name: gpu[name] for name in wanted if name in gpu}
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import llem_airflow
 from llem_airflow.measurement.alive import sign_of_life
-from llem_airflow.measurement.baseline import CONTEXT_S, baseline_rules, idle
+from llem_airflow.measurement.baseline import CONTEXT_S, Baselines, baseline_rules
 from llem_airflow.measurement.clock import anchor, seconds_since
 from llem_airflow.measurement.engines.contract import Engine, EngineFacts, Prompt
 from llem_airflow.measurement.engines.registry import open_engine
-from llem_airflow.measurement.environment import environment, settings
+from llem_airflow.measurement.environment import boot_id, environment, settings
 from llem_airflow.measurement.events import EventLog
 from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.peaks import host_memory
-from llem_airflow.measurement.powertail import recent_power_w
+from llem_airflow.measurement.powertail import Recent, recent
 from llem_airflow.measurement.prompts import batches, prompt_set
 from llem_airflow.measurement.requests import BatchTotals, RequestLog
 from llem_airflow.measurement.sampler import Sampler, start_sampler
@@ -26,11 +26,10 @@ from llem_airflow.measurement.warmup import MEASURED_KINDS, Verdict, WarmupRules
 from llem_airflow.protocol import PROTOCOL_VERSION
 from llem_airflow.protocol.files import ENVIRONMENT, POWER, REQUESTS
 from llem_airflow.protocol.result import Anchor, CycleResult, Meter, Warmup, Window
-from llem_airflow.protocol.spec import ExperimentSpec
+from llem_airflow.protocol.spec import ExperimentSpec, idle_conditions
 
 # The driver's power average looks back one second, and the window's edges are interpolated between samples.
 COOLDOWN_S = 1.5
-POWER_SPAN_S = 5.0
 _STEP_LINE_EVERY_S = 5.0
 _PASS_LINE_EVERY_S = 1.0
 
@@ -59,20 +58,16 @@ class Attempt:
                 category="bad_parameter",
             )
         sampler = self._sampler = start_sampler(self._spec.meter, self._out / POWER)
-        baseline = baseline_rules(self._spec.config, sampler.kind)
-        if baseline.enabled:
-            idle(self._log, "baseline_bare", baseline.duration_s)
+        baselines = self._baselines(sampler)
+        baselines.measure("baseline_bare", settle=False)
         engine = self._engine = self._import_engine()
-        if baseline.enabled and engine.open_context():
-            idle(
-                self._log, "baseline_context", min(CONTEXT_S, baseline.duration_s), settle_s=baseline.settle_s
-            )
+        if baselines.wanted and engine.open_context():
+            baselines.measure("baseline_context", longest_s=CONTEXT_S)
         facts = self._load(engine)
         prompts = prompt_set(self._spec, engine)
-        if baseline.enabled:
-            idle(self._log, "baseline_loaded", baseline.duration_s, settle_s=baseline.settle_s)
+        baselines.measure("baseline_loaded")
         work = batches(prompts, engine.batch_size())
-        warmup = self._warm_up(sampler.kind, engine, work)
+        warmup = self._warm_up(sampler, engine, work)
         window = self._measure(sampler, engine, work)
         memory = {**host_memory(), **engine.memory()}
         with self._log.phase("cooldown"):
@@ -91,6 +86,13 @@ class Attempt:
         if self._engine is not None:
             self._engine.close()
         self._requests.close()
+
+    def _baselines(self, sampler: Sampler) -> Baselines:
+        rules = baseline_rules(self._spec.config, sampler.kind)
+        baselines = Baselines(self._log, rules, self._out / POWER, len(sampler.facts.devices))
+        self._gpus = sampler.describe_gpus()
+        baselines.take_over(self._spec.known_baselines, idle_conditions(boot_id(), self._gpus))
+        return baselines
 
     def _import_engine(self) -> Engine:
         with self._log.phase("import"):
@@ -130,18 +132,23 @@ class Attempt:
             ),
         )
 
-    def _warm_up(self, kind: str, engine: Engine, work: list[tuple[Prompt, ...]]) -> Warmup:
-        rules = warmup_rules(self._spec.config, kind, self._spec.limits.wall_clock_s)
+    def _warm_up(self, sampler: Sampler, engine: Engine, work: list[tuple[Prompt, ...]]) -> Warmup:
+        rules = warmup_rules(self._spec.config, sampler.kind, self._spec.limits.wall_clock_s)
         if not rules.enabled:
             return Warmup("disabled", 0, 0.0, None, "the study disables warm-up")
         with self._log.phase("warmup"):
             begin_ns = time.monotonic_ns()
             latencies_s: list[float] = []
             verdict = Verdict(None, None, "not begun")
+
+            def look() -> Recent | None:
+                devices = len(sampler.facts.devices)
+                return recent(self._out / POWER, devices) if sampler.kind in MEASURED_KINDS else None
+
             for index, batch in enumerate(itertools.cycle(work)):
                 totals = self._warmup_iteration(engine, index, batch)
                 latencies_s.append(totals.duration_s / totals.output_tokens)
-                verdict = self._judge(latencies_s, seconds_since(begin_ns), rules, kind)
+                verdict = judge(latencies_s, seconds_since(begin_ns), look, rules)
                 self._say_warmup(index, totals, verdict, rules)
                 if verdict.outcome is not None:
                     break
@@ -160,11 +167,6 @@ class Attempt:
         # The first one compiles kernels, silently and for minutes.
         with sign_of_life(self._log.say, time.monotonic_ns()):
             return self._iteration(engine, "warmup", index, batch)
-
-    def _judge(self, latencies_s: list[float], elapsed_s: float, rules: WarmupRules, kind: str) -> Verdict:
-        measured = kind in MEASURED_KINDS
-        spans_w = recent_power_w(self._out / POWER, POWER_SPAN_S) if measured else None
-        return judge(latencies_s, elapsed_s, spans_w, rules)
 
     def _say_warmup(self, index: int, totals: BatchTotals, verdict: Verdict, rules: WarmupRules) -> None:
         rate = totals.output_tokens / totals.duration_s

@@ -1,14 +1,23 @@
-"""Idle phases: how much power the device takes before tokens do."""
+"""Idle phases: how much power the device takes before tokens do.
+
+They are measured in every cycle (strategy ``fresh``), or once per experiment and taken over by its later cycles for
+as long as device, driver and limits stay the same (``cached``), or so with a look now and then whether the bare
+device still takes as much (``validated``).
+"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llem_airflow.measurement.clock import seconds_since
 from llem_airflow.measurement.events import EventLog
+from llem_airflow.measurement.powertail import mean_power_w
 from llem_airflow.measurement.warmup import MEASURED_KINDS
+from llem_airflow.protocol.spec import KnownBaselines
+from llem_airflow.protocol.strict import to_json
 
 # Clocks fall some seconds after a load has ended; the quiet before keeps that out of the baseline. What is
 # only estimated from CPU time has no such tail.
@@ -16,6 +25,8 @@ SETTLE_S = 5.0
 SETTLE_ESTIMATE_S = 1.0
 # The context baseline explains the other two and is not subtracted, so it may be shorter.
 CONTEXT_S = 10.0
+# A look whether a baseline still holds needs to see a drift of some per cent only.
+CHECK_S = 5.0
 _LINE_EVERY_S = 10.0
 
 
@@ -27,11 +38,15 @@ class BaselineRules:
         enabled: Whether there are any.
         duration_s: Length of each, in seconds.
         settle_s: Quiet before each but the first, in seconds.
+        reuse: Whether idle power of an earlier cycle may be taken over.
+        drift_threshold: Largest relative change of the bare device's power that leaves it valid.
     """
 
     enabled: bool
     duration_s: float
     settle_s: float
+    reuse: bool = True
+    drift_threshold: float = 0.1
 
 
 def baseline_rules(config: dict[str, Any], meter_kind: str) -> BaselineRules:
@@ -53,7 +68,61 @@ def baseline_rules(config: dict[str, Any], meter_kind: str) -> BaselineRules:
         enabled=bool(enabled) and meter_kind != "none",
         duration_s=float(duration_s),
         settle_s=SETTLE_S if measured else SETTLE_ESTIMATE_S,
+        reuse=said.get("strategy", "validated") != "fresh",
+        drift_threshold=float(said.get("drift_threshold", 0.1)),
     )
+
+
+class Baselines:
+    """The idle phases of one attempt: measured, or taken over from an earlier cycle."""
+
+    def __init__(self, log: EventLog, rules: BaselineRules, power_csv: Path, devices: int) -> None:
+        self._log, self._rules, self._power_csv, self._devices = log, rules, power_csv, devices
+        self._wanted = rules.enabled
+
+    def take_over(self, known: KnownBaselines | None, conditions: tuple[str, ...]) -> None:
+        """Decide, before anything else, whether what an earlier cycle measured holds here and now."""
+        if not self._wanted or known is None or not self._rules.reuse:
+            return
+        if known.conditions != conditions:
+            self._log.note(
+                f"idle power of {known.measured_in} is not used: device, driver, limits or boot differ"
+            )
+            return
+        if known.check and not self._holds(known):
+            return
+        self._wanted = False
+        self._log.emit("baselines_reused", measured_in=known.measured_in, baselines=to_json(known.phases))
+        self._log.say(f"idle power as measured in {known.measured_in}")
+
+    def measure(self, phase: str, *, settle: bool = True, longest_s: float = float("inf")) -> None:
+        """One idle phase, if there are any."""
+        if self._wanted:
+            settle_s = self._rules.settle_s if settle else 0.0
+            idle(self._log, phase, min(longest_s, self._rules.duration_s), settle_s=settle_s)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether idle phases are measured here."""
+        return self._wanted
+
+    def _holds(self, known: KnownBaselines) -> bool:
+        """Whether the bare device still takes what it took."""
+        check_s = min(CHECK_S, self._rules.duration_s)
+        idle(self._log, "baseline_check", check_s)
+        now_w = mean_power_w(self._power_csv, check_s, self._devices)
+        before_w = next((one.power_w for one in known.phases if one.name == "baseline_bare"), None)
+        if now_w is None or not before_w:
+            self._log.note(f"idle power of {known.measured_in} cannot be checked: it is measured again")
+            return False
+        drift = now_w / before_w - 1
+        holds = abs(drift) <= self._rules.drift_threshold
+        verdict = "still holds" if holds else "no longer holds: it is measured again"
+        self._log.note(
+            f"idle power of {known.measured_in} {verdict}; {now_w:.1f} W now, {before_w:.1f} W then "
+            f"({drift:+.1%}, limit {self._rules.drift_threshold:.0%})"
+        )
+        return holds
 
 
 def idle(log: EventLog, phase: str, duration_s: float, *, settle_s: float = 0.0) -> None:

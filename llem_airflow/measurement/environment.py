@@ -50,7 +50,7 @@ def environment(
         "libc": " ".join(platform.libc_ver()).strip() or None,
         "cpu": _cpu(),
         "memory_total_bytes": _memory_total_bytes(),
-        "boot_id": _read("/proc/sys/kernel/random/boot_id"),
+        "boot_id": boot_id(),
         "time_namespace_offsets": _read("/proc/self/timens_offsets"),
         "cgroup": _cgroup(),
         "engine": engine,
@@ -68,6 +68,11 @@ def environment(
         "image": None,
         "image_digest": None,
     }
+
+
+def boot_id() -> str | None:
+    """Tells one boot of this host from another; the same in all its containers."""
+    return _read("/proc/sys/kernel/random/boot_id")
 
 
 def settings() -> dict[str, str]:

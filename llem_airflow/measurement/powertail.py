@@ -1,52 +1,92 @@
-"""A look at the end of power.csv while the sampler writes it: is power flat yet?"""
+"""A look at the end of power.csv while the sampler writes it: are power and temperature flat yet?"""
 
 from __future__ import annotations
 
 import csv
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-_TAIL_BYTES = 256 * 1024
+POWER_SPAN_S = 5.0
+TEMPERATURE_SPAN_S = 30.0
+"""Sensors tell whole degrees: one step in half a minute is the slowest rise that can be told from none."""
+
+_TAIL_BYTES_PER_DEVICE = 64 * 1024  # half a minute at 10 Hz is half of it
 
 
-def recent_power_w(path: Path, span_s: float) -> tuple[float, float] | None:
-    """Mean power of the last two spans, summed over devices.
+@dataclass(frozen=True)
+class Recent:
+    """What power and temperature did lately.
+
+    Attributes:
+        before_w: Mean power of the span before the last, summed over devices, in watts.
+        last_w: The same of the last span.
+        temperature_moved_c: Highest minus lowest temperature of the last half minute, of the device where that is
+            most, in degrees Celsius; None when no device tells.
+    """
+
+    before_w: float
+    last_w: float
+    temperature_moved_c: float | None = None
+
+
+class _Row(NamedTuple):
+    t_ns: int
+    device: str
+    power_mw: float
+    temperature_c: float | None
+
+
+def recent(path: Path, devices: int = 1) -> Recent | None:
+    """Power of the last two spans and the temperature of the last half minute; None when a span has no samples.
 
     Args:
         path: power.csv.
-        span_s: Length of a span, in seconds.
-
-    Returns:
-        Mean of the span before the last and of the last, in watts; None when a span has no samples.
+        devices: How many devices write into it.
     """
-    rows = _tail(path)
+    rows = _tail(path, _TAIL_BYTES_PER_DEVICE * max(devices, 1))
     if not rows:
         return None
-    end_ns = rows[-1][0]
-    span_ns = int(span_s * 1e9)
-    before = _mean_w([row for row in rows if end_ns - 2 * span_ns < row[0] <= end_ns - span_ns])
-    last = _mean_w([row for row in rows if end_ns - span_ns < row[0]])
-    if before is None or last is None or rows[0][0] > end_ns - 2 * span_ns:
+    end_ns = rows[-1].t_ns
+    span_ns = int(POWER_SPAN_S * 1e9)
+    before_w = _mean_w([row for row in rows if end_ns - 2 * span_ns < row.t_ns <= end_ns - span_ns])
+    last_w = _mean_w([row for row in rows if end_ns - span_ns < row.t_ns])
+    if before_w is None or last_w is None or rows[0].t_ns > end_ns - 2 * span_ns:
         return None
-    return before, last
+    return Recent(before_w, last_w, _moved_c(rows, end_ns - int(TEMPERATURE_SPAN_S * 1e9)))
 
 
-def _mean_w(rows: list[tuple[int, str, float]]) -> float | None:
+def mean_power_w(path: Path, span_s: float, devices: int = 1) -> float | None:
+    """Mean power of the last so many seconds, summed over devices, in watts; None without samples."""
+    rows = _tail(path, _TAIL_BYTES_PER_DEVICE * max(devices, 1))
+    return _mean_w([row for row in rows if rows[-1].t_ns - int(span_s * 1e9) < row.t_ns])
+
+
+def _moved_c(rows: list[_Row], since_ns: int) -> float | None:
     by_device: dict[str, list[float]] = defaultdict(list)
-    for _, device, power_mw in rows:
-        by_device[device].append(power_mw)
+    for row in rows:
+        if row.t_ns >= since_ns and row.temperature_c is not None:
+            by_device[row.device].append(row.temperature_c)
+    return max((max(values) - min(values) for values in by_device.values()), default=None)
+
+
+def _mean_w(rows: list[_Row]) -> float | None:
+    by_device: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        by_device[row.device].append(row.power_mw)
     if not by_device:
         return None
     return sum(sum(values) / len(values) for values in by_device.values()) / 1e3
 
 
-def _tail(path: Path) -> list[tuple[int, str, float]]:
+def _tail(path: Path, length_bytes: int) -> list[_Row]:
     if not path.exists():
         return []
     with path.open("rb") as file:
         header = file.readline().decode().rstrip("\r\n").split(",")
         size = file.seek(0, 2)
-        begin = max(len(",".join(header)) + 1, size - _TAIL_BYTES)
+        begin = max(len(",".join(header)) + 1, size - length_bytes)
         file.seek(begin)
         lines = file.read().decode(errors="replace").split("\n")
     # The first line of the tail may be cut, the last may still be written.
@@ -54,5 +94,6 @@ def _tail(path: Path) -> list[tuple[int, str, float]]:
     for row in csv.DictReader(lines[1:-1], fieldnames=header):
         power_mw = row.get("power_instant_mw") or row.get("power_average_mw")
         if power_mw and row.get("t_before_mono_ns"):
-            found.append((int(row["t_before_mono_ns"]), row["gpu"], float(power_mw)))
+            temperature_c = float(row["temperature_c"]) if row.get("temperature_c") else None
+            found.append(_Row(int(row["t_before_mono_ns"]), row["gpu"], float(power_mw), temperature_c))
     return found

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
+
+from llem_airflow.measurement.powertail import TEMPERATURE_SPAN_S, Recent
 
 MEASURED_KINDS = ("nvml", "rapl")
 
@@ -22,8 +24,10 @@ class WarmupRules:
         cv_threshold: Largest coefficient of variation of their latency.
         slope_threshold: Largest change over the window by the Theil-Sen slope, relative to their median.
         power_threshold: Largest relative difference of the mean power of the last two spans.
+        temperature_threshold_c: Largest move of the temperature lately, in degrees Celsius.
         min_iterations: Fewest iterations.
-        max_iterations: Most iterations (the floor in time comes first).
+        max_iterations: Most iterations that the latency may take (the floor in time comes first, and a device
+            that still heats is waited for).
         min_duration_s: Shortest warm-up, in seconds: a GPU needs that to reach its temperature.
         max_duration_s: Longest warm-up, in seconds.
     """
@@ -34,6 +38,7 @@ class WarmupRules:
     cv_threshold: float = 0.05
     slope_threshold: float = 0.02
     power_threshold: float = 0.02
+    temperature_threshold_c: float = 1.0
     min_iterations: int = 10
     max_iterations: int = 40
     min_duration_s: float = 0.0
@@ -106,20 +111,18 @@ def theil_sen_slope(values: Sequence[float]) -> float:
 
 
 def judge(
-    latencies_s: Sequence[float],
-    elapsed_s: float,
-    power_spans_w: tuple[float, float] | None,
-    rules: WarmupRules,
+    latencies_s: Sequence[float], elapsed_s: float, look: Callable[[], Recent | None], rules: WarmupRules
 ) -> Verdict:
     """Whether warm-up is over.
 
     The coefficient of variation sees scatter but not slope: under slow drift it passes at once with some per
-    cent of bias left. Therefore no trend and a flat power are asked for as well.
+    cent of bias left. Therefore no trend, a flat power and a flat temperature are asked for as well.
 
     Args:
         latencies_s: Latency of every iteration so far, in seconds per output token.
         elapsed_s: Time since warm-up began, in seconds.
-        power_spans_w: Mean power of the last two spans of seconds, in watts; None when power is not measured.
+        look: Tells what power and temperature did lately; None when they are not measured. Called only once the
+            bounds allow an end: looking takes time in which the device idles.
         rules: When it may end.
     """
     recent = latencies_s[-rules.window :]
@@ -130,10 +133,11 @@ def judge(
     if not rules.gated:
         ended = "fixed" if n >= rules.min_iterations else "cap_time"
         return Verdict(ended, cv, f"{n} iterations in {elapsed_s:.0f} s, as the study asks, without a gate")
-    closed = _closed_gates(recent, cv, power_spans_w, rules)
+    latency, device = _latency_gates(recent, cv, rules), _device_gates(look(), rules)
+    closed = latency + device
     if not closed:
         return Verdict("converged", cv, f"the last {rules.window} iterations are flat")
-    outcome = _cap(n, elapsed_s, rules)
+    outcome = _cap(n if latency else 0, elapsed_s, rules)
     when = {"cap_iterations": "when the iterations ran out", "cap_time": "when the time ran out"}
     return Verdict(outcome, cv, f"not flat {when.get(outcome or '', 'yet')}: {'; '.join(closed)}")
 
@@ -144,9 +148,8 @@ def _cap(n: int, elapsed_s: float, rules: WarmupRules) -> str | None:
     return "cap_iterations" if n >= rules.max_iterations else None
 
 
-def _closed_gates(
-    recent: Sequence[float], cv: float | None, power_spans_w: tuple[float, float] | None, rules: WarmupRules
-) -> list[str]:
+def _latency_gates(recent: Sequence[float], cv: float | None, rules: WarmupRules) -> list[str]:
+    """What the latency still says against an end."""
     if cv is None:
         return [f"fewer than {rules.window} iterations"]
     closed = []
@@ -155,9 +158,19 @@ def _closed_gates(
     drift = abs(theil_sen_slope(recent)) * len(recent) / statistics.median(recent)
     if drift > rules.slope_threshold:
         closed.append(f"latency drifts by {drift:.1%} over the window")
-    if power_spans_w is not None:
-        before_w, after_w = power_spans_w
-        change = abs(after_w - before_w) / before_w if before_w > 0 else 0.0
+    return closed
+
+
+def _device_gates(recent: Recent | None, rules: WarmupRules) -> list[str]:
+    """What power and temperature still say against it."""
+    closed = []
+    if recent is not None and recent.before_w > 0:
+        change = abs(recent.last_w - recent.before_w) / recent.before_w
         if change > rules.power_threshold:
             closed.append(f"power still changes by {change:.1%}")
+    moved_c = recent.temperature_moved_c if recent else None
+    if moved_c is not None and moved_c > rules.temperature_threshold_c:
+        closed.append(
+            f"the temperature moved by {moved_c:g} degrees Celsius in the last {TEMPERATURE_SPAN_S:g} s"
+        )
     return closed

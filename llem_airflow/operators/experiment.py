@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from llem_airflow.container.box import clear_box, kill_box, run_box
 from llem_airflow.container.collected import Collected
 from llem_airflow.container.failures import AttemptFailedError, failure
 from llem_airflow.container.process import ProcessSettings, kill_process, run_process
+from llem_airflow.operators.baselines import known_baselines
 from llem_airflow.operators.canary import skip_after_canary
+from llem_airflow.operators.energy import require_energy, without_required_energy
 from llem_airflow.operators.evidence import attempt_of, provenance, run_of
 from llem_airflow.operators.placement import (
     EngineAwayError,
@@ -96,7 +99,8 @@ class LLEMExperimentOperator(DockerOperator):
             The experiment's id, the cycle and where the result lies.
 
         Raises:
-            AirflowException: The attempt failed and another try can help.
+            AirflowException: The attempt failed and another try can help; or it is stored without the energy that the
+                study requires.
             AirflowFailException: The attempt failed and another try cannot help.
             AirflowSkipException: The run does not ask for this cycle.
         """
@@ -122,13 +126,14 @@ class LLEMExperimentOperator(DockerOperator):
 
         with workplace() as folder:
             try:
-                self._run(attempt, model, where.python, folder, store)
+                self._run(run, attempt, model, where.python, folder, store)
             except AttemptFailedError as error:
                 raise self._failed(run, attempt, error, started_epoch_ns) from error
             finally:
                 if self.hook.client_created:
                     self.cli.close()
         self.log.info("Result stored: %s", urls[-1])
+        require_energy(self.experiment, run.cycle(self.experiment.id, self.cycle))
         return self._said(urls[-1])
 
     def on_kill(self) -> None:
@@ -162,6 +167,8 @@ class LLEMExperimentOperator(DockerOperator):
     def _stored_by_an_earlier_try(self, run: StoredRun, context: Context) -> str | None:
         """URL of the result, when a try stored it and died before it could say so; nothing is measured twice.
 
+        One without the energy that the study requires does not count.
+
         A task that a person cleared is measured again: clearing raises ``max_tries`` by the tries that were made, so
         tries up to that number do not count.
         """
@@ -170,6 +177,8 @@ class LLEMExperimentOperator(DockerOperator):
         tries_before_clearing = max(0, getattr(ti, "max_tries", retries) - retries)
         ref = run.cycle(self.experiment.id, self.cycle) if ti.try_number > tries_before_clearing + 1 else None
         if ref is None or int(ref.provenance().get("try_number", 0)) <= tries_before_clearing:
+            return None
+        if without_required_energy(self.experiment, ref):
             return None
         self._clear(patience_s=_ENGINE_GRACE_S if ref.provenance().get("runner") == "container" else 0.0)
         return ref.folder.url
@@ -185,6 +194,7 @@ class LLEMExperimentOperator(DockerOperator):
 
     def _run(
         self,
+        run: StoredRun,
         attempt: Attempt,
         model: LocalModel | None,
         python: str,
@@ -195,7 +205,10 @@ class LLEMExperimentOperator(DockerOperator):
             self._runner = choose_runner(self.runner, self.experiment, self._engine_or_none)
             box = box_settings(self, model) if self._runner == "container" else None
             model_path = _model_path(model, in_container=box is not None)
-            spec = experiment_spec(self.study, self.experiment, self.cycle, model_path=model_path)
+            spec = replace(
+                experiment_spec(self.study, self.experiment, self.cycle, model_path=model_path),
+                known_baselines=known_baselines(run, self.experiment, self.cycle),
+            )
         except EngineAwayError as error:  # restarted just now, perhaps
             raise AttemptFailedError(failure("daemon_down"), str(error), folder=folder) from error
         except (PlacementError, PromptsError, NotImplementedError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 PHASES = (
     "import",
     "load",
+    "baseline_check",
     "baseline_bare",
     "baseline_context",
     "baseline_loaded",
@@ -14,11 +15,11 @@ PHASES = (
 )
 """Phases of an attempt, in order. Each is one ``phase_begin`` and one ``phase_end`` in events.jsonl."""
 
-EVENTS = ("phase_begin", "phase_end", "iteration", "progress", "counter_tick", "note")
+EVENTS = ("phase_begin", "phase_end", "iteration", "progress", "counter_tick", "baselines_reused", "note")
 """Kinds of events.jsonl rows: ``{"t_mono_ns": int, "event": kind, "phase": name, ...}``.
 
 ``iteration`` rows carry ``index``, ``duration_s``, ``output_tokens``; ``progress`` rows ``done``, ``total``, ``text``;
-``note`` rows ``text``.
+``baselines_reused`` rows ``measured_in`` and ``baselines``; ``note`` rows ``text``.
 """
 
 POWER_COLUMNS = (

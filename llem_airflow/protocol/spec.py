@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,51 @@ class MeterSpec:
 
 
 @dataclass(frozen=True)
+class IdlePower:
+    """Power of all devices in one idle phase.
+
+    Attributes:
+        name: baseline_bare | baseline_context | baseline_loaded.
+        power_w: Sum over devices of the median power, in watts.
+        sd_w: Standard deviation of the samples, in watts.
+        samples: Samples of the device with the fewest.
+    """
+
+    name: str
+    power_w: float
+    sd_w: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class KnownBaselines:
+    """Idle power that an earlier cycle of the same experiment measured.
+
+    Attributes:
+        measured_in: That cycle, for people.
+        conditions: What has to be the same for it to hold, as ``idle_conditions`` says it.
+        phases: The idle phases.
+        check: Whether to look first if the bare device still takes as much.
+    """
+
+    measured_in: str
+    conditions: tuple[str, ...]
+    phases: tuple[IdlePower, ...]
+    check: bool
+
+
+def idle_conditions(boot_id: str | None, gpus: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What decides how much a device takes when idle: the machine since its boot, board, driver, limits and modes.
+
+    Args:
+        boot_id: The host's, as in environment.json.
+        gpus: The devices, as in environment.json.
+    """
+    names = ("uuid", "driver_version", "enforced_power_limit_w", "persistence_mode", "ecc_mode", "mig_mode")
+    return (f"boot {boot_id}", *(" ".join(f"{gpu.get(name)}" for name in names) for gpu in gpus))
+
+
+@dataclass(frozen=True)
 class Limits:
     """Bounds that the attempt itself respects; the watchdogs outside enforce them as well.
 
@@ -109,6 +155,7 @@ class ExperimentSpec:
         prompts: The prompt set.
         meter: How power is read.
         limits: Bounds.
+        known_baselines: Idle power that need not be measured again, or None.
     """
 
     schema_version: int
@@ -122,6 +169,7 @@ class ExperimentSpec:
     prompts: Prompts
     meter: MeterSpec
     limits: Limits
+    known_baselines: KnownBaselines | None = None
 
     def dumps(self) -> str:
         """The spec as JSON text."""

@@ -123,14 +123,23 @@ BASELINE = Section(
         ),
         "strategy": Leaf(
             "string",
-            "Kept for llenergymeasure files.",
+            "`fresh`: in every cycle. `cached`: once per experiment and run, then taken over while device, driver and "
+            "limits stay the same. `validated`: so, with a look now and then whether it still holds.",
             default="validated",
             choices=("validated", "cached", "fresh"),
         ),
-        "cache_ttl_seconds": Leaf("number", "Kept for llenergymeasure files.", default=7200, least=60),
-        "validation_interval": Leaf("integer", "Kept for llenergymeasure files.", default=5, least=1),
+        "cache_ttl_seconds": Leaf(
+            "number", "Idle power older than this is measured again, in seconds.", default=7200, least=60
+        ),
+        "validation_interval": Leaf(
+            "integer", "`validated`: every so many cycles looks whether it still holds.", default=5, least=1
+        ),
         "drift_threshold": Leaf(
-            "number", "Kept for llenergymeasure files.", default=0.1, least=0.01, most=0.5
+            "number",
+            "`validated`: relative change of the bare device's power from which it is measured again.",
+            default=0.1,
+            least=0.01,
+            most=0.5,
         ),
     },
 )

@@ -6,14 +6,25 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llem_airflow.protocol.files import EVENTS, POWER, REQUESTS, config_name, error_name, result_name
 from llem_airflow.protocol.result import AttemptError, CycleResult
-from llem_airflow.protocol.spec import ExperimentSpec, Limits, MeterSpec, ModelSource, Prompts, Synthetic
+from llem_airflow.protocol.spec import (
+    ExperimentSpec,
+    KnownBaselines,
+    Limits,
+    MeterSpec,
+    ModelSource,
+    Prompts,
+    Synthetic,
+)
+from tests.standins.gpus import built
 
+FAST_GPU = {"engine_params": {"step_s": 0.001, "batch_size": 2}}
 HASH = "0123456789abcdef"
 ROOT = Path(__file__).parents[2]
 PLUGIN = Path(__file__).parent / "plugin"
@@ -100,3 +111,27 @@ def run(spec: ExperimentSpec, folder: Path, **environment: str) -> Ran:
     process = start(spec, folder, **environment)
     stdout, _ = process.communicate(timeout=300)
     return Ran(process.returncode, stdout, folder / "out")
+
+
+def run_on_gpu(folder: Path, power: str, known: KnownBaselines | None = None) -> Ran:
+    """Run a short attempt on one stand-in GPU with that power; idle phases and warm-up are short.
+
+    Args:
+        folder: Where it runs.
+        power: A profile of the stand-in driver's script; further lines of the script may follow.
+        known: Idle power of an earlier cycle.
+    """
+    script = folder / "gpus.conf"
+    script.write_text(f"t0 = {time.time_ns() // 10**9}\ngpus = 1\ngpu.0.power = {power}\n")
+    warmup = {
+        "thermal_floor_seconds": 1.5,
+        "convergence_detection": True,
+        "cv_threshold": 0.5,
+        "window_size": 3,
+    }
+    config: dict[str, Any] = {
+        "measurement": {"baseline": {"enabled": True, "duration_seconds": 0.8}},
+        "offline": {"warmup": warmup},
+    }
+    spec = spec_of("scripted", FAST_GPU, config=config, power="nvml", min_window_s=1.0)
+    return run(replace(spec, known_baselines=known), folder, **built().environment(script))

@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests import parts
-from tests.measurement.running import Ran, run, spec_of
-from tests.standins.gpus import built
+from tests.measurement.running import FAST_GPU, Ran, run, run_on_gpu, spec_of
 
 GPU = "GPU-5741d000-0000-0000-0000-000000000000"
-FAST = {"engine_params": {"step_s": 0.001, "batch_size": 2}}
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    folder = tmp_path_factory.mktemp("gpu")
-    script = folder / "gpus.conf"
-    script.write_text(
-        f"t0 = {time.time_ns() // 10**9}\ngpus = 1\ngpu.0.uuid = {GPU}\ngpu.0.power = const 250\n"
-    )
-    warmup = {
-        "thermal_floor_seconds": 1.5,
-        "convergence_detection": True,
-        "cv_threshold": 0.5,
-        "window_size": 3,
-    }
-    config: dict[str, Any] = {
-        "measurement": {"baseline": {"enabled": True, "duration_seconds": 0.3}},
-        "offline": {"warmup": warmup},
-    }
-    spec = spec_of("scripted", FAST, config=config, power="nvml", min_window_s=1.0)
-    return run(spec, folder, **built().environment(script))
+    return run_on_gpu(tmp_path_factory.mktemp("gpu"), "const 250")
 
 
 def test_the_window_opens_at_a_tick_of_the_energy_counter(measured: Ran) -> None:
@@ -63,7 +43,7 @@ def test_the_environment_names_the_gpu_by_its_uuid(measured: Ran) -> None:
 def test_a_meter_that_is_not_there_says_so_before_the_engine_is_imported(tmp_path: Path) -> None:
     script = tmp_path / "gpus.conf"
     script.write_text("gpus = 1\ngpu.0.power = const 250\n")
-    spec = spec_of("scripted", FAST, power="rapl")
+    spec = spec_of("scripted", FAST_GPU, power="rapl")
     if Path("/sys/class/powercap/intel-rapl:0").exists():
         parts.missing("a host without RAPL")
     ran = run(spec, tmp_path)

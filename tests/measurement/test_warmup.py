@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from llem_airflow.measurement.powertail import Recent
 from llem_airflow.measurement.warmup import (
     WarmupRules,
     coefficient_of_variation,
@@ -11,6 +12,11 @@ from llem_airflow.measurement.warmup import (
     theil_sen_slope,
     warmup_rules,
 )
+
+
+def nothing() -> Recent | None:
+    return None
+
 
 RULES = WarmupRules(max_duration_s=100.0)
 FLAT = [0.100, 0.101, 0.099, 0.100, 0.102, 0.098, 0.100, 0.101, 0.099, 0.100]
@@ -27,20 +33,20 @@ def test_the_slope_ignores_one_outlier() -> None:
 
 
 def test_flat_latency_converges_at_the_tenth_iteration_and_not_before() -> None:
-    assert judge(FLAT[:9], 1.0, None, RULES).outcome is None
-    assert judge(FLAT, 1.0, None, RULES).outcome == "converged"
+    assert judge(FLAT[:9], 1.0, nothing, RULES).outcome is None
+    assert judge(FLAT, 1.0, nothing, RULES).outcome == "converged"
 
 
 def test_scatter_over_five_per_cent_does_not_converge() -> None:
     noisy = [0.10, 0.12, 0.09, 0.11, 0.13, 0.08, 0.10, 0.12, 0.09, 0.11]
-    verdict = judge(noisy, 1.0, None, RULES)
+    verdict = judge(noisy, 1.0, nothing, RULES)
     assert verdict.outcome is None
     assert "CV" in verdict.reason
 
 
 def test_slow_drift_passes_the_cv_gate_and_is_held_by_the_slope_gate() -> None:
     drifting = [0.100 * (1 - 0.008 * i) for i in range(10)]
-    verdict = judge(drifting, 1.0, None, RULES)
+    verdict = judge(drifting, 1.0, nothing, RULES)
     assert verdict.cv is not None
     assert verdict.cv < 0.05
     assert verdict.outcome is None
@@ -48,33 +54,59 @@ def test_slow_drift_passes_the_cv_gate_and_is_held_by_the_slope_gate() -> None:
 
 
 def test_rising_power_holds_the_warm_up_although_latency_is_flat() -> None:
-    assert judge(FLAT, 1.0, (200.0, 230.0), RULES).outcome is None
-    assert judge(FLAT, 1.0, (229.0, 230.0), RULES).outcome == "converged"
+    assert judge(FLAT, 1.0, lambda: Recent(200.0, 230.0), RULES).outcome is None
+    assert judge(FLAT, 1.0, lambda: Recent(229.0, 230.0), RULES).outcome == "converged"
+
+
+def test_a_temperature_that_still_rises_holds_the_warm_up_and_is_named_at_the_cap() -> None:
+    def rising() -> Recent | None:
+        return Recent(230.0, 230.0, temperature_moved_c=3.0)
+
+    assert judge(FLAT, 1.0, rising, RULES).outcome is None
+    ended = judge(FLAT, 100.0, rising, RULES)
+    assert (ended.outcome, ended.reason) == (
+        "cap_time",
+        "not flat when the time ran out: the temperature moved by 3 degrees Celsius in the last 30 s",
+    )
+    one_step = Recent(230.0, 230.0, temperature_moved_c=1.0)  # the sensor's resolution
+    assert judge(FLAT, 1.0, lambda: one_step, RULES).outcome == "converged"
+
+
+def test_the_cap_on_iterations_does_not_end_a_warm_up_whose_device_still_heats() -> None:
+    verdict = judge(FLAT * 4, 50.0, lambda: Recent(230.0, 230.0, temperature_moved_c=3.0), RULES)
+    assert verdict.outcome is None
+
+
+def test_the_device_is_not_looked_at_before_the_bounds_allow_an_end() -> None:
+    def never() -> Recent | None:
+        raise AssertionError
+
+    assert judge(FLAT[:9], 1.0, never, RULES).outcome is None
 
 
 def test_the_cap_on_iterations_is_labelled_and_says_which_gate_was_closed() -> None:
     drifting = [0.1 * math.exp(-i / 10) + 0.1 for i in range(40)][::-1]
-    verdict = judge(drifting, 1.0, None, RULES)
+    verdict = judge(drifting, 1.0, nothing, RULES)
     assert verdict.outcome == "cap_iterations"
     assert "drifts" in verdict.reason
 
 
 def test_the_cap_on_time_ends_a_warm_up_that_has_not_enough_iterations() -> None:
-    assert judge(FLAT[:4], 101.0, None, RULES).outcome == "cap_time"
+    assert judge(FLAT[:4], 101.0, nothing, RULES).outcome == "cap_time"
 
 
 def test_a_floor_in_time_holds_a_converged_warm_up() -> None:
     rules = WarmupRules(min_duration_s=60.0)
-    assert judge(FLAT, 59.0, None, rules).outcome is None
-    assert judge(FLAT * 10, 61.0, None, rules).outcome == "converged"
+    assert judge(FLAT, 59.0, nothing, rules).outcome is None
+    assert judge(FLAT * 10, 61.0, nothing, rules).outcome == "converged"
 
 
 def test_without_convergence_detection_the_study_s_number_of_iterations_is_run() -> None:
     rules = warmup_rules(
         {"offline": {"warmup": {"convergence_detection": False, "n_prompts": 4}}}, "cpu-estimate", None
     )
-    assert judge([0.1, 0.3, 0.1], 1.0, None, rules).outcome is None
-    assert judge([0.1, 0.3, 0.1, 0.4], 1.0, None, rules).outcome == "fixed"
+    assert judge([0.1, 0.3, 0.1], 1.0, nothing, rules).outcome is None
+    assert judge([0.1, 0.3, 0.1, 0.4], 1.0, nothing, rules).outcome == "fixed"
 
 
 def test_the_default_gate_is_ten_iterations_at_five_per_cent() -> None:

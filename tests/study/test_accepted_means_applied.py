@@ -48,6 +48,10 @@ READERS: dict[str, str] = {
     "measurement.require_energy": "llem_airflow.analysis.planned:require_energy",
     "measurement.baseline.enabled": "llem_airflow.measurement.baseline:enabled",
     "measurement.baseline.duration_seconds": "llem_airflow.measurement.baseline:duration_seconds",
+    "measurement.baseline.strategy": "llem_airflow.measurement.baseline:strategy",
+    "measurement.baseline.drift_threshold": "llem_airflow.measurement.baseline:drift_threshold",
+    "measurement.baseline.cache_ttl_seconds": "llem_airflow.operators.baselines:cache_ttl_seconds",
+    "measurement.baseline.validation_interval": "llem_airflow.operators.baselines:validation_interval",
     **{
         f"offline.warmup.{key}": f"{WARMUP}:{key}"
         for key in ("enabled", "n_prompts", "thermal_floor_seconds", "convergence_detection", "cv_threshold")
@@ -168,10 +172,6 @@ OTHER: dict[str, Any] = {
     "measurement.measurement_window": "[0, 5]",
     "measurement.warmup_discard_fraction": 0.2,
     "measurement.warmup_discard_seconds": 3,
-    "measurement.baseline.strategy": "fresh",
-    "measurement.baseline.cache_ttl_seconds": 60,
-    "measurement.baseline.validation_interval": 9,
-    "measurement.baseline.drift_threshold": 0.2,
     "study_execution.max_consecutive_failures": 3,
     "study_execution.circuit_breaker_cooldown_seconds": 3,
     "output.results_dir": "elsewhere",
