@@ -113,13 +113,16 @@ def run(spec: ExperimentSpec, folder: Path, **environment: str) -> Ran:
     return Ran(process.returncode, stdout, folder / "out")
 
 
-def run_on_gpu(folder: Path, power: str, known: KnownBaselines | None = None) -> Ran:
+def run_on_gpu(
+    folder: Path, power: str, known: KnownBaselines | None = None, *, baselines: bool = True
+) -> Ran:
     """Run a short attempt on one stand-in GPU with that power; idle phases and warm-up are short.
 
     Args:
         folder: Where it runs.
         power: A profile of the stand-in driver's script; further lines of the script may follow.
         known: Idle power of an earlier cycle.
+        baselines: Whether idle phases are measured.
     """
     script = folder / "gpus.conf"
     script.write_text(f"t0 = {time.time_ns() // 10**9}\ngpus = 1\ngpu.0.power = {power}\n")
@@ -130,7 +133,7 @@ def run_on_gpu(folder: Path, power: str, known: KnownBaselines | None = None) ->
         "window_size": 3,
     }
     config: dict[str, Any] = {
-        "measurement": {"baseline": {"enabled": True, "duration_seconds": 0.8}},
+        "measurement": {"baseline": {"enabled": baselines, "duration_seconds": 0.8}},
         "offline": {"warmup": warmup},
     }
     spec = spec_of("scripted", FAST_GPU, config=config, power="nvml", min_window_s=1.0)

@@ -21,7 +21,6 @@ from llem_airflow.operators.retries import AttemptRetryableError
 from llem_airflow.results import ResultsRoot
 from llem_airflow.study import Study, load_study
 from tests.standins.build import Standins
-from tests.standins.gpus import use_script
 
 INSTALLATION = f"test-{uuid.uuid4().hex[:8]}"
 STUDY = """\
@@ -130,28 +129,6 @@ def test_a_stored_result_is_not_measured_again_unless_a_person_clears_the_task(
     cleared = operator(study).execute(context(try_number=3, max_tries=2))
     assert cleared["result"] == first["result"] + "-repeat-1"
     assert [ref.folder.url for ref in run.cycles()] == [cleared["result"]]
-
-
-@pytest.mark.engine
-def test_a_cycle_without_the_required_energy_is_stored_and_then_fails_and_a_retry_measures_again(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    use_script(monkeypatch, tmp_path, "fault = lost call=nvmlDeviceGetFieldValues after_calls=150")
-    text = STUDY.replace("cpu-estimate", "nvml, require_energy: true")
-    study = study_at(tmp_path, "process", text)
-    with pytest.raises(AirflowException) as caught:
-        operator(study).execute(context())
-    run = ResultsRoot(tmp_path / "results").run("one", "manual__x")
-    (cycle,) = run.cycles()
-    said = str(caught.value)
-    assert (
-        "stored, but its energy is withheld and the study says `measurement.require_energy: true`. gpu_"
-        in said
-    )
-    assert f"Evidence: {cycle.folder.url}" in said
-    use_script(monkeypatch, tmp_path, "gpu.0.power = const 300")
-    again = operator(study).execute(context(try_number=2))
-    assert again["result"] == cycle.folder.url + "-repeat-1"
 
 
 @pytest.mark.docker
