@@ -30,7 +30,7 @@ def test_the_mean_of_the_last_two_spans_is_summed_over_gpus(tmp_path: Path) -> N
 
 def test_the_temperature_is_that_of_the_last_half_minute(tmp_path: Path) -> None:
     rows: list[tuple[float, str, int | None]] = [(t / 10, "GPU-a", 1000) for t in range(1000)]
-    write(tmp_path / "power.csv", rows, lambda t_s: 40 + int(min(t_s, 85) / 10))
+    write(tmp_path / "power.csv", rows, lambda t_s: 40 + 20 * (t_s >= 20) + (t_s >= 90))
     assert recent(tmp_path / "power.csv") == Recent(1.0, 1.0, temperature_moved_c=1.0)
 
 
