@@ -51,6 +51,11 @@ def get_provider_info() -> dict[str, Any]:
                         "Volume or host folder that keeps models fetched from the hub.",
                         default="llem-hub-cache",
                     ),
+                    "engine_cache": _option(
+                        "Volume or host folder that keeps what engines compile at their start. May be removed at any "
+                        "time; the next containers then start slower.",
+                        default="llem-engine-cache",
+                    ),
                     "python": _option(
                         "Interpreter of the process runner; it must have the engine installed. "
                         "Unset: the one that runs Airflow.",

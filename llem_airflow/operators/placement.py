@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import docker
 from docker.types import Mount
 
+from llem_airflow.container.engine_caches import ENGINE_CACHE, cache_environment, engine_cache
 from llem_airflow.container.images import default_entrypoint, default_image
 from llem_airflow.container.settings import NON_ROOT, BoxSettings
 from llem_airflow.operators.settings import LocalModel, settings
@@ -28,8 +29,8 @@ PASSED_ON = (
     "MKL_NUM_THREADS",
 )
 _HUB_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_HUB_VARIABLES = ("HF_ENDPOINT", "HF_HUB_OFFLINE")
 _HUB_CACHE = PurePosixPath("/hub/cache")
-_SHM = "1g"
 
 
 class PlacementError(ValueError):
@@ -86,22 +87,27 @@ def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> 
     """Everything about the container that is not the experiment, from the operator's arguments and the study."""
     experiment = operator.experiment
     environment, secrets, mounts, caches = _model_access(model)
+    user = str(operator.user) if operator.user is not None else NON_ROOT
+    compiled = engine_cache(experiment.engine, user)
+    mounts.append(_mount(str(ENGINE_CACHE), settings().engine_cache, read_only=False))
+    offline = model is not None or environment.get("HF_HUB_OFFLINE") == "1"
     return BoxSettings(
         image=choose_image(operator.image, experiment),
         entrypoint=default_entrypoint(experiment.engine),
         environment={
             **{k: os.environ[k] for k in PASSED_ON if k in os.environ},
+            **cache_environment(compiled),
             **environment,
             **operator.environment,
         },
         private_environment={**secrets, **operator.secrets},
         mounts=(*mounts, *(m if isinstance(m, Mount) else Mount(**m) for m in operator.mounts)),
-        caches=caches,
+        caches=(*caches, compiled),
         gpu_request=experiment.gpus,
         mem_limit=None if operator.mem_limit is None else str(operator.mem_limit),
-        shm_size=str(operator.shm_size or _SHM),
-        network_mode=operator.network_mode or ("none" if model else "bridge"),
-        user=str(operator.user) if operator.user is not None else NON_ROOT,
+        shm_size=str(operator.shm_size or _shm_size(experiment)),
+        network_mode=operator.network_mode or ("none" if offline else "bridge"),
+        user=user,
         extra_labels=operator.labels if isinstance(operator.labels, dict) else {},
         wall_clock_s=experiment.wall_clock_s,
         silence_s=experiment.silence_s,
@@ -115,14 +121,20 @@ def _model_access(
     """Environment, secrets, mounts and caches that bring the weights into the container.
 
     A model that lies here is mounted read-only and the container gets no network; one from the hub gets the
-    network, the token as a secret, and a cache that outlives it.
+    network (none in the worker's offline mode), the token as a secret, and a cache that outlives it.
     """
     if model is not None:
         mount = _mount(model.mount_target, model.host_source, read_only=True)
         return {"HF_HUB_OFFLINE": "1"}, {}, [mount], ()
     secrets = {name: os.environ[name] for name in _HUB_SECRETS if os.environ.get(name)}
     mount = _mount(str(_HUB_CACHE.parent), settings().hub_cache, read_only=False)
-    return {"HF_HOME": str(_HUB_CACHE)}, secrets, [mount], (_HUB_CACHE,)
+    said = {name: os.environ[name] for name in _HUB_VARIABLES if os.environ.get(name)}
+    return {"HF_HOME": str(_HUB_CACHE), **said}, secrets, [mount], (_HUB_CACHE,)
+
+
+def _shm_size(experiment: Experiment) -> str:
+    """One GiB, and one for each GPU: vLLM's processes want 160 MiB, NCCL's rings between GPUs more. It is a bound."""
+    return f"{1 + (experiment.gpus.count or 1)}g"
 
 
 def _mount(target: str, source: str, *, read_only: bool) -> Mount:

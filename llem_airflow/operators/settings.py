@@ -24,6 +24,7 @@ class Settings:
         models_dir: Folder of model directories as the worker sees it, or None.
         host_models_dir: The same as the Docker engine sees it (path or volume name), or None.
         hub_cache: Volume or host folder for models fetched from the hub.
+        engine_cache: Volume or host folder for what engines compile at their start.
         python: Interpreter of the process runner.
         plan_cache: Folder of expanded studies, which workers read.
         installation: Tells two Airflows apart that share one Docker engine.
@@ -33,6 +34,7 @@ class Settings:
     models_dir: Path | None
     host_models_dir: str | None
     hub_cache: str
+    engine_cache: str
     python: str
     plan_cache: Path
     installation: str
@@ -47,6 +49,7 @@ def settings() -> Settings:
         models_dir=Path(models_dir).resolve() if models_dir else None,
         host_models_dir=_read("host_models_dir") or (str(Path(models_dir).resolve()) if models_dir else None),
         hub_cache=_read("hub_cache") or "llem-hub-cache",
+        engine_cache=_read("engine_cache") or "llem-engine-cache",
         python=_read("python") or sys.executable,
         plan_cache=Path(_read("plan_cache") or Path(AIRFLOW_HOME) / "llem-plans"),
         installation=_read("installation") or _installation(),

@@ -15,6 +15,7 @@ def where(models: Path | None, host: str | None = None) -> Settings:
         models_dir=models,
         host_models_dir=host or (str(models) if models else None),
         hub_cache="cache",
+        engine_cache="compiled",
         python="python3",
         plan_cache=Path("plans"),
         installation="test",
