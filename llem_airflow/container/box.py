@@ -30,7 +30,7 @@ from llem_airflow.container.exchange import CollectError, collect
 from llem_airflow.container.failures import AttemptFailedError, classify, failure
 from llem_airflow.container.images import digest
 from llem_airflow.container.logs import LogSink
-from llem_airflow.container.outcome import failed
+from llem_airflow.container.outcome import failed, with_error_file
 from llem_airflow.container.settings import BoxSettings
 from llem_airflow.container.start import Box, adopt, start
 from llem_airflow.container.stream import GoneError, follow
@@ -156,9 +156,8 @@ def _see_through(run: _Run, box: Box) -> Collected:
         read_result(run.folder, run.spec)
     except ProtocolError as problem:
         write_inspection(inspection, run.settings.private_environment, run.folder / INSPECT)
-        raise failed(
-            run.folder, run.spec, problem, inspection["State"], fired, run.sink.tail, run.settings
-        ) from problem
+        ended = failed(run.folder, run.spec, problem, inspection["State"], fired, run.sink.tail, run.settings)
+        raise with_error_file(ended, run.spec) from problem
     image_digest = digest(run.api, inspection["Image"])
     return Collected(
         folder=run.folder,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,9 @@ from typing import Any
 from llem_airflow.container.failures import AttemptFailedError, classify, failure
 from llem_airflow.container.settings import BoxSettings
 from llem_airflow.container.watch import WALL_CLOCK
-from llem_airflow.protocol.files import error_name
-from llem_airflow.protocol.result import AttemptError
+from llem_airflow.protocol import PROTOCOL_VERSION
+from llem_airflow.protocol.files import EVENTS, error_name
+from llem_airflow.protocol.result import ERROR_CATEGORIES, AttemptError
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.strict import ProtocolError
 
@@ -73,6 +76,41 @@ def timed_out(
     return AttemptFailedError(
         found, f"{headline} and was ended", folder=folder, log_tail=tail, exit_code=exit_code
     )
+
+
+def with_error_file(failed: AttemptFailedError, spec: ExperimentSpec) -> AttemptFailedError:
+    """Write the error file of an attempt that could not, as one that was killed, from what is known outside.
+
+    Args:
+        failed: The failure, with the folder of what was collected.
+        spec: What the attempt was told.
+
+    Returns:
+        The failure, to be raised.
+    """
+    path = failed.folder / error_name(spec.experiment_hash)
+    if not path.exists():
+        found = failed.failure
+        error = AttemptError(
+            schema_version=PROTOCOL_VERSION,
+            type=f"Ended{found.category.title().replace('_', '')}",
+            message=f"{failed.headline}\n{found.hint}",
+            traceback="",
+            phase=_last_phase(failed.folder / EVENTS),
+            retryable_hint=found.retryable,
+            category=found.category if found.category in ERROR_CATEGORIES else None,
+        )
+        path.write_text(error.dumps(), encoding="utf-8")
+    return failed
+
+
+def _last_phase(events: Path) -> str:
+    """The phase of the last whole event; an attempt that was killed may have left half a line behind it."""
+    with contextlib.suppress(OSError):
+        for line in reversed(events.read_bytes().splitlines()):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                return str(json.loads(line)["phase"])
+    return "start"
 
 
 def read_error(folder: Path, spec: ExperimentSpec) -> AttemptError | None:

@@ -19,7 +19,7 @@ from llem_airflow.container.bundle import build_bundle
 from llem_airflow.container.collected import CONTAINER_LOG, Collected, read_result
 from llem_airflow.container.failures import AttemptFailedError, classify
 from llem_airflow.container.logs import LogSink
-from llem_airflow.container.outcome import read_error, timed_out
+from llem_airflow.container.outcome import read_error, timed_out, with_error_file
 from llem_airflow.container.watch import Watchdog
 from llem_airflow.protocol.files import BUNDLE, ENV_CONFIG_PATH, ENV_OUTPUT_DIR, OUT_DIR, config_name
 from llem_airflow.protocol.spec import ExperimentSpec
@@ -238,17 +238,12 @@ def _check(
         read_result(folder, spec)
     except ProtocolError as problem:
         if fired is not None:
-            raise timed_out(
-                folder, fired, settings.wall_clock_s, settings.silence_s, tail, exit_code
-            ) from problem
+            ended = timed_out(folder, fired, settings.wall_clock_s, settings.silence_s, tail, exit_code)
+            raise with_error_file(ended, spec) from problem
         said = read_error(folder, spec)
         headline = f"the process ended with exit code {exit_code} and no valid result ({problem})"
         if said is not None:
             headline = f"the attempt failed in phase {said.phase!r}: {said.type}: {said.message}"
-        raise AttemptFailedError(
-            classify(exit_code, "\n".join(tail), error=said),
-            headline,
-            folder=folder,
-            log_tail=tail,
-            exit_code=exit_code,
-        ) from problem
+        found = classify(exit_code, "\n".join(tail), error=said)
+        ended = AttemptFailedError(found, headline, folder=folder, log_tail=tail, exit_code=exit_code)
+        raise with_error_file(ended, spec) from problem

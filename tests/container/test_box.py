@@ -86,10 +86,22 @@ def test_the_attempts_own_error_is_the_headline(box: RunBox) -> None:
 
 def test_running_out_of_memory_is_told_and_kept_evidence(box: RunBox) -> None:
     with pytest.raises(AttemptFailedError, match=r"ran out of memory \(limit: 64m; ") as caught:
-        box("open(out + '/power.csv', 'w').write('seen'); x = bytearray(200_000_000)", mem_limit="64m")
+        box(
+            "open(out + '/power.csv', 'w').write('seen')\n"
+            "open(out + '/events.jsonl', 'w').write(json.dumps({'phase': 'load'}) + chr(10) + '{\"pha')\n"
+            "x = bytearray(200_000_000)",
+            mem_limit="64m",
+        )
     assert caught.value.failure.category == "out_of_memory_host"
     assert (caught.value.folder / "power.csv").read_text() == "seen"
     assert json.loads((caught.value.folder / "inspect.json").read_text())["State"]["OOMKilled"] is True
+    error = json.loads((caught.value.folder / "a1b2c3d4e5f60718_error.json").read_text())
+    assert (error["type"], error["phase"], error["category"]) == (
+        "EndedOutOfMemoryHost",
+        "load",
+        "out_of_memory_host",
+    )
+    assert caught.value.failure.hint in error["message"]
 
 
 def test_a_crash_by_signal_is_a_crash(box: RunBox) -> None:

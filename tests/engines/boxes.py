@@ -89,6 +89,7 @@ def observe(
     folder: Path,
     models: Path,
     bundle: Path | None = None,
+    mem_limit: str | None = None,
 ) -> Observed:
     """Run an experiment in a container as the operator does: no network, read-only, an unknown user."""
     path = spec.model.path
@@ -98,7 +99,7 @@ def observe(
     settings = BoxSettings(
         image, environment={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}, mounts=mounts, wall_clock_s=400
     )
-    settings = replace(settings, pull="never")
+    settings = replace(settings, pull="never", mem_limit=mem_limit)
     attempt = Attempt(
         "dag", f"test+{uuid.uuid4()}", "task", -1, "an-experiment-01234567", HASH, 1, 1, "tests"
     )

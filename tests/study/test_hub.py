@@ -16,25 +16,15 @@ from llem_airflow.protocol.spec import Prompts
 from llem_airflow.study.hub import names_dataset
 from llem_airflow.study.mistakes import PromptsError
 from llem_airflow.study.prompts import load_prompts
-from tests.standins.hub import COMMIT, TOKEN, Hub, serve
+from tests.standins.hub import COMMIT, TOKEN, Hub, point_to, serve
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that the client talks to, and an empty cache."""
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with serve() as served:
-        point_to(served.endpoint, monkeypatch)
+        point_to(served.endpoint, tmp_path / "cache", monkeypatch)
         yield served
-
-
-def point_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As HF_ENDPOINT does for a client that is not loaded yet."""
-    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 def published(hub: Hub, folder: Path, **files: list[str]) -> None:
@@ -114,7 +104,7 @@ def test_without_a_hub_the_cache_is_used_or_the_error_says_what_else_works(
     if offline:
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     else:
-        point_to("http://127.0.0.1:9", monkeypatch)
+        point_to("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)
     assert load("org/data:test.jsonl").items == ("a", "b")
     said = refusal("org/other:test.jsonl")
     assert "cannot be asked" in said

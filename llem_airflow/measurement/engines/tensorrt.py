@@ -17,7 +17,7 @@ import tensorrt_llm
 from tensorrt_llm import llmapi
 
 from llem_airflow.measurement.engines.contract import Completion, EngineFacts, Prompt, Vocabulary
-from llem_airflow.measurement.engines.source import source_of
+from llem_airflow.measurement.engines.source import source_facts, source_of, weights_folder
 from llem_airflow.measurement.engines.tokenizing import encode_texts, vocabulary_of
 from llem_airflow.measurement.engines.weights import weight_counts
 from llem_airflow.measurement.failure import MeasurementError
@@ -71,13 +71,10 @@ class TensorRTEngine:
             arguments.update(build_cache(arguments))
         self._llm = _class_of(self._backend)(**_as_objects(arguments))
         self._model = {
-            "name": spec.model.name,
-            "path": spec.model.path,
-            "revision": spec.model.revision,
+            **source_facts(spec),
             "dtype": str(arguments.get("dtype", "auto")),
             "device": "cuda",
-            "commit": None,
-            **weight_counts(Path(arguments["model"])),
+            **weight_counts(weights_folder(spec)),
         }
 
     def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[tuple[int, ...]]:

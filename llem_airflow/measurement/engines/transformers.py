@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from llem_airflow.measurement.engines.contract import Completion, EngineFacts, Prompt, Vocabulary
 from llem_airflow.measurement.engines.flops import model_counts
-from llem_airflow.measurement.engines.source import source_of
+from llem_airflow.measurement.engines.source import source_facts, source_of
 from llem_airflow.measurement.engines.tokenizing import encode_texts, vocabulary_of
 from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.generation import engine_params, generation, llem_execution
@@ -96,12 +96,7 @@ class TransformersEngine:
             # A cache that grows by a token changes every shape at every step, and each change compiles anew.
             self._sampling.setdefault("cache_implementation", "static")
         self._settings = {key: _plain(value) for key, value in parameters.items()}
-        self._source = {
-            "name": spec.model.name,
-            "path": spec.model.path,
-            "revision": spec.model.revision,
-            "commit": getattr(model.config, "_commit_hash", None),
-        }
+        self._source = source_facts(spec)
         self._compile()
 
     def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[tuple[int, ...]]:

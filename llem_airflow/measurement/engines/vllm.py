@@ -6,7 +6,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import vllm
@@ -14,7 +13,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from llem_airflow.measurement.engines.contract import Completion, EngineFacts, Prompt, Vocabulary
-from llem_airflow.measurement.engines.source import source_of
+from llem_airflow.measurement.engines.source import source_facts, source_of, weights_folder
 from llem_airflow.measurement.engines.tokenizing import encode_texts, vocabulary_of
 from llem_airflow.measurement.engines.weights import weight_counts
 from llem_airflow.measurement.generation import engine_params, generation, llem_execution
@@ -62,12 +61,7 @@ class VllmEngine:
         self._sampling = sampling_arguments(chosen.parameters)
         self._parameters = engine_arguments(spec, seed=chosen.seed, cpu=current_platform.is_cpu())
         self._llm = vllm.LLM(**self._parameters)
-        self._model = {
-            "name": spec.model.name,
-            "path": spec.model.path,
-            "revision": spec.model.revision,
-            **weight_counts(Path(self._parameters["model"])),
-        }
+        self._model = {**source_facts(spec), **weight_counts(weights_folder(spec))}
 
     def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[tuple[int, ...]]:
         """Token ids from the engine's tokenizer."""
@@ -122,7 +116,6 @@ class VllmEngine:
                 "architecture": (model.hf_config.architectures or [None])[0],
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "device": current_platform.device_type,
-                "commit": getattr(model.hf_config, "_commit_hash", None),
             },
             libraries=LIBRARIES,
             settings={

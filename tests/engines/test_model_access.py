@@ -1,0 +1,85 @@
+"""Models of a hub: gated, missing, pinned, offline. Real engine, real client, and a hub of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llem_airflow.protocol.spec import ExperimentSpec, ModelSource
+from tests.measurement.running import Ran, run, spec_of
+from tests.standins.hub import COMMIT, TOKEN, Hub, serve
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def hub(tiny_model: Path) -> Iterator[Hub]:
+    with serve() as served:
+        served.repositories["models/org/tiny"] = tiny_model
+        served.gated.add("models/org/tiny")
+        yield served
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The hub cache that the attempts share, as containers share the volume."""
+    return tmp_path_factory.mktemp("hub-cache")
+
+
+def attempt(hub: Hub, home: Path, folder: Path, spec: ExperimentSpec, **environment: str) -> Ran:
+    return run(
+        spec, folder, HF_ENDPOINT=hub.endpoint, HF_HOME=str(home), **{"HF_HUB_OFFLINE": "0", **environment}
+    )
+
+
+def of_the_hub(name: str, revision: str | None = None) -> ExperimentSpec:
+    return replace(spec_of("transformers", {}, output_tokens=4), model=ModelSource(name, None, revision))
+
+
+def test_a_gated_model_without_a_token_says_what_to_accept_and_where_the_token_goes(
+    hub: Hub, home: Path, tmp_path: Path
+) -> None:
+    ran = attempt(hub, home, tmp_path, of_the_hub("org/tiny"), HF_TOKEN="")
+    assert ran.code == 1
+    assert (ran.error.category, ran.error.phase, ran.error.retryable_hint) == ("model_gated", "load", False)
+    assert "Accept the model's terms on the hub and give the attempt a token" in ran.error.message
+
+
+def test_a_token_opens_it_the_commit_is_recorded_and_the_token_is_not(
+    hub: Hub, home: Path, tmp_path: Path
+) -> None:
+    ran = attempt(hub, home, tmp_path, of_the_hub("org/tiny", "main"), HF_TOKEN=TOKEN)
+    assert ran.code == 0, ran.stdout
+    model = ran.result.model
+    assert (model["name"], model["revision"], model["commit"]) == ("org/tiny", "main", COMMIT)
+    assert not [path for path in ran.out.iterdir() if TOKEN in path.read_text()]
+    assert TOKEN not in ran.stdout
+    asked = len(hub.asked)
+    offline = attempt(hub, home, _made(tmp_path / "offline"), of_the_hub("org/tiny"), HF_HUB_OFFLINE="1")
+    assert offline.code == 0, offline.stdout
+    assert offline.result.model["commit"] == COMMIT
+    assert len(hub.asked) == asked  # what the cache holds is used without a word to the hub
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "expected"),
+    [
+        ("org/none", None, "org/none is not a local folder and is not a valid model identifier"),
+        ("org/tiny", "v9", "v9 is not a valid git identifier"),
+    ],
+    ids=["no such model", "no such revision"],
+)
+def test_what_the_hub_does_not_have_is_a_missing_model(
+    hub: Hub, home: Path, tmp_path: Path, name: str, revision: str | None, expected: str
+) -> None:
+    error = attempt(hub, home, tmp_path, of_the_hub(name, revision), HF_TOKEN=TOKEN).error
+    assert error.category == "model_missing"
+    assert expected in error.message
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
