@@ -126,7 +126,7 @@ PATTERNS = (
     Pattern(
         "gpu_access",
         (),
-        r"No CUDA GPUs are available|Found no NVIDIA driver|no CUDA-capable device|CUDA_ERROR_NO_DEVICE"
+        r"No CUDA GPUs are available|not compiled with CUDA enabled|Found no NVIDIA driver|no CUDA-capable device|CUDA_ERROR_NO_DEVICE"
         r"|GPU is lost|device\(s\) is/are busy or unavailable|NVML_ERROR|Failed to infer device type"
         r"|libcuda\.so",
         True,
@@ -142,6 +142,13 @@ PATTERNS = (
         r"|should be (one of|a|in)",
         False,
         "Correct the engine's section of the study; the engine names the parameter above.",
+    ),
+    Pattern(
+        "engine_missing",
+        ("ImportError",),
+        r"(?!)",
+        False,
+        "A setting needs a package that is not in this image: use an image that holds it, or remove the setting.",
     ),
 )
 

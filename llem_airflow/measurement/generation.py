@@ -54,3 +54,14 @@ def generation(spec: ExperimentSpec) -> Generation:
     chosen = PRESETS[preset] if preset else {} if own.get("do_sample") is True else PRESETS[DEFAULT_PRESET]
     seed = (spec.config.get("task") or {}).get("random_seed")
     return Generation(parameters={**chosen, **own}, seed=42 if seed is None else int(seed))
+
+
+def request_arguments(shared: dict[str, Any], output_tokens: int) -> dict[str, Any]:
+    """Arguments of one ``SamplingParams`` of vLLM or TensorRT-LLM: a fixed length, unless the study says otherwise.
+
+    Args:
+        shared: What every request of the engine is given.
+        output_tokens: Tokens to generate.
+    """
+    fixed = {} if "ignore_eos" in shared else {"min_tokens": output_tokens}
+    return {"max_tokens": output_tokens, **fixed, **shared}

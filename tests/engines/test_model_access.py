@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from llem_airflow.measurement.engines.registry import open_engine
+from llem_airflow.measurement.failure import attempt_error
 from llem_airflow.protocol.spec import ExperimentSpec, ModelSource
 from tests.measurement.running import Ran, run, spec_of
-from tests.standins.hub import COMMIT, TOKEN, Hub, serve
+from tests.standins.hub import COMMIT, TOKEN, Hub, point_to, serve
 
 pytestmark = pytest.mark.engine
 
@@ -73,9 +75,19 @@ def test_a_token_opens_it_the_commit_is_recorded_and_the_token_is_not(
     ids=["no such model", "no such revision"],
 )
 def test_what_the_hub_does_not_have_is_a_missing_model(
-    hub: Hub, home: Path, tmp_path: Path, name: str, revision: str | None, expected: str
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    revision: str | None,
+    expected: str,
 ) -> None:
-    error = attempt(hub, home, tmp_path, of_the_hub(name, revision), HF_TOKEN=TOKEN).error
+    point_to(hub.endpoint, tmp_path, monkeypatch)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    engine = open_engine("transformers", offline=False)
+    with pytest.raises(OSError) as caught:  # noqa: PT011  # what is asserted is what we make of it
+        engine.load(of_the_hub(name, revision))
+    error = attempt_error(caught.value, "load")
     assert error.category == "model_missing"
     assert expected in error.message
 

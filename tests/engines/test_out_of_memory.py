@@ -28,15 +28,3 @@ def test_a_model_that_does_not_fit_its_container_leaves_an_error_file_with_phase
     assert error.type == "EndedOutOfMemoryHost"
     assert caught.value.failure.hint in error.message
     assert "loading /models/" in (tmp_path / "out" / "container.log").read_text()
-
-
-def test_an_allocation_that_the_machine_refuses_is_the_attempt_s_own_error(
-    docker_api: docker.APIClient, cpu_image: str, tiny_model: Path, tmp_path: Path
-) -> None:
-    huge = {"sampling_params": {"cache_implementation": "static", "max_cache_len": 10**11}}
-    spec = experiment("transformers", tiny_model, huge)
-    with pytest.raises(AttemptFailedError):
-        observe(docker_api, cpu_image, spec, tmp_path / "out", tiny_model.parent)
-    error = AttemptError.loads((tmp_path / "out" / error_name(HASH)).read_text())
-    assert (error.category, error.phase, error.type) == ("out_of_memory_host", "warmup", "RuntimeError")
-    assert "Raise the container's memory limit" in error.message

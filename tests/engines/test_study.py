@@ -18,11 +18,11 @@ STUDY = """\
 study_name: two-engines
 serving_mode: offline
 task:
-  model: SmolLM2-135M-Instruct
+  model: tiny-llama-random
   max_input_tokens: 32
   max_output_tokens: 16
   dataset: {source: builtin, n_prompts: 2}
-measurement: {meter: cpu-estimate, min_window_seconds: 3, baseline: {enabled: false}}
+measurement: {meter: cpu-estimate, min_window_seconds: 2, baseline: {enabled: false}}
 offline: {warmup: {n_prompts: 1, convergence_detection: false}}
 sweep:
   engine: [transformers, vllm]
@@ -40,7 +40,7 @@ def run(
     docker_api: docker.APIClient,
     cpu_image: str,
     vllm_image: str,
-    smol_model: Path,
+    tiny_model: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """The folder of the run's results."""
@@ -50,7 +50,7 @@ def run(
         **os.environ,
         "AIRFLOW_HOME": str(home / "airflow"),
         "LLEM_RESULTS_ROOT": str(home / "results"),
-        "LLEM_MODELS_DIR": str(smol_model.parent),
+        "LLEM_MODELS_DIR": str(tiny_model.parent),
         "LLEM_IMAGE_TRANSFORMERS": cpu_image,
         "LLEM_IMAGE_VLLM": vllm_image,
         "OMP_NUM_THREADS": "1",

@@ -39,6 +39,8 @@ SEEN = [
     (ValueError("Couldn't instantiate the backend tokenizer from one of: ..."), "tokenizer_missing"),
     (TypeError("LLM.__init__() got an unexpected keyword argument 'gpu_memory'"), "bad_parameter"),
     (ValueError("The following `model_kwargs` are not used by the model: ['temprature']"), "bad_parameter"),
+    (ImportError("Using `bitsandbytes` 8-bit quantization requires bitsandbytes"), "engine_missing"),
+    (ImportError("libcuda.so.1: cannot open shared object file"), "gpu_access"),
     (RuntimeError("The NVIDIA driver on your system is too old (found version 11040)."), "driver_mismatch"),
     (RuntimeError("No CUDA GPUs are available"), "gpu_access"),
     (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),

@@ -27,7 +27,7 @@ def source_of(spec: ExperimentSpec) -> str:
 
 
 def weights_folder(spec: ExperimentSpec) -> Path:
-    """The folder of the loaded weights: the given one, or the snapshot in the cache; if unknown, one that is not there."""
+    """The folder of the loaded weights: the given one, or the snapshot in the cache; if unknown, one of nothing."""
     if spec.model.path is not None:
         return Path(spec.model.path)
     try:

@@ -21,7 +21,7 @@ from llem_airflow.measurement.engines.source import source_facts, source_of, wei
 from llem_airflow.measurement.engines.tokenizing import encode_texts, vocabulary_of
 from llem_airflow.measurement.engines.weights import weight_counts
 from llem_airflow.measurement.failure import MeasurementError
-from llem_airflow.measurement.generation import engine_params, generation, llem_execution
+from llem_airflow.measurement.generation import engine_params, generation, llem_execution, request_arguments
 from llem_airflow.protocol.spec import ExperimentSpec
 
 LIBRARIES = (
@@ -196,17 +196,6 @@ def sampling_arguments(given: dict[str, Any], seed: int) -> dict[str, Any]:
     else:
         parameters.setdefault("seed", seed)
     return {"detokenize": False, **parameters}
-
-
-def request_arguments(shared: dict[str, Any], output_tokens: int) -> dict[str, Any]:
-    """Arguments of one request's ``SamplingParams``: of a fixed length, unless the study says otherwise.
-
-    Args:
-        shared: What ``sampling_arguments`` gave.
-        output_tokens: Tokens to generate.
-    """
-    fixed = {} if "ignore_eos" in shared else {"min_tokens": output_tokens}
-    return {"max_tokens": output_tokens, **fixed, **shared}
 
 
 def build_cache(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from llem_airflow.measurement.engines.contract import Completion, EngineFacts, P
 from llem_airflow.measurement.engines.source import source_facts, source_of, weights_folder
 from llem_airflow.measurement.engines.tokenizing import encode_texts, vocabulary_of
 from llem_airflow.measurement.engines.weights import weight_counts
-from llem_airflow.measurement.generation import engine_params, generation, llem_execution
+from llem_airflow.measurement.generation import engine_params, generation, llem_execution, request_arguments
 from llem_airflow.protocol.spec import ExperimentSpec
 
 LIBRARIES = (
@@ -233,17 +233,6 @@ def sampling_arguments(given: dict[str, Any]) -> dict[str, Any]:
         parameters["temperature"] = 0.0
     # Text is nobody's here: ids are kept, and the detokenizer's work is not the model's.
     return {"temperature": 1.0, "detokenize": False, "output_kind": RequestOutputKind.DELTA, **parameters}
-
-
-def request_arguments(shared: dict[str, Any], output_tokens: int) -> dict[str, Any]:
-    """Arguments of one request's ``SamplingParams``: of a fixed length, unless the study says otherwise.
-
-    Args:
-        shared: What ``sampling_arguments`` gave.
-        output_tokens: Tokens to generate.
-    """
-    fixed = {} if "ignore_eos" in shared else {"min_tokens": output_tokens}
-    return {"max_tokens": output_tokens, **fixed, **shared}
 
 
 def _plain(value: Any) -> Any:

@@ -196,6 +196,32 @@ def test_a_wrong_engine_parameter_is_recognised_and_named(tiny_model: Path) -> N
     assert "flash_attention_9" in error.message
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [{"load_in_8bit": True}, {"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"}],
+    ids=["8 bits", "4 bits"],
+)
+def test_quantisation_whose_package_is_missing_is_told(tiny_model: Path, parameters: dict[str, Any]) -> None:
+    error = failed(tiny_model, {"engine_params": parameters})
+    assert error.category == "engine_missing"
+    assert "quantization requires bitsandbytes" in error.message
+    assert "use an image that holds it, or remove the setting" in error.message
+
+
+def test_an_allocation_that_the_machine_refuses_is_recognised(tiny_model: Path) -> None:
+    error = failed(
+        tiny_model, {"sampling_params": {"cache_implementation": "static", "max_cache_len": 10**11}}
+    )
+    assert (error.category, error.type) == ("out_of_memory_host", "RuntimeError")
+    assert "Raise the container's memory limit" in error.message
+
+
+def test_a_device_map_of_accelerate_answers_the_same(tiny_model: Path) -> None:
+    few: dict[str, Any] = {"texts": ("import os, sys",), "output_tokens": 4}
+    mapped = answered(tiny_model, {"engine_params": {"device_map": "auto"}}, **few)
+    assert tokens(mapped) == tokens(answered(tiny_model, **few))
+
+
 def test_a_wrong_sampling_parameter_is_recognised_and_named(tiny_model: Path) -> None:
     error = failed(tiny_model, {"sampling_params": {"temprature": 0.5}})
     assert error.category == "bad_parameter", error.message
