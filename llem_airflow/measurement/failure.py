@@ -126,7 +126,8 @@ PATTERNS = (
     Pattern(
         "gpu_access",
         (),
-        r"No CUDA GPUs are available|not compiled with CUDA enabled|Found no NVIDIA driver|no CUDA-capable device|CUDA_ERROR_NO_DEVICE"
+        r"No CUDA GPUs are available|not compiled with CUDA enabled|Found no NVIDIA driver|no CUDA-capable device"
+        r"|CUDA_ERROR_NO_DEVICE"
         r"|GPU is lost|device\(s\) is/are busy or unavailable|NVML_ERROR|Failed to infer device type"
         r"|libcuda\.so",
         True,
