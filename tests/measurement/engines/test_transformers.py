@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 
 from llem_airflow.measurement.engines.contract import Completion
@@ -182,7 +183,8 @@ def test_a_damaged_weight_file_says_to_fetch_it_again(tiny_model: Path, tmp_path
     assert "damaged or incomplete" in error.message
 
 
-def test_a_hub_model_without_a_network_is_a_missing_model() -> None:
+def test_a_hub_model_in_offline_mode_is_a_missing_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     spec = spec_of("transformers", {})
     engine = open_engine("transformers", offline=True)
     with pytest.raises(OSError) as caught:  # noqa: PT011  # what is asserted is what we make of it
