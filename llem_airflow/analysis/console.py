@@ -6,6 +6,7 @@ import json
 import sys
 import time
 import webbrowser
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -173,6 +174,11 @@ def _print_comparison(found: Compared) -> None:
         )
     for report in found.reports:
         console.print(render_comparison(report))
+    if len(found.reports) > 1:
+        counted = Counter(str(report.verdict) for report in found.reports)
+        console.print(
+            f"{len(found.reports)} pairs: " + ", ".join(f"{n} {what}" for what, n in counted.most_common())
+        )
     for title, missing in (("baseline", found.only_baseline), ("candidate", found.only_candidate)):
         for name in missing:
             console.print(f"only the {title} has it: {name}", soft_wrap=True, markup=False, highlight=False)

@@ -78,7 +78,8 @@ class Trend:
         left_out: Earlier runs under other conditions; they are shown and never compared with these.
         changes: Change points, oldest first.
         latest: The newest run against all runs since the last change; None with one run.
-        detectable_ratio: Smallest change between runs that one more run would show; None below 3 runs.
+        detectable_ratio: Smallest change that the newest run could have shown with 80 % power; with two runs from
+            their cycles alone, and None where even those do not tell.
         verdict: Of the newest run, or of a change that began in the last runs.
         began: Run where the present regression or improvement began, if there is one.
         note: How far to trust it.
@@ -109,7 +110,7 @@ def trend(points: Sequence[Point], better: str) -> Trend:
         left_out=left_out,
         changes=tuple(changes),
         latest=latest,
-        detectable_ratio=_detectable(earlier),
+        detectable_ratio=latest.detectable_ratio if latest else None,
         verdict=verdict,
         began=began,
         note=_note(len(same), len(left_out)),
@@ -238,14 +239,6 @@ def _present(
     if changes:
         return changes[-1].verdict, changes[-1].run_id
     return (latest.verdict, None) if latest is not None else (Verdict.NOT_ENOUGH_EVIDENCE, None)
-
-
-def _detectable(earlier: Sequence[Point]) -> float | None:
-    if len(earlier) < 2:
-        return None
-    means = [point.mean for point in earlier]
-    spread = float(np.std(means, ddof=1)) * (1 + 1 / len(means)) ** 0.5
-    return detectable_difference(spread, len(means) - 1) / abs(float(np.mean(means)))
 
 
 def _note(n: int, left_out: int) -> str:
