@@ -21,7 +21,7 @@ def _short_window(seen: Seen) -> Flag | None:
         "short_window",
         f"The window is {duration_s:.1f} s long; a register update of 100 ms at each edge is "
         f"{20 / max(duration_s, 1e-9):.1f} % of it.",
-        "Raise `measurement.min_window_s` or the number of prompts.",
+        "Raise `measurement.min_window_seconds` or the number of prompts.",
         "30 s (ML.ENERGY benchmark), error below 10 s (2 x 100 ms is then 2 %)",
         "warning" if duration_s >= 10 else "error",
     )

@@ -102,7 +102,7 @@ def report_html(data: ReportData) -> str:
 def experiment_labels(summary: Summary) -> list[str]:
     """A short distinct name for each experiment: what sets it apart, else its slug."""
     texts = [quantity.factor_text(e.factors, e.slug) for e in summary.experiments]
-    fits = all(len(text) <= 64 for text in texts) and len(set(texts)) == len(texts)
+    fits = all(len(text) <= 80 for text in texts) and len(set(texts)) == len(texts)
     return texts if fits else [e.id for e in summary.experiments]
 
 

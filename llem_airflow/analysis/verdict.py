@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
 
 import numpy as np
 from scipy import optimize, stats
@@ -153,13 +154,19 @@ def hedges_g(a: Sequence[float], b: Sequence[float]) -> float | None:
 
 def detectable_difference(se: float, df: float, alpha: float = ALPHA, power: float = POWER) -> float:
     """Smallest true difference that a two-sided t test finds with the given power, in the unit of ``se``."""
+    return _noncentrality(round(df, 2), alpha, power) * se
+
+
+@lru_cache(maxsize=4096)
+def _noncentrality(df: float, alpha: float, power: float) -> float:
+    """Kept by degrees of freedom: a report asks for hundreds, and each takes milliseconds to find."""
     critical = float(stats.t.ppf(1 - alpha / 2, df))
 
     def shortfall(ncp: float) -> float:
         # The other tail adds less than 1e-6 at any power of interest.
         return float(stats.nct.sf(critical, df, ncp)) - power
 
-    return float(optimize.brentq(shortfall, 0.0, critical + 60.0)) * se
+    return float(optimize.brentq(shortfall, 0.0, critical + 60.0))
 
 
 def _bare(a: np.ndarray, b: np.ndarray, method: str, better: str, threshold_ratio: float) -> Comparison:
