@@ -250,5 +250,8 @@ def _note(n: int, left_out: int) -> str:
             "two runs: compared cycle by cycle, which cannot see how much whole runs differ by chance" + other
         )
     if n < 8:
-        return f"{n} runs: a change of 2 % needs about 8 runs after it to be found reliably" + other
+        return (
+            f"{n} runs: where runs differ by 1 %, a change of 3 % needs about 5 runs after it to be found reliably"
+            + other
+        )
     return f"{n} runs" + other
