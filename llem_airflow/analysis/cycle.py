@@ -14,6 +14,7 @@ from llem_airflow.analysis.latency import Distribution, latency
 from llem_airflow.analysis.metrics import METRICS
 from llem_airflow.analysis.quality import Flag, flags
 from llem_airflow.analysis.samples import columns
+from llem_airflow.analysis.second_sampler import second_sampler
 from llem_airflow.analysis.timeline import Phase, phases
 from llem_airflow.protocol.result import CycleResult, Window
 from llem_airflow.results import CycleRef, FailureRef, ResultReadError
@@ -176,6 +177,7 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
         environment=environment,
         host=host if isinstance(host, Mapping) else None,
     )
+    found += second_sampler(ref, result.window, energy)
     found += _own_flags(power_problem, requests_problem, rows, result.window)
     marks = phases(events)
     row = Cycle(

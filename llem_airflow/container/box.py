@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from llem_airflow.container.engine import (
 )
 from llem_airflow.container.exchange import CollectError, collect
 from llem_airflow.container.failures import AttemptFailedError, classify, failure
+from llem_airflow.container.host_sampler import HostSampler
 from llem_airflow.container.images import digest
 from llem_airflow.container.logs import LogSink
 from llem_airflow.container.outcome import failed, with_error_file
@@ -91,7 +92,12 @@ def run_box(
         run = _Run(api, attempt, spec, settings, collect_to, sink)
         box = _acquire(run, bundle)
         try:
-            collected = _see_through(run, box)
+            with _host_sampler(run, box, bundle) as host:
+                collected = _see_through(run, box)
+                if host is not None and not host.finish(spec):
+                    sink.line(
+                        "The host's power series does not reach around the window: the container's counts"
+                    )
         except BaseException:
             # Also a task timeout or a signal: whatever ends the wait, the container does not outlive it.
             with contextlib.suppress(*ENGINE_ERRORS):
@@ -139,6 +145,16 @@ def _acquire(run: _Run, bundle: Path | None) -> Box:
             folder=run.folder,
             log_tail=run.sink.tail,
         ) from error
+
+
+def _host_sampler(
+    run: _Run, box: Box, bundle: Path | None
+) -> contextlib.AbstractContextManager[HostSampler | None]:
+    """The sampler of this worker, where it was asked for and there are GPUs to read."""
+    if not run.settings.sample_on_host or not box.gpus:
+        return contextlib.nullcontext()
+    meter = replace(run.spec.meter, kind="nvml", gpus=box.gpus)
+    return HostSampler(meter, run.folder, bundle or build_bundle())
 
 
 def _see_through(run: _Run, box: Box) -> Collected:

@@ -50,6 +50,7 @@ class BoxSettings:
         direct_volume: Whether files go into and out of the exchange volume's folder itself where the worker sees it, as
             root on the engine's host does; else, and everywhere else, by the archive API.
         pull: ``missing``, ``always`` or ``never``.
+        sample_on_host: Whether this worker samples the power as well, beside the container.
         log_bytes: Most bytes of output that are kept in container.log.
     """
 
@@ -81,4 +82,5 @@ class BoxSettings:
     engine_grace_s: float = 120.0
     direct_volume: bool = True
     pull: str = "missing"
+    sample_on_host: bool = False
     log_bytes: int = 64 * 1024 * 1024

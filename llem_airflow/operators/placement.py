@@ -111,6 +111,7 @@ def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> 
         extra_labels=operator.labels if isinstance(operator.labels, dict) else {},
         wall_clock_s=experiment.wall_clock_s,
         silence_s=experiment.silence_s,
+        sample_on_host=(operator.study.sections.get("power") or {}).get("sampling") == "host",
         pull="always" if operator.force_pull else "missing",
     )
 

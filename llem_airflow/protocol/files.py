@@ -12,6 +12,10 @@ OUT_DIR = "out"
 EVENTS = "events.jsonl"
 POWER = "power.csv"
 REQUESTS = "requests.jsonl"
+
+POWER_CHECK = "power_check.csv"
+METER_CHECK = "meter_check.json"
+"""A second sampler's rows of the same window, and its Meter: put beside the others by whoever ran both."""
 ENVIRONMENT = "environment.json"
 
 

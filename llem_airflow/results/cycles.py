@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from llem_airflow.protocol.result import AttemptError, CycleResult
+from llem_airflow.protocol.result import AttemptError, CycleResult, Meter
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.strict import ProtocolError, from_json
 from llem_airflow.results import names
@@ -63,6 +63,13 @@ class CycleRef:
     def power(self, columns: list[str] | None = None) -> Any:
         """Power samples as a ``pyarrow.Table``."""
         return read_table(self.folder, names.POWER, columns)
+
+    def check(self) -> tuple[Meter, Any] | None:
+        """A second sampler's meter and samples of the same window, where there was one."""
+        if not self.folder.exists(names.METER_CHECK):
+            return None
+        meter = from_json(Meter, _object(self.folder, names.METER_CHECK), names.METER_CHECK)
+        return meter, read_table(self.folder, names.POWER_CHECK)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ ENVIRONMENT = "environment.json"
 EVENTS = "events.jsonl"
 REQUESTS = "requests.parquet"
 POWER = "power.parquet"
+POWER_CHECK = "power_check.parquet"
+METER_CHECK = "meter_check.json"
 LOG = "container.log"
 PROVENANCE = "provenance.json"
 

@@ -17,6 +17,7 @@ from llem_airflow.results.folder import json_bytes
 
 _HASHED = re.compile(r"[0-9a-f]{8,64}_(?P<kind>config|result|error)\.json")
 _SKIPPED = {raw.BUNDLE}
+_POWER = {raw.POWER: names.POWER, raw.POWER_CHECK: names.POWER_CHECK}
 
 
 def stage(source: Path, target: Path, provenance: Mapping[str, Any]) -> None:
@@ -35,8 +36,8 @@ def stage(source: Path, target: Path, provenance: Mapping[str, Any]) -> None:
     for file in sorted(source.iterdir()) if source.is_dir() else []:
         if file.is_symlink() or not file.is_file() or file.name in _SKIPPED:
             continue
-        if file.name == raw.POWER:
-            _convert_power(file, target, notes)
+        if file.name in _POWER:
+            _convert_power(file, target, _POWER[file.name], notes)
         elif file.name == raw.REQUESTS:
             _convert_requests(file, target, notes)
         else:
@@ -58,15 +59,15 @@ def _stored_name(name: str) -> str:
     return f"{match['kind']}.json" if match else name
 
 
-def _convert_power(file: Path, target: Path, notes: list[str]) -> None:
+def _convert_power(file: Path, target: Path, parquet: str, notes: list[str]) -> None:
     import pyarrow as pa  # noqa: PLC0415 - see _convert_requests
 
     from llem_airflow.results.convert import power_to_parquet  # noqa: PLC0415
 
     try:
-        power_to_parquet(file, target / names.POWER)
+        power_to_parquet(file, target / parquet)
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        _keep_raw(file, target, names.POWER, notes, error)
+        _keep_raw(file, target, parquet, notes, error)
 
 
 def _convert_requests(file: Path, target: Path, notes: list[str]) -> None:

@@ -328,6 +328,18 @@ STUDY_ONLY = Section(
             "Image of each engine's container.", _per_engine(Leaf("string", "Image.", least=1))
         ),
         "output": OUTPUT,
+        "power": Section(
+            "Where power is sampled.",
+            {
+                "sampling": Leaf(
+                    "string",
+                    "`host`: a sampler of the worker counts, and the container's checks it; the worker must sit on the "
+                    "GPUs' host.",
+                    default="container",
+                    choices=("container", "host"),
+                )
+            },
+        ),
         "airflow": AIRFLOW,
         "versions": VERSIONS,
     },

@@ -169,24 +169,37 @@ def test_killing_the_engine_in_its_container_is_a_typed_failure_with_evidence(
 @pytest.mark.docker
 @pytest.mark.alone
 @pytest.mark.engine
-def test_a_gpu_is_leased_given_by_uuid_and_measured_on_its_counter(
-    tmp_path: Path, tiny_model: Path, docker_api: docker.APIClient, cpu_image: str, standin: Standins
+def test_a_gpu_is_leased_given_by_uuid_and_measured_on_its_counter_inside_and_on_the_host(
+    tmp_path: Path,
+    tiny_model: Path,
+    docker_api: docker.APIClient,
+    cpu_image: str,
+    standin: Standins,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name, value in standin.environment(standin.script).items():  # the worker sees the GPUs of its engine
+        monkeypatch.setenv(name, value)
     text = STUDY.replace("meter: cpu-estimate", "meter: nvml")
-    study = study_at(tmp_path, "container", text + "gpus: {count: 1, kind: full}\n")
+    study = study_at(tmp_path, "container", text + "gpus: {count: 1, kind: full}\npower: {sampling: host}\n")
     operator(study, image=cpu_image).execute(context())
     run = ResultsRoot(tmp_path / "results").run("one", "manual__x")
     (cycle,) = run.cycles()
     (gpu,) = cycle.provenance()["gpus"]
     assert gpu.startswith("GPU-")
     assert cycle.result().meter.devices == (gpu,)
+    assert cycle.result().meter.note.startswith("Sampled on the host, beside the container.")
+    check = cycle.check()
+    assert check is not None
+    assert check[0].devices == (gpu,)
     assert ours(docker_api) == []
     LLEMAggregateOperator(task_id="aggregate", study=study).execute(context("aggregate"))
     summary = run.summary()
     assert summary is not None
     (experiment,) = summary["experiments"]
     assert experiment["energy_kind"] == "measured"
-    assert "stand_in" in {doubt["code"] for doubt in experiment["doubts"]}
+    codes = {doubt["code"] for doubt in experiment["doubts"]}
+    assert "stand_in" in codes
+    assert "samplers_disagree" not in codes
     report = (Path(run.url) / "report.html").read_text()
     assert "STAND-IN" in report
     assert "energy: measured, from counter, of the board" in report

@@ -83,6 +83,7 @@ READERS: dict[str, str] = {
         for engine in ENGINES
     },
     "study_name": f"{LOAD}:study_name",
+    "power.sampling": "llem_airflow.operators.placement:sampling",
     "base": "llem_airflow.study.written:base",
     "study_execution.n_cycles": f"{LOAD}:n_cycles",
     "study_execution.experiment_order": f"{LOAD}:experiment_order",
