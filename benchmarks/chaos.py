@@ -23,13 +23,19 @@ AT_ONCE = 3
 def engine(folder: Path, word: str = "start") -> None:
     """Start or stop the engine that the kills are for."""
     environment = {**os.environ, "ENGINE_DIR": str(folder), "ENGINE_WAIT_S": "120"}
-    subprocess.run([str(REPOSITORY / ".ci" / "start-engine"), word], env=environment, check=True)
+    command = [str(REPOSITORY / ".ci" / "start-engine"), word]
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
 def copy_image(image: str, socket: Path) -> None:
     """Bring an image from the usual engine to this one."""
     with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as saved:
-        subprocess.run(["docker", "-H", f"unix://{socket}", "load", "-q"], stdin=saved.stdout, check=True)
+        subprocess.run(
+            ["docker", "-H", f"unix://{socket}", "load", "-q"],
+            stdin=saved.stdout,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
 
 
 def row(outcome: Outcome) -> str:

@@ -121,6 +121,8 @@ def _look(world: World, run_id: str, outcome: Outcome) -> None:
     with suppress(TimeoutError):
         wait_for(lambda: not world.left(run_id), 15)
     outcome.left = world.left(run_id) + [f"staging {path.name}" for path in Path(run.url).glob(".staging/*")]
+    with suppress(TimeoutError):  # its engine may have been killed, and starts it again
+        wait_for(world.foreign_lives, 30)
     outcome.foreign_lives = world.foreign_lives()
     outcome.failures = [str(ref.provenance()["failure"]["category"]) for ref in run.failures()]
 
@@ -134,6 +136,7 @@ class _Trap:
         self._pids: set[int] = set()
         self._task_pid = 0
         self._created = False
+        self._times = 0
         self._once = threading.Lock()
         self.sprung, self.over = threading.Event(), threading.Event()
         moment = point.moment
@@ -151,7 +154,9 @@ class _Trap:
         self._task_pid = call.pid
         due = self._created or moment not in AFTER_CREATION
         if due and moment.matches(text) and answered == moment.answered:
-            self._spring()
+            self._times += 1
+            if self._times == moment.nth:
+                self._spring()
         self._created = self._created or re.search(OWN, text) is not None
 
     def _watch_log(self) -> None:

@@ -14,6 +14,7 @@ class Moment:
         name: What has just happened.
         call: Pattern of the engine's API call, with its query, that marks it; empty when something else does.
         answered: Whether the engine has answered the call (the caller does not know yet), or has not seen it yet.
+        nth: The how manyth such call it is.
         line: Text of the container's log that marks it.
         file: Glob, below the run's results, of what marks it.
     """
@@ -21,6 +22,7 @@ class Moment:
     name: str
     call: str = ""
     answered: bool = True
+    nth: int = 1
     line: str = ""
     file: str = ""
 
@@ -36,20 +38,21 @@ LOOKED = Moment("looked for earlier tries", r"GET /containers/json.*llem\.key=")
 ASKING = Moment("asks the driver for GPUs", r"POST /containers/\w+/wait")
 VOLUME = Moment("volume made", r"POST /volumes/create")
 CREATED = Moment("container created, GPU leased", rf"POST /containers/create.*{OWN}")
-FILLED = Moment("bundle and spec handed in", r"PUT /containers/\w+/archive.*path=/run/llem")
+FILLED = Moment("bundle, spec and cache handed in", r"PUT /containers/\w+/archive.*path=/hub")
 STARTED = Moment("container started", r"POST /containers/\w+/start")
 LOADING = Moment("model loads", line=" loading ")
 MEASURING = Moment("measures", line=" measure ")
-COOLING = Moment("cools down", line=" cooldown ")
-ENDED = Moment("container ended", r"GET /containers/\w+/archive.*path=/run/llem/out", answered=False)
-COLLECTING = Moment("results on their way out", r"GET /containers/\w+/archive.*path=/run/llem/out")
+WRITTEN = Moment("result written, container not ended", line=" done: ")
+ENDED = Moment(
+    "container ended", r"GET /containers/\w+/json", nth=2
+)  # the first is made with the call for its log
 COLLECTED = Moment("results collected", r"GET /images/sha256:\w+/json")
 STORING = Moment("result is being stored", file=".staging/*")
 STORED = Moment("result stored", r"DELETE /containers/llem-", answered=False)
 REMOVED = Moment("container removed", r"DELETE /containers/llem-")
 CLEAN = Moment("volume removed", r"DELETE /volumes/llem-")
 
-AFTER_CREATION = (STARTED,)
+AFTER_CREATION = (STARTED, ENDED)
 """Their calls are made for the probe of the driver, too: only those after the attempt's own container count."""
 
 
@@ -76,13 +79,13 @@ EVERYBODY_S = frozenset({SCHEDULER, AIRFLOW, ENGINE})
 
 _MOMENTS = {
     TASK: (
-        LOOKED, ASKING, VOLUME, CREATED, FILLED, STARTED, LOADING, MEASURING, COOLING, ENDED, COLLECTING, COLLECTED,
+        LOOKED, ASKING, VOLUME, CREATED, FILLED, STARTED, LOADING, MEASURING, WRITTEN, ENDED, COLLECTED,
         STORING, STORED, REMOVED, CLEAN,
     ),
-    WORKER: (CREATED, STARTED, MEASURING, COLLECTING, STORED),
-    SCHEDULER: (CREATED, STARTED, MEASURING, COLLECTING, STORED),
+    WORKER: (CREATED, STARTED, MEASURING, COLLECTED, STORED),
+    SCHEDULER: (CREATED, STARTED, MEASURING, COLLECTED, STORED),
     AIRFLOW: (CREATED, STARTED, MEASURING, ENDED, STORING, STORED, REMOVED),
-    EXPERIMENT: (LOADING, MEASURING, COOLING),
+    EXPERIMENT: (LOADING, MEASURING, WRITTEN),
     INIT: (LOADING, MEASURING),
     ENGINE: (VOLUME, CREATED, FILLED, STARTED, MEASURING, ENDED, COLLECTED, STORED, REMOVED),
 }  # fmt: skip
