@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.chaos.kill import Outcome, kill_side_by_side
 from tests.chaos.points import POINTS
-from tests.chaos.world import REPOSITORY, World
+from tests.chaos.world import IMPATIENT, REPOSITORY, World
 from tests.parts import build_image
 
 AT_ONCE = 3
@@ -58,7 +58,7 @@ def main(words: list[str]) -> int:
         copy_image(image, socket)
         home = folder / "home"
         home.mkdir()
-        with World(home, socket, image, {}, start_engine=lambda: engine(socket.parent)) as world:
+        with World(home, socket, image, IMPATIENT, start_engine=lambda: engine(socket.parent)) as world:
             print("| killed (SIGKILL) | when | the result is of | found after recovery | recovery_s |")
             print("| --- | --- | --- | --- | --- |", flush=True)
             for outcome in kill_side_by_side(world, points, AT_ONCE):

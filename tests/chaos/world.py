@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import docker
 from docker.errors import APIError
 
 from llem_airflow.container.attempt import LABEL_KEY, Attempt
+from llem_airflow.container.reaper import find_leftovers, remove_leftovers
 from tests.airflow.server import AirflowServer
 from tests.container.engine_proxy import Call, EngineProxy
 
@@ -71,17 +73,17 @@ EchoEngine = Indiscreet
 """Added to the example engine: one that tells its secret to whoever listens."""
 
 IMPATIENT = {
-    # Airflow notices dead schedulers and tasks after minutes; a test need not wait so long.
-    "AIRFLOW__SCHEDULER__JOB_HEARTBEAT_SEC": "1",
-    "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
-    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "6",
-    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "2",
-    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "10",
-    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
-    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+    # Airflow notices dead schedulers and workers after minutes; a test need not wait so long. Nor so short that the
+    # living ones of a loaded machine are taken for dead.
+    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "20",
+    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "3",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
+    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
     # Processes that outlive a scheduler must be known to the next one.
     "AIRFLOW__API_AUTH__JWT_SECRET": "chaos-" + "x" * 64,
 }
+"""For kills of what all tasks share."""
 
 
 class Watch(Protocol):
@@ -114,7 +116,9 @@ class World:
         self.home = home
         self.engine, self.image, self.start_engine = engine, image, start_engine
         self.watches: list[Watch] = []
-        self.api = docker.APIClient(base_url=f"unix://{engine}", version="auto", timeout=60)
+        self.api = self.client()
+        self._triggering = threading.Lock()
+        self._started: list[subprocess.Popen[bytes]] = []
         self.proxy = EngineProxy(
             home / "engine.sock",
             engine,
@@ -130,7 +134,6 @@ class World:
             home / "airflow",
             {},
             {
-                **IMPATIENT,
                 **environment,
                 "DOCKER_HOST": self.proxy.url,
                 "PYTHONPATH": f"{site}{os.pathsep}{REPOSITORY}",
@@ -158,7 +161,23 @@ class World:
         self.proxy.__exit__(kind, error, trace)
         with contextlib.suppress(APIError):
             self.api.remove_container(self.foreign, force=True)
+            installation = self.airflow.installation
+            remove_leftovers(self.api, find_leftovers(self.api, older_than_s=-60, installation=installation))
         self.api.close()
+
+    def client(self) -> docker.APIClient:
+        """A client of the engine itself, past the proxy."""
+        return docker.APIClient(base_url=f"unix://{self.engine}", version="auto", timeout=60)
+
+    def trigger(self) -> str:
+        """Begin a run; its id. SQLite, and a scheduler that was killed just now, may refuse at first."""
+        with self._triggering:
+            answer = wait_for(self._triggered, 60)
+        return str(answer)
+
+    def _triggered(self) -> str | None:
+        answer = self.airflow.trigger(DAG_ID)
+        return str(answer.json()["dag_run_id"]) if answer.status_code == 200 else None
 
     def _seen(self, call: Call, *, answered: bool) -> None:
         for watch in list(self.watches):
@@ -231,12 +250,14 @@ class World:
     def restart_scheduler(self) -> None:
         """What its service manager would do."""
         with (self.airflow.home / "scheduler.log").open("ab") as log:
-            subprocess.Popen(
-                [sys.executable, "-m", "airflow", "scheduler"],
-                env=self.airflow.environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+            self._started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "airflow", "scheduler"],
+                    env=self.airflow.environment,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
             )
 
     def kill_airflow(self) -> None:
@@ -244,6 +265,10 @@ class World:
         for _ in range(3):  # a process may have started another one meanwhile
             for pid, _command in self._processes():
                 _kill(pid)
+        for process in (*self._started, self.airflow._process):
+            if process is not None:
+                process.wait()
+        self._started.clear()
 
     def kill_engine(self) -> None:
         """SIGKILL the Docker engine (dockerd and its containerd)."""
