@@ -11,12 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 import docker
-from docker.errors import APIError
 
 from llem_airflow.container.attempt import LABEL_KEY, Attempt
 from llem_airflow.container.reaper import find_leftovers, remove_leftovers
@@ -147,23 +147,28 @@ class World:
         self.airflow.environment["AIRFLOW__CORE__PARALLELISM"] = "4"
 
     def __enter__(self) -> World:
-        self.proxy.__enter__()
-        self.airflow.start()
-        wait_for(self._dag_known, 120)
-        self.airflow.unpause(DAG_ID)
-        self.foreign = self._foreign()
+        with ExitStack() as undo:
+            undo.callback(self.api.close)
+            undo.enter_context(self.proxy)
+            undo.callback(self._sweep)
+            undo.callback(self.kill_airflow)
+            self.airflow.start()
+            wait_for(self._dag_known, 120)
+            self.airflow.unpause(DAG_ID)
+            self.foreign = self._foreign()
+            undo.callback(self.api.remove_container, self.foreign, force=True)
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.kill_airflow()
-        self.proxy.__exit__(kind, error, trace)
-        with contextlib.suppress(APIError):
-            self.api.remove_container(self.foreign, force=True)
-            installation = self.airflow.installation
-            remove_leftovers(self.api, find_leftovers(self.api, older_than_s=-60, installation=installation))
-        self.api.close()
+        self._undo.close()
+
+    def _sweep(self) -> None:
+        """Remove what a failed test left of this Airflow's tries."""
+        installation = self.airflow.installation
+        remove_leftovers(self.api, find_leftovers(self.api, older_than_s=-60, installation=installation))
 
     def client(self) -> docker.APIClient:
         """A client of the engine itself, past the proxy."""
