@@ -22,6 +22,7 @@ from llem_airflow.operators.baselines import known_baselines
 from llem_airflow.operators.canary import skip_after_canary
 from llem_airflow.operators.energy import require_energy, without_required_energy
 from llem_airflow.operators.evidence import attempt_of, provenance, run_of
+from llem_airflow.operators.pinned import EarlierTries, image_record
 from llem_airflow.operators.placement import (
     EngineAwayError,
     PlacementError,
@@ -91,6 +92,8 @@ class LLEMExperimentOperator(DockerOperator):
         self.runner = runner
         self._attempt: Attempt | None = None
         self._runner = ""
+        self._images = ("", "")
+        self._tries_before_clearing = 0
 
     def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override]  # DockerOperator returns log lines
         """Run the attempt and commit its result.
@@ -174,9 +177,9 @@ class LLEMExperimentOperator(DockerOperator):
         """
         ti = context["ti"]
         retries = self.retries or 0
-        tries_before_clearing = max(0, getattr(ti, "max_tries", retries) - retries)
-        ref = run.cycle(self.experiment.id, self.cycle) if ti.try_number > tries_before_clearing + 1 else None
-        if ref is None or int(ref.provenance().get("try_number", 0)) <= tries_before_clearing:
+        cleared = self._tries_before_clearing = max(0, getattr(ti, "max_tries", retries) - retries)
+        ref = run.cycle(self.experiment.id, self.cycle) if ti.try_number > cleared + 1 else None
+        if ref is None or int(ref.provenance().get("try_number", 0)) <= cleared:
             return None
         if without_required_energy(self.experiment, ref):
             return None
@@ -201,6 +204,7 @@ class LLEMExperimentOperator(DockerOperator):
         folder: Path,
         store: Callable[[Collected], None],
     ) -> None:
+        earlier = EarlierTries.of(run, self.experiment.id, self.cycle, self._tries_before_clearing)
         try:
             self._runner = choose_runner(self.runner, self.experiment, self._engine_or_none)
             box = box_settings(self, model) if self._runner == "container" else None
@@ -209,6 +213,7 @@ class LLEMExperimentOperator(DockerOperator):
                 experiment_spec(self.study, self.experiment, self.cycle, model_path=model_path),
                 known_baselines=known_baselines(run, self.experiment, self.cycle),
             )
+            spec = earlier.pin_model(spec)
         except EngineAwayError as error:  # restarted just now, perhaps
             raise AttemptFailedError(failure("daemon_down"), str(error), folder=folder) from error
         except (PlacementError, PromptsError, NotImplementedError) as error:
@@ -218,6 +223,9 @@ class LLEMExperimentOperator(DockerOperator):
         (folder / config_name(spec.experiment_hash)).write_text(spec.dumps(), encoding="utf-8")
         self.log.info("%s, cycle %s, as a %s", self.experiment.id, self.cycle, self._runner)
         if box is not None:
+            named = box.image
+            box = earlier.pin_image(self.cli, box)
+            self._images = (named, box.image)
             run_box(self.cli, attempt, spec, box, collect_to=folder, on_line=self._line, store=store)
             return
         process = ProcessSettings(
@@ -245,6 +253,8 @@ class LLEMExperimentOperator(DockerOperator):
     ) -> AirflowException:
         """Store the evidence and say what happened, where the evidence lies and what to do."""
         record = provenance(attempt, self._runner, started_epoch_ns)
+        if all(self._images) and (engine := self._engine_or_none()) is not None:
+            record |= image_record(engine, *self._images)
         record["failure"] = {
             "category": error.failure.category,
             "retryable": error.failure.retryable,

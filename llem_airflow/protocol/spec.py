@@ -20,11 +20,19 @@ class ModelSource:
         name: The name as the study gives it (a hub id, a path, a name under the models folder).
         path: Directory of the weights as the container sees it, or None to fetch ``name`` from the hub.
         revision: Hub revision, or None.
+        commit: What the revision stood for when the first try of the task loaded it, or None; a further try loads
+            the same.
     """
 
     name: str
     path: str | None = None
     revision: str | None = None
+    commit: str | None = None
+
+    @property
+    def hub_revision(self) -> str | None:
+        """What to ask the hub for; None is its newest, or nothing where the weights lie here."""
+        return None if self.path is not None else self.commit or self.revision
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,10 @@ class FailureRef:
         """Who ran it and how it failed, under ``failure``."""
         return _object(self.folder, names.PROVENANCE, optional=True)
 
+    def environment(self) -> dict[str, Any]:
+        """Where it ran, as far as it came; empty when the file is absent."""
+        return _object(self.folder, names.ENVIRONMENT, optional=True)
+
     def error(self) -> AttemptError | None:
         """What the attempt itself said, if it could."""
         if not self.folder.exists(names.ERROR):

@@ -132,6 +132,28 @@ def test_a_stored_result_is_not_measured_again_unless_a_person_clears_the_task(
 
 
 @pytest.mark.docker
+def test_a_further_try_runs_the_image_of_the_first_although_the_tag_moved_until_a_person_clears_the_task(
+    tmp_path: Path, tiny_model: Path, docker_api: docker.APIClient, python_image: str, cpu_image: str
+) -> None:
+    study = study_at(tmp_path, "container")
+    name, tag = "llem-airflow/moving", uuid.uuid4().hex[:8]
+    docker_api.tag(python_image, name, tag)  # without the engine: it fails at once
+    try:
+        with pytest.raises(AirflowException):
+            operator(study, image=f"{name}:{tag}", retries=1).execute(context(try_number=1, max_tries=1))
+        docker_api.tag(cpu_image, name, tag, force=True)
+        with pytest.raises(AirflowException):
+            operator(study, image=f"{name}:{tag}", retries=1).execute(context(try_number=2, max_tries=1))
+        (run,) = ResultsRoot(tmp_path / "results").runs("one")
+        first, second = (each.provenance() for each in run.failures())
+        assert first["image_digest"] == second["image_digest"]
+        assert first["image"] == second["image"] == f"{name}:{tag}"
+        operator(study, image=f"{name}:{tag}", retries=1).execute(context(try_number=3, max_tries=3))
+        assert run.is_committed(study.experiments[0].id, 1)
+    finally:
+        docker_api.remove_image(f"{name}:{tag}", noprune=True)
+
+
 def test_a_missing_image_says_what_where_and_what_to_do(
     tmp_path: Path, tiny_model: Path, docker_api: docker.APIClient
 ) -> None:

@@ -171,8 +171,8 @@ def engine_arguments(spec: ExperimentSpec) -> tuple[str, dict[str, Any]]:
             category="bad_parameter",
         )
     ours: dict[str, Any] = {"model": source_of(spec)}
-    if spec.model.path is None and spec.model.revision is not None:
-        ours["revision"] = spec.model.revision
+    if spec.model.hub_revision is not None:
+        ours["revision"] = spec.model.hub_revision
     cache = given.pop("kv_cache_config", {})
     if isinstance(cache, dict):
         cache = {"enable_block_reuse": False, **cache}

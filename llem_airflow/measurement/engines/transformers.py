@@ -79,7 +79,7 @@ class TransformersEngine:
         parameters = load_parameters(engine_params(spec), cuda=torch.cuda.is_available())
         # The revision is one of the engine's parameters and a part of the model's name; it is given once.
         parameters.pop("revision", None)
-        revision = spec.model.revision if spec.model.path is None else None
+        revision = spec.model.hub_revision
         trust = bool(parameters.get("trust_remote_code", False))
         # Known noise: deprecations inside the libraries say nothing about the experiment.
         warnings.filterwarnings("ignore", category=FutureWarning)

@@ -214,8 +214,8 @@ def engine_arguments(spec: ExperimentSpec, *, seed: int, cpu: bool) -> dict[str,
         "disable_log_stats": False,
         "enable_prefix_caching": False,
     }
-    if spec.model.path is None and spec.model.revision is not None:
-        ours["revision"] = ours["tokenizer_revision"] = spec.model.revision
+    if spec.model.hub_revision is not None:
+        ours["revision"] = ours["tokenizer_revision"] = spec.model.hub_revision
     if cpu:
         ours["dtype"] = "float32"
     given = {key: value for key, value in engine_params(spec).items() if value is not None}
