@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.airflow.database import database
-from tests.airflow.server import AirflowServer
+from tests.airflow.server import REPOSITORY, AirflowServer
 
 SMALL = """\
 study_name: {name}
@@ -47,9 +48,10 @@ airflow: {retries: 0}
 NIGHTLY = (
     SMALL.format(name="nightly")
     + """\
-airflow: {retries: 0, schedule: "* * * * *", start_date: 2026-01-01}
+airflow: {retries: 0, schedule: "* * * * *", start_date: 2026-01-01, deadline: 1s}
 """
 )
+HELD = SMALL.format(name="held").replace("tiny-llama-random", "damaged") + "airflow: {retries: 0}\n"
 
 
 AFTER_CHOICE = """\
@@ -84,8 +86,16 @@ def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) 
                 "choice.yaml": CHOICE,
                 "mapped.yaml": CHOICE.replace("choice", "mapped"),
                 "nightly.yaml": NIGHTLY,
+                "held.yaml": HELD,
             },
-            {"LLEM_MODELS_DIR": str(models), "OMP_NUM_THREADS": "1", **where},
+            {
+                "LLEM_MODELS_DIR": str(models),
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(REPOSITORY),
+                "AIRFLOW__LLEM__NOTIFIER": "tests.operators.test_notify.FileNotifier",
+                "AIRFLOW__LLEM__NOTIFIER_ARGS": json.dumps({"path": str(models / "told")}),
+                **where,
+            },
         )
         (server.home / "dags" / "after_choice.py").write_text(AFTER_CHOICE)
         try:

@@ -76,11 +76,16 @@ def test_a_value_out_of_range_is_refused_before_there_is_a_run(
     assert field in answer.text
 
 
-def test_a_nightly_schedule_fires_by_itself(process_airflow: AirflowServer) -> None:
+def test_a_nightly_schedule_fires_by_itself_and_a_late_run_is_told(process_airflow: AirflowServer) -> None:
     process_airflow.unpause("nightly")
     run = process_airflow.first_run("nightly", run_type="scheduled")
     process_airflow.send("PATCH", "/api/v2/dags/nightly", {"is_paused": True})
     assert run["state"] == "success"
+    told = Path(process_airflow.environment["LLEM_MODELS_DIR"]) / "told"
+    deadline = time.monotonic() + 120
+    while not (told.exists() and run["dag_run_id"] in told.read_text()) and time.monotonic() < deadline:
+        time.sleep(1)
+    assert f"late: nightly is late: its run {run['dag_run_id']}" in told.read_text()
 
 
 def test_each_run_is_an_asset_event_with_the_key_numbers(process_airflow: AirflowServer) -> None:

@@ -129,13 +129,13 @@ def test_an_experiment_in_quarantine_runs_and_is_shown_and_cannot_fail_the_run(
 ) -> None:
     airflow.send("POST", "/api/v2/variables", {"key": "llem_quarantine", "value": "other*, transformers-*"})
     try:
-        run = airflow.run("released", partition_key="r2-damaged")
+        run = airflow.run("held")
     finally:
         airflow.send("DELETE", "/api/v2/variables/llem_quarantine", {})
-    states = airflow.states("released", run["dag_run_id"])
+    states = airflow.states("held", run["dag_run_id"])
     assert run["state"] == "success"
     assert "failed" in states.values()
-    log = airflow.task_log("released", run["dag_run_id"], "aggregate")
+    log = airflow.task_log("held", run["dag_run_id"], "aggregate")
     assert "in quarantine, does not fail the run" in log
 
 
@@ -156,6 +156,9 @@ def test_clearing_the_failed_after_the_cause_is_gone_measures_just_these_and_kee
     folder = stored(airflow, run)
     assert len(list(folder.glob("experiments/*/cycle-1/result.json"))) == 1
     assert len(list(folder.glob("failed/*/cycle-1-attempt-1/provenance.json"))) == 1
+    (earlier,) = folder.glob("superseded/summary-*.json")
+    assert json.loads(earlier.read_text())["valid"] == 0
+    assert json.loads((folder / "summary.json").read_text())["valid"] == 1
     every = airflow.runs_of_partitions("released.compare_all", {"all"})["all"]
     log = airflow.task_log("released.compare_all", every["dag_run_id"], "compare")
     assert every["state"] == "success", log
