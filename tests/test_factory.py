@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG
 from airflow.serialization.serialized_objects import DagSerialization
 
+import llem_airflow.factory
 from llem_airflow.factory import INVALID_TAG, StudyTaskGroup, study_dag, study_dags
 from llem_airflow.operators import LLEMAggregateOperator, LLEMExperimentOperator, LLEMPlanOperator
 from llem_airflow.study import StudyFileError, load_study
@@ -284,3 +286,20 @@ def test_every_way_to_render_survives_airflow_s_serialization(tmp_path: Path) ->
 def test_the_aggregate_updates_the_study_s_asset(tmp_path: Path) -> None:
     aggregate = study_dag(write(tmp_path, "two")).get_task("aggregate")
     assert [asset.uri for asset in aggregate.outlets] == ["llem://study/two"]
+
+
+def test_what_a_file_becomes_depends_on_no_clock(tmp_path: Path) -> None:
+    """The same files give the same plan before and after midnight: nothing that makes a DAG asks for the time."""
+    text = STUDY.format(name="two").replace("interleave", "shuffle") + VERSIONS
+    first, second = (DagSerialization.to_dict(study_dag(write(tmp_path, "two", text))) for _ in range(2))
+    assert first == second
+    package = Path(llem_airflow.factory.__file__).parent
+    makers = [
+        *package.glob("study/*.py"),
+        package / "factory.py",
+        package / "dag_docs.py",
+        package / "release_dags.py",
+    ]
+    makers += [package / "timetables" / name for name in ("nightly.py", "release_dates.py", "places.py")]
+    clocks = re.compile(r"\.(now|utcnow|today)\(|\btime\.(time|monotonic)\(")
+    assert [file.name for file in makers if clocks.search(file.read_text("utf-8"))] == []
