@@ -27,6 +27,8 @@ SETTINGS = {
     # An API server that is away for a minute must not kill a GPU experiment (the default gives up after about 50 s).
     "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "120",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "900",
+    # On a busy host the API server may take long to answer: after 5 s, five times, a task would fail.
+    "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
     # A new study file appears within half a minute, not five.
     "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
 }

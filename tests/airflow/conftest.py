@@ -83,6 +83,7 @@ def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) 
             tmp_path_factory.mktemp("airflow"),
             {
                 "released.yaml": RELEASED,
+                "paged.yaml": RELEASED.replace("study_name: released", "study_name: paged"),
                 "choice.yaml": CHOICE,
                 "mapped.yaml": CHOICE.replace("choice", "mapped"),
                 "nightly.yaml": NIGHTLY,

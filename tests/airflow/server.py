@@ -62,6 +62,7 @@ class AirflowServer:
             "AIRFLOW__API__BASE_URL": self.url,
             "AIRFLOW__API__WORKERS": "1",
             "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
+            "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
             "AIRFLOW__LLEM__INSTALLATION": self.installation,
             "AIRFLOW__LLEM__RESULTS_ROOT": str(self.results),
         }

@@ -1,0 +1,110 @@
+"""What people do in Airflow's own pages: paste a study, look at its mistakes, backfill releases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, Page
+
+from tests.airflow.conftest import SMALL
+from tests.airflow.server import AirflowServer
+from tests.browser import chromium_page
+
+pytestmark = [pytest.mark.airflow, pytest.mark.engine, pytest.mark.browser, pytest.mark.timeout(900)]
+
+SHOTS = Path("build") / "screenshots"
+
+
+@pytest.fixture
+def page(process_airflow: AirflowServer) -> Iterator[Page]:
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    with chromium_page() as opened:
+        opened.set_default_timeout(90_000)
+        opened.context.add_cookies(
+            [{"name": "_token", "value": process_airflow.token(), "url": process_airflow.url}]
+        )
+        yield opened
+
+
+def trigger_dialog(page: Page, airflow: AirflowServer, dag_id: str) -> Locator:
+    airflow.unpause(dag_id)
+    page.goto(f"{airflow.url}/dags/{dag_id}")
+    page.get_by_role("button", name="Trigger").first.click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text("What to measure").first.wait_for()
+    return dialog
+
+
+def paste(page: Page, airflow: AirflowServer, study: str) -> dict[str, Any]:
+    """Trigger llem_adhoc with a text in its form, and wait for the end of the run."""
+    known = {run["dag_run_id"] for run in airflow.runs("llem_adhoc")}
+    dialog = trigger_dialog(page, airflow, "llem_adhoc")
+    dialog.get_by_text("Study", exact=True).first.click()
+    dialog.locator("textarea[name=element_study]").fill(study)
+    dialog.get_by_text("Study", exact=True).first.click()
+    dialog.get_by_role("button", name="Trigger").last.click()
+    (run,) = new_runs(airflow, "llem_adhoc", known, 1)
+    return airflow.finished("llem_adhoc", run["dag_run_id"])
+
+
+def new_runs(airflow: AirflowServer, dag_id: str, known: set[str], count: int) -> list[dict[str, Any]]:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = [run for run in airflow.runs(dag_id) if run["dag_run_id"] not in known]
+        if len(found) >= count:
+            return found
+        time.sleep(1)
+    raise AssertionError(f"{dag_id} was not started from the page")
+
+
+def test_a_study_that_is_pasted_into_the_form_is_measured_and_its_report_is_a_tab(
+    process_airflow: AirflowServer, page: Page
+) -> None:
+    run = paste(page, process_airflow, SMALL.format(name="from-the-page"))
+    assert run["state"] == "success", process_airflow.states("llem_adhoc", run["dag_run_id"])
+    page.goto(f"{process_airflow.url}/dags/llem_adhoc/runs/{run['dag_run_id']}")
+    page.get_by_role("link", name="Energy").or_(page.get_by_role("tab", name="Energy")).first.click()
+    page.frame_locator("iframe").get_by_text("from-the-page").first.wait_for()
+    page.screenshot(path=SHOTS / "adhoc-good.png", full_page=True)
+
+
+def test_mistakes_of_a_pasted_study_stand_in_the_page_of_its_plan(
+    process_airflow: AirflowServer, page: Page
+) -> None:
+    run = paste(page, process_airflow, SMALL.format(name="bad").replace("engine:", "engnie:"))
+    assert run["state"] == "failed"
+    page.goto(f"{process_airflow.url}/dags/llem_adhoc/runs/{run['dag_run_id']}/tasks/plan")
+    page.get_by_text("study:3:1: engnie").first.wait_for()
+    page.screenshot(path=SHOTS / "adhoc-bad.png", full_page=True)
+
+
+def test_a_backfill_from_the_page_makes_a_run_of_each_release_in_its_dates(
+    process_airflow: AirflowServer, page: Page
+) -> None:
+    known = {run["dag_run_id"] for run in process_airflow.runs("paged")}
+    dialog = trigger_dialog(page, process_airflow, "paged")
+    dialog.get_by_text("Backfill", exact=True).first.click()
+    for day in ("2026/01/01", "2026/01/15"):
+        dialog.get_by_text("Select date and time").first.click()
+        page.get_by_placeholder("YYYY/MM/DD").fill(day)
+        page.keyboard.press("Enter")
+        dialog.get_by_text("Date Range").click()
+    page.screenshot(path=SHOTS / "backfill-form.png")
+    dialog.get_by_role("button", name="Run Backfill").click()
+    (run,) = new_runs(process_airflow, "paged", known, 1)
+    ended = process_airflow.finished("paged", run["dag_run_id"])
+    process_airflow.send(
+        "PATCH", "/api/v2/dags/paged", {"is_paused": True}
+    )  # or later releases run by themselves
+    assert (ended["partition_key"], ended["run_type"], ended["state"]) == (
+        "lab/tiny@r1",
+        "backfill",
+        "success",
+    )
+    page.goto(f"{process_airflow.url}/dags/paged/runs/{run['dag_run_id']}")
+    page.get_by_text(run["dag_run_id"]).first.wait_for()  # the name of the release is in it
+    page.screenshot(path=SHOTS / "backfill-runs.png", full_page=True)
