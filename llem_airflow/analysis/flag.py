@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,3 +47,29 @@ class Seen:
     def known(self) -> bool:
         """Whether there is an energy to doubt."""
         return self.energy.energy_j is not None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of a table of checks: what it looks for, and what is said when it is there.
+
+    Attributes:
+        code: As in Flag.
+        severity: As in Flag.
+        says: The message when there is a reason to doubt, else None.
+        next_step: As in Flag.
+        threshold: As in Flag.
+    """
+
+    code: str
+    severity: str
+    says: Callable[[Seen], str | None]
+    next_step: str
+    threshold: str
+
+    def __call__(self, seen: Seen) -> Flag | None:
+        """The flag, or None."""
+        message = self.says(seen)
+        if message is None:
+            return None
+        return Flag(self.code, message, self.next_step, self.threshold, self.severity)
