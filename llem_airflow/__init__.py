@@ -22,10 +22,16 @@ def get_provider_info() -> dict[str, Any]:
                     "llem_airflow.operators.experiment",
                     "llem_airflow.operators.aggregate",
                     "llem_airflow.operators.compare",
+                    "llem_airflow.operators.maintenance",
                     "llem_airflow.operators.plan",
+                    "llem_airflow.operators.prefetch",
                     "llem_airflow.operators.text_cycle",
                 ],
             }
+        ],
+        "connection-types": [_connection_type()],
+        "triggers": [
+            {"integration-name": "LLEM", "python-modules": ["llem_airflow.operators.gpu_wait"]},
         ],
         "extra-links": ["llem_airflow.operators.links.ReportLink"],
         "config": {
@@ -84,6 +90,36 @@ def get_provider_info() -> dict[str, Any]:
             }
         },
     }
+
+
+def _connection_type() -> dict[str, Any]:
+    """The form of a GPU host; Airflow draws it from here, without importing the hook."""
+    return {
+        "connection-type": "llem",
+        "hook-class-name": "llem_airflow.operators.host.LLEMHostHook",
+        "hook-name": "LLEM GPU host",
+        "conn-fields": {
+            "labels": _field("Labels", 'JSON object: labels of every container, {"ds01.user": "ada"}'),
+            "cgroup_parent": _field("Cgroup parent", "Cgroup below which containers are put: ds01.slice"),
+            "gpu_quota": _field(
+                "GPU quota", "GPUs that containers of ours may hold at the same time", "integer"
+            ),
+            "shm_size": _field("Shared memory", "Size of /dev/shm: 1g"),
+            "images": _field("Images", 'JSON object: image by engine, {"vllm": "registry/vllm:1"}'),
+            "gpu_wait_s": _field("GPU wait", "How long to wait for GPUs, in seconds", "number"),
+            "max_runtime_s": _field("Longest runtime", "Longest life of a container, in seconds", "number"),
+            "max_idle_s": _field("Longest silence", "Longest time without output, in seconds", "number"),
+        },
+        "ui-field-behaviour": {
+            "hidden-fields": ["schema", "login", "password", "port"],
+            "relabeling": {"host": "Docker engine"},
+            "placeholders": {"host": "unix:///var/run/docker.sock"},
+        },
+    }
+
+
+def _field(label: str, description: str, kind: str = "string") -> dict[str, Any]:
+    return {"label": label, "description": description, "schema": {"type": [kind, "null"]}}
 
 
 def _option(description: str, *, default: str | None = None, example: str | None = None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import logging
 import re
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,7 @@ from llem_airflow.operators import (
     LLEMPlanTextOperator,
     LLEMTextCycleOperator,
 )
+from llem_airflow.operators.prefetch import PREFETCH_TASK_ID, fetch_first
 from llem_airflow.operators.request import form
 from llem_airflow.operators.retries import FailureRetryPolicy
 from llem_airflow.operators.settings import settings as installed
@@ -30,6 +31,7 @@ from llem_airflow.operators.siblings import precede, sibling
 from llem_airflow.release_dags import ALL, EACH, release_dags, study_asset
 from llem_airflow.study import PlannedCycle, Study, StudyFileError, load_study
 from llem_airflow.study.canary import CANARY_CYCLE, canaries
+from llem_airflow.study.folder import files_naming, study_files
 from llem_airflow.study.plan_cache import cached_study
 from llem_airflow.timetables.nightly import deadline_of, schedule_of, start_of
 
@@ -197,6 +199,7 @@ def _study_tasks(
         outlets=[study_asset(study)],
     )
     plan.after = (aggregate.task_id,)
+    whole = only is None or only == PLAN_TASK_ID or only.startswith(PREFETCH_TASK_ID)
     if mapped:
         cycle = _mapped_cycles(study, operator_args)
         if only in {None, PLAN_TASK_ID}:
@@ -205,6 +208,8 @@ def _study_tasks(
                 for index, run in enumerate(study.plan.runs)
             }
         plan >> cycle >> aggregate
+        if whole:
+            fetch_first(plan, study, operator_args, [cycle])
         return
     cycles = _cycle_tasks(study, operator_args, only=None if chain else only)
     plan.cycles = {(task.experiment.id, task.cycle): (task.task_id, -1) for task in cycles}
@@ -215,6 +220,8 @@ def _study_tasks(
     elif study.execution.canary:
         _gate(study, {(task.experiment.id, task.cycle): task for task in cycles})
     precede([plan], cycles[:1] if chain else cycles)
+    if whole:
+        fetch_first(plan, study, operator_args, cycles[:1] if chain else cycles)
     precede(cycles, [aggregate])
 
 
@@ -261,7 +268,7 @@ def study_dags(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"study folder {folder} does not exist")
-    paths = sorted(_study_files(folder))
+    paths = study_files(folder)
     dags = _dags_of(_files_of_wanted(paths), strict=strict, dag_args=dag_args)
     wanted = get_parsing_context().dag_id
     if wanted is not None and wanted not in dags:
@@ -292,25 +299,7 @@ def _dags_of(paths: Sequence[Path], *, strict: bool, dag_args: dict[str, Any]) -
 def _files_of_wanted(paths: Sequence[Path]) -> Sequence[Path]:
     """The files that may hold the DAG a worker wants; all of them where none is named."""
     wanted = get_parsing_context().dag_id
-    if wanted is None:
-        return paths
-    wanted = wanted.removesuffix(EACH).removesuffix(ALL)
-    # Reading a name is cheap, expanding a sweep is not. A name that is written in an unusual way is only missed here:
-    # the caller then reads every file.
-    written = re.compile(
-        rf"""^\s*(?:study_name|dag_id)\s*:\s*["']?{re.escape(wanted)}["']?\s*(?:#.*)?$""", re.MULTILINE
-    )
-    return [
-        path
-        for path in paths
-        if path.stem == wanted.removeprefix("invalid.")
-        or written.search(path.read_text("utf-8", errors="replace"))
-    ]
-
-
-def _study_files(folder: Path) -> Iterator[Path]:
-    for pattern in ("*.yaml", "*.yml"):
-        yield from folder.glob(pattern)
+    return paths if wanted is None else files_naming(paths, wanted.removesuffix(EACH).removesuffix(ALL))
 
 
 def _cycle_tasks(
@@ -328,6 +317,7 @@ def _cycle_tasks(
     documents = ExperimentDocs()
     docs = {experiment.id: documents.page(experiment) for experiment in experiments.values()}
     shared = _shared_args(study, operator_args)
+    pool = shared.get("pool")
     tasks: list[LLEMExperimentOperator] = []
     for run in runs:
         experiment = experiments[run.experiment_id]
@@ -338,6 +328,7 @@ def _cycle_tasks(
             "doc_md": docs[run.experiment_id],
             "priority_weight": _weight(study, run),
             "image": shared.get("image") or experiment.image or "",
+            **({"pool_slots": experiment.gpus.asked} if pool else {}),
             **_cycle_args(run),
         }
         if tasks:
@@ -355,11 +346,14 @@ def _wanted_run(study: Study, only: str | None) -> PlannedCycle | None:
 
 def _mapped_cycles(study: Study, operator_args: dict[str, Any]) -> Any:
     """One mapped task whose instances are the planned cycles, in the plan's order."""
+    shared = _shared_args(study, operator_args)
+    pool = shared.get("pool")  # what a mapped task takes of it is one number for all
     return LLEMExperimentOperator.partial(
         task_id=CYCLE_TASK_ID,
         study=study,
         map_index_template="{{ task.experiment.id }} cycle {{ task.cycle }}",
-        **_shared_args(study, operator_args),
+        **({"pool_slots": max(e.gpus.asked for e in study.experiments)} if pool else {}),
+        **shared,
     ).expand_kwargs([{"experiment": run.experiment_id, **_cycle_args(run)} for run in study.plan.runs])
 
 

@@ -27,6 +27,7 @@ measurement: {{meter: cpu-estimate}}
 sweep:
   transformers.llem_execution.batch_size: [1, 2]
 study_execution: {{n_cycles: 2, experiment_order: interleave}}
+runners: {{transformers: process}}
 airflow: {{retries: 3, retry_delay: 7, owner: ada, tags: [night]}}
 """
 
@@ -170,15 +171,15 @@ def test_versions_become_one_partition_per_release(tmp_path: Path) -> None:
     [
         (
             "  - {name: r1, released: 2026-01-01}\n  - {name: r2}\n",
-            r"bad\.yaml:12:5: versions\[1\]: the release 'r2' has no date",
+            r"bad\.yaml:13:5: versions\[1\]: the release 'r2' has no date",
         ),
         (
             "  - {name: r1, released: 2026-01-01}\n  - {name: r2, released: 2026-01-01}\n",
-            r"bad\.yaml:12:5: versions\[1\]: 'r1' and 'r2' are both released at 2026-01-01",
+            r"bad\.yaml:13:5: versions\[1\]: 'r1' and 'r2' are both released at 2026-01-01",
         ),
         (
             "  - {name: r1, released: 2026-01-01}\n  - {name: r1, released: 2026-01-02}\n",
-            r"bad\.yaml:12:12: versions\[1\]\.name: 'r1' is there twice",
+            r"bad\.yaml:13:12: versions\[1\]\.name: 'r1' is there twice",
         ),
     ],
 )

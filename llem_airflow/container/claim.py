@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from collections.abc import Callable
 
@@ -17,14 +16,13 @@ from llem_airflow.container.leases import (
     LABEL_TICKET,
     Demand,
     Holder,
-    choose,
     holders,
     said,
     settle,
 )
 from llem_airflow.container.logs import LogSink
 from llem_airflow.container.settings import BoxSettings
-from llem_airflow.container.tickets import Ticket, engine_clock_offset_s, new_ticket
+from llem_airflow.container.tickets import Ticket, engine_now_epoch_s, new_ticket
 
 _NO_SUCH_GPU = "correct `gpus` in the study; `llem-airflow doctor` lists what there is"
 _LOOK_EVERY_S = 1.0
@@ -56,10 +54,10 @@ class Claim:
         self._settings = settings
         self._sink = sink
         self._known = _inventory(api, attempt, settings, fetch_image)
-        self._ticket = Ticket(api, attempt, new_ticket(attempt), _demand(settings, self._known, sink))
-        self._begin_s = time.monotonic()
+        number = settings.gpu_ticket or new_ticket(attempt)
+        self._ticket = Ticket(api, attempt, number, _demand(settings, self._known, sink))
+        self._begin_s = time.monotonic() - settings.gpu_waited_s
         self._said_s = -_SAY_EVERY_S
-        self._offset_s: float | None = None
         self._lost = False
 
     def choose(self) -> tuple[str, ...]:
@@ -68,16 +66,20 @@ class Claim:
         Raises:
             GPUUnavailableError: There were none in time.
         """
-        demand = self._ticket.demand
-        if demand == Demand() and not self._lost:
+        if self._ticket.demand == Demand() and not self._lost and not self._host_is_wanted():
             return ()  # nearly every attempt without a GPU: whether somebody has the host alone, settling tells
         while True:
-            held = holders(self._api, self._known)
-            served = {holder.ticket for holder in held}
-            chosen = choose(demand, held, self._ticket.ahead(self._known, self._now_s(), served), self._known)
-            if chosen is not None:
-                return chosen
-            self._wait(held)
+            seen = self._ticket.look(self._known, engine_now_epoch_s(self._api))
+            if seen.chosen is not None:
+                return seen.chosen
+            self._wait(seen.held)
+
+    def _host_is_wanted(self) -> bool:
+        """Whether somebody waits for the host alone: without GPUs to wait for, all others would overtake it."""
+        return any(
+            demand.exclusive_host
+            for demand in self._ticket.ahead(self._known, engine_now_epoch_s(self._api), ())
+        )
 
     def labels(self, gpus: tuple[str, ...]) -> dict[str, str]:
         """Labels that make a container the lease."""
@@ -117,24 +119,20 @@ class Claim:
     def _wait(self, held: list[Holder]) -> None:
         left_s = self._begin_s + self._settings.gpu_wait_s - time.monotonic()
         wanted = f"{self._ticket.demand.count} GPU(s)" if self._ticket.demand.count else "the host"
-        if left_s <= 0:
+        waited = f" after {self._settings.gpu_wait_s:g} s" if left_s <= 0 else ""
+        if left_s <= 0 or not self._settings.gpu_wait_here:
             raise GPUUnavailableError(
                 failure("gpu_unavailable"),
-                f"{wanted} not free after {self._settings.gpu_wait_s:g} s; held by: {said(held)}",
+                f"{wanted} not free{waited}; held by: {said(held)}",
                 folder=self._sink.path.parent,
                 log_tail=self._sink.tail,
+                ticket=self._ticket.labels if left_s > 0 else None,
             )
         self._ticket.hold()
         if time.monotonic() - self._said_s >= _SAY_EVERY_S:
             self._said_s = time.monotonic()
             self._sink.line(f"Waiting for {wanted}, {left_s:.0f} s left; held by: {said(held)}")
         time.sleep(min(_LOOK_EVERY_S, left_s))
-
-    def _now_s(self) -> float:
-        """The engine's time, in seconds since 1970."""
-        if self._offset_s is None:
-            self._offset_s = engine_clock_offset_s(self._api) if self._ticket.demand.count else 0.0
-        return datetime.datetime.now(datetime.UTC).timestamp() + self._offset_s
 
 
 def _inventory(
@@ -155,7 +153,7 @@ def _demand(settings: BoxSettings, known: Inventory, sink: LogSink) -> Demand:
     exclusive = request is not None and request.exclusive == "host"
     if settings.gpus:
         chosen = [known.find(gpu) or Gpu(gpu) for gpu in settings.gpus]
-        return Demand(len(chosen), tuple(chosen), exclusive)
+        return Demand(len(chosen), tuple(chosen), exclusive, settings.gpu_quota)
     if (
         request is None
         or request.count == 0
@@ -167,4 +165,4 @@ def _demand(settings: BoxSettings, known: Inventory, sink: LogSink) -> Demand:
     except GpuRequestError as error:
         found = failure("gpu_access", hint=_NO_SUCH_GPU)
         raise AttemptFailedError(found, str(error), folder=sink.path.parent) from error
-    return Demand(len(request.ids) or request.count or 1, fitting, exclusive)
+    return Demand(len(request.ids) or request.count or 1, fitting, exclusive, settings.gpu_quota)

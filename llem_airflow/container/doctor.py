@@ -14,13 +14,15 @@ from typing import Any
 import docker
 from docker.errors import APIError
 
+from llem_airflow.container.cuda import host_cuda_major
 from llem_airflow.container.engine import ENGINE_ERRORS, connect
 from llem_airflow.container.failures import classify
 from llem_airflow.container.gpus import has_nvidia, inventory
-from llem_airflow.container.images import default_image, digest
+from llem_airflow.container.images import default_image, default_images, digest
 from llem_airflow.container.reaper import find_leftovers
 
 OK, WARN, FAIL = "ok", "warn", "fail"
+ENGINES = ("transformers", "vllm", "tensorrt")
 _OLDEST_API = (1, 41)
 _DISK_WARN_BYTES, _DISK_FAIL_BYTES = 50 * 10**9, 5 * 10**9
 _MEMORY_WARN_BYTES = 8 * 10**9
@@ -69,10 +71,9 @@ def _no_engine(error: Exception, environ: Mapping[str, str]) -> Check:
         return Check(
             "engine", FAIL, text, "add your user to the group `docker` and log in again, or set DOCKER_HOST"
         )
-    if shutil.which("dockerd") is None and not environ.get("DOCKER_HOST"):
-        return Check(
-            "engine", WARN, f"{text}; Docker is not installed", "install Docker, or use `runners: process`"
-        )
+    if not any(map(shutil.which, ("docker", "dockerd"))) and not environ.get("DOCKER_HOST"):
+        fix = "install Docker, or run without containers: `runners: {transformers: process}` in the study"
+        return Check("engine", WARN, f"{text}; Docker is not installed", fix)
     return Check("engine", FAIL, text, "start it (`systemctl start docker`), or correct DOCKER_HOST")
 
 
@@ -129,17 +130,29 @@ def _rights(api: docker.APIClient) -> Check:
 
 def _images(api: docker.APIClient, environ: Mapping[str, str]) -> list[Check]:
     checks = []
-    for engine in ("transformers", "vllm", "tensorrt"):
-        name = environ.get(f"LLEM_IMAGE_{engine.upper()}") or default_image(engine)
+    for engine in ENGINES:
+        name = _image(api, engine, environ)
         if digest(api, name) is not None:
             checks.append(Check(f"image {engine}", OK, name))
             continue
-        how = "images/build cpu" if name.startswith("llem-airflow/") else f"docker pull {name}"
-        status = WARN
-        checks.append(
-            Check(f"image {engine}", status, f"{name} is not on this engine", f"`{how}`, if you use it")
-        )
+        there = [image for image in default_images(engine) if digest(api, image) is not None]
+        text = f"{name} is not on this engine" + f"; {', '.join(there)} is" * bool(there)
+        checks.append(Check(f"image {engine}", WARN, text, f"{_how_to_get(name)}, if you use it"))
     return checks
+
+
+def _image(api: docker.APIClient, engine: str, environ: Mapping[str, str]) -> str:
+    """What an attempt with a GPU would take on this host, when neither study nor connection name one."""
+    named = environ.get(f"LLEM_IMAGE_{engine.upper()}")
+    return named or default_image(engine, host_cuda_major(api, _python_images(environ)))
+
+
+def _how_to_get(name: str) -> str:
+    if name.startswith("llem-airflow/pytorch-cpu"):
+        return "`images/build cpu`"
+    if name.startswith("llem-airflow/"):
+        return "images/pytorch/README.md says how to build it"
+    return f"`docker pull {name}`"
 
 
 def _gpus(api: docker.APIClient, environ: Mapping[str, str]) -> Check:
@@ -156,8 +169,8 @@ def _gpus(api: docker.APIClient, environ: Mapping[str, str]) -> Check:
 
 
 def _python_images(environ: Mapping[str, str]) -> list[str]:
-    engines = ("transformers", "vllm", "tensorrt")
-    return [environ.get(f"LLEM_IMAGE_{engine.upper()}") or default_image(engine) for engine in engines]
+    named = [environ[name] for engine in ENGINES if (name := f"LLEM_IMAGE_{engine.upper()}") in environ]
+    return [*named, *(image for engine in ENGINES for image in default_images(engine))]
 
 
 def _disk(info: Mapping[str, Any]) -> Check:
@@ -197,8 +210,8 @@ def _results(environ: Mapping[str, str]) -> Check:
     if "://" in root and not root.startswith("file://"):
         return Check("results", OK, f"{root} (not tried from here)")
     path = Path(root.removeprefix("file://")).absolute()
-    nearest = next(folder for folder in (path, *path.parents) if folder.exists())
     try:
+        nearest = next(folder for folder in (path, *path.parents) if folder.exists())
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError:

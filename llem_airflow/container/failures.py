@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from llem_airflow.container.failure_patterns import CATEGORIES, EXIT_CODES, PATTERNS, Rule
 from llem_airflow.protocol.result import AttemptError
@@ -70,7 +71,15 @@ class AttemptFailedError(RuntimeError):
 
 
 class GPUUnavailableError(AttemptFailedError):
-    """No GPU that fits became free in time; the headline says who holds them."""
+    """No GPU that fits is free; the headline says who holds them.
+
+    Attributes:
+        ticket: Labels of the claim's place in the queue when there is time left to wait for its turn, else None.
+    """
+
+    def __init__(self, *args: Any, ticket: dict[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ticket = ticket
 
 
 def failure(category: str, *, retryable: bool | None = None, hint: str | None = None) -> Failure:

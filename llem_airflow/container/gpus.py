@@ -149,13 +149,14 @@ def inventory(api: docker.APIClient, image: str, owner: str = "") -> Inventory:
     key = (api.base_url, image)
     asked_s, found = _known.get(key, (-_KEEP_S, Inventory()))
     if time.monotonic() - asked_s >= _KEEP_S:
-        found = (_local() if api.base_url.startswith("http+docker://") else None) or _probe(api, image, owner)
+        here = local_inventory() if api.base_url.startswith("http+docker://") else None
+        found = here or _probe(api, image, owner)
         _known[key] = (time.monotonic(), found)
     return found
 
 
-def _local() -> Inventory | None:
-    """What this process sees; None when it sees no driver."""
+def local_inventory() -> Inventory | None:
+    """The GPUs that this process sees; None when it sees no driver."""
     # The 8,000 lines of NVML's bindings are for those who ask the driver, not for every task's start.
     import pynvml  # noqa: PLC0415
 

@@ -63,6 +63,11 @@ def default_image(engine: str, cuda_major: int | None = None) -> str:
     return known.get(None) or known[max(major for major in known if major is not None)]
 
 
+def default_images(engine: str) -> tuple[str, ...]:
+    """Every image that :func:`default_image` can name for an engine."""
+    return tuple(_IMAGES.get(engine, {}).values())
+
+
 def default_entrypoint(engine: str) -> tuple[str, ...]:
     """What starts the bundle in an image of that engine."""
     return _ENTRYPOINTS.get(engine, ("python3",))

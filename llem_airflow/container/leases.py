@@ -32,10 +32,10 @@ OBSERVERS = re.compile(r"dcgm-exporter|nvidia[_-]gpu[_-]exporter|nvidia-smi|nvto
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A container and the GPUs that it holds.
+    """A container, or a process of the host, and the GPUs that it holds.
 
     Attributes:
-        container: Its id.
+        container: Its id; empty for what is on a GPU without one.
         name: Its name.
         gpus: Device ids, as it was given them.
         state: ``created`` (a claim that has not started), or a live state.
@@ -66,11 +66,13 @@ class Demand:
         count: How many GPUs.
         candidates: Which can serve, in order of preference.
         exclusive_host: Whether no other experiment may run on the host.
+        quota: GPUs that our containers may hold together, or None for any number.
     """
 
     count: int = 0
     candidates: tuple[Gpu, ...] = ()
     exclusive_host: bool = False
+    quota: int | None = None
 
 
 _foreign: dict[str, tuple[str, ...]] = {}
@@ -147,6 +149,9 @@ def choose(
         demand.exclusive_host and any(holder.ticket for holder in held)
     ):
         return None
+    ours = sum(len(holder.gpus) for holder in held if holder.ticket)
+    if demand.quota is not None and demand.count and ours + demand.count > demand.quota:
+        return None
     taken = [gpu for holder in held for gpu in holder.gpus]
     for ahead in waiting:
         if ahead.exclusive_host:
@@ -203,8 +208,8 @@ def settle(
 def said(held: Iterable[Holder]) -> str:
     """Who holds what, for people."""
     parts = [
-        f"{', '.join(holder.gpus) or 'the host'}: container {holder.name} ({holder.what})"
+        f"{', '.join(holder.gpus) or 'the host'}: {'container ' * bool(holder.container)}{holder.name} ({holder.what})"
         for holder in held
         if holder.gpus or holder.exclusive_host
     ]
-    return "; ".join(parts) or "nobody that the engine knows of (a process on the host?)"
+    return "; ".join(parts) or "nobody that can be seen from here"

@@ -30,7 +30,11 @@ class BoxSettings:
         gpus: Device ids that the container gets, once they are free; empty for what ``gpu_request`` says.
         gpu_request: GPUs to choose, or None for none.
         gpu_inventory: The host's GPUs where they are configured; empty to ask the driver.
+        gpu_quota: GPUs that containers of ours may hold on the host together, or None for any number.
         gpu_wait_s: How long to wait for GPUs, in seconds.
+        gpu_waited_s: How much of that has gone by already, in seconds.
+        gpu_wait_here: Wait in this process; else the error for GPUs that are not free comes at once, with the ticket.
+        gpu_ticket: Number of the place in the queue that the claim has already, or empty.
         mem_limit: Bound of memory as Docker writes it (``8g``), or None.
         shm_size: Size of /dev/shm; engines with worker processes need 512 MB or more.
         tmp_size: Bound of the tmpfs at /tmp, or None for half of the host's memory.
@@ -63,7 +67,11 @@ class BoxSettings:
     gpus: tuple[str, ...] = ()
     gpu_request: GpuRequest | None = None
     gpu_inventory: tuple[Gpu, ...] = ()
+    gpu_quota: int | None = None
     gpu_wait_s: float = 180.0
+    gpu_waited_s: float = 0.0
+    gpu_wait_here: bool = True
+    gpu_ticket: str = ""
     mem_limit: str | None = None
     shm_size: str = "1g"
     tmp_size: str | None = None

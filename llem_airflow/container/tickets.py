@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import docker
@@ -17,9 +17,11 @@ from docker.errors import APIError
 
 from llem_airflow.container.attempt import Attempt
 from llem_airflow.container.gpus import Inventory
-from llem_airflow.container.leases import LABEL_EXCLUSIVE, LABEL_TICKET, Demand
+from llem_airflow.container.leases import LABEL_EXCLUSIVE, LABEL_TICKET, Demand, Holder, choose, holders
+from llem_airflow.container.occupants import occupants
 
 LABEL_COUNT = "llem.wants"
+LABEL_QUOTA = "llem.quota"
 LABEL_CANDIDATES = "llem.candidates"
 RENEW_S = 10.0
 STALE_S = 45.0
@@ -28,6 +30,21 @@ STALE_S = 45.0
 def new_ticket(attempt: Attempt) -> str:
     """A ticket's number: the time in nanoseconds, with the attempt's key so that no two are the same."""
     return f"{time.time_ns():020d}-{attempt.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look at the host showed.
+
+    Attributes:
+        chosen: GPUs that the claim can have now, or None.
+        held: Who holds what.
+        ahead: How many claims stand before it.
+    """
+
+    chosen: tuple[str, ...] | None
+    held: list[Holder]
+    ahead: int
 
 
 @dataclass(slots=True)
@@ -48,19 +65,23 @@ class Ticket:
     _renewed_s: float = -STALE_S
     _turn: int = 0
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """The number and the demand as labels."""
+        return {
+            LABEL_TICKET: self.number,
+            LABEL_COUNT: str(self.demand.count),
+            LABEL_CANDIDATES: ",".join(gpu.id for gpu in self.demand.candidates),
+            LABEL_EXCLUSIVE: "host" if self.demand.exclusive_host else "",
+            LABEL_QUOTA: str(self.demand.quota or ""),
+        }
+
     def hold(self) -> None:
         """Take the ticket, or renew it when it is due."""
         if time.monotonic() - self._renewed_s < RENEW_S:
             return
         self._turn += 1
-        labels = {
-            **self.attempt.labels,
-            LABEL_TICKET: self.number,
-            LABEL_COUNT: str(self.demand.count),
-            LABEL_CANDIDATES: ",".join(gpu.id for gpu in self.demand.candidates),
-            LABEL_EXCLUSIVE: "host" if self.demand.exclusive_host else "",
-        }
-        self.api.create_volume(self._name(self._turn), labels=labels)
+        self.api.create_volume(self._name(self._turn), labels={**self.attempt.labels, **self.labels})
         self._renewed_s = time.monotonic()
         self._drop(self._turn - 1)
 
@@ -79,17 +100,36 @@ class Ticket:
 
     def ahead(self, known: Inventory, engine_now_epoch_s: float, served: Collection[str]) -> list[Demand]:
         """What the claims before this one wait for, the first first, but for those that have a container."""
-        listed = self.api.volumes(filters={"label": LABEL_TICKET}).get("Volumes") or []
-        waiting: dict[str, Demand] = {}
-        for volume in listed:
-            labels = volume.get("Labels") or {}
-            number = labels.get(LABEL_TICKET, "")
-            if number >= self.number or number in served:
-                continue
-            if engine_now_epoch_s - _created_epoch_s(volume["CreatedAt"]) > STALE_S:
-                continue
-            waiting[number] = _demand(labels, known)
+        waiting = {
+            labels[LABEL_TICKET]: demand_of(labels, known)
+            for labels in self._before(engine_now_epoch_s)
+            if labels[LABEL_TICKET] not in served
+        }
         return [waiting[number] for number in sorted(waiting)]
+
+    def behind_its_own(self, engine_now_epoch_s: float) -> bool:
+        """Whether another claim of the same DAG run stands before this one."""
+        mine = self.attempt.labels
+        whose = ("llem.installation", "llem.dag_id", "llem.run_id")
+        before = self._before(engine_now_epoch_s)
+        return any(all(labels.get(name) == mine[name] for name in whose) for labels in before)
+
+    def _before(self, engine_now_epoch_s: float) -> list[dict[str, str]]:
+        """Labels of the tickets before this one that somebody still holds."""
+        listed = self.api.volumes(filters={"label": LABEL_TICKET}).get("Volumes") or []
+        return [
+            volume["Labels"]
+            for volume in listed
+            if volume["Labels"][LABEL_TICKET] < self.number
+            and engine_now_epoch_s - _created_epoch_s(volume["CreatedAt"]) <= STALE_S
+        ]
+
+    def look(self, known: Inventory, engine_now_epoch_s: float) -> Seen:
+        """What this claim can have now."""
+        held = holders(self.api, known)
+        held += occupants(self.api, known, held)
+        ahead = self.ahead(known, engine_now_epoch_s, {holder.ticket for holder in held})
+        return Seen(choose(self.demand, held, ahead, known), held, len(ahead))
 
 
 def engine_clock_offset_s(api: docker.APIClient) -> float:
@@ -102,15 +142,23 @@ def engine_clock_offset_s(api: docker.APIClient) -> float:
         return 0.0
 
 
+def engine_now_epoch_s(api: docker.APIClient) -> float:
+    """The engine's time, in seconds since 1970; one on this machine has this machine's clock."""
+    offset_s = 0.0 if api.base_url.startswith("http+docker://") else engine_clock_offset_s(api)
+    return datetime.datetime.now(datetime.UTC).timestamp() + offset_s
+
+
 def _created_epoch_s(text: str) -> float:
     return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
-def _demand(labels: dict[str, str], known: Inventory) -> Demand:
+def demand_of(labels: Mapping[str, str], known: Inventory) -> Demand:
+    """What a ticket's labels say that it waits for."""
     ids = [gpu for gpu in labels.get(LABEL_CANDIDATES, "").split(",") if gpu]
     found = [known.find(gpu) for gpu in ids]
     return Demand(
         count=int(labels.get(LABEL_COUNT) or 0),
         candidates=tuple(gpu for gpu in found if gpu is not None),
         exclusive_host=labels.get(LABEL_EXCLUSIVE) == "host",
+        quota=int(labels.get(LABEL_QUOTA) or 0) or None,
     )

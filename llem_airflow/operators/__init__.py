@@ -9,24 +9,30 @@ if TYPE_CHECKING:
     from llem_airflow.operators.aggregate import LLEMAggregateOperator
     from llem_airflow.operators.compare import LLEMCompareOperator
     from llem_airflow.operators.experiment import LLEMExperimentOperator
+    from llem_airflow.operators.maintenance import LLEMCollectGarbageOperator
     from llem_airflow.operators.plan import LLEMPlanOperator, LLEMPlanTextOperator
+    from llem_airflow.operators.prefetch import LLEMPrefetchOperator
     from llem_airflow.operators.text_cycle import LLEMTextCycleOperator
 
 __all__ = [
     "LLEMAggregateOperator",
+    "LLEMCollectGarbageOperator",
     "LLEMCompareOperator",
     "LLEMExperimentOperator",
     "LLEMPlanOperator",
     "LLEMPlanTextOperator",
+    "LLEMPrefetchOperator",
     "LLEMTextCycleOperator",
 ]
 
 _MODULES = {
     "LLEMAggregateOperator": "aggregate",
+    "LLEMCollectGarbageOperator": "maintenance",
     "LLEMCompareOperator": "compare",
     "LLEMExperimentOperator": "experiment",
     "LLEMPlanOperator": "plan",
     "LLEMPlanTextOperator": "plan",
+    "LLEMPrefetchOperator": "prefetch",
     "LLEMTextCycleOperator": "text_cycle",
 }
 

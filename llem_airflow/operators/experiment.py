@@ -6,27 +6,36 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from airflow.providers.docker.operators.docker import DockerOperator
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from llem_airflow.container.attempt import Attempt
 from llem_airflow.container.box import clear_box, kill_box, run_box
 from llem_airflow.container.collected import Collected
-from llem_airflow.container.failures import AttemptFailedError, failure
+from llem_airflow.container.cuda import host_cuda_major
+from llem_airflow.container.failures import AttemptFailedError, GPUUnavailableError, failure
+from llem_airflow.container.images import default_images
 from llem_airflow.container.process import ProcessSettings, kill_process, run_process
 from llem_airflow.operators.baselines import known_baselines
+from llem_airflow.operators.breaker import skip_when_tripped
 from llem_airflow.operators.canary import skip_after_canary
 from llem_airflow.operators.energy import require_energy, without_required_energy
 from llem_airflow.operators.evidence import attempt_of, provenance, run_of
+from llem_airflow.operators.gpu_wait import GpuFreeTrigger, GpuWait, now_epoch_s
+from llem_airflow.operators.host import DEFAULT_CONN_ID, HostSettings, HostSettingsError, LLEMHostHook
 from llem_airflow.operators.pinned import EarlierTries, image_record
+from llem_airflow.operators.pins import as_fetched, pinned_model
 from llem_airflow.operators.placement import (
     EngineAwayError,
     PlacementError,
     box_settings,
+    choose_image,
     choose_runner,
     engine_answers,
 )
@@ -43,6 +52,11 @@ from llem_airflow.study import Experiment, PromptsError, Study, experiment_spec,
 _ENGINE_GRACE_S = 120.0
 """How long an engine's restart may take."""
 
+_GPU_WAIT_S = 180.0
+
+_TRIGGERER_LATE_S = 60.0
+"""After this long beyond the wait itself, a trigger that has not fired is one that nobody runs."""
+
 
 class LLEMExperimentOperator(DockerOperator):
     """Run one cycle of one experiment and store what it observed.
@@ -55,9 +69,14 @@ class LLEMExperimentOperator(DockerOperator):
             Nothing holds a GPU meanwhile.
         runner: ``container`` or ``process``; default: what the study says, and on ``auto`` a container where a
             Docker engine answers.
-        image: Image of the container; default: what the study says, then the engine's own. The worker's variable
-            ``LLEM_IMAGE_<ENGINE>`` goes before all of them.
-        **kwargs: Those of DockerOperator. ``auto_remove`` is always ``force``: whatever happens, no container stays.
+        gpu_wait_s: How long to wait for GPUs that others hold, in seconds, before the try fails (retryable). Default:
+            what the host's connection says, then 180.
+        llem_conn_id: Connection of type ``llem``: the host and what it asks of containers.
+        deferrable: Wait in the triggerer, where waiting takes no worker and no pool slot. Where no triggerer runs, the
+            task comes back after ``gpu_wait_s`` and waits in the worker.
+        **kwargs: Those of DockerOperator. ``image``: default is what the study says, then the host's connection, then
+            the engine's own for the host's CUDA; the worker's variable ``LLEM_IMAGE_<ENGINE>`` goes before all of
+            them. ``auto_remove`` is always ``force``: whatever happens, no container stays.
     """
 
     template_fields = ("image", "docker_conn_id")
@@ -74,7 +93,9 @@ class LLEMExperimentOperator(DockerOperator):
         cycle: int = 1,
         gap_before_s: float = 0.0,
         runner: str | None = None,
-        image: str | None = None,
+        gpu_wait_s: float | None = None,
+        llem_conn_id: str = DEFAULT_CONN_ID,
+        deferrable: bool = True,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("mount_tmp_dir", False)
@@ -84,12 +105,17 @@ class LLEMExperimentOperator(DockerOperator):
             experiment = experiment if isinstance(experiment, Experiment) else _find(self.study, experiment)
         if isinstance(experiment, Experiment):
             self.experiment = experiment
-            image = image or experiment.image
-        super().__init__(image=image or "", **kwargs)
+            kwargs["image"] = kwargs.get("image") or experiment.image
+        super().__init__(**{**kwargs, "image": kwargs.get("image") or ""})
         self.experiment_id = experiment if isinstance(experiment, str) else experiment.id
         self.cycle = cycle
         self.gap_before_s = gap_before_s
         self.runner = runner
+        self.llem_conn_id = llem_conn_id
+        self.host = HostSettings()
+        self._engine_given = "docker_url" in kwargs
+        self._gpu_wait_s = gpu_wait_s
+        self.gpu_wait = GpuWait(here=not deferrable)
         self._attempt: Attempt | None = None
         self._runner = ""
         self._images = ("", "")
@@ -109,7 +135,7 @@ class LLEMExperimentOperator(DockerOperator):
         """
         where = settings()
         self.study, self.experiment = self._asked(context)
-        self.image = self.image or self.experiment.image or ""
+        self._place()
         run = run_of(self.study, context)
         skip_when_precise(self.study, run, self.experiment, self.cycle)
         attempt = self._attempt = attempt_of(context, self.experiment, self.cycle)
@@ -118,19 +144,21 @@ class LLEMExperimentOperator(DockerOperator):
             return self._said(stored)
         skip_after_canary(self.study, run, self.experiment, self.cycle, self.retries or 0)
         skip_outside_window(self.study, run, self.experiment, self.cycle, context)
+        skip_when_tripped(self.study, run, self.experiment, self.cycle, context)
         self._wait_gap(run)
         started_epoch_ns = time.time_ns()
         model = local_model(self.experiment.model, where, study_folder=self.study.folder)
         urls: list[str] = []
 
         def store(collected: Collected) -> None:
-            record = provenance(attempt, self._runner, started_epoch_ns) | _of(collected)
+            record = provenance(attempt, self._runner, started_epoch_ns) | _of(collected, self.image)
             urls.append(run.commit_cycle(self.experiment.id, self.cycle, collected.folder, record))
 
         with workplace() as folder:
             try:
                 self._run(run, attempt, model, where.python, folder, store)
             except AttemptFailedError as error:
+                self._wait_in_the_triggerer(attempt, error)
                 raise self._failed(run, attempt, error, started_epoch_ns) from error
             finally:
                 if self.hook.client_created:
@@ -138,6 +166,47 @@ class LLEMExperimentOperator(DockerOperator):
         self.log.info("Result stored: %s", urls[-1])
         require_energy(self.experiment, run.cycle(self.experiment.id, self.cycle))
         return self._said(urls[-1])
+
+    def execute_after_wait(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Go on after the trigger has fired: with the place in the queue, and what is left of the time."""
+        self.gpu_wait = GpuWait(here=False, **event)
+        return self.execute(context)
+
+    def resume_execution(
+        self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context
+    ) -> dict[str, Any]:
+        """As every operator; but when nobody ran the trigger, the wait goes on here."""
+        if next_method == TRIGGER_FAIL_REPR:
+            self.log.warning(
+                "The trigger that waits for GPUs did not answer (%s). Is an `airflow triggerer` running? "
+                "Waiting in the worker instead",
+                (next_kwargs or {}).get("error"),
+            )
+            self.gpu_wait = GpuWait(here=True)
+            return self.execute(context)
+        resumed: dict[str, Any] = super().resume_execution(next_method, next_kwargs, context)
+        return resumed
+
+    def _wait_in_the_triggerer(self, attempt: Attempt, error: AttemptFailedError) -> None:
+        """Defer when the failure is that GPUs are held by others and there is time left to wait for them."""
+        if self.gpu_wait.here or not isinstance(error, GPUUnavailableError) or error.ticket is None:
+            return
+        begin_epoch_s = self.gpu_wait.begin_epoch_s or now_epoch_s()
+        left_s = begin_epoch_s + self.gpu_wait_s - now_epoch_s()
+        self.log.info("%s. Waiting in the triggerer, for %.0f s at most", error.headline, left_s)
+        trigger = GpuFreeTrigger.of(
+            self,
+            attempt,
+            ticket=error.ticket,
+            image=self.image,
+            begin_epoch_s=begin_epoch_s,
+            limit_s=self.gpu_wait_s,
+        )
+        self.defer(
+            trigger=trigger,
+            method_name="execute_after_wait",
+            timeout=timedelta(seconds=left_s + _TRIGGERER_LATE_S),
+        )
 
     def on_kill(self) -> None:
         """End the attempt: the container that this try owns, or the process group."""
@@ -147,6 +216,28 @@ class LLEMExperimentOperator(DockerOperator):
             kill_process(self._attempt)
         elif self._runner == "container":
             kill_box(self.cli, self._attempt)
+
+    def _place(self) -> None:
+        """Take over what the host's connection says, where the operator's arguments leave it open."""
+        try:
+            self.host = LLEMHostHook(self.llem_conn_id).settings()
+        except HostSettingsError as error:
+            raise AirflowFailException(str(error)) from error
+        if self.host.docker_host and not self._engine_given:
+            self.docker_url = self.host.docker_host
+
+    def _choose_image(self) -> str:
+        return choose_image(
+            self.image or self.experiment.image or "",
+            self.experiment,
+            host_images=self.host.images,
+            cuda_major=lambda: host_cuda_major(self.cli, default_images(self.experiment.engine)),
+        )
+
+    @property
+    def gpu_wait_s(self) -> float:
+        """How long to wait for GPUs."""
+        return self._gpu_wait_s or self.host.gpu_wait_s or _GPU_WAIT_S
 
     def _asked(self, context: Context) -> tuple[Study, Experiment]:
         """What this run was asked for: the model release of its partition, the choices of the trigger form."""
@@ -207,10 +298,15 @@ class LLEMExperimentOperator(DockerOperator):
         earlier = EarlierTries.of(run, self.experiment.id, self.cycle, self._tries_before_clearing)
         try:
             self._runner = choose_runner(self.runner, self.experiment, self._engine_or_none)
+            if self._runner == "container":
+                self.image = self._choose_image()
             box = box_settings(self, model) if self._runner == "container" else None
             model_path = _model_path(model, in_container=box is not None)
+            commit = None if model else pinned_model(run, self.experiment)
             spec = replace(
-                experiment_spec(self.study, self.experiment, self.cycle, model_path=model_path),
+                experiment_spec(
+                    self.study, self.experiment, self.cycle, model_path=model_path, revision=commit
+                ),
                 known_baselines=known_baselines(run, self.experiment, self.cycle),
             )
             spec = earlier.pin_model(spec)
@@ -223,9 +319,10 @@ class LLEMExperimentOperator(DockerOperator):
         (folder / config_name(spec.experiment_hash)).write_text(spec.dumps(), encoding="utf-8")
         self.log.info("%s, cycle %s, as a %s", self.experiment.id, self.cycle, self._runner)
         if box is not None:
-            named = box.image
             box = earlier.pin_image(self.cli, box)
-            self._images = (named, box.image)
+            if box.image == self.image:
+                box = as_fetched(run, self.cli, box)
+            self._images = (self.image, box.image)
             run_box(self.cli, attempt, spec, box, collect_to=folder, on_line=self._line, store=store)
             return
         process = ProcessSettings(
@@ -284,11 +381,11 @@ def _model_path(model: LocalModel | None, *, in_container: bool) -> str | None:
     return model.container_path if in_container else str(model.worker_path)
 
 
-def _of(collected: Collected) -> dict[str, Any]:
+def _of(collected: Collected, image: str) -> dict[str, Any]:
     return {
         "adopted": collected.adopted,
         "exit_code": collected.exit_code,
-        "image": collected.image,
+        "image": image or collected.image,
         "image_digest": collected.image_digest,
         "gpus": list(collected.gpus),
         "host": collected.host,

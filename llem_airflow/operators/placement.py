@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import docker
@@ -12,7 +14,9 @@ from docker.types import Mount
 
 from llem_airflow.container.engine_caches import ENGINE_CACHE, cache_environment, engine_cache
 from llem_airflow.container.images import default_entrypoint, default_image
+from llem_airflow.container.leases import LABEL_TICKET
 from llem_airflow.container.settings import NON_ROOT, BoxSettings
+from llem_airflow.operators.host import HostSettings
 from llem_airflow.operators.settings import LocalModel, settings
 from llem_airflow.study import Experiment
 
@@ -68,31 +72,46 @@ def choose_runner(wanted: str | None, experiment: Experiment, engine: Callable[[
     return runner
 
 
-def choose_image(operator_image: str, experiment: Experiment, environ: Mapping[str, str] = os.environ) -> str:
-    """The image: ``LLEM_IMAGE_<ENGINE>`` of the worker, the study's, the engine's default.
+def choose_image(
+    operator_image: str,
+    experiment: Experiment,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    host_images: Mapping[str, str] = MappingProxyType({}),
+    cuda_major: Callable[[], int | None] = lambda: None,
+) -> str:
+    """The image: the worker's ``LLEM_IMAGE_<ENGINE>``, the operator's or the study's, the host's, the engine's default.
+
+    Args:
+        operator_image: What the operator's argument or the study says, or empty.
+        experiment: Whose engine it is.
+        environ: Environment of the worker.
+        host_images: Image by engine, as the host's connection says.
+        cuda_major: Newest CUDA that the host can run; asked only for the default of an experiment that wants a GPU.
 
     Raises:
         PlacementError: Nobody names one and the engine has no default.
     """
-    named = environ.get(f"LLEM_IMAGE_{experiment.engine.upper()}") or operator_image
+    variable = environ.get(f"LLEM_IMAGE_{experiment.engine.upper()}")
+    named = variable or operator_image or host_images.get(experiment.engine)
     if named:
         return named
     try:
-        return default_image(experiment.engine)
+        return default_image(experiment.engine, None if experiment.gpus.count == 0 else cuda_major())
     except ValueError as error:
         raise PlacementError(str(error)) from error
 
 
 def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> BoxSettings:
     """Everything about the container that is not the experiment, from the operator's arguments and the study."""
-    experiment = operator.experiment
+    experiment, host = operator.experiment, operator.host
     environment, secrets, mounts, caches = _model_access(model)
     user = str(operator.user) if operator.user is not None else NON_ROOT
     compiled = engine_cache(experiment.engine, user)
     mounts.append(_mount(str(ENGINE_CACHE), settings().engine_cache, read_only=False))
     offline = model is not None or environment.get("HF_HUB_OFFLINE") == "1"
-    return BoxSettings(
-        image=choose_image(operator.image, experiment),
+    box = BoxSettings(
+        image=operator.image,
         entrypoint=default_entrypoint(experiment.engine),
         environment={
             **{k: os.environ[k] for k in PASSED_ON if k in os.environ},
@@ -104,8 +123,13 @@ def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> 
         mounts=(*mounts, *(m if isinstance(m, Mount) else Mount(**m) for m in operator.mounts)),
         caches=(*caches, compiled),
         gpu_request=experiment.gpus,
+        gpu_quota=_quota(experiment, host),
+        gpu_wait_s=operator.gpu_wait_s,
+        gpu_waited_s=operator.gpu_wait.waited_s,
+        gpu_wait_here=operator.gpu_wait.here,
+        gpu_ticket=(operator.gpu_wait.ticket or {}).get(LABEL_TICKET, ""),
         mem_limit=None if operator.mem_limit is None else str(operator.mem_limit),
-        shm_size=str(operator.shm_size or _shm_size(experiment)),
+        shm_size=str(operator.shm_size or host.shm_size or _shm_size(experiment)),
         network_mode=operator.network_mode or ("none" if offline else "bridge"),
         user=user,
         extra_labels=operator.labels if isinstance(operator.labels, dict) else {},
@@ -114,6 +138,31 @@ def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> 
         sample_on_host=(operator.study.sections.get("power") or {}).get("sampling") == "host",
         pull="always" if operator.force_pull else "missing",
     )
+    return _as_the_host_asks(box, host)
+
+
+def _as_the_host_asks(box: BoxSettings, host: HostSettings) -> BoxSettings:
+    return replace(
+        box,
+        cgroup_parent=host.cgroup_parent,
+        extra_labels={**host.labels, **box.extra_labels},
+        wall_clock_s=_least(box.wall_clock_s, host.max_runtime_s),
+        silence_s=_least(box.silence_s, host.max_idle_s),
+    )
+
+
+def _least(*limits_s: float | None) -> float | None:
+    return min((limit_s for limit_s in limits_s if limit_s is not None), default=None)
+
+
+def _quota(experiment: Experiment, host: HostSettings) -> int | None:
+    asked = len(experiment.gpus.ids) or experiment.gpus.count or 0
+    if host.gpu_quota is not None and asked > host.gpu_quota:
+        raise PlacementError(
+            f"{experiment.id} asks for {asked} GPUs and the host's quota is {host.gpu_quota}: lower `gpus.count`, or "
+            "raise gpu_quota of the host's connection"
+        )
+    return host.gpu_quota
 
 
 def _model_access(

@@ -18,14 +18,6 @@ from llem_airflow.study.study_keys import STUDY_ONLY
 from llem_airflow.study.written import Written
 
 NO_EFFECT = {
-    (
-        "study_execution",
-        "max_consecutive_failures",
-    ): "each cycle is a task of its own; Airflow's retries and task limits apply",
-    (
-        "study_execution",
-        "circuit_breaker_cooldown_seconds",
-    ): "each cycle is a task of its own; Airflow's retries apply",
     ("study_execution", "skip_preflight"): "every attempt finds out by itself what it needs",
     ("output", "results_dir"): "the results root is a setting of the installation (LLEM_RESULTS_ROOT)",
     ("output", "save_timeseries"): "the power series is the evidence and is always kept",

@@ -44,6 +44,8 @@ class Execution:
         silence_s: Longest silence of one attempt, in seconds, or None for no limit.
         wall_clock_timeout_s: Longest life of the whole run, in seconds, or None.
         deduplicate_equivalent: Equivalent points run once.
+        max_consecutive_failures: Cycles of a run that may fail in a row before the rest is skipped; 0 for any number.
+        breaker_cooldown_s: Pause before one more cycle is tried as a probe, in seconds.
     """
 
     n_cycles: int
@@ -58,6 +60,8 @@ class Execution:
     silence_s: float | None
     wall_clock_timeout_s: float | None
     deduplicate_equivalent: bool
+    max_consecutive_failures: int
+    breaker_cooldown_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +179,11 @@ class GpuRequest:
     memory_gb: float | None = None
     exclusive: str = "gpu"
 
+    @property
+    def asked(self) -> int:
+        """GPUs to reckon with: those that it names or counts, else one."""
+        return len(self.ids) or self.count or 1
+
 
 def thermal(configs: Iterable[dict[str, Any]]) -> bool:
     """Whether any of these experiments measures a GPU, which needs pauses to cool down."""
@@ -201,6 +210,8 @@ def execution_of(written: dict[str, Any], *, thermal: bool) -> Execution:
         silence_s=float(v["stdout_silence_timeout_seconds"]) or None,
         wall_clock_timeout_s=hours * 3600.0 if hours is not None else None,
         deduplicate_equivalent=v["deduplicate_equivalent"],
+        max_consecutive_failures=v["max_consecutive_failures"],
+        breaker_cooldown_s=float(v["circuit_breaker_cooldown_seconds"]),
     )
 
 

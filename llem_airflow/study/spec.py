@@ -18,6 +18,7 @@ def experiment_spec(
     model_path: str | None = None,
     gpus: Sequence[str] = (),
     version: str | None = None,
+    revision: str | None = None,
 ) -> ExperimentSpec:
     """What one attempt of this cycle is told.
 
@@ -28,6 +29,7 @@ def experiment_spec(
         model_path: Directory of the weights as the attempt sees it, or None to fetch from the hub.
         gpus: UUIDs that the attempt was given.
         version: Name of one of the study's ``versions``, to measure that release.
+        revision: Commit that the experiment's revision means, where that is known.
 
     Raises:
         PromptsError: The prompts cannot be had.
@@ -44,7 +46,6 @@ def experiment_spec(
         )
     task, measurement = config["task"], config["measurement"]
     dataset = task["dataset"]
-    engine_params = config[experiment.engine].get("engine_params") or {}
     return ExperimentSpec(
         schema_version=PROTOCOL_VERSION,
         study=study.name,
@@ -53,7 +54,7 @@ def experiment_spec(
         engine=experiment.engine,
         config=config,
         cycle=cycle,
-        model=ModelSource(name=experiment.model, path=model_path, revision=engine_params.get("revision")),
+        model=ModelSource(name=experiment.model, path=model_path, revision=revision or experiment.revision),
         prompts=load_prompts(
             dataset["source"],
             dataset["n_prompts"],

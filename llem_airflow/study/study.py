@@ -78,6 +78,12 @@ class Experiment:
         """Its id, by which it is looked up."""
         return self.id
 
+    @property
+    def revision(self) -> str | None:
+        """Revision of the model on the hub, or None for its newest."""
+        found = (self.config[self.engine].get("engine_params") or {}).get("revision")
+        return None if found is None else str(found)
+
     def at_version(self, version: ModelVersion) -> Experiment:
         """The same experiment on another release of the model: same id, other hash."""
         deltas: list[tuple[tuple[str, ...], Any]] = []

@@ -165,9 +165,14 @@ EXECUTION = Section(
         "gpu_indices": Leaf(
             "integers", "GPUs of the host to use, by index.", nullable=True, least=1, also=_indices
         ),
-        "max_consecutive_failures": Leaf("integer", "Kept for llenergymeasure files.", default=10, least=0),
+        "max_consecutive_failures": Leaf(
+            "integer",
+            "Cycles of a run that may fail in a row before the rest is skipped; 0 for any number.",
+            default=10,
+            least=0,
+        ),
         "circuit_breaker_cooldown_seconds": Leaf(
-            "number", "Kept for llenergymeasure files.", default=60, least=0
+            "number", "Pause before one more cycle is tried as a probe, in seconds.", default=60, least=0
         ),
         "skip_preflight": Leaf("boolean", "Kept for llenergymeasure files.", default=False),
     },

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import docker
 import pytest
+from docker.types import DeviceRequest
 
 from tests.airflow.server import AirflowServer
 from tests.browser import chromium_page
@@ -43,6 +45,7 @@ def airflow(
     studies = {
         "tiny.yaml": TINY.format(name="tiny", cycles=2, image=cpu_image),
         "noimage.yaml": TINY.format(name="noimage", cycles=1, image=NO_SUCH_IMAGE),
+        "waits.yaml": TINY.format(name="waits", cycles=1, image=cpu_image) + 'gpus: {ids: ["1"]}\n',
         "broken.yaml": BROKEN,
     }
     server = AirflowServer(
@@ -75,7 +78,7 @@ def test_a_study_runs_through_the_scheduler_and_leaves_no_container_and_no_volum
 ) -> None:
     states = airflow.states("tiny", tiny_run["dag_run_id"])
     assert tiny_run["state"] == "success", states
-    assert len(states) == 6
+    assert len(states) == 7
     assert ours(docker_api, airflow) == []
     (run,) = (airflow.results / "tiny").iterdir()
     kept = {p.name for p in run.iterdir()}
@@ -118,12 +121,40 @@ def test_an_image_that_does_not_exist_is_a_failed_task_that_says_what_to_do(
     run = airflow.run("noimage")
     assert run["state"] == "failed"
     states = airflow.states("noimage", run["dag_run_id"])
-    cycle = next(name for name in states if name.endswith("cycle_1"))
-    log = airflow.task_log("noimage", run["dag_run_id"], cycle)
-    assert NO_SUCH_IMAGE in log
-    assert "Evidence:" in log
+    assert {state for name, state in states.items() if "cycle" in name} == {"upstream_failed"}
+    log = airflow.task_log("noimage", run["dag_run_id"], "prefetch_1")
+    assert f"image {NO_SUCH_IMAGE} cannot be pulled" in log
+    assert "What to do:" in log
     aggregate = airflow.task_log("noimage", run["dag_run_id"], "aggregate")
     assert "2 of 2 planned cycles have no result" in aggregate
+    assert f"not begun: image {NO_SUCH_IMAGE} cannot be pulled" in aggregate
+    assert ours(docker_api, airflow) == []
+
+
+def test_a_cycle_waits_for_a_gpu_in_the_triggerer_and_runs_when_it_is_free(
+    airflow: AirflowServer, docker_api: docker.APIClient, cpu_image: str
+) -> None:
+    gpu = DeviceRequest(device_ids=["1"], capabilities=[["gpu"]])
+    host = docker_api.create_host_config(device_requests=[gpu], init=True)
+    foreign = docker_api.create_container(
+        cpu_image, entrypoint=["python3", "-c", "import time; time.sleep(600)"], host_config=host
+    )["Id"]
+    docker_api.start(foreign)
+    try:
+        airflow.unpause("waits")
+        run_id = airflow.trigger("waits", conf={"experiments": "*batch_size-1*"}).json()["dag_run_id"]
+        deadline = time.monotonic() + 180
+        while "deferred" not in airflow.states("waits", run_id).values():
+            assert time.monotonic() < deadline, airflow.states("waits", run_id)
+            time.sleep(1)
+    finally:
+        docker_api.remove_container(foreign, force=True)
+    assert airflow.finished("waits", run_id)["state"] == "success"
+    states = airflow.states("waits", run_id)
+    (cycle,) = [name for name, state in states.items() if "cycle" in name and state == "success"]
+    log = airflow.task_log("waits", run_id, cycle)
+    assert "held by: 1: container " in log
+    assert "Waiting in the triggerer" in log
     assert ours(docker_api, airflow) == []
 
 

@@ -26,6 +26,7 @@ sweep:
   task.max_output_tokens: [64, 8]
 study_execution: {n_cycles: 2, experiment_order: interleave, canary: true}
 airflow: {retries: 1}
+runners: {transformers: process}
 """)
 SMALL = {each.model: each for each in STUDY.experiments if each.config["task"]["max_output_tokens"] == 8}
 LARGE = {each.model: each for each in STUDY.experiments if each.config["task"]["max_output_tokens"] == 64}

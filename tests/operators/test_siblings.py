@@ -21,6 +21,7 @@ task: {model: m, dataset: {source: builtin, n_prompts: 2}}
 measurement: {meter: cpu-estimate}
 sweep: {transformers.llem_execution.batch_size: [1, 2]}
 study_execution: {n_cycles: 2}
+runners: {transformers: process}
 """
 SHARED: dict[str, Any] = {
     "mem_limit": "4g",

@@ -100,6 +100,8 @@ READERS: dict[str, str] = {
     "study_execution.wall_clock_timeout_hours": f"{FACTORY}:wall_clock_timeout_s",
     "study_execution.deduplicate_equivalent": f"{LOAD}:deduplicate_equivalent",
     "study_execution.gpu_indices": f"{LOAD}:gpu_indices",
+    "study_execution.max_consecutive_failures": "llem_airflow.operators.breaker:max_consecutive_failures",
+    "study_execution.circuit_breaker_cooldown_seconds": "llem_airflow.operators.breaker:breaker_cooldown_s",
     "airflow.dag_id": f"{FACTORY}:dag_id",
     "airflow.schedule": f"{NIGHTLY}:schedule",
     "airflow.timezone": f"{NIGHTLY}:timezone",
@@ -173,8 +175,6 @@ OTHER: dict[str, Any] = {
     "measurement.measurement_window": "[0, 5]",
     "measurement.warmup_discard_fraction": 0.2,
     "measurement.warmup_discard_seconds": 3,
-    "study_execution.max_consecutive_failures": 3,
-    "study_execution.circuit_breaker_cooldown_seconds": 3,
     "output.results_dir": "elsewhere",
     "version": 3,
 }

@@ -1,0 +1,82 @@
+"""Who is on a GPU without a container: processes of the host, and memory that nobody admits to.
+
+Only where this process sees the driver itself, as a worker on the GPU host does: the engine's list of containers is
+the lease and needs none of this, but it does not know what people start beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import docker
+
+from llem_airflow.container.gpus import Gpu, Inventory
+from llem_airflow.container.leases import Holder
+
+IDLE_BYTES = 2 * 10**9
+"""A driver reserves some hundred MB on each GPU; more than this in use is somebody's."""
+
+_WATCHERS = re.compile(r"nvidia-cuda-mps|nv-hostengine|dcgm|nvidia-smi|nvtop|nvitop")
+"""Processes that are on every GPU and compute nothing of their own."""
+
+_ON_THE_HOST = "on the host, in no container that holds this GPU"
+
+
+def occupants(api: docker.APIClient, known: Inventory, held: Iterable[Holder]) -> list[Holder]:
+    """Holders of GPUs that no container holds; none where the driver cannot be seen from here.
+
+    Args:
+        api: The engine; one on another machine has a driver of its own.
+        known: The host's GPUs.
+        held: What containers hold. A process on their GPUs is taken for theirs.
+    """
+    if not api.base_url.startswith("http+docker://"):
+        return []
+    taken = [gpu for holder in held for gpu in holder.gpus]
+    split = {gpu.parent for gpu in known.gpus}
+    found: list[Holder] = []
+    import pynvml  # noqa: PLC0415 - 8,000 lines, for those who wait for GPUs of this machine
+
+    with suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        try:
+            for gpu in known.gpus:
+                if gpu.id not in split and not any(known.overlap(gpu.id, other) for other in taken):
+                    found += _on(gpu)
+        finally:
+            pynvml.nvmlShutdown()
+    return found
+
+
+def _on(gpu: Gpu) -> list[Holder]:
+    import pynvml  # noqa: PLC0415
+
+    with suppress(pynvml.NVMLError):
+        handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.id)
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        named = [(process, _name(process.pid)) for process in processes]
+        working = [
+            f"process {process.pid} ({name}, {(process.usedGpuMemory or 0) / 1e9:.1f} GB)"
+            for process, name in named
+            if not _WATCHERS.search(name)
+        ]
+        if working:
+            return [_holder(gpu, text) for text in working]
+        used_bytes = int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+        if used_bytes > IDLE_BYTES and not named:
+            return [_holder(gpu, f"{used_bytes / 1e9:.1f} GB in use by a process that cannot be seen")]
+    return []
+
+
+def _holder(gpu: Gpu, name: str) -> Holder:
+    return Holder("", name, (gpu.id,), "running", "", exclusive_host=False, what=_ON_THE_HOST)
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return "another namespace or user"

@@ -1,0 +1,145 @@
+"""A GPU host as an Airflow connection of type ``llem``: how its containers have to look, and what they may take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import docker
+from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowNotFoundException
+
+from llem_airflow.container.engine import ENGINE_ERRORS, connect
+
+DEFAULT_CONN_ID = "llem_default"
+
+
+class HostSettingsError(ValueError):
+    """A field of the connection has a value that cannot be used; the text says which and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """What a host asks of the containers that run on it. Absent fields are left to the study and our defaults.
+
+    Attributes:
+        docker_host: URL of its Docker engine.
+        labels: Labels of every container.
+        cgroup_parent: Cgroup below which containers are put.
+        gpu_quota: GPUs that containers of ours may hold at the same time.
+        shm_size: Size of /dev/shm.
+        images: Image by engine.
+        gpu_wait_s: How long to wait for GPUs, in seconds.
+        max_runtime_s: Longest life of a container, in seconds.
+        max_idle_s: Longest time without output, in seconds.
+    """
+
+    docker_host: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    cgroup_parent: str | None = None
+    gpu_quota: int | None = None
+    shm_size: str | None = None
+    images: Mapping[str, str] = field(default_factory=dict)
+    gpu_wait_s: float | None = None
+    max_runtime_s: float | None = None
+    max_idle_s: float | None = None
+
+
+class LLEMHostHook(BaseHook):
+    """The connection of a GPU host.
+
+    Args:
+        llem_conn_id: Id of the connection.
+    """
+
+    conn_name_attr = "llem_conn_id"
+    default_conn_name = DEFAULT_CONN_ID
+    conn_type = "llem"
+    hook_name = "LLEM GPU host"
+
+    def __init__(self, llem_conn_id: str = DEFAULT_CONN_ID) -> None:
+        super().__init__()
+        self.llem_conn_id = llem_conn_id
+
+    def settings(self) -> HostSettings:
+        """What the connection says; only defaults when it is the default one and does not exist.
+
+        Raises:
+            HostSettingsError: A field cannot be used, or a connection that was named does not exist.
+        """
+        try:
+            conn = self.get_connection(self.llem_conn_id)
+        except AirflowNotFoundException as error:
+            if self.llem_conn_id == DEFAULT_CONN_ID:
+                return HostSettings()
+            raise HostSettingsError(
+                f"there is no connection {self.llem_conn_id!r}: `airflow connections add {self.llem_conn_id} "
+                "--conn-type llem --conn-host unix:///var/run/docker.sock`"
+            ) from error
+        extra = {k: v for k, v in conn.extra_dejson.items() if v not in (None, "", {})}
+        host = f"tcp://{conn.host}:{conn.port}" if conn.host and "://" not in conn.host else conn.host
+        return read_settings(self.llem_conn_id, {"docker_host": host or None, **extra})
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Whether the fields can be used and the engine answers; what the form's *Test* button shows."""
+        try:
+            where = self.settings().docker_host
+            with connect({"DOCKER_HOST": where} if where else {}, timeout_s=10) as api:
+                version: Mapping[str, Any] = api.version()
+        except (HostSettingsError, docker.errors.DockerException, *ENGINE_ERRORS) as error:
+            return False, str(error)
+        return True, f"Docker {version.get('Version')} answers"
+
+
+def read_settings(conn_id: str, fields: Mapping[str, Any]) -> HostSettings:
+    """Check the fields of a connection.
+
+    Raises:
+        HostSettingsError: A field is not known or its value cannot be used.
+    """
+    read: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name not in _READERS:
+            raise HostSettingsError(
+                f"connection {conn_id!r}: {name!r} is not known; known are: {', '.join(sorted(_READERS))}"
+            )
+        try:
+            read[name] = None if value is None else _READERS[name](value)
+        except (ValueError, TypeError) as error:
+            raise HostSettingsError(f"connection {conn_id!r}: {name}: found {value!r}; {error}") from error
+    return HostSettings(**read)
+
+
+def _texts(value: Any) -> dict[str, str]:
+    found = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(found, dict) or not all(isinstance(each, str) for each in found.values()):
+        raise ValueError('allowed: a JSON object of texts, such as {"ds01.user": "ada"}')
+    return found
+
+
+def _positive(value: Any) -> float:
+    number = float(value)
+    if number <= 0:
+        raise ValueError("allowed: a number above 0")
+    return number
+
+
+def _count(value: Any) -> int:
+    if float(value) != int(value) or int(value) < 1:
+        raise ValueError("allowed: a whole number from 1")
+    return int(value)
+
+
+_READERS: dict[str, Any] = {
+    "docker_host": str,
+    "labels": _texts,
+    "cgroup_parent": str,
+    "gpu_quota": _count,
+    "shm_size": str,
+    "images": _texts,
+    "gpu_wait_s": _positive,
+    "max_runtime_s": _positive,
+    "max_idle_s": _positive,
+}

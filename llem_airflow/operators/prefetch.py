@@ -1,0 +1,126 @@
+"""LLEMPrefetchOperator: bring an image and a model to the host before the first experiment that needs them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import Context
+
+from llem_airflow.container.failures import AttemptFailedError
+from llem_airflow.container.fetch import fetch_image, fetch_model
+from llem_airflow.operators.evidence import attempt_of, open_run
+from llem_airflow.operators.experiment import LLEMExperimentOperator
+from llem_airflow.operators.pins import model_name, pin
+from llem_airflow.operators.placement import box_settings, choose_runner
+from llem_airflow.operators.plan import LLEMPlanOperator
+from llem_airflow.operators.request import study_of_run
+from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
+from llem_airflow.operators.settings import local_model, settings
+from llem_airflow.operators.siblings import precede
+from llem_airflow.study import Experiment, Study
+
+PREFETCH_TASK_ID = "prefetch"
+
+
+class LLEMPrefetchOperator(LLEMExperimentOperator):
+    """Pull the image and download the model that some experiments share, and pin both for the run.
+
+    Args:
+        experiments: Ids of the experiments that share them.
+        **kwargs: As for LLEMExperimentOperator.
+    """
+
+    ui_color = "#e3f2fd"
+
+    def __init__(self, *, experiments: tuple[str, ...], **kwargs: Any) -> None:
+        super().__init__(experiment=experiments[0], **kwargs)
+        self.experiments = experiments
+
+    def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override]  # as its parent does
+        """Fetch what the run's containers will need.
+
+        Returns:
+            Image and model as they are pinned; empty when the run needs neither.
+
+        Raises:
+            AttemptFinalError: They are not to be had; the text says what to do.
+            AttemptRetryableError: The same, and another try can help.
+        """
+        self.study = study_of_run(self.study, context)
+        wanted = [each for each in self.study.experiments if each.id in self.experiments]
+        if not wanted:
+            self.log.info("This run asks for none of the experiments that need it")
+            return {}
+        self.experiment = wanted[0]
+        self._place()
+        try:
+            if choose_runner(self.runner, self.experiment, self._engine_or_none) == "process":
+                self.log.info("These experiments run as processes of the worker: nothing to fetch")
+                return {}
+            with tempfile.TemporaryDirectory(prefix="llem-") as folder:
+                return self._fetch(context, self.experiment, Path(folder))
+        except AttemptFailedError as error:
+            self._note(context, error)
+            kind = AttemptRetryableError if error.failure.retryable else AttemptFinalError
+            raise kind(str(error), error.failure) from error
+        finally:
+            if self.hook.client_created:
+                self.cli.close()
+
+    def _note(self, context: Context, error: AttemptFailedError) -> None:
+        """Note in the results why the cycles that need it are not there."""
+        run = open_run(self.study, context)
+        for each in self.study.plan.runs:
+            if each.experiment_id in self.experiments:
+                run.leave_cycle(each.experiment_id, each.cycle, f"not begun: {error.headline}")
+
+    def _fetch(self, context: Context, experiment: Experiment, folder: Path) -> dict[str, Any]:
+        run = open_run(self.study, context)
+        name = self.image = self._choose_image()
+        policy = "always" if self.force_pull else "missing"
+        exact = fetch_image(self.cli, name, policy, self._line, folder)
+        pin(run, "image", name, exact)
+        self.log.info("image %s is %s", name, exact)
+        fetched = {"image": name, "image_exact": exact}
+        if local_model(experiment.model, settings(), study_folder=self.study.folder) is not None:
+            return fetched
+        attempt = self._attempt = attempt_of(context, experiment, self.cycle)
+        self._runner = "container"
+        box = replace(box_settings(self, None), image=exact)
+        revision = experiment.revision
+        commit = fetch_model(self.cli, attempt, box, experiment.model, revision, self._line, folder)
+        pin(run, "model", model_name(experiment.model, revision), commit)
+        self.log.info("model %s is commit %s", experiment.model, commit)
+        return {**fetched, "model": experiment.model, "model_commit": commit}
+
+
+def fetch_first(
+    plan: LLEMPlanOperator, study: Study, operator_args: Mapping[str, Any], cycles: Sequence[Any]
+) -> None:
+    """Put a task for each image and model that containers share before the cycles that need them.
+
+    Args:
+        plan: The study's plan task, which comes before.
+        study: The study.
+        operator_args: Those of every cycle.
+        cycles: Tasks of cycles, or the one mapped task of all.
+    """
+    shared: dict[tuple[str, str | None, str, str | None], list[str]] = {}
+    for each in study.experiments:
+        if (operator_args.get("runner") or each.runner) != "process":
+            shared.setdefault((each.engine, each.image, each.model, each.revision), []).append(each.id)
+    for number, ((engine, _, model, _), ids) in enumerate(shared.items(), start=1):
+        fetch = LLEMPrefetchOperator(
+            task_id=f"{PREFETCH_TASK_ID}_{number}",
+            task_display_name=f"fetch {engine}, {model}",
+            study=study,
+            experiments=tuple(ids),
+            **operator_args,
+        )
+        plan.after = (*plan.after, fetch.task_id)
+        precede([plan], [fetch])
+        precede([fetch], [each for each in cycles if getattr(each, "experiment_id", ids[0]) in ids])

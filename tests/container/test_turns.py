@@ -1,0 +1,74 @@
+"""Who asked first is not overtaken by who asks for less, and a quota is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import docker
+import pytest
+
+from llem_airflow.container.attempt import Attempt
+from llem_airflow.container.failures import GPUUnavailableError
+from llem_airflow.container.leases import Demand, choose
+from llem_airflow.container.tickets import Ticket, demand_of
+from llem_airflow.study import GpuRequest
+from tests.container.conftest import RunBox
+from tests.container.test_leases import HOST, A, B, C, holder
+
+LIMITED = Demand(1, (A, B, C), quota=2)
+
+
+def test_over_the_quota_a_claim_waits_although_gpus_are_free() -> None:
+    ours = [holder("x", A, ticket="1"), holder("y", B, ticket="2")]
+    assert choose(LIMITED, ours, [], HOST) is None
+    assert choose(LIMITED, ours[:1], [], HOST) == (B.id,)
+
+
+def test_what_others_hold_does_not_count_for_our_quota() -> None:
+    assert choose(LIMITED, [holder("foreign", A), holder("other", B)], [], HOST) == (C.id,)
+
+
+def test_without_gpus_there_is_no_quota() -> None:
+    ours = [holder("x", A, ticket="1"), holder("y", B, ticket="2")]
+    assert choose(Demand(quota=2), ours, [], HOST) == ()
+
+
+def test_a_ticket_carries_all_of_the_demand(this_attempt: Attempt) -> None:
+    for demand in (LIMITED, Demand(exclusive_host=True), Demand(2, (A, B))):
+        labels = Ticket(docker.APIClient(version="1.41"), this_attempt, "1", demand).labels
+        assert demand_of(labels, HOST) == demand
+
+
+@pytest.mark.docker
+@pytest.mark.alone
+def test_an_attempt_without_gpus_does_not_overtake_one_that_waits_for_the_host(
+    docker_api: docker.APIClient, box: RunBox, this_attempt: Attempt
+) -> None:
+    waiting = replace(this_attempt, task_id="waits", installation="tests-turns")
+    ticket = Ticket(docker_api, waiting, "0001", Demand(exclusive_host=True))
+    ticket.hold()
+    try:
+        with pytest.raises(GPUUnavailableError, match=r"the host not free after 1 s"):
+            box("result()", gpu_wait_s=1.0)
+    finally:
+        ticket.give_back()
+    assert box("result()", gpu_wait_s=1.0).exit_code == 0
+
+
+@pytest.mark.docker
+@pytest.mark.alone
+def test_who_may_not_wait_here_gets_the_ticket_to_wait_elsewhere(
+    docker_api: docker.APIClient, box: RunBox, this_attempt: Attempt
+) -> None:
+    waiting = replace(this_attempt, task_id="waits", installation="tests-turns")
+    ticket = Ticket(docker_api, waiting, "0001", Demand(exclusive_host=True))
+    ticket.hold()
+    try:
+        with pytest.raises(GPUUnavailableError) as caught:
+            box("result()", gpu_wait_here=False, gpu_request=GpuRequest(0, exclusive="host"))
+    finally:
+        ticket.give_back()
+    assert caught.value.ticket is not None
+    number = caught.value.ticket["llem.ticket"]
+    assert demand_of(caught.value.ticket, HOST) == Demand(exclusive_host=True)
+    assert box("result()", gpu_ticket=number, gpu_request=GpuRequest(0, exclusive="host")).exit_code == 0

@@ -1,0 +1,151 @@
+"""A study whose cycles fail one after the other stops; a probe after a pause may let it go on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+from llem_airflow.operators import LLEMAggregateOperator
+from llem_airflow.operators.breaker import skip_when_tripped, tripped
+from llem_airflow.operators.evidence import open_run
+from llem_airflow.results import StoredRun
+from llem_airflow.study import load_study_text
+from tests.results.recorded import Recording, provenance, variant
+
+STUDY = load_study_text("""\
+study_name: broken
+serving_mode: offline
+engine: transformers
+task: {model: m, dataset: {source: builtin, n_prompts: 2}}
+sweep: {transformers.llem_execution.batch_size: [1, 2, 4]}
+study_execution: {n_cycles: 2, max_consecutive_failures: 3, circuit_breaker_cooldown_seconds: 60}
+""")
+FIRST, SECOND, THIRD = STUDY.experiments
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StoredRun:
+    monkeypatch.setenv("LLEM_RESULTS_ROOT", str(tmp_path / "results"))
+    return open_run(STUDY, context())
+
+
+def context(try_number: int = 1) -> Any:
+    return {"ti": SimpleNamespace(dag_id="broken", run_id="manual__x", try_number=try_number)}
+
+
+def fail(
+    run: StoredRun, experiment: Any, cycle: int, *, ago_s: float, category: str = "crash", attempt: int = 1
+) -> None:
+    """A failed attempt that took a second."""
+    ended_s = time.time_ns() / 1e9 - ago_s
+    record = {
+        "started_epoch_ns": int((ended_s - 1) * 1e9),
+        "finished_epoch_ns": int(ended_s * 1e9),
+        "failure": {"category": category, "message": "it fell", "hint": "", "retryable": False},
+    }
+    run.commit_failed(experiment.id, cycle, attempt, Path("nowhere"), record)
+
+
+def work(run: StoredRun, tmp_path: Path, experiment: Any, cycle: int, *, ago_s: float) -> None:
+    folder = tmp_path / f"out-{experiment.hash}-{cycle}"
+    variant(Recording(), hash=experiment.hash, cycle=cycle, config=experiment.config).write(folder)
+    run.commit_cycle(
+        experiment.id, cycle, folder, provenance() | {"finished_epoch_ns": time.time_ns() - int(ago_s * 1e9)}
+    )
+
+
+def begin(run: StoredRun, try_number: int = 1) -> list[float]:
+    """Begin the last cycle; the pauses that it makes first, in seconds."""
+    pauses: list[float] = []
+    skip_when_tripped(STUDY, run, THIRD, 2, context(try_number), sleep=pauses.append)
+    return pauses
+
+
+def three_failures(run: StoredRun, *, ago_s: float) -> None:
+    for k, experiment in enumerate(STUDY.experiments):
+        fail(run, experiment, 1, ago_s=ago_s + 20 - 10 * k)
+
+
+def test_fewer_failures_than_allowed_change_nothing(run: StoredRun) -> None:
+    fail(run, FIRST, 1, ago_s=5)
+    fail(run, SECOND, 1, ago_s=3)
+    assert begin(run) == []
+
+
+def test_tries_of_one_cycle_are_one_failure(run: StoredRun) -> None:
+    for attempt in (1, 2, 3, 4):
+        fail(run, FIRST, 1, ago_s=20 - attempt, attempt=attempt)
+    assert begin(run) == []
+
+
+def test_a_cycle_that_worked_in_between_starts_the_count_again(run: StoredRun, tmp_path: Path) -> None:
+    three_failures(run, ago_s=5)
+    work(run, tmp_path, FIRST, 2, ago_s=10)
+    assert begin(run) == []
+
+
+def test_a_busy_gpu_says_nothing_about_the_study(run: StoredRun) -> None:
+    for experiment in STUDY.experiments:
+        fail(run, experiment, 1, ago_s=5, category="gpu_unavailable")
+    assert begin(run) == []
+
+
+def test_after_so_many_failures_the_next_cycle_waits_for_the_cooldown_and_is_the_probe(
+    run: StoredRun,
+) -> None:
+    three_failures(run, ago_s=5)
+    (pause_s,) = begin(run)
+    assert 0 < pause_s <= 55
+
+
+def test_after_the_cooldown_the_probe_begins_at_once(run: StoredRun) -> None:
+    three_failures(run, ago_s=300)
+    assert begin(run) == []
+
+
+def test_when_the_probe_fails_too_the_rest_is_skipped_with_the_reason(run: StoredRun) -> None:
+    three_failures(run, ago_s=300)
+    fail(run, FIRST, 2, ago_s=5)
+    with pytest.raises(
+        AirflowSkipException,
+        match=r"not begun: 4 cycles in a row failed, the last one .* \[crash\]: it fell. A probe after a pause of 60 s "
+        r"failed too. Correct the cause, then clear this task",
+    ):
+        begin(run)
+    assert list(run.left()) == [(THIRD.id, 2)]
+
+
+def test_when_the_probe_works_the_study_goes_on(run: StoredRun, tmp_path: Path) -> None:
+    three_failures(run, ago_s=300)
+    work(run, tmp_path, FIRST, 2, ago_s=5)
+    assert begin(run) == []
+    assert tripped(run, 3, 60) is None
+
+
+def test_what_has_begun_and_what_a_person_clears_is_measured(run: StoredRun) -> None:
+    three_failures(run, ago_s=300)
+    fail(run, FIRST, 2, ago_s=5)
+    assert begin(run, try_number=2) == []
+
+
+def test_zero_is_for_any_number(run: StoredRun) -> None:
+    three_failures(run, ago_s=300)
+    assert tripped(run, 0, 60) is None
+
+
+def test_a_run_that_was_stopped_is_not_green_and_says_why(run: StoredRun) -> None:
+    three_failures(run, ago_s=300)
+    fail(run, FIRST, 2, ago_s=5)
+    with pytest.raises(AirflowSkipException):
+        begin(run)
+    with pytest.raises(
+        AirflowFailException, match=rf"{THIRD.id} cycle 2: not begun: 4 cycles in a row failed"
+    ):
+        LLEMAggregateOperator(task_id="aggregate", study=STUDY).execute(
+            {**context(), "outlet_events": {}, "dag_run": None}  # type: ignore[typeddict-item]
+        )

@@ -1,0 +1,177 @@
+"""A host's connection says what its containers look like; a mistake in it is said with the field."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+import llem_airflow
+from llem_airflow.factory import study_dag
+from llem_airflow.operators import LLEMExperimentOperator
+from llem_airflow.operators.host import HostSettings, HostSettingsError, LLEMHostHook, read_settings
+from llem_airflow.operators.placement import PlacementError, box_settings, choose_image
+from llem_airflow.study import Study, load_study_text
+from tests.operators.test_experiment import context
+from tests.test_factory import write
+
+DS01 = {
+    "labels": '{"ds01.user": "ada", "ds01.managed": "true"}',
+    "cgroup_parent": "ds01.slice",
+    "gpu_quota": "2",
+    "shm_size": "2g",
+    "images": {"vllm": "registry/vllm:1"},
+    "gpu_wait_s": 60,
+    "max_runtime_s": 300,
+    "max_idle_s": 120,
+}
+
+
+def study(gpus: str = "{count: 1}", *, engine: str = "vllm") -> Study:
+    return load_study_text(
+        f"study_name: hosted\nserving_mode: offline\nengine: {engine}\n"
+        f"task: {{model: m, dataset: {{source: builtin, n_prompts: 2}}}}\ngpus: {gpus}\n"
+    )
+
+
+def placed(fields: dict[str, Any], *, gpus: str = "{count: 1}", **kwargs: Any) -> Any:
+    """The box of the study's only cycle on a host with these fields."""
+    asked = study(gpus)
+    task = LLEMExperimentOperator(task_id="x", study=asked, experiment=asked.experiments[0], **kwargs)
+    task.host = read_settings("gpu1", fields)
+    return box_settings(task, None)
+
+
+def test_what_the_host_asks_for_is_applied_to_the_box() -> None:
+    box = placed(DS01)
+    assert box.extra_labels == {"ds01.user": "ada", "ds01.managed": "true"}
+    assert (box.cgroup_parent, box.shm_size, box.gpu_quota, box.gpu_wait_s) == ("ds01.slice", "2g", 2, 60)
+    assert (box.wall_clock_s, box.silence_s) == (300, 120)
+
+
+def test_the_study_s_limits_hold_when_they_are_narrower_than_the_host_s() -> None:
+    box = placed({"max_runtime_s": 10**6, "max_idle_s": 10**6})
+    assert (box.wall_clock_s, box.silence_s) == (600, 300)
+
+
+def test_the_operator_s_arguments_go_before_the_host_s() -> None:
+    box = placed(DS01, shm_size="8g", labels={"ds01.user": "bob"}, gpu_wait_s=7)
+    assert (box.shm_size, box.extra_labels["ds01.user"], box.gpu_wait_s) == ("8g", "bob", 7)
+
+
+def test_more_gpus_than_the_quota_is_a_mistake_and_no_wait() -> None:
+    with pytest.raises(
+        PlacementError, match=r"asks for 3 GPUs and the host's quota is 2: lower `gpus.count`"
+    ):
+        placed(DS01, gpus="{count: 3}")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("gpu_quota", 0, "gpu_quota: found 0; allowed: a whole number from 1"),
+        ("gpu_quota", "1.5", "gpu_quota: found '1.5'; "),
+        ("gpu_wait_s", -1, "gpu_wait_s: found -1; allowed: a number above 0"),
+        ("labels", "ada", "labels: found 'ada'; "),
+        ("labels", {"user": 7}, "allowed: a JSON object of texts"),
+        ("cgroup", "x", "'cgroup' is not known; known are: cgroup_parent, docker_host, gpu_quota"),
+    ],
+)
+def test_a_mistake_names_the_connection_the_field_and_what_is_allowed(
+    field: str, value: Any, said: str
+) -> None:
+    with pytest.raises(HostSettingsError, match="connection 'gpu1': ") as caught:
+        read_settings("gpu1", {field: value})
+    assert said in str(caught.value)
+
+
+def test_the_connection_is_read_as_airflow_stores_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    conn = {"conn_type": "llem", "host": "tcp://gpu1:2375", "extra": DS01}
+    monkeypatch.setenv("AIRFLOW_CONN_GPU1", json.dumps(conn))
+    assert LLEMHostHook("gpu1").settings() == read_settings(
+        "gpu1", {"docker_host": "tcp://gpu1:2375", **DS01}
+    )
+
+
+def test_without_a_connection_everything_is_as_usual_and_a_missing_one_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_LLEM_DEFAULT", json.dumps({"conn_type": "llem"}))
+    assert LLEMHostHook().settings() == HostSettings()
+
+
+def test_a_bad_connection_fails_the_task_with_what_to_correct(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_GPU1", json.dumps({"conn_type": "llem", "extra": {"gpu_quota": "many"}}))
+    monkeypatch.setenv("LLEM_RESULTS_ROOT", str(tmp_path))
+    asked = study()
+    task = LLEMExperimentOperator(
+        task_id="x", study=asked, experiment=asked.experiments[0], llem_conn_id="gpu1"
+    )
+    with pytest.raises(AirflowFailException, match="connection 'gpu1': gpu_quota: found 'many'"):
+        task.execute(context())
+
+
+@pytest.mark.docker
+def test_the_form_s_test_button_asks_the_engine(
+    monkeypatch: pytest.MonkeyPatch, docker_api: docker.APIClient
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_GPU1", json.dumps({"conn_type": "llem"}))
+    assert LLEMHostHook("gpu1").test_connection()[0]
+    monkeypatch.setenv("AIRFLOW_CONN_GPU1", json.dumps({"conn_type": "llem", "host": "unix:///nowhere.sock"}))
+    assert LLEMHostHook("gpu1").test_connection()[0] is False
+
+
+def test_the_form_is_drawn_without_importing_docker_or_airflow() -> None:
+    code = (
+        "import sys, llem_airflow; info = llem_airflow.get_provider_info()['connection-types'][0];"
+        "print(sorted(info['conn-fields'])); assert not {'docker', 'airflow'} & set(sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "cgroup_parent" in said
+
+
+def test_the_form_has_every_field_that_is_read() -> None:
+    (form,) = llem_airflow.get_provider_info()["connection-types"]
+    read_settings("x", dict.fromkeys(form["conn-fields"]))
+    assert set(form["conn-fields"]) == {f for f in HostSettings.__slots__ if f != "docker_host"}
+
+
+def image(environ: dict[str, str], operator: str = "", gpus: str = "{count: 1}", cuda: int = 13) -> str:
+    (experiment,) = study(gpus).experiments
+    return choose_image(
+        operator, experiment, environ, host_images={"vllm": "host:1"}, cuda_major=lambda: cuda
+    )
+
+
+def test_an_image_comes_from_the_worker_then_the_study_then_the_host() -> None:
+    assert image({"LLEM_IMAGE_VLLM": "worker:1"}, "study:1") == "worker:1"
+    assert image({}, "study:1") == "study:1"
+    assert image({}) == "host:1"
+
+
+def test_the_default_image_fits_the_driver_s_cuda_and_is_the_cpu_s_without_a_gpu() -> None:
+    def default(gpus: str, cuda: int | None) -> str:
+        (experiment,) = study(gpus, engine="transformers").experiments
+        return choose_image("", experiment, {}, cuda_major=lambda: cuda)
+
+    assert default("{count: 1}", 13).endswith("latest-cuda13")
+    assert default("{count: 1}", 12).endswith("pytorch:latest")
+    assert "cpu" in default("{count: 0}", 13)
+
+
+@pytest.mark.parametrize("render", ["static", "mapped"])
+def test_a_pool_slot_is_a_gpu(tmp_path: Path, render: str) -> None:
+    text = write(tmp_path, "two").read_text() + "gpus: {count: 2}\n"
+    dag = study_dag(write(tmp_path, "two", text), render=render, pool="gpu1", llem_conn_id="gpu1")
+    tasks = [task for task in dag.tasks if "cycle" in task.task_id]
+    assert {(task.pool, task.pool_slots) for task in tasks} == {("gpu1", 2)}
+    usual = study_dag(write(tmp_path, "two", text), render=render)
+    assert {task.pool_slots for task in usual.tasks} == {1}

@@ -1,0 +1,67 @@
+"""The maintenance task removes what no live task owns, by Airflow's own word."""
+
+from __future__ import annotations
+
+import uuid
+from types import SimpleNamespace
+from typing import Any
+
+import docker
+import pytest
+
+from llem_airflow.container.attempt import Attempt
+from llem_airflow.operators import LLEMCollectGarbageOperator
+from llem_airflow.operators.maintenance import is_alive
+
+LABELS = {"llem.dag_id": "d", "llem.run_id": "r", "llem.task_id": "t", "llem.map_index": "3"}
+
+
+def answer(**states: str | None) -> Any:
+    def states_of(**asked: Any) -> dict[str, Any]:
+        assert asked == {"dag_id": "d", "task_ids": ["t"], "run_ids": ["r"], "map_index": 3}
+        return {"r": states} if states else {}
+
+    return states_of
+
+
+@pytest.mark.parametrize("state", ["running", "queued", "scheduled", "deferred", "up_for_retry", None])
+def test_a_task_that_can_come_back_owns_its_container(state: str | None) -> None:
+    assert is_alive(answer(t_3=state), LABELS) is True
+
+
+@pytest.mark.parametrize("state", ["success", "failed", "skipped", "removed"])
+def test_a_task_that_is_over_does_not(state: str) -> None:
+    assert is_alive(answer(t_3=state), LABELS) is False
+
+
+def test_a_run_that_airflow_does_not_know_is_left_to_its_age() -> None:
+    assert is_alive(answer(), LABELS) is None
+    assert is_alive(answer(), {"llem.key": "x"}) is None
+
+
+@pytest.mark.docker
+def test_only_what_is_over_and_of_this_installation_goes(
+    monkeypatch: pytest.MonkeyPatch, docker_api: docker.APIClient
+) -> None:
+    mine, other = (f"tests-gc-{uuid.uuid4().hex[:8]}" for _ in range(2))
+    monkeypatch.setenv("LLEM_INSTALLATION", mine)
+
+    def volume(task_id: str, installation: str) -> str:
+        attempt = Attempt("d", "r", task_id, -1, "e", "0" * 16, 1, 1, installation)
+        docker_api.create_volume(attempt.volume_name, labels=attempt.labels)
+        return attempt.volume_name
+
+    over, alive, foreign = volume("over", mine), volume("alive", mine), volume("over", other)
+
+    def states(**asked: Any) -> dict[str, Any]:
+        (task_id,) = asked["task_ids"]
+        return {"r": {task_id: "failed" if task_id == "over" else "running"}}
+
+    context: Any = {"ti": SimpleNamespace(get_task_states=states)}
+    try:
+        assert LLEMCollectGarbageOperator(task_id="gc").execute(context) >= 1
+        there = {v["Name"] for v in docker_api.volumes()["Volumes"]}
+        assert {over, alive, foreign} & there == {alive, foreign}
+    finally:
+        for name in (alive, foreign):
+            docker_api.remove_volume(name)
