@@ -171,6 +171,8 @@ def _see_through(run: _Run, box: Box) -> Collected:
     try:
         read_result(run.folder, run.spec)
     except ProtocolError as problem:
+        if _vanishes(run, box):
+            raise _gone(run) from problem
         write_inspection(inspection, run.settings.private_environment, run.folder / INSPECT)
         ended = failed(run.folder, run.spec, problem, inspection["State"], fired, run.sink.tail, run.settings)
         raise with_error_file(ended, run.spec) from problem
