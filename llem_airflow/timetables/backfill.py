@@ -11,7 +11,6 @@ from llem_airflow.timetables.api import AirflowApi, AirflowApiError
 from llem_airflow.timetables.release_dates import release_date, releases_of
 
 REPROCESS = ("none", "failed", "completed")
-FINISHED = {"success", "failed"}
 _ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
 _POLL_S = 2.0
 _SILENCE_S = 600.0
@@ -164,8 +163,8 @@ def _follow(
         runs = _runs(api, dag_id, wanted)
         states = {name: str(run["state"]) for name, run in runs.items()}
         lines = {name: _progress(api, dag_id, run) for name, run in runs.items()}
-        over = api.get(f"/backfills/{backfill_id}")["completed_at"] is not None
-        return states, lines, over or (bool(states) and set(states.values()) <= FINISHED)
+        # Not when the last run ends: until Airflow has closed this backfill, it refuses the next one.
+        return states, lines, api.get(f"/backfills/{backfill_id}")["completed_at"] is not None
 
     say(f"backfill {backfill_id} of {dag_id}: {', '.join(wanted)}. It goes on when this command is ended.")
     shown: dict[str, str] = {}
