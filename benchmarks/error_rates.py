@@ -1,4 +1,4 @@
-"""How often the statistics are right, by simulation: intervals, verdicts and change points.
+"""How often the statistics are right, by simulation: t and BCa intervals, verdicts and change points.
 
     python benchmarks/error_rates.py [--repeats 1000]
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,18 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from llem_airflow.analysis.history import Point, change_points, trend
-from llem_airflow.analysis.statistics import t_interval
+from llem_airflow.analysis.statistics import BOOTSTRAP_FROM_N, Interval, bca_interval, t_interval
 from llem_airflow.analysis.verdict import Verdict, adjusted, compare, compare_pairs
 
 ALARMS = (Verdict.REGRESSION, Verdict.IMPROVEMENT)
 
 
-def coverage(rng: np.random.Generator, n: int, repeats: int) -> float:
+def coverage(
+    interval: Callable[[list[float]], Interval | None], rng: np.random.Generator, n: int, repeats: int
+) -> float:
     hits = 0
     for _ in range(repeats):
-        found = t_interval(rng.normal(100, 1, n).tolist())
+        found = interval(rng.normal(100, 1, n).tolist())
         hits += found is not None and found.low <= 100 <= found.high
     return hits / repeats
 
@@ -122,11 +125,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=1000)
+    parser.add_argument("--intervals", action="store_true", help="only the intervals")
     repeats = parser.parse_args().repeats
     rng = np.random.default_rng(1)
-    print("Coverage of the 95 % t interval")
-    for n in (3, 5, 10, 20):
-        print(f"  n = {n:>2}: {coverage(rng, n, repeats):.3f}")
+    print("Coverage of the 95 % intervals")
+    for n in (3, 5, 10, 20, 30):
+        bca = f", BCa {coverage(bca_interval, rng, n, repeats):.3f}" if n >= BOOTSTRAP_FROM_N else ""
+        print(f"  n = {n:>2}: t {coverage(t_interval, rng, n, repeats):.3f}{bca}", flush=True)
+    if parser.parse_args().intervals:
+        return
     print("\nVerdict on one pair of experiments (shares; `r` is a regression, `i` an improvement)")
     print("| n | CV | true change | r | i | unchanged | not enough evidence |\n|---|---|---|---|---|---|---|")
     for n, cv in ((3, 0.01), (5, 0.005), (5, 0.01), (5, 0.02), (10, 0.01), (10, 0.02)):

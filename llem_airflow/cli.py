@@ -159,6 +159,34 @@ def list_results(results_root: str) -> None:
     sys.exit(console.guarded(lambda: console.list_runs(results_root)))
 
 
+@results_group.command("show")
+@click.argument("run", default="latest")
+@_ROOT
+@click.option(
+    "--table",
+    "view",
+    type=click.Choice(["experiments", "cycles", "reliability"]),
+    default="experiments",
+    show_default=True,
+)
+def show_results(run: str, results_root: str, view: str) -> None:
+    """Print a RUN: its experiments, every cycle with its status, or the reliability of hosts and engines."""
+    from llem_airflow.analysis import console
+
+    sys.exit(console.guarded(lambda: console.show(run, results_root, view)))
+
+
+@results_group.command("import")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@_ROOT
+@click.option("--study", help="Name of the study; default: the folder's name.")
+def import_results(folder: Path, results_root: str, study: str | None) -> None:
+    """Make a run of a results FOLDER of llenergymeasure; what it cannot tell stays absent."""
+    from llem_airflow.analysis import console
+
+    sys.exit(console.guarded(lambda: console.import_peer(folder, results_root, study)))
+
+
 @results_group.command("check")
 @click.argument("run", default="latest")
 @_ROOT

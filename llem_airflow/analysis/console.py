@@ -18,10 +18,12 @@ from rich.table import Table
 from llem_airflow.analysis import quantity
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.compare_named import Compared, How, compare_named
+from llem_airflow.analysis.comparing import cycle_rows
 from llem_airflow.analysis.integrity import check_run
 from llem_airflow.analysis.markdown import report_markdown
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.progress import histories
+from llem_airflow.analysis.show import render_cycles, render_reliability
 from llem_airflow.analysis.summary import Summary
 from llem_airflow.analysis.table import render_comparison, render_summary, render_trends
 from llem_airflow.analysis.verdict import Verdict
@@ -30,6 +32,7 @@ from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, names
 from llem_airflow.results.export import export_table
 from llem_airflow.results.folder import ResultsWriteError
 from llem_airflow.results.locate import NoSuchRunError, locate_run
+from llem_airflow.results.peer import import_folder
 from llem_airflow.results.retention import removable, remove
 
 
@@ -61,6 +64,29 @@ def report_run(
     if open_browser:
         webbrowser.open(found.path.joinpath(names.REPORT).as_uri() if found.path else where)
     return 0
+
+
+def show(run: str, results_root: str, view: str) -> int:
+    """Print a stored run: its experiments, its cycles, or how reliable its hosts and engines were."""
+    found = locate_run(run, ResultsRoot(results_root))
+    summary = load_summary(found) or aggregate_run(found)
+    console = Console()
+    if view == "cycles":
+        console.print(render_cycles(cycle_rows(found)))
+    elif view == "reliability":
+        console.print(render_reliability(summary))
+    else:
+        console.print(render_summary(summary))
+    return 0
+
+
+def import_peer(folder: Path, results_root: str, study: str | None) -> int:
+    """Make a run of a results folder of llenergymeasure and print it; 1 when a bundle could not be read."""
+    run, problems = import_folder(folder, ResultsRoot(results_root), study)
+    aggregate_run(run)
+    code = show(run.url, results_root, "experiments")
+    sys.stdout.write("".join(f"not imported: {problem}\n" for problem in problems))
+    return 1 if problems else code
 
 
 def load_summary(run: StoredRun) -> Summary | None:

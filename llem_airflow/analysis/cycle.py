@@ -241,7 +241,15 @@ def measures(
         found |= _latency_columns(name, getattr(seen, name))
     if joules is not None:
         found |= _per_work(joules, window, found["e2el_mean_s"])
-    return {metric.name: found.get(metric.name) for metric in METRICS}
+    untold = _untold(window)
+    return {metric.name: None if metric.name in untold else found.get(metric.name) for metric in METRICS}
+
+
+def _untold(window: Window) -> set[str]:
+    """What an imported window does not tell: one of ours has completed a request, and a request has a prompt."""
+    names = {"requests", "requests_per_s"} if not window.requests else set()
+    prompts = {"input_tokens", "total_tokens_per_s", "energy_per_total_token_j"}
+    return names | (prompts if not window.input_tokens else set())
 
 
 def _per_work(joules: float, window: Window, e2el_mean_s: float | None) -> dict[str, float | None]:

@@ -22,6 +22,7 @@ from llem_airflow.analysis.power_series import (
 )
 from llem_airflow.analysis.prefill import prefill_and_decode
 from llem_airflow.protocol.result import Meter, Window
+from llem_airflow.results.peer import PEER_METER
 
 __all__ = [
     "SEMANTICS_VERSION",
@@ -72,7 +73,7 @@ class GpuEnergy:
     Attributes:
         gpu: Its name in power.csv.
         energy_j: The number to use, in joules, or None.
-        source: counter | integral_instant | integral_average | estimate; None without a number.
+        source: counter | integral_instant | integral_average | estimate | reported; None without a number.
         counter_j: By its counter, in joules.
         instant_j: By the integral of instant power, in joules.
         average_j: By the integral of averaged power, in joules.
@@ -283,6 +284,8 @@ def _gpu_energy(series: GpuSeries, meter: Meter, duration_s: float) -> tuple[Gpu
         source = None
     elif meter.energy_kind == "estimate":
         source = "estimate"
+    elif meter.kind == PEER_METER:
+        source = "reported"
     inside = power.inside(0.0, duration_s)
     return GpuEnergy(
         gpu=series.gpu,

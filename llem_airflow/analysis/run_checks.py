@@ -25,6 +25,12 @@ def _estimate(seen: Seen) -> str | None:
     return f"Energy is an estimate, not a measurement. {seen.result.meter.note}"
 
 
+def _reported(seen: Seen) -> str | None:
+    if seen.energy.source != "reported":
+        return None
+    return f"Energy was reported by another program and cannot be computed again. {seen.result.meter.note}"
+
+
 def _foreign_process(seen: Seen) -> str | None:
     pids = [process.get("pid") for gpu in seen.gpus for process in gpu.get("processes") or ()]
     names = [f"pid {pid}" for pid in pids] + [str(name) for name in seen.host.get("foreign_processes") or ()]
@@ -109,6 +115,13 @@ CHECKS = (
         _estimate,
         "Do not compare it with measured joules; use a GPU or RAPL for numbers to publish.",
         "by definition of the meter",
+    ),
+    Check(
+        "reported",
+        "info",
+        _reported,
+        "Compare it with runs of that program only; measure here for numbers to check.",
+        "by the import",
     ),
     Check(
         "foreign_process",

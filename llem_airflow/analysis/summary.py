@@ -120,7 +120,8 @@ class Summary:
         experiments: In the order of the plan.
         missing: Planned cycles without a result: ``{"experiment", "cycle", "status", "reason"}``.
         skipped: Points that the study left out: ``{"rule", "reason", "point"}``.
-        reliability: Per host and engine: how many cycles, how many valid, failed attempts, reasons.
+        reliability: Per host and engine: how many cycles, how many valid, how many for which no GPU came,
+            failed attempts, reasons.
         environments: Distinct environments: ``{"cycles", "environment"}``.
         power_rows: Rows of the merged power series.
         power_absent: Cycles without a series: ``{"experiment", "cycle", "reason"}``.
@@ -346,6 +347,7 @@ def _reliability(cycles: Sequence[Cycle]) -> tuple[dict[str, Any], ...]:
             "engine": engine,
             "cycles": len(rows),
             "valid": sum(row.status == "valid" for row in rows),
+            "missed": sum(row.status == "missed" for row in rows),
             "failed_attempts": sum(row.failed_attempts for row in rows),
             "reasons": dict(
                 sorted(Counter(row.reason.split(":", 1)[0] for row in rows if row.status != "valid").items())

@@ -37,7 +37,11 @@ CYCLE_FACTS: tuple[tuple[str, Any, str], ...] = (
     ("started", _TIME, "begin of the attempt"),
     ("finished", _TIME, "end of the attempt"),
     ("energy_kind", _TEXT, "measured, estimate, attributed or none: what the joules of this row are"),
-    ("energy_source", _TEXT, "counter, integral_instant, integral_average, estimate or mixed"),
+    (
+        "energy_source",
+        _TEXT,
+        "counter, integral_instant, integral_average, estimate, reported (imported) or mixed",
+    ),
     ("energy_boundary", _TEXT, "what the joules include: board, module, cpu-package, …"),
     ("energy_check_ratio", _REAL, "integral of the samples / energy counter - 1"),
     ("energy_uncertainty_j", _REAL, "what the edges of the window leave open, in joules"),
@@ -48,6 +52,30 @@ CYCLE_FACTS: tuple[tuple[str, Any, str], ...] = (
     ("fingerprint", _TEXT, "JSON: what has to be equal for a comparison"),
 )
 """Columns of cycles.parquet before the metrics: name, type, meaning."""
+
+POWER_FACTS: tuple[tuple[str, str], ...] = (
+    ("t_epoch", "absolute time, in UTC: the middle of the call that read the sample"),
+    ("t_mono_ns", "the same on the host's monotonic clock, in nanoseconds"),
+    ("experiment", "id of the experiment"),
+    ("cycle", "which repetition, from 1"),
+    (
+        "phase",
+        "load, baseline_bare, baseline_context, baseline_loaded, warmup, measure, cooldown, or between",
+    ),
+    ("gpu", "UUID of the device, or the name of the host's meter"),
+    ("power_instant_mw", "instant power, in milliwatts; null is not known, here and below"),
+    ("power_average_mw", "power averaged by the driver, over 1 s on most boards, in milliwatts"),
+    ("energy_mj", "the device's energy counter, in millijoules"),
+    ("sm_clock_mhz", "clock of the processors, in megahertz"),
+    ("mem_clock_mhz", "clock of the memory, in megahertz"),
+    ("event_reasons", "NVML's clock event bits"),
+    ("temperature_c", "temperature of the chip, in degrees Celsius"),
+    ("mem_temperature_c", "temperature of the memory, in degrees Celsius"),
+    ("utilisation_percent", "share of the last sampling period in which the device was busy, in percent"),
+    ("memory_used_bytes", "memory in use on the device, in bytes"),
+    ("error", "short name of what failed in this reading"),
+)
+"""Columns of the merged power.parquet: name, meaning."""
 
 CYCLES_SCHEMA = pa.schema(
     [(name, kind) for name, kind, _ in CYCLE_FACTS] + [(metric.name, _REAL) for metric in METRICS],
@@ -172,6 +200,7 @@ def column_meanings() -> Sequence[tuple[str, str, str]]:
     rows = [("cycles", name, meaning) for name, _, meaning in CYCLE_FACTS]
     rows += [("cycles", metric.name, f"{metric.meaning}, in {metric.unit}") for metric in METRICS]
     rows += [("experiments", name, meaning) for name, _, meaning in EXPERIMENT_FACTS]
-    rows += [("experiments", metric.name, f"mean over cycles of: {metric.meaning}") for metric in METRICS]
+    rows += [("experiments", "<metric>", "mean over cycles of the metric of that name in cycles.parquet")]
     rows += [("experiments", f"<metric>_{key}", meaning) for key, meaning in STATISTICS]
+    rows += [("power", name, meaning) for name, meaning in POWER_FACTS]
     return rows

@@ -12,7 +12,7 @@ from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.cli import main
 from llem_airflow.results import StoredRun
 from tests.analysis.conftest import IDS, MakeRun
-from tests.results.recorded import Recording
+from tests.results.recorded import Recording, provenance
 
 JITTER = (0.0, 0.4, -0.4)
 
@@ -95,6 +95,23 @@ def test_list_shows_runs_with_their_state(make_run: MakeRun) -> None:
     found = _llem(run, "results", "list")
     assert re.search(r"nightly/a .* 3/6 .* measured\s+done", found.output)
     assert re.search(r"nightly/b .* not aggregated", found.output)
+
+
+def test_show_has_a_row_for_every_cycle_and_says_why_one_has_no_numbers(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run({(0, 1): Recording(), (1, 1): Recording()})
+    for cycle, category, message in ((2, "gpu_unavailable", "0 of 1 free"), (2, "crash", "segfault")):
+        failure = {"category": category, "message": message, "hint": "", "retryable": True}
+        name = IDS[0] if category == "crash" else IDS[1]
+        run.commit_failed(name, cycle, 1, tmp_path / "absent", provenance() | {"failure": failure})
+    cycles = _llem(run, "results", "show", "--table", "cycles").output
+    assert [cycles.count(status) for status in ("valid", "failed", "missed")] == [2, 1, 1]
+    assert "segfault" in cycles
+    reliability = _llem(run, "results", "show", "--table", "reliability").output
+    (row,) = [line for line in reliability.splitlines() if "gpu-1" in line]
+    assert row.split()[:6] == ["gpu-1", "transformers", "4", "2", "1", "2"]
+    assert "gpu_unavailable" in "".join(reliability.split())
 
 
 def test_check_of_whole_evidence_finds_nothing(make_run: MakeRun) -> None:
