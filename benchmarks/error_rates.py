@@ -120,6 +120,13 @@ def _row(found: dict[Verdict, float], what: str) -> None:
     print(f"| {what} | " + " | ".join(f"{found[verdict]:.3f}" for verdict in order) + " |")
 
 
+def print_coverage(rng: np.random.Generator, repeats: int) -> None:
+    print("Coverage of the 95 % intervals")
+    for n in (3, 5, 10, 20, 30):
+        bca = f", BCa {coverage(bca_interval, rng, n, repeats):.3f}" if n >= BOOTSTRAP_FROM_N else ""
+        print(f"  n = {n:>2}: t {coverage(t_interval, rng, n, repeats):.3f}{bca}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -128,10 +135,7 @@ def main() -> None:
     parser.add_argument("--intervals", action="store_true", help="only the intervals")
     repeats = parser.parse_args().repeats
     rng = np.random.default_rng(1)
-    print("Coverage of the 95 % intervals")
-    for n in (3, 5, 10, 20, 30):
-        bca = f", BCa {coverage(bca_interval, rng, n, repeats):.3f}" if n >= BOOTSTRAP_FROM_N else ""
-        print(f"  n = {n:>2}: t {coverage(t_interval, rng, n, repeats):.3f}{bca}", flush=True)
+    print_coverage(rng, repeats)
     if parser.parse_args().intervals:
         return
     print("\nVerdict on one pair of experiments (shares; `r` is a regression, `i` an improvement)")
