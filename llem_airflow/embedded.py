@@ -67,6 +67,7 @@ class Home:
         """The environment of an Airflow command; what the user has set already stays."""
         defaults = {
             **SETTINGS,
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": sqlite_url(self.airflow),
             "AIRFLOW__LLEM__RESULTS_ROOT": self.results,
             "AIRFLOW__LLEM__MODELS_DIR": str(self.models),
         }
@@ -77,6 +78,11 @@ class Home:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         }
         return {**defaults, **os.environ, **decided}
+
+
+def sqlite_url(airflow_home: Path) -> str:
+    """Airflow's own SQLite database, with patience: by default a writer gives up after 5 s of another one's work."""
+    return f"sqlite:///{airflow_home / 'airflow.db'}?timeout=60"
 
 
 def airflow_command(*arguments: str) -> list[str]:

@@ -16,11 +16,16 @@ from typing import Any
 
 import httpx
 
+from llem_airflow.embedded import sqlite_url
+
 REPOSITORY = Path(__file__).parents[2]
 PASSWORDS = {"admin": "admin-pw", "bob": "bob-pw"}
 PATIENCE_S = 180.0
 """How long a loaded machine may take to answer a request."""
 FINISHED = {"success", "failed"}
+HICCUPS = 5
+"""How often a request is asked again after a 500: SQLite was locked, or a run that an event made has not started yet,
+which Airflow's list of events cannot show."""
 
 
 class AirflowServer:
@@ -48,6 +53,7 @@ class AirflowServer:
         passwords.write_text(json.dumps(PASSWORDS))
         self.environment = {
             **os.environ,
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": sqlite_url(home),
             **environment,
             # `airflow standalone` starts its parts as `airflow …`, which must be this environment's.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -115,13 +121,11 @@ class AirflowServer:
 
     def get(self, path: str, *, user: str | None = "admin", **params: str) -> httpx.Response:
         """GET a path; ``user=None`` is an anonymous request."""
-        headers = {"Authorization": f"Bearer {self.token(user)}"} if user else {}
-        return httpx.get(f"{self.url}{path}", params=params, headers=headers, timeout=PATIENCE_S)
+        return self._ask("GET", path, user, params=params)
 
     def send(self, method: str, path: str, body: dict[str, Any], *, user: str = "admin") -> httpx.Response:
         """POST, PATCH or PUT a path."""
-        headers = {"Authorization": f"Bearer {self.token(user)}"}
-        return httpx.request(method, f"{self.url}{path}", json=body, headers=headers, timeout=PATIENCE_S)
+        return self._ask(method, path, user, json=body)
 
     def unpause(self, dag_id: str) -> None:
         """Let the scheduler run a DAG."""
@@ -211,6 +215,18 @@ class AirflowServer:
     def states(self, dag_id: str, run_id: str) -> dict[str, str]:
         """State of every task of a run."""
         return {ti["task_id"]: ti["state"] for ti in self.instances(dag_id, run_id)}
+
+    def _ask(self, method: str, path: str, user: str | None, **content: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.token(user)}"} if user else {}
+        tries = 1 if method == "POST" else HICCUPS
+        while True:
+            answer = httpx.request(
+                method, f"{self.url}{path}", headers=headers, timeout=PATIENCE_S, **content
+            )
+            tries -= 1
+            if answer.status_code != 500 or not tries:
+                return answer
+            time.sleep(1)
 
     def _healthy(self) -> bool:
         try:

@@ -47,16 +47,17 @@ def paste(page: Page, airflow: AirflowServer, study: str) -> dict[str, Any]:
     dialog.locator("textarea[name=element_study]").fill(study)
     dialog.get_by_text("Study", exact=True).first.click()
     dialog.get_by_role("button", name="Trigger").last.click()
-    (run,) = new_runs(airflow, "llem_adhoc", known, 1)
+    run = new_run(airflow, "llem_adhoc", known, "manual")
     return airflow.finished("llem_adhoc", run["dag_run_id"])
 
 
-def new_runs(airflow: AirflowServer, dag_id: str, known: set[str], count: int) -> list[dict[str, Any]]:
+def new_run(airflow: AirflowServer, dag_id: str, known: set[str], run_type: str) -> dict[str, Any]:
+    """The run that a page has started; a release that is out may start one of another type by itself."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        found = [run for run in airflow.runs(dag_id) if run["dag_run_id"] not in known]
-        if len(found) >= count:
-            return found
+        for run in airflow.runs(dag_id):
+            if run["dag_run_id"] not in known and run["run_type"] == run_type:
+                return run
         time.sleep(1)
     raise AssertionError(f"{dag_id} was not started from the page")
 
@@ -95,16 +96,12 @@ def test_a_backfill_from_the_page_makes_a_run_of_each_release_in_its_dates(
         dialog.get_by_text("Date Range").click()
     page.screenshot(path=SHOTS / "backfill-form.png")
     dialog.get_by_role("button", name="Run Backfill").click()
-    (run,) = new_runs(process_airflow, "paged", known, 1)
+    run = new_run(process_airflow, "paged", known, "backfill")
     ended = process_airflow.finished("paged", run["dag_run_id"])
     process_airflow.send(
         "PATCH", "/api/v2/dags/paged", {"is_paused": True}
     )  # or later releases run by themselves
-    assert (ended["partition_key"], ended["run_type"], ended["state"]) == (
-        "lab/tiny@r1",
-        "backfill",
-        "success",
-    )
+    assert (ended["partition_key"], ended["state"]) == ("lab/tiny@r1", "success")
     page.goto(f"{process_airflow.url}/dags/paged/runs/{run['dag_run_id']}")
     page.get_by_text(run["dag_run_id"]).first.wait_for()  # the name of the release is in it
     page.screenshot(path=SHOTS / "backfill-runs.png", full_page=True)

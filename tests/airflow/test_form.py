@@ -88,8 +88,16 @@ def test_a_nightly_schedule_fires_by_itself_and_a_late_run_is_told(process_airfl
     assert f"late: nightly is late: its run {run['dag_run_id']}" in told.read_text()
 
 
-def test_each_run_is_an_asset_event_with_the_key_numbers(process_airflow: AirflowServer) -> None:
-    run = process_airflow.run("choice", conf={"experiments": "*batch_size-1*", "cycles": 1})
+@pytest.fixture(scope="module")
+def chosen(process_airflow: AirflowServer) -> dict[str, Any]:
+    """A run of one experiment, one cycle."""
+    return process_airflow.run("choice", conf={"experiments": "*batch_size-1*", "cycles": 1})
+
+
+def test_each_run_is_an_asset_event_with_the_key_numbers(
+    process_airflow: AirflowServer, chosen: dict[str, Any]
+) -> None:
+    run = chosen
     events = process_airflow.get("/api/v2/assets/events", source_dag_id="choice", limit="100").json()[
         "asset_events"
     ]
@@ -107,9 +115,9 @@ def test_each_run_is_an_asset_event_with_the_key_numbers(process_airflow: Airflo
 
 
 def test_a_dag_scheduled_on_the_study_s_asset_runs_after_it_and_sees_its_numbers(
-    process_airflow: AirflowServer,
+    process_airflow: AirflowServer, chosen: dict[str, Any]
 ) -> None:
-    run = process_airflow.run("choice", conf={"experiments": "*batch_size-1*", "cycles": 1})
+    run = chosen
     seen: dict[str, str] = {}
     deadline = time.monotonic() + 180
     # Runs of other tests update the asset too, and each is followed by a run of its own.

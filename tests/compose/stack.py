@@ -108,11 +108,11 @@ class Stack:
         """Status code of a GET by somebody who is not signed in."""
         return httpx.get(f"{self._http.base_url}{path}", timeout=60).status_code
 
-    def run(self, dag_id: str, timeout_s: float = 900.0) -> dict[str, Any]:
-        """Trigger a DAG and wait for its end; the DAG run."""
+    def run(self, dag_id: str, timeout_s: float = 900.0, **conf: Any) -> dict[str, Any]:
+        """Trigger a DAG, with what its form may set, and wait for its end; the DAG run."""
         wait_until(lambda: dag_id in [dag["dag_id"] for dag in self.get("/api/v2/dags")["dags"]], 180.0)
         self._http.patch(f"/api/v2/dags/{dag_id}", json={"is_paused": False}).raise_for_status()
-        answer = self._http.post(f"/api/v2/dags/{dag_id}/dagRuns", json={"logical_date": None})
+        answer = self._http.post(f"/api/v2/dags/{dag_id}/dagRuns", json={"logical_date": None, "conf": conf})
         answer.raise_for_status()
         path = f"/api/v2/dags/{dag_id}/dagRuns/{answer.json()['dag_run_id']}"
         wait_until(lambda: self.get(path)["state"] in {"success", "failed"}, timeout_s)

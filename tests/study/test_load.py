@@ -280,9 +280,7 @@ def test_a_section_of_an_engine_that_never_runs_is_told() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        "study_execution: {max_consecutive_failures: 3}\n",
         "study_execution: {skip_preflight: true}\n",
-        "study_execution: {circuit_breaker_cooldown_seconds: 1}\n",
         "output: {results_dir: x}\n",
         "output: {save_timeseries: false}\n",
     ],
