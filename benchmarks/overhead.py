@@ -82,7 +82,7 @@ def bare(engine: Any, batch: Sequence[Any], seconds: float) -> Block:
     longest = max(len(prompt.token_ids) for prompt in batch)
     ids = torch.tensor([[pad] * (longest - len(p.token_ids)) + list(p.token_ids) for p in batch])
     mask = torch.tensor([[0] * (longest - len(p.token_ids)) + [1] * len(p.token_ids) for p in batch])
-    sampling = engine._sampling  # noqa: SLF001
+    sampling = engine._sampling  # noqa: SLF001  # and what it is told
 
     def step() -> int:
         with torch.inference_mode():

@@ -26,11 +26,11 @@ TAIL_S = 1.1
 
 def llem_airflow(gpus: int) -> Callable[[float, float], Measured]:
     """The window as an attempt opens and closes it; one sampler runs all the time, as in an attempt."""
-    from llem_airflow.analysis.energy import window_energy  # noqa: PLC0415  # each tool lives in its own venv
-    from llem_airflow.measurement.sampler import start_sampler  # noqa: PLC0415
-    from llem_airflow.protocol.result import Meter, Window  # noqa: PLC0415
-    from llem_airflow.protocol.spec import MeterSpec  # noqa: PLC0415
-    from tests.standins.gpus import read_columns  # noqa: PLC0415
+    from llem_airflow.analysis.energy import window_energy
+    from llem_airflow.measurement.sampler import start_sampler
+    from llem_airflow.protocol.result import Meter, Window
+    from llem_airflow.protocol.spec import MeterSpec
+    from tests.standins.gpus import read_columns
 
     power_csv = Path("power.csv")
     spec = MeterSpec(kind="nvml", gpus=tuple(_uuid(i) for i in range(gpus)))
@@ -74,7 +74,7 @@ def llem_airflow(gpus: int) -> Callable[[float, float], Measured]:
 
 def zeus(gpus: int) -> Callable[[float, float], Measured]:
     """ZeusMonitor: two reads of the energy counter."""
-    from zeus.monitor import ZeusMonitor  # type: ignore[import-not-found]  # noqa: PLC0415
+    from zeus.monitor import ZeusMonitor  # type: ignore[import-not-found]
 
     monitor = ZeusMonitor(gpu_indices=list(range(gpus)), cpu_indices=[])
 
@@ -89,8 +89,8 @@ def zeus(gpus: int) -> Callable[[float, float], Measured]:
 
 def codecarbon(gpus: int) -> Callable[[float, float], Measured]:
     """OfflineEmissionsTracker at its fastest rate: differences of the energy counter."""
-    from codecarbon import OfflineEmissionsTracker  # type: ignore[import-not-found]  # noqa: PLC0415
-    from codecarbon.external.hardware import GPU  # type: ignore[import-not-found]  # noqa: PLC0415
+    from codecarbon import OfflineEmissionsTracker  # type: ignore[import-not-found]
+    from codecarbon.external.hardware import GPU  # type: ignore[import-not-found]
 
     def measure(begin_epoch_s: float, seconds: float) -> Measured:
         tracker = OfflineEmissionsTracker(
@@ -125,7 +125,7 @@ def codecarbon(gpus: int) -> Callable[[float, float], Measured]:
 
 def llenergymeasure(gpus: int) -> Callable[[float, float], Measured]:
     """The NVML sampler of the peer; its Zeus backend is Zeus."""
-    from llenergymeasure.energy.nvml import NVMLSampler  # type: ignore[import-not-found]  # noqa: PLC0415
+    from llenergymeasure.energy.nvml import NVMLSampler  # type: ignore[import-not-found]
 
     sampler = NVMLSampler(list(range(gpus)))
     tracker: list[Any] = []

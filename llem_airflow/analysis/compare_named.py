@@ -84,8 +84,10 @@ def compare_named(
         if bool(experiment) != bool(base_experiment):
             raise ValueError(f"{baseline!r} and {text!r}: name an experiment on both sides, or on neither")
         several = name.endswith("@*")
-        for run in _runs(name, root, own):
-            earlier = previous_run(run) if base == PREVIOUS else _one(base, root, own)
+        runs = _runs(name, root, own)
+        named = None if base == PREVIOUS else _one(base, root, own)
+        for run in runs:
+            earlier = named or previous_run(run)
             if earlier is None:
                 alone.append(run.url)
             elif several and earlier.url == run.url:

@@ -162,7 +162,11 @@ def matched(baseline: StoredRun, candidate: StoredRun, factor: str | None = None
     if factor is not None:
         ours, theirs = _without_factor(baseline, factor), _without_factor(candidate, factor)
         return {ours[key]: theirs[key] for key in ours if key in theirs}
-    hashes, others = _hashes(baseline), _hashes(candidate)
+    return _same(_hashes(baseline), _hashes(candidate))
+
+
+def _same(hashes: dict[str, str], others: dict[str, str]) -> dict[str, str]:
+    """Experiments of the same identity, and then of the same id."""
     by_hash = {hash_: name for name, hash_ in others.items() if hash_}
     found = {name: by_hash[hash_] for name, hash_ in hashes.items() if hash_ in by_hash}
     taken = set(found.values())
@@ -174,12 +178,10 @@ def unmatched(
     baseline: StoredRun, candidate: StoredRun, factor: str | None = None
 ) -> tuple[list[str], list[str]]:
     """Experiments that only the baseline has, and those that only the candidate has."""
-    pairs = matched(baseline, candidate, factor)
+    hashes, others = _hashes(baseline), _hashes(candidate)
+    pairs = _same(hashes, others) if factor is None else matched(baseline, candidate, factor)
     theirs = set(pairs.values())
-    return (
-        [name for name in _hashes(baseline) if name not in pairs],
-        [name for name in _hashes(candidate) if name not in theirs],
-    )
+    return [name for name in hashes if name not in pairs], [name for name in others if name not in theirs]
 
 
 def compare_sides(

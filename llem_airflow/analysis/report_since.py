@@ -10,31 +10,23 @@ from llem_airflow.analysis import quantity
 from llem_airflow.analysis.comparing import PairReport
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.since import Since
-from llem_airflow.analysis.verdict import Comparison, Verdict
+from llem_airflow.analysis.verdict import GRAVEST_FIRST, Comparison, Verdict
 
 SHOWN = ("energy_per_output_token_j", "output_tokens_per_s", "ttft_mean_s", "e2el_mean_s")
-
-_GRAVEST_FIRST = (
-    Verdict.REGRESSION,
-    Verdict.NOT_COMPARABLE,
-    Verdict.NOT_ENOUGH_EVIDENCE,
-    Verdict.IMPROVEMENT,
-    Verdict.UNCHANGED,
-)
 
 
 def since_section(since: Since | None, labels: Mapping[str, str]) -> dict[str, Any] | None:
     """What the template shows; the gravest verdict first. None without an earlier run."""
     if since is None:
         return None
-    reports = sorted(since.reports, key=lambda one: _GRAVEST_FIRST.index(one.verdict))
+    reports = sorted(since.reports, key=lambda one: GRAVEST_FIRST.index(one.verdict))
     counted = Counter(str(one.verdict) for one in reports)
     return {
         "run_id": since.run_id,
         "started_epoch_ns": since.started_epoch_ns,
         "problem": since.problem,
         "counts": [
-            f"{counted[verdict]} {verdict}" for verdict in map(str, _GRAVEST_FIRST) if counted[verdict]
+            f"{counted[verdict]} {verdict}" for verdict in map(str, GRAVEST_FIRST) if counted[verdict]
         ],
         "titles": [BY_NAME[name].label for name in SHOWN],
         "rows": [_row(one, labels) for one in reports],

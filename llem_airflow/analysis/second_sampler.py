@@ -24,9 +24,9 @@ def second_sampler(ref: CycleRef, window: Window, energy: EnergyOfWindow) -> tup
 
 def compared(meter: Meter, power: object, window: Window, energy: EnergyOfWindow) -> tuple[Flag, ...]:
     """The same for its meter and its samples; both are on the one monotonic clock, so the window is the same."""
-    other = window_energy(columns(power), meter, window)
     if energy.energy_j is None:
         return ()  # said by the withheld reason
+    other = window_energy(columns(power), meter, window)
     if other.energy_j is None:
         why = "; ".join(reason.message for reason in other.withheld)
         return (_flag(f"The second sampler has no energy to compare with: {why}"),)

@@ -27,6 +27,16 @@ class Verdict(StrEnum):
     NOT_COMPARABLE = "not comparable"
 
 
+GRAVEST_FIRST = (
+    Verdict.REGRESSION,
+    Verdict.NOT_COMPARABLE,
+    Verdict.NOT_ENOUGH_EVIDENCE,
+    Verdict.IMPROVEMENT,
+    Verdict.UNCHANGED,
+)
+"""The order in which people want to read verdicts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Baseline against candidate for one metric. Ratios are relative to the baseline's mean.

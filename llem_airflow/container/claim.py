@@ -165,4 +165,4 @@ def _demand(settings: BoxSettings, known: Inventory, sink: LogSink) -> Demand:
     except GpuRequestError as error:
         found = failure("gpu_access", hint=_NO_SUCH_GPU)
         raise AttemptFailedError(found, str(error), folder=sink.path.parent) from error
-    return Demand(len(request.ids) or request.count or 1, fitting, exclusive, settings.gpu_quota)
+    return Demand(request.asked, fitting, exclusive, settings.gpu_quota)

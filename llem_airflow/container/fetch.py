@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import docker
-from docker.errors import NotFound
-from docker.utils import parse_repository_tag
 
 from llem_airflow.container.attempt import Attempt
 from llem_airflow.container.engine import (
@@ -21,7 +19,7 @@ from llem_airflow.container.engine import (
 from llem_airflow.container.exchange import shared_folder
 from llem_airflow.container.failures import AttemptFailedError, classify
 from llem_airflow.container.host_config import create_arguments
-from llem_airflow.container.images import ImagePullError, pull
+from llem_airflow.container.images import ImagePullError, exact_name, pull
 from llem_airflow.container.logs import LogSink
 from llem_airflow.container.settings import BoxSettings
 from llem_airflow.container.stream import follow
@@ -74,17 +72,6 @@ def fetch_image(
             folder=folder,
         ) from error
     return exact_name(api, image) or image
-
-
-def exact_name(api: docker.APIClient, image: str) -> str | None:
-    """The digest of an image in the repository that its name means, else its id; None when it is not there."""
-    try:
-        facts = api.inspect_image(image)  # type: ignore[no-untyped-call]  # the stubs lack its types
-    except NotFound:
-        return None
-    repository = parse_repository_tag(image)[0].removeprefix("docker.io/").removeprefix("library/")
-    digests = [str(each) for each in facts.get("RepoDigests") or ()]
-    return next((each for each in digests if each.partition("@")[0] == repository), str(facts["Id"]))
 
 
 def fetch_model(

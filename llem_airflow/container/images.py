@@ -117,12 +117,26 @@ def _progress(layers: dict[str, tuple[int, int]]) -> str:
 
 def digest(api: docker.APIClient, image: str) -> str | None:
     """Repository digest of an image, else its id, else None when the engine does not know it any more."""
+    facts = _facts(api, image)
+    return None if facts is None else str(next(iter(facts.get("RepoDigests") or ()), facts["Id"]))
+
+
+def exact_name(api: docker.APIClient, image: str) -> str | None:
+    """The digest of an image in the repository that its name means, else its id; None when it is not there."""
+    facts = _facts(api, image)
+    if facts is None:
+        return None
+    repository = parse_repository_tag(image)[0].removeprefix("docker.io/").removeprefix("library/")
+    digests = [str(each) for each in facts.get("RepoDigests") or ()]
+    return next((each for each in digests if each.partition("@")[0] == repository), str(facts["Id"]))
+
+
+def _facts(api: docker.APIClient, image: str) -> dict[str, Any] | None:
     try:
-        facts = api.inspect_image(image)  # type: ignore[no-untyped-call]  # the stubs lack its types
+        found: dict[str, Any] = api.inspect_image(image)  # type: ignore[no-untyped-call]  # the stubs lack its types
     except NotFound:
         return None
-    digests = facts.get("RepoDigests") or []
-    return str(digests[0] if digests else facts["Id"])
+    return found
 
 
 def default_user(api: docker.APIClient, image: str) -> str:

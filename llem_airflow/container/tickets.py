@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import docker
@@ -40,11 +40,13 @@ class Seen:
         chosen: GPUs that the claim can have now, or None.
         held: Who holds what.
         ahead: How many claims stand before it.
+        behind_its_own: Whether a claim of the same DAG run stands before it, be it served or not.
     """
 
     chosen: tuple[str, ...] | None
     held: list[Holder]
     ahead: int
+    behind_its_own: bool
 
 
 @dataclass(slots=True)
@@ -100,19 +102,13 @@ class Ticket:
 
     def ahead(self, known: Inventory, engine_now_epoch_s: float, served: Collection[str]) -> list[Demand]:
         """What the claims before this one wait for, the first first, but for those that have a container."""
-        waiting = {
-            labels[LABEL_TICKET]: demand_of(labels, known)
-            for labels in self._before(engine_now_epoch_s)
-            if labels[LABEL_TICKET] not in served
-        }
-        return [waiting[number] for number in sorted(waiting)]
+        return _demands(self._before(engine_now_epoch_s), known, served)
 
-    def behind_its_own(self, engine_now_epoch_s: float) -> bool:
-        """Whether another claim of the same DAG run stands before this one."""
+    def _of_my_run(self, labels: Mapping[str, str]) -> bool:
         mine = self.attempt.labels
-        whose = ("llem.installation", "llem.dag_id", "llem.run_id")
-        before = self._before(engine_now_epoch_s)
-        return any(all(labels.get(name) == mine[name] for name in whose) for labels in before)
+        return all(
+            labels.get(name) == mine[name] for name in ("llem.installation", "llem.dag_id", "llem.run_id")
+        )
 
     def _before(self, engine_now_epoch_s: float) -> list[dict[str, str]]:
         """Labels of the tickets before this one that somebody still holds."""
@@ -128,8 +124,19 @@ class Ticket:
         """What this claim can have now."""
         held = holders(self.api, known)
         held += occupants(self.api, known, held)
-        ahead = self.ahead(known, engine_now_epoch_s, {holder.ticket for holder in held})
-        return Seen(choose(self.demand, held, ahead, known), held, len(ahead))
+        before = self._before(engine_now_epoch_s)
+        ahead = _demands(before, known, {holder.ticket for holder in held})
+        chosen = choose(self.demand, held, ahead, known)
+        return Seen(chosen, held, len(ahead), any(map(self._of_my_run, before)))
+
+
+def _demands(before: Iterable[Mapping[str, str]], known: Inventory, served: Collection[str]) -> list[Demand]:
+    waiting = {
+        labels[LABEL_TICKET]: demand_of(labels, known)
+        for labels in before
+        if labels[LABEL_TICKET] not in served
+    }
+    return [waiting[number] for number in sorted(waiting)]
 
 
 def engine_clock_offset_s(api: docker.APIClient) -> float:

@@ -69,9 +69,8 @@ class Waiting:
             demand = demand_of(self._labels, known)
             self._ticket = Ticket(api, self._attempt, self._labels[LABEL_TICKET], demand)
         self._ticket.hold()
-        now_s = engine_now_epoch_s(api)
-        seen = self._ticket.look(known, now_s)
-        return Sight(seen.chosen is not None, seen.ahead, self._ticket.behind_its_own(now_s), said(seen.held))
+        seen = self._ticket.look(known, engine_now_epoch_s(api))
+        return Sight(seen.chosen is not None, seen.ahead, seen.behind_its_own, said(seen.held))
 
     def leave(self) -> None:
         """Give the place up."""

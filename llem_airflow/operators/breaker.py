@@ -48,7 +48,7 @@ def tripped(run: StoredRun, most: int, cooldown_s: float) -> Tripped | None:
         most: Cycles that may fail in a row; 0 for any number.
         cooldown_s: Pause before the probe, in seconds.
     """
-    failures = run.failures()
+    failures = run.failures() if most else []
     if most == 0 or len({(ref.experiment_id, ref.cycle) for ref in failures}) < most:
         return None
     worked_ns = max((_when(ref.provenance(), "finished") for ref in run.cycles(repeats=True)), default=0)

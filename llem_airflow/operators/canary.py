@@ -35,8 +35,8 @@ def note_gated(study: Study, run: StoredRun) -> None:
         return
     begun = {(ref.experiment_id, ref.cycle) for ref in run.cycles()}
     begun |= {(ref.experiment_id, ref.cycle) for ref in run.failures()} | set(run.left())
-    reasons = {canary: _why_gated(run, canary, 0) for canary in set(canaries(study.experiments).values())}
     canary_of = canaries(study.experiments)
+    reasons = {canary: _why_gated(run, canary, 0) for canary in set(canary_of.values())}
     for each in study.plan.runs:
         reason = reasons[canary_of[each.experiment_id]]
         if reason and (each.experiment_id, each.cycle) not in begun:

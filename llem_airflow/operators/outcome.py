@@ -76,8 +76,9 @@ def compared(study: Study, baseline: StoredRun, run: StoredRun) -> Compared:
 
 def said(found: Compared, metric: str, *verdicts: str) -> list[str]:
     """A sentence for each experiment, or for those with one of the verdicts, the gravest first."""
-    order = ("regression", "not comparable", "not enough evidence", "improvement", "unchanged")
-    reports = sorted(found.reports, key=lambda report: order.index(report.verdict_on(metric)))
+    from llem_airflow.analysis.verdict import GRAVEST_FIRST  # noqa: PLC0415 - SciPy, loaded by what made `found`
+
+    reports = sorted(found.reports, key=lambda report: GRAVEST_FIRST.index(report.verdict_on(metric)))
     return [
         _sentence(each, metric) for each in reports if not verdicts or each.verdict_on(metric) in verdicts
     ]

@@ -5,7 +5,6 @@ A tag or a branch may stand for something else by then, and a run must not mix t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,10 +13,9 @@ import docker
 
 from llem_airflow.container.images import digest
 from llem_airflow.container.settings import BoxSettings
+from llem_airflow.operators.pins import with_image
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.results import FailureRef, ResultReadError, StoredRun
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,12 +46,7 @@ class EarlierTries:
             (r["image_digest"] for r in records if r.get("image") == box.image and r.get("image_digest")),
             None,
         )
-        if first is None:
-            return box
-        if "@" not in first and digest(api, first) is None:  # an id, which only its own engine knows
-            log.warning("image %s of the first try is not on this engine; using %s", first, box.image)
-            return box
-        return replace(box, image=first, pull="missing")
+        return box if first is None else with_image(api, box, first)
 
     def pin_model(self, spec: ExperimentSpec) -> ExperimentSpec:
         """The spec with the commit that the first try loaded, when it came from the hub under the same name."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import docker
 
-from llem_airflow.container.fetch import exact_name
+from llem_airflow.container.images import digest
 from llem_airflow.container.settings import BoxSettings
 from llem_airflow.results import StoredRun, names
 from llem_airflow.results.folder import json_bytes
@@ -49,9 +49,12 @@ def pinned_model(run: StoredRun, experiment: Experiment) -> str | None:
 def as_fetched(run: StoredRun, api: docker.APIClient, box: BoxSettings) -> BoxSettings:
     """The settings with the very image that was fetched for the run; as they are when none was, or it has gone."""
     exact = pinned(run, "image", box.image)
-    if exact is None:
-        return box
-    if "@" not in exact and exact_name(api, exact) is None:  # an id, which only its own engine knows
+    return box if exact is None else with_image(api, box, exact)
+
+
+def with_image(api: docker.APIClient, box: BoxSettings, exact: str) -> BoxSettings:
+    """The settings with the very image that their name meant earlier in the run; as they are when it has gone."""
+    if "@" not in exact and digest(api, exact) is None:  # an id, which only its own engine knows
         log.warning("image %s was %s in this run, which is not on this engine any more", box.image, exact)
         return box
     return replace(box, image=exact, pull="missing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import docker
@@ -39,35 +40,33 @@ def test_a_ticket_carries_all_of_the_demand(this_attempt: Attempt) -> None:
         assert demand_of(labels, HOST) == demand
 
 
-@pytest.mark.docker
-@pytest.mark.alone
-def test_an_attempt_without_gpus_does_not_overtake_one_that_waits_for_the_host(
-    docker_api: docker.APIClient, box: RunBox, this_attempt: Attempt
-) -> None:
+@pytest.fixture
+def host_wanted(docker_api: docker.APIClient, this_attempt: Attempt) -> Iterator[Ticket]:
+    """Another attempt waits for the whole host."""
     waiting = replace(this_attempt, task_id="waits", installation="tests-turns")
     ticket = Ticket(docker_api, waiting, "0001", Demand(exclusive_host=True))
     ticket.hold()
-    try:
-        with pytest.raises(GPUUnavailableError, match=r"the host not free after 1 s"):
-            box("result()", gpu_wait_s=1.0)
-    finally:
-        ticket.give_back()
+    yield ticket
+    ticket.give_back()
+
+
+@pytest.mark.docker
+@pytest.mark.alone
+def test_an_attempt_without_gpus_does_not_overtake_one_that_waits_for_the_host(
+    box: RunBox, host_wanted: Ticket
+) -> None:
+    with pytest.raises(GPUUnavailableError, match=r"the host not free after 1 s"):
+        box("result()", gpu_wait_s=1.0)
+    host_wanted.give_back()
     assert box("result()", gpu_wait_s=1.0).exit_code == 0
 
 
 @pytest.mark.docker
 @pytest.mark.alone
-def test_who_may_not_wait_here_gets_the_ticket_to_wait_elsewhere(
-    docker_api: docker.APIClient, box: RunBox, this_attempt: Attempt
-) -> None:
-    waiting = replace(this_attempt, task_id="waits", installation="tests-turns")
-    ticket = Ticket(docker_api, waiting, "0001", Demand(exclusive_host=True))
-    ticket.hold()
-    try:
-        with pytest.raises(GPUUnavailableError) as caught:
-            box("result()", gpu_wait_here=False, gpu_request=GpuRequest(0, exclusive="host"))
-    finally:
-        ticket.give_back()
+def test_who_may_not_wait_here_gets_the_ticket_to_wait_elsewhere(box: RunBox, host_wanted: Ticket) -> None:
+    with pytest.raises(GPUUnavailableError) as caught:
+        box("result()", gpu_wait_here=False, gpu_request=GpuRequest(0, exclusive="host"))
+    host_wanted.give_back()
     assert caught.value.ticket is not None
     number = caught.value.ticket["llem.ticket"]
     assert demand_of(caught.value.ticket, HOST) == Demand(exclusive_host=True)

@@ -15,7 +15,7 @@ import docker
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from llem_airflow.container.fetch import exact_name
+from llem_airflow.container.images import exact_name
 from llem_airflow.factory import study_dag
 from llem_airflow.operators import LLEMAggregateOperator, LLEMExperimentOperator, LLEMPrefetchOperator
 from llem_airflow.operators.evidence import open_run
