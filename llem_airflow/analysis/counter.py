@@ -83,7 +83,9 @@ def _at_edge(
     beyond_s = edge_s - min(max(edge_s, curve.t_s[0]), curve.t_s[-1])
     nearest_s = float(np.min(np.abs(curve.t_s - edge_s)))
     spread_w = _spread_w(power, edge_s, power_w)
-    return curve.at(edge_s) + power_w * beyond_s, power_w * off_s + spread_w * nearest_s
+    # The curve's own slope: the mean of raw readings is off by the part of a period that the outer ones are old.
+    beyond_w = (curve.y[-1] - curve.y[0]) / (curve.t_s[-1] - curve.t_s[0]) if len(curve.t_s) > 1 else power_w
+    return curve.at(edge_s) + beyond_w * beyond_s, power_w * off_s + spread_w * nearest_s
 
 
 def _exact(
