@@ -1,4 +1,4 @@
-"""What Airflow's plugin loader finds: an "Energy" tab on every DAG run, and the timetable of model releases.
+"""What Airflow's plugin loader finds: an "Energy" tab on every DAG run, the timetable of model releases, the preload.
 
 Every Airflow process imports this module, so it stays light: the pages are imported by the first request.
 """
@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import conf
 
+from llem_airflow import preload
 from llem_airflow.timetables.releases import ModelReleaseTimetable
 
 URL_PREFIX = "/llem"
@@ -42,6 +43,7 @@ class LLEMPlugin(AirflowPlugin):
     name = "llem"
     fastapi_apps = [{"app": _Pages(), "url_prefix": URL_PREFIX, "name": "LLEM"}]  # noqa: RUF012 - Airflow's interface
     timetables = [ModelReleaseTimetable]  # noqa: RUF012 - Airflow's interface
+    listeners = [preload]  # noqa: RUF012 - Airflow's interface
     external_views = [  # noqa: RUF012 - Airflow's interface
         {
             "name": "Energy",

@@ -1,0 +1,39 @@
+"""What the tasks of a study import, imported once by the scheduler.
+
+The LocalExecutor forks its workers from the scheduler, and each task from a worker: what the scheduler has imported is
+there for all of them, the rest is imported anew by every task. Its memory is shared until somebody writes to it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from importlib import import_module
+
+from airflow.listeners import hookimpl
+from airflow.sdk import conf
+
+FOR_TASKS = (
+    "airflow.sdk.execution_time.supervisor",
+    "airflow.sdk.execution_time.task_runner",
+    "airflow.dag_processing.dagbag",
+    "llem_airflow.factory",
+    "llem_airflow.study.load",
+)
+"""Nothing that starts threads when it is imported, as NumPy does: they do not survive a fork."""
+
+
+@hookimpl
+def on_starting(component: object) -> None:
+    """Import them, in a scheduler whose executor forks; Airflow tells of its start before that of the executor."""
+    if type(component).__name__ == "Job" and _forks_tasks():
+        for name in FOR_TASKS:
+            import_module(name)
+
+
+def _forks_tasks() -> bool:
+    return (
+        "airflow.cli.commands.scheduler_command" in sys.modules
+        and "LocalExecutor" in (conf.get("core", "executor", fallback="") or "")
+        and multiprocessing.get_start_method() == "fork"
+    )
