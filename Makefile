@@ -52,7 +52,7 @@ pytest: install  ## the tests alone (PYTEST="-k name" for some)
 	@$(bin)/pytest -n $(WORKERS) --maxprocesses 4 --no-loadscope-reorder $(PYTEST)
 
 soak: install  ## kill -9 everybody at every moment of an attempt (an hour; as root, on a Docker engine of its own)
-	@$(bin)/pytest tests/chaos/short.py
+	@$(bin)/pytest tests/chaos/test_kills.py
 	@$(bin)/python -m benchmarks.chaos
 
 test-lineage: install  ## the test of OpenLineage's facets, with its provider

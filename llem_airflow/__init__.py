@@ -111,8 +111,8 @@ def _connection_type() -> dict[str, Any]:
             "max_idle_s": _field("Longest silence", "Longest time without output, in seconds", "number"),
         },
         "ui-field-behaviour": {
-            "hidden-fields": ["schema", "login", "password", "port"],
-            "relabeling": {"host": "Docker engine"},
+            "hidden-fields": ["schema", "login", "port"],
+            "relabeling": {"host": "Docker engine", "password": "Hub token (HF_TOKEN)"},
             "placeholders": {"host": "unix:///var/run/docker.sock"},
         },
     }

@@ -27,7 +27,10 @@ CATEGORIES: dict[str, tuple[bool, str]] = {
     "timeout_silence": (True, "look for a hang in the log, or raise the silence limit"),
     "permission": (False, "give the worker's user the right that the message names"),
     "daemon_down": (True, "check that the Docker engine runs at DOCKER_HOST (`llem-airflow doctor`)"),
-    "model_access": (False, "accept the model's licence on the hub and set HF_TOKEN in the connection"),
+    "model_access": (
+        False,
+        "accept the model's licence on the hub; give a token by HF_TOKEN or the host's connection",
+    ),
     "model_missing": (False, "check the model's name and revision, and that the container sees its files"),
     "engine_missing": (False, "the image does not hold the engine or a module of it: choose another image"),
     "disk_full": (False, "make room on the engine's disk (`llem-airflow gc`, `docker system df`)"),
@@ -241,7 +244,7 @@ PATTERNS: tuple[Rule, ...] = (
         r"|\bUser Access Token .* (?:expired|invalid)"
         r"|401 Client Error.*(?:huggingface|hf\.co)|403 Client Error.*(?:huggingface|hf\.co)",
         "model_access",
-        hint="the hub refused the token: set a valid HF_TOKEN in the connection",
+        hint="the hub refused the token: set a valid one in HF_TOKEN or the host's connection",
     ),
     _rule(
         r"429 Client Error.*(?:huggingface|hf\.co)",

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowSkipException
 
+from llem_airflow.operators.not_begun import skip_noted
 from llem_airflow.results import FailureRef, StoredRun
 from llem_airflow.study import Experiment, Study
 
@@ -101,8 +101,7 @@ def skip_when_tripped(
             f"not begun: {failed}. A probe after a pause of {cooldown_s:g} s failed too. Correct the cause, then clear "
             f"this task (study_execution.max_consecutive_failures: {most}; 0 for any number)"
         )
-        run.leave_cycle(experiment.id, cycle, reason)
-        raise AirflowSkipException(f"{experiment.id} cycle {cycle}: {reason}")
+        skip_noted(run, experiment, cycle, reason)
     left_s = state.epoch_ns / 1e9 + cooldown_s - time.time_ns() / 1e9
     log.warning("%s. This cycle is the probe, after a pause of %.0f s", failed, max(0.0, left_s))
     if left_s > 0:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from airflow.sdk.exceptions import AirflowSkipException
-
+from llem_airflow.operators.not_begun import skip_noted
 from llem_airflow.operators.quarantine import matches, quarantine
 from llem_airflow.results import StoredRun
 from llem_airflow.study import Experiment, Study
@@ -25,8 +24,7 @@ def skip_after_canary(study: Study, run: StoredRun, experiment: Experiment, cycl
     if (canary, CANARY_CYCLE) == (experiment.id, cycle):
         return
     if reason := _why_gated(run, canary, retries):
-        run.leave_cycle(experiment.id, cycle, reason)
-        raise AirflowSkipException(f"{experiment.id} cycle {cycle}: {reason}")
+        skip_noted(run, experiment, cycle, reason)
 
 
 def note_gated(study: Study, run: StoredRun) -> None:

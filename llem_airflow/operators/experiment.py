@@ -38,6 +38,7 @@ from llem_airflow.operators.placement import (
     choose_image,
     choose_runner,
     engine_answers,
+    hub_secrets,
 )
 from llem_airflow.operators.precision import skip_when_precise
 from llem_airflow.operators.request import cycle_of_run
@@ -326,7 +327,10 @@ class LLEMExperimentOperator(DockerOperator):
             run_box(self.cli, attempt, spec, box, collect_to=folder, on_line=self._line, store=store)
             return
         process = ProcessSettings(
-            python=python, wall_clock_s=self.experiment.wall_clock_s, silence_s=self.experiment.silence_s
+            python=python,
+            private_environment={**hub_secrets(self.host), **self.secrets},
+            wall_clock_s=self.experiment.wall_clock_s,
+            silence_s=self.experiment.silence_s,
         )
         store(run_process(attempt, spec, process, collect_to=folder, on_line=self._line))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import docker
@@ -34,6 +34,7 @@ class HostSettings:
         gpu_wait_s: How long to wait for GPUs, in seconds.
         max_runtime_s: Longest life of a container, in seconds.
         max_idle_s: Longest time without output, in seconds.
+        hub_token: Token for gated models of the hub: the connection's password, which Airflow keeps encrypted.
     """
 
     docker_host: str | None = None
@@ -45,6 +46,7 @@ class HostSettings:
     gpu_wait_s: float | None = None
     max_runtime_s: float | None = None
     max_idle_s: float | None = None
+    hub_token: str | None = field(default=None, repr=False)
 
 
 class LLEMHostHook(BaseHook):
@@ -80,7 +82,8 @@ class LLEMHostHook(BaseHook):
             ) from error
         extra = {k: v for k, v in conn.extra_dejson.items() if v not in (None, "", {})}
         host = f"tcp://{conn.host}:{conn.port}" if conn.host and "://" not in conn.host else conn.host
-        return read_settings(self.llem_conn_id, {"docker_host": host or None, **extra})
+        read = read_settings(self.llem_conn_id, {"docker_host": host or None, **extra})
+        return replace(read, hub_token=conn.password or None)
 
     def test_connection(self) -> tuple[bool, str]:
         """Whether the fields can be used and the engine answers; what the form's *Test* button shows."""

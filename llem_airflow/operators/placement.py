@@ -105,7 +105,7 @@ def choose_image(
 def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> BoxSettings:
     """Everything about the container that is not the experiment, from the operator's arguments and the study."""
     experiment, host = operator.experiment, operator.host
-    environment, secrets, mounts, caches = _model_access(model)
+    environment, secrets, mounts, caches = _model_access(model, host)
     user = str(operator.user) if operator.user is not None else NON_ROOT
     compiled = engine_cache(experiment.engine, user)
     mounts.append(_mount(str(ENGINE_CACHE), settings().engine_cache, read_only=False))
@@ -165,8 +165,14 @@ def _quota(experiment: Experiment, host: HostSettings) -> int | None:
     return host.gpu_quota
 
 
+def hub_secrets(host: HostSettings) -> dict[str, str]:
+    """Variables with the token for the hub: the host's connection goes before the worker's environment."""
+    secrets = {name: os.environ[name] for name in _HUB_SECRETS if os.environ.get(name)}
+    return secrets | ({"HF_TOKEN": host.hub_token} if host.hub_token else {})
+
+
 def _model_access(
-    model: LocalModel | None,
+    model: LocalModel | None, host: HostSettings
 ) -> tuple[dict[str, str], dict[str, str], list[Mount], tuple[PurePosixPath, ...]]:
     """Environment, secrets, mounts and caches that bring the weights into the container.
 
@@ -176,10 +182,9 @@ def _model_access(
     if model is not None:
         mount = _mount(model.mount_target, model.host_source, read_only=True)
         return {"HF_HUB_OFFLINE": "1"}, {}, [mount], ()
-    secrets = {name: os.environ[name] for name in _HUB_SECRETS if os.environ.get(name)}
     mount = _mount(str(_HUB_CACHE.parent), settings().hub_cache, read_only=False)
     said = {name: os.environ[name] for name in _HUB_VARIABLES if os.environ.get(name)}
-    return {"HF_HOME": str(_HUB_CACHE), **said}, secrets, [mount], (_HUB_CACHE,)
+    return {"HF_HOME": str(_HUB_CACHE), **said}, hub_secrets(host), [mount], (_HUB_CACHE,)
 
 
 def _shm_size(experiment: Experiment) -> str:

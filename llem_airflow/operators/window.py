@@ -7,8 +7,8 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowSkipException
 
+from llem_airflow.operators.not_begun import skip_noted
 from llem_airflow.results import StoredRun
 from llem_airflow.study import Experiment, Study
 
@@ -54,5 +54,4 @@ def skip_outside_window(
         else "clear the task to measure it all the same"
     )
     reason = f"not begun: it was {clock:%H:%M} and the window is {window} ({study.airflow.timezone}); {left}"
-    run.leave_cycle(experiment.id, cycle, reason)
-    raise AirflowSkipException(f"{experiment.id} cycle {cycle}: {reason}")
+    skip_noted(run, experiment, cycle, reason)

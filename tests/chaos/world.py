@@ -61,16 +61,16 @@ import os
 class Indiscreet(EchoEngine):
     def load(self, spec):
         super().load(spec)
-        self.token = os.environ.get("HF_TOKEN")
-        print("token:", self.token, flush=True)
+        self.tokens = [os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")]
+        print("tokens:", *self.tokens, flush=True)
 
     def describe(self):
-        return EngineFacts("1.0", {"name": f"echo {self.token}", "dtype": None}, (), {"token": self.token})
+        return EngineFacts("1.0", {"name": f"echo {self.tokens}", "dtype": None}, (), {"tokens": self.tokens})
 
 
 EchoEngine = Indiscreet
 """
-"""Added to the example engine: one that tells its secret to whoever listens."""
+"""Added to the example engine: one that tells its secrets to whoever listens."""
 
 IMPATIENT = {
     # Airflow notices dead schedulers and workers after minutes; a test need not wait so long. Nor so short that the

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,12 @@ def test_a_mistake_names_the_connection_the_field_and_what_is_allowed(
 
 
 def test_the_connection_is_read_as_airflow_stores_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    conn = {"conn_type": "llem", "host": "tcp://gpu1:2375", "extra": DS01}
+    conn = {"conn_type": "llem", "host": "tcp://gpu1:2375", "password": "hf_secret", "extra": DS01}
     monkeypatch.setenv("AIRFLOW_CONN_GPU1", json.dumps(conn))
-    assert LLEMHostHook("gpu1").settings() == read_settings(
-        "gpu1", {"docker_host": "tcp://gpu1:2375", **DS01}
-    )
+    read = LLEMHostHook("gpu1").settings()
+    assert read.hub_token == "hf_secret"
+    assert "hf_secret" not in repr(read)
+    assert replace(read, hub_token=None) == read_settings("gpu1", {"docker_host": "tcp://gpu1:2375", **DS01})
 
 
 def test_without_a_connection_everything_is_as_usual_and_a_missing_one_is_said(
@@ -141,7 +143,9 @@ def test_the_form_is_drawn_without_importing_docker_or_airflow() -> None:
 def test_the_form_has_every_field_that_is_read() -> None:
     (form,) = llem_airflow.get_provider_info()["connection-types"]
     read_settings("x", dict.fromkeys(form["conn-fields"]))
-    assert set(form["conn-fields"]) == {f for f in HostSettings.__slots__ if f != "docker_host"}
+    standard = {"docker_host", "hub_token"}  # host and password
+    assert set(form["conn-fields"]) == set(HostSettings.__slots__) - standard
+    assert not {"host", "password"} & set(form["ui-field-behaviour"]["hidden-fields"])
 
 
 def image(environ: dict[str, str], operator: str = "", gpus: str = "{count: 1}", cuda: int = 13) -> str:

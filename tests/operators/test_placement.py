@@ -9,7 +9,8 @@ from docker.types import Mount
 
 from llem_airflow.container.settings import BoxSettings
 from llem_airflow.operators import LLEMExperimentOperator
-from llem_airflow.operators.placement import box_settings
+from llem_airflow.operators.host import HostSettings
+from llem_airflow.operators.placement import box_settings, hub_secrets
 from llem_airflow.operators.settings import LocalModel
 from llem_airflow.study import load_study_text
 
@@ -82,6 +83,7 @@ def test_a_model_of_the_hub_gets_network_cache_endpoint_and_a_private_token(
     assert mounted(settings)["/hub"]["Source"] == "llem-hub-cache"
     assert settings.private_environment == {"HF_TOKEN": "hf_secret"}
     assert "HF_TOKEN" not in settings.environment
+    assert hub_secrets(HostSettings(hub_token="hf_of_the_host")) == {"HF_TOKEN": "hf_of_the_host"}
 
 
 def test_in_the_worker_s_offline_mode_a_cached_model_is_used_without_a_network(

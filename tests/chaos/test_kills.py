@@ -1,4 +1,4 @@
-"""A few of the kill points of `make soak`, and a secret that is looked for everywhere afterwards."""
+"""A few of the kill points of `make soak`, and secrets that are looked for everywhere afterwards."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import docker
 import pytest
 
+from llem_airflow.operators.host import DEFAULT_CONN_ID
 from llem_airflow.results import ResultsRoot
 from tests.chaos.kill import Outcome, kill_side_by_side
 from tests.chaos.points import CREATED, EXPERIMENT, FEW, MEASURING, STORED, TASK, Point
@@ -22,7 +23,11 @@ from tests.standins.build import Standins
 
 pytestmark = [pytest.mark.airflow, pytest.mark.docker, pytest.mark.timeout(900)]
 
-CANARY = "hf_CanaryThatMustNotBeFound0123456789"
+CANARIES = {
+    "HF_TOKEN": "hf_CanaryOfTheConnection0123456789",
+    "HUGGING_FACE_HUB_TOKEN": "hf_CanaryOfTheWorkerSEnvironment0123456789",
+}
+"""Secrets by the variable that brings them into the container."""
 
 
 class Onlooker:
@@ -38,8 +43,9 @@ class Onlooker:
         if started is None or not answered:
             return
         inspection = self._api.inspect_container(started[1])
-        # The private environment is where it belongs; only who may use the engine can read it.
-        self.reached += f"HF_TOKEN={CANARY}" in inspection["Config"].pop("Env")
+        # The private environment is where they belong; only who may use the engine can read it.
+        environment = inspection["Config"].pop("Env")
+        self.reached += all(f"{name}={secret}" in environment for name, secret in CANARIES.items())
         self.saw += [str(inspection), *_command_lines()]
 
 
@@ -58,7 +64,15 @@ def world(
 ) -> Iterator[World]:
     engine = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
     home = tmp_path_factory.mktemp("chaos")
-    with World(home, engine, python_image, {"HF_TOKEN": CANARY}, allowed=allowed) as running:
+    (in_the_connection, of_the_worker) = CANARIES
+    environment = {of_the_worker: CANARIES[of_the_worker]}
+    with World(home, engine, python_image, environment, allowed=allowed) as running:
+        host = {
+            "connection_id": DEFAULT_CONN_ID,
+            "conn_type": "llem",
+            "password": CANARIES[in_the_connection],
+        }
+        running.airflow.send("POST", "/api/v2/connections", host).raise_for_status()
         yield running
 
 
@@ -94,25 +108,27 @@ def test_the_scheduler_s_tasks_need_only_the_documented_calls_of_the_engine(
     assert [str(call) for call in world.proxy.refused] == []
 
 
+@pytest.mark.parametrize("secret", CANARIES.values())
 def test_a_secret_is_nowhere_but_in_the_private_environment(
-    world: World, onlooker: Onlooker, outcomes: dict[Point, Outcome]
+    world: World, onlooker: Onlooker, outcomes: dict[Point, Outcome], secret: str
 ) -> None:
     assert onlooker.reached >= len(FEW)  # the engine had it, printed it and wrote it into its result
-    assert [text for text in onlooker.saw if CANARY in text] == []
+    assert [text for text in onlooker.saw if secret in text] == []
     files = [path for path in world.home.rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"airflow.db", "result.json", "container.log", "inspect.json"}
-    assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
     with contextlib.closing(sqlite3.connect(world.airflow.home / "airflow.db")) as database:
-        assert [row for row in database.iterdump() if CANARY in row] == []
+        assert [row for row in database.iterdump() if secret in row] == []
 
 
 def test_what_the_engine_said_of_its_secret_is_blanked(world: World, outcomes: dict[Point, Outcome]) -> None:
     run_id = world.airflow.runs(DAG_ID)[0]["dag_run_id"]
     (cycle,) = ResultsRoot(world.airflow.results).run(DAG_ID, run_id).cycles()
     folder = Path(cycle.folder.url)
-    assert "token: [redacted]" in (folder / "container.log").read_text()
+    said = "tokens: [redacted] [redacted]"
+    assert said in (folder / "container.log").read_text()
     assert "[redacted]" in (folder / "result.json").read_text() + (folder / "environment.json").read_text()
     tries = int(max(ti["try_number"] for ti in world.airflow.instances(DAG_ID, run_id)))
-    assert "token: [redacted]" in "".join(
+    assert said in "".join(
         world.airflow.task_log(DAG_ID, run_id, TASK_ID, number) for number in range(1, tries + 1)
     )
