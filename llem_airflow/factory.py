@@ -23,7 +23,7 @@ from llem_airflow.operators import (
     LLEMPlanTextOperator,
     LLEMTextCycleOperator,
 )
-from llem_airflow.operators.prefetch import PREFETCH_TASK_ID, fetch_first
+from llem_airflow.operators.prefetch import PREFETCH_TASK_ID, LLEMTextPrefetchOperator, fetch_first
 from llem_airflow.operators.request import form
 from llem_airflow.operators.retries import FailureRetryPolicy
 from llem_airflow.operators.settings import settings as installed
@@ -116,6 +116,7 @@ def adhoc_dag(dag_id: str = "llem_adhoc", **operator_args: Any) -> DAG:
             map_index_template="{{ task.experiment_id }} cycle {{ task.cycle }}",
             **operator_args,
         ).expand_kwargs(plan.output)
+        plan >> LLEMTextPrefetchOperator(task_id=PREFETCH_TASK_ID, retries=0, **operator_args) >> cycle
         cycle >> LLEMAggregateOperator(
             task_id=AGGREGATE_TASK_ID, study=None, trigger_rule="all_done", retries=0
         )

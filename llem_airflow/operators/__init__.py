@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from llem_airflow.operators.experiment import LLEMExperimentOperator
     from llem_airflow.operators.maintenance import LLEMCollectGarbageOperator
     from llem_airflow.operators.plan import LLEMPlanOperator, LLEMPlanTextOperator
-    from llem_airflow.operators.prefetch import LLEMPrefetchOperator
+    from llem_airflow.operators.prefetch import LLEMPrefetchOperator, LLEMTextPrefetchOperator
     from llem_airflow.operators.text_cycle import LLEMTextCycleOperator
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "LLEMPlanTextOperator",
     "LLEMPrefetchOperator",
     "LLEMTextCycleOperator",
+    "LLEMTextPrefetchOperator",
 ]
 
 _MODULES = {
@@ -34,6 +35,7 @@ _MODULES = {
     "LLEMPlanTextOperator": "plan",
     "LLEMPrefetchOperator": "prefetch",
     "LLEMTextCycleOperator": "text_cycle",
+    "LLEMTextPrefetchOperator": "prefetch",
 }
 
 

@@ -17,7 +17,7 @@ from llem_airflow.operators.experiment import LLEMExperimentOperator
 from llem_airflow.operators.pins import model_name, pin
 from llem_airflow.operators.placement import box_settings, choose_runner
 from llem_airflow.operators.plan import LLEMPlanOperator
-from llem_airflow.operators.request import study_of_run
+from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
 from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
 from llem_airflow.operators.settings import local_model, settings
 from llem_airflow.operators.siblings import precede
@@ -51,6 +51,9 @@ class LLEMPrefetchOperator(LLEMExperimentOperator):
             AttemptRetryableError: The same, and another try can help.
         """
         self.study = study_of_run(self.study, context)
+        return self._fetch_for(context)
+
+    def _fetch_for(self, context: Context) -> dict[str, Any]:
         wanted = [each for each in self.study.experiments if each.id in self.experiments]
         if not wanted:
             self.log.info("This run asks for none of the experiments that need it")
@@ -98,6 +101,46 @@ class LLEMPrefetchOperator(LLEMExperimentOperator):
         return {**fetched, "model": experiment.model, "model_commit": commit}
 
 
+class LLEMTextPrefetchOperator(LLEMPrefetchOperator):
+    """The same for the study whose text was given in the trigger form: all its images and models, one after the other.
+
+    What is not to be had fails the cycles that need it, with the same words, and leaves the others alone.
+
+    Args:
+        **kwargs: As for LLEMExperimentOperator.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(experiments=("",), study=None, **kwargs)
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:  # type: ignore[override]  # one for each image and model
+        """Fetch what the run's containers will need.
+
+        Returns:
+            Image and model of each group of experiments as they are pinned; nothing in a dry run.
+        """
+        if RunRequest.of(context).dry_run:
+            return []
+        self.study = study_of_run(study_in_form(context), context)
+        fetched, image = [], self.image
+        for ids in _sharing(self.study, self.runner):
+            self.experiments, self.image = ids, image
+            try:
+                fetched.append(self._fetch_for(context))
+            except (AttemptFinalError, AttemptRetryableError) as error:
+                self.log.warning("%s", error)
+        return fetched
+
+
+def _sharing(study: Study, runner: str | None) -> list[tuple[str, ...]]:
+    """Ids of the experiments that share an image and a model, but for those that run as processes of the worker."""
+    shared: dict[tuple[str, str | None, str, str | None], list[str]] = {}
+    for each in study.experiments:
+        if (runner or each.runner) != "process":
+            shared.setdefault((each.engine, each.image, each.model, each.revision), []).append(each.id)
+    return [tuple(ids) for ids in shared.values()]
+
+
 def fetch_first(
     plan: LLEMPlanOperator, study: Study, operator_args: Mapping[str, Any], cycles: Sequence[Any]
 ) -> None:
@@ -109,16 +152,13 @@ def fetch_first(
         operator_args: Those of every cycle.
         cycles: Tasks of cycles, or the one mapped task of all.
     """
-    shared: dict[tuple[str, str | None, str, str | None], list[str]] = {}
-    for each in study.experiments:
-        if (operator_args.get("runner") or each.runner) != "process":
-            shared.setdefault((each.engine, each.image, each.model, each.revision), []).append(each.id)
-    for number, ((engine, _, model, _), ids) in enumerate(shared.items(), start=1):
+    for number, ids in enumerate(_sharing(study, operator_args.get("runner")), start=1):
+        first = study.experiment(ids[0])
         fetch = LLEMPrefetchOperator(
             task_id=f"{PREFETCH_TASK_ID}_{number}",
-            task_display_name=f"fetch {engine}, {model}",
+            task_display_name=f"fetch {first.engine}, {first.model}",
             study=study,
-            experiments=tuple(ids),
+            experiments=ids,
             **operator_args,
         )
         plan.after = (*plan.after, fetch.task_id)

@@ -49,6 +49,6 @@ def test_a_dry_run_of_a_pasted_study_shows_the_plan_and_measures_nothing(
     run = process_airflow.run(ADHOC, conf={"study": CHOICE.replace("choice", "dry"), "dry_run": True})
     assert run["state"] == "success"
     states = process_airflow.states(ADHOC, run["dag_run_id"])
-    assert states == {"plan": "success", "cycle": "skipped", "aggregate": "skipped"}
+    assert states == {"plan": "success", "prefetch": "success", "cycle": "skipped", "aggregate": "skipped"}
     assert "4 cycles to measure" in process_airflow.task_log(ADHOC, run["dag_run_id"], "plan")
     assert not (process_airflow.results / "dry").exists()

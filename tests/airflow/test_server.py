@@ -11,6 +11,7 @@ import docker
 import pytest
 from docker.types import DeviceRequest
 
+from llem_airflow.container.attempt import Attempt
 from tests.airflow.server import AirflowServer
 from tests.browser import chromium_page
 
@@ -35,6 +36,10 @@ images: {{transformers: "{image}"}}
 airflow: {{retries: 0}}
 """
 BROKEN = "study_name: broken\nserving_mode: offline\ntask: {model: m}\nengnie: transformers\n"
+STOPS = """\
+study_execution: {n_cycles: 2, max_consecutive_failures: 1, circuit_breaker_cooldown_seconds: 1}
+gpus: {ids: ["99"]}
+"""
 NO_SUCH_IMAGE = "llem-airflow/does-not-exist:1"
 
 
@@ -46,6 +51,9 @@ def airflow(
         "tiny.yaml": TINY.format(name="tiny", cycles=2, image=cpu_image),
         "noimage.yaml": TINY.format(name="noimage", cycles=1, image=NO_SUCH_IMAGE),
         "waits.yaml": TINY.format(name="waits", cycles=1, image=cpu_image) + 'gpus: {ids: ["1"]}\n',
+        "stops.yaml": TINY.format(name="stops", cycles=2, image=cpu_image).replace(
+            "study_execution: {n_cycles: 2}\n", STOPS
+        ),
         "broken.yaml": BROKEN,
     }
     server = AirflowServer(
@@ -156,6 +164,42 @@ def test_a_cycle_waits_for_a_gpu_in_the_triggerer_and_runs_when_it_is_free(
     assert "held by: 1: container " in log
     assert "Waiting in the triggerer" in log
     assert ours(docker_api, airflow) == []
+
+
+def test_cycles_that_fail_one_after_the_other_stop_the_run_after_a_probe(
+    airflow: AirflowServer, docker_api: docker.APIClient
+) -> None:
+    run = airflow.run("stops")
+    assert run["state"] == "failed"
+    states = airflow.states("stops", run["dag_run_id"])
+    ended = sorted(state for name, state in states.items() if "cycle" in name)
+    assert ended == ["failed", "failed", "skipped", "skipped"]
+    aggregate = airflow.task_log("stops", run["dag_run_id"], "aggregate")
+    assert "not begun: 2 cycles in a row failed, the last one" in aggregate
+    assert "A probe after a pause of 1 s failed too" in aggregate
+    assert ours(docker_api, airflow) == []
+
+
+def test_the_maintenance_dag_removes_what_a_killed_task_left_and_nothing_else(
+    airflow: AirflowServer, tiny_run: dict[str, Any], docker_api: docker.APIClient
+) -> None:
+    run_id = tiny_run["dag_run_id"]
+    over = next(name for name in airflow.states("tiny", run_id) if name.endswith("cycle_1"))
+
+    def volume(installation: str) -> str:
+        attempt = Attempt("tiny", run_id, over, -1, "e", "0" * 16, 1, 1, installation)
+        docker_api.create_volume(attempt.volume_name, labels=attempt.labels)
+        return attempt.volume_name
+
+    left, foreign = volume(airflow.installation), volume(f"other-{airflow.installation}")
+    try:
+        run = airflow.run("llem_maintenance")
+        assert run["state"] == "success"
+        assert left in airflow.task_log("llem_maintenance", run["dag_run_id"], "gc")
+        assert ours(docker_api, airflow) == []
+        assert docker_api.inspect_volume(foreign)["Name"] == foreign
+    finally:
+        docker_api.remove_volume(foreign)
 
 
 def test_the_report_is_for_logged_in_users_only(airflow: AirflowServer, tiny_run: dict[str, Any]) -> None:

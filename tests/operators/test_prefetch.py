@@ -17,7 +17,12 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from llem_airflow.container.images import exact_name
 from llem_airflow.factory import study_dag
-from llem_airflow.operators import LLEMAggregateOperator, LLEMExperimentOperator, LLEMPrefetchOperator
+from llem_airflow.operators import (
+    LLEMAggregateOperator,
+    LLEMExperimentOperator,
+    LLEMPrefetchOperator,
+    LLEMTextPrefetchOperator,
+)
 from llem_airflow.operators.evidence import open_run
 from llem_airflow.operators.pins import model_name, pin, pinned
 from llem_airflow.study import Study, load_study_text
@@ -102,6 +107,24 @@ def test_an_image_that_is_not_to_be_had_fails_once_with_a_hint_and_the_report_sa
     assert "What to do: " in str(caught.value)
     with pytest.raises(AirflowFailException, match="not begun: image llem-airflow/none:1 cannot be pulled"):
         LLEMAggregateOperator(task_id="aggregate", study=study("llem-airflow/none:1")).execute(context())
+
+
+@pytest.mark.docker
+def test_of_a_pasted_study_each_image_is_fetched_and_one_that_is_not_to_be_had_does_not_stop_the_others(
+    docker_api: docker.APIClient, python_image: str, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+) -> None:
+    monkeypatch.setenv("LLEM_MODELS_DIR", str(tiny_model.parent))
+    engines = f"engine: [transformers, vllm]\ntask: {{model: {tiny_model.name}, "
+    text = TEXT.replace("engine: transformers\ntask: {", engines).replace("task.model: [lab/a, lab/b], ", "")
+    text = text.replace("{transformers: container}", "{transformers: container, vllm: container}")
+    text = text.replace(
+        "{transformers: IMAGE}", f"{{transformers: {python_image}, vllm: llem-airflow/none:1}}"
+    )
+    task = LLEMTextPrefetchOperator(task_id="prefetch")
+    (fetched,) = task.execute(context() | {"params": {"study": text}})
+    exact = exact_name(docker_api, python_image)
+    assert fetched == {"image": python_image, "image_exact": exact}
+    assert pinned(open_run(load_study_text(text), context()), "image", python_image) == exact
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
