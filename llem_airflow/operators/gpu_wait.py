@@ -22,6 +22,13 @@ _LOOK_EVERY_S = 2.0
 _LOOK_AT_LEAST_EVERY_S = 8.0
 _SAY_EVERY_S = 15.0
 _CONNECT_TIMEOUT_S = 20
+SETTLE_S = 10.0
+"""How long a wait lasts at least, in seconds.
+
+Airflow's scheduler may learn only after the task was queued again that its first process has ended, and then fails
+it as "finished, although its state is queued" (apache/airflow issues 67287, 71580, 72716). A busy scheduler lags by
+seconds.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,26 +102,28 @@ class GpuFreeTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look until it is the claim's turn; say who holds the GPUs and how much time is left."""
         said_s = -_SAY_EVERY_S
+        settled_s = time.monotonic() + SETTLE_S
         while True:
             sight = await asyncio.to_thread(self._look)
             left_s = self.begin_epoch_s + self.limit_s - now_epoch_s()
-            if sight.free or left_s <= 0:
+            unsettled_s = settled_s - time.monotonic()
+            if (sight.free or left_s <= 0) and unsettled_s <= 0:
                 # The time of a claim begins when it is the first of its run: else one GPU that is taken for an hour
                 # would fail every cycle of a study at the same time, and not one after the other.
                 begin_epoch_s = now_epoch_s() if sight.behind_its_own else self.begin_epoch_s
                 payload = {"ticket": self.ticket, "begin_epoch_s": begin_epoch_s}
                 yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
                 return
-            if time.monotonic() - said_s >= _SAY_EVERY_S:
+            if not sight.free and time.monotonic() - said_s >= _SAY_EVERY_S:
                 said_s = time.monotonic()
                 self.log.info(
                     "Waiting for GPUs, %.0f s left, %d claims ahead; held by: %s",
-                    left_s,
+                    max(0.0, left_s),
                     sight.ahead,
                     sight.text,
                 )
             # Who stands far behind need not look often; the place itself has to be renewed.
-            pause_s = min(_LOOK_EVERY_S + 0.5 * sight.ahead, _LOOK_AT_LEAST_EVERY_S, left_s)
+            pause_s = min(_LOOK_EVERY_S + 0.5 * sight.ahead, _LOOK_AT_LEAST_EVERY_S, max(left_s, unsettled_s))
             await asyncio.sleep(pause_s)
 
     async def cleanup(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,17 @@ import pytest
 from airflow.sdk.exceptions import TaskDeferred
 from docker.types import DeviceRequest
 
+from llem_airflow.container.waiting import Sight
+from llem_airflow.operators import gpu_wait
 from llem_airflow.operators.gpu_wait import GpuFreeTrigger, GpuWait, now_epoch_s
 from llem_airflow.operators.retries import AttemptRetryableError
 from tests.operators.test_experiment import STUDY, context, operator, study_at
 
 WAITS = STUDY.replace("study_name: one", "study_name: waits") + 'gpus: {ids: ["1"]}\n'
+ATTEMPT = {
+    "dag_id": "d", "run_id": "r", "task_id": "t", "map_index": -1, "experiment_id": "e",
+    "experiment_hash": "0" * 16, "cycle": 1, "try_number": 1,
+}  # fmt: skip
 INSTALLATION = f"tests-gpu-wait-{uuid.uuid4().hex[:8]}"
 
 
@@ -52,6 +59,7 @@ def places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model: Path) ->
     monkeypatch.setenv("LLEM_RESULTS_ROOT", str(tmp_path / "results"))
     monkeypatch.setenv("LLEM_MODELS_DIR", str(tiny_model.parent))
     monkeypatch.setenv("LLEM_INSTALLATION", INSTALLATION)
+    monkeypatch.setattr(gpu_wait, "SETTLE_S", 0.0)
 
 
 def deferred(tmp_path: Path, python_image: str, **kwargs: Any) -> TaskDeferred:
@@ -179,14 +187,23 @@ def test_an_engine_that_is_away_is_waited_for_until_the_time_is_over() -> None:
         "tls_client_key": None,
         "tls_verify": True,
     }
-    attempt = {
-        "dag_id": "d", "run_id": "r", "task_id": "t", "map_index": -1, "experiment_id": "e",
-        "experiment_hash": "0" * 16, "cycle": 1, "try_number": 1,
-    }  # fmt: skip
     trigger = GpuFreeTrigger(
-        engine=engine, attempt=attempt, ticket={}, image="x", begin_epoch_s=now_epoch_s() - 9, limit_s=10
+        engine=engine, attempt=ATTEMPT, ticket={}, image="x", begin_epoch_s=now_epoch_s() - 9, limit_s=10
     )
     assert asyncio.run(first_event(trigger)) == {"ticket": {}, "begin_epoch_s": trigger.begin_epoch_s}
+
+
+def test_it_does_not_fire_before_the_scheduler_can_know_that_the_task_was_deferred(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu_wait, "SETTLE_S", 0.4)
+    trigger = GpuFreeTrigger(
+        engine={}, attempt=ATTEMPT, ticket={}, image="x", begin_epoch_s=now_epoch_s(), limit_s=60
+    )
+    monkeypatch.setattr(trigger, "_look", lambda: Sight(free=True, ahead=0, behind_its_own=False, text=""))
+    began_s = time.monotonic()
+    assert asyncio.run(first_event(trigger))["ticket"] == {}
+    assert time.monotonic() - began_s >= 0.4
 
 
 def test_time_that_was_waited_counts() -> None:
