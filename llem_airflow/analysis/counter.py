@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from llem_airflow.analysis.power_series import Curve, Floats, GpuSeries
-from llem_airflow.analysis.register import REGISTER_S, Register, find_register
+from llem_airflow.analysis.register import PERIOD_OFF_RATIO, REGISTER_S, Register, find_register
 
 REACH_S = 0.5
 """Readings so near to an edge make the curve there: a few register periods, and a stalled sampler."""
+
+_NO_CURVE = Curve(np.empty(0), np.empty(0))
 
 
 @dataclass(frozen=True)
@@ -69,23 +71,32 @@ def counter_energy(series: GpuSeries, begin_s: float, end_s: float, *, steps: bo
 def _at_edge(
     counter: Curve, call_s: Floats, power: Curve, register: Register | None, edge_s: float
 ) -> tuple[float, float]:
-    """Counter at an edge and how far off it may be, in joules."""
-    power_w = _mean_w(counter, edge_s)
+    """Counter at an edge and how far off it may be, in joules.
+
+    Without a sharp move near enough, a reading is of some instant of the register period before it: the middle of
+    what power may have used since then is added, and either end of it is possible.
+    """
+    period_s, period_off_s = REGISTER_S, REGISTER_S * PERIOD_OFF_RATIO
+    if register:
+        period_s, period_off_s = register.period_s, register.period_off_s
+    power_w, most_w = _mean_w(counter, edge_s, period_s + period_off_s)
+    near = power.inside(edge_s - REACH_S, edge_s + REACH_S)
     move_s, off_s = register.anchor(edge_s) if register else (0.0, np.inf)
-    if register is None or off_s > register.period_s / 4:
-        # A reading is on average half a period old, so both edges get the same correction.
-        half_j = power_w * (register.period_s if register else REGISTER_S) / 2
-        return counter.at(edge_s) + half_j, half_j
-    curve = _exact(counter, call_s, register, move_s, off_s, edge_s)
+    curve = _NO_CURVE
+    if register and off_s <= period_s / 4:
+        curve = _exact(counter, call_s, register, move_s, off_s, edge_s)
     if not len(curve.t_s):
-        half_j = power_w * register.period_s / 2
-        return counter.at(edge_s) + half_j, half_j
+        half_j = power_w * period_s / 2  # the same at both edges when power is
+        highest_w = max(most_w, float(near.max(initial=0.0)))
+        return counter.at(edge_s) + half_j, highest_w * (period_s + period_off_s) - half_j
+    if len(curve.t_s) > 1:
+        # The curve's own slope: the mean of raw readings is off by the part of a period that the outer ones are old.
+        power_w = float((curve.y[-1] - curve.y[0]) / (curve.t_s[-1] - curve.t_s[0]))
+        most_w = power_w * period_s / (period_s - period_off_s)
     beyond_s = edge_s - min(max(edge_s, curve.t_s[0]), curve.t_s[-1])
     nearest_s = float(np.min(np.abs(curve.t_s - edge_s)))
-    spread_w = _spread_w(power, edge_s, power_w)
-    # The curve's own slope: the mean of raw readings is off by the part of a period that the outer ones are old.
-    beyond_w = (curve.y[-1] - curve.y[0]) / (curve.t_s[-1] - curve.t_s[0]) if len(curve.t_s) > 1 else power_w
-    return curve.at(edge_s) + beyond_w * beyond_s, power_w * off_s + spread_w * nearest_s
+    spread_w = float(near.max() - near.min()) if len(near) else power_w
+    return curve.at(edge_s) + power_w * beyond_s, most_w * off_s + spread_w * nearest_s
 
 
 def _exact(
@@ -94,13 +105,14 @@ def _exact(
     """Points of the energy curve around an edge: each reading's value, at the move that wrote it.
 
     A reading so near to a move that it may be from before or after it is left out, except for the two that
-    show the move itself.
+    show the move itself. The further from the known move, the more the period's own doubt counts.
     """
     near = np.flatnonzero(np.abs(counter.t_s - edge_s) <= REACH_S)
     t_s, y, half_s = counter.t_s[near], counter.y[near], call_s[near] / 2
     periods = np.floor((t_s - move_s) / register.period_s)
     since_s = t_s - move_s - periods * register.period_s
-    doubt_s = off_s + half_s
+    further_s = np.abs(t_s - move_s) - abs(edge_s - move_s)
+    doubt_s = off_s + further_s / register.period_s * register.period_off_s + half_s
     told = (since_s > doubt_s) & (since_s < register.period_s - doubt_s)
     shown = np.flatnonzero((t_s[:-1] <= move_s) & (move_s <= t_s[1:]) & (np.diff(y) > 0))
     if len(shown):
@@ -111,13 +123,13 @@ def _exact(
     return Curve(move_s + moves * register.period_s, y[told][first])
 
 
-def _mean_w(counter: Curve, edge_s: float) -> float:
-    """Power around an edge by the counter alone, over a second to each side, in watts."""
+def _mean_w(counter: Curve, edge_s: float, period_s: float) -> tuple[float, float]:
+    """Power around an edge by the counter alone, over a second to each side, and the most that it can be, in watts.
+
+    The counter's values there are of some instant of the register period before.
+    """
     begin_s, end_s = max(edge_s - 1, counter.t_s[0]), min(edge_s + 1, counter.t_s[-1])
-    return (counter.at(end_s) - counter.at(begin_s)) / (end_s - begin_s) if end_s > begin_s else 0.0
-
-
-def _spread_w(power: Curve, edge_s: float, otherwise_w: float) -> float:
-    """How much power varies around an edge: what a part of a register period may hide, in watts."""
-    near = power.inside(edge_s - REACH_S, edge_s + REACH_S)
-    return float(near.max() - near.min()) if len(near) else otherwise_w
+    if end_s <= begin_s:
+        return 0.0, 0.0
+    used_j = counter.at(end_s) - counter.at(begin_s)
+    return used_j / (end_s - begin_s), used_j / max(end_s - begin_s - period_s, period_s)

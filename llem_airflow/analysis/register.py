@@ -16,7 +16,7 @@ from llem_airflow.analysis.power_series import Floats
 
 REGISTER_S = 0.1
 """Period of the power registers: 100-101 ms on A100, H100 and GeForce, 20 ms on V100 (arXiv 2312.02741)."""
-_PERIOD_OFF_RATIO = 0.015
+PERIOD_OFF_RATIO = 0.015
 """How far the period may be from that before the moves themselves tell it."""
 _SHARP_S = 0.02
 """Two readings that are at most so far apart can show a move sharply; the sharpest near an edge is used."""
@@ -73,7 +73,7 @@ def _period(moves_s: Floats, off_s: Floats) -> tuple[float, float]:
     the narrowed bounds, or that could be one of two numbers, tells nothing and is left out.
     """
     apart_s, doubt_s = np.diff(moves_s), off_s[:-1] + off_s[1:]
-    period_s, period_off_s = REGISTER_S, REGISTER_S * _PERIOD_OFF_RATIO
+    period_s, period_off_s = REGISTER_S, REGISTER_S * PERIOD_OFF_RATIO
     short = (apart_s > 4 * doubt_s) & (apart_s < 0.75 * REGISTER_S)
     if short.any():  # a faster register
         first = int(np.argmin(np.where(short, apart_s, np.inf)))

@@ -271,10 +271,17 @@ def _leaf_paths(value: dict[str, Any], before: tuple[str, ...] = ()) -> Iterator
 
 def _nothing_left(written: Written, result: Expansion) -> None:
     reasons = list(dict.fromkeys(f"[{skip.rule}] {skip.reason}" for skip in result.skipped))
-    where: KeyPath = ("sweep",) if _has_sweep(written) else ("experiments",) if written.entries else ()
+    where = ("sweep",) if _has_sweep(written) else ("experiments",) if written.entries else _culprit(result)
     what = "the experiment" if result.declared == 1 else f"each of the {result.declared} points"
     found = f"nothing is left to run: {what} is known not to work: {'; '.join(reasons[:5])}"
     raise StudyFileError([written.source.mistake(where, found, "change or drop these keys", of_key=True)])
+
+
+def _culprit(result: Expansion) -> KeyPath:
+    """The first key that the rule looks at which excludes the only point."""
+    (skip,) = result.skipped
+    rule = next(rule for rule in rules_of(skip.point["engine"]) if rule.id == skip.rule)
+    return rule.conditions[0].path
 
 
 class _Checks:

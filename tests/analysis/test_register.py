@@ -63,13 +63,14 @@ def test_edges_without_a_sharp_move_beside_them_are_known_from_those_elsewhere(
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.sampled_from([0.1, 0.1007]), st.floats(0, 0.1), st.integers(0, 1000))
+@given(st.sampled_from([0.1, 0.1007, 0.0986, 0.1014]), st.floats(0, 0.1), st.integers(0, 1000))
+@example(0.0988, 0.04209186792090759, 197173)  # no sharp move near the end: the period's doubt counts, too
 def test_the_energy_is_never_further_off_than_it_says(period_s: float, phase_s: float, seed: int) -> None:
     for watched in ((), (0.0,), (3.0,), (-1.0, 10.0), (-1.0, 0.0, 20.1)):
         found = counter_energy(series(period_s, phase_s, watched, seed=seed), 0.0, 20.0, steps=True)
         assert found.energy_j is not None
-        # The power that the bound is made of is itself known by the counter, to a twentieth.
-        assert abs(found.energy_j - WATTS * 20) <= found.uncertainty_j * 1.06
+        millijoules_j = 0.002  # the counter tells whole ones
+        assert abs(found.energy_j - WATTS * 20) <= found.uncertainty_j + millijoules_j
 
 
 def test_the_period_is_counted_from_near_moves_to_far_ones() -> None:

@@ -85,6 +85,10 @@ def test_every_column_is_filled(script: Script, tmp_path: Path) -> None:
         "memory_used_bytes": 512 << 20,
         "error": None,
     }
+    # What moves slowly is asked for once a second; what decides whether a run counts, with every sample.
+    sampled = [i for i, power_mw in enumerate(measured.power["power_instant_mw"]) if power_mw is not None]
+    assert {measured.power["event_reasons"][i] for i in sampled} == {4}
+    assert 1 <= sum(measured.power["temperature_c"][i] is not None for i in sampled) < len(sampled) / 3
 
 
 def test_the_devices_describe_themselves_with_limits_and_processes(script: Script, tmp_path: Path) -> None:

@@ -110,9 +110,23 @@ def test_nothing_left_to_run_is_a_mistake_that_names_the_rules() -> None:
     text = report("sweep:\n  vllm.sampling_params.temperature: [-1, -2]\n")
     assert "study.yaml:4:1: sweep: nothing is left to run: each of the 2 points is known not to work" in text
     assert "[vllm-temperature] temperature must be 0 or more" in text
-    assert "nothing is left to run: the experiment is" in report(
-        "engine: vllm\nvllm: {sampling_params: {top_p: 0}}\n"
-    )
+    text = report("engine: vllm\nvllm: {sampling_params: {top_p: 0}}\n")
+    assert "study.yaml:5:26: vllm.sampling_params.top_p: nothing is left to run: the experiment is" in text
+
+
+@pytest.mark.parametrize("no_meter", ["meter: none", "energy_sampler: null"])
+def test_energy_that_is_required_needs_a_meter_and_the_place_is_named(no_meter: str) -> None:
+    head = f"serving_mode: offline\ntask: {{model: org/model}}\nmeasurement:\n  {no_meter}\n  require_energy: true\n"
+    text = report(head=head)
+    assert "study.yaml:5:3: measurement.require_energy: nothing is left to run" in text
+    assert "meter none reads no power: choose another measurement.meter, or drop require_energy" in text
+
+
+def test_only_the_points_of_a_sweep_without_a_meter_are_left_out_where_energy_is_required() -> None:
+    head = "serving_mode: offline\ntask: {model: org/model}\nmeasurement: {require_energy: true}\n"
+    found = study("sweep:\n  measurement.meter: [none, cpu-estimate]\n", head=head)
+    assert [one.config["measurement"]["meter"] for one in found.experiments] == ["cpu-estimate"]
+    assert [skip.rule for skip in found.plan.skipped] == ["energy-needs-a-meter"]
 
 
 def test_points_that_differ_only_in_what_the_engine_ignores_run_once_and_are_recorded() -> None:

@@ -1,22 +1,28 @@
 """The meter ``nvml``: board power and energy of NVIDIA GPUs.
 
-One ``nvmlDeviceGetFieldValues`` call asks for instant power (field 186), average power (185), the energy
-counter (83) and the memory's temperature (82); the legacy ``nvmlDeviceGetPowerUsage`` is a 1 s mean on most
-boards and is used only where the fields are missing. A field that fails comes back inside a successful call:
-its ``nvmlReturn`` decides.
+One ``nvmlDeviceGetFieldValues`` call asks for instant power (field 186), average power (185), the energy counter (83)
+and the memory's temperature (82), another for the clock event reasons. The legacy ``nvmlDeviceGetPowerUsage`` is a 1 s
+mean on most boards and is used only where the fields are missing. A field that fails comes back inside a successful
+call: its ``nvmlReturn`` decides.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from llem_airflow.measurement.meters.calls import Fields, extras
 from llem_airflow.measurement.meters.describe import describe_board
 from llem_airflow.measurement.meters.reading import MeterFacts, MeterUnavailableError, Reading
 
 POWER_INSTANT, POWER_AVERAGE, ENERGY, MEMORY_TEMPERATURE = 186, 185, 83, 82
 SCOPE_GPU, SCOPE_MODULE = 0, 1
+SLOWLY = ("sm_clock_mhz", "mem_clock_mhz", "temperature_c", "utilisation_percent", "memory_used_bytes")
+"""Asked for once a second only: each question is a call of its own, and what it tells moves slowly or is a mean."""
+SLOWLY_NS = 950_000_000
+"""A little under a second, so that a sample that comes early is not passed over."""
+_NOT_ASKED = (None,) * len(SLOWLY)
 
 NO_DRIVER_ADVICE = (
     "Give the container a GPU (`gpus:` in the study; the host needs NVIDIA's driver and container toolkit), "
@@ -79,15 +85,19 @@ class _Board:
             and self._field((POWER_INSTANT, SCOPE_MODULE)) is not None
         ):
             self.scope = SCOPE_MODULE  # Grace-Hopper tells only the module, which includes its CPU
-        self._fields = [
+        fields = (
             (POWER_INSTANT, self.scope),
             (POWER_AVERAGE, self.scope),
             (ENERGY, 0),
             (MEMORY_TEMPERATURE, 0),
-        ]
-        self._legacy = self._field(self._fields[0]) is None and self._field(self._fields[1]) is None
+        )
+        self._fields, self._counter = Fields(nvml, handle, fields), Fields(nvml, handle, fields[2:3])
+        self._legacy = self._field(fields[0]) is None and self._field(fields[1]) is None
         self._legacy_is_instant = self._legacy and self._averages_nothing()
-        self._extra = {name: call for name, call in self._extra_calls().items() if self._works(call)}
+        told = extras(nvml, handle)
+        self._event_reasons = told.get("event_reasons", _unknown)
+        self._slowly = [told.get(column, _unknown) for column in SLOWLY]
+        self._slowly_at_ns = 0
 
     def require_power(self) -> None:
         """Refuse a board that tells neither power nor energy.
@@ -96,6 +106,7 @@ class _Board:
             MeterUnavailableError: It does; silence would read as zero.
         """
         reading = self.read()
+        self._slowly_at_ns = 0  # the first sample tells everything
         if not reading.has_power and reading.energy_mj is None:
             raise MeterUnavailableError(
                 f"meter nvml: {self.uuid} tells neither its power nor its energy ({reading.error}). Virtual "
@@ -104,21 +115,21 @@ class _Board:
             )
 
     def read(self) -> Reading:
+        fields = self._fields
         before_ns = time.monotonic_ns()
-        nvml = self._nvml
-        try:
-            values = nvml.nvmlDeviceGetFieldValues(self.handle, self._fields)
-        except nvml.NVMLError as error:
-            return Reading(before_ns, time.monotonic_ns(), self.uuid, error=_short(error))
+        failed = fields.ask()
         after_ns = time.monotonic_ns()
-        instant, average, energy, memory_c = (_value(value) for value in values)
+        if failed:
+            return Reading(before_ns, after_ns, self.uuid, error=_short(self._nvml.NVMLError(failed)))
+        instant, average, energy, memory_c = fields.values()
         if self._legacy:
-            legacy = _optional(nvml, lambda: nvml.nvmlDeviceGetPowerUsage(self.handle))
+            legacy = _optional(self._nvml, lambda: self._nvml.nvmlDeviceGetPowerUsage(self.handle))
             instant, average = (legacy, None) if self._legacy_is_instant else (None, legacy)
         failure = None
         if instant is None and average is None:
-            failure = _short(nvml.NVMLError(values[0].nvmlReturn)) if values[0].nvmlReturn else "NoPower"
-        extra = self._read_extra()
+            code = fields.first_failure
+            failure = _short(self._nvml.NVMLError(code)) if code else "NoPower"
+        sm_clock, mem_clock, temperature_c, utilisation, memory_used = self._read_slowly(after_ns)
         return Reading(
             before_ns,
             after_ns,
@@ -126,56 +137,37 @@ class _Board:
             instant,
             average,
             energy,
-            extra.get("sm_clock"),
-            extra.get("mem_clock"),
-            extra.get("event_reasons"),
-            extra.get("temperature"),
+            sm_clock,
+            mem_clock,
+            self._event_reasons(),
+            temperature_c,
             memory_c,
-            extra.get("utilisation"),
-            extra.get("memory_used"),
+            utilisation,
+            memory_used,
             failure,
         )
 
+    def _read_slowly(self, now_ns: int) -> Sequence[int | None]:
+        if now_ns < self._slowly_at_ns:
+            return _NOT_ASKED
+        self._slowly_at_ns = now_ns + SLOWLY_NS
+        return [ask() for ask in self._slowly]
+
     def counter(self) -> Reading:
         before_ns = time.monotonic_ns()
-        try:
-            energy = _value(self._nvml.nvmlDeviceGetFieldValues(self.handle, [ENERGY])[0])
-        except self._nvml.NVMLError:
-            energy = None
+        energy = self._counter.values()[0] if self._counter.ask() == 0 else None
         return Reading(before_ns, time.monotonic_ns(), self.uuid, energy_mj=energy)
 
     def _field(self, field: tuple[int, int]) -> int | None:
-        return _value(self._nvml.nvmlDeviceGetFieldValues(self.handle, [field])[0])
+        fields = Fields(self._nvml, self.handle, [field])
+        if failed := fields.ask():
+            raise self._nvml.NVMLError(failed)
+        return fields.values()[0]
 
     def _averages_nothing(self) -> bool:
         """Whether the legacy power is instant: on GA100 and everything before Ampere (nvml.h says so)."""
         nvml = self._nvml
         return bool(_optional(nvml, lambda: nvml.nvmlDeviceGetCudaComputeCapability(self.handle) <= (8, 0)))
-
-    def _extra_calls(self) -> dict[str, Callable[[], int]]:
-        nvml, handle = self._nvml, self.handle
-        return {
-            "sm_clock": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-            "mem_clock": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
-            "event_reasons": lambda: _event_reasons(nvml, handle),
-            "temperature": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-            "utilisation": lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
-            "memory_used": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used,
-        }
-
-    def _works(self, call: Callable[[], int]) -> bool:
-        """Whether this board knows the reading at all; one that does not is not asked again."""
-        nvml = self._nvml
-        try:
-            call()
-        except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound):
-            return False
-        except nvml.NVMLError:
-            return True
-        return True
-
-    def _read_extra(self) -> dict[str, int | None]:
-        return {name: _optional(self._nvml, call) for name, call in self._extra.items()}
 
 
 def _start_driver() -> Any:
@@ -255,20 +247,8 @@ def _facts(nvml: Any, boards: list[_Board], slices: list[str]) -> MeterFacts:
     )
 
 
-def _event_reasons(nvml: Any, handle: Any) -> int:
-    try:
-        return int(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
-    except nvml.NVMLError_FunctionNotFound:  # drivers before 535 know only the old name
-        return int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
-
-
-def _value(field: Any) -> int | None:
-    """Value of a field, by its type; None when the field itself failed."""
-    if field.nvmlReturn != 0:
-        return None
-    # valueType: 0 double, 1 unsigned int, 2 unsigned long, 3 unsigned long long, 4 signed long long, 5 int
-    kinds = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal")
-    return int(getattr(field.value, kinds[field.valueType])) if field.valueType < len(kinds) else None
+def _unknown() -> None:
+    """What a device answers that does not know the question."""
 
 
 def _optional(nvml: Any, call: Callable[[], Any]) -> Any:

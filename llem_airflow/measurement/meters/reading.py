@@ -48,7 +48,7 @@ class Reading(NamedTuple):
 
     def line(self) -> str:
         """The reading as one line of power.csv, with its newline."""
-        return ",".join("" if cell is None else str(cell) for cell in self) + "\n"
+        return ",".join(["" if cell is None else str(cell) for cell in self]) + "\n"
 
     @property
     def has_power(self) -> bool:
