@@ -1,18 +1,25 @@
 """What measuring costs the engine: tokens per second with the harness against the bare engine.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.overhead [--model FOLDER] [--blocks 12] [--seconds 5]
+    OMP_NUM_THREADS=1 python -m benchmarks.overhead [--models FOLDER ...] [--minutes 3] [--error 0.004]
 
-One process, one loaded model. Blocks with everything that an attempt does around ``generate`` (sampler
-process at 10 Hz on 8 stand-in GPUs, a time per token, request and event logs) alternate with blocks of
-``generate`` alone, in ABBA order. The ratio by wall clock says what a user sees on a quiet machine; the
-ratio by CPU time, sampler included, is the one to trust on a busy one.
+One process and one loaded model for both. Blocks of about a second alternate, harness, bare, bare, harness:
+
+- harness: ``Attempt.passes``, what an attempt does in its window (request and event logs, a time for each token, lines
+  for people), while the sampler process reads 8 stand-in GPUs at 10 Hz;
+- bare: ``generate`` with the same arguments in a loop, its input made once, nothing noted; the sampler is stopped.
+
+Each four give one ratio, from which a linear drift of the machine falls out. It goes on until the standard error of
+their mean is small enough. The ratio by wall clock says what a user sees; by CPU time, sampler included, what the
+harness takes altogether, from whichever core. It is the one to look at on a busy machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import resource
+import signal
 import statistics
 import tempfile
 import time
@@ -22,16 +29,19 @@ from typing import Any, NamedTuple
 
 import torch
 
+from llem_airflow.measurement.attempt import Attempt
 from llem_airflow.measurement.engines.registry import open_engine
 from llem_airflow.measurement.events import EventLog
 from llem_airflow.measurement.prompts import batches, prompt_set
-from llem_airflow.measurement.requests import RequestLog
 from llem_airflow.measurement.sampler import start_sampler
-from llem_airflow.protocol.files import EVENTS, POWER, REQUESTS
+from llem_airflow.protocol.files import EVENTS, POWER
 from llem_airflow.protocol.spec import ExperimentSpec, MeterSpec
 from llem_airflow.study import experiment_spec, load_study_text
 from tests.standins.build import build
 
+MODELS = (Path("build/models/SmolLM2-135M-Instruct"), Path("build/models/tiny-llama-random"))
+BLOCK_S = 1.0
+LEAST = 6
 OUTPUT_TOKENS = 32
 BATCH = 2
 STUDY = f"""
@@ -48,17 +58,22 @@ transformers: {{{{llem_execution: {{{{batch_size: {BATCH}}}}}}}}}
 
 
 class Block(NamedTuple):
-    """One block of iterations.
+    """One block of iterations, or several together.
 
     Attributes:
         tokens: Generated tokens.
         wall_s: Time that passed.
-        cpu_s: CPU time of this process and of the sampler.
+        engine_s: CPU time of this process.
+        cpu_s: The same, and the sampler's.
     """
 
     tokens: int
     wall_s: float
+    engine_s: float
     cpu_s: float
+
+    def __add__(self, other: Block) -> Block:  # type: ignore[override]  # blocks add up; they are not joined
+        return Block(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 def spec_of(model: Path) -> ExperimentSpec:
@@ -67,58 +82,76 @@ def spec_of(model: Path) -> ExperimentSpec:
     return experiment_spec(study, study.experiments[0], 1, model_path=str(model))
 
 
-def timed(seconds: float, step: Callable[[], int]) -> Block:
-    """Repeat a step for a while."""
-    begin_s, cpu_s = time.monotonic(), _own_cpu_s()
-    tokens = 0
-    while time.monotonic() - begin_s < seconds:
-        tokens += step()
-    return Block(tokens, time.monotonic() - begin_s, _own_cpu_s() - cpu_s)
+class Bench:
+    """A loaded model, an attempt around it and a sampler beside it.
+
+    Args:
+        model: Folder of the model.
+        out: Where the attempt writes.
+    """
+
+    def __init__(self, model: Path, out: Path) -> None:
+        spec = spec_of(model)
+        self.engine: Any = open_engine("transformers", offline=True)
+        self.engine.load(spec)
+        self.work = batches(prompt_set(spec, self.engine), self.engine.batch_size())
+        log = EventLog(out / EVENTS)
+        log.phase_name = "measure"
+        self.attempt = Attempt(spec, out, log)
+        self.sampler = start_sampler(MeterSpec(kind="nvml"), out / POWER)
+        self.sampler_pid = self.sampler._channel._process.pid  # noqa: SLF001  # to stop it while nothing is measured
+        self.bare_step = _bare_step(self.engine, self.work[0])
+
+    def bare(self) -> Block:
+        """``generate`` and nothing else."""
+        os.kill(self.sampler_pid, signal.SIGSTOP)
+
+        def steps() -> int:
+            begin_s, tokens = time.monotonic(), 0
+            while time.monotonic() - begin_s < BLOCK_S:
+                self.bare_step()
+                tokens += OUTPUT_TOKENS * BATCH
+            return tokens
+
+        block = self._timed(steps)
+        os.kill(self.sampler_pid, signal.SIGCONT)
+        return block
+
+    def harness(self) -> Block:
+        """What an attempt does in its window."""
+
+        def steps() -> int:
+            done = self.attempt.passes(self.engine, self.work, time.monotonic_ns(), BLOCK_S)
+            return sum(one.output_tokens for one in done)
+
+        return self._timed(steps)
+
+    def _timed(self, steps: Callable[[], int]) -> Block:
+        begin_s, engine_s, sampler_s = time.monotonic(), _own_cpu_s(), _cpu_s_of(self.sampler_pid)
+        tokens = steps()
+        wall_s, engine_s = time.monotonic() - begin_s, _own_cpu_s() - engine_s
+        return Block(tokens, wall_s, engine_s, engine_s + _cpu_s_of(self.sampler_pid) - sampler_s)
+
+    def close(self) -> None:
+        """End the sampler and drop the model."""
+        self.sampler.stop()
+        self.attempt.close()
+        self.engine.close()
 
 
-def bare(engine: Any, batch: Sequence[Any], seconds: float) -> Block:
-    """``generate`` and nothing else, with the same arguments."""
+def _bare_step(engine: Any, batch: Sequence[Any]) -> Callable[[], None]:
     model, pad = engine._model, engine._tokenizer.pad_token_id or 0  # noqa: SLF001  # the very same model
     longest = max(len(prompt.token_ids) for prompt in batch)
     ids = torch.tensor([[pad] * (longest - len(p.token_ids)) + list(p.token_ids) for p in batch])
     mask = torch.tensor([[0] * (longest - len(p.token_ids)) + [1] * len(p.token_ids) for p in batch])
-    sampling = engine._sampling  # noqa: SLF001  # and what it is told
+    told = {"max_new_tokens": OUTPUT_TOKENS, "min_new_tokens": OUTPUT_TOKENS, "pad_token_id": pad}
+    told |= engine._sampling  # noqa: SLF001  # and what it is told
 
-    def step() -> int:
+    def step() -> None:
         with torch.inference_mode():
-            model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=OUTPUT_TOKENS,
-                min_new_tokens=OUTPUT_TOKENS,
-                pad_token_id=pad,
-                **sampling,
-            )
-        return OUTPUT_TOKENS * len(batch)
+            model.generate(input_ids=ids, attention_mask=mask, **told)
 
-    return timed(seconds, step)
-
-
-def harness(engine: Any, batch: Sequence[Any], seconds: float) -> Block:
-    """The same with everything that an attempt does while it measures."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        log, requests = EventLog(out / EVENTS), RequestLog(out / REQUESTS)
-        sampler = start_sampler(MeterSpec(kind="nvml"), out / POWER)
-
-        def step() -> int:
-            completions = engine.generate(batch, lambda _: None)
-            totals = requests.write("measure", 0, batch, completions)
-            log.emit("iteration", index=0, duration_s=totals.duration_s, output_tokens=totals.output_tokens)
-            return int(totals.output_tokens)
-
-        with log.phase("measure"):
-            sampler.wait_for_tick()
-            block = timed(seconds, step)
-        meter = sampler.stop()
-        requests.close()
-    share = block.wall_s * 10 * 8 / max(meter.samples, 1)  # the sampler ran a little longer than the block
-    return block._replace(cpu_s=block.cpu_s + (meter.sampler_cpu_s or 0.0) * min(share, 1.0))
+    return step
 
 
 def _own_cpu_s() -> float:
@@ -126,35 +159,69 @@ def _own_cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def _cpu_s_of(pid: int) -> float:
+    """CPU time of another process, by the clock that Linux keeps for it (clock_getcpuclockid)."""
+    return time.clock_gettime(~pid << 3 | 2)
+
+
+def compare(model: Path, minutes: float, error: float) -> str:
+    """One row of the table."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),  # the attempt's lines for people
+    ):
+        bench = Bench(model, Path(folder))
+        for warm in (bench.bare, bench.harness, bench.bare):
+            warm()
+        fours: list[tuple[Block, Block]] = []
+        end_s = time.monotonic() + minutes * 60
+        while len(fours) < LEAST or (time.monotonic() < end_s and _mean(_wall(fours))[1] > error):
+            first, second, third, fourth = bench.harness(), bench.bare(), bench.bare(), bench.harness()
+            fours.append((first + fourth, second + third))
+        bench.close()
+    ours, theirs = (sum(blocks[1:], blocks[0]) for blocks in zip(*fours, strict=True))
+    cpu = _mean([(a.tokens / a.cpu_s) / (b.tokens / b.cpu_s) for a, b in fours])
+    more_us = _mean([BATCH * 1e6 * (a.engine_s / a.tokens - b.engine_s / b.tokens) for a, b in fours])
+    wall = _mean(_wall(fours))
+    cells = (
+        model.name,
+        f"{theirs.wall_s / theirs.tokens * BATCH * 1e3:.2f} ms",
+        f"{wall[0]:.4f} +- {wall[1]:.4f}",
+        f"{cpu[0]:.4f} +- {cpu[1]:.4f}",
+        f"{more_us[0]:.0f} +- {more_us[1]:.0f} us",
+        f"{(ours.cpu_s - ours.engine_s) / ours.wall_s:.2%}",
+        str(len(fours)),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _wall(fours: Sequence[tuple[Block, Block]]) -> list[float]:
+    return [(a.tokens / a.wall_s) / (b.tokens / b.wall_s) for a, b in fours]
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error."""
+    return statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
+
+
 def main() -> None:
-    """Alternate the blocks and print the ratios."""
+    """Print one row for each model."""
     options = argparse.ArgumentParser(description="Throughput with the harness against the bare engine.")
-    options.add_argument("--model", type=Path, default=Path("build/models/SmolLM2-135M-Instruct"))
-    options.add_argument("--blocks", type=int, default=12)
-    options.add_argument("--seconds", type=float, default=5.0)
+    options.add_argument("--models", type=Path, nargs="+", default=MODELS)
+    options.add_argument("--minutes", type=float, default=3.0, help="at most, for each model")
+    options.add_argument("--error", type=float, default=0.004, help="standard error at which it ends")
     chosen = options.parse_args()
+    print(
+        "| model | a step of the bare engine | tokens/s, harness / bare: wall clock | CPU time "
+        "| harness, more CPU a step | sampler, share of a core | fours |\n|---|---|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "gpus.conf"
         script.write_text("gpus = 8\n")
         os.environ.update(build().environment(script))
-        spec = spec_of(chosen.model)
-        engine: Any = open_engine("transformers", offline=True)
-        engine.load(spec)
-        batch = batches(prompt_set(spec, engine), engine.batch_size())[0]
-        bare(engine, batch, 3.0)
-        found: dict[str, list[Block]] = {"bare": [], "harness": []}
-        for i in range(chosen.blocks):
-            for one in (bare, harness) if i % 2 else (harness, bare):
-                found[one.__name__].append(one(engine, batch, chosen.seconds))
-    pairs = list(zip(found["harness"], found["bare"], strict=True))
-    wall = [ours.tokens / ours.wall_s / (theirs.tokens / theirs.wall_s) for ours, theirs in pairs]
-    cpu = [ours.tokens / ours.cpu_s / (theirs.tokens / theirs.cpu_s) for ours, theirs in pairs]
-    for name, ratios in (("wall clock", wall), ("CPU time", cpu)):
-        spread = statistics.stdev(ratios) / len(ratios) ** 0.5
-        median = statistics.median(ratios)
-        print(
-            f"tokens/s by {name}, harness / bare: median {median:.4f} of {len(ratios)} pairs, s.e. {spread:.4f}"
-        )
+        for model in chosen.models:
+            print(compare(model, chosen.minutes, chosen.error), flush=True)
 
 
 if __name__ == "__main__":

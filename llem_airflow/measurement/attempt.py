@@ -175,21 +175,11 @@ class Attempt:
         self._line(index + 1, rules.min_iterations, text, last=verdict.outcome is not None)
 
     def _measure(self, sampler: Sampler, engine: Engine, work: list[tuple[Prompt, ...]]) -> Window:
-        wanted_s = self._spec.meter.min_window_s
         with self._log.phase("measure"):
             engine.sync()
             engine.reset_peaks()
             begin_ns = self._open_window(sampler)
-            done: list[BatchTotals] = []
-            for number in itertools.count(1):
-                for batch in work:
-                    done.append(self._iteration(engine, "measure", len(done), batch))
-                elapsed_s = seconds_since(begin_ns)
-                tokens = sum(one.output_tokens for one in done)
-                text = f"pass {number}: {elapsed_s:.1f} of {wanted_s:g} s, {tokens / elapsed_s:.1f} tok/s"
-                self._line(elapsed_s, wanted_s, text, last=elapsed_s >= wanted_s)
-                if elapsed_s >= wanted_s:
-                    break
+            done = self.passes(engine, work, begin_ns, self._spec.meter.min_window_s)
             engine.sync()
             end_ns = time.monotonic_ns()
             sampler.wait_for_tick()  # sharp samples around the edge; the wait itself is not in the window
@@ -201,6 +191,31 @@ class Attempt:
             input_tokens=sum(one.input_tokens for one in done),
             output_tokens=sum(one.output_tokens for one in done),
         )
+
+    def passes(
+        self, engine: Engine, work: list[tuple[Prompt, ...]], begin_ns: int, wanted_s: float
+    ) -> list[BatchTotals]:
+        """Pass after pass through the prompt set until the window is long enough; what each batch did.
+
+        Args:
+            engine: A loaded engine.
+            work: The batches of one pass.
+            begin_ns: When the window began, in nanoseconds of the monotonic clock.
+            wanted_s: How long it shall be at least, in seconds.
+        """
+        done: list[BatchTotals] = []
+        tokens = 0
+        for number in itertools.count(1):
+            for batch in work:
+                totals = self._iteration(engine, "measure", len(done), batch)
+                done.append(totals)
+                tokens += totals.output_tokens
+            elapsed_s = seconds_since(begin_ns)
+            text = f"pass {number}: {elapsed_s:.1f} of {wanted_s:g} s, {tokens / elapsed_s:.1f} tok/s"
+            self._line(elapsed_s, wanted_s, text, last=elapsed_s >= wanted_s)
+            if elapsed_s >= wanted_s:
+                break
+        return done
 
     def _open_window(self, sampler: Sampler) -> int:
         # Opened at a change of the energy counter, the counter is exact at the window's begin.
