@@ -11,6 +11,7 @@ from llem_airflow.study.clock import wrong_timezone, wrong_window
 from llem_airflow.study.engine_names import ENGINE_ALIASES, ENGINES, RUNNERS, split_runner
 from llem_airflow.study.fields import Leaf, Rows, Section
 from llem_airflow.study.keys import EXPERIMENT
+from llem_airflow.study.metric_names import METRIC_NAMES
 from llem_airflow.study.mistakes import Path
 
 ORDERS = ("sequential", "interleave", "shuffle", "reverse", "latin_square")
@@ -238,7 +239,9 @@ OUTPUT = Section(
 REGRESSION = Section(
     "When a run counts as worse than an earlier one.",
     {
-        "metric": Leaf("string", "Metric that is compared.", default="energy_per_output_token_j", least=1),
+        "metric": Leaf(
+            "string", "Metric that is compared.", default="energy_per_output_token_j", choices=METRIC_NAMES
+        ),
         "threshold_ratio": Leaf(
             "number", "Smallest relative change that counts.", default=0.02, above=0, most=10
         ),
