@@ -12,9 +12,9 @@ from llem_airflow.analysis.comparing import (
     compare_runs,
     compare_sides,
     corrected,
-    side,
     unmatched,
 )
+from llem_airflow.analysis.run_rows import RunRows
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO
 from llem_airflow.results import ResultsRoot, StoredRun
 
@@ -79,24 +79,27 @@ def compare_named(
     reports: list[PairReport] = []
     alone: list[str] = []
     only: tuple[list[str], list[str]] = ([], [])
+    named = None if base == PREVIOUS else RunRows.of(_one(base, root, own))
     for text in candidates:
         name, _, experiment = text.partition("#")
         if bool(experiment) != bool(base_experiment):
             raise ValueError(f"{baseline!r} and {text!r}: name an experiment on both sides, or on neither")
         several = name.endswith("@*")
         runs = _runs(name, root, own)
-        named = None if base == PREVIOUS else _one(base, root, own)
         for run in runs:
             earlier = named or previous_run(run)
             if earlier is None:
                 alone.append(run.url)
-            elif several and earlier.url == run.url:
                 continue
-            elif experiment:
-                reports.append(_pair(earlier, base_experiment, run, experiment, how))
+            ours = RunRows.of(earlier)
+            theirs = ours if ours.run.url == run.url else RunRows.of(run)
+            if several and theirs is ours:
+                continue
+            if experiment:
+                reports.append(_pair(ours, base_experiment, theirs, experiment, how))
             else:
-                reports += _all(earlier, run, how)
-                _note_unmatched(only, earlier, run, how)
+                reports += _all(ours, theirs, how)
+                _note_unmatched(only, ours, theirs, how)
     return Compared(tuple(corrected(reports)), tuple(alone), tuple(dict.fromkeys(only[0])), tuple(only[1]))
 
 
@@ -115,10 +118,10 @@ def _one(name: str, root: ResultsRoot, own: StoredRun | None) -> StoredRun:
     return found[0]
 
 
-def _pair(earlier: StoredRun, base_experiment: str, run: StoredRun, experiment: str, how: How) -> PairReport:
+def _pair(earlier: RunRows, base_experiment: str, run: RunRows, experiment: str, how: How) -> PairReport:
     return compare_sides(
-        side(earlier, base_experiment, without_flagged=how.without_flagged),
-        side(run, experiment, without_flagged=how.without_flagged),
+        earlier.side(base_experiment, without_flagged=how.without_flagged),
+        run.side(experiment, without_flagged=how.without_flagged),
         ignore=how.ignore,
         paired=how.paired,
         metric=how.metric,
@@ -126,7 +129,7 @@ def _pair(earlier: StoredRun, base_experiment: str, run: StoredRun, experiment: 
     )
 
 
-def _all(earlier: StoredRun, run: StoredRun, how: How) -> list[PairReport]:
+def _all(earlier: RunRows, run: RunRows, how: How) -> list[PairReport]:
     return compare_runs(
         earlier,
         run,
@@ -138,7 +141,7 @@ def _all(earlier: StoredRun, run: StoredRun, how: How) -> list[PairReport]:
     )
 
 
-def _note_unmatched(only: tuple[list[str], list[str]], earlier: StoredRun, run: StoredRun, how: How) -> None:
+def _note_unmatched(only: tuple[list[str], list[str]], earlier: RunRows, run: RunRows, how: How) -> None:
     ours, theirs = unmatched(earlier, run, how.factor)
-    only[0].extend(f"{earlier.url}#{name}" for name in ours)
-    only[1].extend(f"{run.url}#{name}" for name in theirs)
+    only[0].extend(f"{earlier.run.url}#{name}" for name in ours)
+    only[1].extend(f"{run.run.url}#{name}" for name in theirs)

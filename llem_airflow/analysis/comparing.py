@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from llem_airflow.analysis.answers import AnswerCheck, check_answers
-from llem_airflow.analysis.cycle import HAS_RESULT
 from llem_airflow.analysis.fingerprint import FACTORS
 from llem_airflow.analysis.metrics import BY_NAME
+from llem_airflow.analysis.run_rows import RunRows, Side
 from llem_airflow.analysis.verdict import (
     THRESHOLD_RATIO,
     Comparison,
@@ -22,7 +20,7 @@ from llem_airflow.analysis.verdict import (
     compare,
     compare_pairs,
 )
-from llem_airflow.results import ResultReadError, StoredRun, names
+from llem_airflow.results import ResultReadError, StoredRun
 
 COMPARED = (
     "energy_per_output_token_j",
@@ -33,44 +31,6 @@ COMPARED = (
     "energy_per_request_j",
 )
 """Metrics of a comparison, the headline first. Their p values are corrected as one family."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """The cycles of one experiment of one run.
-
-    Attributes:
-        run: Where they come from.
-        experiment: ``<slug>-<hash8>``.
-        rows: Rows of cycles.parquet that have a result.
-        excluded: Cycles that were left out because they were flagged and the caller asked for that.
-    """
-
-    run: StoredRun
-    experiment: str
-    rows: tuple[dict[str, Any], ...]
-    excluded: tuple[int, ...] = ()
-
-    @property
-    def hash(self) -> str:
-        """Identity of the experiment."""
-        return str(self.rows[0]["hash"]) if self.rows else ""
-
-    def values(self, metric: str) -> dict[int, float]:
-        """Value of the metric by cycle."""
-        return {int(row["cycle"]): float(row[metric]) for row in self.rows if row.get(metric) is not None}
-
-    def positions(self) -> dict[int, int]:
-        """Place in the run order by cycle."""
-        return {int(row["cycle"]): int(row["position"]) for row in self.rows if row["position"] is not None}
-
-    def conditions(self) -> dict[str, list[str]]:
-        """Each field of the fingerprint with the distinct values that the cycles have, as JSON."""
-        found: dict[str, set[str]] = {}
-        for row in self.rows:
-            for key, value in json.loads(row["fingerprint"] or "{}").items():
-                found.setdefault(key, set()).add(json.dumps(value, sort_keys=True))
-        return {key: sorted(values) for key, values in found.items()}
 
 
 @dataclass(frozen=True)
@@ -115,8 +75,8 @@ class PairReport:
 
 
 def compare_runs(
-    baseline: StoredRun,
-    candidate: StoredRun,
+    baseline: StoredRun | RunRows,
+    candidate: StoredRun | RunRows,
     *,
     ignore: Collection[str] = (),
     factor: str | None = None,
@@ -142,27 +102,26 @@ def compare_runs(
     Raises:
         ResultReadError: A run was not aggregated.
     """
-    ours, theirs = (
-        sides(baseline, without_flagged=without_flagged),
-        sides(candidate, without_flagged=without_flagged),
-    )
+    before, after = RunRows.of(baseline), RunRows.of(candidate)
+    ours = before.sides(without_flagged=without_flagged)
+    theirs = after.sides(without_flagged=without_flagged)
     return corrected(
         [
             compare_sides(
                 ours[one], theirs[other], ignore=ignore, metric=metric, threshold_ratio=threshold_ratio
             )
-            for one, other in matched(baseline, candidate, factor).items()
+            for one, other in matched(before, after, factor).items()
             if one in ours and other in theirs
         ]
     )
 
 
-def matched(baseline: StoredRun, candidate: StoredRun, factor: str | None = None) -> dict[str, str]:
+def matched(baseline: RunRows, candidate: RunRows, factor: str | None = None) -> dict[str, str]:
     """Experiments that two runs have in common: the candidate's by the baseline's."""
     if factor is not None:
-        ours, theirs = _without_factor(baseline, factor), _without_factor(candidate, factor)
+        ours, theirs = baseline.by_all_but(factor), candidate.by_all_but(factor)
         return {ours[key]: theirs[key] for key in ours if key in theirs}
-    return _same(_hashes(baseline), _hashes(candidate))
+    return _same(baseline.hashes, candidate.hashes)
 
 
 def _same(hashes: dict[str, str], others: dict[str, str]) -> dict[str, str]:
@@ -175,13 +134,15 @@ def _same(hashes: dict[str, str], others: dict[str, str]) -> dict[str, str]:
 
 
 def unmatched(
-    baseline: StoredRun, candidate: StoredRun, factor: str | None = None
+    baseline: StoredRun | RunRows, candidate: StoredRun | RunRows, factor: str | None = None
 ) -> tuple[list[str], list[str]]:
     """Experiments that only the baseline has, and those that only the candidate has."""
-    hashes, others = _hashes(baseline), _hashes(candidate)
-    pairs = _same(hashes, others) if factor is None else matched(baseline, candidate, factor)
+    before, after = RunRows.of(baseline), RunRows.of(candidate)
+    pairs = matched(before, after, factor)
     theirs = set(pairs.values())
-    return [name for name in hashes if name not in pairs], [name for name in others if name not in theirs]
+    return [name for name in before.hashes if name not in pairs], [
+        name for name in after.hashes if name not in theirs
+    ]
 
 
 def compare_sides(
@@ -222,8 +183,8 @@ def compare_sides(
     wanted = () if differences else tuple(dict.fromkeys((metric, *COMPARED)))
     kinds = {str(row["energy_kind"]) for row in (*baseline.rows, *candidate.rows)}
     return PairReport(
-        baseline=_name(baseline),
-        candidate=_name(candidate),
+        baseline=baseline.name,
+        candidate=candidate.name,
         metrics=_metrics(baseline, candidate, wanted, test, paired=paired),
         factors=factors,
         differences=differences,
@@ -231,52 +192,6 @@ def compare_sides(
         estimate="estimate" in kinds,
         excluded={"baseline": list(baseline.excluded), "candidate": list(candidate.excluded)},
     )
-
-
-def side(run: StoredRun, experiment: str, *, without_flagged: bool = False) -> Side:
-    """The cycles of one experiment of an aggregated run.
-
-    Raises:
-        ResultReadError: The run was not aggregated, or has no such experiment.
-    """
-    found = sides(run, without_flagged=without_flagged)
-    if experiment not in found:
-        known = ", ".join(sorted(found))
-        raise ResultReadError(f"{run.url}: no experiment {experiment!r}; there are: {known}")
-    return found[experiment]
-
-
-def sides(run: StoredRun, *, without_flagged: bool = False) -> dict[str, Side]:
-    """Each experiment of an aggregated run, in the order of its table.
-
-    Raises:
-        ResultReadError: The run was not aggregated.
-    """
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in cycle_rows(run):
-        if row["experiment"]:
-            groups.setdefault(str(row["experiment"]), []).append(row)
-    return {name: _side(run, name, rows, without_flagged=without_flagged) for name, rows in groups.items()}
-
-
-def _side(run: StoredRun, experiment: str, rows: list[dict[str, Any]], *, without_flagged: bool) -> Side:
-    usable = [row for row in rows if row["status"] in HAS_RESULT]
-    flagged = {int(row["cycle"]) for row in usable if without_flagged and row["doubtful"]}
-    kept = tuple(row for row in usable if int(row["cycle"]) not in flagged)
-    return Side(run, experiment, kept, tuple(sorted(flagged)))
-
-
-def cycle_rows(run: StoredRun) -> list[dict[str, Any]]:
-    """Rows of cycles.parquet.
-
-    Raises:
-        ResultReadError: The run was not aggregated.
-    """
-    if not run.folder.exists(names.CYCLES_TABLE):
-        raise ResultReadError(f"{run.url}: not aggregated yet; `llem-airflow report {run.url}` does it")
-    with run.folder.open(names.CYCLES_TABLE) as file:
-        rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
-    return rows
 
 
 def corrected(reports: Sequence[PairReport]) -> list[PairReport]:
@@ -302,13 +217,12 @@ def _require_neighbours(baseline: Side, candidate: Side) -> None:
         "measure both in one run with `experiment_order: reverse` (A B B A), or compare them without pairs"
     )
     if baseline.run.url != candidate.run.url:
-        raise ValueError(f"{_name(baseline)} and {_name(candidate)} are no pairs: two runs; {advice}")
+        raise ValueError(f"{baseline.name} and {candidate.name} are no pairs: two runs; {advice}")
     ours, theirs = baseline.positions(), candidate.positions()
-    experiments = len(_hashes(baseline.run))
-    apart = [k for k in sorted(ours.keys() & theirs.keys()) if abs(ours[k] - theirs[k]) >= experiments]
+    apart = [k for k in sorted(ours.keys() & theirs.keys()) if abs(ours[k] - theirs[k]) >= baseline.beside]
     if apart:
         raise ValueError(
-            f"{_name(baseline)} and {_name(candidate)} are no pairs: cycles {', '.join(map(str, apart))} were not "
+            f"{baseline.name} and {candidate.name} are no pairs: cycles {', '.join(map(str, apart))} were not "
             f"measured next to each other; {advice}"
         )
 
@@ -344,39 +258,8 @@ def _requests(one: Side) -> list[dict[str, Any]]:
     raise ResultReadError(f"{one.run.url}: no cycle of {one.experiment}")
 
 
-def _hashes(run: StoredRun) -> dict[str, str]:
-    """Identity by experiment, in the order of the table."""
-    found: dict[str, str] = {}
-    for row in cycle_rows(run):
-        if row["experiment"]:
-            found[str(row["experiment"])] = str(row["hash"] or found.get(str(row["experiment"]), ""))
-    return found
-
-
-def _without_factor(run: StoredRun, factor: str) -> dict[str, str]:
-    """Experiment by its configuration without the factor."""
-    return {
-        json.dumps(_without(item.get("config") or {}, factor), sort_keys=True): str(item["id"])
-        for item in run.plan().get("experiments", ())
-    }
-
-
-def _without(config: Mapping[str, Any], dotted: str) -> dict[str, Any]:
-    key, _, rest = dotted.partition(".")
-    kept = dict(config)
-    if not rest:
-        kept.pop(key, None)
-    elif isinstance(kept.get(key), Mapping):
-        kept[key] = _without(kept[key], rest)
-    return kept
-
-
 def _readable(values: list[str] | None) -> Any:
     if not values:
         return None
     decoded = [json.loads(value) for value in values]
     return decoded[0] if len(decoded) == 1 else decoded
-
-
-def _name(one: Side) -> str:
-    return f"{one.run.study}/{one.run.folder.name}#{one.experiment}"

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llem_airflow.analysis.comparing import cycle_rows
 from llem_airflow.analysis.cycle import HAS_RESULT, read_cycle
+from llem_airflow.analysis.run_rows import cycle_rows
 from llem_airflow.results import CycleRef, ResultReadError, StoredRun, names
 
 ENERGY_TOLERANCE_RATIO = 1e-6

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from llem_airflow.analysis.comparing import cycle_rows
 from llem_airflow.analysis.cycle import HAS_RESULT
 from llem_airflow.analysis.fingerprint import FACTORS
 from llem_airflow.analysis.history import Point, Trend, trend
 from llem_airflow.analysis.metrics import BY_NAME
+from llem_airflow.analysis.run_rows import cycle_rows
 from llem_airflow.results import ResultsRoot, names
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.comparing import compare_runs, compare_sides, side, unmatched
+from llem_airflow.analysis.comparing import compare_runs, compare_sides, unmatched
+from llem_airflow.analysis.run_rows import RunRows
 from llem_airflow.analysis.verdict import Verdict
 from llem_airflow.results import ResultReadError, StoredRun
 from tests.analysis.conftest import CONFIGS, IDS, MakeRun
@@ -76,7 +77,7 @@ def test_estimates_are_never_compared_with_measurements(make_run: MakeRun) -> No
 
 def test_two_experiments_of_a_run_are_compared_pair_by_pair(make_run: MakeRun) -> None:
     run = _run(make_run, "a", 200)
-    found = compare_sides(side(run, IDS[0]), side(run, IDS[1]), paired=True)
+    found = compare_sides(RunRows.of(run).side(IDS[0]), RunRows.of(run).side(IDS[1]), paired=True)
     assert found.verdict is Verdict.REGRESSION
     assert found.metrics["energy_per_output_token_j"].method == "paired"
 
@@ -97,21 +98,21 @@ def test_flagged_cycles_are_left_out_only_when_asked_for(make_run: MakeRun) -> N
     }
     run = make_run(recordings, cycles=4, run_id="a")
     aggregate_run(run, report=False)
-    assert len(side(run, IDS[0]).rows) == 4
-    kept = side(run, IDS[0], without_flagged=True)
+    assert len(RunRows.of(run).side(IDS[0]).rows) == 4
+    kept = RunRows.of(run).side(IDS[0], without_flagged=True)
     assert (len(kept.rows), kept.excluded) == (3, (4,))
 
 
 def test_a_prefix_of_an_experiment_never_matches_it(make_run: MakeRun) -> None:
     run = _run(make_run, "a", 200)
     with pytest.raises(ResultReadError, match="no experiment"):
-        side(run, IDS[0][:-1])
+        RunRows.of(run).side(IDS[0][:-1])
 
 
 def test_a_run_that_was_not_aggregated_says_so(make_run: MakeRun) -> None:
     run = make_run({(0, 1): Recording()})
     with pytest.raises(ResultReadError, match="not aggregated yet"):
-        side(run, IDS[0])
+        RunRows.of(run).side(IDS[0])
 
 
 def test_a_comparison_is_plain_json(make_run: MakeRun) -> None:
@@ -125,11 +126,11 @@ def test_pairs_must_have_been_measured_next_to_each_other(make_run: MakeRun) -> 
     with pytest.raises(
         ValueError, match=r"are no pairs: two runs; measure both in one run with `experiment_order"
     ):
-        compare_sides(side(first, IDS[0]), side(second, IDS[0]), paired=True)
+        compare_sides(RunRows.of(first).side(IDS[0]), RunRows.of(second).side(IDS[0]), paired=True)
     first.write_plan("", {**first.plan(), "order": [IDS[0]] * 5 + [IDS[1]] * 5}, {"dag_id": "nightly"})
     aggregate_run(first, report=False)
     with pytest.raises(ValueError, match=r"cycles 1, 2, 3, 4, 5 were not measured next to each other"):
-        compare_sides(side(first, IDS[0]), side(first, IDS[1]), paired=True)
+        compare_sides(RunRows.of(first).side(IDS[0]), RunRows.of(first).side(IDS[1]), paired=True)
 
 
 def test_releases_of_a_model_are_matched_by_id_and_what_differs_is_named(make_run: MakeRun) -> None:

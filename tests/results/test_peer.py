@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.comparing import cycle_rows
 from llem_airflow.analysis.integrity import check_run
+from llem_airflow.analysis.run_rows import cycle_rows
 from llem_airflow.cli import main
 from llem_airflow.results import ResultReadError, ResultsRoot
 from llem_airflow.results.peer import import_folder
