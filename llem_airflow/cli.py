@@ -201,7 +201,10 @@ def check_results(run: str, results_root: str) -> None:
 @click.argument("run", default="latest")
 @_ROOT
 @click.option(
-    "--table", type=click.Choice(["cycles", "experiments", "power"]), default="cycles", show_default=True
+    "--table",
+    type=click.Choice(["cycles", "experiments", "power", "reliability"]),
+    default="cycles",
+    show_default=True,
 )
 @click.option(
     "--format", "form", type=click.Choice(["csv", "json", "parquet"]), default="csv", show_default=True
@@ -210,7 +213,7 @@ def check_results(run: str, results_root: str) -> None:
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: standard output."
 )
 def export_results(run: str, results_root: str, table: str, form: str, output: Path | None) -> None:
-    """Write a table of a RUN: one row a cycle, an experiment or a sample of power."""
+    """Write a table of a RUN: one row a cycle, an experiment, a sample of power, or a host and engine."""
     from llem_airflow.analysis import console
 
     sys.exit(console.guarded(lambda: console.export(run, results_root, table, form, output)))

@@ -18,12 +18,13 @@ from rich.table import Table
 from llem_airflow.analysis import quantity
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.compare_named import Compared, How, compare_named
-from llem_airflow.analysis.comparing import cycle_rows
 from llem_airflow.analysis.integrity import check_run
 from llem_airflow.analysis.markdown import report_markdown
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.progress import histories
+from llem_airflow.analysis.run_rows import cycle_rows
 from llem_airflow.analysis.show import render_cycles, render_reliability
+from llem_airflow.analysis.since import since_previous
 from llem_airflow.analysis.summary import Summary
 from llem_airflow.analysis.table import render_comparison, render_summary, render_trends
 from llem_airflow.analysis.verdict import Verdict
@@ -54,7 +55,9 @@ def report_run(
     stored = None if again else load_summary(found)
     summary = stored or aggregate_run(found)
     if form != "table":
-        text = json.dumps(summary.to_json(), indent=1) if form == "json" else report_markdown(summary)
+        since = since_previous(found)
+        said = {**summary.to_json(), "since_previous": since.to_json() if since else None}
+        text = json.dumps(said, indent=1) if form == "json" else report_markdown(summary, since)
         sys.stdout.write(text + "\n")
         return 0
     console = Console()

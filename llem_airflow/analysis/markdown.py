@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 from llem_airflow.analysis import quantity
 from llem_airflow.analysis.metrics import BY_NAME, HEADLINE
 from llem_airflow.analysis.report import experiment_labels, grouped_doubts
+from llem_airflow.analysis.report_since import since_section
+from llem_airflow.analysis.since import Since
 from llem_airflow.analysis.summary import ExperimentSummary, Summary
 
 
-def report_markdown(summary: Summary) -> str:
-    """Headline table, what was not measured, and the reasons to doubt."""
+def report_markdown(summary: Summary, since: Since | None = None) -> str:
+    """Headline table, what changed, what was not measured, the reasons to doubt, and how reliable the hosts were.
+
+    Args:
+        summary: The summary of the run.
+        since: The comparison with the run before, if there is one.
+    """
     lines = [
         f"# {summary.study}: energy report",
         "",
@@ -21,16 +31,15 @@ def report_markdown(summary: Summary) -> str:
     ]
     if summary.is_estimate:
         lines += ["**Energy is an estimate** (~ … estimate): no power meter was read; do not publish it.", ""]
-    lines += [
-        "| Experiment | " + " | ".join(BY_NAME[name].label for name in HEADLINE) + " | n |",
-        "|---" * (len(HEADLINE) + 2) + "|",
-    ]
-    for label, experiment in zip(experiment_labels(summary), summary.experiments, strict=True):
-        cells = [_cell(experiment, name) for name in HEADLINE]
-        lines.append(
-            f"| {_plain(label)} | " + " | ".join(cells) + f" | {experiment.valid}/{experiment.planned} |"
-        )
-    lines += ["", "Mean over cycles, in brackets the 95 % t interval of the mean.", ""]
+    lines += _table(
+        ("Experiment", *(BY_NAME[name].label for name in HEADLINE), "n"),
+        [
+            [label, *(_cell(e, name) for name in HEADLINE), f"{e.valid}/{e.planned}"]
+            for label, e in zip(experiment_labels(summary), summary.experiments, strict=True)
+        ],
+    )
+    lines += ["Mean over cycles, in brackets the 95 % t interval of the mean.", ""]
+    lines += _since_lines(since, summary)
     lines += _derived_lines(summary)
     if summary.missing:
         lines += ["## Not measured", ""]
@@ -48,7 +57,67 @@ def report_markdown(summary: Summary) -> str:
             for doubt, places in doubts
         ]
         lines.append("")
+    lines += _reliability_lines(summary)
     return "\n".join(lines)
+
+
+def _since_lines(since: Since | None, summary: Summary) -> list[str]:
+    """What changed since the run before, the gravest verdict first."""
+    labels = dict(zip((e.id for e in summary.experiments), experiment_labels(summary), strict=True))
+    found = since_section(since, labels)
+    if found is None:
+        return []
+    before = f"run `{found['run_id']}`"
+    lines = ["## Since the run before", ""]
+    if found["problem"]:
+        return [*lines, f"Not compared with {before}: {_plain(quantity.sentence(found['problem']))}", ""]
+    counts = f": {', '.join(found['counts'])}" if found["counts"] else ""
+    lines += [f"Against {before} of {quantity.when(found['started_epoch_ns'])}{counts}.", ""]
+    if found["rows"]:
+        titles = ("Experiment", "Verdict", *found["titles"], "Answers")
+        lines += _table(titles, [_since_row(row) for row in found["rows"]])
+        lines += ["The verdict is about energy per output token. Changes with their 95 % interval.", ""]
+    lines += [
+        f"{title}: {_plain('; '.join(found[key]))}.\n"
+        for title, key in (("New in this run", "new"), ("Only in the run before", "gone"))
+        if found[key]
+    ]
+    return lines
+
+
+def _since_row(row: Mapping[str, Any]) -> list[str]:
+    name = "; ".join([row["label"], *row["factors"]])
+    cells = [
+        " ".join(filter(None, [cell["value"], cell["interval"] and f"[{cell['interval']}]", cell["power"]]))
+        for cell in row["cells"]
+    ]
+    if row["differences"]:
+        cells = [f"conditions differ: {'; '.join(row['differences'])}", *[quantity.ABSENT] * (len(cells) - 1)]
+    telling = row["answers"] in {"suspicious", "differs"}
+    answers = f"{row['answers']}: {row['answers_reason']}" if telling else row["answers"]
+    return [name, row["verdict"], *cells, answers]
+
+
+def _reliability_lines(summary: Summary) -> list[str]:
+    """Per host and engine: how many cycles, how they ended, and why."""
+    if not summary.reliability:
+        return []
+    rows = [
+        [
+            item["host"] or "not known",
+            item["engine"] or quantity.ABSENT,
+            *(str(item.get(key, 0)) for key in ("cycles", "valid", "missed", "failed_attempts")),
+            ", ".join(f"{reason} ({count})" for reason, count in item["reasons"].items()) or quantity.ABSENT,
+        ]
+        for item in summary.reliability
+    ]
+    titles = ("Host", "Engine", "Cycles", "Valid", "No GPU came", "Failed attempts", "Why not valid")
+    return ["## Reliability", "", *_table(titles, rows)]
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    return [*lines, *("| " + " | ".join(map(_plain, row)) + " |" for row in rows), ""]
 
 
 def _derived_lines(summary: Summary) -> list[str]:
@@ -60,11 +129,16 @@ def _derived_lines(summary: Summary) -> list[str]:
     ]
     if not found:
         return []
-    rows = []
-    for label, one in found:
-        value = quantity.labelled(f"{quantity.number(one.mean)} {one.unit}", estimate=True)
-        rows.append(f"| {_plain(label)} | {one.label} | {value} | {_plain(one.basis)} |")
-    return ["## Estimates", "", "| Experiment | What | Estimate | From |", "|---" * 4 + "|", *rows, ""]
+    rows = [
+        [
+            label,
+            one.label,
+            quantity.labelled(f"{quantity.number(one.mean)} {one.unit}", estimate=True),
+            one.basis,
+        ]
+        for label, one in found
+    ]
+    return ["## Estimates", "", *_table(("Experiment", "What", "Estimate", "From"), rows)]
 
 
 def _cell(experiment: ExperimentSummary, name: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from llem_airflow.analysis.baseline import previous_run
 from llem_airflow.analysis.comparing import PairReport, compare_runs, unmatched
+from llem_airflow.analysis.run_rows import RunRows
 from llem_airflow.results import ResultReadError, StoredRun
 
 
@@ -29,6 +31,17 @@ class Since:
     gone: tuple[str, ...] = ()
     problem: str = ""
 
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "run_id": self.run_id,
+            "started_epoch_ns": self.started_epoch_ns,
+            "problem": self.problem,
+            "comparisons": [report.to_json() for report in self.reports],
+            "new": list(self.new),
+            "gone": list(self.gone),
+        }
+
 
 def since_previous(run: StoredRun) -> Since | None:
     """An aggregated run against the newest aggregated one before it of the same study and release, if there is one."""
@@ -36,8 +49,9 @@ def since_previous(run: StoredRun) -> Since | None:
     if before is None:
         return None
     try:
-        reports = compare_runs(before, run)
-        gone, new = unmatched(before, run)
+        ours, theirs = RunRows.of(before), RunRows.of(run)
+        reports = compare_runs(ours, theirs)
+        gone, new = unmatched(ours, theirs)
     except (ResultReadError, ValueError) as error:
         return Since(before.run_id, before.started_epoch_ns(), problem=str(error))
     return Since(before.run_id, before.started_epoch_ns(), tuple(reports), tuple(new), tuple(gone))

@@ -14,6 +14,7 @@ from llem_airflow.analysis.metrics import METRICS
 from llem_airflow.analysis.planned import Planned
 from llem_airflow.analysis.statistics import Description
 from llem_airflow.analysis.summary import ExperimentSummary, Summary
+from llem_airflow.results.export import RELIABILITY_COLUMNS
 
 _TEXT, _WHOLE, _REAL, _TIME = pa.string(), pa.int64(), pa.float64(), pa.timestamp("ns", tz="UTC")
 
@@ -203,4 +204,5 @@ def column_meanings() -> Sequence[tuple[str, str, str]]:
     rows += [("experiments", "<metric>", "mean over cycles of the metric of that name in cycles.parquet")]
     rows += [("experiments", f"<metric>_{key}", meaning) for key, meaning in STATISTICS]
     rows += [("power", name, meaning) for name, meaning in POWER_FACTS]
+    rows += [("reliability", name, meaning) for name, _, meaning in RELIABILITY_COLUMNS]
     return rows

@@ -19,6 +19,18 @@ TABLES = {
     "experiments": names.EXPERIMENTS_TABLE,
     "power": names.POWER_TABLE,
 }
+RELIABILITY = "reliability"
+RELIABILITY_COLUMNS: tuple[tuple[str, Any, str], ...] = (
+    ("host", pa.string(), "name of the machine; null where no attempt told it"),
+    ("engine", pa.string(), "name of the engine"),
+    ("cycles", pa.int64(), "planned cycles"),
+    ("valid", pa.int64(), "valid cycles"),
+    ("missed", pa.int64(), "cycles for which no GPU came"),
+    ("failed_attempts", pa.int64(), "attempts that failed, also of cycles that are valid now"),
+    ("reasons", pa.string(), "JSON: number of cycles that are not valid by the reason"),
+)
+"""Columns of the table of reliability, one row a host and engine: name, type, meaning."""
+
 FORMATS = ("csv", "json", "parquet")
 
 
@@ -27,7 +39,7 @@ def export_table(run: StoredRun, table: str, form: str, target: IO[bytes]) -> in
 
     Args:
         run: The run.
-        table: cycles, experiments or power.
+        table: cycles, experiments, power or reliability.
         form: csv, json (one object a line) or parquet. Lists become JSON text in CSV.
         target: Where to write.
 
@@ -37,19 +49,33 @@ def export_table(run: StoredRun, table: str, form: str, target: IO[bytes]) -> in
     Raises:
         ResultReadError: The run was not aggregated, or the table does not open.
     """
-    name = TABLES[table]
+    name = TABLES.get(table, names.SUMMARY)
     if not run.folder.exists(name):
         raise ResultReadError(f"{run.url}: not aggregated yet; `llem-airflow report {run.url}` does it")
+    if table == RELIABILITY:
+        return _exported(_reliability(run), form, target)
     try:
         with run.folder.open(name) as file:
-            source = pq.ParquetFile(file)
-            if form == "csv":
-                return _csv(source, target)
-            if form == "json":
-                return _json(source, target)
-            return _parquet(source, target)
+            return _exported(pq.ParquetFile(file), form, target)
     except pa.ArrowException as error:
         raise ResultReadError(f"{run.url}/{name}: cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _exported(source: Any, form: str, target: IO[bytes]) -> int:
+    write = {"csv": _csv, "json": _json, "parquet": _parquet}[form]
+    return write(source, target)
+
+
+def _reliability(run: StoredRun) -> Any:
+    """The table of reliability, which the summary has, as a Parquet file in memory."""
+    rows = [
+        {**row, "host": row["host"] or None, "reasons": json.dumps(row["reasons"], sort_keys=True)}
+        for row in (run.summary() or {}).get("reliability", ())
+    ]
+    schema = pa.schema([(name, kind) for name, kind, _ in RELIABILITY_COLUMNS])
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+    return pq.ParquetFile(pa.BufferReader(sink.getvalue()))
 
 
 def _csv(source: Any, target: IO[bytes]) -> int:

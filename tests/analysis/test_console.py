@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -50,7 +52,9 @@ def test_report_as_markdown_and_as_json(make_run: MakeRun) -> None:
     page = _llem(run, "report", "--format", "markdown").output
     assert re.search(r"\| batch_size 1 \| 36\.\d J/token \[36\.\d to 36\.\d\] \|.* \| 3/3 \|", page)
     assert "no attempt left a result or an error" in page
-    assert json.loads(_llem(run, "report", "--format", "json").output)["planned"] == 6
+    assert "| gpu-1 | transformers | 3 | 3 | 0 | 0 | " in page
+    found = json.loads(_llem(run, "report", "--format", "json").output)
+    assert (found["planned"], found["since_previous"]) == (6, None)
 
 
 def test_compare_prints_the_verdict_and_fails_only_when_asked_to(make_run: MakeRun) -> None:
@@ -176,6 +180,23 @@ def test_export_writes_json_and_parquet_with_every_row(make_run: MakeRun, tmp_pa
     assert len([json.loads(line) for line in (tmp_path / "t.json").read_text().splitlines()]) == rows
     assert pq.read_metadata(tmp_path / "t.parquet").num_rows == rows
     assert len((tmp_path / "t.csv").read_text().splitlines()) == rows + 1
+
+
+@pytest.mark.parametrize("form", ["json", "parquet", "csv"])
+def test_export_writes_how_reliable_each_host_and_engine_was(
+    make_run: MakeRun, tmp_path: Path, form: str
+) -> None:
+    target = tmp_path / f"t.{form}"
+    arguments = ("results", "export", "--table", "reliability", "--format", form, "-o", str(target))
+    assert _llem(_run(make_run), *arguments).exit_code == 0
+    readers: dict[str, Any] = {
+        "json": lambda: [json.loads(line) for line in target.read_text().splitlines()],
+        "parquet": lambda: pq.read_table(target).to_pylist(),
+        "csv": lambda: list(csv.DictReader(target.read_text().splitlines())),
+    }
+    found = {row["host"] or None: row for row in readers[form]()}
+    assert (int(found["gpu-1"]["valid"]), int(found["gpu-1"]["missed"])) == (3, 0)
+    assert json.loads(found[None]["reasons"]) == {"no attempt left a result or an error": 3}
 
 
 def test_prune_removes_nothing_without_yes(make_run: MakeRun) -> None:

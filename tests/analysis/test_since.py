@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.energy import SEMANTICS_VERSION
+from llem_airflow.analysis.markdown import report_markdown
 from llem_airflow.analysis.since import since_previous
 from llem_airflow.analysis.verdict import Verdict
 from llem_airflow.results import StoredRun
@@ -40,6 +43,28 @@ def test_the_report_says_what_changed_since_the_run_before(make_run: MakeRun) ->
     assert "Against run monday" in text
     assert "2 regression" in text
     assert "+10.0 %" in text
+
+
+def test_markdown_and_json_say_what_changed_too(make_run: MakeRun) -> None:
+    aggregate_run(_run(make_run, "monday", 1, 200), report=False)
+    run = _run(make_run, "tuesday", 2, 220)
+    summary = aggregate_run(run, report=False)
+    since = since_previous(run)
+    page = report_markdown(summary, since)
+    assert "Against run `monday` of 1970-01-02 00:00:00 UTC: 2 regression." in page
+    assert re.search(
+        r"\| batch_size 1 \| regression \| \+10\.0 % \[\+9\.\d % to \+10\.\d %\] \| .* \| same \|", page
+    )
+    assert since is not None
+    told = json.loads(json.dumps(since.to_json(), allow_nan=False))
+    assert (told["run_id"], [one["verdict"] for one in told["comparisons"]]) == ("monday", ["regression"] * 2)
+
+
+def test_markdown_lists_what_differs_instead_of_a_number(make_run: MakeRun) -> None:
+    aggregate_run(_run(make_run, "monday", 1, 200), report=False)
+    run = _run(make_run, "tuesday", 2, 220, gpus=("GPU-other",))
+    page = report_markdown(aggregate_run(run, report=False), since_previous(run))
+    assert "| not comparable | conditions differ: gpus: " in page
 
 
 def test_a_first_run_has_no_such_section(make_run: MakeRun) -> None:

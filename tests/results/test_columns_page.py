@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from llem_airflow.analysis.merge import MERGED_SCHEMA
@@ -10,9 +11,9 @@ PAGE = Path(__file__).parents[2] / "llem_airflow" / "results" / "README.md"
 
 def test_every_column_is_on_the_page_with_its_meaning_and_nothing_else_is() -> None:
     page = PAGE.read_text()
-    for table in ("cycles", "experiments", "power"):
+    for table in ("cycles", "experiments", "power", "reliability"):
         expected = [f"| `{name}` | {meaning} |" for part, name, meaning in column_meanings() if part == table]
-        section = page.split(f"### {table}.parquet", 1)[1].split("\n#", 1)[0]
+        section = re.split(rf"^### {table}(?:\.parquet)?$", page, flags=re.MULTILINE)[1].split("\n#", 1)[0]
         rows = [line for line in section.splitlines() if line.startswith("| `")]
         assert rows == expected, f"{table}.parquet in {PAGE} should be:\n" + "\n".join(expected)
 
