@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from llem_airflow.analysis.cycle import Reading
 from llem_airflow.analysis.merge import midpoints_ns
-from llem_airflow.analysis.samples import column, labels
+from llem_airflow.analysis.samples import Labels
 
 _BUCKETS = 300
 
@@ -36,11 +37,11 @@ class Curve:
 
 def curve(experiment: str, cycle: int, reading: Reading) -> Curve:
     """The curve of a cycle: at most 600 points a GPU, with the extremes of each bucket: no peak is lost."""
-    table = reading.power
-    mono = midpoints_ns(table) if table.num_rows else np.array([], dtype=np.int64)
+    power = reading.power.columns
+    mono = midpoints_ns(power)
     origin = min([phase.begin_mono_ns for phase in reading.phases] or mono.tolist()[:1] or [0])
-    gpus = labels(table, "gpu")
-    watts = _watts(table)
+    gpus: Labels = power["gpu"]
+    watts = _watts(power)
     series = {}
     for code, gpu in sorted(enumerate(gpus.names), key=lambda item: item[1]):
         kept = (gpus.codes == code) & ~np.isnan(watts)
@@ -70,10 +71,8 @@ def thinned(
     return t_s[index], values[index]
 
 
-def _watts(table: Any) -> NDArray[np.float64]:
+def _watts(power: Mapping[str, Any]) -> NDArray[np.float64]:
     """Instant power, else the average that the driver gives; NaN marks what is not known."""
-    for name in ("power_instant_mw", "power_average_mw"):
-        if table.column(name).null_count < table.num_rows:
-            milliwatts: NDArray[np.float64] = column(table, name)
-            return milliwatts / 1e3
-    return np.full(table.num_rows, np.nan)
+    instant: NDArray[np.float64] = power["power_instant_mw"] / 1e3
+    average: NDArray[np.float64] = power["power_average_mw"] / 1e3
+    return average if np.isnan(instant).all() else instant

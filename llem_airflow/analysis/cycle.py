@@ -13,12 +13,13 @@ from llem_airflow.analysis.fingerprint import fingerprint
 from llem_airflow.analysis.latency import Distribution, latency
 from llem_airflow.analysis.metrics import METRICS
 from llem_airflow.analysis.quality import Flag, flags
-from llem_airflow.analysis.samples import columns
+from llem_airflow.analysis.requests import COLUMNS, Requests
 from llem_airflow.analysis.second_sampler import second_sampler
+from llem_airflow.analysis.stored_power import StoredPower, stored_power
 from llem_airflow.analysis.timeline import Phase, phases
 from llem_airflow.protocol.result import CycleResult, Window
 from llem_airflow.results import CycleRef, FailureRef, ResultReadError
-from llem_airflow.results.convert import POWER_SCHEMA, REQUESTS_SCHEMA
+from llem_airflow.results.convert import REQUESTS_SCHEMA
 
 STATUSES = ("valid", "invalid_energy", "failed", "missed", "missing", "damaged", "skipped")
 """valid: measured. invalid_energy: measured, but its energy is withheld. failed: every attempt failed.
@@ -27,8 +28,6 @@ skipped: left out by the study."""
 
 HAS_RESULT = ("valid", "invalid_energy")
 
-_REQUEST_COLUMNS = [name for name in REQUESTS_SCHEMA.names if name != "output_token_ids"]
-
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -36,16 +35,14 @@ class Reading:
 
     Attributes:
         result: The raw observations.
-        power: The samples, as a ``pyarrow.Table``; empty when the series is absent or damaged.
-        power_problem: Why ``power`` is empty although there should be samples, or None.
+        power: The samples.
         phases: Phases of the attempt.
         energy: Energy of the window.
         environment: Where it ran, from environment.json.
     """
 
     result: CycleResult
-    power: Any
-    power_problem: str | None
+    power: StoredPower
     phases: tuple[Phase, ...]
     energy: EnergyOfWindow
     environment: Mapping[str, Any]
@@ -157,16 +154,14 @@ def absent_cycle(
 def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple[Cycle, Reading]:
     result, config = ref.result(), ref.config()
     environment, record, events = ref.environment(), ref.provenance(), ref.events()
-    power, power_problem = _table(ref.power, result.meter.kind != "none")
-    requests, requests_problem = _table(lambda: ref.requests(_REQUEST_COLUMNS), expected=True)
-    rows = _measured(requests) if requests is not None else []
-    power = power if power is not None else POWER_SCHEMA.empty_table()
+    power = stored_power(ref, record, expected=result.meter.kind != "none")
+    requests, requests_problem = _requests(ref)
     energy = window_energy(
-        columns(power),
+        power.columns,
         result.meter,
         result.window,
         events=events,
-        requests=rows,
+        requests=requests,
         expected_gpus=config.meter.gpus,
     )
     host = record.get("host")
@@ -178,7 +173,7 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
         host=host if isinstance(host, Mapping) else None,
     )
     found += second_sampler(ref, result.window, energy)
-    found += _own_flags(power_problem, requests_problem, rows, result.window)
+    found += _own_flags(power.problem, requests_problem, requests, result.window)
     marks = phases(events)
     row = Cycle(
         experiment=ref.experiment_id,
@@ -205,16 +200,16 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
         active_over=energy.active_over,
         warmup=result.warmup.outcome,
         flags=found,
-        measures=measures(result.window, energy, rows, marks),
+        measures=measures(result.window, energy, requests, marks),
         fingerprint=fingerprint(
             config, result, environment, record, semantics_version=energy.semantics_version
         ),
     )
-    return row, Reading(result, power, power_problem, marks, energy, environment)
+    return row, Reading(result, power, marks, energy, environment)
 
 
 def measures(
-    window: Window, energy: EnergyOfWindow, requests: Sequence[Mapping[str, Any]], marks: Sequence[Phase]
+    window: Window, energy: EnergyOfWindow, requests: Requests, marks: Sequence[Phase]
 ) -> dict[str, float | None]:
     """Every metric of ``metrics.METRICS`` for one cycle; None where it is undefined."""
     window_s = (window.t_end_mono_ns - window.t_begin_mono_ns) / 1e9
@@ -275,7 +270,7 @@ def _per_work(joules: float, window: Window, e2el_mean_s: float | None) -> dict[
 def _own_flags(
     power_problem: str | None,
     requests_problem: str | None,
-    rows: Sequence[Mapping[str, Any]],
+    requests: Requests,
     window: Window,
 ) -> tuple[Flag, ...]:
     """Flags about the streams themselves, which only the reader of the store can see."""
@@ -286,13 +281,13 @@ def _own_flags(
         )
     if requests_problem:
         found.append(_flag("requests_unreadable", requests_problem, "latencies of this cycle are absent"))
-    elif rows:
-        tokens = sum(int(row["output_tokens"] or 0) for row in rows)
-        if (len(rows), tokens) != (window.requests, window.output_tokens):
+    elif len(requests):
+        n, tokens = len(requests), requests.tokens
+        if (n, tokens) != (window.requests, window.output_tokens):
             found.append(
                 _flag(
                     "requests_disagree",
-                    f"requests.parquet has {len(rows)} requests and {tokens} output tokens, the result says "
+                    f"requests.parquet has {n} requests and {tokens} output tokens, the result says "
                     f"{window.requests} and {window.output_tokens}",
                     "measure this cycle again; the engine adapter or the collection lost rows",
                 )
@@ -304,17 +299,12 @@ def _flag(code: str, message: str, next_step: str) -> Flag:
     return Flag(code=code, message=message, next_step=next_step, threshold="", severity="warning")
 
 
-def _table(read: Callable[[], Any], expected: bool) -> tuple[Any, str | None]:
+def _requests(ref: CycleRef) -> tuple[Requests, str | None]:
+    """Requests that were submitted in the window, and why they cannot be read."""
     try:
-        return read(), None
+        return Requests.of(ref.requests(list(COLUMNS))), None
     except ResultReadError as error:
-        return None, str(error) if expected else None
-
-
-def _measured(requests: Any) -> list[dict[str, Any]]:
-    """Rows of the requests that were submitted in the window."""
-    rows: list[dict[str, Any]] = requests.to_pylist()
-    return [row for row in rows if row["phase"] == "measure"]
+        return Requests.of(REQUESTS_SCHEMA.empty_table()), str(error)
 
 
 def _defined(metric: Callable[[], float]) -> float | None:

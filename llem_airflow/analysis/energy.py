@@ -21,6 +21,7 @@ from llem_airflow.analysis.power_series import (
     series_by_gpu,
 )
 from llem_airflow.analysis.prefill import prefill_and_decode
+from llem_airflow.analysis.requests import Requests
 from llem_airflow.protocol.result import Meter, Window
 from llem_airflow.results.peer import PEER_METER
 
@@ -170,7 +171,7 @@ def window_energy(
     window: Window,
     *,
     events: Sequence[Mapping[str, Any]] = (),
-    requests: Sequence[Mapping[str, Any]] = (),
+    requests: Requests | None = None,
     expected_gpus: Sequence[str] = (),
 ) -> EnergyOfWindow:
     """Energy of the window. Bad data never raises: it withholds.
@@ -180,7 +181,7 @@ def window_energy(
         meter: What read them.
         window: The measured window.
         events: Rows of events.jsonl, for the baselines and as a check of the window.
-        requests: Rows of requests, for the split into prefill and decode.
+        requests: Those of the window, for the split into prefill and decode.
         expected_gpus: UUIDs that the attempt was given; one without samples withholds the total.
     """
     duration_s = (window.t_end_mono_ns - window.t_begin_mono_ns) / 1e9
@@ -198,7 +199,7 @@ def _of_series(
     meter: Meter,
     window: Window,
     events: Sequence[Mapping[str, Any]],
-    requests: Sequence[Mapping[str, Any]],
+    requests: Requests | None,
     expected_gpus: Sequence[str],
 ) -> EnergyOfWindow:
     duration_s = (window.t_end_mono_ns - window.t_begin_mono_ns) / 1e9

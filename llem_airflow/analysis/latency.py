@@ -5,13 +5,12 @@ t0 is the submission, t1 the first token, tn the last token, n the number of gen
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from llem_airflow.analysis.requests import Floats, Requests
 
 _NS_PER_S = 1e9
 
@@ -52,71 +51,62 @@ class Latency:
     e2el: Distribution | None
 
 
-def ttft_s(request: Mapping[str, Any]) -> float | None:
-    """Time to first token, in seconds.
+def ttft_s(requests: Requests) -> Floats:
+    """Time to first token of each request, in seconds.
 
-    Formula: TTFT = t1 - t0. None when the engine does not tell the first token.
+    Formula: TTFT = t1 - t0. NaN when the engine does not tell the first token.
     """
-    return _between(request.get("t_submit_mono_ns"), request.get("t_first_mono_ns"))
+    return (requests.first_ns - requests.submit_ns) / _NS_PER_S
 
 
-def e2el_s(request: Mapping[str, Any]) -> float | None:
-    """End-to-end latency, in seconds.
+def e2el_s(requests: Requests) -> Floats:
+    """End-to-end latency of each request, in seconds.
 
     Formula: E2EL = tn - t0.
     """
-    return _between(request.get("t_submit_mono_ns"), request.get("t_last_mono_ns"))
+    return (requests.last_ns - requests.submit_ns) / _NS_PER_S
 
 
-def tpot_s(request: Mapping[str, Any]) -> float | None:
-    """Time per output token, in seconds.
+def tpot_s(requests: Requests) -> Floats:
+    """Time per output token of each request, in seconds.
 
-    Formula: TPOT = (E2EL - TTFT) / (n - 1). None for n < 2 (there is no token after the first).
+    Formula: TPOT = (E2EL - TTFT) / (n - 1). NaN for n < 2 (there is no token after the first).
     """
-    tokens = request.get("output_tokens")
-    after_first = _between(request.get("t_first_mono_ns"), request.get("t_last_mono_ns"))
-    if after_first is None or tokens is None or tokens < 2:
-        return None
-    return after_first / float(tokens - 1)
+    after_first = np.where(requests.output_tokens >= 2, requests.output_tokens - 1, np.nan)
+    return (requests.last_ns - requests.first_ns) / _NS_PER_S / after_first
 
 
-def itl_s(requests: Iterable[Mapping[str, Any]]) -> NDArray[np.float64]:
+def itl_s(requests: Requests) -> Floats:
     """Inter-token latencies, in seconds: every gap between two tokens of a request that follow each other.
 
     Formula: ITL_i = t(i+1) - t(i). Empty when the engine gives no token times.
     """
-    times = [found for row in requests if (found := row.get("token_mono_ns"))]
-    token_ns: NDArray[np.int64] = np.fromiter(itertools.chain.from_iterable(times), dtype=np.int64)
-    gaps_ns = token_ns[1:] - token_ns[:-1]
-    last_of_each = np.cumsum([len(found) for found in times], dtype=np.int64)[:-1] - 1
-    return np.delete(gaps_ns, last_of_each) / _NS_PER_S
+    within = np.ones(max(len(requests.token_ns) - 1, 0), dtype=bool)
+    begins = requests.tokens_from[1:-1]
+    within[begins[(begins > 0) & (begins <= len(within))] - 1] = False
+    return np.diff(requests.token_ns)[within] / _NS_PER_S
 
 
-def latency(requests: Iterable[Mapping[str, Any]]) -> Latency:
-    """Latencies of the measured requests of one cycle; warm-up requests must be left out before."""
-    rows = list(requests)
+def latency(requests: Requests) -> Latency:
+    """Latencies of the measured requests of one cycle."""
     return Latency(
-        ttft=distribution(ttft_s(row) for row in rows),
-        tpot=distribution(tpot_s(row) for row in rows),
-        itl=distribution(itl_s(rows)),
-        e2el=distribution(e2el_s(row) for row in rows),
+        ttft=distribution(ttft_s(requests)),
+        tpot=distribution(tpot_s(requests)),
+        itl=distribution(itl_s(requests)),
+        e2el=distribution(e2el_s(requests)),
     )
 
 
-def distribution(values_s: Iterable[float | None]) -> Distribution | None:
+def distribution(values_s: Floats) -> Distribution | None:
     """Distribution of the known values; None when there is none. Percentiles interpolate linearly."""
-    known = values_s
-    if not isinstance(known, np.ndarray):
-        known = np.array([value for value in values_s if value is not None], dtype=float)
+    known = values_s[~np.isnan(values_s)]
     if known.size == 0:
         return None
     p50, p95, p99 = np.percentile(known, (50, 95, 99))
     return Distribution(int(known.size), float(known.mean()), float(p50), float(p95), float(p99))
 
 
-def goodput_requests_per_s(
-    requests: Iterable[Mapping[str, Any]], window_s: float, limits_s: Mapping[str, float]
-) -> float:
+def goodput_requests_per_s(requests: Requests, window_s: float, limits_s: Mapping[str, float]) -> float:
     """Requests that met every limit, per second of the window.
 
     Args:
@@ -125,12 +115,7 @@ def goodput_requests_per_s(
         limits_s: Largest ``ttft``, ``tpot`` and ``e2el``, in seconds; an unknown one fails its limit.
     """
     measured = {"ttft": ttft_s, "tpot": tpot_s, "e2el": e2el_s}
-    good = 0
-    for row in requests:
-        values = [(measured[name](row), limit) for name, limit in limits_s.items()]
-        good += all(value is not None and value <= limit for value, limit in values)
-    return good / window_s
-
-
-def _between(begin_ns: int | None, end_ns: int | None) -> float | None:
-    return None if begin_ns is None or end_ns is None else (end_ns - begin_ns) / _NS_PER_S
+    good = np.ones(len(requests), dtype=bool)
+    for name, limit_s in limits_s.items():
+        good &= measured[name](requests) <= limit_s
+    return float(good.sum()) / window_s

@@ -6,6 +6,7 @@ import numpy as np
 
 from llem_airflow.analysis.energy import GpuEnergy
 from llem_airflow.analysis.flag import Check, Seen
+from llem_airflow.analysis.power_series import rows_between
 
 THROTTLE_BITS = 0x8 | 0x20 | 0x40 | 0x80
 """Hardware slowdown, software thermal, hardware thermal, power brake (nvml.h, clocks event reasons)."""
@@ -83,9 +84,10 @@ def _share_of_time(seen: Seen, bits: int) -> float | None:
     """Highest share of a device's samples in the window with one of the event bits; None when not known."""
     shares = []
     for one in seen.series.values():
-        inside = (one.t_s >= 0) & (one.t_s <= seen.energy.duration_s) & ~np.isnan(one.event_reasons)
-        if inside.any():
-            shares.append(float(((one.event_reasons[inside].astype(np.int64) & bits) != 0).mean()))
+        inside = one.event_reasons[rows_between(one.t_s, 0, seen.energy.duration_s)]
+        known = inside[~np.isnan(inside)]
+        if len(known):
+            shares.append(float(((known.astype(np.int64) & bits) != 0).mean()))
     return max(shares, default=None)
 
 
@@ -120,7 +122,7 @@ def _without_counter(seen: Seen) -> list[GpuEnergy]:
 def _temperature_drift(seen: Seen) -> str | None:
     widest = 0.0
     for one in seen.series.values():
-        inside = one.temperature_c[(one.t_s >= 0) & (one.t_s <= seen.energy.duration_s)]
+        inside = one.temperature_c[rows_between(one.t_s, 0, seen.energy.duration_s)]
         inside = inside[~np.isnan(inside)]
         if len(inside):
             widest = max(widest, float(inside.max() - inside.min()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class Curve:
         trapezoid from there to the straight line's value at t. Every sample counts; repeated values are not
         dropped.
         """
-        return float(self._running(end_s) - self._running(begin_s))
+        return self._running(end_s) - self._running(begin_s)
 
     def at(self, t_s: float) -> float:
         """Value at an instant; the nearest sample's beyond the ends."""
@@ -53,7 +54,7 @@ class Curve:
 
     def inside(self, begin_s: float, end_s: float) -> Floats:
         """Values of the samples in a window."""
-        return self.y[(self.t_s >= begin_s) & (self.t_s <= end_s)]
+        return self.y[rows_between(self.t_s, begin_s, end_s)]
 
     def longest_gap_s(self, begin_s: float, end_s: float) -> float:
         """Longest time between two neighbouring samples that overlaps the window."""
@@ -62,15 +63,22 @@ class Curve:
         steps = np.diff(self.t_s[first : last + 1])
         return float(steps.max()) if len(steps) else 0.0
 
+    @cached_property
+    def _sums(self) -> Floats:
+        """The running trapezoid sum at each sample."""
+        found = np.zeros(len(self.t_s))
+        np.cumsum((self.t_s[1:] - self.t_s[:-1]) * (self.y[1:] + self.y[:-1]) / 2, out=found[1:])
+        return found
+
     def _running(self, t_s: float) -> float:
-        k = min(max(int(np.searchsorted(self.t_s, t_s, side="right")) - 1, 0), len(self.t_s) - 2)
-        whole = float(np.trapezoid(self.y[: k + 1], self.t_s[: k + 1]))
-        step_s = self.t_s[k + 1] - self.t_s[k]
+        k = min(max(int(self.t_s.searchsorted(t_s, side="right")) - 1, 0), len(self.t_s) - 2)
+        whole = float(self._sums[k])
+        begin_s, y = float(self.t_s[k]), float(self.y[k])
+        step_s, left_s = float(self.t_s[k + 1]) - begin_s, t_s - begin_s
         if step_s <= 0:
             return whole
-        left_s = t_s - self.t_s[k]
-        slope = (self.y[k + 1] - self.y[k]) / step_s
-        return whole + float(self.y[k] * left_s + slope * left_s**2 / 2)
+        slope = (float(self.y[k + 1]) - y) / step_s
+        return whole + y * left_s + slope * left_s**2 / 2
 
 
 @dataclass(frozen=True)
@@ -153,32 +161,49 @@ def series_by_gpu(power: Any, origin_ns: int) -> dict[str, GpuSeries]:
         raise UnreadableSeriesError("power samples: a row has no time")
     t_s = ((before - origin_ns) + (after - origin_ns)) / 2e9
     gpus, errors = _labels(power, "gpu"), _labels(power, "error")
+    order, ends = _by_gpu_and_time(gpus.codes, t_s)
+    taken = {name: columns[name][order] for name in _NUMERIC}
+    errors = errors.take(order)
+    call_s = (taken["t_after_mono_ns"] - taken["t_before_mono_ns"]) / 1e9
+    instant_w, average_w = taken["power_instant_mw"] / 1e3, taken["power_average_mw"] / 1e3
+    t_s, counter_j = t_s[order], taken["energy_mj"] / 1e3
+    event_reasons, temperature_c = _floats(taken["event_reasons"]), _floats(taken["temperature_c"])
+    utilisation_percent = _floats(taken["utilisation_percent"])
+    parts = sorted(
+        (slice(begin, end) for begin, end in pairwise(ends)), key=lambda rows: order[rows].min(initial=0)
+    )
     found = {}
-    for rows in _rows_of_each(gpus.codes, t_s):
-        gpu = str(gpus[int(rows[0])])
+    for rows in parts:
+        gpu = str(gpus[int(order[rows.start])])
         found[gpu] = GpuSeries(
             gpu=gpu,
             t_s=t_s[rows],
-            call_s=(after[rows] - before[rows]) / 1e9,
-            instant_w=columns["power_instant_mw"][rows] / 1e3,
-            average_w=columns["power_average_mw"][rows] / 1e3,
-            counter_j=columns["energy_mj"][rows] / 1e3,
-            event_reasons=columns["event_reasons"][rows],
-            temperature_c=columns["temperature_c"][rows],
-            utilisation_percent=columns["utilisation_percent"][rows],
+            call_s=call_s[rows],
+            instant_w=instant_w[rows],
+            average_w=average_w[rows],
+            counter_j=counter_j[rows],
+            event_reasons=event_reasons[rows],
+            temperature_c=temperature_c[rows],
+            utilisation_percent=utilisation_percent[rows],
             errors=errors.take(rows),
         )
     return found
 
 
-def _rows_of_each(codes: npt.NDArray[np.int64], t_s: Floats) -> list[npt.NDArray[np.int64]]:
-    """Positions of each device's rows in time order; the devices in the order of their first rows."""
-    if not len(codes):
-        return []
+def _by_gpu_and_time(codes: npt.NDArray[np.int64], t_s: Floats) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """Rows device by device, each in time order, and where one device ends and the next begins."""
     order = np.argsort(codes.astype(np.int16), kind="stable")  # 16 bits are sorted by radix, in linear time
-    groups = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
-    groups.sort(key=lambda rows: int(rows[0]))
-    return [rows[np.argsort(t_s[rows], kind="stable")] for rows in groups]
+    sorted_codes, sorted_s = codes[order], t_s[order]
+    begins = np.flatnonzero(np.diff(sorted_codes)) + 1
+    back = np.flatnonzero(np.diff(sorted_s) < 0) + 1
+    if not np.isin(back, begins).all():
+        order = np.lexsort((t_s, codes))
+    return order, [0, *begins.tolist(), len(order)] if len(order) else [0]
+
+
+def rows_between(t_s: Floats, begin_s: float, end_s: float) -> slice:
+    """Rows of ascending times that lie in a window, both ends included."""
+    return slice(int(t_s.searchsorted(begin_s)), int(t_s.searchsorted(end_s, side="right")))
 
 
 _NUMERIC = (
@@ -191,11 +216,16 @@ _NUMERIC = (
     "temperature_c",
     "utilisation_percent",
 )
+COLUMNS = (*_NUMERIC, "gpu", "error")
+"""Columns of power.csv that are computed with."""
 
 
-def _numbers(power: Any, name: str) -> Floats:
+def _numbers(power: Any, name: str) -> Any:
+    """A column as whole numbers where it has them all, else as floats."""
     try:
         column = power[name]
+        if isinstance(column, np.ndarray) and column.dtype.kind == "i":
+            return column
         if hasattr(column, "isna"):  # pandas, whose own missing value numpy does not know
             column = column.to_numpy(dtype="float64", na_value=np.nan)
         numbers = np.asarray(column, dtype=np.float64)
@@ -206,6 +236,11 @@ def _numbers(power: Any, name: str) -> Floats:
     if np.isinf(numbers).any():
         raise UnreadableSeriesError(f"power samples: column {name} holds an infinite value")
     return numbers
+
+
+def _floats(column: Any) -> Floats:
+    found: Floats = column.astype(np.float64, copy=False)
+    return found
 
 
 def _labels(power: Any, name: str) -> Labels:

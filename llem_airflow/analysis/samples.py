@@ -40,7 +40,7 @@ class Labels:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def take(self, rows: NDArray[np.int64]) -> Labels:
+    def take(self, rows: NDArray[np.int64] | slice) -> Labels:
         """Some of the rows."""
         return Labels(self.codes[rows], self.names)
 

@@ -56,6 +56,8 @@ REQUESTS_SCHEMA = pa.schema(
 """requests.parquet: one row a request."""
 
 _ROWS_PER_BATCH = 5_000
+_ROWS_PER_GROUP = 250_000
+"""An hour of 8 GPUs is 288,000 samples; each takes about 100 bytes of memory here."""
 
 
 def power_to_parquet(source: Path, target: Path) -> int:
@@ -79,9 +81,8 @@ def power_to_parquet(source: Path, target: Path) -> int:
     )
     rows = 0
     with pq.ParquetWriter(target, POWER_SCHEMA, **writer_options()) as writer:
-        for batch in reader:
-            table = pa.Table.from_batches([batch])
-            writer.write_table(_narrow(table))
+        for table in _groups(reader):
+            writer.write_table(table)
             rows += table.num_rows
     return rows
 
@@ -108,6 +109,22 @@ def writer_options() -> dict[str, Any]:
         "use_dictionary": ["gpu", "error", "experiment", "phase"],
         "column_encoding": dict.fromkeys((*_NS, "energy_mj"), "DELTA_BINARY_PACKED"),
     }
+
+
+def _groups(reader: Any) -> Iterator[Any]:
+    """What will be row groups: readers pay for each, and so does every run's merged series, which has them all."""
+    waiting: list[Any] = []
+    for batch in reader:
+        waiting.append(_narrow(pa.Table.from_batches([batch])))
+        if sum(table.num_rows for table in waiting) >= _ROWS_PER_GROUP:
+            yield _joined(waiting)
+            waiting = []
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(tables: list[Any]) -> Any:
+    return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
 
 
 def _csv_type(name: str) -> Any:

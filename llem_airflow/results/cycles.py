@@ -64,6 +64,10 @@ class CycleRef:
         """Power samples as a ``pyarrow.Table``."""
         return read_table(self.folder, names.POWER, columns)
 
+    def power_file(self) -> bytes:
+        """Power samples as they are stored, a Parquet file."""
+        return _bytes(self.folder, names.POWER)
+
     def check(self) -> tuple[Meter, Any] | None:
         """A second sampler's meter and samples of the same window, where there was one."""
         if not self.folder.exists(names.METER_CHECK):
@@ -140,18 +144,38 @@ def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> A
     Raises:
         ResultReadError: It is missing or does not open.
     """
+    return decoded(_bytes(folder, name), f"{folder.url}/{name}", columns)
+
+
+def decoded(data: bytes, where: str, columns: list[str] | None = None) -> Any:
+    """A Parquet file in memory as a table.
+
+    Args:
+        data: The file.
+        where: Its name, for the error.
+        columns: The columns to decode; else all.
+
+    Raises:
+        ResultReadError: It does not open, or lacks a column.
+    """
     # Airflow imports this room before every task, and Arrow takes half a second that only readers of tables owe.
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     try:
-        with folder.open(name) as file:
-            stored = pq.ParquetFile(file)
-            absent = sorted(set(columns or ()) - set(stored.schema_arrow.names))
-            if absent:
-                raise pa.ArrowInvalid(f"there is no column {absent[0]}")
-            return stored.read(columns=columns)
+        stored = pq.ParquetFile(pa.BufferReader(data))
+        absent = sorted(set(columns or ()) - set(stored.schema_arrow.names))
+        if absent:
+            raise pa.ArrowInvalid(f"there is no column {absent[0]}")
+        return stored.read(columns=columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
+        raise ResultReadError(f"{where}: cannot be read: {_one_line(error)}") from error
+
+
+def _bytes(folder: Folder, name: str) -> bytes:
+    try:
+        return folder.read(name)
+    except OSError as error:
         raise ResultReadError(f"{folder.url}/{name}: cannot be read: {_one_line(error)}") from error
 
 

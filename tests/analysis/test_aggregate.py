@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -127,6 +128,29 @@ def test_a_bad_power_series_of_one_cycle_never_loses_the_others(make_run: MakeRu
     assert row["status"] == "invalid_energy"
     assert row["energy_j"] is None
     assert row["ttft_mean_s"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("change", ["backwards", "without a column"])
+def test_samples_that_cannot_be_copied_as_they_are_are_merged_all_the_same(
+    make_run: MakeRun, change: str
+) -> None:
+    run = make_run(ALL)
+    aggregate_run(run, report=False)
+    before = _table(run, "power.parquet")
+    folder = run.cycles()[0].folder
+    with folder.open("power.parquet") as file:
+        table = pq.read_table(file)
+    table = table.drop(["sm_clock_mhz"]) if change == "without a column" else table[::-1]
+    with folder.writing("power.parquet") as file:
+        pq.write_table(table, file)
+    summary = aggregate_run(run, report=False)
+    after = _table(run, "power.parquet")
+    assert (summary.valid, summary.power_rows) == (4, before.num_rows)
+    for name in before.column_names:
+        if name != "sm_clock_mhz" or change == "backwards":
+            assert after.column(name).cast(pa.string()) == before.column(name).cast(pa.string()), name
+    lost = table.num_rows if change == "without a column" else 0
+    assert after.column("sm_clock_mhz").null_count == lost
 
 
 def test_a_result_that_cannot_be_read_is_a_row(make_run: MakeRun) -> None:

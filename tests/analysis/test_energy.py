@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llem_airflow.analysis.energy import SEMANTICS_VERSION, EnergyOfWindow, window_energy
+from llem_airflow.analysis.requests import Requests
+from llem_airflow.results.convert import REQUESTS_SCHEMA
 from tests.analysis.sampled import GPU, Profile, at_ns, columns, meter, phase, row, samples, window
 
 
@@ -251,15 +253,19 @@ def requests(first_s: float, second_token_s: float | None = None) -> list[dict[s
     ]
 
 
+def measured(rows: list[dict[str, Any]]) -> Requests:
+    return Requests.of(pa.Table.from_pylist(rows, schema=REQUESTS_SCHEMA))
+
+
 def test_prefill_and_decode_are_told_apart_where_the_prefill_is_resolved() -> None:
-    energy = of(samples(lambda t: 300.0 if 0 <= t % 5 < 0.999 else 100.0), requests=requests(1.0))
+    energy = of(samples(lambda t: 300.0 if 0 <= t % 5 < 0.999 else 100.0), requests=measured(requests(1.0)))
     assert energy.prefill_j == pytest.approx(2 * (300 - 10 + 5), rel=0.06)
     assert energy.decode_j == pytest.approx(2 * 4 * 100, rel=0.06)
 
 
 @pytest.mark.parametrize("rows", [requests(0.05), requests(1.0, 0.5), [{"phase": "measure", "iteration": 0}]])
 def test_prefill_is_not_split_off_when_short_or_interleaved_or_untimed(rows: list[dict[str, Any]]) -> None:
-    energy = of(samples(lambda _: 100.0), requests=rows)
+    energy = of(samples(lambda _: 100.0), requests=measured(rows))
     assert (energy.prefill_j, energy.decode_j) == (None, None)
 
 

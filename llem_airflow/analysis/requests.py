@@ -1,0 +1,108 @@
+"""The requests of a measured window as numpy columns: a request costs no Python object here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+COLUMNS = (
+    "phase",
+    "iteration",
+    "output_tokens",
+    "t_submit_mono_ns",
+    "t_first_mono_ns",
+    "t_last_mono_ns",
+    "token_mono_ns",
+)
+"""Columns of requests.parquet that are computed with."""
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Requests in the order in which they were recorded. NaN is "not known".
+
+    Attributes:
+        origin_ns: Monotonic nanoseconds that all times are counted from, so that floats hold them exactly.
+        iteration: Pass over the prompts; -1 is not known.
+        output_tokens: Generated tokens.
+        submit_ns: When each was submitted.
+        first_ns: When its first token came.
+        last_ns: When its last token came.
+        token_ns: When each token came, request by request.
+        tokens_from: Where the tokens of each request begin in ``token_ns``, and at last its length.
+    """
+
+    origin_ns: int
+    iteration: Ints
+    output_tokens: Floats
+    submit_ns: Floats
+    first_ns: Floats
+    last_ns: Floats
+    token_ns: Floats
+    tokens_from: Ints
+
+    @classmethod
+    def of(cls, table: Any) -> Requests:
+        """Those of a table of requests (``COLUMNS``) that were submitted in the window."""
+        measured = pc.equal(table.column("phase").cast(pa.string()), "measure")
+        rows = table.filter(measured).combine_chunks()
+        origin_ns = pc.min(rows.column("t_submit_mono_ns")).as_py() or 0
+        times = _whole(rows, "token_mono_ns")
+        counts = times.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+        return cls(
+            origin_ns=origin_ns,
+            iteration=_whole(rows, "iteration").fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64),
+            output_tokens=_floats(_whole(rows, "output_tokens")),
+            submit_ns=_since(_whole(rows, "t_submit_mono_ns"), origin_ns),
+            first_ns=_since(_whole(rows, "t_first_mono_ns"), origin_ns),
+            last_ns=_since(_whole(rows, "t_last_mono_ns"), origin_ns),
+            token_ns=_since(times.flatten(), origin_ns),
+            tokens_from=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.iteration)
+
+    @property
+    def tokens(self) -> int:
+        """Generated tokens of all requests together, as far as they are known."""
+        return int(np.nansum(self.output_tokens))
+
+    @property
+    def second_ns(self) -> Floats:
+        """When the second token of each came; infinite where there is none."""
+        at = self.tokens_from[:-1] + 1
+        has = at < self.tokens_from[1:]
+        found = np.full(len(self), np.inf)
+        found[has] = self.token_ns[at[has]]
+        return found
+
+
+def _whole(table: Any, name: str) -> Any:
+    column = table.column(name)
+    return (
+        column.chunk(0)
+        if column.num_chunks == 1
+        else pa.concat_arrays(column.chunks or [_empty(column.type)])
+    )
+
+
+def _empty(kind: Any) -> Any:
+    return pa.array([], kind)
+
+
+def _since(times: Any, origin_ns: int) -> Floats:
+    return _floats(pc.subtract(times, origin_ns))
+
+
+def _floats(array: Any) -> Floats:
+    found: Floats = array.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return found
