@@ -1,12 +1,16 @@
 """Energy of known power profiles: this project against Zeus, CodeCarbon and llenergymeasure.
 
-    python -m benchmarks.accuracy [--windows 5 5 10 10 30 60] [--rounds 3] [--gpus 8] [--output FILE.json]
+    python -m benchmarks.accuracy [--windows 5 5 10 10 30 60] [--rounds 3] [--gpus 1 2] [--output FILE.json]
 
 All tools measure the same stand-in GPUs (tests/standins) at the same time. Each GPU follows one profile whose
 energy is known in closed form; a tool's error is relative to the exact energy between its own begin and end.
 A round starts every tool once and measures the windows one after another, in random order; each begins at a
 random phase and lasts a random part of a register period longer. The peers are installed into build/peers the
 first time.
+
+With fewer than eight GPUs there is a host for each one (or two) of the profiles: a driver script and a process of each
+tool of its own. All hosts measure side by side, as the tools sleep most of the time; how busy the machine was in the
+windows and how many of this project's samples were lost is told.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PEERS = ("zeus==0.16.0", "codecarbon==3.3.2", "llenergymeasure==0.7.0")
 TOOLS = ("llem-airflow", "zeus", "codecarbon", "llenergymeasure")
 START_S = 12.0
-"""Time that the slowest tool needs to import itself, and a little."""
+"""Time that the tools of one host need to import themselves, and a little."""
 BETWEEN_S = 5.0
 """Time that the slowest tool needs between two windows."""
 
@@ -124,47 +128,100 @@ def peers_python() -> Path:
     return python
 
 
+@dataclass(frozen=True)
+class Round:
+    """What the tools of one host answered in one round.
+
+    Attributes:
+        t0: The script's zero, in epoch seconds.
+        answers: By tool, one for each window.
+        sampled: What became of this project's samples.
+    """
+
+    t0: float
+    answers: dict[str, list[dict[str, Any]]]
+    sampled: dict[str, float]
+
+
 def run_round(
-    gpus: int, windows: Sequence[float], script: str
-) -> tuple[float, dict[str, list[dict[str, Any]]]]:
-    """Let all tools measure the same windows, together, one after another.
+    hosts: Sequence[Sequence[Profile]], orders: Sequence[Sequence[float]]
+) -> tuple[list[Round], float]:
+    """Let all tools of all hosts measure their windows, together, one after another.
+
+    Args:
+        hosts: The profiles of each host's GPUs.
+        orders: The windows of each host in their order, in seconds.
 
     Returns:
-        The script's zero in epoch seconds, and the answers by tool, one for each window.
+        What each host's tools answered, and how busy the machine's cores were in the windows, from 0 to 1.
     """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "gpus.conf"
-        t0 = time.time_ns() / 1e9 + START_S - 2
-        path.write_text(f"t0 = {t0:.6f}\n{script}")
-        environment = {
-            **os.environ,
-            **build().environment(path),
-            "PATH": f"{_nvidia_smi(Path(folder))}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(REPOSITORY),
-            "OMP_NUM_THREADS": "1",
-        }
-        workers = {}
-        for tool in TOOLS:
-            python = Path(sys.executable) if tool == "llem-airflow" else peers_python()
-            workers[tool] = subprocess.Popen(
-                [python, REPOSITORY / "benchmarks" / "window.py", tool, str(gpus)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=environment,
-                text=True,
-                cwd=folder,
-            )
-        for tool, worker in workers.items():
-            assert worker.stdout is not None
-            if "ready\n" not in iter(worker.stdout.readline, ""):  # CodeCarbon has other things to say first
-                raise RuntimeError(f"{tool} did not start")
-        asked = _plan(max(t0 + 2, time.time_ns() / 1e9 + 1.5), windows)
-        for worker in workers.values():  # all at once, then wait for each
-            assert worker.stdin is not None
-            worker.stdin.write(asked)
-            worker.stdin.close()
-        answers = {tool: _answers(worker) for tool, worker in workers.items()}
-    return t0, answers
+        t0 = time.time_ns() / 1e9 + START_S * len(hosts) ** 0.8
+        running = []
+        for number, which in enumerate(hosts):  # one host after another: importing is all that is heavy
+            own = Path(folder) / str(number)
+            own.mkdir()
+            running.append(_start(own, t0, which, len(orders[number])))
+        first_s = max(t0 + 2, time.time_ns() / 1e9 + 1.5)
+        if first_s > t0 + 2:
+            raise RuntimeError("the tools took longer to start than START_S says; the profiles had begun")
+        plans = [_plan(first_s, order) for order in orders]
+        for workers, asked in zip(running, plans, strict=True):  # all at once, then wait for each
+            for worker in workers.values():
+                assert worker.stdin is not None
+                worker.stdin.write(asked)
+                worker.stdin.close()
+        time.sleep(max(first_s - time.time_ns() / 1e9, 0))
+        before = _busy_and_all()
+        found = [_round(t0, workers) for workers in running]
+        busy, everything = (after - was for after, was in zip(_busy_and_all(), before, strict=True))
+    return found, busy / everything
+
+
+def _start(
+    folder: Path, t0: float, which: Sequence[Profile], windows: int
+) -> dict[str, subprocess.Popen[str]]:
+    """The tools of one host, each ready to measure."""
+    path = folder / "gpus.conf"
+    powers = "".join(f"gpu.{i}.power = {one.script}\n" for i, one in enumerate(which))
+    path.write_text(f"t0 = {t0:.6f}\ngpus = {len(which)}\n{powers}")
+    environment = {
+        **os.environ,
+        **build().environment(path),
+        "PATH": f"{_nvidia_smi(folder)}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+    }
+    workers = {}
+    for tool in TOOLS:
+        python = Path(sys.executable) if tool == "llem-airflow" else peers_python()
+        workers[tool] = subprocess.Popen(
+            [python, REPOSITORY / "benchmarks" / "window.py", tool, str(len(which)), str(windows)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+            cwd=folder,
+        )
+    for tool, worker in workers.items():
+        assert worker.stdout is not None
+        if "ready\n" not in iter(worker.stdout.readline, ""):  # CodeCarbon has other things to say first
+            raise RuntimeError(f"{tool} did not start")
+    return workers
+
+
+def _round(t0: float, workers: dict[str, subprocess.Popen[str]]) -> Round:
+    answers = {tool: _answers(worker) for tool, worker in workers.items()}
+    return Round(t0, answers, answers["llem-airflow"][-1]["sampled"])
+
+
+def _busy_and_all() -> tuple[int, int]:
+    """CPU time that was worked and that was there, of all cores, from /proc/stat."""
+    user, nice, system, idle, iowait, *others = map(
+        int, Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+    )
+    busy = user + nice + system + sum(others[:2])
+    return busy, busy + idle + iowait
 
 
 def _plan(begin_epoch_s: float, windows: Sequence[float]) -> str:
@@ -182,7 +239,7 @@ def _answers(worker: subprocess.Popen[str]) -> list[dict[str, Any]]:
     assert worker.stdout is not None
     lines = worker.stdout.read().splitlines()
     if worker.wait() != 0:
-        raise RuntimeError(f"{worker.args} failed; see above")
+        raise RuntimeError(f"{worker.args!r} failed; see above")
     return [json.loads(line) for line in lines if line.startswith("{")]
 
 
@@ -197,45 +254,53 @@ def _nvidia_smi(folder: Path) -> Path:
 
 def errors_of(
     t0: float, answer: dict[str, Any], which: Sequence[Profile], key: str = "joules"
-) -> list[float]:
-    """Relative error of a tool on each GPU, and on all together."""
+) -> dict[str, float]:
+    """Relative error of a tool by profile, and of all GPUs together where there are several."""
     begin_s, end_s = answer["begin_epoch_ns"] / 1e9 - t0, answer["end_epoch_ns"] / 1e9 - t0
     exact = [profile.energy_j(end_s) - profile.energy_j(begin_s) for profile in which]
     joules = answer[key]
-    each = [one / truth - 1 for one, truth in zip(joules, exact, strict=True)]
-    return [*each, sum(joules) / sum(exact) - 1]
+    errors = {one.name: got / truth - 1 for one, got, truth in zip(which, joules, exact, strict=True)}
+    return (
+        errors if len(which) == 1 else errors | {f"all {len(which)} together": sum(joules) / sum(exact) - 1}
+    )
 
 
-def compare(windows: Sequence[float], rounds: int, gpus: int = 8) -> list[dict[str, Any]]:
-    """One row for each window length and profile, and for the sum of several: errors of each tool."""
+Found = dict[tuple[int, float, str], dict[str, list[float]]]
+"""Errors by number of GPUs, length of the window and profile, and then by tool."""
+
+
+def compare(windows: Sequence[float], rounds: int, gpus: Sequence[int]) -> list[dict[str, Any]]:
+    """One row for each number of GPUs, window length and profile, and for the sum of several: errors of each tool."""
+    found: Found = {}
     with tempfile.TemporaryDirectory() as folder:
-        which = profiles(Path(folder))[:gpus]
-        script = f"gpus = {gpus}\n" + "".join(
-            f"gpu.{i}.power = {one.script}\n" for i, one in enumerate(which)
-        )
-        found: dict[float, dict[str, list[list[float]]]] = {
-            seconds: {tool: [] for tool in (*TOOLS, "integral alone")} for seconds in sorted(set(windows))
-        }
+        every = profiles(Path(folder))
+        hosts = [every[i : i + count] for count in gpus for i in range(0, len(every), count)]
         for _ in range(rounds):
-            order = random.sample(windows, len(windows))
-            t0, answers = run_round(gpus, order, script)
-            for i, seconds in enumerate(order):
-                seen = found[seconds]
-                for tool in TOOLS:
-                    seen[tool].append(errors_of(t0, answers[tool][i], which))
-                ours = answers["llem-airflow"][i]
-                seen["integral alone"].append(errors_of(t0, ours, which, "integral_joules"))
-            print(".", end="", file=sys.stderr, flush=True)
-    names = [one.name for one in which] + ([f"all {gpus} together"] if gpus > 1 else [])
-    return [
-        _row(name, gpus, seconds, i, errors)
-        for seconds, errors in found.items()
-        for i, name in enumerate(names)
-    ]
+            orders = [random.sample(windows, len(windows)) for _ in hosts]
+            answered, busy = run_round(hosts, orders)
+            for which, order, one in zip(hosts, orders, answered, strict=True):
+                _collect(found, which, order, one)
+            lost, due = (sum(one.sampled[key] for one in answered) for key in ("lost", "due"))
+            print(
+                f"{len(hosts)} hosts side by side: cores {busy:.0%} busy in the windows; "
+                f"{lost:.0f} of {due:.0f} samples of this project lost ({lost / due:.2%})",
+                flush=True,
+            )
+    places = {one.name: place for place, one in enumerate(every)}
+    rows = sorted(found, key=lambda key: (key[0], key[1], places.get(key[2], len(places))))
+    return [_row(*key, found[key]) for key in rows]
 
 
-def _row(name: str, gpus: int, seconds: float, i: int, found: dict[str, list[list[float]]]) -> dict[str, Any]:
-    absolute = {tool: [abs(errors[i]) for errors in repeats] for tool, repeats in found.items()}
+def _collect(found: Found, which: Sequence[Profile], order: Sequence[float], one: Round) -> None:
+    for i, seconds in enumerate(order):
+        told = {tool: errors_of(one.t0, one.answers[tool][i], which) for tool in TOOLS}
+        told["integral alone"] = errors_of(one.t0, one.answers["llem-airflow"][i], which, "integral_joules")
+        for tool, errors in told.items():
+            for name, error in errors.items():
+                found.setdefault((len(which), seconds, name), {}).setdefault(tool, []).append(abs(error))
+
+
+def _row(gpus: int, seconds: float, name: str, absolute: dict[str, list[float]]) -> dict[str, Any]:
     return {
         "profile": name,
         "gpus": gpus,
@@ -272,7 +337,9 @@ def losses(rows: Sequence[dict[str, Any]]) -> list[str]:
     for row in rows:
         ours, *peers = (row["mean_error_ratio"][tool] for tool in TOOLS)
         if min(peers) < ours:
-            lost.append(f"{row['profile']}, {row['window_s']:g} s: {ours:.4%} against {min(peers):.4%}")
+            lost.append(
+                f"{row['profile']}, {row['window_s']:g} s, {row['gpus']} GPUs: {ours:.4%} against {min(peers):.4%}"
+            )
     return lost
 
 
@@ -281,10 +348,10 @@ def main() -> None:
     options = argparse.ArgumentParser(description="Accuracy against peers on stand-in GPUs.")
     options.add_argument("--windows", type=float, nargs="+", default=[5, 5, 10, 10, 30, 60])
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--gpus", type=int, nargs="+", default=[8])
+    options.add_argument("--gpus", type=int, nargs="+", default=[8], choices=[1, 2, 4, 8])
     options.add_argument("--output", type=Path)
     chosen = options.parse_args()
-    rows = [row for gpus in chosen.gpus for row in compare(chosen.windows, chosen.rounds, gpus)]
+    rows = compare(chosen.windows, chosen.rounds, chosen.gpus)
     print("\nAbsolute relative error in percent, mean (worst) of the windows\n")
     print(table(rows))
     lost = losses(rows)

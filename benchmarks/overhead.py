@@ -24,8 +24,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -57,7 +58,8 @@ transformers: {{{{llem_execution: {{{{batch_size: {BATCH}}}}}}}}}
 """
 
 
-class Block(NamedTuple):
+@dataclass(frozen=True)
+class Block:
     """One block of iterations, or several together.
 
     Attributes:
@@ -72,8 +74,13 @@ class Block(NamedTuple):
     engine_s: float
     cpu_s: float
 
-    def __add__(self, other: Block) -> Block:  # type: ignore[override]  # blocks add up; they are not joined
-        return Block(*(a + b for a, b in zip(self, other, strict=True)))
+    def __add__(self, other: Block) -> Block:
+        return Block(
+            self.tokens + other.tokens,
+            self.wall_s + other.wall_s,
+            self.engine_s + other.engine_s,
+            self.cpu_s + other.cpu_s,
+        )
 
 
 def spec_of(model: Path) -> ExperimentSpec:

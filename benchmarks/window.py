@@ -1,10 +1,10 @@
 """One tool measures one window on the stand-in GPUs; started once for each tool by accuracy.py.
 
-    window.py TOOL GPUS SECONDS    TOOL: llem-airflow | zeus | codecarbon | llenergymeasure
+    window.py TOOL GPUS WINDOWS    TOOL: llem-airflow | zeus | codecarbon | llenergymeasure
 
 It says ``ready``, waits for the epoch second at which to begin on stdin, and prints what it measured of
 each GPU with the window's edges as it saw them: after its begin call returned, before its end call was
-made.
+made. In the end this project says how many of its samples were lost.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 Measured = dict[str, Any]
+Measure = Callable[[float, float], Measured]
 
 TAIL_S = 1.1
 """What an attempt goes on sampling after its window, at least."""
 
 
-def llem_airflow(gpus: int) -> Callable[[float, float], Measured]:
+def llem_airflow(gpus: int, windows: int) -> Measure:
     """The window as an attempt opens and closes it; one sampler runs all the time, as in an attempt."""
     from llem_airflow.analysis.energy import window_energy
     from llem_airflow.measurement.sampler import start_sampler
@@ -33,6 +34,7 @@ def llem_airflow(gpus: int) -> Callable[[float, float], Measured]:
     from tests.standins.gpus import read_columns
 
     power_csv = Path("power.csv")
+    left = windows
     spec = MeterSpec(kind="nvml", gpus=tuple(_uuid(i) for i in range(gpus)))
     sampler = start_sampler(spec, power_csv)
     facts = sampler.facts
@@ -51,6 +53,8 @@ def llem_airflow(gpus: int) -> Callable[[float, float], Measured]:
     )
 
     def measure(begin_epoch_s: float, seconds: float) -> Measured:
+        nonlocal left
+        left -= 1
         sleep_until(begin_epoch_s)
         tick_ns = sampler.wait_for_tick()
         begin_ns = tick_ns if tick_ns is not None else time.monotonic_ns()
@@ -62,17 +66,25 @@ def llem_airflow(gpus: int) -> Callable[[float, float], Measured]:
         energy = window_energy(read_columns(power_csv), meter, Window(begin_ns, end_ns, 1, 1, 1, 1))
         by_gpu = {gpu.gpu: gpu for gpu in energy.gpus}
         found = [by_gpu[_uuid(i)] for i in range(gpus)]
-        return {
+        measured = {
             "begin_epoch_ns": begin_ns + offset_ns,
             "end_epoch_ns": end_ns + offset_ns,
             "joules": [gpu.energy_j for gpu in found],
             "integral_joules": [gpu.instant_j for gpu in found],
         }
+        return measured if left else measured | {"sampled": _sampled(sampler.stop(), gpus)}
 
     return measure
 
 
-def zeus(gpus: int) -> Callable[[float, float], Measured]:
+def _sampled(meter: Any, gpus: int) -> dict[str, float]:
+    """How many samples of each device were due and lost."""
+    sweeps = meter.samples / gpus
+    due = (sweeps - 1) / meter.achieved_hz * meter.requested_hz + 1
+    return {"due": due * gpus, "lost": (due - sweeps) * gpus}
+
+
+def zeus(gpus: int, windows: int) -> Measure:  # noqa: ARG001  # as for every tool
     """ZeusMonitor: two reads of the energy counter."""
     from zeus.monitor import ZeusMonitor  # type: ignore[import-not-found]
 
@@ -87,12 +99,15 @@ def zeus(gpus: int) -> Callable[[float, float], Measured]:
     return _between(begin, end)
 
 
-def codecarbon(gpus: int) -> Callable[[float, float], Measured]:
-    """OfflineEmissionsTracker at its fastest rate: differences of the energy counter."""
+def codecarbon(gpus: int, windows: int) -> Measure:
+    """OfflineEmissionsTracker at its fastest rate: differences of the energy counter.
+
+    A tracker is for one window, and looks for the hardware when it is made, for seconds: all are made at the start.
+    """
     from codecarbon import OfflineEmissionsTracker  # type: ignore[import-not-found]
     from codecarbon.external.hardware import GPU  # type: ignore[import-not-found]
 
-    def measure(begin_epoch_s: float, seconds: float) -> Measured:
+    def tracker_and_card() -> tuple[Any, Any]:
         tracker = OfflineEmissionsTracker(
             country_iso_code="DEU",
             measure_power_secs=1,
@@ -101,8 +116,14 @@ def codecarbon(gpus: int) -> Callable[[float, float], Measured]:
             log_level="critical",
             gpu_ids=list(range(gpus)),
         )
-        tracker.get_detected_hardware()  # looks for the hardware now, not at the window's begin
+        tracker.get_detected_hardware()
         (card,) = [part for part in tracker._hardware if isinstance(part, GPU)]  # noqa: SLF001  # its only list
+        return tracker, card
+
+    ready = [tracker_and_card() for _ in range(windows)]
+
+    def measure(begin_epoch_s: float, seconds: float) -> Measured:
+        tracker, card = ready.pop()
         counters: list[float] = []
 
         def begin() -> None:
@@ -123,7 +144,7 @@ def codecarbon(gpus: int) -> Callable[[float, float], Measured]:
     return measure
 
 
-def llenergymeasure(gpus: int) -> Callable[[float, float], Measured]:
+def llenergymeasure(gpus: int, windows: int) -> Measure:  # noqa: ARG001  # as for every tool
     """The NVML sampler of the peer; its Zeus backend is Zeus."""
     from llenergymeasure.energy.nvml import NVMLSampler  # type: ignore[import-not-found]
 
@@ -145,7 +166,7 @@ TOOLS = {
 }
 
 
-def _between(begin: Callable[[], None], end: Callable[[], list[float]]) -> Callable[[float, float], Measured]:
+def _between(begin: Callable[[], None], end: Callable[[], list[float]]) -> Measure:
     def measure(begin_epoch_s: float, seconds: float) -> Measured:
         sleep_until(begin_epoch_s)
         begin()
@@ -170,7 +191,7 @@ def main() -> None:
     """Measure windows when told to: one line of input for each, its begin in epoch seconds and its length."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    measure = TOOLS[sys.argv[1]](int(sys.argv[2]))
+    measure = TOOLS[sys.argv[1]](int(sys.argv[2]), int(sys.argv[3]))
     print("ready", flush=True)
     for line in sys.stdin:
         begin_epoch_s, seconds = map(float, line.split())

@@ -293,6 +293,36 @@ def energy_j(rows: list[dict[str, Any]], begin_s: float, end_s: float) -> float:
     return energy
 
 
+@st.composite
+def analytic(draw: st.DrawFn) -> tuple[Profile, Profile, float]:
+    """Power, its integral, and the highest value of its second derivative."""
+    base_w, change_w, tau_s = draw(st.floats(100, 400)), draw(st.floats(0, 90)), draw(st.floats(0.5, 30))
+    kind = draw(st.sampled_from(["ramp", "sine", "warm-up"]))
+    if kind == "ramp":
+        return lambda t: base_w + change_w * t / 2, lambda t: base_w * t + change_w * t * t / 4, 0.0
+    if kind == "sine":
+        return (
+            lambda t: base_w + change_w * math.sin(t / tau_s),
+            lambda t: base_w * t - change_w * tau_s * math.cos(t / tau_s),
+            change_w / tau_s**2,
+        )
+    return (
+        lambda t: base_w - change_w * math.exp(-(t + 2) / tau_s),
+        lambda t: base_w * t + change_w * tau_s * math.exp(-(t + 2) / tau_s),
+        change_w / tau_s**2,
+    )
+
+
+@given(analytic(), st.floats(0, 0.1), st.floats(1, 9.9))
+def test_the_integral_is_off_by_no_more_than_the_trapezoid_rule_allows(
+    profile: tuple[Profile, Profile, float], begin_s: float, end_s: float
+) -> None:
+    power_w, integral_j, bend = profile
+    found = energy_j(samples(power_w), begin_s, end_s)
+    allowed_j = (end_s - begin_s + 0.2) * 0.1**2 / 12 * bend + 0.0005 * 10  # and powers are whole milliwatts
+    assert abs(found - (integral_j(end_s) - integral_j(begin_s))) <= allowed_j
+
+
 @given(POWERS, TENTHS, st.floats(0.01, 0.09))
 def test_energy_of_adjoining_windows_adds_up(powers_mw: list[int], middle: int, beside_s: float) -> None:
     rows, between_s, end_s = (

@@ -173,11 +173,26 @@ def test_a_gpu_lost_inside_the_window_withholds_the_energy(script: Script, tmp_p
     assert measured.energy.gpus[1].energy_j is not None
 
 
-def test_permission_lost_inside_the_window_withholds_the_energy(script: Script, tmp_path: Path) -> None:
-    script("fault = no_permission call=nvmlDeviceGetFieldValues after_s=0", starts_in_s=1.5)
+@pytest.mark.parametrize(("fault", "error"), [("no_permission", "NoPermission"), ("unknown", "Unknown")])
+def test_a_driver_that_stops_answering_inside_the_window_withholds_the_energy(
+    script: Script, tmp_path: Path, fault: str, error: str
+) -> None:
+    script(f"fault = {fault} call=nvmlDeviceGetFieldValues after_s=0", starts_in_s=1.5)
     measured = measure(tmp_path, NVML, 3.0)
     assert (measured.energy.energy_j, measured.codes) == (None, {"gpu_lost"})
-    assert "NoPermission" in measured.power["error"]
+    assert error in measured.power["error"]
+
+
+def test_calls_that_time_out_for_a_while_leave_a_gap_and_the_counter_right(
+    script: Script, tmp_path: Path
+) -> None:
+    fault = "fault = timeout call=nvmlDeviceGetFieldValues after_s=0 until_s=0.8"
+    script(f"gpu.0.power = const 300\ngpu.0.idle_w = 300\n{fault}", starts_in_s=2.0)
+    measured = measure(tmp_path, NVML, 3.0)
+    assert measured.energy.source == "counter"
+    assert measured.energy.average_power_w == pytest.approx(300.0, rel=5e-3)
+    assert "gap" in measured.codes <= {"gap", "few_samples"}
+    assert "Timeout" in measured.power["error"]
 
 
 def test_a_counter_that_resets_gives_way_to_the_integral(script: Script, tmp_path: Path) -> None:
