@@ -22,7 +22,6 @@ from llem_airflow.protocol.result import Meter
 from llem_airflow.protocol.spec import MeterSpec
 from tests.standins.build import build
 
-
 SETTLING_S = 6.0
 """At its start the sampler looks three times for the moves of the counters' registers, before any window opens."""
 
