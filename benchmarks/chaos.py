@@ -50,13 +50,12 @@ def main(words: list[str]) -> int:
     """Run the points; 0 when every guarantee held."""
     points = [point for point in POINTS if not words or any(word in str(point) for word in words)]
     folder = Path(tempfile.mkdtemp(prefix="llem-chaos-"))
-    socket = folder / "e" / "docker.sock"
-    failures = 0
+    socket, home = folder / "e" / "docker.sock", folder / "home"
+    failures, whole = 0, False
     try:
         engine(socket.parent)
         image = build_image("debian")
         copy_image(image, socket)
-        home = folder / "home"
         home.mkdir()
         with World(home, socket, image, IMPATIENT, start_engine=lambda: engine(socket.parent)) as world:
             print("| killed (SIGKILL) | when | the result is of | found after recovery | recovery_s |")
@@ -65,10 +64,13 @@ def main(words: list[str]) -> int:
                 failures += not outcome.good
                 print(row(outcome), flush=True)
             left = world.left_on_worker()
+        whole = True
     finally:
         engine(socket.parent, "stop")
-        if not failures:
+        if whole and not failures:
             shutil.rmtree(folder, ignore_errors=True)
+        else:
+            print(f"Airflow's logs and results are in {home}", file=sys.stderr)
     print(
         f"\n{len(points)} kill points, {failures} failed; left in the worker's temporary folder: {left or 'nothing'}"
     )

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 from docker.errors import APIError
 
 from llem_airflow.results import ResultsRoot
@@ -71,7 +72,11 @@ class Outcome:
 def kill_at(world: World, point: Point) -> Outcome:
     """Run the study once, kill at the point, and see what comes of it."""
     outcome = Outcome(point)
-    run_id = world.trigger()
+    try:
+        run_id = world.trigger()
+    except (TimeoutError, httpx.HTTPError) as error:
+        outcome.state = f"no run could be begun: {error!r}"
+        return outcome
     trap = _Trap(world, point, run_id)
     world.watches.append(trap)
     try:
@@ -80,7 +85,10 @@ def kill_at(world: World, point: Point) -> Outcome:
             return outcome
         begin_s = time.monotonic()
         _bring_back(world, point)
-        outcome.state = str(world.airflow.finished(DAG_ID, run_id, RECOVERY_S)["state"])
+        try:
+            outcome.state = str(world.airflow.finished(DAG_ID, run_id, RECOVERY_S)["state"])
+        except (RuntimeError, httpx.HTTPError) as error:
+            outcome.state = f"not ended: {error!r}"
         outcome.recovery_s = time.monotonic() - begin_s
         _look(world, run_id, outcome)
         return outcome

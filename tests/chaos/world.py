@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -22,6 +23,8 @@ from llem_airflow.container.attempt import LABEL_KEY, Attempt
 from llem_airflow.container.reaper import find_leftovers, remove_leftovers
 from tests.airflow.server import AirflowServer
 from tests.container.engine_proxy import Call, EngineProxy
+
+log = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLUGIN = REPOSITORY / "tests" / "engines" / "plugin_example"
@@ -177,12 +180,16 @@ class World:
     def trigger(self) -> str:
         """Begin a run; its id. SQLite, and a scheduler that was killed just now, may refuse at first."""
         with self._triggering:
-            answer = wait_for(self._triggered, 60)
-        return str(answer)
+            return str(wait_for(self._triggered, 180)["dag_run_id"])
 
-    def _triggered(self) -> str | None:
+    def _triggered(self) -> dict[str, Any] | None:
         answer = self.airflow.trigger(DAG_ID)
-        return str(answer.json()["dag_run_id"]) if answer.status_code == 200 else None
+        if answer.status_code == 200:
+            begun: dict[str, Any] = answer.json()
+            return begun
+        log.warning("no run yet: %s %s", answer.status_code, answer.text[:300])
+        time.sleep(1)
+        return None
 
     def _seen(self, call: Call, *, answered: bool) -> None:
         for watch in list(self.watches):
