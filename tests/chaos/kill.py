@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 from docker.errors import APIError
 
+from llem_airflow.container.engine import ENGINE_ERRORS
 from llem_airflow.results import ResultsRoot
 from tests.chaos.points import (
     AFTER_CREATION,
@@ -168,15 +169,14 @@ class _Trap:
         self._created = self._created or re.search(OWN, text) is not None
 
     def _watch_log(self) -> None:
-        while not self.over.is_set():
+        while not self.over.is_set() and not self.sprung.is_set():
             found = self._world.container_of(self._run_id)
             if found is not None and found["State"]["Running"]:
                 self._follow(found["Id"])
-                return
             time.sleep(0.02)
 
     def _follow(self, container: str) -> None:
-        with self._world.client() as api:
+        with suppress(*ENGINE_ERRORS), self._world.client() as api:  # the engine may be what is killed
             for line in api.logs(container, stream=True, follow=True):
                 if self._point.moment.line.encode() in line:
                     self._spring()  # the rest is read, too: an end that nobody reads keeps its connection

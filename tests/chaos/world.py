@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import docker
 
 from llem_airflow.container.attempt import LABEL_KEY, Attempt
+from llem_airflow.container.engine import ENGINE_ERRORS
 from llem_airflow.container.reaper import find_leftovers, remove_leftovers
 from tests.airflow.server import AirflowServer
 from tests.container.engine_proxy import Call, EngineProxy
@@ -247,10 +248,13 @@ class World:
         return [path.name for path in self.temporary.glob("*llem-*")]
 
     def container_of(self, run_id: str) -> dict[str, Any] | None:
-        """Inspection of the run's container."""
-        for found in self.api.containers(all=True, filters={"label": [LABEL_KEY, f"llem.run_id={run_id}"]}):
-            inspection: dict[str, Any] = self.api.inspect_container(found["Id"])
-            return inspection
+        """Inspection of the run's container, if there is one at the moment."""
+        with contextlib.suppress(*ENGINE_ERRORS):
+            for found in self.api.containers(
+                all=True, filters={"label": [LABEL_KEY, f"llem.run_id={run_id}"]}
+            ):
+                inspection: dict[str, Any] = self.api.inspect_container(found["Id"])
+                return inspection
         return None
 
     def kill_scheduler(self) -> None:
@@ -277,10 +281,13 @@ class World:
         for _ in range(3):  # a process may have started another one meanwhile
             for pid, _command in self._processes():
                 _kill(pid)
-        for process in (*self._started, self.airflow._process):
-            if process is not None:
-                process.wait()
+        for process in self._roots():
+            process.wait()
         self._started.clear()
+
+    def _roots(self) -> list[subprocess.Popen[bytes]]:
+        """What we have started, each in a session of its own."""
+        return [*self._started, *([self.airflow._process] if self.airflow._process else [])]
 
     def kill_engine(self) -> None:
         """SIGKILL the Docker engine (dockerd and its containerd)."""
@@ -288,12 +295,11 @@ class World:
             _kill(int((self.engine.parent / name).read_text()))
 
     def _processes(self) -> Iterator[tuple[int, str]]:
-        mine = f"AIRFLOW_HOME={self.airflow.home}".encode()
-        for folder in Path("/proc").iterdir():
-            if not folder.name.isdecimal() or int(folder.name) == os.getpid():
-                continue
+        # By session: some of Airflow's processes write a title over their arguments and environment.
+        sessions = {process.pid for process in self._roots()}
+        for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if mine in (folder / "environ").read_bytes().split(b"\0"):
+                if os.getsid(int(folder.name)) in sessions:
                     command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
                     yield int(folder.name), command.decode(errors="replace")
 
