@@ -7,6 +7,7 @@ import functools
 import json
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from llem_airflow.protocol import PROTOCOL_VERSION
@@ -16,11 +17,6 @@ T = TypeVar("T")
 
 class ProtocolError(ValueError):
     """A file at the boundary is not what the protocol says; the message names the file's field."""
-
-
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
 
 
 def from_json(cls: type[T], data: object, where: str) -> T:
@@ -34,21 +30,9 @@ def from_json(cls: type[T], data: object, where: str) -> T:
     Raises:
         ProtocolError: A field is missing, unknown or of the wrong type.
     """
-    if not isinstance(data, dict):
-        raise ProtocolError(f"{where}: expected an object, found {type(data).__name__}")
     kind: type = cls
-    hints = _hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is a dataclass by contract
-    unknown = sorted(set(data) - set(fields))
-    if unknown:
-        raise ProtocolError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(sorted(fields))}")
-    values: dict[str, Any] = {}
-    for name, field in fields.items():
-        if name in data:
-            values[name] = _convert(hints[name], data[name], f"{where}: {name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ProtocolError(f"{where}: field {name!r} is missing")
-    return cls(**values)
+    found: T = _reader(kind)(data, lambda: where)
+    return found
 
 
 def read_versioned(cls: type[T], text: str, where: str) -> T:
@@ -83,40 +67,95 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+Where = Callable[[], str]
+"""Names the place of a value, for an error: put together only when there is one."""
+Reader = Callable[[Any, Where], Any]
+"""Turns a decoded JSON value into what a hint says."""
+
+
+@functools.cache
+def _reader(hint: Any) -> Reader:
+    """How values of a hint are read, worked out once: a summary of 1,000 experiments has a million values."""
     origin = typing.get_origin(hint)
     if hint is Any:
-        return value
+        return lambda value, _where: value
     if origin in (typing.Union, types.UnionType):
-        return _convert_union(typing.get_args(hint), value, where)
+        return _union_reader(hint)
     if dataclasses.is_dataclass(hint):
-        return from_json(hint, value, where)  # type: ignore[arg-type]  # is_dataclass also admits instances
+        return _object_reader(hint)
     if origin in (list, tuple):
-        return _convert_sequence(hint, value, where)
-    if origin is dict or hint is dict:
-        if not isinstance(value, dict):
-            raise ProtocolError(f"{where}: expected an object, found {type(value).__name__}")
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ProtocolError(f"{where}: expected {hint.__name__}, found {type(value).__name__}")
-    return value
+        return _sequence_reader(hint)
+    return _plain_reader(dict if origin is dict else hint)
 
 
-def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None:
-        if type(None) in options:
-            return None
-        raise ProtocolError(f"{where}: null is not allowed")
+def _object_reader(cls: Any) -> Reader:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    needed = [
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    readers: dict[str, Reader] = {}
+
+    def read(data: Any, where: Where) -> Any:
+        if not isinstance(data, dict):
+            raise ProtocolError(f"{where()}: expected an object, found {type(data).__name__}")
+        if not readers:  # not before it is needed: a class may hold itself
+            readers.update({name: _reader(hints[name]) for name in fields})
+        unknown = data.keys() - fields.keys()
+        if unknown:
+            known = ", ".join(sorted(fields))
+            raise ProtocolError(f"{where()}: unknown field {min(unknown)!r}; known: {known}")
+        for name in needed:
+            if name not in data:
+                raise ProtocolError(f"{where()}: field {name!r} is missing")
+        return cls(
+            **{name: readers[name](value, lambda n=name: f"{where()}: {n}") for name, value in data.items()}
+        )
+
+    return read
+
+
+def _union_reader(hint: Any) -> Reader:
+    options = typing.get_args(hint)
     real = [option for option in options if option is not type(None)]
+    nullable = type(None) in options
     if len(real) != 1:
-        raise TypeError(f"{where}: the protocol has no unions but with null")
-    return _convert(real[0], value, where)
+        raise TypeError(f"{hint}: the protocol has no unions but with null")
+    inner = _reader(real[0])
+
+    def read(value: Any, where: Where) -> Any:
+        if value is not None:
+            return inner(value, where)
+        if nullable:
+            return None
+        raise ProtocolError(f"{where()}: null is not allowed")
+
+    return read
 
 
-def _convert_sequence(hint: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, list):
-        raise ProtocolError(f"{where}: expected a list, found {type(value).__name__}")
-    (item, *_) = typing.get_args(hint)
-    return tuple(_convert(item, entry, f"{where}[{index}]") for index, entry in enumerate(value))
+def _sequence_reader(hint: Any) -> Reader:
+    inner = _reader(typing.get_args(hint)[0])
+
+    def read(value: Any, where: Where) -> Any:
+        if not isinstance(value, list):
+            raise ProtocolError(f"{where()}: expected a list, found {type(value).__name__}")
+        return tuple(inner(entry, lambda i=index: f"{where()}[{i}]") for index, entry in enumerate(value))
+
+    return read
+
+
+def _plain_reader(kind: type) -> Reader:
+    said = "an object" if kind is dict else kind.__name__
+
+    def read(value: Any, where: Where) -> Any:
+        if type(value) is kind:
+            return value
+        if kind is float and type(value) is int:
+            return float(value)
+        if isinstance(value, kind) and not isinstance(value, bool):
+            return value
+        raise ProtocolError(f"{where()}: expected {said}, found {type(value).__name__}")
+
+    return read
