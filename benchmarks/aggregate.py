@@ -7,15 +7,17 @@ links to them, so that a large study costs little disk to simulate. Each file is
 
 - ours: `aggregate_run` without drawing: energy by counter and integral, baselines, flags, latencies, statistics,
   tables, summary, and the merged series of all samples.
-- floor: pyarrow reads every column of the same Parquet files, numpy integrates each GPU of each cycle, and the rows
-  are written into one file with experiment, cycle and absolute time: the least that an integral and a merge can do.
-- scan: the same without writing, which leaves out half of the work.
+- scan: pyarrow reads every column of the same Parquet files and numpy integrates each GPU of each cycle: the bare
+  floor, which leaves out the merged series.
+- merge: the same, and the rows are written into one file with experiment, cycle and absolute time: the floor of
+  an integral and a merge by pyarrow's own reader and writer.
 - duckdb: as scan, in one SQL statement a file (where DuckDB is installed).
 - json: pandas on an indented-JSON layout, one object a sample, with the same integrals and one merged file.
 - summary: every metric of every experiment from cycles.parquet alone.
 - show: what `llem-airflow report` reads: the stored summary.
 
-With --folder the study is kept, and ways can be measured one by one: --ways ours --folder DIR.
+With --folder the study is kept, and ways can be measured one by one: --ways ours --folder DIR. With --small a cycle
+is 57 samples, for what depends on the number of experiments alone: --small --experiments 1000 --ways ours summary show.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,11 +53,12 @@ from llem_airflow.results import ResultsRoot
 from llem_airflow.results.convert import writer_options
 from tests.results.recorded import EPOCH_NS, Recording, experiment_id, plan_json, provenance
 
-GPUS, HZ, WINDOW_S, RECORDINGS = 8, 10.0, 280.0, 8
-SAMPLES_PER_CYCLE = int(300 * HZ * GPUS)
+RECORDINGS = 8
+LARGE: dict[str, Any] = {"gpus": 8, "hz": 10.0, "window_s": 280.0}
+SMALL: dict[str, Any] = {"gpus": 1, "hz": 1.0, "window_s": 36.0}
 
 
-def make(folder: Path, experiments: int, cycles: int, *, naive_too: bool) -> None:
+def make(folder: Path, experiments: int, cycles: int, size: dict[str, Any], *, naive_too: bool) -> None:
     """A study of so many cycles, and the same samples as JSON."""
     run = ResultsRoot(folder).run("bench", "r")
     named = [
@@ -66,23 +70,23 @@ def make(folder: Path, experiments: int, cycles: int, *, naive_too: bool) -> Non
         index, cycle = number % experiments, number // experiments + 1
         target = folder / "bench" / "r" / "experiments" / named[index][0] / f"cycle-{cycle}"
         target.mkdir(parents=True)
-        source = recorded(folder, number % RECORDINGS)
+        source = recorded(folder, number % RECORDINGS, **size)
         for file in source.iterdir():
             os.link(file, target / file.name)
         if naive_too:
             os.link(as_json(folder, source, number % RECORDINGS), folder / f"{number}.naive.json")
 
 
-def recorded(folder: Path, number: int) -> Path:
+def recorded(folder: Path, number: int, gpus: int, hz: float, window_s: float) -> Path:
     """The folder of one of the stored cycles, made when it is first asked for."""
     target = folder / "recorded" / "r" / "experiments" / "x" / f"cycle-{number + 1}"
     if not target.is_dir():
         noise = np.random.default_rng(number)
         recording = Recording(
-            gpus=tuple(f"GPU-{index:08d}" for index in range(GPUS)),
+            gpus=tuple(f"GPU-{index:08d}" for index in range(gpus)),
             power_w=lambda _: float(noise.normal(300, 9)),
-            window_s=WINDOW_S,
-            hz=HZ,
+            window_s=window_s,
+            hz=hz,
             requests=200,
             load_s=6,
             warmup_s=10,
@@ -119,13 +123,15 @@ def integrals(table: pa.Table) -> list[float]:
     """Joules of each GPU."""
     t_s = table["t_before_mono_ns"].to_numpy() / 1e9
     power_w = table["power_instant_mw"].to_numpy() / 1e3
-    codes = table["gpu"].unify_dictionaries().combine_chunks().indices.to_numpy()
-    found = [float(np.trapezoid(power_w[codes == gpu], t_s[codes == gpu])) for gpu in range(GPUS)]
+    gpus = table["gpu"].unify_dictionaries().combine_chunks()
+    codes = gpus.indices.to_numpy()
+    rows = [codes == gpu for gpu in range(len(gpus.dictionary))]
+    found = [float(np.trapezoid(power_w[each], t_s[each])) for each in rows]
     assert min(found) > 0
     return found
 
 
-def floor(folder: Path) -> None:
+def merge(folder: Path) -> None:
     writer = None
     for file in power_files(folder):
         table = pq.ParquetFile(file).read()
@@ -138,7 +144,7 @@ def floor(folder: Path) -> None:
             .append_column("cycle", pa.array(np.full(len(table), int(file.parts[-2][6:]), np.int32)))
             .append_column("t_epoch_ns", pc.add(table["t_before_mono_ns"], EPOCH_NS))
         )
-        writer = writer or pq.ParquetWriter(folder / "floor.parquet", table.schema, **writer_options())
+        writer = writer or pq.ParquetWriter(folder / "merged.parquet", table.schema, **writer_options())
         writer.write_table(table)
     assert writer
     writer.close()
@@ -155,7 +161,7 @@ def duckdb(folder: Path) -> None:
             "from read_parquet(?) window w as (partition by gpu order by t_before_mono_ns)) group by gpu",
             [str(file)],
         ).fetchall()
-        assert len(found) == GPUS
+        assert found
 
 
 def summary(folder: Path) -> None:
@@ -184,8 +190,8 @@ def naive(folder: Path) -> None:
 
 
 WAYS: dict[str, Callable[[Path], None]] = {
-    "floor": floor,
     "scan": scan,
+    "merge": merge,
     "duckdb": duckdb,
     "ours": ours,
     "summary": summary,
@@ -213,9 +219,20 @@ def in_a_process(*arguments: str) -> None:
 
 
 def table(folder: Path, options: argparse.Namespace, experiments: int) -> None:
-    size = ("--experiments", str(experiments), "--cycles", str(options.cycles), "--folder", str(folder))
+    small = ("--small",) if options.small else ()
+    size = (
+        *small,
+        "--experiments",
+        str(experiments),
+        "--cycles",
+        str(options.cycles),
+        "--folder",
+        str(folder),
+    )
     if not (folder / "bench").is_dir():
         in_a_process("--only", "make", "--naive", str(options.naive), *size)
+    files = power_files(folder)
+    samples = pq.read_metadata(files[0]).num_rows * len(files)
     for way in options.ways:
         if way == "json" and experiments > options.naive:
             continue
@@ -223,7 +240,6 @@ def table(folder: Path, options: argparse.Namespace, experiments: int) -> None:
             continue
         in_a_process("--only", way, *size)
         used = json.loads((folder / "used.json").read_text())
-        samples = experiments * options.cycles * SAMPLES_PER_CYCLE
         print(
             f"{experiments:>11,} {samples:>12,} {way:>8} {used['wall_s']:>9.2f} {used['cpu_s']:>9.2f} "
             f"{used['peak_mb']:>9.0f}",
@@ -238,13 +254,15 @@ def main() -> None:
     parser.add_argument("--experiments", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--cycles", type=int, default=10)
     parser.add_argument("--naive", type=int, default=10, help="largest size at which the JSON way is tried")
+    parser.add_argument("--small", action="store_true", help="cycles of 57 samples")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--folder", type=Path, help="keep the study here; one size only")
     parser.add_argument("--only", choices=(*WAYS, "make"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only == "make":
-        size = options.experiments[0]
-        make(options.folder, size, options.cycles, naive_too=size <= options.naive)
+        experiments = options.experiments[0]
+        size = SMALL if options.small else LARGE
+        make(options.folder, experiments, options.cycles, size, naive_too=experiments <= options.naive)
     elif options.only:
         measure_here(options.only, options.folder)
     else:

@@ -32,7 +32,9 @@ from llem_airflow.protocol.strict import ProtocolError
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, names
 from llem_airflow.results.export import export_table
 from llem_airflow.results.folder import ResultsWriteError
+from llem_airflow.results.leftovers import sweep_run, sweep_study
 from llem_airflow.results.locate import NoSuchRunError, locate_run
+from llem_airflow.results.names import folder_name
 from llem_airflow.results.peer import import_folder
 from llem_airflow.results.retention import removable, remove
 
@@ -156,7 +158,15 @@ def check(run: str, results_root: str) -> int:
     cycles, count = len(found.cycles(repeats=True)), len(problems) or "no"
     plural = "" if len(problems) == 1 else "s"
     console.print(f"{found.url}: {cycles} cycles, {count} problem{plural}")
+    _print_swept(sweep_run(found.folder, time.time_ns()))
     return 1 if problems else 0
+
+
+def _print_swept(paths: Sequence[str]) -> None:
+    """Nothing that was committed is among them."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    for path in paths:
+        console.print(f"{path}: left by a killed process over an hour ago, removed")
 
 
 def prune(
@@ -173,6 +183,11 @@ def prune(
     total = sum(item.size_bytes for item in found) / 1e6
     if yes:
         remove(found)
+        now = time.time_ns()
+        for name in [study] if study else root.studies():
+            _print_swept(sweep_study(root.folder.child(folder_name(name)), now))
+            for run in root.runs(name):
+                _print_swept(sweep_run(run.folder, now))
     done = "removed" if yes else "would be removed; add --yes to do it"
     plural = "" if len(found) == 1 else "s"
     console.print(f"{len(found)} run{plural}, {total:.1f} MB {done}")

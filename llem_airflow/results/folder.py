@@ -20,7 +20,8 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-_ABANDONED_NS = 3_600_000_000_000
+ABANDONED_NS = 3_600_000_000_000
+"""A living writer has written within the hour."""
 
 
 class ResultsWriteError(OSError):
@@ -192,7 +193,7 @@ def _beside(target: Path) -> Iterator[IO[bytes]]:
 
 def _sweep(target: Path) -> None:
     """Remove what killed writers of the same file left; a living one has written within the hour."""
-    oldest_ns = time.time_ns() - _ABANDONED_NS
+    oldest_ns = time.time_ns() - ABANDONED_NS
     for aside in target.parent.glob(f".{glob.escape(target.name)}.*"):
         with suppress(FileNotFoundError):  # another writer swept it
             if aside.stat().st_mtime_ns < oldest_ns:

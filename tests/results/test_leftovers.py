@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from llem_airflow.results import ResultsRoot
+from llem_airflow.results.folder import ABANDONED_NS
+from llem_airflow.results.held import held_folder
+from llem_airflow.results.leftovers import sweep_run, sweep_study
+from tests.results.recorded import Recording, provenance
+
+HOUR_LATER_NS = ABANDONED_NS + 10**9
+
+
+def _age_ns(root: Path) -> int:
+    """An hour and a second after the newest file."""
+    return max(path.stat().st_mtime_ns for path in root.rglob("*")) + HOUR_LATER_NS
+
+
+def _left(root: Path) -> list[str]:
+    """What a killed commit, a killed write and a killed removal leave."""
+    run = ResultsRoot(root).run("nightly", "r")
+    run.commit_cycle("tiny-1", 1, Recording().write(root.parent / "out"), provenance())
+    folder = Path(run.url)
+    for path in (
+        folder / ".staging" / "commit-1" / "power.csv",
+        folder / ".staging" / ".commit-2" / "power.csv",
+        folder / f".summary.json.{'0' * 32}",
+        folder / "experiments" / "tiny-1" / "cycle-1" / f".power.parquet.{'1' * 32}",
+        folder.parent / ".removed-1" / "summary.json",
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    return sorted(str(path.relative_to(folder.parent)) for path in folder.parent.rglob("*") if path.is_file())
+
+
+def test_what_killed_processes_left_goes_after_an_hour_and_nothing_else(tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    before = _left(root)
+    study, run = ResultsRoot(root).folder.child("nightly"), ResultsRoot(root).run("nightly", "r")
+    now_ns = _age_ns(root)
+    swept = [*sweep_run(run.folder, now_ns), *sweep_study(study, now_ns)]
+    after = sorted(
+        str(path.relative_to(study.path)) for path in Path(study.path).rglob("*") if path.is_file()
+    )
+    assert after == [name for name in before if "/." not in name and not name.startswith(".")]
+    assert len(swept) == 5
+    assert run.is_committed("tiny-1", 1)
+    assert not (Path(run.url) / ".staging").exists()
+
+
+def test_what_is_younger_than_an_hour_stays(tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    _left(root)
+    run = ResultsRoot(root).run("nightly", "r")
+    assert sweep_run(run.folder, _age_ns(root) - 2 * 10**9) == []
+
+
+def test_a_commit_that_takes_hours_is_not_swept(tmp_path: Path) -> None:
+    run = ResultsRoot(tmp_path).run("nightly", "r")
+    with held_folder(Path(run.url) / ".staging", "commit-", mode=0o700) as folder:
+        (folder / "power.csv").write_text("so far")
+        os.utime(folder, (0, 0))
+        assert sweep_run(run.folder, _age_ns(tmp_path)) == []
+        assert (folder / "power.csv").read_text() == "so far"
+
+
+def test_an_object_store_has_nothing_to_sweep() -> None:
+    run = ResultsRoot("memory://leftovers").run("nightly", "r")
+    assert sweep_run(run.folder, 0) == sweep_study(run.folder, 0) == []
