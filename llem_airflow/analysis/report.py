@@ -23,7 +23,7 @@ from llem_airflow.analysis.since import Since
 from llem_airflow.analysis.summary import Doubt, ExperimentSummary, Summary
 
 PANELS_UP_TO = 8
-"""With more experiments than this, the cycles of each are drawn over each other, and folded away."""
+"""With more experiments than this, the cycles of each are drawn over each other, folded away, and not printed."""
 
 _HIDDEN_KINDS = {"none": "no energy"}
 
@@ -71,6 +71,7 @@ def report_html(data: ReportData) -> str:
     }
     return environment.get_template("report.html.j2").render(
         version=__version__,
+        unfolded=len(experiments) <= PANELS_UP_TO,
         summary=summary,
         meta=data.meta,
         labels=by_id,

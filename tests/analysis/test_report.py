@@ -43,6 +43,12 @@ def test_the_page_needs_nothing_from_outside_and_no_script(make_run: MakeRun) ->
     assert "@import" not in page
 
 
+def test_what_is_folded_away_is_printed_where_there_are_few_experiments(make_run: MakeRun) -> None:
+    page = _page(make_run({(0, 1): Recording(), (1, 1): Recording()}, cycles=1))
+    assert '<main class="unfolded">' in page
+    assert "not printed unless they are opened" not in page
+
+
 def test_energy_that_is_an_estimate_is_marked_wherever_it_stands(make_run: MakeRun) -> None:
     text = _text(_page(make_run({(i, c): ESTIMATE for i in (0, 1) for c in (1, 2)})))
     assert "Energy in this report is an estimate" in text
