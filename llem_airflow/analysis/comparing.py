@@ -32,6 +32,12 @@ COMPARED = (
 )
 """Metrics of a comparison, the headline first. Their p values are corrected as one family."""
 
+TWO_RUNS = (
+    "cycles of two runs were compared; where whole runs differ by 1 % by chance, one comparison in five is a false "
+    "alarm. Measure both in one run (`--paired`), or see `llem-airflow history`"
+)
+"""The rate is that of benchmarks/error_rates.py."""
+
 
 @dataclass(frozen=True)
 class PairReport:
@@ -69,9 +75,17 @@ class PairReport:
         found = self.metrics.get(metric)
         return found.verdict if found else Verdict.NOT_ENOUGH_EVIDENCE
 
+    @property
+    def caution(self) -> str:
+        """What a verdict from two runs cannot know; empty where there is no such verdict."""
+        runs = {name.partition("#")[0] for name in (self.baseline, self.candidate)}
+        if len(runs) == 1 or self.verdict not in {Verdict.REGRESSION, Verdict.IMPROVEMENT}:
+            return ""
+        return TWO_RUNS
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {**asdict(self), "verdict": str(self.verdict)}
+        return {**asdict(self), "verdict": str(self.verdict), "caution": self.caution}
 
 
 def compare_runs(

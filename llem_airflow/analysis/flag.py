@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from llem_airflow.analysis.energy import EnergyOfWindow
-from llem_airflow.analysis.power_series import GpuSeries
+from llem_airflow.analysis.power_series import GpuSeries, rows_between
 from llem_airflow.protocol.result import CycleResult
 
 
@@ -42,6 +46,17 @@ class Seen:
     events: Sequence[Mapping[str, Any]]
     gpus: Sequence[Mapping[str, Any]]
     host: Mapping[str, Any]
+
+    @cached_property
+    def event_reasons(self) -> list[NDArray[np.int64]]:
+        """Clock event bits of each device's samples in the window, where it tells any."""
+        found = []
+        for one in self.series.values():
+            inside = one.event_reasons[rows_between(one.t_s, 0, self.energy.duration_s)]
+            known = inside[~np.isnan(inside)]
+            if len(known):
+                found.append(known.astype(np.int64))
+        return found
 
     @property
     def known(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llem_airflow.analysis import quantity
+from llem_airflow.analysis.comparing import TWO_RUNS
 from llem_airflow.analysis.metrics import BY_NAME, HEADLINE
 from llem_airflow.analysis.report import experiment_labels, grouped_doubts
 from llem_airflow.analysis.report_since import since_section
@@ -65,7 +66,7 @@ def _since_lines(since: Since | None, summary: Summary) -> list[str]:
     """What changed since the run before, the gravest verdict first."""
     labels = dict(zip((e.id for e in summary.experiments), experiment_labels(summary), strict=True))
     found = since_section(since, labels)
-    if found is None:
+    if since is None or found is None:
         return []
     before = f"run `{found['run_id']}`"
     lines = ["## Since the run before", ""]
@@ -77,6 +78,8 @@ def _since_lines(since: Since | None, summary: Summary) -> list[str]:
         titles = ("Experiment", "Verdict", *found["titles"], "Answers")
         lines += _table(titles, [_since_row(row) for row in found["rows"]])
         lines += ["The verdict is about energy per output token. Changes with their 95 % interval.", ""]
+    if any(report.caution for report in since.reports):
+        lines += [f"Caution: {TWO_RUNS}.", ""]
     lines += [
         f"{title}: {_plain('; '.join(found[key]))}.\n"
         for title, key in (("New in this run", "new"), ("Only in the run before", "gone"))

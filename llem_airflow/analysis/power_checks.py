@@ -82,13 +82,7 @@ def _power_capped(seen: Seen) -> str | None:
 
 def _share_of_time(seen: Seen, bits: int) -> float | None:
     """Highest share of a device's samples in the window with one of the event bits; None when not known."""
-    shares = []
-    for one in seen.series.values():
-        inside = one.event_reasons[rows_between(one.t_s, 0, seen.energy.duration_s)]
-        known = inside[~np.isnan(inside)]
-        if len(known):
-            shares.append(float(((known.astype(np.int64) & bits) != 0).mean()))
-    return max(shares, default=None)
+    return max((float(((found & bits) != 0).mean()) for found in seen.event_reasons), default=None)
 
 
 def _counter_disagreement(seen: Seen) -> str | None:

@@ -193,10 +193,10 @@ def series_by_gpu(power: Any, origin_ns: int) -> dict[str, GpuSeries]:
 def _by_gpu_and_time(codes: npt.NDArray[np.int64], t_s: Floats) -> tuple[npt.NDArray[np.int64], list[int]]:
     """Rows device by device, each in time order, and where one device ends and the next begins."""
     order = np.argsort(codes.astype(np.int16), kind="stable")  # 16 bits are sorted by radix, in linear time
-    sorted_codes, sorted_s = codes[order], t_s[order]
-    begins = np.flatnonzero(np.diff(sorted_codes)) + 1
-    back = np.flatnonzero(np.diff(sorted_s) < 0) + 1
-    if not np.isin(back, begins).all():
+    sorted_codes, steps_s = codes[order], np.diff(t_s[order])
+    begins = np.flatnonzero(sorted_codes[1:] != sorted_codes[:-1]) + 1
+    steps_s[begins - 1] = 0.0
+    if (steps_s < 0).any():
         order = np.lexsort((t_s, codes))
     return order, [0, *begins.tolist(), len(order)] if len(order) else [0]
 

@@ -83,6 +83,8 @@ def render_comparison(report: PairReport) -> RenderableType:
         parts.append(Text(f"  under study: {key}: {quantity.short(ours)} became {quantity.short(theirs)}"))
     if report.metrics:
         parts.append(_comparison_table(report))
+    if report.caution:
+        parts.append(Text(f"  caution: {report.caution}.", style="dim"))
     if report.estimate:
         parts.append(Text("  ~ … estimate: these joules are not measured.", style="yellow"))
     if report.answers:

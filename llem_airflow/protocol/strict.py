@@ -111,10 +111,14 @@ def _object_reader(cls: Any) -> Reader:
             if name not in data:
                 raise ProtocolError(f"{where()}: field {name!r} is missing")
         return cls(
-            **{name: readers[name](value, lambda n=name: f"{where()}: {n}") for name, value in data.items()}
+            **{name: readers[name](value, _inside(where, f": {name}")) for name, value in data.items()}
         )
 
     return read
+
+
+def _inside(where: Where, part: str) -> Where:
+    return lambda: where() + part
 
 
 def _union_reader(hint: Any) -> Reader:
@@ -141,7 +145,7 @@ def _sequence_reader(hint: Any) -> Reader:
     def read(value: Any, where: Where) -> Any:
         if not isinstance(value, list):
             raise ProtocolError(f"{where()}: expected a list, found {type(value).__name__}")
-        return tuple(inner(entry, lambda i=index: f"{where()}[{i}]") for index, entry in enumerate(value))
+        return tuple(inner(entry, _inside(where, f"[{index}]")) for index, entry in enumerate(value))
 
     return read
 

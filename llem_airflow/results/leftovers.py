@@ -62,8 +62,8 @@ def _swept(paths: Iterator[Path], now_epoch_ns: int) -> list[str]:
 
 
 def _changed_ns(path: Path) -> int:
-    inside = path.rglob("*") if path.is_dir() else ()
-    return max(each.stat(follow_symlinks=False).st_mtime_ns for each in (path, *inside))
+    parts = [path, *path.rglob("*")]
+    return max(part.stat(follow_symlinks=False).st_mtime_ns for part in parts)
 
 
 def _held(path: Path) -> bool:

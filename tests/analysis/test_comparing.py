@@ -82,6 +82,13 @@ def test_two_experiments_of_a_run_are_compared_pair_by_pair(make_run: MakeRun) -
     assert found.metrics["energy_per_output_token_j"].method == "paired"
 
 
+def test_only_a_change_between_two_runs_is_told_with_a_caution(make_run: MakeRun) -> None:
+    first, second = RunRows.of(_run(make_run, "a", 200)), RunRows.of(_run(make_run, "b", 220))
+    assert "one comparison in five is a false alarm" in compare_runs(first, second)[0].caution
+    assert compare_runs(first, first)[0].caution == ""
+    assert compare_sides(first.side(IDS[0]), first.side(IDS[1]), paired=True).caution == ""
+
+
 def test_versions_are_matched_by_everything_but_the_factor(make_run: MakeRun) -> None:
     first, second = _run(make_run, "a", 200), _run(make_run, "b", 220)
     plan = second.plan()

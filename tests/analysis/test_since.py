@@ -55,6 +55,7 @@ def test_markdown_and_json_say_what_changed_too(make_run: MakeRun) -> None:
     assert re.search(
         r"\| batch_size 1 \| regression \| \+10\.0 % \[\+9\.\d % to \+10\.\d %\] \| .* \| same \|", page
     )
+    assert "one comparison in five is a false alarm" in page
     assert since is not None
     told = json.loads(json.dumps(since.to_json(), allow_nan=False))
     assert (told["run_id"], [one["verdict"] for one in told["comparisons"]]) == ("monday", ["regression"] * 2)
