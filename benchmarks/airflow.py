@@ -4,9 +4,10 @@ Run it with ``python -m benchmarks.airflow [build | parse | gap] [N ...]``.
 
 - ``build``: the floor is a plain loop that makes as many DockerOperators with documentation, environment and retries;
   dag-factory, where it is installed, gets the equivalent file. CPU time, best of three, imports done.
-- ``parse``: what a worker does before a task: Airflow's own loader on the DAG file, in a fresh process that has
-  imported what Airflow's task runner imports, against an empty DAG. Import of this package is in it.
-- ``gap``: 10 experiments that end at once, one after the other in one pool, on ``airflow standalone`` with the shipped
+- ``parse``: what a worker does before a task: Airflow's own loader on the DAG file, against an empty DAG. Once in a
+  process that has imported what Airflow's task runner imports, so that the import of this package is in it, as with
+  the CeleryExecutor; and once after the preload, as with the LocalExecutor.
+- ``gap``: 20 experiments that end at once, one after the other in one pool, on ``airflow standalone`` with the shipped
   settings: from the end of a task to the start of the next one, as Airflow's database has them.
 """
 
@@ -125,7 +126,11 @@ PARSE = """\
 import gc, os, sys, time
 import airflow.sdk.execution_time.task_runner
 from airflow.dag_processing.dagbag import BundleDagBag
+from importlib import import_module
+from llem_airflow.preload import FOR_TASKS
 from pathlib import Path
+for name in FOR_TASKS if sys.argv[2] == "preloaded" else ():
+    import_module(name)
 gc.freeze()  # as the LocalExecutor does before it forks the process of a task
 begin, cpu = time.perf_counter(), time.process_time()
 file = Path(sys.argv[1])
@@ -141,7 +146,10 @@ FILES = {
 }
 
 
-def parse_s(folder: Path, task_id: str) -> tuple[float, float]:
+PROCESSES = ("fresh", "preloaded")
+
+
+def parse_s(folder: Path, task_id: str, process: str) -> tuple[float, float]:
     """CPU time and wall time of a worker's parse, medians of five processes after a first that nobody counts."""
     environment = {
         **os.environ,
@@ -149,7 +157,7 @@ def parse_s(folder: Path, task_id: str) -> tuple[float, float]:
         "_AIRFLOW_PARSING_CONTEXT_TASK_ID": task_id,
         "AIRFLOW__LLEM__PLAN_CACHE": str(folder / "plans"),
     }
-    command = [sys.executable, "-c", PARSE, str(folder / "dag.py")]
+    command = [sys.executable, "-c", PARSE, str(folder / "dag.py"), process]
     said = [
         subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
         for _ in range(6)
@@ -162,8 +170,8 @@ def measure_parse(sizes: Sequence[int]) -> None:
     """A worker's parse over that of an empty DAG."""
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "dag.py").write_text(FILES["empty"])
-        empty_s = parse_s(Path(name), "t")
-    print(f"empty DAG: {empty_s[0]:.3f} s CPU, {empty_s[1]:.3f} s", flush=True)
+        empty_s = {process: parse_s(Path(name), "t", process) for process in PROCESSES}
+    print("empty DAG: " + ", ".join(f"{process} {empty_s[process][0]:.3f} s CPU" for process in PROCESSES))
     for n in sizes:
         for render in ("static", "mapped"):
             with tempfile.TemporaryDirectory() as name:
@@ -172,9 +180,14 @@ def measure_parse(sizes: Sequence[int]) -> None:
                 (folder / "studies" / "bench.yaml").write_text(STUDY.format(seeds=list(range(n))))
                 (folder / "dag.py").write_text(FILES["study"].format(render=render))
                 last = load_study(folder / "studies" / "bench.yaml").experiments[-1].id
-                found_s = parse_s(folder, f"{last}.cycle_1" if render == "static" else "cycle")
-            over = [f"{ours - theirs:+.3f} s" for ours, theirs in zip(found_s, empty_s, strict=True)]
-            print(f"{n:>6} {render}: over an empty DAG {over[0]} CPU, {over[1]} wall", flush=True)
+                task_id = f"{last}.cycle_1" if render == "static" else "cycle"
+                found_s = {process: parse_s(folder, task_id, process) for process in PROCESSES}
+            over = [
+                f"{process} {found_s[process][0] - empty_s[process][0]:+.3f} s CPU, "
+                f"{found_s[process][1] - empty_s[process][1]:+.3f} s wall"
+                for process in PROCESSES
+            ]
+            print(f"{n:>6} {render}: over an empty DAG {'; '.join(over)}", flush=True)
 
 
 ENDS = """\
@@ -207,16 +220,17 @@ def measure_gap(n: int) -> None:
             tasks = [t for t in server.instances("bench", run["dag_run_id"]) if "cycle" in t["task_id"]]
         finally:
             server.stop()
-    times = sorted(
-        (datetime.fromisoformat(t["start_date"]), datetime.fromisoformat(t["end_date"])) for t in tasks
+    moments = sorted(
+        [datetime.fromisoformat(t[name]) for name in ("start_date", "end_date", "queued_when")] for t in tasks
     )
-    gaps_s = [(after[0] - before[1]).total_seconds() for before, after in pairwise(times)]
-    lengths_s = [(end - start).total_seconds() for start, end in times]
+    gaps_s = [(after[0] - before[1]).total_seconds() for before, after in pairwise(moments)]
+    queued_s = [(after[2] - before[1]).total_seconds() for before, after in pairwise(moments)]
+    lengths_s = [(end - start).total_seconds() for start, end, _ in moments]
     print(
-        f"{len(tasks)} tasks: gap median {statistics.median(gaps_s):.2f} s, longest {max(gaps_s):.2f} s; ",
-        end="",
+        f"{len(tasks)} tasks: gap median {statistics.median(gaps_s):.2f} s, longest {max(gaps_s):.2f} s, until the "
+        f"task is queued {statistics.median(queued_s):.2f} s; a task that does nothing takes "
+        f"{statistics.median(lengths_s):.2f} s, its parse included"
     )
-    print(f"a task that does nothing takes {statistics.median(lengths_s):.2f} s, its parse included")
 
 
 def main() -> None:
@@ -231,7 +245,7 @@ def main() -> None:
     if "parse" in parts:
         measure_parse(sizes)
     if "gap" in parts:
-        measure_gap(10)
+        measure_gap(20)
 
 
 if __name__ == "__main__":

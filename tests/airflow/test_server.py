@@ -12,6 +12,7 @@ import pytest
 from docker.types import DeviceRequest
 
 from llem_airflow.container.attempt import Attempt
+from tests.airflow.database import database
 from tests.airflow.server import AirflowServer
 from tests.browser import chromium_page
 
@@ -56,16 +57,17 @@ def airflow(
         ),
         "broken.yaml": BROKEN,
     }
-    server = AirflowServer(
-        tmp_path_factory.mktemp("airflow"),
-        studies,
-        {"LLEM_MODELS_DIR": str(tiny_model.parent), "OMP_NUM_THREADS": "1"},
-    )
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
+    with database() as where:
+        server = AirflowServer(
+            tmp_path_factory.mktemp("airflow"),
+            studies,
+            {"LLEM_MODELS_DIR": str(tiny_model.parent), "OMP_NUM_THREADS": "1", **where},
+        )
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
 
 
 @pytest.fixture(scope="module")
