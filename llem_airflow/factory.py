@@ -126,8 +126,8 @@ def adhoc_dag(dag_id: str = "llem_adhoc", **operator_args: Any) -> DAG:
 class StudyTaskGroup(TaskGroup):
     """A study inside somebody's own DAG: plan, cycles and aggregate as one group to put before and after other tasks.
 
-    The study's schedule, tags and trigger form belong to a DAG and are not applied here; give the DAG
-    ``params=study_params(study)`` to have the form. Two studies of one DAG need two groups.
+    The study's schedule, tags, trigger form and number of cycles at a time belong to a DAG and are not applied here;
+    give the DAG ``params=study_params(study)`` and ``max_active_tasks=1``. Two studies of one DAG need two groups.
 
     Args:
         study: A loaded study or the path of its file.
