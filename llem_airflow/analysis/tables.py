@@ -67,13 +67,16 @@ POWER_FACTS: tuple[tuple[str, str], ...] = (
     ("power_instant_mw", "instant power, in milliwatts; null is not known, here and below"),
     ("power_average_mw", "power averaged by the driver, over 1 s on most boards, in milliwatts"),
     ("energy_mj", "the device's energy counter, in millijoules"),
-    ("sm_clock_mhz", "clock of the processors, in megahertz"),
-    ("mem_clock_mhz", "clock of the memory, in megahertz"),
+    ("sm_clock_mhz", "clock of the processors, in megahertz, once a second"),
+    ("mem_clock_mhz", "clock of the memory, in megahertz, once a second"),
     ("event_reasons", "NVML's clock event bits"),
-    ("temperature_c", "temperature of the chip, in degrees Celsius"),
+    ("temperature_c", "temperature of the chip, in degrees Celsius, once a second"),
     ("mem_temperature_c", "temperature of the memory, in degrees Celsius"),
-    ("utilisation_percent", "share of the last sampling period in which the device was busy, in percent"),
-    ("memory_used_bytes", "memory in use on the device, in bytes"),
+    (
+        "utilisation_percent",
+        "share of its last sampling period in which the device was busy, in percent, once a second",
+    ),
+    ("memory_used_bytes", "memory in use on the device, in bytes, once a second"),
     ("error", "short name of what failed in this reading"),
 )
 """Columns of the merged power.parquet: name, meaning."""

@@ -30,7 +30,7 @@ from llem_airflow.protocol.spec import ExperimentSpec, idle_conditions
 
 # The driver's power average looks back one second, and the window's edges are interpolated between samples.
 COOLDOWN_S = 1.5
-_STEP_LINE_EVERY_S = 5.0
+_STEP_LINE_EVERY_NS = 5_000_000_000
 _PASS_LINE_EVERY_S = 1.0
 
 
@@ -243,9 +243,10 @@ class Attempt:
         return totals
 
     def _on_step(self, tokens: int) -> None:
-        if seconds_since(self._last_line_ns) >= _STEP_LINE_EVERY_S:
+        now_ns = time.monotonic_ns()  # at every token: nothing else until a line is due
+        if now_ns - self._last_line_ns >= _STEP_LINE_EVERY_NS:
             self._check_wall_clock()
-            self._last_line_ns = time.monotonic_ns()
+            self._last_line_ns = now_ns
             self._log.say(f"{tokens} tokens of this batch")
 
     def _line(self, done: float, total: float, text: str, *, last: bool) -> None:
