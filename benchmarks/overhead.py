@@ -1,16 +1,20 @@
 """What measuring costs the engine: tokens per second with the harness against the bare engine.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.overhead [--models FOLDER ...] [--minutes 3] [--error 0.004]
+    OMP_NUM_THREADS=1 python -m benchmarks.overhead [--models FOLDER ...] [--minutes 6] [--error 0.004]
 
-One process and one loaded model for both. Blocks of about a second alternate, harness, bare, bare, harness:
+One process and one loaded model for both. Short blocks alternate, harness, bare, bare, harness:
 
 - harness: ``Attempt.passes``, what an attempt does in its window (request and event logs, a time for each token, lines
   for people), while the sampler process reads 8 stand-in GPUs at 10 Hz;
 - bare: ``generate`` with the same arguments in a loop, its input made once, nothing noted; the sampler is stopped.
 
-Each four give one ratio, from which a linear drift of the machine falls out. It goes on until the standard error of
-their mean is small enough. The ratio by wall clock says what a user sees; by CPU time, sampler included, what the
-harness takes altogether, from whichever core. It is the one to look at on a busy machine.
+Two neighbours give one ratio; in every second pair the bare engine comes first, so that a drift of the machine falls
+out. Told is the median of the ratios, as others' bursts on the machine hit one or the other of a pair, and its standard
+error (1.253 x 1.483 x median absolute deviation / root of n); it goes on until that is small enough. The ratio by wall
+clock says what a user sees; by CPU time, sampler included, what the harness takes altogether, from whichever core.
+
+"Harness alone" needs no quiet machine: the same ``Attempt.passes`` with a model whose ``generate`` gives its tokens to
+the streamer and does nothing else; what that takes for each step is all that the harness adds to the engine's process.
 """
 
 from __future__ import annotations
@@ -41,9 +45,10 @@ from llem_airflow.study import experiment_spec, load_study_text
 from tests.standins.build import build
 
 MODELS = (Path("build/models/SmolLM2-135M-Instruct"), Path("build/models/tiny-llama-random"))
-BLOCK_S = 1.0
-LEAST = 6
-OUTPUT_TOKENS = 32
+BLOCK_S = 0.25
+"""A block is at least one batch and so long."""
+LEAST = 20
+OUTPUT_TOKENS = 16
 BATCH = 2
 STUDY = f"""
 study_name: overhead
@@ -133,6 +138,18 @@ class Bench:
 
         return self._timed(steps)
 
+    def alone_s(self) -> float:
+        """CPU time of the harness for one step, without a model: the least disturbed of several tries."""
+        real, self.engine._model = self.engine._model, _Instant(self.engine._model)  # noqa: SLF001
+        try:
+            tries = []
+            for _ in range(10):
+                block = self.harness()
+                tries.append(block.engine_s / block.tokens * BATCH)
+        finally:
+            self.engine._model = real  # noqa: SLF001
+        return min(tries)
+
     def _timed(self, steps: Callable[[], int]) -> Block:
         begin_s, engine_s, sampler_s = time.monotonic(), _own_cpu_s(), _cpu_s_of(self.sampler_pid)
         tokens = steps()
@@ -144,6 +161,20 @@ class Bench:
         self.sampler.stop()
         self.attempt.close()
         self.engine.close()
+
+
+class _Instant:
+    """A model that answers at once, through the streamer as the real one does."""
+
+    def __init__(self, model: Any) -> None:
+        self.device, self.generation_config = model.device, model.generation_config
+
+    def generate(self, *, input_ids: Any, streamer: Any, **_told: Any) -> None:
+        """As many steps as the real one."""
+        streamer.put(input_ids.cpu())
+        for _ in range(OUTPUT_TOKENS):
+            streamer.put(input_ids[:, -1].cpu())
+        streamer.end()
 
 
 def _bare_step(engine: Any, batch: Sequence[Any]) -> Callable[[], None]:
@@ -181,48 +212,54 @@ def compare(model: Path, minutes: float, error: float) -> str:
         bench = Bench(model, Path(folder))
         for warm in (bench.bare, bench.harness, bench.bare):
             warm()
-        fours: list[tuple[Block, Block]] = []
+        alone_s = bench.alone_s()
+        pairs: list[tuple[Block, Block]] = []
         end_s = time.monotonic() + minutes * 60
-        while len(fours) < LEAST or (time.monotonic() < end_s and _mean(_wall(fours))[1] > error):
-            first, second, third, fourth = bench.harness(), bench.bare(), bench.bare(), bench.harness()
-            fours.append((first + fourth, second + third))
+        while len(pairs) < LEAST or (time.monotonic() < end_s and _median(_wall(pairs))[1] > error):
+            pairs.append((bench.harness(), bench.bare()))
+            pairs.append((bench.bare(), bench.harness())[::-1])
         bench.close()
-    ours, theirs = (sum(blocks[1:], blocks[0]) for blocks in zip(*fours, strict=True))
-    cpu = _mean([(a.tokens / a.cpu_s) / (b.tokens / b.cpu_s) for a, b in fours])
-    more_us = _mean([BATCH * 1e6 * (a.engine_s / a.tokens - b.engine_s / b.tokens) for a, b in fours])
-    wall = _mean(_wall(fours))
+    step_s = statistics.median(block.wall_s / block.tokens for _, block in pairs) * BATCH
+    wall, cpu = _median(_wall(pairs)), _median([a.tokens / a.cpu_s / (b.tokens / b.cpu_s) for a, b in pairs])
+    sampler_s, wall_s = (
+        sum(values) for values in zip(*((a.cpu_s - a.engine_s, a.wall_s) for a, _ in pairs), strict=True)
+    )
     cells = (
         model.name,
-        f"{theirs.wall_s / theirs.tokens * BATCH * 1e3:.2f} ms",
+        f"{step_s * 1e3:.2f} ms",
+        f"{alone_s * 1e6:.0f} us",
+        f"{alone_s / step_s:.2%}",
+        f"{sampler_s / wall_s:.2%}",
         f"{wall[0]:.4f} +- {wall[1]:.4f}",
         f"{cpu[0]:.4f} +- {cpu[1]:.4f}",
-        f"{more_us[0]:.0f} +- {more_us[1]:.0f} us",
-        f"{(ours.cpu_s - ours.engine_s) / ours.wall_s:.2%}",
-        str(len(fours)),
+        str(len(pairs)),
     )
     return f"| {' | '.join(cells)} |"
 
 
-def _wall(fours: Sequence[tuple[Block, Block]]) -> list[float]:
-    return [(a.tokens / a.wall_s) / (b.tokens / b.wall_s) for a, b in fours]
+def _wall(pairs: Sequence[tuple[Block, Block]]) -> list[float]:
+    return [(a.tokens / a.wall_s) / (b.tokens / b.wall_s) for a, b in pairs]
 
 
-def _mean(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error."""
-    return statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
+def _median(values: Sequence[float]) -> tuple[float, float]:
+    """Median and its standard error, as for a normal distribution with the sample's median absolute deviation."""
+    middle = statistics.median(values)
+    deviation = statistics.median([abs(value - middle) for value in values])
+    return middle, 1.253 * 1.483 * deviation / len(values) ** 0.5
 
 
 def main() -> None:
     """Print one row for each model."""
     options = argparse.ArgumentParser(description="Throughput with the harness against the bare engine.")
     options.add_argument("--models", type=Path, nargs="+", default=MODELS)
-    options.add_argument("--minutes", type=float, default=3.0, help="at most, for each model")
+    options.add_argument("--minutes", type=float, default=6.0, help="at most, for each model")
     options.add_argument("--error", type=float, default=0.004, help="standard error at which it ends")
     chosen = options.parse_args()
     print(
-        "| model | a step of the bare engine | tokens/s, harness / bare: wall clock | CPU time "
-        "| harness, more CPU a step | sampler, share of a core | fours |\n|---|---|---|---|---|---|---|"
+        "| model | a step of the bare engine | harness alone, a step | of the engine's step | sampler, share of a core "
+        "| tokens/s, harness / bare: wall clock | CPU time | pairs |"
     )
+    print("|---" * 8 + "|")
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "gpus.conf"
         script.write_text("gpus = 8\n")
