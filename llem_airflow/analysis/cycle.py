@@ -173,7 +173,7 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
         host=host if isinstance(host, Mapping) else None,
     )
     found += second_sampler(ref, result.window, energy)
-    found += _own_flags(power.problem, requests_problem, requests, result.window)
+    found += _own_flags(power, requests_problem, requests, result.window)
     marks = phases(events)
     row = Cycle(
         experiment=ref.experiment_id,
@@ -268,16 +268,24 @@ def _per_work(joules: float, window: Window, e2el_mean_s: float | None) -> dict[
 
 
 def _own_flags(
-    power_problem: str | None,
+    power: StoredPower,
     requests_problem: str | None,
     requests: Requests,
     window: Window,
 ) -> tuple[Flag, ...]:
     """Flags about the streams themselves, which only the reader of the store can see."""
     found = []
-    if power_problem:
+    if power.problem:
         found.append(
-            _flag("power_series_unreadable", power_problem, "look at storage_notes in provenance.json")
+            _flag("power_series_unreadable", power.problem, "look at storage_notes in provenance.json")
+        )
+    if power.as_committed is False:
+        found.append(
+            _flag(
+                "power_series_changed",
+                "power.parquet is not the file that was stored: its hash is another",
+                "restore it from a backup; `llem-airflow results check` names every changed file",
+            )
         )
     if requests_problem:
         found.append(_flag("requests_unreadable", requests_problem, "latencies of this cycle are absent"))

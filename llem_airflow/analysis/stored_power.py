@@ -21,13 +21,13 @@ class StoredPower:
     Attributes:
         columns: As ``samples.columns``; without rows when the series is absent or damaged.
         file: The Parquet file that they were decoded from; None when there are no samples.
-        as_committed: Whether that file is, byte for byte, what was committed.
+        as_committed: Whether that file is, byte for byte, what was committed; None where nobody kept its hash.
         problem: Why there are no samples although there should be, or None.
     """
 
     columns: Mapping[str, Any]
     file: bytes | None
-    as_committed: bool
+    as_committed: bool | None
     problem: str | None
 
 
@@ -48,7 +48,7 @@ def stored_power(ref: CycleRef, record: Mapping[str, Any], *, expected: bool) ->
         table = decoded(data, where, list(COLUMNS) if as_committed else None)
         _require_times(table, where)
     except ResultReadError as error:
-        return StoredPower(columns(POWER_SCHEMA.empty_table()), None, False, str(error) if expected else None)
+        return StoredPower(columns(POWER_SCHEMA.empty_table()), None, None, str(error) if expected else None)
     return StoredPower(columns(table), data if table.num_rows else None, as_committed, None)
 
 
@@ -57,7 +57,7 @@ def _require_times(table: Any, where: str) -> None:
         raise ResultReadError(f"{where}: a row has no time")
 
 
-def _is_committed(data: bytes, record: Mapping[str, Any]) -> bool:
+def _is_committed(data: bytes, record: Mapping[str, Any]) -> bool | None:
     hashes = record.get("sha256")
     known = hashes.get(names.POWER) if isinstance(hashes, Mapping) else None
-    return known is not None and hashlib.sha256(data).hexdigest() == known
+    return None if known is None else hashlib.sha256(data).hexdigest() == known

@@ -146,6 +146,8 @@ def test_samples_that_cannot_be_copied_as_they_are_are_merged_all_the_same(
     summary = aggregate_run(run, report=False)
     after = _table(run, "power.parquet")
     assert (summary.valid, summary.power_rows) == (4, before.num_rows)
+    assert "power_series_changed" in [doubt.code for doubt in summary.experiments[0].doubts]
+    assert "power_series_changed" not in [doubt.code for doubt in summary.experiments[1].doubts]
     for name in before.column_names:
         if name != "sm_clock_mhz" or change == "backwards":
             assert after.column(name).cast(pa.string()) == before.column(name).cast(pa.string()), name
