@@ -104,8 +104,12 @@ def _plugin(entry: importlib.metadata.EntryPoint) -> Iterator[tuple[str, Path]]:
 
 
 def _metadata_folder(distribution: importlib.metadata.Distribution) -> str:
-    files = distribution.files or ()
-    return next(file.parts[0] for file in files if file.name == "entry_points.txt")
+    for file in distribution.files or ():
+        if file.name == "entry_points.txt":
+            return file.parts[0]
+    raise FileNotFoundError(
+        f"{distribution.name} brings an engine but has no list of its files (RECORD): pip install it again"
+    )
 
 
 def pynvml_file() -> Path:

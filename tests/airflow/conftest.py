@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.airflow.database import database
-from tests.airflow.server import REPOSITORY, AirflowServer
+from tests.airflow.server import AirflowServer
 
 SMALL = """\
 study_name: {name}
@@ -71,9 +71,12 @@ after_choice()
 """As in dags/README.md: a DAG that runs after each run of a study."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[AirflowServer]:
-    """``airflow standalone`` with studies that run as processes."""
+    """``airflow standalone`` with studies that run as processes, until the last of these tests.
+
+    Not for the whole session: while other tests run, it would take a third of a core to do nothing.
+    """
     models = tmp_path_factory.mktemp("models")
     shutil.copytree(tiny_model, models / "tiny-llama-random")
     (models / "damaged").mkdir()
@@ -92,7 +95,6 @@ def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) 
             {
                 "LLEM_MODELS_DIR": str(models),
                 "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": str(REPOSITORY),
                 "AIRFLOW__LLEM__NOTIFIER": "tests.operators.test_notify.FileNotifier",
                 "AIRFLOW__LLEM__NOTIFIER_ARGS": json.dumps({"path": str(models / "told")}),
                 **where,

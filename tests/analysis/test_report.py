@@ -86,7 +86,7 @@ def test_names_from_a_study_cannot_inject_markup(make_run: MakeRun) -> None:
 
 
 def test_the_terminal_table_shows_estimates_intervals_and_n(make_run: MakeRun) -> None:
-    summary = aggregate_run(make_run({(0, 1): ESTIMATE, (0, 2): ESTIMATE}))
+    summary = aggregate_run(make_run({(0, 1): ESTIMATE, (0, 2): ESTIMATE}), report=False)
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(render_summary(summary))
     text = console.export_text()

@@ -38,7 +38,7 @@ def _page(run: StoredRun) -> str:
 
 
 def test_the_report_says_what_changed_since_the_run_before(make_run: MakeRun) -> None:
-    _page(_run(make_run, "monday", 1, 200))
+    aggregate_run(_run(make_run, "monday", 1, 200), report=False)
     text = _page(_run(make_run, "tuesday", 2, 220))
     assert "Against run monday" in text
     assert "2 regression" in text
@@ -75,7 +75,7 @@ def test_a_first_run_has_no_such_section(make_run: MakeRun) -> None:
 
 
 def test_what_differs_is_listed_instead_of_a_number(make_run: MakeRun) -> None:
-    _page(_run(make_run, "monday", 1, 200))
+    aggregate_run(_run(make_run, "monday", 1, 200), report=False)
     text = _page(_run(make_run, "tuesday", 2, 220, gpus=("GPU-other",)))
     assert "Conditions differ: gpus: " in text
     assert "2 not comparable" in text

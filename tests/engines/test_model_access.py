@@ -41,15 +41,6 @@ def of_the_hub(name: str, revision: str | None = None) -> ExperimentSpec:
     return replace(spec_of("transformers", {}, output_tokens=4), model=ModelSource(name, None, revision))
 
 
-def test_a_gated_model_without_a_token_says_what_to_accept_and_where_the_token_goes(
-    hub: Hub, home: Path, tmp_path: Path
-) -> None:
-    ran = attempt(hub, home, tmp_path, of_the_hub("org/tiny"), HF_TOKEN="")
-    assert ran.code == 1
-    assert (ran.error.category, ran.error.phase, ran.error.retryable_hint) == ("model_gated", "load", False)
-    assert "Accept the model's terms on the hub and give the attempt a token" in ran.error.message
-
-
 def test_a_token_opens_it_the_commit_is_recorded_and_the_token_is_not(
     hub: Hub, home: Path, tmp_path: Path
 ) -> None:
@@ -67,28 +58,43 @@ def test_a_token_opens_it_the_commit_is_recorded_and_the_token_is_not(
 
 
 @pytest.mark.parametrize(
-    ("name", "revision", "expected"),
+    ("name", "revision", "token", "category", "expected"),
     [
-        ("org/none", None, "org/none is not a local folder and is not a valid model identifier"),
-        ("org/tiny", "v9", "v9 is not a valid git identifier"),
+        (
+            "org/tiny",
+            None,
+            "",
+            "model_gated",
+            "Accept the model's terms on the hub and give the attempt a token",
+        ),
+        (
+            "org/none",
+            None,
+            TOKEN,
+            "model_missing",
+            "org/none is not a local folder and is not a valid model id",
+        ),
+        ("org/tiny", "v9", TOKEN, "model_missing", "v9 is not a valid git identifier"),
     ],
-    ids=["no such model", "no such revision"],
+    ids=["gated and no token", "no such model", "no such revision"],
 )
-def test_what_the_hub_does_not_have_is_a_missing_model(
+def test_what_the_hub_does_not_give_is_told_with_what_to_do_and_not_tried_again(
     hub: Hub,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
     revision: str | None,
+    token: str,
+    category: str,
     expected: str,
 ) -> None:
     point_to(hub.endpoint, tmp_path, monkeypatch)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_TOKEN", token)
     engine = open_engine("transformers", offline=False)
     with pytest.raises(OSError) as caught:  # noqa: PT011  # what is asserted is what we make of it
         engine.load(of_the_hub(name, revision))
     error = attempt_error(caught.value, "load")
-    assert error.category == "model_missing"
+    assert (error.category, error.retryable_hint) == (category, False)
     assert expected in error.message
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from llem_airflow.measurement.engines.contract import Completion, EngineFacts, Prompt, Vocabulary
 from llem_airflow.protocol.spec import ExperimentSpec
@@ -18,7 +19,9 @@ class ScriptedEngine:
         return False
 
     def load(self, spec: ExperimentSpec) -> None:
-        self.script = spec.config["scripted"]["engine_params"]
+        self.script = {"step_s": 0.001} | spec.config.get("scripted", {}).get("engine_params", {})
+        if spec.model.path and not list(Path(spec.model.path).glob("*.safetensors")):
+            raise OSError(f"no weights in {spec.model.path}")
         self._fail_in("load")
 
     def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[tuple[int, ...]]:
