@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,31 @@ from llem_airflow.study import load_study
 DAGS = Path(__file__).parents[1] / "dags"
 FILES = sorted(DAGS.glob("*.py"))
 STUDIES = sorted((DAGS / "studies").glob("*.y*ml"))
+
+
+ROOT = DAGS.parent
+EXECUTED = {
+    "dags/llem_adhoc.py": ("airflow/test_adhoc.py", "llem_adhoc"),
+    "dags/llem_maintenance.py": ("airflow/test_server.py", "llem_maintenance"),
+    "dags/studies.py": ("airflow/test_server.py", "tiny"),
+    "dags/studies/quickstart.yaml": ("compose/test_compose_stack.py", "quickstart"),
+    "llem_airflow/example_dags/example_llem.py": ("airflow/test_form.py", "example_llem_after"),
+    "llem_airflow/example_dags/example_llem.yaml": ("airflow/test_form.py", "example_llem"),
+    "llem_airflow/study/data/starter.yaml": ("airflow/test_form.py", "my-study"),
+}
+"""What ships, and the test that runs its DAG in a real Airflow (the starter's, for a model of a hub, dry)."""
+
+
+def test_every_dag_file_and_every_study_that_ships_is_executed_by_a_test() -> None:
+    folders = [DAGS, ROOT / "llem_airflow", ROOT / "images", ROOT / "plugins"]
+    found = {path for folder in folders for path in folder.rglob("*.y*ml")}
+    found |= {
+        path for folder in (DAGS, ROOT / "llem_airflow" / "example_dags") for path in folder.rglob("*.py")
+    }
+    assert {str(path.relative_to(ROOT)) for path in found} == set(EXECUTED)
+    for file, (test, dag_id) in EXECUTED.items():
+        text = (ROOT / "tests" / test).read_text("utf-8")
+        assert re.search(rf'run\w*\(\s*"{dag_id}"|ADHOC = "{dag_id}"', text), f"{test} does not run {file}"
 
 
 @pytest.fixture(scope="module")

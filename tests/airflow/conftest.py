@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.airflow.database import database
-from tests.airflow.server import AirflowServer
+from tests.airflow.server import REPOSITORY, AirflowServer
 
 SMALL = """\
 study_name: {name}
@@ -54,23 +54,6 @@ airflow: {retries: 0, schedule: "* * * * *", start_date: 2026-01-01, deadline: 1
 HELD = SMALL.format(name="held").replace("tiny-llama-random", "damaged") + "airflow: {retries: 0}\n"
 
 
-AFTER_CHOICE = """\
-from airflow.sdk import dag, task
-from llem_airflow.factory import study_asset
-
-@dag(schedule=[study_asset("choice")], is_paused_upon_creation=False)
-def after_choice():
-    @task
-    def show(triggering_asset_events=None):
-        for event in triggering_asset_events[study_asset("choice")]:
-            print("seen", event.source_run_id, list(event.extra["experiments"]))
-    show()
-
-after_choice()
-"""
-"""As in dags/README.md: a DAG that runs after each run of a study."""
-
-
 @pytest.fixture(scope="package")
 def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[AirflowServer]:
     """``airflow standalone`` with studies that run as processes, until the last of these tests.
@@ -79,6 +62,8 @@ def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) 
     """
     models = tmp_path_factory.mktemp("models")
     shutil.copytree(tiny_model, models / "tiny-llama-random")
+    # Under the name that the shipped examples ask for.
+    shutil.copytree(tiny_model, models / "SmolLM2-135M-Instruct")
     (models / "damaged").mkdir()
     (models / "damaged" / "config.json").write_text("{}")
     with database() as where:
@@ -91,16 +76,18 @@ def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) 
                 "mapped.yaml": CHOICE.replace("choice", "mapped"),
                 "nightly.yaml": NIGHTLY,
                 "held.yaml": HELD,
+                "starter.yaml": (REPOSITORY / "llem_airflow" / "study" / "data" / "starter.yaml").read_text(),
             },
             {
                 "LLEM_MODELS_DIR": str(models),
                 "OMP_NUM_THREADS": "1",
+                "LLEM_RUNNER_TRANSFORMERS": "process",
                 "AIRFLOW__LLEM__NOTIFIER": "tests.operators.test_notify.FileNotifier",
                 "AIRFLOW__LLEM__NOTIFIER_ARGS": json.dumps({"path": str(models / "told")}),
                 **where,
             },
         )
-        (server.home / "dags" / "after_choice.py").write_text(AFTER_CHOICE)
+        shutil.copytree(REPOSITORY / "llem_airflow" / "example_dags", server.home / "dags" / "example_dags")
         try:
             server.start()
             yield server

@@ -57,6 +57,10 @@ class AirflowServer:
         self.environment = {
             **os.environ,
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": sqlite_url(home),
+            "AIRFLOW__CORE__PARALLELISM": "2",
+            # What an Airflow does while nothing happens costs as much as what it does for the tests.
+            "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
+            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
             **environment,
             "PYTHONPATH": os.pathsep.join(
                 filter(None, [str(REPOSITORY), str(PLUGIN), environment.get("PYTHONPATH")])
@@ -66,16 +70,12 @@ class AirflowServer:
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW__CORE__PARALLELISM": "2",
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,bob:viewer",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
             "AIRFLOW__API__PORT": str(self.port),
             "AIRFLOW__API__BASE_URL": self.url,
             "AIRFLOW__API__WORKERS": "1",
-            # What an Airflow does while nothing happens costs as much as what it does for the tests.
-            "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
-            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
             "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
             "AIRFLOW__LLEM__INSTALLATION": self.installation,
             "AIRFLOW__LLEM__RESULTS_ROOT": str(self.results),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,13 @@ def stored(airflow: AirflowServer, study: str, run: dict[str, Any]) -> Path:
 
 
 def test_a_dry_run_shows_the_plan_and_measures_nothing(process_airflow: AirflowServer) -> None:
-    run = process_airflow.run("choice", conf={"dry_run": True})
-    states = process_airflow.states("choice", run["dag_run_id"])
+    run = process_airflow.run("my-study", conf={"dry_run": True})  # what `llem-airflow init` writes
+    states = process_airflow.states("my-study", run["dag_run_id"])
     assert run["state"] == "success"
     assert states.pop("plan") == "success"
     assert set(states.values()) == {"skipped"}
-    assert "2 experiments, 4 cycles to measure" in process_airflow.task_log(
-        "choice", run["dag_run_id"], "plan"
-    )
+    log = process_airflow.task_log("my-study", run["dag_run_id"], "plan")
+    assert "4 experiments, 12 cycles to measure" in log
 
 
 def test_a_run_measures_the_chosen_experiments_cycles_and_prompts_only(
@@ -89,47 +89,37 @@ def test_a_nightly_schedule_fires_by_itself_and_a_late_run_is_told(process_airfl
 
 
 @pytest.fixture(scope="module")
-def chosen(process_airflow: AirflowServer) -> dict[str, Any]:
-    """A run of one experiment, one cycle."""
-    return process_airflow.run("choice", conf={"experiments": "*batch_size-1*", "cycles": 1})
+def example(process_airflow: AirflowServer) -> dict[str, Any]:
+    """A run of the shipped example: one experiment, one cycle."""
+    process_airflow.unpause("example_llem_after")
+    return process_airflow.run("example_llem", conf={"experiments": "*batch_size-1*", "cycles": 1})
 
 
 def test_each_run_is_an_asset_event_with_the_key_numbers(
-    process_airflow: AirflowServer, chosen: dict[str, Any]
+    process_airflow: AirflowServer, example: dict[str, Any]
 ) -> None:
-    run = chosen
-    events = process_airflow.get("/api/v2/assets/events", source_dag_id="choice", limit="100").json()[
-        "asset_events"
-    ]
-    (event,) = (each for each in events if each["source_run_id"] == run["dag_run_id"])
-    assert event["uri"] == "llem://study/choice"
+    events = process_airflow.get("/api/v2/assets/events", source_dag_id="example_llem").json()
+    (event,) = events["asset_events"]
+    assert event["source_run_id"] == example["dag_run_id"]
+    assert event["uri"] == "llem://study/example-llem"
     assert (event["extra"]["planned"], event["extra"]["valid"]) == (1, 1)
     assert event["extra"]["energy_kind"] == "estimate"
     (numbers,) = event["extra"]["experiments"].values()
     assert numbers["energy_per_output_token_j"]["mean"] > 0
     assert numbers["energy_per_output_token_j"]["n"] == 1
     assert numbers["energy_per_output_token_j"]["low"] is None
-    path = f"/api/v2/dags/choice/dagRuns/{run['dag_run_id']}/taskInstances/aggregate/links"
+    path = f"/api/v2/dags/example_llem/dagRuns/{example['dag_run_id']}/taskInstances/aggregate/links"
     link = process_airflow.get(path).json()["extra_links"]["Energy report"]
-    assert link == "/llem/run?" + urlencode({"dag_id": "choice", "run_id": run["dag_run_id"]})
+    assert link == "/llem/run?" + urlencode({"dag_id": "example_llem", "run_id": example["dag_run_id"]})
 
 
 def test_a_dag_scheduled_on_the_study_s_asset_runs_after_it_and_sees_its_numbers(
-    process_airflow: AirflowServer, chosen: dict[str, Any]
+    process_airflow: AirflowServer, example: dict[str, Any]
 ) -> None:
-    run = chosen
-    seen: dict[str, str] = {}
-    deadline = time.monotonic() + 180
-    # Runs of other tests update the asset too, and each is followed by a run of its own.
-    while not any(run["dag_run_id"] in shown for shown in seen.values()) and time.monotonic() < deadline:
-        time.sleep(1)
-        for after in process_airflow.runs("after_choice"):
-            if after["run_type"] == "asset_triggered" and after["state"] == "success":
-                seen[after["dag_run_id"]] = process_airflow.task_log(
-                    "after_choice", after["dag_run_id"], "show"
-                )
-    (shown,) = (shown for shown in seen.values() if run["dag_run_id"] in shown)
-    assert "batch_size-1" in shown
+    after = process_airflow.first_run("example_llem_after", run_type="asset_triggered")
+    path = f"/api/v2/dags/example_llem_after/dagRuns/{after['dag_run_id']}/taskInstances/joules_per_token"
+    value = process_airflow.get(f"{path}/xcomEntries/return_value").json()["value"]
+    assert re.search(r"batch_size-1-\w+\W+\d", str(value))
 
 
 @pytest.mark.browser

@@ -105,6 +105,12 @@ def test_a_study_runs_through_the_scheduler_and_leaves_no_container_and_no_volum
         } <= {p.name for p in cycle.iterdir()}  # fmt: skip
 
 
+def test_the_maintenance_dag_finds_nothing_to_do_after_it(
+    airflow: AirflowServer, tiny_run: dict[str, Any]
+) -> None:
+    assert airflow.run("llem_maintenance")["state"] == "success"
+
+
 def test_the_engine_s_output_is_in_the_task_log(airflow: AirflowServer, tiny_run: dict[str, Any]) -> None:
     states = airflow.states("tiny", tiny_run["dag_run_id"])
     task_id = next(name for name in states if name.endswith("cycle_1"))
