@@ -1,7 +1,8 @@
-"""What the tasks of a study import, imported once by the scheduler.
+"""What the tasks of a study import, imported once by the scheduler and by the DAG processor.
 
-The LocalExecutor forks its workers from the scheduler, and each task from a worker: what the scheduler has imported is
-there for all of them, the rest is imported anew by every task. Its memory is shared until somebody writes to it.
+The LocalExecutor forks its workers from the scheduler, and each task from a worker; the DAG processor forks a process
+for each look at a file. What the parent has imported is there for all of them, the rest is imported anew each time.
+Its memory is shared until somebody writes to it.
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ FOR_TASKS = (
 
 @hookimpl
 def on_starting(component: object) -> None:
-    """Import them, in a scheduler whose executor forks; Airflow tells of its start before that of the executor."""
-    if type(component).__name__ == "Job" and _forks_tasks():
+    """Import them, in a process that forks; Airflow tells of its start before that of the executor."""
+    if type(component).__name__ == "Job" and (_looks_at_files() or _forks_tasks()):
         for name in FOR_TASKS:
             import_module(name)
+
+
+def _looks_at_files() -> bool:
+    return "airflow.cli.commands.dag_processor_command" in sys.modules
 
 
 def _forks_tasks() -> bool:
