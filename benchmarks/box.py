@@ -1,8 +1,9 @@
-"""What a box costs: one trivial attempt by four ways, interleaved, in one run on one engine.
+"""What a box costs: one trivial attempt by several ways, interleaved, in one run on one engine.
 
-Ways: the CLI's ``docker run --rm``; docker-py (create, start, logs, wait, remove); Airflow's plain DockerOperator;
-and ours (volume, create, hand in, start, stream, collect, remove). Ours does more: it brings a bundle in and
-results out; as root on the engine's host through the volume's own folder, elsewhere by the archive API.
+Ways: the CLI's ``docker run --rm``, bare and with the isolation and the volume that ours has; docker-py (create,
+start, logs, wait, remove); Airflow's plain DockerOperator; and ours (volume, create, hand in, start, stream, collect,
+remove). Ours does more: it brings a bundle in and results out; as root on the engine's host through the volume's own
+folder, elsewhere by the archive API.
 
     python -m benchmarks.box [ROUNDS] [IMAGE]
 """
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import docker
@@ -32,10 +33,15 @@ from tests.container.programs import HASH, RESULT, SPEC, attempt
 SHELL = f"printf %s '{RESULT}' > $LLEM_OUTPUT_DIR/{HASH}_result.json"
 FLOOD_BYTES = 200_000_000
 
+ISOLATION = [
+    "--init", "--read-only", "--tmpfs=/tmp:rw,exec,nosuid,nodev,mode=1777", "--cap-drop=ALL",
+    "--security-opt=no-new-privileges", "--pids-limit=4096", "--user=65532:65532", "--volume=/run/llem",
+]  # fmt: skip
 
-def cli(image: str) -> None:
+
+def cli(image: str, options: Sequence[str] = ()) -> None:
     subprocess.run(
-        ["docker", "run", "--rm", "--network", "none", image, "sh", "-c", ":"],
+        ["docker", "run", "--rm", "--network", "none", *options, image, "sh", "-c", ":"],
         check=True,
         capture_output=True,
     )
@@ -95,6 +101,7 @@ def main(rounds: int, image: str) -> None:
         bundle.write_text(SHELL + "\n")
         ways: dict[str, Callable[[], None]] = {
             "docker run --rm": lambda: cli(image),
+            "docker run --rm, isolated": lambda: cli(image, ISOLATION),
             "docker-py": lambda: docker_py(api, image),
             "DockerOperator.execute": lambda: operator(image),
             "ours": lambda: ours(api, image, folder, bundle, direct=True),
@@ -108,12 +115,12 @@ def main(rounds: int, image: str) -> None:
                 taken_s[way].append(timed_s(call))
         mine_s = statistics.median(taken_s["ours"])
         print(
-            f"{'way':24} {'median_ms':>9} {'min_ms':>7} {'max_ms':>7} {'ours/way':>8}   n={rounds} each, interleaved"
+            f"{'way':26} {'median_ms':>9} {'min_ms':>7} {'max_ms':>7} {'ours/way':>8}   n={rounds} each, interleaved"
         )
         for way, times_s in taken_s.items():
             median_s = statistics.median(times_s)
             print(
-                f"{way:24} {median_s * 1e3:9.0f} {min(times_s) * 1e3:7.0f} {max(times_s) * 1e3:7.0f}"
+                f"{way:26} {median_s * 1e3:9.0f} {min(times_s) * 1e3:7.0f} {max(times_s) * 1e3:7.0f}"
                 f" {mine_s / median_s:8.2f}"
             )
         grown_mb, duration_s = flood_mb(api, image, folder)

@@ -20,6 +20,7 @@ from llem_airflow.container.engine import (
     containers_of,
     exchange_of,
     host_facts,
+    neighbours,
     patiently,
     remove_container,
     remove_volume,
@@ -90,10 +91,11 @@ def run_box(
     secrets = settings.private_environment.values()
     with LogSink(collect_to / CONTAINER_LOG, on_line, secrets, settings.log_bytes) as sink:
         run = _Run(api, attempt, spec, settings, collect_to, sink)
+        facts = _Background(lambda: host_facts(api))
         box = _acquire(run, bundle)
         try:
             with _host_sampler(run, box, bundle) as host:
-                collected = _see_through(run, box)
+                collected = _see_through(run, box, facts)
                 if host is not None and not host.finish(spec):
                     sink.line(
                         "The host's power series does not reach around the window: the container's counts"
@@ -157,8 +159,8 @@ def _host_sampler(
     return HostSampler(meter, run.folder, bundle or build_bundle())
 
 
-def _see_through(run: _Run, box: Box) -> Collected:
-    facts = _Background(lambda: host_facts(run.api, box.id))
+def _see_through(run: _Run, box: Box, facts: _Background) -> Collected:
+    beside = neighbours(run.api, box.id)
     inspection, fired = _watch(run, box)
     if inspection["Name"].lstrip("/") != run.attempt.container_name:
         raise AttemptFailedError(
@@ -184,7 +186,7 @@ def _see_through(run: _Run, box: Box) -> Collected:
         image=inspection["Config"]["Image"],
         image_digest=image_digest,
         log=run.sink.path,
-        host=facts.result(),
+        host={**facts.result(), "neighbours": beside},
         gpus=box.gpus,
     )
 
@@ -255,7 +257,7 @@ def _discard(run: _Run, box: Box) -> None:
 
 
 class _Background:
-    """Runs beside the container what its start need not wait for."""
+    """Runs beside the container's start what that need not wait for."""
 
     def __init__(self, work: Callable[[], dict[str, Any]]) -> None:
         self._work = work

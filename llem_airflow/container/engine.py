@@ -128,12 +128,12 @@ def sweep_volumes(api: docker.APIClient, attempt: Attempt) -> None:
         remove_volume(api, volume["Name"])
 
 
-def host_facts(api: docker.APIClient, own_id: str) -> dict[str, Any]:
-    """Facts about the engine's host, and the names of the containers that run beside this one."""
-    facts: dict[str, Any] = {"neighbours": []}
+def host_facts(api: docker.APIClient) -> dict[str, Any]:
+    """Facts about the engine's host; none when it does not answer."""
+    facts: dict[str, Any] = {}
     with contextlib.suppress(*ENGINE_ERRORS):
         info = api.info()
-        facts |= {
+        facts = {
             "name": info.get("Name"),
             "engine_id": info.get("ID"),
             "engine_version": info.get("ServerVersion"),
@@ -142,13 +142,14 @@ def host_facts(api: docker.APIClient, own_id: str) -> dict[str, Any]:
             "cpus": info.get("NCPU"),
             "memory_bytes": info.get("MemTotal"),
         }
-        facts["neighbours"] = neighbours(api, own_id)
     return facts
 
 
 def neighbours(api: docker.APIClient, own_id: str) -> list[str]:
-    """Names of the containers that run beside this one."""
-    return sorted(name_of(other) for other in api.containers() if other["Id"] != own_id)
+    """Names of the containers that run beside this one; none when the engine does not answer."""
+    with contextlib.suppress(*ENGINE_ERRORS):
+        return sorted(name_of(other) for other in api.containers() if other["Id"] != own_id)
+    return []
 
 
 def write_inspection(inspection: Mapping[str, Any], private: Mapping[str, str], path: Path) -> None:

@@ -145,6 +145,8 @@ class World:
             },
         )
         dags = self.airflow.home / "dags"
+        for shipped in dags.glob("*.py"):
+            shipped.unlink()  # parsing them again and again would only take time
         (dags / "chaos.py").write_text(DAG)
         (dags / "chaos.yaml").write_text(STUDY.replace("IMAGE", image))
         self.experiment = self._experiment(dags / "chaos.yaml")

@@ -86,7 +86,7 @@ def test_children_do_not_outlive_it(tmp_path: Path) -> None:
     lines: list[str] = []
     child = "import subprocess\nprint(subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL).pid, flush=True)\n"
     run(tmp_path, child + "result()", lines=lines)
-    assert not running(int(lines[0]))
+    assert ends(int(lines[0]))
 
 
 WORKER = """
@@ -105,6 +105,15 @@ def running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def ends(pid: int) -> bool:
+    """Whether a process that was sent SIGKILL ends; a loaded machine needs a moment for it."""
+    for _ in range(200):
+        if not running(pid):
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def test_kill_ends_it(tmp_path: Path) -> None:
@@ -140,11 +149,7 @@ def test_a_killed_worker_takes_it_along(tmp_path: Path) -> None:
     worker.kill()
     worker.wait()
     worker.stdout.close()
-    for _ in range(100):
-        if not running(pid):
-            break
-        time.sleep(0.05)
-    assert not running(pid)
+    assert ends(pid)
 
 
 def test_an_interpreter_that_is_not_there_is_said(tmp_path: Path) -> None:
