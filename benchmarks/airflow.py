@@ -200,6 +200,7 @@ class Ends(factory.LLEMExperimentOperator):
         return None
 
 factory.LLEMExperimentOperator = Ends
+factory.fetch_first = lambda *_: None  # there is no model to fetch
 factory.study_dags(Path(__file__).parent / "studies", globals())
 """
 
