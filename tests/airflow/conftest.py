@@ -12,25 +12,28 @@ import pytest
 from tests.airflow.database import database
 from tests.airflow.server import REPOSITORY, AirflowServer
 
-SMALL = """\
+
+def small(name: str, engine: str = "scripted") -> str:
+    """The smallest study that really measures; by default on an engine that does not take seconds to import torch."""
+    return f"""\
 study_name: {name}
 serving_mode: offline
-engine: transformers
+engine: {engine}
 task:
   model: tiny-llama-random
   max_input_tokens: 32
   max_output_tokens: 8
   dataset: {{source: builtin, n_prompts: 2}}
-measurement: {{meter: cpu-estimate, min_window_seconds: 1, baseline: {{enabled: false}}}}
+measurement: {{meter: cpu-estimate, min_window_seconds: 0.2, baseline: {{enabled: false}}}}
 offline: {{warmup: {{enabled: false}}}}
-runners: {{transformers: process}}
+runners: {{{engine}: process}}
+airflow: {{retries: 0}}
 """
-"""The smallest study that really measures."""
+
 
 RELEASED = (
-    SMALL.format(name="released")
+    small("released")
     + """\
-airflow: {retries: 0}
 versions:
   - {name: "lab/tiny@r1", released: 2026-01-01}
   - {name: r2-damaged, model: damaged, released: 2026-02-01}
@@ -38,20 +41,16 @@ versions:
 """
 )
 CHOICE = (
-    SMALL.format(name="choice")
+    small("choice", "transformers")
     + """\
 sweep: {transformers.llem_execution.batch_size: [1, 2]}
 study_execution: {n_cycles: 2}
-airflow: {retries: 0}
 """
 )
-NIGHTLY = (
-    SMALL.format(name="nightly")
-    + """\
-airflow: {retries: 0, schedule: "* * * * *", start_date: 2026-01-01, deadline: 1s}
-"""
+NIGHTLY = small("nightly").replace(
+    "{retries: 0}", '{retries: 0, schedule: "* * * * *", start_date: 2026-01-01, deadline: 1s}'
 )
-HELD = SMALL.format(name="held").replace("tiny-llama-random", "damaged") + "airflow: {retries: 0}\n"
+HELD = small("held").replace("tiny-llama-random", "damaged")
 
 
 @pytest.fixture(scope="package")
@@ -73,7 +72,6 @@ def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) 
                 "released.yaml": RELEASED,
                 "paged.yaml": RELEASED.replace("study_name: released", "study_name: paged"),
                 "choice.yaml": CHOICE,
-                "mapped.yaml": CHOICE.replace("choice", "mapped"),
                 "nightly.yaml": NIGHTLY,
                 "held.yaml": HELD,
                 "starter.yaml": (REPOSITORY / "llem_airflow" / "study" / "data" / "starter.yaml").read_text(),

@@ -114,20 +114,19 @@ def test_an_unknown_release_is_refused_before_there_is_a_run(airflow: AirflowSer
     assert "unknown model release 'nope'; the study has: lab/tiny@r1, r2-damaged, r3" in answer.text
 
 
-def test_a_manual_run_measures_the_release_of_its_partition_key_or_of_the_form(
+def test_a_manual_run_measures_the_release_that_its_form_names(
     airflow: AirflowServer, backfilled: dict[str, dict[str, Any]]
 ) -> None:
-    for body in ({"partition_key": "r3"}, {"conf": {"version": "r3"}}):
-        run = airflow.run("released", **body)
-        assert run["state"] == "success"
-        (config,) = stored(airflow, run).glob("experiments/*/cycle-1/config.json")
-        assert json.loads(config.read_text())["model"]["revision"] == "0123abc"
+    run = airflow.run("released", conf={"version": "r3"})
+    assert run["state"] == "success"
+    (config,) = stored(airflow, run).glob("experiments/*/cycle-1/config.json")
+    assert json.loads(config.read_text())["model"]["revision"] == "0123abc"
 
 
 def test_an_experiment_in_quarantine_runs_and_is_shown_and_cannot_fail_the_run(
     airflow: AirflowServer,
 ) -> None:
-    airflow.send("POST", "/api/v2/variables", {"key": "llem_quarantine", "value": "other*, transformers-*"})
+    airflow.send("POST", "/api/v2/variables", {"key": "llem_quarantine", "value": "other*, scripted-*"})
     try:
         run = airflow.run("held")
     finally:
@@ -154,7 +153,9 @@ def test_clearing_the_failed_after_the_cause_is_gone_measures_just_these_and_kee
     assert tries["plan"] == 1
     assert sorted(tries.values()) == [1, 2, 2]
     folder = stored(airflow, run)
-    assert len(list(folder.glob("experiments/*/cycle-1/result.json"))) == 1
+    (config,) = folder.glob("experiments/*/cycle-1/config.json")  # of the release of the run's partition key
+    assert json.loads(config.read_text())["model"]["name"] == "damaged"
+    assert config.with_name("result.json").exists()
     assert len(list(folder.glob("failed/*/cycle-1-attempt-1/provenance.json"))) == 1
     (earlier,) = folder.glob("superseded/summary-*.json")
     assert json.loads(earlier.read_text())["valid"] == 0

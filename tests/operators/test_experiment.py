@@ -32,7 +32,7 @@ task:
   max_input_tokens: 32
   max_output_tokens: 8
   dataset: {source: builtin, n_prompts: 4}
-measurement: {meter: cpu-estimate, min_window_seconds: 2, baseline: {enabled: false}}
+measurement: {meter: cpu-estimate, min_window_seconds: 0.5, baseline: {enabled: false}}
 offline: {warmup: {n_prompts: 2, thermal_floor_seconds: 0}}
 transformers: {llem_execution: {batch_size: 2}}
 sweep: {task.random_seed: [1]}
@@ -99,10 +99,20 @@ def check_result(study: Study, tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-def test_a_cycle_runs_as_a_process_and_is_stored(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_cycle_runs_as_a_process_and_is_stored_and_a_missing_one_fails_the_aggregate_which_names_it(
+    tmp_path: Path, tiny_model: Path
+) -> None:
     study = study_at(tmp_path, "process")
     operator(study).execute(context())
     check_result(study, tmp_path)
+    study = study_at(tmp_path, "process", STUDY + "study_execution: {n_cycles: 2}\n")
+    with pytest.raises(AirflowFailException, match="1 of 2 planned cycles have no result") as caught:
+        LLEMAggregateOperator(task_id="aggregate", study=study).execute(context("aggregate"))
+    assert f"{study.experiments[0].id} cycle 2" in str(caught.value)
+    summary = LLEMAggregateOperator(task_id="aggregate", study=study, allow_missing=True).execute(
+        context("aggregate")
+    )
+    assert summary["valid"] == 1
 
 
 @pytest.mark.docker
@@ -173,7 +183,9 @@ def test_a_missing_image_says_what_where_and_what_to_do(
 def test_killing_the_engine_in_its_container_is_a_typed_failure_with_evidence(
     tmp_path: Path, tiny_model: Path, docker_api: docker.APIClient, cpu_image: str
 ) -> None:
-    study = study_at(tmp_path, "container", STUDY.replace("min_window_seconds: 2", "min_window_seconds: 60"))
+    study = study_at(
+        tmp_path, "container", STUDY.replace("min_window_seconds: 0.5", "min_window_seconds: 60")
+    )
     killer = threading.Thread(target=kill_engine, args=(docker_api,), daemon=True)
     killer.start()
     with pytest.raises(AirflowException) as caught:
@@ -201,7 +213,7 @@ def test_a_gpu_is_leased_given_by_uuid_and_measured_on_its_counter_inside_and_on
 ) -> None:
     for name, value in standin.environment(standin.script).items():  # the worker sees the GPUs of its engine
         monkeypatch.setenv(name, value)
-    text = STUDY.replace("meter: cpu-estimate", "meter: nvml")
+    text = STUDY.replace("cpu-estimate, min_window_seconds: 0.5", "nvml, min_window_seconds: 2")
     study = study_at(tmp_path, "container", text + "gpus: {count: 1, kind: full}\npower: {sampling: host}\n")
     operator(study, image=cpu_image).execute(context())
     run = ResultsRoot(tmp_path / "results").run("one", "manual__x")
@@ -261,16 +273,3 @@ def test_a_container_without_an_engine_to_run_it_says_what_to_do(tmp_path: Path)
     with pytest.raises(AttemptRetryableError, match="needs a Docker engine, and none answers"):
         operator(study, docker_url="unix:///nowhere/docker.sock").execute(context())
     gc.collect()  # docker-py leaves the socket of a failed connection to the collector; let it be this test's
-
-
-@pytest.mark.engine
-def test_a_missing_cycle_fails_the_aggregate_and_names_it(tmp_path: Path, tiny_model: Path) -> None:
-    study = study_at(tmp_path, "process", STUDY + "study_execution: {n_cycles: 2}\n")
-    operator(study).execute(context())
-    with pytest.raises(AirflowFailException, match="1 of 2 planned cycles have no result") as caught:
-        LLEMAggregateOperator(task_id="aggregate", study=study).execute(context("aggregate"))
-    assert f"{study.experiments[0].id} cycle 2" in str(caught.value)
-    summary = LLEMAggregateOperator(task_id="aggregate", study=study, allow_missing=True).execute(
-        context("aggregate")
-    )
-    assert summary["valid"] == 1
