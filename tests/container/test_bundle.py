@@ -8,6 +8,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from llem_airflow.container.bundle import build_bundle
 
 
@@ -50,3 +52,16 @@ def test_it_starts_with_nothing_installed(tmp_path: Path) -> None:
     )
     assert "LLEM_CONFIG_PATH" in ended.stdout + ended.stderr
     assert "ModuleNotFoundError" not in ended.stdout + ended.stderr
+
+
+def test_an_engine_package_without_a_list_of_its_files_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = tmp_path / "bare_engine-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: bare-engine\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[llem_airflow.engines]\nbare = bare_engine:Engine\n")
+    (tmp_path / "bare_engine.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"bare-engine brings an engine but has no list of its files"):
+        build_bundle(tmp_path / "cache")
