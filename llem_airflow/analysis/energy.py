@@ -35,11 +35,13 @@ __all__ = [
     "window_energy",
 ]
 
-SEMANTICS_VERSION = 2
+SEMANTICS_VERSION = 3
 """Raised whenever the meaning of these numbers changes; numbers of different versions are not compared.
 
 1: counter at sharp moves, else edge-interpolated trapezoid; baselines are medians of their phases.
 2: each reading of the counter counts at the move of the register that wrote it, whose period the moves tell.
+3: the doubt about that period and about the power decides which readings count, and is part of what is told; beyond
+   the last exact point the energy goes on with its own slope.
 """
 
 MAX_BLIND_GAP_S = 3.0
