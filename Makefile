@@ -11,8 +11,8 @@ export LLEM_MODELS_DIR ?= $(CURDIR)/build/models
 export LLEM_RESULTS_ROOT ?= $(CURDIR)/results
 
 PYTEST ?=
-# Parallel test processes; 0 runs them in one.
-WORKERS ?= logical
+# Parallel test processes, one more than there are cores, since tests wait for containers and servers; 0 runs them in one.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 bin := .venv/bin
 llem := $(bin)/llem-airflow
 study := dags/studies/quickstart.yaml
