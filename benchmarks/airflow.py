@@ -32,8 +32,10 @@ from airflow.providers.docker.operators.docker import DockerOperator
 from airflow.sdk import DAG
 from airflow.serialization.serialized_objects import DagSerialization
 
+from llem_airflow.embedded import SETTINGS
 from llem_airflow.factory import study_dag
 from llem_airflow.study import load_study
+from tests.airflow.server import AirflowServer
 
 SIZES = (10, 100, 1000, 5000)
 STUDY = """\
@@ -207,9 +209,6 @@ factory.study_dags(Path(__file__).parent / "studies", globals())
 
 def measure_gap(n: int) -> None:
     """Between two tasks of one pool, with the settings that ship."""
-    from llem_airflow.embedded import SETTINGS  # noqa: PLC0415 - for this part alone
-    from tests.airflow.server import AirflowServer  # noqa: PLC0415 - the tests' way to start one
-
     with tempfile.TemporaryDirectory() as name:
         text = STUDY.format(seeds=list(range(n))) + "airflow: {max_active_cycles: 1}\n"
         server = AirflowServer(Path(name) / "home", {"bench.yaml": text}, SETTINGS)

@@ -34,6 +34,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.sampler_cost import cpu_s_of, pid_of
 from llem_airflow.measurement.attempt import Attempt
 from llem_airflow.measurement.engines.registry import open_engine
 from llem_airflow.measurement.events import EventLog
@@ -111,7 +112,7 @@ class Bench:
         log.phase_name = "measure"
         self.attempt = Attempt(spec, out, log)
         self.sampler = start_sampler(MeterSpec(kind="nvml"), out / POWER)
-        self.sampler_pid = self.sampler._channel._process.pid  # noqa: SLF001  # to stop it while nothing is measured
+        self.sampler_pid = pid_of(self.sampler)  # to stop it while nothing is measured
         self.bare_step = _bare_step(self.engine, self.work[0])
 
     def bare(self) -> Block:
@@ -140,21 +141,21 @@ class Bench:
 
     def alone_s(self) -> float:
         """CPU time of the harness for one step, without a model: the least disturbed of several tries."""
-        real, self.engine._model = self.engine._model, _Instant(self.engine._model)  # noqa: SLF001
+        real, self.engine._model = self.engine._model, _Instant(self.engine._model)
         try:
             tries = []
             for _ in range(10):
                 block = self.harness()
                 tries.append(block.engine_s / block.tokens * BATCH)
         finally:
-            self.engine._model = real  # noqa: SLF001
+            self.engine._model = real
         return min(tries)
 
     def _timed(self, steps: Callable[[], int]) -> Block:
-        begin_s, engine_s, sampler_s = time.monotonic(), _own_cpu_s(), _cpu_s_of(self.sampler_pid)
+        begin_s, engine_s, sampler_s = time.monotonic(), _own_cpu_s(), cpu_s_of(self.sampler_pid)
         tokens = steps()
         wall_s, engine_s = time.monotonic() - begin_s, _own_cpu_s() - engine_s
-        return Block(tokens, wall_s, engine_s, engine_s + _cpu_s_of(self.sampler_pid) - sampler_s)
+        return Block(tokens, wall_s, engine_s, engine_s + cpu_s_of(self.sampler_pid) - sampler_s)
 
     def close(self) -> None:
         """End the sampler and drop the model."""
@@ -178,12 +179,12 @@ class _Instant:
 
 
 def _bare_step(engine: Any, batch: Sequence[Any]) -> Callable[[], None]:
-    model, pad = engine._model, engine._tokenizer.pad_token_id or 0  # noqa: SLF001  # the very same model
+    model, pad = engine._model, engine._tokenizer.pad_token_id or 0  # the very same model
     longest = max(len(prompt.token_ids) for prompt in batch)
     ids = torch.tensor([[pad] * (longest - len(p.token_ids)) + list(p.token_ids) for p in batch])
     mask = torch.tensor([[0] * (longest - len(p.token_ids)) + [1] * len(p.token_ids) for p in batch])
     told = {"max_new_tokens": OUTPUT_TOKENS, "min_new_tokens": OUTPUT_TOKENS, "pad_token_id": pad}
-    told |= engine._sampling  # noqa: SLF001  # and what it is told
+    told |= engine._sampling  # and what it is told
 
     def step() -> None:
         with torch.inference_mode():
@@ -195,11 +196,6 @@ def _bare_step(engine: Any, batch: Sequence[Any]) -> Callable[[], None]:
 def _own_cpu_s() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
-
-
-def _cpu_s_of(pid: int) -> float:
-    """CPU time of another process, by the clock that Linux keeps for it (clock_getcpuclockid)."""
-    return time.clock_gettime(~pid << 3 | 2)
 
 
 def compare(model: Path, minutes: float, error: float) -> str:

@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from llem_airflow.measurement.sampler import start_sampler
+from llem_airflow.measurement.sampler import Sampler, start_sampler
 from llem_airflow.protocol.result import Meter
 from llem_airflow.protocol.spec import MeterSpec
 from tests.standins.build import build
@@ -50,12 +50,12 @@ def sample(hz: float, seconds: float, busy_cores: int, folder: Path) -> Cost:
     power_csv = folder / f"{hz:g}-{busy_cores}.csv"
     try:
         sampler = start_sampler(MeterSpec(kind="nvml", power_hz=hz), power_csv)
-        pid = sampler._channel._process.pid  # noqa: SLF001  # whose CPU time is wanted
-        started_s = _cpu_s_of(pid)
+        pid = pid_of(sampler)
+        started_s = cpu_s_of(pid)
         time.sleep(SETTLING_S)
-        begin_s, settled_s = time.monotonic(), _cpu_s_of(pid)
+        begin_s, settled_s = time.monotonic(), cpu_s_of(pid)
         time.sleep(seconds)
-        share = (_cpu_s_of(pid) - settled_s) / (time.monotonic() - begin_s)
+        share = (cpu_s_of(pid) - settled_s) / (time.monotonic() - begin_s)
         meter = sampler.stop()
     finally:
         for hog in hogs:
@@ -69,7 +69,13 @@ def sample(hz: float, seconds: float, busy_cores: int, folder: Path) -> Cost:
     return Cost(meter, share, settled_s - started_s, longest_s, due)
 
 
-def _cpu_s_of(pid: int) -> float:
+def pid_of(sampler: Sampler) -> int:
+    """The sampler's own process."""
+    pid: int = sampler._channel._process.pid
+    return pid
+
+
+def cpu_s_of(pid: int) -> float:
     """CPU time of another process, by the clock that Linux keeps for it (clock_getcpuclockid)."""
     return time.clock_gettime(~pid << 3 | 2)
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llem_airflow.analysis.requests import Floats, Requests
+from llem_airflow.analysis.power_series import Floats
+from llem_airflow.analysis.requests import Requests
 
 _NS_PER_S = 1e9
 

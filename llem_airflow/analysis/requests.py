@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from llem_airflow.analysis.power_series import Floats
+
 Ints = NDArray[np.int64]
 
 COLUMNS = (
@@ -53,17 +54,17 @@ class Requests:
     def of(cls, table: Any) -> Requests:
         """Those of a table of requests (``COLUMNS``) that were submitted in the window."""
         measured = pc.equal(table.column("phase").cast(pa.string()), "measure")
-        rows = table.filter(measured).combine_chunks()
+        rows = table.filter(measured)
         origin_ns = pc.min(rows.column("t_submit_mono_ns")).as_py() or 0
-        times = _whole(rows, "token_mono_ns")
+        times = rows.column("token_mono_ns").combine_chunks()
         counts = times.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
         return cls(
             origin_ns=origin_ns,
-            iteration=_whole(rows, "iteration").fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64),
-            output_tokens=_floats(_whole(rows, "output_tokens")),
-            submit_ns=_since(_whole(rows, "t_submit_mono_ns"), origin_ns),
-            first_ns=_since(_whole(rows, "t_first_mono_ns"), origin_ns),
-            last_ns=_since(_whole(rows, "t_last_mono_ns"), origin_ns),
+            iteration=rows.column("iteration").fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64),
+            output_tokens=_floats(rows.column("output_tokens")),
+            submit_ns=_since(rows.column("t_submit_mono_ns"), origin_ns),
+            first_ns=_since(rows.column("t_first_mono_ns"), origin_ns),
+            last_ns=_since(rows.column("t_last_mono_ns"), origin_ns),
             token_ns=_since(times.flatten(), origin_ns),
             tokens_from=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
         )
@@ -84,19 +85,6 @@ class Requests:
         found = np.full(len(self), np.inf)
         found[has] = self.token_ns[at[has]]
         return found
-
-
-def _whole(table: Any, name: str) -> Any:
-    column = table.column(name)
-    return (
-        column.chunk(0)
-        if column.num_chunks == 1
-        else pa.concat_arrays(column.chunks or [_empty(column.type)])
-    )
-
-
-def _empty(kind: Any) -> Any:
-    return pa.array([], kind)
 
 
 def _since(times: Any, origin_ns: int) -> Floats:
