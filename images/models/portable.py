@@ -18,12 +18,14 @@ logger = logging.getLogger("models")
 def write_once(folder: Path, write: Callable[[Path], None]) -> bool:
     """Let `write` fill a folder beside the wanted one, then rename it; do nothing where it is there already.
 
+    Several processes may ask for the same folder at once: the first to be ready gives it, the others drop theirs.
+
     Args:
         folder: The model's folder; its presence means that it is whole.
         write: Fills the (existing, empty) folder it is given.
 
     Returns:
-        Whether anything had to be written.
+        Whether the folder is the one that this call has written.
     """
     if (folder / "config.json").is_file():
         logger.info("%s: already there", folder)
@@ -35,7 +37,13 @@ def write_once(folder: Path, write: Callable[[Path], None]) -> bool:
         write(aside)
         for path in aside.iterdir():
             path.chmod(0o644)  # containers read it as another user
-        aside.rename(folder)
+        try:
+            aside.rename(folder)
+        except OSError:
+            if not (folder / "config.json").is_file():
+                raise
+            logger.info("%s: another process was first", folder)
+            return False
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     size_bytes = sum(path.stat().st_size for path in folder.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -72,6 +73,31 @@ def test_the_tiny_model_is_the_same_wherever_it_is_made(tiny_model: Path, tmp_pa
     names = sorted(path.name for path in tiny_model.iterdir())
     assert names == sorted(path.name for path in (tmp_path / "again").iterdir())
     assert all((tiny_model / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
+
+
+def test_a_model_that_another_process_has_made_meanwhile_is_taken(tmp_path: Path) -> None:
+    portable = runpy.run_path(str(TINY.with_name("portable.py")))
+    model = tmp_path / "model"
+
+    def first(folder: Path) -> None:
+        (folder / "config.json").write_text("first")
+
+    def second(folder: Path) -> None:
+        (folder / "config.json").write_text("second")
+        assert portable["write_once"](model, first)
+
+    assert not portable["write_once"](model, second)
+    assert (model / "config.json").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_a_model_never_takes_the_place_of_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    portable = runpy.run_path(str(TINY.with_name("portable.py")))
+    with pytest.raises(OSError, match="not empty"):
+        portable["write_once"](tmp_path / "model", lambda folder: None)
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "notes.txt"]
 
 
 @pytest.mark.engine
