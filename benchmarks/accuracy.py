@@ -1,6 +1,7 @@
 """Energy of known power profiles: this project against Zeus, CodeCarbon and llenergymeasure.
 
-    python -m benchmarks.accuracy [--windows 5 5 10 10 30 60] [--rounds 3] [--gpus 1 2] [--output FILE.json]
+    python -m benchmarks.accuracy [--windows 5 5 10 10 30 60] [--rounds 3] [--gpus 1 2] [--profiles TEXT] [--copies N]
+                                  [--output FILE.json]
 
 All tools measure the same stand-in GPUs (tests/standins) at the same time. Each GPU follows one profile whose
 energy is known in closed form; a tool's error is relative to the exact energy between its own begin and end.
@@ -10,7 +11,8 @@ first time.
 
 With fewer than eight GPUs there is a host for each one (or two) of the profiles: a driver script and a process of each
 tool of its own. All hosts measure side by side, as the tools sleep most of the time; how busy the machine was in the
-windows and how many of this project's samples were lost is told.
+windows and how many of this project's samples were lost is told. ``--copies`` makes several hosts of each kind: as many
+more windows in the same time.
 """
 
 from __future__ import annotations
@@ -268,18 +270,28 @@ Found = dict[tuple[int, float, str], dict[str, list[float]]]
 """Errors by number of GPUs, length of the window and profile, and then by tool."""
 
 
-def compare(windows: Sequence[float], rounds: int, gpus: Sequence[int]) -> list[dict[str, Any]]:
-    """One row for each number of GPUs, window length and profile, and for the sum of several: errors of each tool."""
+def compare(
+    windows: Sequence[float], rounds: int, gpus: Sequence[int], wanted: str = "", copies: int = 1
+) -> list[dict[str, Any]]:
+    """One row for each number of GPUs, window length and profile, and for the sum of several: errors of each tool.
+
+    Args:
+        windows: Lengths of one round's windows, in seconds.
+        rounds: How often everything is started.
+        gpus: GPUs of a host, each number in turn.
+        wanted: Only profiles with this in their name.
+        copies: Hosts of each kind.
+    """
     found: Found = {}
     with tempfile.TemporaryDirectory() as folder:
-        every = profiles(Path(folder))
-        hosts = [every[i : i + count] for count in gpus for i in range(0, len(every), count)]
+        every = [one for one in profiles(Path(folder)) if wanted in one.name]
+        hosts = copies * [every[i : i + count] for count in gpus for i in range(0, len(every), count)]
         for _ in range(rounds):
             orders = [random.sample(windows, len(windows)) for _ in hosts]
             answered, busy = run_round(hosts, orders)
             for which, order, one in zip(hosts, orders, answered, strict=True):
                 _collect(found, which, order, one)
-            lost, due = (sum(one.sampled[key] for one in answered) for key in ("lost", "due"))
+            lost, due = (max(sum(one.sampled[key] for one in answered), 0) for key in ("lost", "due"))
             print(
                 f"{len(hosts)} hosts side by side: cores {busy:.0%} busy in the windows; "
                 f"{lost:.0f} of {due:.0f} samples of this project lost ({lost / due:.2%})",
@@ -348,9 +360,11 @@ def main() -> None:
     options.add_argument("--windows", type=float, nargs="+", default=[5, 5, 10, 10, 30, 60])
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--gpus", type=int, nargs="+", default=[8], choices=[1, 2, 4, 8])
+    options.add_argument("--profiles", default="", help="only those with this in their name")
+    options.add_argument("--copies", type=int, default=1, help="hosts of each kind, side by side")
     options.add_argument("--output", type=Path)
     chosen = options.parse_args()
-    rows = compare(chosen.windows, chosen.rounds, chosen.gpus)
+    rows = compare(chosen.windows, chosen.rounds, chosen.gpus, chosen.profiles, chosen.copies)
     print("\nAbsolute relative error in percent, mean (worst) of the windows\n")
     print(table(rows))
     lost = losses(rows)

@@ -47,12 +47,18 @@ def run_once(study_file: Path, runner: str | None) -> None:
     show_default=True,
     help="Folder of DAG files.",
 )
-def start_ui(dags_folder: Path) -> None:
+@click.option(
+    "--port", type=click.IntRange(1, 65535), envvar="AIRFLOW__API__PORT", default=8080, show_default=True
+)
+def start_ui(dags_folder: Path, port: int) -> None:
     """Start Airflow's scheduler and UI on this folder's DAGs and results."""
-    from llem_airflow.embedded import Home
+    from llem_airflow.embedded import EmbeddedRunError, Home
     from llem_airflow.embedded import start_ui as start
 
-    sys.exit(start(Home.here(), dags_folder.resolve()))
+    try:
+        sys.exit(start(Home.here(), dags_folder.resolve(), port))
+    except EmbeddedRunError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _load(path: Path) -> Study:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -196,15 +197,45 @@ def migrate(home: Home, environment: dict[str, str]) -> None:
         raise EmbeddedRunError(f"airflow db migrate failed (exit {code}); its log is {log} and ends:\n{tail}")
 
 
-def start_ui(home: Home, dags_folder: Path) -> int:
-    """Start ``airflow standalone`` (scheduler, API server, DAG processor, triggerer) and wait for its end."""
-    environment = home.environment(dags_folder)
+def start_ui(home: Home, dags_folder: Path, port: int) -> int:
+    """Start ``airflow standalone`` (scheduler, API server, DAG processor, triggerer) and wait for its end.
+
+    Args:
+        home: Where to keep things.
+        dags_folder: Folder of DAG files.
+        port: Where the UI is served, and where tasks find their API.
+
+    Raises:
+        EmbeddedRunError: The port is taken; Airflow itself would go on without its API server.
+    """
+    _require_free_port(port)
+    url = f"http://localhost:{port}"
+    # Without these, a task looks for its API at port 8080 whatever the server's port is.
+    addresses = {
+        "AIRFLOW__API__BASE_URL": url,
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+    }
+    environment = addresses | home.environment(dags_folder) | {"AIRFLOW__API__PORT": str(port)}
     with subprocess.Popen(airflow_command("standalone"), env=environment) as process:
         try:
             return process.wait()
         except KeyboardInterrupt:
             process.terminate()
             return process.wait()
+
+
+def _require_free_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as the server: no waiting after an earlier one
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise EmbeddedRunError(
+                f"port {port} cannot be had ({error.strerror}), perhaps because an Airflow runs already: see "
+                f"http://localhost:{port}, or choose another: llem-airflow ui --port {port + 1}"
+            ) from error
 
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")

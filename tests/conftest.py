@@ -65,7 +65,7 @@ def standin() -> Standins:
         parts.missing(str(error))
 
 
-SLOWEST_FIRST = ("compose", "airflow", "alone", "docker", "engine")
+SLOWEST_FIRST = ("compose", "airflow", "alone", "docker", "engine", "patient")
 OWN_SERVER = ("test_server.py",)
 """Files of tests/airflow that do not share its ``process_airflow``."""
 

@@ -13,13 +13,19 @@ from llem_airflow.protocol.spec import ExperimentSpec
 
 
 class ScriptedEngine:
-    """Takes ``step_s`` a token; fails where ``fail`` says."""
+    """Takes ``step_s`` a token; fails where ``fail`` says.
+
+    With each of the first ``drifting`` calls a token takes ``slower_by`` (a ratio) longer.
+    """
+
+    calls = 0
 
     def open_context(self) -> bool:
         return False
 
     def load(self, spec: ExperimentSpec) -> None:
-        self.script = {"step_s": 0.001} | spec.config.get("scripted", {}).get("engine_params", {})
+        defaults = {"step_s": 0.001, "slower_by": 0.0, "drifting": 0}
+        self.script = defaults | spec.config.get("scripted", {}).get("engine_params", {})
         if spec.model.path and not list(Path(spec.model.path).glob("*.safetensors")):
             raise OSError(f"no weights in {spec.model.path}")
         self._fail_in("load")
@@ -37,8 +43,12 @@ class ScriptedEngine:
         self._fail_in("generate")
         begin_ns = time.monotonic_ns()
         times_ns = []
+        self.calls += 1
+        step_s = self.script["step_s"] * (
+            1 + self.script["slower_by"] * min(self.calls, self.script["drifting"])
+        )
         for step in range(batch[0].output_tokens):
-            time.sleep(self.script["step_s"])
+            time.sleep(step_s)
             times_ns.append(time.monotonic_ns())
             on_step((step + 1) * len(batch))
         tokens = tuple(range(len(times_ns)))
