@@ -37,10 +37,10 @@ def main(arguments: list[str]) -> int:
 
 def _write(folder: Path) -> None:
     # Imported late: finding the model there already should not take seconds.
-    import torch  # noqa: PLC0415
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: PLC0415
-    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     bpe = Tokenizer(models.BPE())

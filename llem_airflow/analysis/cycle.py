@@ -179,7 +179,9 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
         experiment=ref.experiment_id,
         cycle=ref.cycle,
         status="invalid_energy" if energy.energy_j is None and energy.kind != "none" else "valid",
-        reason="; ".join(item.message for item in energy.withheld) if energy.kind != "none" else "",
+        reason="; ".join(f"{item.code}: {item.message}" for item in energy.withheld)
+        if energy.kind != "none"
+        else "",
         position=position,
         failed_attempts=failed_attempts,
         hash=result.experiment_hash,

@@ -86,13 +86,7 @@ def report_html(data: ReportData) -> str:
         power=_power(summary, data.curves, labels),
         curves_left_out=sum(row.has_result for row in data.cycles) - len(data.curves),
         cycles=[_cycle_row(row) for row in data.cycles],
-        environments=[
-            (
-                item["cycles"],
-                [(k, v) for k, v in flatten(item["environment"]).items() if v not in (None, "", [], {})],
-            )
-            for item in summary.environments
-        ],
+        environments=[(item["cycles"], _facts(item["environment"])) for item in summary.environments],
         study_text=data.study_text,
         metrics=METRICS,
         efficiency=efficiency_section(experiments, by_id, best),
@@ -127,6 +121,17 @@ def _headline_row(e: ExperimentSummary, label: str) -> dict[str, Any]:
         "cells": [metric_cell(e, name) for name in HEADLINE],
         "kind": _HIDDEN_KINDS.get(e.energy_kind, e.energy_kind),
     }
+
+
+def _facts(environment: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What an environment says, a line for each fact; of the GPUs afterwards only where they were others."""
+    told = dict(environment)
+    if told.get("gpus_after") == told.get("gpus"):
+        told.pop("gpus_after", None)
+    for key, value in told.items():
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            told[key] = dict(enumerate(value))
+    return [(key, value) for key, value in flatten(told).items() if value not in (None, "", [], {})]
 
 
 def _statistics(e: ExperimentSummary) -> list[dict[str, Any]]:

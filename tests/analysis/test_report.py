@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from html.parser import HTMLParser
 
 from rich.console import Console
 
 from llem_airflow.analysis.aggregate import aggregate_run
+from llem_airflow.analysis.quantity import ABSENT
 from llem_airflow.analysis.table import render_summary
 from llem_airflow.results import StoredRun
 from tests.analysis.conftest import IDS, MakeRun
@@ -69,6 +71,28 @@ def test_every_cycle_without_a_result_is_listed_with_its_reason(make_run: MakeRu
     text = _text(_page(make_run({(0, 1): Recording()})))
     assert text.count("no attempt left a result or an error") >= 3
     assert "1 of 4 planned cycles valid" in text
+
+
+def test_energy_that_is_withheld_is_a_dash_and_its_reason_a_code_and_never_a_zero(make_run: MakeRun) -> None:
+    run = make_run({(i, 1): Recording() for i in (0, 1)}, cycles=1)
+    run.cycles()[0].folder.write("power.parquet", b"")
+    text = _text(_page(run))
+    cycles, reliability = text.split("Every cycle")[1].split("Reliability")
+    assert re.search(rf"invalid_energy {ABSENT} {ABSENT} [\d.]+ token/s", cycles)
+    assert re.search(r"gpu_missing \(1\)", reliability.split("Environment")[0])
+    assert not re.search(r"(?<![\d.])0(\.0+)? (J|W)", text)
+
+
+def test_the_gpus_of_an_environment_are_facts_and_not_a_program_s_notation(make_run: MakeRun) -> None:
+    run = make_run({(i, 1): Recording() for i in (0, 1)}, cycles=1)
+    same, other = (ref.folder for ref in run.cycles())
+    told = json.loads(same.read("environment.json"))
+    same.write("environment.json", json.dumps(told | {"gpus_after": told["gpus"]}).encode())
+    other.write("environment.json", json.dumps(told | {"gpus_after": [{"name": "Another GPU"}]}).encode())
+    page = _page(run)
+    assert page.count("<dt>gpus.0.name</dt><dd>Test GPU</dd>") == 2
+    assert re.findall(r"<dt>gpus_after.*?</dd>", page) == ["<dt>gpus_after.0.name</dt><dd>Another GPU</dd>"]
+    assert "{&#39;" not in page
 
 
 def test_power_curves_name_their_phases(make_run: MakeRun) -> None:
