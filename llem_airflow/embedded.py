@@ -6,11 +6,16 @@ stand before the first import.
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,19 +221,53 @@ def start_ui(home: Home, dags_folder: Path, port: int) -> int:
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
     }
     environment = addresses | home.environment(dags_folder) | {"AIRFLOW__API__PORT": str(port)}
-    with subprocess.Popen(airflow_command("standalone"), env=environment) as process:
+    before = {number: signal.signal(number, signal.default_int_handler) for number in _ENDS}
+    try:
+        # A session of its own: what ends it is told to it once, by us.
+        with subprocess.Popen(
+            airflow_command("standalone"), env=environment, start_new_session=True
+        ) as process:
+            threading.Thread(target=_say_when_ready, args=(home, url, process), daemon=True).start()
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                return _end(process)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    process.send_signal(signal.SIGINT)  # at SIGTERM `airflow standalone` leaves its parts behind
+    try:
+        return process.wait(_END_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.wait()
+
+
+def _say_when_ready(home: Home, url: str, process: subprocess.Popen[bytes]) -> None:
+    """Say where the page is and who may enter: Airflow names the password only when it makes it, far above."""
+    while process.poll() is None:
+        time.sleep(0.5)
         try:
-            return process.wait()
-        except KeyboardInterrupt:
-            process.terminate()
-            return process.wait()
+            with urllib.request.urlopen(f"{url}/api/v2/version", timeout=5):  # noqa: S310 - this host's own server
+                break
+        except OSError:
+            continue
+    else:
+        return
+    passwords = home.airflow / "simple_auth_manager_passwords.json.generated"
+    known = json.loads(passwords.read_text()) if passwords.is_file() else {}
+    users = "".join(f", user {user}, password {password}" for user, password in known.items())
+    text = f"\nAirflow's UI is ready: {url}{users}\n"
+    Console().print(text, style="bold", soft_wrap=True, markup=False, highlight=False)
 
 
 def _require_free_port(port: int) -> None:
     with socket.socket() as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # as the server: no waiting after an earlier one
+        # As the server does: no waiting after an earlier one.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
         except OSError as error:
@@ -238,4 +277,6 @@ def _require_free_port(port: int) -> None:
             ) from error
 
 
+_ENDS = (signal.SIGINT, signal.SIGTERM)
+_END_S = 60.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
