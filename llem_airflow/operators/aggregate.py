@@ -13,7 +13,7 @@ from llem_airflow.operators.evidence import open_run
 from llem_airflow.operators.lineage import run_lineage
 from llem_airflow.operators.links import ReportLink
 from llem_airflow.operators.notify import tell
-from llem_airflow.operators.outcome import baseline_run, compared, key_numbers, said
+from llem_airflow.operators.outcome import baseline_run, cautions, compared, key_numbers, said
 from llem_airflow.operators.quarantine import matches, quarantine
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
 from llem_airflow.operators.settings import settings
@@ -120,7 +120,8 @@ class LLEMAggregateOperator(BaseOperator):
         wanted = study.airflow.regression
         worsened = said(found, wanted.metric, "regression") if wanted else []
         if worsened and "regression" in study.airflow.notify_on:
-            tell(context, "regression", f"{study.name} became worse:\n" + "\n".join(worsened))
+            lines = [f"{study.name} became worse:", *worsened, *cautions(found)]
+            tell(context, "regression", "\n".join(lines))
         verdicts = {report.candidate.rpartition("#")[2]: str(report.verdict) for report in found.reports}
         return {"baseline": baseline.url, "verdicts": verdicts, "worse": worsened}
 

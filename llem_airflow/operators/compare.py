@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.operators.notify import tell
-from llem_airflow.operators.outcome import changes, said
+from llem_airflow.operators.outcome import cautions, changes, said
 from llem_airflow.operators.settings import settings
 from llem_airflow.results import ResultReadError, ResultsRoot
 from llem_airflow.results.locate import NoSuchRunError
@@ -126,7 +126,7 @@ class LLEMCompareOperator(BaseOperator):
             "verdict": min(outcomes.values(), key=OUTCOMES.index),
             "outcomes": outcomes,
         }
-        text = "\n".join(said(found, self.metric))
+        text = "\n".join(said(found, self.metric) + cautions(found))
         self._act(context, set(outcomes.values()), result, text)
         return result
 

@@ -84,6 +84,11 @@ def said(found: Compared, metric: str, *verdicts: str) -> list[str]:
     ]
 
 
+def cautions(found: Compared) -> list[str]:
+    """What the verdicts cannot know, a sentence each."""
+    return sorted({f"Caution: {report.caution}." for report in found.reports if report.caution})
+
+
 def changes(found: Compared) -> dict[str, Any]:
     """How much each metric changed, by candidate; for an XCom, so in plain values and bounded in size."""
     return {

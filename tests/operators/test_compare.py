@@ -48,7 +48,9 @@ def test_a_regression_fails_the_task_tells_the_notifier_and_keeps_the_numbers(
     measured("new", 220, 2)
     with pytest.raises(AirflowFailException, match=r"regression:\n.*energy_per_output_token_j \+10\.0%"):
         compare(ti)
-    assert (tmp_path / "told").read_text().startswith(f"regression: nightly/new#{IDS[0]} against nightly/old")
+    told = (tmp_path / "told").read_text()
+    assert told.startswith(f"regression: nightly/new#{IDS[0]} against nightly/old")
+    assert told.count("Caution: cycles of two runs were compared") == 1
     found = ti.pushed["return_value"]
     assert found["verdict"] == "regression"
     change = found["changes"][f"nightly/new#{IDS[1]}"]["energy_per_output_token_j"]
