@@ -59,7 +59,7 @@ def test_the_page_and_the_password_are_told_and_an_end_leaves_no_process(tmp_pat
     port = free_port()
     program = str(Path(sys.executable).with_name("llem-airflow"))
     command = [program, "ui", "--dags", str(tmp_path), "--port", str(port)]
-    environment = os.environ | {"AIRFLOW_HOME": str(tmp_path / "airflow"), "COLUMNS": "200"}
+    environment = os.environ | {"AIRFLOW_HOME": str(tmp_path / "airflow"), "http_proxy": "http://127.0.0.1:9"}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as ui:
