@@ -163,6 +163,7 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
         events=events,
         requests=requests,
         expected_gpus=config.meter.gpus,
+        limits_w=_limits_w(environment),
     )
     host = record.get("host")
     found = flags(
@@ -208,6 +209,14 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
         ),
     )
     return row, Reading(result, power, marks, energy, environment)
+
+
+def _limits_w(environment: Mapping[str, Any]) -> dict[str, float]:
+    """Enforced power limit of each board that told it, in watts."""
+    boards = environment.get("gpus") or ()
+    return {
+        gpu["uuid"]: w for gpu in boards if isinstance(w := gpu.get("enforced_power_limit_w"), int | float)
+    }
 
 
 def measures(

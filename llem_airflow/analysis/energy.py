@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from llem_airflow.analysis.counter import counter_energy
+from llem_airflow.analysis.counter import CounterEnergy, counter_energy
+from llem_airflow.analysis.plausible import (
+    DISAGREE_RATIO,
+    MIN_BOARD_W,
+    Dropped,
+    broken_counter,
+    explained_j,
+    without_impossible,
+)
 from llem_airflow.analysis.power_series import (
     GpuSeries,
     UnreadableSeriesError,
@@ -35,13 +43,14 @@ __all__ = [
     "window_energy",
 ]
 
-SEMANTICS_VERSION = 3
+SEMANTICS_VERSION = 4
 """Raised whenever the meaning of these numbers changes; numbers of different versions are not compared.
 
 1: counter at sharp moves, else edge-interpolated trapezoid; baselines are medians of their phases.
 2: each reading of the counter counts at the move of the register that wrote it, whose period the moves tell.
 3: the doubt about that period and about the power decides which readings count, and is part of what is told; beyond
    the last exact point the energy goes on with its own slope.
+4: readings that cannot be true are missing, and a counter that contradicts the power is no energy.
 """
 
 MAX_BLIND_GAP_S = 3.0
@@ -61,7 +70,7 @@ class Withheld:
     Attributes:
         code: not_bracketed | gpu_missing | gpu_lost | gap_without_counter | unreadable_series |
         duration_mismatch
-            | no_meter | no_energy.
+            | sources_disagree | implausible_counter | no_meter | no_energy.
         message: One sentence.
     """
 
@@ -88,6 +97,7 @@ class GpuEnergy:
         counter_resets: Times the counter went back.
         uncertainty_j: Bound of what the window's edges may hide, in joules; the sensor's own error comes on
         top.
+        dropped: Readings in the whole series that could not be true.
     """
 
     gpu: str
@@ -103,6 +113,7 @@ class GpuEnergy:
     longest_gap_s: float
     counter_resets: int
     uncertainty_j: float
+    dropped: Dropped
 
 
 @dataclass(frozen=True)
@@ -175,6 +186,7 @@ def window_energy(
     events: Sequence[Mapping[str, Any]] = (),
     requests: Requests | None = None,
     expected_gpus: Sequence[str] = (),
+    limits_w: Mapping[str, float] | None = None,
 ) -> EnergyOfWindow:
     """Energy of the window. Bad data never raises: it withholds.
 
@@ -185,6 +197,7 @@ def window_energy(
         events: Rows of events.jsonl, for the baselines and as a check of the window.
         requests: Those of the window, for the split into prefill and decode.
         expected_gpus: UUIDs that the attempt was given; one without samples withholds the total.
+        limits_w: Enforced power limit of each device by its name, in watts, where it is known.
     """
     duration_s = (window.t_end_mono_ns - window.t_begin_mono_ns) / 1e9
     if meter.kind == "none":
@@ -193,11 +206,19 @@ def window_energy(
         series = series_by_gpu(power, window.t_begin_mono_ns)
     except UnreadableSeriesError as error:
         return _without(meter, duration_s, Withheld("unreadable_series", str(error)))
-    return replace(_of_series(series, meter, window, events, requests, expected_gpus), series=series)
+    cleaned = {
+        name: without_impossible(one, board=meter.kind == "nvml", limit_w=(limits_w or {}).get(name))
+        for name, one in series.items()
+    }
+    series = {name: one for name, (one, _) in cleaned.items()}
+    dropped = {name: gone for name, (_, gone) in cleaned.items()}
+    found = _of_series(series, dropped, meter, window, events, requests, expected_gpus)
+    return replace(found, series=series)
 
 
 def _of_series(
     series: Mapping[str, GpuSeries],
+    dropped: Mapping[str, Dropped],
     meter: Meter,
     window: Window,
     events: Sequence[Mapping[str, Any]],
@@ -208,7 +229,7 @@ def _of_series(
     if mismatch := _duration_mismatch(window, events):
         return _without(meter, duration_s, mismatch)
     missing = _missing(series, meter, expected_gpus)
-    computed = [_gpu_energy(one, meter, duration_s) for one in series.values()]
+    computed = [_gpu_energy(one, dropped[name], meter, duration_s) for name, one in series.items()]
     gpus = tuple(gpu for gpu, _ in computed)
     withheld = missing + tuple(reason for _, reason in computed if reason)
     if withheld or not gpus:
@@ -272,7 +293,9 @@ def _without(
     )
 
 
-def _gpu_energy(series: GpuSeries, meter: Meter, duration_s: float) -> tuple[GpuEnergy, Withheld | None]:
+def _gpu_energy(
+    series: GpuSeries, dropped: Dropped, meter: Meter, duration_s: float
+) -> tuple[GpuEnergy, Withheld | None]:
     independent = meter.kind == "nvml"  # elsewhere power is derived from the counter and checks nothing
     counter = counter_energy(series, 0.0, duration_s, steps=independent)
     instant, average, power = series.instant, series.average, series.power
@@ -282,6 +305,8 @@ def _gpu_energy(series: GpuSeries, meter: Meter, duration_s: float) -> tuple[Gpu
     source = next((name for name, value in candidates.items() if value is not None and value > 0), None)
     gap_s = power.longest_gap_s(0.0, duration_s)
     reason = _reason(series, source, gap_s, duration_s)
+    if source == "counter" and meter.kind in ("nvml", "rapl"):
+        reason = _contradiction(series, counter, instant_j or average_j, dropped.ceiling_w, duration_s)
     energy_j = candidates[source] if source and reason is None else None
     if energy_j is None:
         source = None
@@ -304,7 +329,32 @@ def _gpu_energy(series: GpuSeries, meter: Meter, duration_s: float) -> tuple[Gpu
         longest_gap_s=gap_s,
         counter_resets=counter.resets,
         uncertainty_j=counter.uncertainty_j,
+        dropped=dropped,
     ), reason
+
+
+def _contradiction(
+    series: GpuSeries, counter: CounterEnergy, integral_j: float | None, ceiling_w: float, duration_s: float
+) -> Withheld | None:
+    """Why the counter's energy cannot be true, or None: by itself, or beside the integral of power."""
+    counter_j = counter.energy_j or 0.0
+    broken = broken_counter(series.counter, 0.0, duration_s, ceiling_w)
+    if integral_j is None:
+        if broken is None and not MIN_BOARD_W * duration_s < counter_j <= ceiling_w * duration_s:
+            broken = f"says {counter_j / duration_s:,.2f} W on average; up to {ceiling_w:,.0f} W are possible"
+        return (
+            Withheld("implausible_counter", f"{series.gpu}: its energy counter {broken}.") if broken else None
+        )
+    may_j = explained_j(series.power, 0.0, duration_s) + counter.uncertainty_j
+    apart_j = abs(counter_j - integral_j)
+    if broken is None and apart_j <= DISAGREE_RATIO * min(counter_j, integral_j) + may_j:
+        return None
+    why = f" (the counter {broken})" if broken else ""
+    return Withheld(
+        "sources_disagree",
+        f"{series.gpu}: the energy counter says {counter_j:,.1f} J and the integral of power {integral_j:,.1f} J{why}; "
+        f"sampling explains {may_j:,.1f} J of the difference.",
+    )
 
 
 def _reason(series: GpuSeries, source: str | None, gap_s: float, duration_s: float) -> Withheld | None:
@@ -320,7 +370,7 @@ def _reason(series: GpuSeries, source: str | None, gap_s: float, duration_s: flo
             f"{series.gpu} stopped answering ({errors[0]}) {max(last_s, 0):.1f} s into the window of "
             f"{duration_s:.1f} s.",
         )
-    if source is None and not (last_s >= duration_s and answered_s[0] <= 0):
+    if source is None and len(answered_s) and not (last_s >= duration_s and answered_s[0] <= 0):
         return Withheld(
             "not_bracketed",
             f"{series.gpu}: the window is not bracketed by samples, so its edges are not known.",

@@ -6,6 +6,7 @@ import numpy as np
 
 from llem_airflow.analysis.energy import GpuEnergy
 from llem_airflow.analysis.flag import Check, Seen
+from llem_airflow.analysis.plausible import slept_s
 from llem_airflow.analysis.power_series import rows_between
 
 THROTTLE_BITS = 0x8 | 0x20 | 0x40 | 0x80
@@ -108,7 +109,7 @@ def _no_counter(seen: Seen) -> str | None:
 
 def _without_counter(seen: Seen) -> list[GpuEnergy]:
     """Devices whose energy is not by their counter although their meter has one."""
-    if not seen.known or seen.result.meter.kind != "nvml":
+    if not seen.known or seen.result.meter.kind not in ("nvml", "rapl"):
         return []
     return [gpu for gpu in seen.energy.gpus if gpu.source != "counter"]
 
@@ -123,6 +124,30 @@ def _temperature_drift(seen: Seen) -> str | None:
     if widest <= 10:
         return None
     return f"The GPU's temperature moved by {widest:.0f} degrees Celsius inside the window."
+
+
+def _implausible_readings(seen: Seen) -> str | None:
+    told = []
+    for gpu in seen.energy.gpus:
+        dropped = gpu.dropped
+        if dropped.readings and dropped.worst_w is None:
+            told.append(f"{dropped.readings} of {gpu.gpu} contradict another one of the same instant")
+        elif dropped.readings:
+            told.append(
+                f"{dropped.readings} of {gpu.gpu}, which can draw up to {dropped.ceiling_w:,.0f} W "
+                f"(worst: {dropped.worst_w:,.0f} W)"
+            )
+    return f"Readings that cannot be true count as missing: {'; '.join(told)}." if told else None
+
+
+def _clock_jump(seen: Seen) -> str | None:
+    longest_s = max((slept_s(one, 0.0, seen.energy.duration_s) for one in seen.series.values()), default=0.0)
+    if not seen.known or not longest_s:
+        return None
+    return (
+        f"The clock went on by {longest_s:.1f} s in which the energy counter stood still: it jumped, or the "
+        "machine slept. Durations, rates and mean power of this window are wrong."
+    )
 
 
 def _over_limit(seen: Seen) -> str | None:
@@ -208,6 +233,20 @@ CHECKS = (
         _temperature_drift,
         "Warm up longer: leakage grows with temperature.",
         "10 degrees Celsius",
+    ),
+    Check(
+        "implausible_readings",
+        "warning",
+        _implausible_readings,
+        "Suspect the driver or the sensor; compare with another GPU or another driver.",
+        "0 W on a board, above 1.5 x its enforced limit (5,000 W where it is not known), two values at one instant",
+    ),
+    Check(
+        "clock_jump",
+        "error",
+        _clock_jump,
+        "Repeat the cycle on a machine that is not suspended or moved.",
+        "a gap of 2.5 s in which the counter rose by less than half of the lowest power seen",
     ),
     Check(
         "over_limit",

@@ -45,6 +45,8 @@ _NEXT_STEP_OF_WITHHELD = {
     "gpu_lost": "See the host's kernel log for Xid errors and repeat the cycle on another GPU.",
     "not_bracketed": "See whether the sampler ended early in the attempt's log; repeat the cycle.",
     "gap_without_counter": "Look for what stalled the host; repeat the cycle.",
+    "sources_disagree": "Repeat the cycle, and compare the board's counter with another meter.",
+    "implausible_counter": "Repeat the cycle; do not trust this counter before it agrees with another meter.",
     "unreadable_series": "Look at the cycle's power file; repeat the cycle.",
     "duration_mismatch": "Report it with the cycle's folder: the attempt's marks contradict each other.",
     "no_energy": "Check with nvidia-smi that the GPU tells its power.",

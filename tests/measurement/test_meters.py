@@ -129,3 +129,23 @@ def test_the_meter_none_reads_nothing() -> None:
     meter = open_meter(MeterSpec(kind="none"))
     assert (meter.read(), meter.counters(), meter.describe()) == ((), (), [])
     assert (meter.facts.kind, meter.facts.energy_kind) == ("none", "none")
+
+
+def test_a_rapl_counter_that_steps_back_is_a_reset_and_no_wrap(tmp_path: Path) -> None:
+    powercap(tmp_path, package_0=50_000_000)
+    meter = RaplMeter((tmp_path,))
+    powercap(tmp_path, package_0=50_010_000)
+    meter.read()
+    powercap(tmp_path, package_0=50_005_000)
+    (reading,) = meter.read()
+    assert (reading.error, reading.has_power, reading.energy_mj) == ("CounterReset", False, 0)
+    powercap(tmp_path, package_0=50_025_000)
+    (reading,) = meter.read()
+    assert (reading.error, reading.energy_mj) == (None, 20)
+
+
+def test_a_rapl_counter_that_leaps_is_a_reset(tmp_path: Path) -> None:
+    powercap(tmp_path, package_0=50_000_000)
+    meter = RaplMeter((tmp_path,))
+    powercap(tmp_path, package_0=550_000_000)
+    assert [reading.error for reading in meter.read()] == ["CounterReset"]

@@ -17,6 +17,11 @@ from llem_airflow.measurement.meters.reading import MeterFacts, MeterUnavailable
 ROOTS = (Path("/sys/class/powercap"), Path("/host/sys/class/powercap"))
 """Where the zones lie. Docker masks the first in containers; the second is where it can be mounted for us."""
 
+MAX_PACKAGE_W = 2_000.0
+"""No CPU package draws so much for a tenth of a second; the largest are rated at 600 W."""
+SHORTEST_S = 0.01
+"""The registers are written about every millisecond: readings closer than this may show a part of it at once."""
+
 
 @dataclass
 class _Package:
@@ -27,12 +32,20 @@ class _Package:
     last_ns: int
     total_uj: int = 0
 
-    def advance(self, now_uj: int) -> int:
-        """Add what was used since the last reading, through a wrap of the counter; in microjoules."""
+    def advance(self, now_uj: int, now_ns: int) -> int | None:
+        """Add what was used since the last reading, through a wrap of the counter; in microjoules.
+
+        A counter that went back without a wrap that the package could have drawn was reset, or read while it was
+        written. What was used until then is not known: None, and the total begins again at 0.
+        """
+        elapsed_s = (now_ns - self.last_ns) / 1e9
         used_uj = now_uj - self.last_uj
         if used_uj < 0:
             used_uj += self.wraps_at_uj
-        self.last_uj = now_uj
+        self.last_uj, self.last_ns = now_uj, now_ns
+        if not 0 <= used_uj <= MAX_PACKAGE_W * 1e6 * max(elapsed_s, SHORTEST_S):
+            self.total_uj = 0
+            return None
         self.total_uj += used_uj
         return used_uj
 
@@ -84,9 +97,10 @@ class RaplMeter:
         except (OSError, ValueError) as error:
             return Reading(before_ns, time.monotonic_ns(), package.name, error=type(error).__name__)
         after_ns = time.monotonic_ns()
-        used_uj = package.advance(now_uj)
         elapsed_s = max((after_ns - package.last_ns) / 1e9, 1e-9)
-        package.last_ns = after_ns
+        used_uj = package.advance(now_uj, after_ns)
+        if used_uj is None:
+            return Reading(before_ns, after_ns, package.name, energy_mj=0, error="CounterReset")
         power_mw = round(used_uj / 1e3 / elapsed_s)
         return Reading(
             before_ns,

@@ -1,0 +1,148 @@
+"""Readings that cannot be true: what no board can draw, two values of one instant, a counter against the power.
+
+Drivers do return such values: 65,535 W or 2,147,483 W for one sample, 0 W from a board under load, a counter that
+stands still, jumps, or counts in another unit. A reading that cannot be true is a reading that is missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llem_airflow.analysis.power_series import Curve, Floats, GpuSeries
+
+LIMIT_MARGIN = 1.5
+"""A board's readings overshoot its enforced limit for moments: by up to 1.2 on GeForce boards, never by this."""
+MAX_DEVICE_W = 5_000.0
+"""Where the limit is not known. The largest module sold so far is rated at 2,700 W."""
+MIN_BOARD_W = 0.5
+"""A powered board draws more than this when idle: 0 W is a driver that does not know."""
+
+DISAGREE_RATIO = 0.2
+"""Difference of counter and integral that sampling at 10 Hz cannot explain in a load that it resolves."""
+STILL_S = 2.5
+"""A counter that stands still for longer is broken: the slowest register known is written once a second."""
+_LONG_GAP_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Readings of power or energy that were taken for missing.
+
+    Attributes:
+        readings: How many.
+        worst_w: The power that was furthest from what the device can draw, in watts; None when no power was.
+        ceiling_w: The most that it can draw, in watts.
+    """
+
+    readings: int
+    worst_w: float | None
+    ceiling_w: float
+
+
+def without_impossible(
+    series: GpuSeries, *, board: bool, limit_w: float | None = None
+) -> tuple[GpuSeries, Dropped]:
+    """The series with its impossible readings as "not known".
+
+    Impossible are a power below 0 or above what the device can draw, a power of 0 on a board, and different values
+    of one column at one instant.
+
+    Args:
+        series: What was read of one device.
+        board: Whether it is a GPU board, which draws power whenever it answers.
+        limit_w: Its enforced power limit in watts, where it is known.
+    """
+    ceiling_w = ceiling(limit_w)
+    floor_w = MIN_BOARD_W if board else 0.0
+    twice = np.flatnonzero(np.diff(series.t_s) == 0)
+    columns: dict[str, Any] = {}
+    bad_rows = np.zeros(len(series.t_s), dtype=bool)
+    worst_w: float | None = None
+    for name in ("instant_w", "average_w", "counter_j"):
+        values: Floats = getattr(series, name)
+        bad = _contradicting(values, twice)
+        if name != "counter_j":
+            outside = (values < floor_w) | (values > ceiling_w)
+            bad |= outside
+            told_w = values[outside].tolist() + ([] if worst_w is None else [worst_w])
+            worst_w = max(told_w, key=abs, default=None)
+        if bad.any():
+            columns[name] = np.where(bad, np.nan, values)
+            bad_rows |= bad
+    cleaned = replace(series, **columns) if columns else series
+    return cleaned, Dropped(int(bad_rows.sum()), worst_w, ceiling_w)
+
+
+def ceiling(limit_w: float | None) -> float:
+    """The most that a device can draw, in watts."""
+    return min(limit_w * LIMIT_MARGIN, MAX_DEVICE_W) if limit_w and limit_w > 0 else MAX_DEVICE_W
+
+
+def _contradicting(values: Floats, twice: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Rows of one instant that tell different values; ``twice`` are the rows that have the time of the next."""
+    found = np.zeros(len(values), dtype=bool)
+    differ = twice[np.abs(values[twice] - values[twice + 1]) > 0]
+    found[differ] = found[differ + 1] = True
+    return found
+
+
+def broken_counter(counter: Curve, begin_s: float, end_s: float, ceiling_w: float) -> str | None:
+    """What a counter did between two instants that no counter of energy does, as the end of a sentence, or None.
+
+    Formula: between two readings dt apart it may rise by at most ceiling x (dt + two of its own steps in time), and
+    it may not stand still for STILL_S over three readings or more.
+    """
+    first = max(int(np.searchsorted(counter.t_s, begin_s, side="right")) - 1, 0)
+    last = int(np.searchsorted(counter.t_s, end_s, side="left")) + 1
+    t_s, y = counter.t_s[first:last], counter.y[first:last]
+    if len(t_s) < 2:
+        return None
+    steps_s, rises_j = np.diff(t_s), np.diff(y)
+    moves_s = t_s[1:][rises_j > 0]
+    own_step_s = min(float(np.median(np.diff(moves_s))), 1.0) if len(moves_s) > 2 else 1.0
+    beyond_j = rises_j - ceiling_w * (steps_s + 2 * own_step_s)
+    if (beyond_j > 0).any():
+        worst = int(np.argmax(beyond_j))
+        return f"rose by {rises_j[worst]:,.0f} J in {steps_s[worst]:.2f} s"
+    marks = np.flatnonzero(np.concatenate([[True], rises_j != 0, [True]]))
+    for begin, end in pairwise(marks.tolist()):
+        still_s = float(t_s[end - 1] - t_s[begin])
+        if end - begin >= 3 and still_s > STILL_S:
+            return f"stood still for {still_s:.1f} s"
+    return None
+
+
+def explained_j(power: Curve, begin_s: float, end_s: float) -> float:
+    """How far an integral of samples may be off because of what lies between them, in joules.
+
+    Formula: for each pair of neighbouring samples half the difference x the time between them, as the load may have
+    moved right after the one or right before the other each time (a load in step with the sampler does); a gap counts
+    with the highest power that was seen, whole.
+    """
+    first = max(int(np.searchsorted(power.t_s, begin_s, side="right")) - 1, 0)
+    last = int(np.searchsorted(power.t_s, end_s, side="left")) + 1
+    t_s, y = power.t_s[first:last], power.y[first:last]
+    steps_s = np.diff(t_s)
+    long = steps_s > _LONG_GAP_S
+    jumps_j = (np.abs(np.diff(y)) * steps_s / 2)[~long]
+    return float(jumps_j.sum() + steps_s[long].sum() * power.y.max(initial=0.0))
+
+
+def slept_s(series: GpuSeries, begin_s: float, end_s: float) -> float:
+    """Longest gap between readings in which the counter did not go on: the clock jumped, or the machine slept.
+
+    Formula: a gap longer than STILL_S in which the counter rose by less than half of the lowest power that was read
+    x its length.
+    """
+    counter, power = series.counter, series.power
+    if len(counter.t_s) < 2 or not len(power.t_s):
+        return 0.0
+    steps_s, rises_j = np.diff(counter.t_s), np.diff(counter.y)
+    inside = (counter.t_s[1:] > begin_s) & (counter.t_s[:-1] < end_s)
+    slept = inside & (steps_s > STILL_S) & (rises_j < power.y.min() * steps_s / 2)
+    return float(steps_s[slept].max(initial=0.0))
