@@ -84,6 +84,7 @@ def aggregate_run(run: StoredRun, *, report: bool = True) -> Summary:
         ],
         power_rows=power_rows,
         power_absent=gathered.power_absent,
+        release=run.meta().get("version"),
     )
     _write_table(run, names.CYCLES_TABLE, cycles_table(run.study, run.run_id, gathered.cycles, plan))
     _write_table(run, names.EXPERIMENTS_TABLE, experiments_table(summary))

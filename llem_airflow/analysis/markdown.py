@@ -7,11 +7,18 @@ from typing import Any
 
 from llem_airflow.analysis import quantity
 from llem_airflow.analysis.comparing import TWO_RUNS
-from llem_airflow.analysis.metrics import BY_NAME, HEADLINE
-from llem_airflow.analysis.report import experiment_labels, grouped_doubts
+from llem_airflow.analysis.doubt import places_text
+from llem_airflow.analysis.labels import experiment_labels
+from llem_airflow.analysis.metrics import HEADLINE
+from llem_airflow.analysis.report import grouped_doubts
+from llem_airflow.analysis.report_cells import Column, columns, metric_cell
 from llem_airflow.analysis.report_since import since_section
+from llem_airflow.analysis.setting import setting_texts
 from llem_airflow.analysis.since import Since
 from llem_airflow.analysis.summary import ExperimentSummary, Summary
+
+PLACES = 12
+"""So many places of a doubt are listed; of more, the number of the others is told."""
 
 
 def report_markdown(summary: Summary, since: Since | None = None) -> str:
@@ -30,13 +37,18 @@ def report_markdown(summary: Summary, since: Since | None = None) -> str:
         ),
         "",
     ]
+    if summary.answer:
+        lines += [f"**{_plain(summary.answer)}**", ""]
+    if summary.setting:
+        lines += [f"- {name}: {_plain(value)}" for name, value in setting_texts(summary.setting)] + [""]
     if summary.is_estimate:
-        lines += ["**Energy is an estimate** (~ … estimate): no power meter was read; do not publish it.", ""]
+        lines += ["**Energy is an estimate** (~): no power meter was read; do not publish it.", ""]
+    shown = columns(summary.experiments, HEADLINE)
     lines += _table(
-        ("Experiment", *(BY_NAME[name].label for name in HEADLINE), "n"),
+        ("Experiment", *(c.title + " (estimate)" * c.estimate for c in shown), "n"),
         [
-            [label, *(_cell(e, name) for name in HEADLINE), f"{e.valid}/{e.planned}"]
-            for label, e in zip(experiment_labels(summary), summary.experiments, strict=True)
+            [label, *(_cell(e, c) for c in shown), f"{e.valid}/{e.planned}"]
+            for label, e in zip(experiment_labels(summary.experiments), summary.experiments, strict=True)
         ],
     )
     lines += ["Mean over cycles, in brackets the 95 % t interval of the mean.", ""]
@@ -54,7 +66,7 @@ def report_markdown(summary: Summary, since: Since | None = None) -> str:
         lines += ["## Reasons to doubt", ""]
         lines += [
             f"- **{doubt.severity}** {_plain(quantity.sentence(doubt.message))} "
-            f"Next step: {_plain(quantity.sentence(doubt.next_step))} ({_plain('; '.join(places[:4]))})"
+            f"Next step: {_plain(quantity.sentence(doubt.next_step))} ({_plain(places_text(places, PLACES))})"
             for doubt, places in doubts
         ]
         lines.append("")
@@ -64,7 +76,9 @@ def report_markdown(summary: Summary, since: Since | None = None) -> str:
 
 def _since_lines(since: Since | None, summary: Summary) -> list[str]:
     """What changed since the run before, the gravest verdict first."""
-    labels = dict(zip((e.id for e in summary.experiments), experiment_labels(summary), strict=True))
+    labels = dict(
+        zip((e.id for e in summary.experiments), experiment_labels(summary.experiments), strict=True)
+    )
     found = since_section(since, labels)
     if since is None or found is None:
         return []
@@ -127,7 +141,7 @@ def _derived_lines(summary: Summary) -> list[str]:
     """CO2e and cost, where the study states an intensity or a price."""
     found = [
         (label, one)
-        for label, e in zip(experiment_labels(summary), summary.experiments, strict=True)
+        for label, e in zip(experiment_labels(summary.experiments), summary.experiments, strict=True)
         for one in e.derived
     ]
     if not found:
@@ -144,15 +158,12 @@ def _derived_lines(summary: Summary) -> list[str]:
     return ["## Estimates", "", *_table(("Experiment", "What", "Estimate", "From"), rows)]
 
 
-def _cell(experiment: ExperimentSummary, name: str) -> str:
-    found = experiment.metric(name)
-    if found is None:
+def _cell(experiment: ExperimentSummary, column: Column) -> str:
+    found = metric_cell(experiment, column.name)
+    if found.value == quantity.ABSENT:
         return quantity.ABSENT
-    metric = BY_NAME[name]
-    unit, factor = quantity.scale(metric, found.all.mean)
-    estimate = metric.energy and experiment.energy_kind == "estimate"
-    mean = quantity.labelled(f"{quantity.number(found.all.mean * factor)} {unit}", estimate=estimate)
-    return f"{mean} [{quantity.interval(found.all, factor)}]"
+    text = quantity.labelled(f"{found.value} {found.unit}", estimate=found.estimate, tag=not column.estimate)
+    return f"{text} [{found.interval}]"
 
 
 def _plain(text: str) -> str:

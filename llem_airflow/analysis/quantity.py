@@ -31,18 +31,20 @@ def scale(metric: Metric, largest: float) -> tuple[str, float]:
     return small if small and 0 < abs(largest) < (1.0 if metric.unit == "s" else 0.1) else (metric.unit, 1.0)
 
 
-def labelled(text: str, *, estimate: bool) -> str:
-    """The text, marked when it is an estimate."""
-    return f"~ {text} estimate" if estimate and text != ABSENT else text
+def labelled(text: str, *, estimate: bool, tag: bool = True) -> str:
+    """The text, marked when it is an estimate: with the sign ``~``, and with the word where no header says it."""
+    if not estimate or text == ABSENT:
+        return text
+    return f"~ {text} estimate" if tag else f"~ {text}"
 
 
-def quantity(name: str, value: float | None, *, estimate: bool = False) -> str:
+def quantity(name: str, value: float | None, *, estimate: bool = False, tag: bool = True) -> str:
     """A value of a metric with its unit, such as ``12.3 ms`` or ``~ 0.61 J/token estimate``."""
     if value is None:
         return ABSENT
     metric = BY_NAME[name]
     unit, factor = scale(metric, value)
-    return labelled(f"{number(value * factor)} {unit}", estimate=estimate and metric.energy)
+    return labelled(f"{number(value * factor)} {unit}", estimate=estimate and metric.energy, tag=tag)
 
 
 def interval(found: Description, factor: float = 1.0) -> str:
@@ -95,3 +97,10 @@ def factor_text(factors: Mapping[str, object], fallback: str) -> str:
         else:
             parts.append(f"{name} {short(value)}")
     return ", ".join(parts) or fallback
+
+
+def change(ratio: float) -> str:
+    """A change in percent with its sign: ``+430 %``, ``-61 %``, ``+1.2 %`` (with a minus sign, not a hyphen)."""
+    digits = 0 if abs(ratio) >= 0.0995 else 1
+    percent = round(ratio * 100, digits)
+    return f"{percent:+,.{digits}f} %".replace("-", "\N{MINUS SIGN}") if percent else "0 %"

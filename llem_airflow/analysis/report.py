@@ -13,19 +13,20 @@ from llem_airflow import __version__
 from llem_airflow.analysis import plots, quantity
 from llem_airflow.analysis.curves import Curve
 from llem_airflow.analysis.cycle import Cycle
+from llem_airflow.analysis.doubt import Doubt, grouped, places_text
+from llem_airflow.analysis.labels import experiment_labels
 from llem_airflow.analysis.metrics import BY_NAME, HEADLINE, METRICS
 from llem_airflow.analysis.planned import flatten
 from llem_airflow.analysis.power_plots import power_overlay, power_panels
-from llem_airflow.analysis.report_cells import metric_cell
+from llem_airflow.analysis.report_cells import columns, metric_cell, only_estimates
 from llem_airflow.analysis.report_efficiency import FRONTS, efficiency_section, fronts
 from llem_airflow.analysis.report_since import since_section
+from llem_airflow.analysis.setting import setting_texts
 from llem_airflow.analysis.since import Since
-from llem_airflow.analysis.summary import Doubt, ExperimentSummary, Summary
+from llem_airflow.analysis.summary import ExperimentSummary, Summary
 
 PANELS_UP_TO = 8
 """With more experiments than this, the cycles of each are drawn over each other, folded away, and not printed."""
-
-_HIDDEN_KINDS = {"none": "no energy"}
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,11 @@ class ReportData:
 def report_html(data: ReportData) -> str:
     """The page. The same data gives the same bytes."""
     summary = data.summary
-    labels = experiment_labels(summary)
+    labels = experiment_labels(summary.experiments)
     experiments = summary.experiments
     best = fronts(experiments)
+    headline = columns(experiments, HEADLINE)
+    all_estimates = only_estimates(experiments)
     by_id = dict(zip((e.id for e in experiments), labels, strict=True))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -66,6 +69,7 @@ def report_html(data: ReportData) -> str:
     environment.filters |= {
         "when": quantity.when,
         "percent": quantity.percent,
+        "places": places_text,
         "short": quantity.short,
         "sentence": quantity.sentence,
     }
@@ -75,8 +79,16 @@ def report_html(data: ReportData) -> str:
         summary=summary,
         meta=data.meta,
         labels=by_id,
-        headline=[BY_NAME[name] for name in HEADLINE],
-        rows=[_headline_row(e, label) for e, label in zip(experiments, labels, strict=True)],
+        setting=setting_texts(summary.setting),
+        headline=headline,
+        rows=[
+            {
+                "experiment": e,
+                "label": label,
+                "cells": [metric_cell(e, c.name, tag=not c.estimate) for c in headline],
+            }
+            for e, label in zip(experiments, labels, strict=True)
+        ],
         doubts=grouped_doubts(summary),
         statistics=[(e, label, _statistics(e)) for e, label in zip(experiments, labels, strict=True)],
         forest=plots.forest(experiments, "energy_per_output_token_j", labels)
@@ -85,7 +97,8 @@ def report_html(data: ReportData) -> str:
         latency=plots.latencies(experiments, labels),
         power=_power(summary, data.curves, labels),
         curves_left_out=sum(row.has_result for row in data.cycles) - len(data.curves),
-        cycles=[_cycle_row(row) for row in data.cycles],
+        cycles=[_cycle_row(row, tag=not all_estimates) for row in data.cycles],
+        all_estimates=all_estimates,
         environments=[(item["cycles"], _facts(item["environment"])) for item in summary.environments],
         study_text=data.study_text,
         metrics=METRICS,
@@ -94,33 +107,14 @@ def report_html(data: ReportData) -> str:
     )
 
 
-def experiment_labels(summary: Summary) -> list[str]:
-    """A short distinct name for each experiment: what sets it apart, else its slug."""
-    texts = [quantity.factor_text(e.factors, e.slug) for e in summary.experiments]
-    fits = all(len(text) <= 80 for text in texts) and len(set(texts)) == len(texts)
-    return texts if fits else [e.id for e in summary.experiments]
-
-
 def grouped_doubts(summary: Summary) -> list[tuple[Doubt, list[str]]]:
     """Each kind of doubt once, with where it was seen."""
-    found: dict[str, tuple[Doubt, list[str]]] = {}
-    for label, experiment in zip(experiment_labels(summary), summary.experiments, strict=True):
-        for doubt in experiment.doubts:
-            cycles = f", cycle {', '.join(map(str, doubt.cycles))}" if doubt.cycles else ""
-            found.setdefault(doubt.code, (doubt, []))[1].append(f"{label}{cycles}")
-    order = ("withheld", "error", "warning", "info")
-    return sorted(
-        found.values(), key=lambda item: order.index(item[0].severity) if item[0].severity in order else 4
+    labels = experiment_labels(summary.experiments)
+    return grouped(
+        (label, doubt)
+        for label, experiment in zip(labels, summary.experiments, strict=True)
+        for doubt in experiment.doubts
     )
-
-
-def _headline_row(e: ExperimentSummary, label: str) -> dict[str, Any]:
-    return {
-        "experiment": e,
-        "label": label,
-        "cells": [metric_cell(e, name) for name in HEADLINE],
-        "kind": _HIDDEN_KINDS.get(e.energy_kind, e.energy_kind),
-    }
 
 
 def _facts(environment: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -170,12 +164,14 @@ def _statistics(e: ExperimentSummary) -> list[dict[str, Any]]:
     return rows
 
 
-def _cycle_row(row: Cycle) -> dict[str, Any]:
+def _cycle_row(row: Cycle, *, tag: bool) -> dict[str, Any]:
     estimate = row.energy_kind == "estimate"
     names = ("energy_j", "energy_per_output_token_j", "output_tokens_per_s", "e2el_mean_s", "window_s")
     return {
         "row": row,
-        "values": [quantity.quantity(name, row.measures.get(name), estimate=estimate) for name in names],
+        "values": [
+            quantity.quantity(name, row.measures.get(name), estimate=estimate, tag=tag) for name in names
+        ],
         "flags": ", ".join(flag.code for flag in row.flags if flag.severity != "info")
         or row.reason.split(":", 1)[0],
     }

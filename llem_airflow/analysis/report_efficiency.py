@@ -7,7 +7,7 @@ from typing import Any
 
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.pareto import pareto
-from llem_airflow.analysis.report_cells import derived_cell, metric_cell
+from llem_airflow.analysis.report_cells import columns, derived_cell, metric_cell
 from llem_airflow.analysis.summary import ExperimentSummary
 
 METRICS = ("output_tokens_per_j", "energy_per_request_j", "energy_delay_product_j_s")
@@ -26,14 +26,15 @@ def efficiency_section(
     """What the template shows; None when there is no energy."""
     if not any(e.metric(name) for e in experiments for name in METRICS):
         return None
-    columns = {each.name: each.label for e in experiments for each in e.derived}
+    derived = {each.name: f"{each.label} (estimate)" for e in experiments for each in e.derived}
+    shown = columns(experiments, METRICS)
     return {
-        "titles": [BY_NAME[name].label for name in METRICS] + list(columns.values()),
+        "titles": [c.title + " (estimate)" * c.estimate for c in shown] + list(derived.values()),
         "rows": [
             {
                 "label": labels[e.id],
-                "cells": [metric_cell(e, name) for name in METRICS]
-                + [derived_cell(e, name) for name in columns],
+                "cells": [metric_cell(e, c.name, tag=not c.estimate) for c in shown]
+                + [derived_cell(e, name) for name in derived],
                 "best": [name for name, ids in best.items() if e.id in ids],
             }
             for e in experiments

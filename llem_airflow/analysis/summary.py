@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from llem_airflow.analysis.answer import answer
+from llem_airflow.analysis.contrast import Contrast, Measured
 from llem_airflow.analysis.cycle import Cycle
+from llem_airflow.analysis.doubt import Doubt, doubts_of, gravity
+from llem_airflow.analysis.labels import experiment_labels
 from llem_airflow.analysis.metrics import METRICS
 from llem_airflow.analysis.planned import Planned, factors
+from llem_airflow.analysis.setting import setting
 from llem_airflow.analysis.stated import Derived, derived
 from llem_airflow.analysis.statistics import FEW_CYCLES, Description, describe, slope_ratio
 from llem_airflow.protocol.strict import from_json, to_json
@@ -34,27 +39,6 @@ class MetricSummary:
     undoubted: Description | None = None
     outlier_cycles: tuple[int, ...] = ()
     slope_ratio: float | None = None
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """A reason to doubt an experiment's numbers.
-
-    Attributes:
-        code: Name of the flag.
-        severity: info | warning | error | withheld.
-        message: What was seen, from the first cycle that shows it.
-        next_step: What to do about it.
-        threshold: The limit that was passed and where it comes from.
-        cycles: Cycles that show it; empty when it is about the experiment as a whole.
-    """
-
-    code: str
-    severity: str
-    message: str
-    next_step: str
-    threshold: str
-    cycles: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -127,6 +111,9 @@ class Summary:
         power_absent: Cycles without a series: ``{"experiment", "cycle", "reason"}``.
         started_epoch_ns: When the first attempt began.
         finished_epoch_ns: When the last attempt ended.
+        answer: What the run says to its study's question, as one sentence; None in summaries of an older version.
+        contrasts: Each experiment against the first one, for the metric that the answer is about.
+        setting: Model, engine, hardware, driver, meter, host and release: the distinct values of each.
     """
 
     schema_version: int
@@ -144,6 +131,9 @@ class Summary:
     power_absent: tuple[dict[str, Any], ...]
     started_epoch_ns: int | None
     finished_epoch_ns: int | None
+    answer: str | None = None
+    contrasts: tuple[Contrast, ...] = ()
+    setting: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_estimate(self) -> bool:
@@ -174,8 +164,10 @@ def summarise(
     environments: Iterable[dict[str, Any]] = (),
     power_rows: int = 0,
     power_absent: Iterable[dict[str, Any]] = (),
+    release: str | None = None,
 ) -> Summary:
     """What the cycles mean together."""
+    told = tuple(environments)
     varied = factors(plan.experiments)
     names = list(dict.fromkeys([*plan.experiments, *(row.experiment for row in cycles if row.experiment)]))
     by_name: dict[str, list[Cycle]] = {name: [] for name in names}
@@ -186,25 +178,40 @@ def summarise(
     experiments = tuple(
         _experiment(name, plan, by_name[name], varied.get(name, {}), counted[name]) for name in names
     )
+    valid = sum(row.status == "valid" for row in cycles)
+    planned = len(plan.cycles) - sum(row.status == "skipped" for row in cycles)
+    answered = answer(_measured(experiments, by_name), planned, valid)
     return Summary(
         schema_version=SUMMARY_VERSION,
         study=study,
         run_id=run_id,
-        planned=len(plan.cycles) - sum(row.status == "skipped" for row in cycles),
-        valid=sum(row.status == "valid" for row in cycles),
+        planned=planned,
+        valid=valid,
         energy_kind=_one_of(experiment.energy_kind for experiment in experiments),
         experiments=experiments,
         missing=tuple(_missing(row) for row in cycles if _is_missing(row, plan)),
         skipped=plan.skipped,
         reliability=_reliability(cycles),
-        environments=tuple(environments),
+        environments=told,
         power_rows=power_rows,
         power_absent=tuple(power_absent),
         started_epoch_ns=min((row.started_epoch_ns for row in cycles if row.started_epoch_ns), default=None),
         finished_epoch_ns=max(
             (row.finished_epoch_ns for row in cycles if row.finished_epoch_ns), default=None
         ),
+        answer=answered.sentence,
+        contrasts=answered.contrasts,
+        setting=setting(cycles, told, release),
     )
+
+
+def _measured(
+    experiments: Sequence[ExperimentSummary], by_name: Mapping[str, Sequence[Cycle]]
+) -> list[Measured]:
+    return [
+        Measured(e.id, label, e.factors, tuple(row for row in by_name[e.id] if row.has_result))
+        for e, label in zip(experiments, experiment_labels(experiments), strict=True)
+    ]
 
 
 def _experiment(
@@ -258,9 +265,6 @@ def _metric(name: str, rows: Sequence[Cycle]) -> MetricSummary | None:
     )
 
 
-_GRAVITY = {"withheld": 0, "error": 1, "warning": 2, "info": 3}
-
-
 def _doubts(
     rows: Sequence[Cycle],
     measured: Sequence[Cycle],
@@ -268,14 +272,7 @@ def _doubts(
     metrics: Sequence[MetricSummary],
     target: Mapping[str, Any] | None,
 ) -> tuple[Doubt, ...]:
-    seen: dict[str, tuple[Any, list[int]]] = {}
-    for row in measured:
-        for flag in row.flags:
-            seen.setdefault(flag.code, (flag, []))[1].append(row.cycle or 0)
-    found = [
-        Doubt(f.code, f.severity, f.message, f.next_step, f.threshold, tuple(cycles))
-        for f, cycles in seen.values()
-    ]
+    found = doubts_of((row.cycle or 0, flag) for row in measured for flag in row.flags)
     valid = sum(row.status == "valid" for row in rows)
     if valid < planned:
         found.append(_about_all("incomplete", "not every planned cycle is valid", "clear the failed tasks"))
@@ -308,7 +305,7 @@ def _doubts(
                 headline.outlier_cycles,
             )
         )
-    return tuple(sorted(found, key=lambda doubt: (_GRAVITY.get(doubt.severity, 4), doubt.code)))
+    return tuple(sorted(found, key=lambda doubt: (gravity(doubt.severity), doubt.code)))
 
 
 def _about_all(code: str, message: str, next_step: str) -> Doubt:

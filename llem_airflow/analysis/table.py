@@ -12,9 +12,13 @@ from rich.text import Text
 
 from llem_airflow.analysis import quantity
 from llem_airflow.analysis.comparing import PairReport
+from llem_airflow.analysis.doubt import places_text
 from llem_airflow.analysis.history import Trend
+from llem_airflow.analysis.labels import experiment_labels
 from llem_airflow.analysis.metrics import BY_NAME
-from llem_airflow.analysis.report import experiment_labels, grouped_doubts
+from llem_airflow.analysis.report import grouped_doubts
+from llem_airflow.analysis.report_cells import only_estimates
+from llem_airflow.analysis.setting import setting_texts
 from llem_airflow.analysis.summary import ExperimentSummary, Summary
 from llem_airflow.analysis.verdict import Verdict
 
@@ -38,20 +42,24 @@ def render_summary(summary: Summary) -> RenderableType:
         title_justify="left",
     )
     table.add_column("Experiment", overflow="fold")
-    for _, label in _COLUMNS:
-        table.add_column(label, justify="right", overflow="fold")
+    estimates = only_estimates(summary.experiments)
+    for name, label in _COLUMNS:
+        mark = "\n(estimate)" if estimates and BY_NAME[name].energy else ""
+        table.add_column(label + mark, justify="right", overflow="fold")
     table.add_column("n", justify="right")
-    for label, experiment in zip(experiment_labels(summary), summary.experiments, strict=True):
-        cells = [_cell(experiment, name) for name, _ in _COLUMNS]
+    for label, experiment in zip(experiment_labels(summary.experiments), summary.experiments, strict=True):
+        cells = [_cell(experiment, name, tag=not estimates) for name, _ in _COLUMNS]
         table.add_row(escape(label), *cells, f"{experiment.valid}/{experiment.planned}")
-    parts: list[RenderableType] = [table]
+    head = [Text(summary.answer, style="bold")] if summary.answer else []
+    told = Text("; ".join(f"{name} {value}" for name, value in setting_texts(summary.setting)), style="dim")
+    parts: list[RenderableType] = [*head, *([told] if told else []), table]
     if summary.is_estimate:
         parts.append(
-            Text("~ … estimate: no power meter was read; do not publish these joules.", style="yellow")
+            Text("~ an estimate: no power meter was read; do not publish these joules.", style="yellow")
         )
     parts += [
         Text(f"{label}: {one.label}: ~ {quantity.number(one.mean)} {one.unit} estimate, from {one.basis}")
-        for label, experiment in zip(experiment_labels(summary), summary.experiments, strict=True)
+        for label, experiment in zip(experiment_labels(summary.experiments), summary.experiments, strict=True)
         for one in experiment.derived
     ]
     parts += [
@@ -60,7 +68,7 @@ def render_summary(summary: Summary) -> RenderableType:
     ]
     for doubt, places in grouped_doubts(summary):
         if doubt.severity != "info":
-            where = f" ({places[0]}{f' and {len(places) - 1} more' if len(places) > 1 else ''})"
+            where = f" ({places_text(places, 1)})"
             parts.append(
                 Text(
                     f"{doubt.severity}: {quantity.sentence(doubt.message)[:-1]}{where}. "
@@ -145,7 +153,7 @@ def _side(name: str, mean: float, n: int, *, estimate: bool) -> str:
     return f"{quantity.quantity(name, mean, estimate=estimate)}\n[dim]n = {n}[/dim]"
 
 
-def _cell(experiment: ExperimentSummary, name: str) -> str:
+def _cell(experiment: ExperimentSummary, name: str, *, tag: bool) -> str:
     found = experiment.metric(name)
     if found is None:
         return quantity.ABSENT
@@ -155,4 +163,4 @@ def _cell(experiment: ExperimentSummary, name: str) -> str:
     if found.all.interval:
         half = (found.all.interval.high - found.all.interval.low) / 2
         text += f"\n± {quantity.number(half * factor, 2)}"
-    return f"{text}\n[dim]{unit}[/dim]" + ("\n[dim]estimate[/dim]" if estimate else "")
+    return f"{text}\n[dim]{unit}[/dim]" + ("\n[dim]estimate[/dim]" if estimate and tag else "")

@@ -3,12 +3,16 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 from rich.console import Console
 
 from llem_airflow.analysis.aggregate import aggregate_run
+from llem_airflow.analysis.markdown import PLACES, report_markdown
 from llem_airflow.analysis.quantity import ABSENT
+from llem_airflow.analysis.report_cells import metric_cell
+from llem_airflow.analysis.summary import Summary
 from llem_airflow.analysis.table import render_summary
 from llem_airflow.results import StoredRun
 from tests.analysis.conftest import IDS, MakeRun
@@ -55,10 +59,97 @@ def test_energy_that_is_an_estimate_is_marked_wherever_it_stands(make_run: MakeR
     text = _text(_page(make_run({(i, c): ESTIMATE for i in (0, 1) for c in (1, 2)})))
     assert "Energy in this report is an estimate" in text
     # 20 W x 40 s / 220 tokens = 3.64 J per token, and 20 W.
+    assert "Energy per output token (estimate)" in text
+    assert re.search(r"~ 3\.64 J/token", text)
+    assert "Mean power (estimate)" in text
+    assert re.search(r"~ 20 W", text)
+    assert "Energy (estimate) Per output token (estimate)" in text
+    assert "~ 800 J" in text
+    told = text.replace("estimated energy per output token 3.64 J/token", "")
+    assert not re.search(r"(?<!~ )3\.64 J/token", told)
+    assert "3.64 J/token estimate" not in text
+
+
+def test_where_only_some_energies_are_estimates_each_of_them_says_so(make_run: MakeRun) -> None:
+    text = _text(_page(make_run({(0, 1): ESTIMATE, (1, 1): Recording()}, cycles=1)))
+    assert "Energy per output token (estimate)" not in text.split("All statistics")[0]
     assert re.search(r"~ 3\.64 J/token estimate", text)
-    assert re.search(r"~ 20 W estimate", text)
-    assert "~ 800 J estimate" in text
-    assert not re.search(r"(?<!~ )3\.64 J/token", text)
+    assert "not compared, as another meter or boundary was read: batch_size 4" in text
+
+
+def test_tpot_and_itl_share_a_column_where_they_are_equal(make_run: MakeRun) -> None:
+    run = make_run({(i, 1): Recording() for i in (0, 1)}, cycles=1)
+    result = _page(run).split("<h2>Result</h2>")[1].split("</table>")[0]
+    assert "TPOT and ITL mean" in result
+    assert "ITL mean</th>" not in result.replace("TPOT and ITL mean</th>", "")
+    cells = [
+        metric_cell(one, name).value
+        for one in aggregate_run(run, report=False).experiments
+        for name in ("tpot_mean_s", "itl_mean_s")
+    ]
+    assert set(cells) == {"100"}
+
+
+def test_the_answer_and_the_setting_stand_above_the_numbers_in_every_form(make_run: MakeRun) -> None:
+    half = replace(Recording(), power_w=100.0)
+    run = make_run({(0, 1): Recording(), (0, 2): Recording(), (1, 1): half, (1, 2): half})
+    said = "batch_size 4 against 1: energy per output token \N{MINUS SIGN}50 %"
+    page, summary = _text(_page(run)), aggregate_run(run, report=False)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render_summary(summary))
+    for text in (page, report_markdown(summary), console.export_text()):
+        plain = re.sub(r"[*\s]+", " ", text)
+        assert said in plain
+        assert plain.index(said) < plain.index("TTFT")
+        for fact in (
+            "tiny",
+            "transformers 5.16.0",
+            "Test GPU",
+            "580.65.06",
+            "nvml (measured, counter, board)",
+        ):
+            assert plain.index(fact) < plain.index("TTFT")
+
+
+def test_the_release_stands_in_the_header(make_run: MakeRun) -> None:
+    run = make_run({(0, 1): Recording()}, cycles=1)
+    run.folder.write("run.json", json.dumps(dict(run.meta()) | {"version": "tiny@2601"}).encode())
+    assert aggregate_run(run, report=False).setting["release"] == ["tiny@2601"]
+    assert "release tiny@2601" in _text(_page(run))
+
+
+def test_a_summary_of_an_older_version_is_read_and_shown_without_an_answer(make_run: MakeRun) -> None:
+    data = aggregate_run(make_run({(0, 1): Recording()}), report=False).to_json()
+    for name in ("answer", "contrasts", "setting"):
+        del data[name]
+    for doubt in data["experiments"][0]["doubts"]:
+        del doubt["messages"]
+    old = Summary.from_json(data)
+    assert (old.answer, old.contrasts, old.setting) == (None, (), {})
+    assert "energy report" in report_markdown(old)
+
+
+def test_markdown_lists_the_places_of_a_doubt_or_counts_those_it_leaves_out(make_run: MakeRun) -> None:
+    summary = aggregate_run(make_run({(0, 1): Recording(window_s=12.0)}, cycles=1), report=False)
+    one = summary.experiments[0]
+    for count in (2, PLACES, PLACES + 3):
+        many = [replace(one, id=f"e{k}", factors={"size": k}) for k in range(count)]
+        text = report_markdown(replace(summary, experiments=tuple(many)))
+        (line,) = [line for line in text.splitlines() if "The window is" in line]
+        listed = sum(f"size {k}, cycle 1" in line for k in range(count))
+        more = re.search(r"and (\d+) more", line)
+        assert listed + int(more[1] if more else 0) == count
+
+
+def test_a_doubt_over_cycles_tells_its_range_in_every_form(make_run: MakeRun) -> None:
+    lengths = {(0, 1): 12.6, (0, 2): 10.2, (1, 1): 13.3, (1, 2): 11.0}
+    run = make_run({key: Recording(window_s=length, requests=6) for key, length in lengths.items()})
+    page, summary = _text(_page(run)), aggregate_run(run, report=False)
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(render_summary(summary))
+    for text in (page, report_markdown(summary), console.export_text()):
+        assert "The window is 10.2 to 13.3 s long" in text
+        assert re.search(r"Worst: 10\.2 s in batch_size 1, cycle 2", text)
 
 
 def test_measured_energy_is_not_called_an_estimate(make_run: MakeRun) -> None:

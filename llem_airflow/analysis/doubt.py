@@ -1,0 +1,170 @@
+"""Reasons to doubt an experiment: the flags of its cycles, each kind once, with the range of what was seen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from llem_airflow.analysis import quantity
+from llem_airflow.analysis.flag import Flag
+
+GRAVEST_FIRST = ("withheld", "error", "warning", "info")
+
+_UNITS = (
+    r"%|J/token|token/s|tok/s|[munkMG]?[sWJ]|Wh|min|h|[kM]?Hz|[KMG]i?B|bytes|degrees|iterations|readings|reads|"
+    r"(?:output |power )?(?:tokens|samples)|requests|cycles|times?\b|CPUs|cores|devices"
+)
+_QUANTITY = re.compile(rf"(?<![\w.:/#-])([+\-\N{{MINUS SIGN}}]?\d[\d,]*(?:\.\d+)?)(?=\s?({_UNITS})(?!\w))")
+"""A number with a unit behind it. A number without one may be a name: a process id, a device, a port."""
+
+_LESS_IS_WORSE = {"short_window", "few_samples", "baseline_above_load"}
+_UNRANKED = {"requests_disagree", "warmup_not_converged", "warmup_not_checked"}
+_WORDINGS = 3
+"""So many wordings are quoted; of more, the number is told."""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A reason to doubt an experiment's numbers.
+
+    Attributes:
+        code: Name of the flag.
+        severity: info | warning | error | withheld: the gravest of its cycles.
+        message: What was seen; where it stands for several cycles, the range and the worst.
+        next_step: What to do about it.
+        threshold: The limit that was passed and where it comes from.
+        cycles: Cycles that show it; empty when it is about the experiment as a whole.
+        messages: What each of ``cycles`` said, where they did not say the same; else empty.
+    """
+
+    code: str
+    severity: str
+    message: str
+    next_step: str
+    threshold: str
+    cycles: tuple[int, ...]
+    messages: tuple[str, ...] = ()
+
+
+def doubts_of(flags: Iterable[tuple[int, Flag]]) -> list[Doubt]:
+    """The flags of an experiment's cycles, each code once.
+
+    Args:
+        flags: (cycle, flag).
+    """
+    seen: dict[str, list[tuple[int, Flag]]] = {}
+    for cycle, flag in flags:
+        seen.setdefault(flag.code, []).append((cycle, flag))
+    found = []
+    for code, those in seen.items():
+        gravest = min((flag for _, flag in those), key=lambda flag: gravity(flag.severity))
+        said = [(f"cycle {cycle}", flag.message) for cycle, flag in those]
+        told = tuple(flag.message for _, flag in those)
+        found.append(
+            Doubt(
+                code,
+                gravest.severity,
+                summed_up(code, said),
+                gravest.next_step,
+                gravest.threshold,
+                tuple(cycle for cycle, _ in those),
+                told if len(set(told)) > 1 else (),
+            )
+        )
+    return found
+
+
+def grouped(doubts: Iterable[tuple[str, Doubt]]) -> list[tuple[Doubt, list[str]]]:
+    """Each kind of doubt of a run once, the gravest first, with where it was seen.
+
+    Args:
+        doubts: (name of the experiment, doubt).
+    """
+    found: dict[str, list[tuple[str, Doubt]]] = {}
+    for label, doubt in doubts:
+        found.setdefault(doubt.code, []).append((label, doubt))
+    groups = [
+        (_over_experiments(those), [_place(label, one) for label, one in those]) for those in found.values()
+    ]
+    return sorted(groups, key=lambda item: gravity(item[0].severity))
+
+
+def places_text(places: Sequence[str], at_most: int) -> str:
+    """Where it was seen; how many places are left out, if any are."""
+    more = f"; and {len(places) - at_most} more" if len(places) > at_most else ""
+    return "; ".join(places[:at_most]) + more
+
+
+def gravity(severity: str) -> int:
+    """Place in the order of severities, the gravest 0."""
+    return GRAVEST_FIRST.index(severity) if severity in GRAVEST_FIRST else len(GRAVEST_FIRST)
+
+
+def summed_up(code: str, said: Sequence[tuple[str, str]]) -> str:
+    """One message for many: where only quantities differ their ranges and the worst, else the different wordings.
+
+    Args:
+        code: Name of the flag: it tells which end is the worse one.
+        said: (place, message).
+    """
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for place, message in said:
+        groups.setdefault(_QUANTITY.sub("\0", message), []).append((place, message))
+    told = [_with_ranges(code, those) for those in groups.values()]
+    if len(told) == 1:
+        return told[0]
+    more = [f"And {len(told) - _WORDINGS} more findings of this kind."] if len(told) > _WORDINGS else []
+    return " ".join([*map(quantity.sentence, told[:_WORDINGS]), *more])
+
+
+def _with_ranges(code: str, said: Sequence[tuple[str, str]]) -> str:
+    """Messages that differ in their quantities only."""
+    rows = [[(found[1], found[2]) for found in _QUANTITY.finditer(message)] for _, message in said]
+    columns = [[_float(number) for number, _ in column] for column in zip(*rows, strict=True)]
+    varied = [index for index, column in enumerate(columns) if len(set(column)) > 1]
+    if not varied:
+        return said[0][1]
+    texts = iter([_range([row[index][0] for row in rows]) for index in range(len(columns))])
+    message = _QUANTITY.sub(lambda _: next(texts), said[0][1])
+    if code in _UNRANKED:
+        return message
+    first = columns[varied[0]]
+    at = first.index(min(first) if code in _LESS_IS_WORSE else max(first, key=abs))
+    number, unit = rows[at][varied[0]]
+    return f"{quantity.sentence(message)} Worst: {number} {unit} in {said[at][0]}."
+
+
+def _range(texts: Sequence[str]) -> str:
+    low, high = min(texts, key=_float), max(texts, key=_float)
+    return low if _float(low) == _float(high) else f"{low} to {high}"
+
+
+def _float(text: str) -> float:
+    return float(text.replace(",", "").replace("\N{MINUS SIGN}", "-"))
+
+
+def _over_experiments(those: Sequence[tuple[str, Doubt]]) -> Doubt:
+    gravest = min((doubt for _, doubt in those), key=lambda doubt: gravity(doubt.severity))
+    said = [item for label, doubt in those for item in _said(label, doubt)]
+    return Doubt(
+        gravest.code,
+        gravest.severity,
+        summed_up(gravest.code, said),
+        gravest.next_step,
+        gravest.threshold,
+        gravest.cycles,
+    )
+
+
+def _said(label: str, doubt: Doubt) -> list[tuple[str, str]]:
+    """What each cycle said; a summary of an older version has one message for all of them."""
+    if len(doubt.messages) != len(doubt.cycles) or not doubt.cycles:
+        return [(_place(label, doubt), doubt.message)]
+    return [
+        (f"{label}, cycle {cycle}", text) for cycle, text in zip(doubt.cycles, doubt.messages, strict=True)
+    ]
+
+
+def _place(label: str, doubt: Doubt) -> str:
+    return f"{label}, cycle {', '.join(map(str, doubt.cycles))}" if doubt.cycles else label
