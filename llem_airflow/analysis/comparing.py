@@ -10,7 +10,9 @@ from typing import Any
 
 from llem_airflow.analysis.answers import AnswerCheck, check_answers
 from llem_airflow.analysis.fingerprint import FACTORS
+from llem_airflow.analysis.labels import differing
 from llem_airflow.analysis.metrics import BY_NAME
+from llem_airflow.analysis.planned import flatten
 from llem_airflow.analysis.run_rows import RunRows, Side
 from llem_airflow.analysis.verdict import (
     THRESHOLD_RATIO,
@@ -47,7 +49,8 @@ class PairReport:
         baseline: ``run#experiment`` of the baseline.
         candidate: ``run#experiment`` of the candidate.
         metrics: Comparison of each metric that both sides have.
-        factors: Fingerprint fields under study that differ: ``{field: [baseline, candidate]}``.
+        factors: What is under study and differs, keys of the configuration and fields of the fingerprint:
+            ``{key: [baseline, candidate]}``.
         differences: Conditions that differ; when there are any, nothing is compared.
         answers: What the output check found; None when the requests cannot be read.
         estimate: Whether the energies are estimates.
@@ -194,6 +197,7 @@ def compare_sides(
     }
     factors = {key: value for key, value in unequal.items() if key in FACTORS or key == "experiment_hash"}
     differences = {key: value for key, value in unequal.items() if key not in factors and key not in ignore}
+    factors = _named(factors, baseline, candidate)
     wanted = () if differences else tuple(dict.fromkeys((metric, *COMPARED)))
     kinds = {str(row["energy_kind"]) for row in (*baseline.rows, *candidate.rows)}
     return PairReport(
@@ -206,6 +210,21 @@ def compare_sides(
         estimate="estimate" in kinds,
         excluded={"baseline": list(baseline.excluded), "candidate": list(candidate.excluded)},
     )
+
+
+def _named(factors: dict[str, Any], baseline: Side, candidate: Side) -> dict[str, Any]:
+    """The factors with the keys of the configuration that differ in the place of the experiment's hash.
+
+    The hash stays where the plans do not tell them. What the fingerprint names already is not named twice.
+    """
+    if "experiment_hash" not in factors:
+        return factors
+    ours, theirs = flatten(baseline.config), flatten(candidate.config)
+    rest = {key: value for key, value in factors.items() if key != "experiment_hash"}
+    keys = [key for key in differing(ours, theirs) if key.rsplit(".", 1)[-1] not in rest]
+    if not keys:
+        return rest or factors
+    return {key: [ours.get(key), theirs.get(key)] for key in keys} | rest
 
 
 def corrected(reports: Sequence[PairReport]) -> list[PairReport]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -48,6 +49,16 @@ def change_text(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | No
     name = keys[0].rsplit(".", 1)[-1]
     old, new = (_value(name, values.get(keys[0])) for values in (before, after))
     return f"{new} against {old}" if name in _NAMED_BY_VALUE else f"{name} {new} against {old}"
+
+
+def factor_changes(factors: Mapping[str, Sequence[Any]]) -> list[str]:
+    """``batch_size 1 -> 8`` for each key; the whole dotted key where two would have the same name."""
+    names = Counter(key.rsplit(".", 1)[-1] for key in factors)
+    found = []
+    for key, (old, new) in factors.items():
+        name = key.rsplit(".", 1)[-1]
+        found.append(f"{name if names[name] == 1 else key} {_value(name, old)} -> {_value(name, new)}")
+    return found
 
 
 def _value(name: str, value: object) -> str:

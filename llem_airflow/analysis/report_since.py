@@ -8,6 +8,7 @@ from typing import Any
 
 from llem_airflow.analysis import quantity
 from llem_airflow.analysis.comparing import PairReport
+from llem_airflow.analysis.labels import factor_changes
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.since import Since
 from llem_airflow.analysis.verdict import GRAVEST_FIRST, Comparison, Verdict
@@ -41,16 +42,12 @@ def _row(report: PairReport, labels: Mapping[str, str]) -> dict[str, Any]:
         f"{key}: {quantity.short(ours)} became {quantity.short(theirs)}"
         for key, (ours, theirs) in report.differences.items()
     ]
-    factors = [
-        f"{key}: {quantity.short(ours)} became {quantity.short(theirs)}"
-        for key, (ours, theirs) in report.factors.items()
-    ]
     return {
         "label": labels.get(experiment, experiment),
         "verdict": str(report.verdict),
         "cells": [_change(report.metrics.get(name)) for name in SHOWN],
         "differences": unequal,
-        "factors": factors,
+        "factors": factor_changes(report.factors),
         "answers": report.answers.finding if report.answers else "unknown",
         "answers_reason": report.answers.reason if report.answers else "the requests cannot be read",
     }

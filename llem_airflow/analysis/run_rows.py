@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ class Side:
         rows: Rows of cycles.parquet that have a result.
         excluded: Cycles that were left out because they were flagged and the caller asked for that.
         beside: Experiments of the run.
+        config: What was configured, from plan.json; empty where the plan does not tell.
     """
 
     run: StoredRun
@@ -31,6 +32,7 @@ class Side:
     rows: tuple[dict[str, Any], ...]
     excluded: tuple[int, ...] = ()
     beside: int = 1
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -83,6 +85,10 @@ class RunRows:
                 groups.setdefault(str(row["experiment"]), []).append(row)
         return groups
 
+    @cached_property
+    def _configs(self) -> dict[str, dict[str, Any]]:
+        return {str(item["id"]): item.get("config") or {} for item in self.run.plan().get("experiments", ())}
+
     @property
     def hashes(self) -> dict[str, str]:
         """Identity by experiment, in the order of the table; empty where no row tells it."""
@@ -121,7 +127,14 @@ class RunRows:
         usable = [row for row in rows if row["status"] in HAS_RESULT]
         flagged = {int(row["cycle"]) for row in usable if without_flagged and row["doubtful"]}
         kept = tuple(row for row in usable if int(row["cycle"]) not in flagged)
-        return Side(self.run, experiment, kept, tuple(sorted(flagged)), len(self._by_experiment))
+        return Side(
+            self.run,
+            experiment,
+            kept,
+            tuple(sorted(flagged)),
+            len(self._by_experiment),
+            self._configs.get(experiment, {}),
+        )
 
 
 def cycle_rows(run: StoredRun) -> list[dict[str, Any]]:

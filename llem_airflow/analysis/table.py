@@ -14,7 +14,7 @@ from llem_airflow.analysis import quantity
 from llem_airflow.analysis.comparing import PairReport
 from llem_airflow.analysis.doubt import places_text
 from llem_airflow.analysis.history import Trend
-from llem_airflow.analysis.labels import experiment_labels
+from llem_airflow.analysis.labels import experiment_labels, factor_changes
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.report import grouped_doubts
 from llem_airflow.analysis.report_cells import only_estimates
@@ -87,8 +87,8 @@ def render_comparison(report: PairReport) -> RenderableType:
         parts.append(
             Text(f"  not equal: {key}: {quantity.short(ours)} against {quantity.short(theirs)}", style="red")
         )
-    for key, (ours, theirs) in report.factors.items():
-        parts.append(Text(f"  under study: {key}: {quantity.short(ours)} became {quantity.short(theirs)}"))
+    if report.factors:
+        parts.append(Text(f"  under study: {'; '.join(factor_changes(report.factors))}"))
     if report.metrics:
         parts.append(_comparison_table(report))
     if report.caution:

@@ -131,8 +131,7 @@ def judge(
     if elapsed_s < rules.max_duration_s and (n < rules.min_iterations or elapsed_s < rules.min_duration_s):
         return Verdict(None, cv, f"{n} of at least {rules.min_iterations} iterations")
     if not rules.gated:
-        ended = "fixed" if n >= rules.min_iterations else "cap_time"
-        return Verdict(ended, cv, f"{n} iterations in {elapsed_s:.0f} s, as the study asks, without a gate")
+        return _without_a_gate(n, elapsed_s, cv, rules)
     latency, device = _latency_gates(recent, cv, rules), _device_gates(look(), rules)
     closed = latency + device
     if not closed:
@@ -140,6 +139,13 @@ def judge(
     outcome = _cap(n if latency else 0, elapsed_s, rules)
     when = {"cap_iterations": "when the iterations ran out", "cap_time": "when the time ran out"}
     return Verdict(outcome, cv, f"not flat {when.get(outcome or '', 'yet')}: {'; '.join(closed)}")
+
+
+def _without_a_gate(n: int, elapsed_s: float, cv: float | None, rules: WarmupRules) -> Verdict:
+    if n >= rules.min_iterations:
+        return Verdict("fixed", cv, f"{n} iterations in {elapsed_s:.0f} s, as the study asks, without a gate")
+    asked = f"{n} of the {rules.min_iterations} iterations that the study asks for"
+    return Verdict("cap_time", cv, f"{asked} in {elapsed_s:.0f} s; it may take {rules.max_duration_s:.0f} s")
 
 
 def _cap(n: int, elapsed_s: float, rules: WarmupRules) -> str | None:

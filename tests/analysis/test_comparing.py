@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.comparing import compare_runs, compare_sides, unmatched
+from llem_airflow.analysis.labels import factor_changes
 from llem_airflow.analysis.run_rows import RunRows
+from llem_airflow.analysis.table import render_comparison
 from llem_airflow.analysis.verdict import Verdict
 from llem_airflow.results import ResultReadError, StoredRun
 from tests.analysis.conftest import CONFIGS, IDS, MakeRun
@@ -146,3 +152,38 @@ def test_releases_of_a_model_are_matched_by_id_and_what_differs_is_named(make_ru
     assert one.verdict is Verdict.REGRESSION
     assert one.factors == {"model": ["tiny", "tiny-2"]}
     assert unmatched(first, second) == ([], [])
+
+
+def test_two_experiments_of_a_run_say_which_key_differs_and_not_their_hashes(make_run: MakeRun) -> None:
+    run = RunRows.of(_run(make_run, "a", 200))
+    found = compare_sides(run.side(IDS[0]), run.side(IDS[1]))
+    assert found.factors == {"transformers.batch_size": [1, 4]}
+    assert factor_changes(found.factors) == ["batch_size 1 -> 4"]
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(render_comparison(found))
+    assert "under study: batch_size 1 -> 4" in console.export_text()
+
+
+def test_what_differs_between_two_plans_is_named_too(make_run: MakeRun) -> None:
+    first, second = _run(make_run, "a", 200), _run(make_run, "b", 200)
+    plan = second.plan()
+    plan["experiments"][0]["config"] = {"engine": "transformers", "task": {"model": "other", "max_tokens": 9}}
+    second.folder.write("plan.json", json.dumps(plan).encode())
+    ours, theirs = RunRows.of(first).side(IDS[0]), RunRows.of(second).side(IDS[0])
+    rows = tuple(_refingerprinted(row, experiment_hash="0" * 16, model="other") for row in theirs.rows)
+    found = compare_sides(ours, replace(theirs, rows=rows))
+    assert factor_changes(found.factors) == [
+        "max_tokens unset -> 9",
+        "batch_size 1 -> unset",
+        "model tiny -> other",
+    ]
+
+
+def test_a_hash_is_told_where_no_plan_says_what_differs(make_run: MakeRun) -> None:
+    run = RunRows.of(_run(make_run, "a", 200))
+    one, other = (replace(run.side(name), config={}) for name in IDS)
+    assert list(compare_sides(one, other).factors) == ["experiment_hash"]
+
+
+def _refingerprinted(row: dict[str, Any], **changes: str) -> dict[str, Any]:
+    return row | {"fingerprint": json.dumps(json.loads(row["fingerprint"]) | changes)}

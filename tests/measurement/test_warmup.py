@@ -109,6 +109,14 @@ def test_without_convergence_detection_the_study_s_number_of_iterations_is_run()
     assert judge([0.1, 0.3, 0.1, 0.4], 1.0, nothing, rules).outcome == "fixed"
 
 
+def test_a_fixed_warm_up_that_the_time_ended_says_how_many_iterations_are_missing() -> None:
+    found = judge(
+        [30.0, 31.0], 61.0, nothing, WarmupRules(gated=False, min_iterations=3, max_duration_s=60.0)
+    )
+    assert found.outcome == "cap_time"
+    assert found.reason == "2 of the 3 iterations that the study asks for in 61 s; it may take 60 s"
+
+
 def test_the_default_gate_is_ten_iterations_at_five_per_cent() -> None:
     rules = warmup_rules({}, "nvml", None)
     assert (rules.gated, rules.window, rules.cv_threshold, rules.min_iterations) == (True, 10, 0.05, 10)
