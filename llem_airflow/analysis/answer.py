@@ -114,7 +114,7 @@ def _headline(one: Measured, metric: str, count: int) -> str:
     unit, factor = quantity.scale(about, found.mean)
     kind = "estimated " if _is_estimate(one) and about.energy else ""
     where = f"{first.model} on {first.engine}" if count == 1 else one.label
-    interval = f"95 % interval {quantity.interval(found, factor)}" if found.interval else "no interval"
+    interval = f"95 % interval {quantity.interval(found, factor)}" if found.shown_interval else "no interval"
     cycles = "cycle" if found.n == 1 else "cycles"
     return (
         f"{where}: {kind}{about.label[0].lower()}{about.label[1:]} {quantity.number(found.mean * factor)} {unit} "

@@ -14,6 +14,7 @@ from llem_airflow.analysis.comparing import (
     corrected,
     unmatched,
 )
+from llem_airflow.analysis.metrics import deciding_metric, positive_threshold
 from llem_airflow.analysis.run_rows import RunRows
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO
 from llem_airflow.results import ResultsRoot, StoredRun
@@ -30,6 +31,9 @@ class How:
         ignore: Conditions that may differ.
         paired: Cycle k of one experiment was measured next to cycle k of the other.
         without_flagged: Leave out cycles with a warning.
+
+    Raises:
+        ValueError: The metric cannot decide, or the threshold is not above 0.
     """
 
     metric: str = COMPARED[0]
@@ -39,22 +43,34 @@ class How:
     paired: bool = False
     without_flagged: bool = False
 
+    def __post_init__(self) -> None:
+        deciding_metric(self.metric)
+        positive_threshold(self.threshold_ratio)
+
 
 @dataclass(frozen=True)
 class Compared:
     """What came out of a comparison.
 
     Attributes:
-        reports: Each pair of experiments; the p values of all of them are corrected as one family.
+        reports: Each pair of experiments; their p values are corrected together.
         without_baseline: Candidates for which there is no earlier run yet.
         only_baseline: ``run#experiment`` that no candidate has.
         only_candidate: ``run#experiment`` that its baseline does not have.
+        same: Runs, or ``run#experiment``, that were compared with themselves.
     """
 
     reports: tuple[PairReport, ...]
     without_baseline: tuple[str, ...] = ()
     only_baseline: tuple[str, ...] = ()
     only_candidate: tuple[str, ...] = ()
+    same: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What was compared with itself, a sentence each."""
+        advice = "`previous` is the run before; RUN#EXPERIMENT names one of two experiments of a run"
+        return [f"{name}: both sides are the same run, so nothing can differ; {advice}" for name in self.same]
 
 
 def compare_named(
@@ -78,6 +94,7 @@ def compare_named(
     base, _, base_experiment = baseline.partition("#")
     reports: list[PairReport] = []
     alone: list[str] = []
+    same: list[str] = []
     only: tuple[list[str], list[str]] = ([], [])
     named = None if base == PREVIOUS else RunRows.of(_one(base, root, own))
     for text in candidates:
@@ -95,12 +112,15 @@ def compare_named(
             theirs = ours if ours.run.url == run.url else RunRows.of(run)
             if several and theirs is ours:
                 continue
+            if theirs is ours and experiment == base_experiment:
+                same.append(f"{run.url}#{experiment}" if experiment else run.url)
             if experiment:
                 reports.append(_pair(ours, base_experiment, theirs, experiment, how))
             else:
                 reports += _all(ours, theirs, how)
                 _note_unmatched(only, ours, theirs, how)
-    return Compared(tuple(corrected(reports)), tuple(alone), tuple(dict.fromkeys(only[0])), tuple(only[1]))
+    gone = tuple(dict.fromkeys(only[0]))
+    return Compared(tuple(corrected(reports)), tuple(alone), gone, tuple(only[1]), tuple(same))
 
 
 def _runs(name: str, root: ResultsRoot, own: StoredRun | None) -> list[StoredRun]:

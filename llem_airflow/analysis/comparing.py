@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,7 @@ COMPARED = (
     "e2el_mean_s",
     "energy_per_request_j",
 )
-"""Metrics of a comparison, the headline first. Their p values are corrected as one family."""
+"""Metrics of a comparison, the headline first. ``corrected`` says which p values are corrected together."""
 
 TWO_RUNS = (
     "cycles of two runs were compared; where whole runs differ by 1 % by chance, one comparison in five is a false "
@@ -228,16 +228,23 @@ def _named(factors: dict[str, Any], baseline: Side, candidate: Side) -> dict[str
 
 
 def corrected(reports: Sequence[PairReport]) -> list[PairReport]:
-    """The reports with the p values of all their comparisons corrected as one family."""
-    family = [(index, name) for index, report in enumerate(reports) for name in report.metrics]
-    found = adjusted([reports[index].metrics[name] for index, name in family])
-    by_report: list[dict[str, Comparison]] = [{} for _ in reports]
-    for (index, name), comparison in zip(family, found, strict=True):
-        by_report[index][name] = comparison
-    return [
-        PairReport(**{**vars(report), "metrics": metrics})
-        for report, metrics in zip(reports, by_report, strict=True)
-    ]
+    """The reports with their p values corrected over the experiments.
+
+    The metric that decides, the first of each report, is a family of its own: what is looked at beside it must not cost
+    it power. The others are one family together, except those that derive from energy: they say the same as each other
+    in other units, so each is a family of its own and counts nowhere else.
+    """
+    families: dict[str, list[tuple[int, str]]] = {}
+    for index, report in enumerate(reports):
+        for place, name in enumerate(report.metrics):
+            family = "decides" if place == 0 else name if BY_NAME[name].energy else "others"
+            families.setdefault(family, []).append((index, name))
+    by_report = [dict(report.metrics) for report in reports]
+    for members in families.values():
+        found = adjusted([reports[index].metrics[name] for index, name in members])
+        for (index, name), comparison in zip(members, found, strict=True):
+            by_report[index][name] = comparison
+    return [replace(report, metrics=metrics) for report, metrics in zip(reports, by_report, strict=True)]
 
 
 def _require_neighbours(baseline: Side, candidate: Side) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -243,12 +244,13 @@ def measures(
         "average_power_w": energy.average_power_w,
     }
     seen = latency(requests)
-    for name in ("ttft", "tpot", "itl", "e2el"):
+    for name in ("ttft", "tpot", "itl", "token_gap", "e2el"):
         found |= _latency_columns(name, getattr(seen, name))
     if joules is not None:
         found |= _per_work(joules, window, found["e2el_mean_s"])
+    known = {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
     untold = _untold(window)
-    return {metric.name: None if metric.name in untold else found.get(metric.name) for metric in METRICS}
+    return {metric.name: None if metric.name in untold else known.get(metric.name) for metric in METRICS}
 
 
 def _untold(window: Window) -> set[str]:
@@ -300,7 +302,16 @@ def _own_flags(
         )
     if requests_problem:
         found.append(_flag("requests_unreadable", requests_problem, "latencies of this cycle are absent"))
-    elif len(requests):
+    if requests.disordered:
+        found.append(
+            _flag(
+                "clock_backwards",
+                f"the times of {requests.disordered} of {len(requests)} requests run backwards; their latencies are "
+                "absent",
+                "look for what set the clock, or for an engine adapter that mixes up requests",
+            )
+        )
+    if len(requests):
         n, tokens = len(requests), requests.tokens
         if (n, tokens) != (window.requests, window.output_tokens):
             found.append(

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+P95_FROM = 20
+P99_FROM = 100
+"""Smallest numbers of values that have a 95th (and 5th) and a 99th percentile: below them less than one value lies
+beyond it, and the percentile only says what the largest value was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +22,7 @@ class Metric:
         better: ``lower``, ``higher`` or ``-`` (a fact without a direction).
         meaning: Formula or definition.
         energy: Whether it derives from energy, and so is an estimate when the energy is one.
+        signed: Whether it can be negative.
     """
 
     name: str
@@ -24,10 +31,16 @@ class Metric:
     better: str
     meaning: str
     energy: bool = False
+    signed: bool = False
 
 
 def _latencies(name: str, label: str, definition: str) -> tuple[Metric, ...]:
-    shares = (("mean", "mean"), ("p50", "median"), ("p95", "95th percentile"), ("p99", "99th percentile"))
+    shares = (
+        ("mean", "mean"),
+        ("p50", "median"),
+        ("p95", f"95th percentile (from {P95_FROM} values on)"),
+        ("p99", f"99th percentile (from {P99_FROM} values on)"),
+    )
     return tuple(
         Metric(f"{name}_{key}_s", f"{label} {key}", "s", "lower", f"{text} over requests of {definition}")
         for key, text in shares
@@ -75,6 +88,7 @@ METRICS: tuple[Metric, ...] = (
         "-",
         "energy of the window - baseline power x its length; the baseline is named beside it",
         energy=True,
+        signed=True,
     ),
     Metric(
         "average_power_w", "Mean power", "W", "-", "energy of the window / length of the window", energy=True
@@ -110,7 +124,8 @@ METRICS: tuple[Metric, ...] = (
     ),
     *_latencies("ttft", "TTFT", "t1 - t0"),
     *_latencies("tpot", "TPOT", "(E2EL - TTFT) / (n - 1)"),
-    *_latencies("itl", "ITL", "every gap between two tokens"),
+    *_latencies("itl", "ITL", "every gap between two chunks; tokens that came together are one chunk"),
+    *_latencies("token_gap", "Token gap", "every gap between two tokens, 0 within a chunk"),
     *_latencies("e2el", "E2EL", "tn - t0"),
     Metric("window_s", "Measured window", "s", "-", "length of the measured window"),
     Metric("output_tokens", "Output tokens", "tokens", "-", "tokens generated in the window"),
@@ -133,3 +148,26 @@ HEADLINE = (
     "average_power_w",
 )
 """Columns of the first table of a report."""
+
+
+def deciding_metric(name: str) -> str:
+    """The name of a metric that can decide a comparison: one of which less or more is better.
+
+    Raises:
+        ValueError: It is none; the text lists those that there are.
+    """
+    known = [metric.name for metric in METRICS if metric.better != "-"]
+    if name not in known:
+        raise ValueError(f"metric {name!r} cannot decide a comparison; choose one of: {', '.join(known)}")
+    return name
+
+
+def positive_threshold(ratio: float) -> float:
+    """The smallest relative difference that matters.
+
+    Raises:
+        ValueError: It is not a finite number above 0.
+    """
+    if not 0 < ratio < math.inf:
+        raise ValueError(f"threshold {ratio!r}: a number above 0; 0.02 is 2 %")
+    return ratio

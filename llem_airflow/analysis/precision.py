@@ -16,7 +16,7 @@ class Precision:
 
     Attributes:
         n: Cycles with a value.
-        half_width_ratio: Half of the 95 % t interval / |mean|; None below two cycles.
+        half_width_ratio: Half of the length of the 95 % t interval / |mean|; None below two cycles.
         met: Whether it is as narrow as asked for.
         reason: One sentence.
     """

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from llem_airflow.analysis.metrics import BY_NAME, Metric
-from llem_airflow.analysis.statistics import Description
+from llem_airflow.analysis.statistics import SHOWN_FROM_N, Description
 
 ABSENT = "\N{EN DASH}"
 _SMALL_UNITS = {"s": ("ms", 1e3), "J/token": ("mJ/token", 1e3)}
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with ``digits`` significant digits and no exponent; a dash for None."""
-    if value is None:
+    """A number with ``digits`` significant digits, without an exponent from 1e-9 to 1e15; a dash for None."""
+    if value is None or not math.isfinite(value):
         return ABSENT
     if value == 0:
         return "0"
@@ -22,7 +23,9 @@ def number(value: float | None, digits: int = 3) -> str:
     if "e" not in text:
         return text
     size = abs(value)
-    return f"{value:,.0f}" if size >= 1 else f"{value:.{digits}e}"
+    if not 1e-9 <= size < 1e15:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:,.0f}" if size >= 1 else f"{value:.{digits - 1 - math.floor(math.log10(size))}f}"
 
 
 def scale(metric: Metric, largest: float) -> tuple[str, float]:
@@ -48,15 +51,33 @@ def quantity(name: str, value: float | None, *, estimate: bool = False, tag: boo
 
 
 def interval(found: Description, factor: float = 1.0) -> str:
-    """The 95 % interval as ``low to high``; says so when there is none."""
-    if found.interval is None:
-        return "no interval"
-    return f"{number(found.interval.low * factor)} to {number(found.interval.high * factor)}"
+    """The 95 % interval as ``low to high``; says so when there is none, or too few values for one that tells."""
+    shown = found.shown_interval
+    if shown is None:
+        return f"no interval (n = {found.n})" if found.n < SHOWN_FROM_N else "no interval"
+    return f"{number(shown.low * factor)} to {number(shown.high * factor)}"
 
 
 def percent(ratio: float | None, digits: int = 2) -> str:
     """A ratio as percent."""
-    return ABSENT if ratio is None else f"{ratio * 100:.{digits}g} %"
+    return ABSENT if ratio is None else f"{number(ratio * 100, digits)} %"
+
+
+def signed(ratio: float | None) -> str:
+    """A change in percent with its sign, to a tenth; a dash for None."""
+    if ratio is None:
+        return ABSENT
+    rounded = round(ratio * 100, 1)
+    return f"{rounded:+,.1f} %".replace("-", "\N{MINUS SIGN}") if rounded else "0.0 %"
+
+
+def change_interval(low_ratio: float | None, high_ratio: float | None) -> str:
+    """The 95 % interval of a change; "cannot tell" when both half and double lie in it, empty when there is none."""
+    if low_ratio is None or high_ratio is None:
+        return ""
+    if low_ratio <= -0.5 and high_ratio >= 1.0:
+        return "cannot tell: half and double are both possible"
+    return f"{signed(low_ratio)} to {signed(high_ratio)}"
 
 
 def when(epoch_ns: int | None) -> str:

@@ -56,15 +56,7 @@ def _row(report: PairReport, labels: Mapping[str, str]) -> dict[str, Any]:
 def _change(found: Comparison | None) -> dict[str, str]:
     if found is None:
         return {"value": quantity.ABSENT, "interval": "", "power": ""}
-    interval, power = "", ""
-    if found.low_ratio is not None and found.high_ratio is not None:
-        interval = f"{signed(found.low_ratio)} to {signed(found.high_ratio)}"
+    interval, power = quantity.change_interval(found.low_ratio, found.high_ratio), found.reason
     if found.verdict is Verdict.NOT_ENOUGH_EVIDENCE and found.detectable_ratio is not None:
         power = f"shows from {quantity.percent(found.detectable_ratio)}"
-    return {"value": signed(found.difference_ratio), "interval": interval, "power": power}
-
-
-def signed(ratio: float) -> str:
-    """A change in percent with its sign, to a tenth."""
-    percent = round(ratio * 100, 1)
-    return f"{percent:+.1f} %".replace("-", "\N{MINUS SIGN}") if percent else "0.0 %"
+    return {"value": quantity.signed(found.difference_ratio), "interval": interval, "power": power}

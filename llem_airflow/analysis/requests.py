@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,9 @@ COLUMNS = (
 class Requests:
     """Requests in the order in which they were recorded. NaN is "not known".
 
+    Times that run backwards (a first token before the submission, a token before the one ahead of it) come from a clock
+    that was set or a broken record: of such a request no time but the submission is known.
+
     Attributes:
         origin_ns: Monotonic nanoseconds that all times are counted from, so that floats hold them exactly.
         iteration: Pass over the prompts; -1 is not known.
@@ -39,6 +42,7 @@ class Requests:
         last_ns: When its last token came.
         token_ns: When each token came, request by request.
         tokens_from: Where the tokens of each request begin in ``token_ns``, and at last its length.
+        disordered: Requests whose times ran backwards.
     """
 
     origin_ns: int
@@ -49,6 +53,7 @@ class Requests:
     last_ns: Floats
     token_ns: Floats
     tokens_from: Ints
+    disordered: int = 0
 
     @classmethod
     def of(cls, table: Any) -> Requests:
@@ -58,7 +63,7 @@ class Requests:
         origin_ns = pc.min(rows.column("t_submit_mono_ns")).as_py() or 0
         times = rows.column("token_mono_ns").combine_chunks()
         counts = times.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-        return cls(
+        found = cls(
             origin_ns=origin_ns,
             iteration=rows.column("iteration").fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64),
             output_tokens=_floats(rows.column("output_tokens")),
@@ -67,6 +72,25 @@ class Requests:
             last_ns=_since(rows.column("t_last_mono_ns"), origin_ns),
             token_ns=_since(times.flatten(), origin_ns),
             tokens_from=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
+        )
+        return found._in_order()
+
+    def _in_order(self) -> Requests:
+        """The same, without the times of the requests whose times run backwards."""
+        owner = np.repeat(np.arange(len(self)), np.diff(self.tokens_from))
+        back = (self.first_ns < self.submit_ns) | (self.last_ns < self.submit_ns)
+        back |= self.last_ns < self.first_ns
+        back[owner[1:][(np.diff(self.token_ns) < 0) & (owner[1:] == owner[:-1])]] = True
+        outside = (self.token_ns < self.submit_ns[owner]) | (self.token_ns > self.last_ns[owner])
+        back[owner[outside]] = True
+        if not back.any():
+            return self
+        return replace(
+            self,
+            first_ns=np.where(back, np.nan, self.first_ns),
+            last_ns=np.where(back, np.nan, self.last_ns),
+            token_ns=np.where(back[owner], np.nan, self.token_ns),
+            disordered=int(back.sum()),
         )
 
     def __len__(self) -> int:

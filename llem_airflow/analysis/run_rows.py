@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,8 +41,12 @@ class Side:
         return f"{self.run.study}/{self.run.folder.name}#{self.experiment}"
 
     def values(self, metric: str) -> dict[int, float]:
-        """Value of the metric by cycle."""
-        return {int(row["cycle"]): float(row[metric]) for row in self.rows if row.get(metric) is not None}
+        """Value of the metric by cycle; what is not finite is not known."""
+        return {
+            int(row["cycle"]): float(value)
+            for row in self.rows
+            if (value := row.get(metric)) is not None and math.isfinite(value)
+        }
 
     def positions(self) -> dict[int, int]:
         """Place in the run order by cycle."""

@@ -22,7 +22,8 @@ class Derived:
         label: Name for people.
         unit: ``g CO2e`` or the currency.
         mean: Of the mean energy per output token.
-        low: Of the lower end of its 95 % t interval; the uncertainty of what is stated is not in it.
+        low: Of the lower end of its 95 % t interval; the uncertainty of what is stated is not in it. None below 3
+            cycles.
         high: Of its upper end.
         basis: What is stated, with source and year.
     """
@@ -47,7 +48,8 @@ def derived(stated: Mapping[str, Any], energy_per_output_token_j: Description | 
     energy = energy_per_output_token_j
     if energy is None:
         return ()
-    ends = (energy.mean, *((energy.interval.low, energy.interval.high) if energy.interval else (None, None)))
+    shown = energy.shown_interval
+    ends = (energy.mean, *((shown.low, shown.high) if shown else (None, None)))
     found = []
     if carbon := stated.get("carbon"):
         values = [None if e is None else co2e_g(e * TOKENS, float(carbon["g_per_kwh"])) for e in ends]

@@ -12,7 +12,7 @@ from llem_airflow.analysis.contrast import Contrast, Measured
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.doubt import Doubt, doubts_of, gravity
 from llem_airflow.analysis.labels import experiment_labels
-from llem_airflow.analysis.metrics import METRICS
+from llem_airflow.analysis.metrics import BY_NAME, METRICS
 from llem_airflow.analysis.planned import Planned, factors
 from llem_airflow.analysis.setting import setting
 from llem_airflow.analysis.stated import Derived, derived
@@ -251,7 +251,8 @@ def _experiment(
 
 def _metric(name: str, rows: Sequence[Cycle]) -> MetricSummary | None:
     known = [(row, value) for row in rows if (value := row.measures.get(name)) is not None]
-    every = describe(value for _, value in known)
+    signed = BY_NAME[name].signed
+    every = describe((value for _, value in known), signed=signed)
     if every is None:
         return None
     trusted = [value for row, value in known if not row.doubtful]
@@ -259,7 +260,7 @@ def _metric(name: str, rows: Sequence[Cycle]) -> MetricSummary | None:
     return MetricSummary(
         name=name,
         all=every,
-        undoubted=describe(trusted) if 0 < len(trusted) < len(known) else None,
+        undoubted=describe(trusted, signed=signed) if 0 < len(trusted) < len(known) else None,
         outlier_cycles=tuple(known[index][0].cycle or 0 for index in every.outliers),
         slope_ratio=slope_ratio([at for at, _ in positions], [value for _, value in positions]),
     )

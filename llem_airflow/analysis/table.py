@@ -132,10 +132,10 @@ def _comparison_table(report: PairReport) -> Table:
             title, justify="left" if title in {"Metric", "Verdict"} else "right", overflow="fold"
         )
     for name, found in report.metrics.items():
-        change = f"{found.difference_ratio:+.1%}"
-        if found.low_ratio is not None and found.high_ratio is not None:
-            change += f"\n[dim]{found.low_ratio:+.1%} to {found.high_ratio:+.1%}[/dim]"
-        verdict = str(found.verdict)
+        change = quantity.signed(found.difference_ratio)
+        if interval := quantity.change_interval(found.low_ratio, found.high_ratio):
+            change += f"\n[dim]{interval}[/dim]"
+        verdict = str(found.verdict) + (f"\n[dim]{found.reason}[/dim]" if found.reason else "")
         if found.verdict is Verdict.NOT_ENOUGH_EVIDENCE and found.detectable_ratio is not None:
             verdict += f"\n[dim]would show from {quantity.percent(found.detectable_ratio)}[/dim]"
         table.add_row(
@@ -143,13 +143,17 @@ def _comparison_table(report: PairReport) -> Table:
             _side(name, found.mean_baseline, found.n_baseline, estimate=report.estimate),
             _side(name, found.mean_candidate, found.n_candidate, estimate=report.estimate),
             change,
-            quantity.number(found.p_adjusted, 2),
+            _p(found.p_adjusted),
             verdict,
         )
     return table
 
 
-def _side(name: str, mean: float, n: int, *, estimate: bool) -> str:
+def _p(p: float | None) -> str:
+    return "< 0.001" if p is not None and p < 0.001 else quantity.number(p, 2)
+
+
+def _side(name: str, mean: float | None, n: int, *, estimate: bool) -> str:
     return f"{quantity.quantity(name, mean, estimate=estimate)}\n[dim]n = {n}[/dim]"
 
 
@@ -160,7 +164,5 @@ def _cell(experiment: ExperimentSummary, name: str, *, tag: bool) -> str:
     unit, factor = quantity.scale(BY_NAME[name], found.all.mean)
     estimate = BY_NAME[name].energy and experiment.energy_kind == "estimate"
     text = ("~ " if estimate else "") + quantity.number(found.all.mean * factor)
-    if found.all.interval:
-        half = (found.all.interval.high - found.all.interval.low) / 2
-        text += f"\n± {quantity.number(half * factor, 2)}"
+    text += f"\n{quantity.interval(found.all, factor)}"
     return f"{text}\n[dim]{unit}[/dim]" + ("\n[dim]estimate[/dim]" if estimate and tag else "")

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, stats
+from numpy.typing import NDArray
+from scipy import optimize, special, stats
+
+from llem_airflow.analysis.metrics import positive_threshold
+from llem_airflow.analysis.statistics import mean_of
 
 THRESHOLD_RATIO = 0.02
 """Smallest difference that matters in practice: below it, sensors and neighbours differ as much."""
 
 ALPHA = 0.05
 POWER = 0.80
+_LARGEST_LOG = 700.0
+"""Natural logarithm of the largest ratio that is told: a float holds no more than exp(709)."""
 
 
 class Verdict(StrEnum):
@@ -42,30 +49,32 @@ class Comparison:
     """Baseline against candidate for one metric. Ratios are relative to the baseline's mean.
 
     Attributes:
-        n_baseline: Cycles of the baseline.
-        n_candidate: Cycles of the candidate.
-        mean_baseline: Mean of the baseline.
-        mean_candidate: Mean of the candidate.
-        difference_ratio: candidate / baseline - 1.
-        low_ratio: Lower end of its 95 % interval; None when a side has one cycle.
+        n_baseline: Cycles of the baseline with a value.
+        n_candidate: Cycles of the candidate with a value.
+        mean_baseline: Mean of the baseline; None without a value.
+        mean_candidate: Mean of the candidate; None without a value.
+        difference_ratio: candidate / baseline - 1; None where the baseline is 0 or has no value.
+        low_ratio: Lower end of its 95 % interval, above -1 for values that cannot be negative; None when a side has
+            one cycle.
         high_ratio: Upper end.
         p: Two-sided p of the t test (Welch's, or of pairs).
         p_adjusted: p after Benjamini-Hochberg over the family of comparisons.
         equivalence_p: p of the two one-sided tests for a difference within the threshold.
         mann_whitney_p: Second opinion without normality; cannot fall below 0.1 at n = 3.
         hedges_g: Standardised difference, corrected for small n.
-        detectable_ratio: Smallest difference that would have been found with 80 % power.
+        detectable_ratio: Smallest increase that would have been found with 80 % power.
         method: ``welch`` or ``paired``.
         better: ``lower`` or ``higher`` is better.
         verdict: What it comes to.
         threshold_ratio: Smallest difference that matters; the margin of the equivalence test, too.
+        reason: Why there is no test, and what was left out; empty where there is nothing to say.
     """
 
     n_baseline: int
     n_candidate: int
-    mean_baseline: float
-    mean_candidate: float
-    difference_ratio: float
+    mean_baseline: float | None
+    mean_candidate: float | None
+    difference_ratio: float | None
     low_ratio: float | None
     high_ratio: float | None
     p: float | None
@@ -78,42 +87,94 @@ class Comparison:
     better: str
     verdict: Verdict
     threshold_ratio: float = THRESHOLD_RATIO
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Effect:
+    """Two sides on the scale on which they are compared.
+
+    Quantities that cannot be negative are compared by the logarithm of the ratio of their means, so that no interval
+    tells a change below -100 %. Its standard error is that of the delta method (the log response ratio of Hedges,
+    Gurevitch and Curtis 1999): each side is divided by its own mean. Values below 0 are compared by their difference,
+    both sides divided by the baseline's mean.
+
+    Attributes:
+        size: ln(mean candidate / mean baseline), or the difference / |mean baseline|.
+        baseline: Values of the baseline, divided.
+        candidate: Values of the candidate, divided.
+        is_log: Whether ``size`` is a logarithm.
+        least_ratio: Smallest change that there can be: -1 for values that cannot be negative.
+    """
+
+    size: float
+    baseline: NDArray[np.float64]
+    candidate: NDArray[np.float64]
+    is_log: bool
+    least_ratio: float
+
+    @classmethod
+    def of(cls, a: Sequence[float], b: Sequence[float]) -> _Effect:
+        mean_a, mean_b = mean_of(a), mean_of(b)
+        least_ratio = -1.0 if min(*a, *b) >= 0.0 else -math.inf
+        is_log = least_ratio == -1.0 and mean_b > 0.0
+        with np.errstate(all="ignore"):  # what becomes infinite here is told by the caller
+            one, other = np.asarray(a) / abs(mean_a), np.asarray(b) / (mean_b if is_log else abs(mean_a))
+            size = math.log(mean_b) - math.log(mean_a) if is_log else float(other.mean() - one.mean())
+        return cls(size, one, other, is_log, least_ratio)
+
+    def ratio(self, size: float) -> float:
+        """A size as a change of the baseline."""
+        ratio = math.expm1(min(size, _LARGEST_LOG)) if self.is_log else size
+        return max(ratio, self.least_ratio)
+
+    def margins(self, threshold_ratio: float) -> tuple[float, float]:
+        """The threshold below and above, on this scale."""
+        if not self.is_log:
+            return -threshold_ratio, threshold_ratio
+        below = math.log1p(-threshold_ratio) if threshold_ratio < 1.0 else -math.inf
+        return below, math.log1p(threshold_ratio)
 
 
 def compare(
-    baseline: Sequence[float],
-    candidate: Sequence[float],
+    baseline: Sequence[float | None],
+    candidate: Sequence[float | None],
     better: str,
     *,
     threshold_ratio: float = THRESHOLD_RATIO,
 ) -> Comparison:
     """Welch's comparison of two independent sets of cycles.
 
-    Formula: difference of means, with standard error sqrt(s1^2/n1 + s2^2/n2) and Welch-Satterthwaite degrees
-    of freedom; equivalence by two one-sided tests at the threshold, which is a share of the baseline's mean.
+    Formula: size of ``_Effect``, with standard error sqrt(s1^2/n1 + s2^2/n2) and Welch-Satterthwaite degrees
+    of freedom; equivalence by two one-sided tests at the threshold, which is a share of the baseline's mean. None, NaN
+    and infinite values are not known, and left out.
+
+    Raises:
+        ValueError: ``better`` or ``threshold_ratio`` is not one that there is.
     """
-    a, b = np.asarray(baseline, dtype=float), np.asarray(candidate, dtype=float)
-    difference = float(b.mean() - a.mean())
-    bare = _bare(a, b, "welch", better, threshold_ratio)
-    if min(a.size, b.size) < 2:
+    a, b = _known(baseline), _known(candidate)
+    bare = _bare(a, b, "welch", better, threshold_ratio, len(baseline) + len(candidate) - len(a) - len(b))
+    if bare.difference_ratio is None or min(len(a), len(b)) < 2:
         return bare
-    va, vb = float(a.var(ddof=1)) / a.size, float(b.var(ddof=1)) / b.size
+    if min(a) == max(a) and min(b) == max(b):
+        return _decided(_without_spread(bare))
+    effect = _Effect.of(a, b)
+    with np.errstate(all="ignore"):
+        va, vb = _variance(effect.baseline) / len(a), _variance(effect.candidate) / len(b)
     if va + vb == 0.0:
         return _decided(_without_spread(bare))
-    df = (va + vb) ** 2 / (va**2 / (a.size - 1) + vb**2 / (b.size - 1))
-    found = _tested(bare, difference, (va + vb) ** 0.5, df, float(abs(a.mean())))
-    return _decided(
-        replace(
-            found,
-            mann_whitney_p=float(stats.mannwhitneyu(a, b, alternative="two-sided").pvalue),
-            hedges_g=hedges_g(a.tolist(), b.tolist()),
-        )
-    )
+    share = va / (va + vb)
+    df = 1.0 / (share**2 / (len(a) - 1) + (1.0 - share) ** 2 / (len(b) - 1))
+    found = _tested(bare, effect, math.sqrt(va + vb), df)
+    if found.p is None:
+        return found
+    mann_whitney = float(stats.mannwhitneyu(a, b, alternative="two-sided").pvalue)
+    return _decided(replace(found, mann_whitney_p=mann_whitney, hedges_g=hedges_g(a, b)))
 
 
 def compare_pairs(
-    baseline: Sequence[float],
-    candidate: Sequence[float],
+    baseline: Sequence[float | None],
+    candidate: Sequence[float | None],
     better: str,
     *,
     threshold_ratio: float = THRESHOLD_RATIO,
@@ -121,29 +182,39 @@ def compare_pairs(
     """Comparison of cycles that were measured next to each other (A B B A on one GPU in one run).
 
     Slow drift hits both members of a pair and cancels, so this is the strongest verdict. Formula: t test of
-    the differences candidate - baseline, pair by pair.
+    the differences candidate - baseline on the scale of ``_Effect``, pair by pair. A pair with a value that is not
+    known is left out.
+
+    Raises:
+        ValueError: As ``compare``, and when the sides have not as many cycles.
     """
-    a, b = np.asarray(baseline, dtype=float), np.asarray(candidate, dtype=float)
-    if a.size != b.size:
-        raise ValueError(f"pairs need as many cycles on both sides, found {a.size} and {b.size}")
-    bare = _bare(a, b, "paired", better, threshold_ratio)
-    if a.size < 2:
+    if len(baseline) != len(candidate):
+        raise ValueError(
+            f"pairs need as many cycles on both sides, found {len(baseline)} and {len(candidate)}"
+        )
+    pairs = [pair for pair in zip(baseline, candidate, strict=True) if len(_known(pair)) == 2]
+    a, b = _known([one for one, _ in pairs]), _known([other for _, other in pairs])
+    bare = _bare(a, b, "paired", better, threshold_ratio, 2 * (len(baseline) - len(pairs)))
+    if bare.difference_ratio is None or len(a) < 2:
         return bare
-    differences = b - a
-    se = float(differences.std(ddof=1)) / a.size**0.5
-    if se == 0.0:
+    if min(a) == max(a) and min(b) == max(b):
         return _decided(_without_spread(bare))
-    found = _tested(bare, float(differences.mean()), se, float(a.size - 1), float(abs(a.mean())))
-    return _decided(replace(found, hedges_g=hedges_g(a.tolist(), b.tolist())))
+    effect = _Effect.of(a, b)
+    with np.errstate(all="ignore"):
+        variance = _variance(effect.candidate - effect.baseline) / len(a)
+    if variance == 0.0:
+        return _decided(_without_spread(bare))
+    found = _tested(bare, effect, math.sqrt(variance), len(a) - 1.0)
+    return _decided(replace(found, hedges_g=hedges_g(a, b))) if found.p is not None else found
 
 
 def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The comparisons of one family with p corrected by Benjamini-Hochberg, and verdicts to match."""
-    tested = [index for index, one in enumerate(comparisons) if one.p is not None]
+    tested = [(index, one.p) for index, one in enumerate(comparisons) if one.p is not None]
     corrected = list(comparisons)
     if tested:
-        values = stats.false_discovery_control([comparisons[index].p for index in tested], method="bh")
-        for index, value in zip(tested, values, strict=True):
+        values = stats.false_discovery_control([p for _, p in tested], method="bh")
+        for (index, _), value in zip(tested, values, strict=True):
             corrected[index] = _decided(replace(comparisons[index], p_adjusted=float(value)))
     return corrected
 
@@ -154,12 +225,12 @@ def hedges_g(a: Sequence[float], b: Sequence[float]) -> float | None:
     Formula: (mean b - mean a) / pooled sd x (1 - 3 / (4 (n1 + n2) - 9)).
     """
     n1, n2 = len(a), len(b)
-    pooled: float = ((n1 - 1) * float(np.var(a, ddof=1)) + (n2 - 1) * float(np.var(b, ddof=1))) / (
-        n1 + n2 - 2
-    )
+    largest = max(map(abs, (*a, *b))) or 1.0  # g has no unit, and squares of large values overflow
+    one, other = np.asarray(a) / largest, np.asarray(b) / largest
+    pooled = ((n1 - 1) * _variance(one) + (n2 - 1) * _variance(other)) / (n1 + n2 - 2)
     if pooled == 0.0:
         return None
-    return (float(np.mean(b)) - float(np.mean(a))) / float(pooled**0.5) * (1 - 3 / (4 * (n1 + n2) - 9))
+    return float(other.mean() - one.mean()) / math.sqrt(pooled) * (1 - 3 / (4 * (n1 + n2) - 9))
 
 
 def detectable_difference(se: float, df: float, alpha: float = ALPHA, power: float = POWER) -> float:
@@ -170,7 +241,7 @@ def detectable_difference(se: float, df: float, alpha: float = ALPHA, power: flo
 @lru_cache(maxsize=4096)
 def _noncentrality(df: float, alpha: float, power: float) -> float:
     """Kept by degrees of freedom: a report asks for hundreds, and each takes milliseconds to find."""
-    critical = float(stats.t.ppf(1 - alpha / 2, df))
+    critical = float(special.stdtrit(df, 1 - alpha / 2))
 
     def shortfall(ncp: float) -> float:
         # The other tail adds less than 1e-6 at any power of interest.
@@ -179,14 +250,34 @@ def _noncentrality(df: float, alpha: float, power: float) -> float:
     return float(optimize.brentq(shortfall, 0.0, critical + 60.0))
 
 
-def _bare(a: np.ndarray, b: np.ndarray, method: str, better: str, threshold_ratio: float) -> Comparison:
-    mean_a, mean_b = float(a.mean()), float(b.mean())
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [float(value) for value in values if value is not None and math.isfinite(value)]
+
+
+def _variance(values: NDArray[np.float64]) -> float:
+    """Variance with n - 1; exactly 0 for values that are all the same."""
+    return float(values.var(ddof=1)) if values.min() != values.max() else 0.0
+
+
+def _bare(
+    a: Sequence[float], b: Sequence[float], method: str, better: str, threshold_ratio: float, left_out: int
+) -> Comparison:
+    """The comparison before any test, with the reason why there can be none."""
+    if better not in {"lower", "higher"}:
+        raise ValueError(f"better {better!r}: nothing is worse or better here; allowed: lower, higher")
+    mean_a, mean_b = (mean_of(side) if side else None for side in (a, b))
+    ratio, reason = _difference(mean_a, mean_b, nothing=not any((*a, *b)))
+    if not reason and min(len(a), len(b)) < 2:
+        reason = "one cycle tells no spread; measure two or more on each side"
+    if left_out:
+        values = "1 value is" if left_out == 1 else f"{left_out} values are"
+        reason = "; ".join(filter(None, (reason, f"{values} not known and left out")))
     return Comparison(
-        n_baseline=int(a.size),
-        n_candidate=int(b.size),
+        n_baseline=len(a),
+        n_candidate=len(b),
         mean_baseline=mean_a,
         mean_candidate=mean_b,
-        difference_ratio=(mean_b - mean_a) / abs(mean_a),
+        difference_ratio=ratio,
         low_ratio=None,
         high_ratio=None,
         p=None,
@@ -198,48 +289,78 @@ def _bare(a: np.ndarray, b: np.ndarray, method: str, better: str, threshold_rati
         method=method,
         better=better,
         verdict=Verdict.NOT_ENOUGH_EVIDENCE,
-        threshold_ratio=threshold_ratio,
+        threshold_ratio=positive_threshold(threshold_ratio),
+        reason=reason,
     )
 
 
-def _tested(bare: Comparison, difference: float, se: float, df: float, scale: float) -> Comparison:
-    half = float(stats.t.ppf(1 - ALPHA / 2, df)) * se
-    p = 2 * float(stats.t.sf(abs(difference) / se, df))
-    margin = bare.threshold_ratio * scale
+def _difference(mean_a: float | None, mean_b: float | None, *, nothing: bool) -> tuple[float | None, str]:
+    """Change of the baseline's mean as its share, or None and why there is no such share.
+
+    Args:
+        mean_a: Mean of the baseline.
+        mean_b: Mean of the candidate.
+        nothing: Every value is 0.
+    """
+    if mean_a is None or mean_b is None:
+        return None, f"the {'baseline' if mean_a is None else 'candidate'} has no value"
+    if nothing:
+        return 0.0, ""
+    if mean_a == 0.0:
+        return None, "the baseline is 0, and a change from it is no share of it"
+    ratio = mean_b / mean_a - 1.0 if mean_a > 0.0 else 1.0 - mean_b / mean_a
+    if not math.isfinite(ratio):
+        return None, "the means are too far apart for a ratio"
+    return ratio, ""
+
+
+def _tested(bare: Comparison, effect: _Effect, se: float, df: float) -> Comparison:
+    if not (math.isfinite(se) and math.isfinite(effect.size)):
+        return _with_reason(bare, "the values are too far apart for a test")
+    half = float(special.stdtrit(df, 1 - ALPHA / 2)) * se
+    p = 2 * float(special.stdtr(df, -abs(effect.size) / se))
+    below, above = effect.margins(bare.threshold_ratio)
     equivalence = max(
-        float(stats.t.sf((difference + margin) / se, df)), float(stats.t.cdf((difference - margin) / se, df))
+        float(special.stdtr(df, (below - effect.size) / se)),
+        float(special.stdtr(df, (effect.size - above) / se)),
     )
     return replace(
         bare,
-        low_ratio=(difference - half) / scale,
-        high_ratio=(difference + half) / scale,
+        low_ratio=effect.ratio(effect.size - half),
+        high_ratio=effect.ratio(effect.size + half),
         p=p,
         p_adjusted=p,
         equivalence_p=equivalence,
-        detectable_ratio=detectable_difference(se, df) / scale,
+        detectable_ratio=effect.ratio(detectable_difference(se, df)),
     )
 
 
 def _without_spread(bare: Comparison) -> Comparison:
     """No cycle differs from another of its side: the difference is exactly what it is."""
-    same = abs(bare.difference_ratio) < bare.threshold_ratio
-    p = 1.0 if bare.difference_ratio == 0.0 else 0.0
-    ratio = bare.difference_ratio
-    return replace(
-        bare,
-        low_ratio=ratio,
-        high_ratio=ratio,
-        p=p,
-        p_adjusted=p,
-        equivalence_p=0.0 if same else 1.0,
-        detectable_ratio=0.0,
+    ratio = bare.difference_ratio or 0.0
+    p = 1.0 if ratio == 0.0 else 0.0
+    return _with_reason(
+        replace(
+            bare,
+            low_ratio=ratio,
+            high_ratio=ratio,
+            p=p,
+            p_adjusted=p,
+            equivalence_p=0.0 if abs(ratio) < bare.threshold_ratio else 1.0,
+            detectable_ratio=0.0,
+        ),
+        "no cycle differs from another of its side, so the difference is exact",
     )
 
 
+def _with_reason(found: Comparison, reason: str) -> Comparison:
+    return replace(found, reason="; ".join(filter(None, (reason, found.reason))))
+
+
 def _decided(found: Comparison) -> Comparison:
-    p, size = found.p_adjusted, abs(found.difference_ratio)
-    if p is not None and p < ALPHA and size >= found.threshold_ratio:
-        worse = (found.difference_ratio > 0) == (found.better == "lower")
+    p, ratio = found.p_adjusted, found.difference_ratio
+    if p is not None and p < ALPHA and ratio is not None and abs(ratio) >= found.threshold_ratio:
+        worse = (ratio > 0) == (found.better == "lower")
         return replace(found, verdict=Verdict.REGRESSION if worse else Verdict.IMPROVEMENT)
     if found.equivalence_p is not None and found.equivalence_p < ALPHA:
         return replace(found, verdict=Verdict.UNCHANGED)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from llem_airflow.analysis.metrics import BY_NAME
+from llem_airflow.analysis.metrics import deciding_metric, positive_threshold
 from llem_airflow.operators.notify import tell
 from llem_airflow.operators.outcome import cautions, changes, said
 from llem_airflow.operators.settings import settings
@@ -87,10 +87,8 @@ class LLEMCompareOperator(BaseOperator):
         super().__init__(**kwargs)
         self.baseline = baseline
         self.candidates = candidates
-        self.metric = _metric(metric)
-        if not threshold_ratio > 0:
-            raise ValueError(f"threshold_ratio {threshold_ratio!r}: a number above 0; 0.02 is 2 %")
-        self.threshold_ratio = threshold_ratio
+        self.metric = deciding_metric(metric)
+        self.threshold_ratio = positive_threshold(threshold_ratio)
         self.on = actions(on or {})
         self.factor = factor
         self.ignore = tuple(ignore)
@@ -162,6 +160,8 @@ class LLEMCompareOperator(BaseOperator):
             with console.capture() as captured:
                 console.print(render_comparison(report))
             self.log.info("%s", captured.get())
+        for note in found.notes:
+            self.log.warning("%s", note)
         for name in found.only_baseline:
             self.log.warning("only the baseline has it: %s", name)
         for name in found.only_candidate:
@@ -202,13 +202,6 @@ def actions(given: Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ..
             raise ValueError(f"on: {outcome!r}: {what!r} is no action; there are: {', '.join(ACTIONS)}")
         found[outcome] = several
     return found
-
-
-def _metric(name: str) -> str:
-    known = [metric.name for metric in BY_NAME.values() if metric.better != "-"]
-    if name not in known:
-        raise ValueError(f"metric {name!r} cannot decide a comparison; choose one of: {', '.join(known)}")
-    return name
 
 
 def _outcomes(found: Compared, metric: str) -> dict[str, str]:

@@ -115,6 +115,8 @@ def changes(found: Compared) -> dict[str, Any]:
 
 
 def _sentence(report: PairReport, metric: str) -> str:
+    from llem_airflow.analysis import quantity  # noqa: PLC0415 - SciPy, loaded by what made the report
+
     what = f"{report.candidate} against {report.baseline}: {report.verdict_on(metric)}"
     if report.differences:
         listed = "; ".join(f"{key}: {a} against {b}" for key, (a, b) in report.differences.items())
@@ -122,17 +124,17 @@ def _sentence(report: PairReport, metric: str) -> str:
     one = report.metrics.get(metric)
     if one is None:
         return f"{what}: no values of {metric} on both sides"
-    bounds = (
-        f" ({one.low_ratio:+.1%} to {one.high_ratio:+.1%})"
-        if one.low_ratio is not None and one.high_ratio is not None
-        else ""
-    )
+    interval = quantity.change_interval(one.low_ratio, one.high_ratio)
+    bounds = f" ({interval})" if interval else ""
+    why = f"; {one.reason}" if one.reason else ""
+    change = quantity.ABSENT if one.difference_ratio is None else f"{one.difference_ratio:+.1%}"
+    means = [quantity.number(mean, 4) for mean in (one.mean_baseline, one.mean_candidate)]
     answers = (
         f"; answers: {report.answers.reason}"
         if report.answers and report.answers.finding == "suspicious"
         else ""
     )
     return (
-        f"{what}: {metric} {one.difference_ratio:+.1%}{bounds}, {one.mean_baseline:.4g} -> {one.mean_candidate:.4g}, "
-        f"n = {one.n_baseline} and {one.n_candidate} cycles{answers}"
+        f"{what}: {metric} {change}{bounds}, {' -> '.join(means)}, "
+        f"n = {one.n_baseline} and {one.n_candidate} cycles{why}{answers}"
     )

@@ -16,7 +16,7 @@ METRIC_NAMES = (
     "requests_per_s",
     *(
         f"{latency}_{of_requests}_s"
-        for latency in ("ttft", "tpot", "itl", "e2el")
+        for latency in ("ttft", "tpot", "itl", "token_gap", "e2el")
         for of_requests in ("mean", "p50", "p95", "p99")
     ),
 )

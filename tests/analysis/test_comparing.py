@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 from rich.console import Console
 
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.comparing import compare_runs, compare_sides, unmatched
+from llem_airflow.analysis.comparing import PairReport, compare_runs, compare_sides, corrected, unmatched
 from llem_airflow.analysis.labels import factor_changes
 from llem_airflow.analysis.run_rows import RunRows
 from llem_airflow.analysis.table import render_comparison
-from llem_airflow.analysis.verdict import Verdict
+from llem_airflow.analysis.verdict import Verdict, compare
 from llem_airflow.results import ResultReadError, StoredRun
 from tests.analysis.conftest import CONFIGS, IDS, MakeRun
 from tests.results.recorded import Recording
@@ -93,6 +94,56 @@ def test_only_a_change_between_two_runs_is_told_with_a_caution(make_run: MakeRun
     assert "one comparison in five is a false alarm" in compare_runs(first, second)[0].caution
     assert compare_runs(first, first)[0].caution == ""
     assert compare_sides(first.side(IDS[0]), first.side(IDS[1]), paired=True).caution == ""
+
+
+def _reports(p: dict[str, list[float]]) -> list[PairReport]:
+    """Reports of experiments with these p values of metrics."""
+    n = len(next(iter(p.values())))
+    template = compare((1.0, 1.1, 0.9), (2.0, 2.1, 1.9), "lower")
+    return [
+        PairReport(
+            "a#x",
+            "b#x",
+            {name: replace(template, p=values[k]) for name, values in p.items()},
+            {},
+            {},
+            None,
+            False,
+        )
+        for k in range(n)
+    ]
+
+
+def test_the_deciding_metric_is_a_family_of_its_own_and_what_derives_from_energy_counts_nowhere_else() -> (
+    None
+):
+    p = {
+        "energy_per_output_token_j": [0.01, 0.5],
+        "output_tokens_per_s": [0.02, 0.9],
+        "ttft_mean_s": [0.8, 0.9],
+        "energy_per_request_j": [0.03, 0.9],
+    }
+    found, _ = corrected(_reports(p))
+    # Of two experiments the smaller p doubles; of the two metrics beside it, which are one family, it is times four.
+    assert {name: one.p_adjusted for name, one in found.metrics.items()} == pytest.approx(
+        {
+            "energy_per_output_token_j": 0.02,
+            "output_tokens_per_s": 0.08,
+            "ttft_mean_s": 0.9,
+            "energy_per_request_j": 0.06,
+        }
+    )
+    alone, _ = corrected(_reports({"energy_per_output_token_j": [0.01, 0.5]}))
+    name = "energy_per_output_token_j"
+    assert found.metrics[name].p_adjusted == alone.metrics[name].p_adjusted
+
+
+def test_values_that_are_no_numbers_are_not_known(make_run: MakeRun) -> None:
+    rows = RunRows.of(_run(make_run, "a", 200))
+    bad = tuple({**row, "energy_per_output_token_j": math.nan} for row in rows.rows)
+    (found, _) = compare_runs(rows, RunRows(rows.run, bad))
+    assert "energy_per_output_token_j" not in found.metrics
+    json.dumps(found.to_json(), allow_nan=False)
 
 
 def test_versions_are_matched_by_everything_but_the_factor(make_run: MakeRun) -> None:

@@ -74,6 +74,30 @@ def test_compare_prints_json(make_run: MakeRun) -> None:
     assert without_results["verdict"] == "not enough evidence"
 
 
+def test_compare_of_a_run_with_itself_says_that_it_is_the_same(make_run: MakeRun) -> None:
+    run = _run(make_run)
+    _run(make_run, "b", 240.0)
+    assert f"{run.url}: both sides are the same run" in _llem(run, "compare", "nightly/a", "nightly/a").output
+    one = f"nightly/a#{IDS[0]}"
+    assert f"{run.url}#{IDS[0]}: both sides are the same run" in _llem(run, "compare", one, one).output
+    assert "same run" not in _llem(run, "compare", "nightly/a", "nightly/b").output
+    assert "same run" not in _llem(run, "compare", one, f"nightly/a#{IDS[1]}").output
+
+
+@pytest.mark.parametrize("threshold", ["0", "-0.1", "nan", "inf"])
+def test_a_threshold_that_is_not_above_zero_is_refused(make_run: MakeRun, threshold: str) -> None:
+    found = _llem(_run(make_run), "compare", "nightly/a", "nightly/a", f"--threshold={threshold}")
+    assert found.exit_code == 2
+    assert "a number above 0; 0.02 is 2 %" in found.stderr
+
+
+def test_a_metric_without_a_better_cannot_decide(make_run: MakeRun) -> None:
+    for name in ("energy_j", "joules"):
+        found = _llem(_run(make_run), "compare", "nightly/a", "nightly/a", "--metric", name)
+        assert found.exit_code == 2
+        assert f"metric '{name}' cannot decide a comparison; choose one of: energy_per_output" in found.stderr
+
+
 def test_compare_of_an_unknown_experiment_says_which_there_are(make_run: MakeRun) -> None:
     found = _llem(_run(make_run), "compare", "nightly/a#typo", f"nightly/a#{IDS[0]}")
     assert found.exit_code == 2

@@ -8,8 +8,7 @@ import pytest
 from llem_airflow.analysis.curves import Curve
 from llem_airflow.analysis.plots import _apart
 from llem_airflow.analysis.power_plots import power_overlay, power_panels
-from llem_airflow.analysis.quantity import factor_text
-from llem_airflow.analysis.report_since import signed
+from llem_airflow.analysis.quantity import change_interval, factor_text, number, percent, signed
 
 SECONDS = np.arange(0.0, 60.0)
 
@@ -50,6 +49,40 @@ def test_a_label_names_engine_and_model_by_value_and_leaves_out_what_is_not_ther
     }
     assert factor_text(factors, "slug") == "vllm, Qwen3-8B, dtype float16"
     assert factor_text({"x.batch_size": None}, "slug") == "slug"
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (432.1, 2, "432"),
+        (0.1, 2, "0.1"),
+        (12345.6, 3, "12,346"),
+        (1.234e-5, 3, "0.0000123"),
+        (-4.3e-7, 2, "-0.00000043"),
+        (1.2e-12, 2, "1.2e-12"),
+        (0.0, 3, "0"),
+        (float("nan"), 3, "\N{EN DASH}"),
+        (None, 3, "\N{EN DASH}"),
+    ],
+)
+def test_a_number_has_no_exponent_where_people_would_not_write_one(
+    value: float | None, digits: int, text: str
+) -> None:
+    assert number(value, digits) == text
+
+
+def test_a_large_percentage_is_a_number() -> None:
+    assert percent(4.3) == "430 %"
+    assert percent(0.0123) == "1.2 %"
+    assert signed(123.4) == "+12,340.0 %"
+    assert signed(None) == "\N{EN DASH}"
+
+
+def test_an_interval_that_holds_half_and_double_cannot_tell() -> None:
+    assert change_interval(-0.8, 3.03) == "cannot tell: half and double are both possible"
+    assert change_interval(-0.012, 0.034) == "\N{MINUS SIGN}1.2 % to +3.4 %"
+    assert change_interval(-0.6, 0.5) == "\N{MINUS SIGN}60.0 % to +50.0 %"
+    assert change_interval(None, None) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from llem_airflow.analysis.quantity import interval
 from llem_airflow.analysis.statistics import bca_interval, describe, outliers, slope_ratio, t_interval
 
 # R: x <- c(9.8, 10.1, 10.0, 10.4, 9.7); mean 10, sd 0.2738613, t.test: 9.659956 to 10.340044;
-# mad(x, constant = 1) 0.2; quantile(x, c(.05, .95)) 9.72, 10.34.
+# mad(x, constant = 1) 0.2.
 VALUES = (9.8, 10.1, 10.0, 10.4, 9.7)
 
 
@@ -19,9 +24,51 @@ def test_describe_agrees_with_r() -> None:
     assert found.sd == pytest.approx(0.2738613, rel=1e-6)
     assert found.cv_ratio == pytest.approx(0.02738613, rel=1e-6)
     assert [found.median, found.mad] == pytest.approx([10.0, 0.2])
-    assert [found.p5, found.p95] == pytest.approx([9.72, 10.34])
+    # 10 x exp(-+ 0.0340044), which is R's half width.
+    assert [found.interval.low, found.interval.high] == pytest.approx([9.665673, 10.345892])
+    assert found.half_width_ratio == pytest.approx(0.0340110, rel=1e-5)
+
+
+def test_a_quantity_that_can_be_negative_has_the_interval_of_r() -> None:
+    found = describe(VALUES, signed=True)
+    assert found is not None
+    assert found.interval is not None
     assert [found.interval.low, found.interval.high] == pytest.approx([9.659956, 10.340044])
-    assert found.half_width_ratio == pytest.approx(0.0340044, rel=1e-5)
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=8))
+def test_the_interval_of_a_quantity_that_cannot_be_negative_is_not_either_and_holds_the_mean(
+    values: list[float],
+) -> None:
+    found = describe(values)
+    assert found is not None
+    assert (found.interval is None) == (len(values) == 1)
+    if found.interval is not None:
+        assert 0.0 <= found.interval.low <= found.mean <= found.interval.high
+        assert math.isfinite(found.interval.high)
+
+
+def test_a_negative_value_of_a_quantity_that_has_none_gives_no_interval() -> None:
+    found = describe([1.0, -1.0, 2.0])
+    assert found is not None
+    assert found.interval is None
+
+
+def test_the_fifth_and_ninety_fifth_percentile_need_twenty_values() -> None:
+    few, many = describe(range(1, 20)), describe(range(21))
+    assert few is not None
+    assert many is not None
+    assert (few.p5, few.p95) == (None, None)
+    assert (many.p5, many.p95) == (1.0, 19.0)
+
+
+def test_two_values_have_no_interval_that_is_shown() -> None:
+    two, three = describe([50.0, 69.0]), describe([50.0, 69.0, 60.0])
+    assert two is not None
+    assert three is not None
+    assert two.shown_interval is None
+    assert interval(two) == "no interval (n = 2)"
+    assert three.shown_interval == three.interval
 
 
 def test_one_value_has_no_interval_and_no_spread() -> None:

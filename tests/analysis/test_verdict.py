@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import json
+import math
+from dataclasses import asdict
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from llem_airflow.analysis.verdict import (
+    Comparison,
     Verdict,
     adjusted,
     compare,
@@ -16,13 +23,30 @@ from llem_airflow.analysis.verdict import (
 BASE = (10.0, 10.1, 9.9, 10.05, 9.95)
 
 
-def test_welch_agrees_with_scipy() -> None:
+def test_welch_agrees_with_scipy_on_values_divided_by_their_means() -> None:
     other = (10.4, 10.9, 10.2, 10.6)
     found = compare(BASE, other, "lower")
-    expected = stats.ttest_ind(other, BASE, equal_var=False)
+    # ln(mean 10.525 / mean 10), and the spread that each side has around its own mean.
+    log_ratio = math.log(1.0525)
+    expected = stats.ttest_ind(
+        np.array(other) / 10.525 + log_ratio - 1, np.array(BASE) / 10 - 1, equal_var=False
+    )
     interval = expected.confidence_interval(0.95)
     assert found.p == pytest.approx(expected.pvalue)
-    assert [found.low_ratio, found.high_ratio] == pytest.approx([interval.low / 10, interval.high / 10])
+    assert [found.low_ratio, found.high_ratio] == pytest.approx(
+        [math.expm1(interval.low), math.expm1(interval.high)]
+    )
+    plain = stats.ttest_ind(other, BASE, equal_var=False)
+    assert found.p == pytest.approx(plain.pvalue, rel=0.1)
+
+
+def test_values_that_can_be_negative_are_compared_by_their_difference() -> None:
+    one, other = (-1.0, -1.1, -0.9, -1.05, -0.95), (-0.4, -0.9, -0.2, 0.6)
+    found = compare(one, other, "lower")
+    expected = stats.ttest_ind(other, one, equal_var=False)
+    interval = expected.confidence_interval(0.95)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert [found.low_ratio, found.high_ratio] == pytest.approx([interval.low, interval.high])
 
 
 def test_hedges_g_agrees_with_the_textbook() -> None:
@@ -101,3 +125,98 @@ def test_many_comparisons_are_corrected_together() -> None:
 def test_cycles_without_any_spread_are_still_judged() -> None:
     assert compare((2.0, 2.0), (2.0, 2.0), "lower").verdict is Verdict.UNCHANGED
     assert compare((2.0, 2.0), (3.0, 3.0), "lower").verdict is Verdict.REGRESSION
+
+
+CYCLES = st.lists(st.floats(allow_nan=True, allow_infinity=True) | st.none(), max_size=6)
+FEW = st.lists(
+    st.sampled_from([0.0, 5e-324, 1e-9, 1.0, 1.02, 1e308, -1.0, math.nan, math.inf, None]), max_size=4
+)
+SAME_N = st.integers(0, 5).flatmap(
+    lambda n: st.tuples(*[st.lists(st.floats() | st.none(), min_size=n, max_size=n)] * 2)
+)
+
+
+def _sound(found: Comparison, values: list[float | None]) -> None:
+    numbers = {k: v for k, v in asdict(found).items() if isinstance(v, float)}
+    assert all(math.isfinite(value) for value in numbers.values()), numbers
+    json.dumps(asdict(found), allow_nan=False)
+    if found.p is None:
+        assert found.verdict is Verdict.NOT_ENOUGH_EVIDENCE
+        assert found.reason
+        return
+    assert found.low_ratio is not None
+    assert found.high_ratio is not None
+    assert found.low_ratio <= found.high_ratio
+    assert 0.0 <= found.p <= 1.0
+    if all(value is None or not value < 0 for value in values):
+        assert found.low_ratio >= -1.0
+
+
+@given(CYCLES | FEW, CYCLES | FEW, st.sampled_from(["lower", "higher"]), st.floats(1e-6, 10))
+def test_whatever_the_values_there_is_a_verdict_or_a_reason(
+    one: list[float | None], other: list[float | None], better: str, threshold: float
+) -> None:
+    _sound(compare(one, other, better, threshold_ratio=threshold), [*one, *other])
+
+
+@given(SAME_N)
+def test_whatever_the_pairs_there_is_a_verdict_or_a_reason(
+    sides: tuple[list[float | None], list[float | None]],
+) -> None:
+    _sound(compare_pairs(*sides, "lower"), [*sides[0], *sides[1]])
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=6), st.floats(1e-100, 1e100))
+def test_a_verdict_does_not_depend_on_the_unit(values: list[float], unit: float) -> None:
+    other = [1.1 * value for value in values[::-1]]
+    one = compare(values, other, "lower")
+    scaled = compare([value * unit for value in values], [value * unit for value in other], "lower")
+    assert scaled.p == pytest.approx(one.p, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "verdict", "reason"),
+    [
+        ((0.0, 0.0), (0.0, 0.0), Verdict.UNCHANGED, "the difference is exact"),
+        ((0.0, 0.0), (1.0, 1.1), Verdict.NOT_ENOUGH_EVIDENCE, "the baseline is 0"),
+        ((-1.0, 1.0), (-2.0, 2.0), Verdict.NOT_ENOUGH_EVIDENCE, "the baseline is 0"),
+        ((1.0, 1.01, 0.99), (0.0, 0.0, 0.0), Verdict.IMPROVEMENT, ""),
+        ((), (1.0, 1.1), Verdict.NOT_ENOUGH_EVIDENCE, "the baseline has no value"),
+        (
+            (1.0, 1.1),
+            (math.nan, None),
+            Verdict.NOT_ENOUGH_EVIDENCE,
+            "the candidate has no value; 2 values are",
+        ),
+        ((1.0,), (2.0,), Verdict.NOT_ENOUGH_EVIDENCE, "one cycle tells no spread"),
+        ((1.0, 1.0, math.inf), (2.0, 2.0), Verdict.REGRESSION, "1 value is not known and left out"),
+        ((0.1, 0.1, 0.1), (0.1, 0.1), Verdict.UNCHANGED, "the difference is exact"),
+    ],
+)
+def test_what_has_no_ratio_or_no_spread_says_so(
+    one: tuple[float, ...], other: tuple[float, ...], verdict: Verdict, reason: str
+) -> None:
+    found = compare(one, other, "lower")
+    assert found.verdict is verdict
+    assert reason in found.reason
+
+
+def test_a_side_without_spread_and_one_with_much_are_judged_by_the_one_that_has_it() -> None:
+    flat, wide = [10.0] * 20, [9.0, 13.0]  # the mean of the wide side is 10 % higher, of two cycles
+    found = compare(flat, wide, "lower")
+    assert found.verdict is Verdict.NOT_ENOUGH_EVIDENCE
+    assert found.p == pytest.approx(stats.ttest_1samp(np.array(wide) / 11 + math.log(1.1) - 1, 0).pvalue)
+
+
+def test_no_false_alarms_where_the_smaller_side_has_the_larger_spread() -> None:
+    # The case in which Student's test with a pooled spread alarms four times too often.
+    rng = np.random.default_rng(2)
+    pairs = [(rng.normal(100, 1, 20).tolist(), rng.normal(100, 6, 4).tolist()) for _ in range(400)]
+    alarms = sum((one.p or 0.0) < 0.05 for one in (compare(a, b, "lower") for a, b in pairs))
+    assert alarms / 400 < 0.05 + 3 * 0.011
+
+
+@pytest.mark.parametrize("threshold", [0.0, -0.02, math.nan, math.inf])
+def test_a_threshold_is_above_zero(threshold: float) -> None:
+    with pytest.raises(ValueError, match="a number above 0"):
+        compare(BASE, BASE, "lower", threshold_ratio=threshold)
