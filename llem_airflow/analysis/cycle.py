@@ -313,6 +313,14 @@ def _own_flags(
         )
     if len(requests):
         n, tokens = len(requests), requests.tokens
+        if empty := int((requests.output_tokens == 0).sum()):
+            found.append(
+                _flag(
+                    "empty_answers",
+                    f"{empty} of {n} requests got no token; they count in requests and energy, and have no latency",
+                    "look at the prompts' finish_reason in requests.parquet, or fix the lengths (leave ignore_eos out)",
+                )
+            )
         if (n, tokens) != (window.requests, window.output_tokens):
             found.append(
                 _flag(

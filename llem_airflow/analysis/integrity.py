@@ -18,6 +18,9 @@ from llem_airflow.results import CycleRef, ResultReadError, StoredRun, names
 ENERGY_TOLERANCE_RATIO = 1e-6
 _COMPLETE = ("experiment_hash", "model", "engine", "engine_version", "meter", "prompts_sha256", "runner")
 
+_STREAMS = ("power_series_unreadable", "power_series_changed", "requests_unreadable", "requests_disagree")
+"""Flags that say that a stream of a cycle is not what its result says."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -107,6 +110,14 @@ def _check_numbers(ref: CycleRef, row: dict[str, Any] | None) -> list[Problem]:
         problems.append(
             Problem(ref.folder.url, f"integrates to {computed} J, the table says {stored} J", again)
         )
+    told = (
+        () if cycle.energy_source == "reported" else _STREAMS
+    )  # another program's results have no streams of ours
+    problems += [
+        Problem(ref.folder.url, flag.message, flag.next_step) for flag in cycle.flags if flag.code in told
+    ]
+    where, step = f"{ref.folder.url}/{names.PROVENANCE}", "look at the stream that it names"
+    problems += [Problem(where, str(note), step) for note in ref.provenance().get("storage_notes") or ()]
     absent = [name for name in _COMPLETE if cycle.fingerprint.get(name) in (None, "")]
     if absent:
         step = "comparisons with this cycle see less than they should"

@@ -147,7 +147,7 @@ class Attempt:
 
             for index, batch in enumerate(itertools.cycle(work)):
                 totals = self._warmup_iteration(engine, index, batch)
-                latencies_s.append(totals.duration_s / totals.output_tokens)
+                latencies_s.append(totals.duration_s / max(totals.output_tokens, 1))
                 verdict = judge(latencies_s, seconds_since(begin_ns), look, rules)
                 self._say_warmup(index, totals, verdict, rules)
                 if verdict.outcome is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +20,17 @@ class BatchTotals:
         input_tokens: Their prompt tokens.
         output_tokens: Their generated tokens.
         t_submit_mono_ns: When the first was handed over, in nanoseconds of the monotonic clock.
-        t_first_mono_ns: When the first token came.
-        t_prefill_end_mono_ns: When every request had its first token.
-        t_last_mono_ns: When the last token came.
+        t_first_mono_ns: When the first token came; None when none did.
+        t_prefill_end_mono_ns: When every request that was answered had its first token; None likewise.
+        t_last_mono_ns: When the last token came, or the batch returned without any.
     """
 
     requests: int
     input_tokens: int
     output_tokens: int
     t_submit_mono_ns: int
-    t_first_mono_ns: int
-    t_prefill_end_mono_ns: int
+    t_first_mono_ns: int | None
+    t_prefill_end_mono_ns: int | None
     t_last_mono_ns: int
 
     @property
@@ -59,26 +60,29 @@ class RequestLog:
         Raises:
             RuntimeError: The engine lost a request, or a token has no time.
         """
+        returned_ns = time.monotonic_ns()
         inputs = {prompt.index: len(prompt.token_ids) for prompt in batch}
         if sorted(completion.prompt_index for completion in done) != sorted(inputs):
             raise RuntimeError(f"the engine answered {len(done)} of {len(batch)} prompts of a batch")
         for completion in done:
             self._write_one(phase, iteration, len(batch), inputs[completion.prompt_index], completion)
         self._file.flush()
+        firsts_ns = [completion.token_mono_ns[0] for completion in done if completion.token_mono_ns]
+        lasts_ns = [completion.token_mono_ns[-1] for completion in done if completion.token_mono_ns]
         return BatchTotals(
             requests=len(done),
             input_tokens=sum(inputs.values()),
             output_tokens=sum(len(completion.token_ids) for completion in done),
             t_submit_mono_ns=min(completion.t_submit_mono_ns for completion in done),
-            t_first_mono_ns=min(completion.token_mono_ns[0] for completion in done),
-            t_prefill_end_mono_ns=max(completion.token_mono_ns[0] for completion in done),
-            t_last_mono_ns=max(completion.token_mono_ns[-1] for completion in done),
+            t_first_mono_ns=min(firsts_ns, default=None),
+            t_prefill_end_mono_ns=max(firsts_ns, default=None),
+            t_last_mono_ns=max(lasts_ns, default=returned_ns),
         )
 
     def _write_one(
         self, phase: str, iteration: int, batch_size: int, input_tokens: int, one: Completion
     ) -> None:
-        if not one.token_mono_ns or len(one.token_mono_ns) != len(one.token_ids):
+        if len(one.token_mono_ns) != len(one.token_ids):
             raise RuntimeError(
                 f"prompt {one.prompt_index}: {len(one.token_ids)} tokens but {len(one.token_mono_ns)} times"
             )
@@ -91,8 +95,8 @@ class RequestLog:
             "input_tokens": input_tokens,
             "output_tokens": len(one.token_ids),
             "t_submit_mono_ns": one.t_submit_mono_ns,
-            "t_first_mono_ns": one.token_mono_ns[0],
-            "t_last_mono_ns": one.token_mono_ns[-1],
+            "t_first_mono_ns": one.token_mono_ns[0] if one.token_mono_ns else None,
+            "t_last_mono_ns": one.token_mono_ns[-1] if one.token_mono_ns else None,
             "token_mono_ns": list(one.token_mono_ns),
             "output_token_ids": list(one.token_ids),
             "finish_reason": one.finish_reason,

@@ -61,6 +61,7 @@ REQUEST_FIELDS = (
 )
 """Fields of requests.jsonl, one object a request.
 
-``phase`` is ``warmup`` or ``measure``; ``token_mono_ns`` has one time per generated token; ``output_token_ids`` are
+``phase`` is ``warmup`` or ``measure``; ``token_mono_ns`` has one time per generated token, the same for tokens of one
+step; an empty answer has no times and null as its first and last; ``output_token_ids`` are
 kept so that two versions can be compared by what they answered.
 """

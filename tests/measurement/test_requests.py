@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -49,4 +50,29 @@ def test_a_token_without_a_time_is_an_error(tmp_path: Path) -> None:
     log = RequestLog(tmp_path / "requests.jsonl")
     with pytest.raises(RuntimeError, match="2 tokens but 1 times"):
         log.write("measure", 0, BATCH[:1], [Completion(0, (4, 4), 1, (2,), "length")])
+    log.close()
+
+
+def test_an_empty_answer_is_a_request_without_tokens(tmp_path: Path) -> None:
+    log = RequestLog(tmp_path / "requests.jsonl")
+    empty = Completion(0, (), 1_000, (), "stop")
+    totals = log.write("measure", 0, BATCH, (empty, DONE[0]))
+    assert (totals.requests, totals.output_tokens) == (2, 2)
+    assert (totals.t_first_mono_ns, totals.t_prefill_end_mono_ns, totals.t_last_mono_ns) == (
+        1_500,
+        1_500,
+        3_000,
+    )
+    row = json.loads((tmp_path / "requests.jsonl").read_text().splitlines()[0])
+    assert (row["output_tokens"], row["token_mono_ns"]) == (0, [])
+    assert (row["t_first_mono_ns"], row["t_last_mono_ns"]) == (None, None)
+    log.close()
+
+
+def test_a_batch_of_empty_answers_lasts_until_it_returned(tmp_path: Path) -> None:
+    log = RequestLog(tmp_path / "requests.jsonl")
+    begun_ns = time.monotonic_ns()
+    totals = log.write("measure", 0, BATCH[:1], [Completion(0, (), begun_ns, (), "stop")])
+    assert totals.t_first_mono_ns is None
+    assert totals.duration_s > 0
     log.close()

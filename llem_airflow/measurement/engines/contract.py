@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.protocol.spec import ExperimentSpec
 
 
@@ -26,7 +27,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Completion:
-    """What one prompt got, with a time per token.
+    """What one prompt got: one sequence, with a time per token.
+
+    Several tokens may share one time: a step of speculative decoding brings more than one. None at all is an
+    answer, too.
 
     Attributes:
         prompt_index: The prompt it answers.
@@ -41,6 +45,22 @@ class Completion:
     t_submit_mono_ns: int
     token_mono_ns: tuple[int, ...]
     finish_reason: str
+
+
+def only_answer(engine: str, output: Any) -> Any:
+    """The one sequence of a streamed output of vLLM or TensorRT-LLM.
+
+    Raises:
+        MeasurementError: There are several: their tokens would be counted as one answer's.
+    """
+    answers = output.outputs
+    if len(answers) != 1 or answers[0].index != 0:
+        raise MeasurementError(
+            f"{engine}.sampling_params: the engine made several sequences of one prompt; one answer a prompt is "
+            "measured here: leave n and best_of at 1, and beam search off",
+            category="bad_parameter",
+        )
+    return answers[0]
 
 
 @dataclass(frozen=True)

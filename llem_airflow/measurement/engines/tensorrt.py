@@ -16,7 +16,13 @@ from typing import Any
 import tensorrt_llm
 from tensorrt_llm import llmapi
 
-from llem_airflow.measurement.engines.contract import Completion, EngineFacts, Prompt, Vocabulary
+from llem_airflow.measurement.engines.contract import (
+    Completion,
+    EngineFacts,
+    Prompt,
+    Vocabulary,
+    only_answer,
+)
 from llem_airflow.measurement.engines.source import source_facts, source_of, weights_folder
 from llem_airflow.measurement.engines.tokenizing import encode_texts, vocabulary_of
 from llem_airflow.measurement.engines.weights import weight_counts
@@ -107,7 +113,7 @@ class TensorRTEngine:
         )
         async for output in stream:
             now_ns = time.monotonic_ns()
-            answer = output.outputs[0]
+            answer = only_answer("tensorrt", output)
             new = answer.token_ids_diff
             tokens += new
             times_ns += [now_ns] * len(new)

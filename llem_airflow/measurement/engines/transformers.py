@@ -44,6 +44,16 @@ EXECUTION_KEYS = frozenset(
         "chat_template",
     }
 )
+GENERATION_KEYS = (
+    "cache_implementation",
+    "early_stopping",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "prompt_lookup_num_tokens",
+    "use_cache",
+)
+"""Parameters of ``generate`` that llenergymeasure's files give under ``engine_params``."""
 
 
 class TransformersEngine:
@@ -71,12 +81,14 @@ class TransformersEngine:
         self._execution = _execution(spec)
         chosen = generation(spec)
         transformers.set_seed(chosen.seed)
-        self._sampling, self._fixed_length = generate_parameters(chosen.parameters)
+        given = engine_params(spec)
+        ours = {key: given.pop(key) for key in GENERATION_KEYS if key in given}
+        self._sampling, self._fixed_length = generate_parameters({**ours, **chosen.parameters})
         source = source_of(spec)
         if self._execution.get("allow_tf32") is not None:
             torch.backends.cuda.matmul.allow_tf32 = bool(self._execution["allow_tf32"])
             torch.backends.cudnn.allow_tf32 = bool(self._execution["allow_tf32"])
-        parameters = load_parameters(engine_params(spec), cuda=torch.cuda.is_available())
+        parameters = load_parameters(given, cuda=torch.cuda.is_available())
         # The revision is one of the engine's parameters and a part of the model's name; it is given once.
         parameters.pop("revision", None)
         revision = spec.model.hub_revision
@@ -125,12 +137,13 @@ class TransformersEngine:
             settings["min_new_tokens"] = limit
         t_submit_ns = time.monotonic_ns()
         with torch.inference_mode(), self._autocast():
-            self._model.generate(
+            made = self._model.generate(
                 input_ids=ids.to(self._model.device),
                 attention_mask=mask.to(self._model.device),
                 streamer=streamer,
                 **settings,
             )
+        streamer.check(getattr(made, "sequences", made), longest)
         default = self._model.generation_config.eos_token_id
         ends = () if self._fixed_length else _end_ids(self._sampling.get("eos_token_id", default))
         return [
@@ -201,31 +214,70 @@ class TransformersEngine:
 
 
 class TokenTimes(BaseStreamer):  # type: ignore[misc]  # transformers is not followed by the type checker
-    """Notes when each step's tokens are on the host. The first ``put`` is the prompt and is not a step."""
+    """Notes when each step's tokens are on the host. The first ``put`` is the prompt and is not a step.
+
+    A step brings one token of every sequence of a batch, or, where drafts are checked (prompt lookup, an assistant),
+    one or more tokens of the only sequence, which then share one time.
+    """
 
     def __init__(self, batch_size: int, on_step: Callable[[int], None]) -> None:
         self._batch_size = batch_size
         self._on_step = on_step
         self._prompt_seen = False
-        self._steps: list[list[int]] = []
+        self._columns: list[list[int]] = [[] for _ in range(batch_size)]
         self.times_ns: list[int] = []
 
     def put(self, value: Any) -> None:
-        """One token of every sequence."""
+        """One token of every sequence, or several of the only one."""
         now_ns = time.monotonic_ns()
         if not self._prompt_seen:
             self._prompt_seen = True
             return
-        self.times_ns.append(now_ns)
-        self._steps.append(value.tolist())
-        self._on_step(len(self._steps) * self._batch_size)
+        tokens = value.reshape(-1).tolist()
+        if self._batch_size == 1:
+            self._columns[0] += tokens
+            self.times_ns += [now_ns] * len(tokens)
+        else:
+            if len(tokens) != self._batch_size:
+                raise _not_one_answer_each(len(tokens), self._batch_size)
+            for column, token in zip(self._columns, tokens, strict=True):
+                column.append(token)
+            self.times_ns.append(now_ns)
+        self._on_step(len(self.times_ns) * self._batch_size)
 
     def end(self) -> None:
         """Called by transformers after the last token."""
 
     def column(self, row: int) -> list[int]:
         """Tokens of one sequence of the batch."""
-        return [step[row] for step in self._steps]
+        return self._columns[row]
+
+    def check(self, made: Any, prompt_tokens: int) -> None:
+        """Compare what was streamed with what the engine returned.
+
+        Args:
+            made: The sequences, prompts in front: (sequences, tokens).
+            prompt_tokens: Length of the padded prompts.
+
+        Raises:
+            MeasurementError: The engine made other sequences than one for each prompt.
+            RuntimeError: It made other tokens than it streamed.
+        """
+        sequences, length = made.shape
+        if sequences != self._batch_size:
+            raise _not_one_answer_each(sequences, self._batch_size)
+        if length - prompt_tokens != len(self.times_ns):
+            raise RuntimeError(
+                f"transformers made {length - prompt_tokens} tokens a sequence and streamed {len(self.times_ns)}"
+            )
+
+
+def _not_one_answer_each(sequences: int, prompts: int) -> MeasurementError:
+    return MeasurementError(
+        f"transformers.sampling_params: the engine made {sequences} sequences of {prompts} prompts; one answer a "
+        "prompt is measured here: leave num_return_sequences and num_beams at 1",
+        category="bad_parameter",
+    )
 
 
 def completion(

@@ -12,7 +12,13 @@ import vllm
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
-from llem_airflow.measurement.engines.contract import Completion, EngineFacts, Prompt, Vocabulary
+from llem_airflow.measurement.engines.contract import (
+    Completion,
+    EngineFacts,
+    Prompt,
+    Vocabulary,
+    only_answer,
+)
 from llem_airflow.measurement.engines.source import source_facts, source_of, weights_folder
 from llem_airflow.measurement.engines.tokenizing import encode_texts, vocabulary_of
 from llem_airflow.measurement.engines.weights import weight_counts
@@ -92,7 +98,7 @@ class VllmEngine:
             outputs = engine.step()
             now_ns = time.monotonic_ns()
             for output in outputs:
-                answers[output.request_id].take(output.outputs[0], now_ns)
+                answers[output.request_id].take(only_answer("vllm", output), now_ns)
             if not self._parameters["disable_log_stats"]:
                 self._cache_use.look(self._llm)
             on_step(sum(len(answer.token_ids) for answer in answers.values()))
@@ -231,8 +237,9 @@ def sampling_arguments(given: dict[str, Any]) -> dict[str, Any]:
     parameters = {key: value for key, value in given.items() if value is not None}
     if parameters.pop("do_sample", None) is False:
         parameters["temperature"] = 0.0
-    # Text is nobody's here: ids are kept, and the detokenizer's work is not the model's.
-    return {"temperature": 1.0, "detokenize": False, "output_kind": RequestOutputKind.DELTA, **parameters}
+    # Text is nobody's here: ids are kept, and the detokenizer's work is not the model's. Stop strings need it.
+    text = bool(parameters.get("stop"))
+    return {"temperature": 1.0, "detokenize": text, "output_kind": RequestOutputKind.DELTA, **parameters}
 
 
 def _plain(value: Any) -> Any:

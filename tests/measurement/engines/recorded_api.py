@@ -177,7 +177,9 @@ def tensorrt(stage: Stage) -> dict[str, Any]:
             n = sampling_params.given["max_tokens"]
             for index in range(n):
                 reason = "length" if index == n - 1 else None
-                answer = Thing(stage, f"{api}.CompletionOutput", token_ids_diff=[index], finish_reason=reason)
+                answer = Thing(
+                    stage, f"{api}.CompletionOutput", index=0, token_ids_diff=[index], finish_reason=reason
+                )
                 yield Thing(stage, f"{api}.RequestOutput", outputs=[answer])
 
         assert streaming
@@ -271,6 +273,7 @@ class Steps:
             answer = Thing(
                 self._stage,
                 "vllm.outputs.CompletionOutput",
+                index=0,
                 token_ids=[done],
                 finish_reason="length" if last else None,
             )

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from llem_airflow.measurement.engines.contract import Completion, Engine
+from llem_airflow.measurement.engines.contract import Completion, Engine, only_answer
 from llem_airflow.measurement.engines.record import RECORDS, Record, drift, engine_check, load_record
 from llem_airflow.measurement.failure import MeasurementError, recognise
 from llem_airflow.measurement.prompts import prompt_set
 from llem_airflow.protocol.spec import ExperimentSpec
+from llem_airflow.study.rules import rules_of
 from tests.measurement.engines import recorded_api
 from tests.measurement.engines.recorded_api import Stage, install, without
 from tests.measurement.running import spec_of
@@ -260,3 +261,39 @@ def test_the_engine_check_says_when_there_is_nothing_to_check(capsys: pytest.Cap
     assert "there is a record of vllm and tensorrt" in capsys.readouterr().out
     assert engine_check("tensorrt") == 2
     assert "tensorrt_llm is not in this image" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answers", [[1], [0, 1], []])
+@pytest.mark.parametrize("engine", ["vllm", "tensorrt"])
+def test_several_sequences_of_one_prompt_are_not_one_answer(engine: str, answers: list[int]) -> None:
+    output = types.SimpleNamespace(outputs=[types.SimpleNamespace(index=index) for index in answers])
+    with pytest.raises(MeasurementError, match="one answer a prompt is measured") as failure:
+        only_answer(engine, output)
+    assert failure.value.category == "bad_parameter"
+
+
+@pytest.mark.parametrize(
+    ("engine", "key", "value"),
+    [
+        ("vllm", "n", 2),
+        ("vllm", "stream_interval", 4),
+        ("tensorrt", "n", 2),
+        ("tensorrt", "best_of", 4),
+        ("tensorrt", "use_beam_search", True),
+    ],
+)
+def test_several_sequences_are_skipped_by_the_plan(engine: str, key: str, value: Any) -> None:
+    rules = [
+        rule
+        for rule in rules_of(engine)
+        if rule.invalid and rule.applies({engine: {"sampling_params": {key: value}}})
+    ]
+    assert rules
+    assert all(rule.reason for rule in rules)
+
+
+def test_stop_strings_bring_the_text_that_they_need(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for sampling, text in (({}, False), ({"stop": ["end"]}, True)):
+        one, _ = engine_on(load_record("vllm"), "vllm", monkeypatch)
+        one.load(spec("vllm", model, {"sampling_params": sampling}))
+        assert one.describe().settings["sampling_params"]["detokenize"] is text

@@ -16,6 +16,7 @@ from llem_airflow.measurement.failure import attempt_error
 from llem_airflow.measurement.prompts import batches, prompt_set
 from llem_airflow.protocol.result import AttemptError
 from llem_airflow.protocol.spec import Synthetic
+from llem_airflow.study.rules import rules_of
 from tests.measurement.running import Ran, run, spec_of
 
 pytestmark = pytest.mark.engine
@@ -239,3 +240,54 @@ def test_an_unknown_execution_setting_lists_the_known(tiny_model: Path) -> None:
     error = failed(tiny_model, {"llem_execution": {"batchsize": 2}})
     assert "transformers.llem_execution.batchsize is not known" in error.message
     assert "batch_size" in error.message
+
+
+LOOKUP = {"prompt_lookup_num_tokens": 3}
+
+
+@pytest.mark.parametrize("section", [{"sampling_params": LOOKUP}, {"engine_params": LOOKUP}])
+def test_several_tokens_of_one_step_are_all_counted(tiny_model: Path, section: dict[str, Any]) -> None:
+    """Prompt lookup checks drafts: a step brings one to four tokens, and the answer stays the same."""
+    text = ("the cat sat on the mat and the cat sat on the mat and the cat sat on",)
+    plain = answered(tiny_model, texts=text, output_tokens=24)
+    drafted = answered(tiny_model, section, texts=text, output_tokens=24)
+    assert tokens(drafted) == tokens(plain)
+    assert [len(one.token_mono_ns) for one in drafted] == [24]
+    assert len(set(drafted[0].token_mono_ns)) < 24
+
+
+@pytest.mark.parametrize(
+    ("sampling", "batch_size"),
+    [
+        ({"do_sample": True, "num_return_sequences": 4}, 1),
+        ({"do_sample": True, "num_return_sequences": 2}, 2),
+    ],
+)
+def test_several_sequences_of_one_prompt_are_refused(
+    tiny_model: Path, sampling: dict[str, Any], batch_size: int
+) -> None:
+    section = {"sampling_params": sampling, "llem_execution": {"batch_size": batch_size}}
+    error = failed(tiny_model, section)
+    assert error.category == "bad_parameter"
+    assert "one answer a prompt is measured here" in error.message
+
+
+NOT_OURS: list[tuple[str, Any]] = [
+    ("num_beams", 4),
+    ("num_return_sequences", 4),
+    ("prompt_lookup_num_tokens", 0),
+    ("stop_strings", ["x"]),
+    ("token_healing", True),
+    ("penalty_alpha", 0.6),
+    ("dola_layers", "high"),
+    ("force_words_ids", [[3]]),
+    ("cache_implementation", "paged"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), NOT_OURS)
+def test_what_the_adapter_cannot_run_is_a_rule_of_the_plan(tiny_model: Path, key: str, value: Any) -> None:
+    """Each fails for real, and is skipped with its reason before it could."""
+    assert failed(tiny_model, {"sampling_params": {key: value, "top_k": 4}}).message
+    point = {"transformers": {"sampling_params": {key: value}}}
+    assert any(rule.invalid and rule.applies(point) for rule in rules_of("transformers"))
