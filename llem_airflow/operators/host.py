@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import docker
 from airflow.sdk import BaseHook
@@ -14,6 +15,8 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 from llem_airflow.container.engine import ENGINE_ERRORS, connect
 
 DEFAULT_CONN_ID = "llem_default"
+_ENGINE_PORT = 2375
+"""Where Docker listens without TLS, when nobody names a port."""
 
 
 class HostSettingsError(ValueError):
@@ -81,8 +84,7 @@ class LLEMHostHook(BaseHook):
                 "--conn-type llem --conn-host unix:///var/run/docker.sock`"
             ) from error
         extra = {k: v for k, v in conn.extra_dejson.items() if v not in (None, "", {})}
-        host = f"tcp://{conn.host}:{conn.port}" if conn.host and "://" not in conn.host else conn.host
-        read = read_settings(self.llem_conn_id, {"docker_host": host or None, **extra})
+        read = read_settings(self.llem_conn_id, {"docker_host": _engine_url(conn.host, conn.port), **extra})
         return replace(read, hub_token=conn.password or None)
 
     def test_connection(self) -> tuple[bool, str]:
@@ -94,6 +96,19 @@ class LLEMHostHook(BaseHook):
         except (HostSettingsError, docker.errors.DockerException, *ENGINE_ERRORS) as error:
             return False, str(error)
         return True, f"Docker {version.get('Version')} answers"
+
+
+def _engine_url(host: str | None, port: int | None) -> str | None:
+    """URL of the engine that a connection's host and port name; None where they name none."""
+    if not host or host.startswith("/"):
+        return f"unix://{host}" if host else None
+    scheme, _, rest = host.rpartition("://")
+    if scheme not in ("", "tcp", "http", "https"):
+        return host
+    if rest.count(":") > 1 and "[" not in rest:
+        rest = f"[{rest}]"  # IPv6
+    where = rest if urlsplit(f"//{rest}").port else f"{rest.rstrip('/')}:{port or _ENGINE_PORT}"
+    return f"{scheme or 'tcp'}://{where}"
 
 
 def read_settings(conn_id: str, fields: Mapping[str, Any]) -> HostSettings:

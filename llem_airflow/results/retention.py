@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,10 @@ def removable(
     keep_days: float | None = None,
     study: str | None = None,
 ) -> list[Removal]:
-    """Runs that neither rule keeps, oldest first. A run that is not aggregated yet is always kept.
+    """Runs that neither rule keeps, oldest first by study.
+
+    A run that is not aggregated yet is always kept and takes nobody's place among the newest. Where it is not known
+    when a run began, its age is not known either: both rules keep it.
 
     Args:
         root: Where to look.
@@ -46,21 +50,20 @@ def removable(
         study: Only this study.
 
     Raises:
-        ValueError: No rule is given, or one is negative.
+        ValueError: No rule is given, or one is negative or not a number.
     """
     if keep_runs is None and keep_days is None:
         raise ValueError("say what to keep: a number of runs, a number of days, or both")
-    if (keep_runs or 0) < 0 or (keep_days or 0) < 0:
-        raise ValueError("what to keep cannot be negative")
+    if (keep_runs or 0) < 0 or (keep_days or 0) < 0 or math.isnan(keep_days or 0):
+        raise ValueError("what to keep must be a number from 0")
     found = []
     for name in [study] if study else root.studies():
-        runs = [run for run in root.runs(name) if run.folder.exists(names.SUMMARY)]
-        newest = {run.url for run in runs[len(runs) - keep_runs :]} if keep_runs else set()
-        for run in runs:
-            age_days = (now_epoch_ns - run.started_epoch_ns()) / _NS_PER_DAY
-            if run.url in newest or (keep_days is not None and age_days < keep_days):
-                continue
-            found.append(Removal(run, _size_bytes(run.folder), f"{age_days:.0f} days old"))
+        dated = [(run.started_epoch_ns(), run) for run in root.runs(name) if run.folder.exists(names.SUMMARY)]
+        known = [(started_ns, run) for started_ns, run in dated if started_ns > 0]
+        for started_ns, run in known[: max(0, len(known) - (keep_runs or 0))]:
+            age_days = (now_epoch_ns - started_ns) / _NS_PER_DAY
+            if keep_days is None or age_days >= keep_days:
+                found.append(Removal(run, _size_bytes(run.folder), f"{age_days:.0f} days old"))
     return found
 
 

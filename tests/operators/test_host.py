@@ -101,6 +101,30 @@ def test_the_connection_is_read_as_airflow_stores_it(monkeypatch: pytest.MonkeyP
     assert replace(read, hub_token=None) == read_settings("gpu1", {"docker_host": "tcp://gpu1:2375", **DS01})
 
 
+@pytest.mark.parametrize(
+    ("host", "port", "url"),
+    [
+        ("gpu1", None, "tcp://gpu1:2375"),
+        ("gpu1", 2376, "tcp://gpu1:2376"),
+        ("gpu1:2376", None, "tcp://gpu1:2376"),
+        ("tcp://gpu1", None, "tcp://gpu1:2375"),
+        ("tcp://gpu1:1", 2, "tcp://gpu1:1"),
+        ("https://gpu1", 2376, "https://gpu1:2376"),
+        ("10.0.0.7", None, "tcp://10.0.0.7:2375"),
+        ("fe80::1", None, "tcp://[fe80::1]:2375"),
+        ("ssh://ada@gpu1", None, "ssh://ada@gpu1"),
+        ("unix:///run/docker.sock", None, "unix:///run/docker.sock"),
+        ("/run/docker.sock", None, "unix:///run/docker.sock"),
+        ("", 2375, None),
+    ],
+)
+def test_host_and_port_of_a_connection_name_the_engine(
+    monkeypatch: pytest.MonkeyPatch, host: str, port: int | None, url: str | None
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_GPU1", json.dumps({"conn_type": "llem", "host": host, "port": port}))
+    assert LLEMHostHook("gpu1").settings().docker_host == url
+
+
 def test_without_a_connection_everything_is_as_usual_and_a_missing_one_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
