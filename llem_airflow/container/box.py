@@ -28,7 +28,7 @@ from llem_airflow.container.engine import (
     write_inspection,
 )
 from llem_airflow.container.exchange import CollectError, collect
-from llem_airflow.container.failures import AttemptFailedError, classify, failure
+from llem_airflow.container.failures import AttemptFailedError, classify, failure, told_without_secrets
 from llem_airflow.container.host_sampler import HostSampler
 from llem_airflow.container.images import digest
 from llem_airflow.container.logs import LogSink
@@ -88,8 +88,10 @@ def run_box(
         AttemptFailedError: There is no valid result. Container and volume are gone.
     """
     collect_to.mkdir(parents=True, exist_ok=True)
-    secrets = settings.private_environment.values()
-    with LogSink(collect_to / CONTAINER_LOG, on_line, secrets, settings.log_bytes) as sink:
+    with (
+        LogSink(collect_to / CONTAINER_LOG, on_line, settings.secrets(), settings.log_bytes) as sink,
+        told_without_secrets(sink.redactor),
+    ):
         run = _Run(api, attempt, spec, settings, collect_to, sink)
         facts = _Background(lambda: host_facts(api))
         box = _acquire(run, bundle)
@@ -137,7 +139,7 @@ def kill_box(api: docker.APIClient, attempt: Attempt) -> None:
 
 def _acquire(run: _Run, bundle: Path | None) -> Box:
     try:
-        box = adopt(run.api, run.attempt, run.spec, run.settings, run.folder, run.sink)
+        box = adopt(run.api, run.attempt, run.spec, run.folder, run.sink)
         return box or start(run.api, run.attempt, run.spec, run.settings, bundle or build_bundle(), run.sink)
     except ENGINE_ERRORS as error:
         run.sink.finish()
@@ -175,7 +177,7 @@ def _see_through(run: _Run, box: Box, facts: _Background) -> Collected:
     except ProtocolError as problem:
         if _vanishes(run, box):
             raise _gone(run) from problem
-        write_inspection(inspection, run.settings.private_environment, run.folder / INSPECT)
+        write_inspection(inspection, run.sink.redactor, run.folder / INSPECT)
         ended = failed(run.folder, run.spec, problem, inspection["State"], fired, run.sink.tail, run.settings)
         raise with_error_file(ended, run.spec) from problem
     image_digest = digest(run.api, inspection["Image"])
@@ -231,14 +233,14 @@ def _vanishes(run: _Run, box: Box) -> bool:
 
 
 def _bring_out(run: _Run, box: Box, inspection: dict[str, Any]) -> None:
-    private = run.settings.private_environment
+    redactor = run.sink.redactor
     direct = mounted_at(inspection, EXCHANGE_DIR) if run.settings.direct_volume else None
     try:
-        patiently(lambda: collect(run.api, box.id, run.folder, private, direct), run.settings.engine_grace_s)
+        patiently(lambda: collect(run.api, box.id, run.folder, redactor, direct), run.settings.engine_grace_s)
     except (CollectError, OSError, DockerException) as error:
         if _vanishes(run, box):
             raise _gone(run) from error
-        write_inspection(inspection, private, run.folder / INSPECT)
+        write_inspection(inspection, redactor, run.folder / INSPECT)
         box.keep_volume = True
         raise AttemptFailedError(
             failure("unknown", hint=f"read the Docker volume {box.volume}, then remove it"),

@@ -19,6 +19,7 @@ from docker.utils import kwargs_from_env
 
 from llem_airflow.container.attempt import LABEL_KEY, Attempt
 from llem_airflow.protocol.files import EXCHANGE_DIR
+from llem_airflow.protocol.redaction import Redactor
 
 T = TypeVar("T")
 
@@ -152,10 +153,6 @@ def neighbours(api: docker.APIClient, own_id: str) -> list[str]:
     return []
 
 
-def write_inspection(inspection: Mapping[str, Any], private: Mapping[str, str], path: Path) -> None:
+def write_inspection(inspection: Mapping[str, Any], redactor: Redactor, path: Path) -> None:
     """Keep what the engine says of a container, without its secrets."""
-    text = json.dumps(inspection, indent=1, sort_keys=True)
-    for value in private.values():
-        if value:
-            text = text.replace(json.dumps(value)[1:-1], "[redacted]")
-    path.write_text(text, encoding="utf-8")
+    path.write_text(redactor.text(json.dumps(inspection, indent=1, sort_keys=True)), encoding="utf-8")

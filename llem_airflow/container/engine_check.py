@@ -8,14 +8,14 @@ import sys
 import tarfile
 
 import docker
-from docker.errors import APIError, ImageNotFound
+from docker.errors import APIError
 from docker.types import DeviceRequest
 
 from llem_airflow.container.bundle import build_bundle
 from llem_airflow.container.engine import ENGINE_ERRORS, connect
 from llem_airflow.container.failures import classify
 from llem_airflow.container.gpus import has_nvidia
-from llem_airflow.container.images import ImagePullError, default_entrypoint, default_image, pull
+from llem_airflow.container.images import ImagePullError, default_entrypoint, default_image, digest, pull
 from llem_airflow.protocol.files import BUNDLE
 
 LABEL_CHECK = "llem.check"
@@ -52,9 +52,7 @@ def check_engine(engine: str, image: str | None) -> int:
 
 
 def _bring(api: docker.APIClient, image: str) -> None:
-    try:
-        api.inspect_image(image)  # type: ignore[no-untyped-call]  # the stubs lack its types
-    except ImageNotFound:
+    if digest(api, image) is None:
         pull(api, image, lambda line: print(line, file=sys.stderr))  # noqa: T201  # progress, for people
 
 

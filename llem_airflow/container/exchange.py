@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -15,15 +15,12 @@ import docker
 
 from llem_airflow.container.volume_folder import fill, plain_files
 from llem_airflow.protocol.files import BUNDLE, EXCHANGE_DIR, OUT_DIR, config_name
+from llem_airflow.protocol.redaction import Redactor
 from llem_airflow.protocol.spec import ExperimentSpec
 
 MAX_FILES = 200
 MAX_BYTES = 4 * 1024**3
 """Most that is taken out of one box. A whole day of samples is below 1 GiB."""
-
-_REDACTED = b"[redacted]"
-_REDACT_BELOW_BYTES = 64 * 1024 * 1024
-_COPY_BYTES = 1024 * 1024
 
 
 class CollectError(RuntimeError):
@@ -75,7 +72,7 @@ def collect(
     api: docker.APIClient,
     container: str,
     folder: Path,
-    private: Mapping[str, str],
+    redactor: Redactor,
     direct: Path | None = None,
 ) -> tuple[str, ...]:
     """Bring the files of ``out/`` into ``folder``.
@@ -86,7 +83,7 @@ def collect(
         api: The engine.
         container: Id of the container, running or not.
         folder: Where the files go.
-        private: Secrets whose values are blanked in what comes out.
+        redactor: Blanks the secrets in what comes out.
         direct: The volume's folder, where it is to be seen.
 
     Returns:
@@ -97,20 +94,15 @@ def collect(
         docker.errors.APIError: The engine refused.
     """
     if direct is not None:
-        names = tuple(_take(plain_files(direct, OUT_DIR), folder))
-    else:
-        names = _unpack(api, container, folder)
-    secrets = [value.encode() for value in private.values() if value]
-    for name in names:
-        _redact(folder / name, secrets)
-    return names
+        return tuple(_take(plain_files(direct, OUT_DIR), folder, redactor))
+    return _unpack(api, container, folder, redactor)
 
 
-def _unpack(api: docker.APIClient, container: str, folder: Path) -> tuple[str, ...]:
+def _unpack(api: docker.APIClient, container: str, folder: Path, redactor: Redactor) -> tuple[str, ...]:
     chunks, _ = api.get_archive(container, f"{EXCHANGE_DIR}/{OUT_DIR}")
     try:
         with tarfile.open(fileobj=_Reader(chunks), mode="r|") as archive:
-            names = tuple(_take(_members(archive), folder))
+            names = tuple(_take(_members(archive), folder, redactor))
         for _ in chunks:  # what follows the archive's end, so that the connection can be used again
             pass
     except tarfile.TarError as error:
@@ -129,30 +121,16 @@ def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, int, IO[bytes]]]:
                 yield name, member.size, source
 
 
-def _take(files: Iterator[tuple[str, int, IO[bytes]]], folder: Path) -> Iterator[str]:
+def _take(files: Iterator[tuple[str, int, IO[bytes]]], folder: Path, redactor: Redactor) -> Iterator[str]:
     total_bytes = 0
     for count, (name, size_bytes, source) in enumerate(files, start=1):
         total_bytes += size_bytes
         if count > MAX_FILES or total_bytes > MAX_BYTES:
             raise CollectError(f"{OUT_DIR}/ holds more than {MAX_FILES} files or {MAX_BYTES} bytes")
-        with (folder / name).open("wb") as target:
-            _copy(source, target)
-        yield name
-
-
-def _copy(source: IO[bytes], target: IO[bytes]) -> None:
-    while chunk := source.read(_COPY_BYTES):
-        target.write(chunk)
-
-
-def _redact(path: Path, secrets: Iterable[bytes]) -> None:
-    if path.stat().st_size > _REDACT_BELOW_BYTES:
-        return
-    content = clean = path.read_bytes()
-    for secret in secrets:
-        clean = clean.replace(secret, _REDACTED)
-    if clean != content:
-        path.write_bytes(clean)
+        clean_name = redactor.text(name)
+        with (folder / clean_name).open("wb") as target:
+            redactor.copy(source, target)
+        yield clean_name
 
 
 def _add_file(archive: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llem_airflow.container.failure_patterns import CATEGORIES, EXIT_CODES, PATTERNS, Rule
+from llem_airflow.container.failure_patterns import EXIT_CODES, PATTERNS
+from llem_airflow.protocol.failure_texts import LIBRARIES, Rule, first
+from llem_airflow.protocol.failures import CATEGORIES, advice, category_of, is_refusal, raised_in
+from llem_airflow.protocol.redaction import Redactor
 from llem_airflow.protocol.result import AttemptError
 
-_STRUCTURED = {
-    "bad_parameter": "config",
-    "model_gated": "model_access",
-    "timeout": "timeout_wall_clock",
-    "tokenizer_missing": "model_missing",
-}
-"""Where the attempt's own word for its failure differs from ours."""
+_SYMPTOMS = frozenset({"crash", "network", "unknown"})
+"""What an attempt may see of a process that the kernel has killed; the kernel's own word says more."""
+
+_STARTS = re.compile(
+    r"\bEngine core initialization failed\b|\bEngine process failed to start\b|\bSee root cause\b"
+)
+_REFUSED = re.compile(r"(?:^|\s)(ValueError|TypeError|NotImplementedError): (?P<what>[^\n]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,25 @@ class AttemptFailedError(RuntimeError):
             lines += ["Last lines of output:", *(f"  | {line}" for line in self.log_tail[-15:])]
         return "\n".join(lines)
 
+    def blank(self, redactor: Redactor) -> None:
+        """Take the secrets out of every text."""
+        self.headline, self.evidence = redactor.text(self.headline), redactor.text(self.evidence)
+        self.failure = replace(self.failure, hint=redactor.text(self.failure.hint))
+        self.log_tail = tuple(map(redactor.text, self.log_tail))
+        self.args = (self._text(),)
+
+
+@contextmanager
+def told_without_secrets(redactor: Redactor) -> Iterator[None]:
+    """Whatever is raised inside names no secret, and neither do its causes, which a task's log shows too."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, AttemptFailedError):
+            error.blank(redactor)
+        redactor.blank(error)
+        raise
+
 
 class GPUUnavailableError(AttemptFailedError):
     """No GPU that fits is free; the headline says who holds them.
@@ -84,8 +109,8 @@ class GPUUnavailableError(AttemptFailedError):
 
 def failure(category: str, *, retryable: bool | None = None, hint: str | None = None) -> Failure:
     """The failure of a category, with the advice that the category usually gets."""
-    usual_retryable, usual_hint = CATEGORIES[category]
-    return Failure(category, usual_retryable if retryable is None else retryable, hint or usual_hint)
+    usual = CATEGORIES[category]
+    return Failure(category, usual.retryable if retryable is None else retryable, hint or usual.hint)
 
 
 def classify(
@@ -115,21 +140,42 @@ def classify(
 
 
 def _structured(error: AttemptError, text: str, *, oom_killed: bool) -> Failure:
-    category = _STRUCTURED.get(error.category or "", error.category)
-    if category in CATEGORIES:
-        found = failure(category)
-    elif oom_killed:
-        found = failure("out_of_memory_host")
-    else:
-        said = f"{error.type}: {error.message}"
-        found = _by_text(said) or _by_text(text) or failure("crash", hint=_crash_hint(error))
-    if error.retryable_hint is not None and found.category in ("crash", "unknown"):
+    """The attempt's own word, then the kernel's, then what the output says of a failure that the attempt only wraps."""
+    name = category_of(error.category)
+    rule = first(LIBRARIES, f"{error.type}: {error.message}")
+    found = failure(name) if name is not None else None
+    if rule is not None and name in (None, rule.category):
+        found = _of(rule)
+    if found is None or found.category in _SYMPTOMS:
+        if oom_killed:
+            return failure("out_of_memory_host")
+        found = _behind(error, text, found)
+    if error.retryable_hint is not None and found.retryable != error.retryable_hint:
         found = replace(found, retryable=error.retryable_hint)
     return found
 
 
+def _behind(error: AttemptError, text: str, found: Failure | None) -> Failure:
+    """What is behind an error that names no reason: a benign line of the output must not win over one that does."""
+    if is_refusal(error.type, raised_in(error.traceback)):
+        return found or failure("config")
+    seen = _by_text(text)
+    if seen is not None and seen.category not in _SYMPTOMS:
+        return seen
+    refused = _REFUSED.findall(text) if _STARTS.search(error.message) else []
+    if refused:
+        return failure("config", hint=f"correct the value that the engine refused: {refused[-1][1].strip()}")
+    return found or seen or failure("crash", hint=_crash_hint(error))
+
+
 def _crash_hint(error: AttemptError) -> str:
     return f"the traceback of {error.type} is in the error file of the evidence (phase {error.phase!r})"
+
+
+def headline_of(error: AttemptError, found: Failure) -> str:
+    """What an attempt said of its failure, in one sentence; what to do about it is said beside."""
+    said = error.message.removesuffix(advice(found.hint)).rstrip()
+    return f"the attempt failed in phase {error.phase!r}: {error.type}: {said or error.type}"
 
 
 def _chain(error: BaseException | None) -> str:
@@ -144,7 +190,8 @@ def _chain(error: BaseException | None) -> str:
 
 
 def _by_text(text: str) -> Failure | None:
-    return next((_of(rule) for rule in PATTERNS if rule.pattern.search(text)), None)
+    found = first(PATTERNS, text)
+    return None if found is None else _of(found)
 
 
 def _of(rule: Rule) -> Failure:

@@ -103,14 +103,13 @@ def fetch_model(
     _clear(api, attempt)
     arguments = create_arguments(api, attempt, attempt.experiment_hash, settings)
     arguments |= {"entrypoint": ["python3", "-c", _DOWNLOAD], "command": [model, revision or ""]}
-    secrets = settings.private_environment.values()
     try:
         api.create_volume(attempt.volume_name, labels=attempt.labels)
         identity = str(api.create_container(**arguments)["Id"])
         for cache in settings.caches:
             api.put_archive(identity, str(cache.parent), shared_folder(cache.name))
         api.start(identity)
-        with LogSink(folder / "fetch.log", on_line, secrets, settings.log_bytes) as sink:
+        with LogSink(folder / "fetch.log", on_line, settings.secrets(), settings.log_bytes) as sink:
             state = follow(api, identity, sink, lambda: None, patience_s=settings.engine_grace_s)["State"]
     except ENGINE_ERRORS as error:
         headline = f"model {model} cannot be fetched: {error}"

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from llem_airflow.protocol.redaction import Redactor
+
 LONGEST_LINE_BYTES = 8 * 1024
 TAIL_LINES = 40
 PROGRESS_EVERY_S = 5.0
@@ -21,7 +23,8 @@ class LineAssembler:
     A carriage return starts its line anew, as on a terminal: of a progress bar only the last state stays.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
         self._line = b""
         self._shown_mono_s = time.monotonic()
 
@@ -29,14 +32,16 @@ class LineAssembler:
         """The lines that ``data`` completes, and now and then the state of a progress bar."""
         *complete, rest = (self._line + data).split(b"\n")
         for line in complete:
-            yield from _pieces(_after_return(line))
+            yield from self._pieces(_after_return(line))
         if b"\r" in rest:
             state = _after_return(rest)
             if state and time.monotonic() - self._shown_mono_s >= PROGRESS_EVERY_S:
                 self._shown_mono_s = time.monotonic()
-                yield from _pieces(state)
+                yield from self._pieces(state)
             rest = state + b"\r" if rest.endswith(b"\r") else state
-        while len(rest) > LONGEST_LINE_BYTES:
+        # Not cut before what follows is known: a secret may lie over the cut.
+        while len(rest) > LONGEST_LINE_BYTES + self._redactor.reach_bytes:
+            rest = self._redactor.data(rest)
             yield _text(rest[:LONGEST_LINE_BYTES])
             rest = rest[LONGEST_LINE_BYTES:]
         self._line = rest
@@ -45,17 +50,17 @@ class LineAssembler:
         """What came after the last line end."""
         rest, self._line = self._line, b""
         if rest:
-            yield from _pieces(_after_return(rest))
+            yield from self._pieces(_after_return(rest))
+
+    def _pieces(self, line: bytes) -> Iterator[str]:
+        line = self._redactor.data(line)
+        yield _text(line[:LONGEST_LINE_BYTES])
+        for begin in range(LONGEST_LINE_BYTES, len(line), LONGEST_LINE_BYTES):
+            yield _text(line[begin : begin + LONGEST_LINE_BYTES])
 
 
 def _after_return(line: bytes) -> bytes:
     return line.rstrip(b"\r").rpartition(b"\r")[2]
-
-
-def _pieces(line: bytes) -> Iterator[str]:
-    yield _text(line[:LONGEST_LINE_BYTES])
-    for begin in range(LONGEST_LINE_BYTES, len(line), LONGEST_LINE_BYTES):
-        yield _text(line[begin : begin + LONGEST_LINE_BYTES])
 
 
 def _text(line: bytes) -> str:
@@ -68,7 +73,7 @@ class LogSink:
     Args:
         path: The log file.
         on_line: Called with every line.
-        secrets: Texts that are blanked.
+        secrets: Values that are blanked.
         max_bytes: Most bytes in the file; the callback gets all.
     """
 
@@ -77,9 +82,9 @@ class LogSink:
     ) -> None:
         self.path = path
         self._on_line = on_line
-        self._secrets = tuple(secret for secret in secrets if secret)
+        self.redactor = Redactor(secrets)
         self._left_bytes = max_bytes
-        self._assembler = LineAssembler()
+        self._assembler = LineAssembler(self.redactor)
         self._file: IO[bytes] | None = None
         self._tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
 
@@ -112,8 +117,7 @@ class LogSink:
 
     def line(self, line: str) -> None:
         """Take one line, ours or the box's."""
-        for secret in self._secrets:
-            line = line.replace(secret, "[redacted]")
+        line = self.redactor.text(line)
         self._tail.append(line)
         self._write(line.encode("utf-8", "replace") + b"\n")
         self._on_line(line)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llem_airflow.container.failures import AttemptFailedError, classify, failure
+from llem_airflow.container.failures import AttemptFailedError, classify, failure, headline_of
 from llem_airflow.container.settings import BoxSettings
 from llem_airflow.container.watch import WALL_CLOCK
 from llem_airflow.protocol import PROTOCOL_VERSION
@@ -49,8 +49,8 @@ def failed(
     if found.category == "network" and limits.network_mode == "none":
         found = failure("network", retryable=False, hint=_NO_NETWORK)
     if said is not None:
-        headline = f"the attempt failed in phase {said.phase!r}: {said.type}: {said.message}"
-    elif oom_killed:
+        headline = headline_of(said, found)
+    elif oom_killed and found.category == "out_of_memory_host":
         limit = limits.mem_limit or "the host's memory"
         headline = f"the container ran out of memory (limit: {limit}; exit code {exit_code})"
     else:

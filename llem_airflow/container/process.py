@@ -17,11 +17,13 @@ from pathlib import Path
 from llem_airflow.container.attempt import Attempt
 from llem_airflow.container.bundle import build_bundle
 from llem_airflow.container.collected import CONTAINER_LOG, Collected, read_result
-from llem_airflow.container.failures import AttemptFailedError, classify
+from llem_airflow.container.failures import AttemptFailedError, classify, headline_of, told_without_secrets
 from llem_airflow.container.logs import LogSink
 from llem_airflow.container.outcome import read_error, timed_out, with_error_file
 from llem_airflow.container.watch import Watchdog
 from llem_airflow.protocol.files import BUNDLE, ENV_CONFIG_PATH, ENV_OUTPUT_DIR, OUT_DIR, config_name
+from llem_airflow.protocol.oom import host_oom_kills, oom_kills
+from llem_airflow.protocol.redaction import Redactor, secrets_in
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.strict import ProtocolError
 from llem_airflow.results.held import workplace
@@ -69,6 +71,10 @@ class ProcessSettings:
     stop_grace_s: float = 10.0
     log_bytes: int = 64 * 1024 * 1024
 
+    def secrets(self) -> list[str]:
+        """Values that no log, file or message of ours may show: a process inherits Airflow's own, too."""
+        return [*self.private_environment.values(), *secrets_in({**os.environ, **self.environment})]
+
 
 def run_process(
     attempt: Attempt,
@@ -95,17 +101,19 @@ def run_process(
         AttemptFailedError: There is no valid result. Processes and temporary folder are gone.
     """
     collect_to.mkdir(parents=True, exist_ok=True)
-    secrets = settings.private_environment.values()
     with (
         workplace() as exchange,
-        LogSink(collect_to / CONTAINER_LOG, on_line, secrets, settings.log_bytes) as sink,
+        LogSink(collect_to / CONTAINER_LOG, on_line, settings.secrets(), settings.log_bytes) as sink,
+        told_without_secrets(sink.redactor),
     ):
         _fill(exchange, bundle or build_bundle(), spec)
+        killed_before = oom_kills(), host_oom_kills()
         try:
             exit_code, fired = _run(attempt, spec, settings, exchange, sink)
         finally:
-            _bring_out(exchange / OUT_DIR, collect_to)
-        _check(collect_to, spec, settings, exit_code, fired, sink.tail)
+            _bring_out(exchange / OUT_DIR, collect_to, sink.redactor)
+        oom_killed = _oom_killed(killed_before, exit_code)
+        _check(collect_to, spec, settings, exit_code, fired, sink.tail, oom_killed=oom_killed)
         return Collected(
             folder=collect_to,
             exit_code=exit_code,
@@ -123,6 +131,15 @@ def kill_process(attempt: Attempt) -> None:
     process = _running.get(attempt.container_name)
     if process is not None:
         _end(process, _KILL_GRACE_S)
+
+
+def _oom_killed(before: tuple[int | None, int | None], exit_code: int) -> bool:
+    """Whether the kernel says that it has killed for want of memory meanwhile.
+
+    Others of the host are killed, too: its count means this process only when it was killed itself.
+    """
+    in_cgroup, on_host = (oom_kills() or 0) > (before[0] or 0), (host_oom_kills() or 0) > (before[1] or 0)
+    return in_cgroup or (on_host and exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL))
 
 
 def _fill(exchange: Path, bundle: Path, spec: ExperimentSpec) -> None:
@@ -220,10 +237,12 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
         os.killpg(process.pid, number)
 
 
-def _bring_out(out: Path, folder: Path) -> None:
+def _bring_out(out: Path, folder: Path, redactor: Redactor) -> None:
     for path in out.iterdir():
         if path.is_file() and not path.is_symlink():
-            shutil.move(path, folder / path.name)
+            with path.open("rb") as source, (folder / redactor.text(path.name)).open("wb") as target:
+                redactor.copy(source, target)
+            path.unlink()  # there may be no room for two of a large file
 
 
 def _check(
@@ -233,6 +252,8 @@ def _check(
     exit_code: int,
     fired: str | None,
     tail: tuple[str, ...],
+    *,
+    oom_killed: bool,
 ) -> None:
     try:
         read_result(folder, spec)
@@ -241,9 +262,9 @@ def _check(
             ended = timed_out(folder, fired, settings.wall_clock_s, settings.silence_s, tail, exit_code)
             raise with_error_file(ended, spec) from problem
         said = read_error(folder, spec)
+        found = classify(exit_code, "\n".join(tail), oom_killed=oom_killed, error=said)
         headline = f"the process ended with exit code {exit_code} and no valid result ({problem})"
         if said is not None:
-            headline = f"the attempt failed in phase {said.phase!r}: {said.type}: {said.message}"
-        found = classify(exit_code, "\n".join(tail), error=said)
+            headline = headline_of(said, found)
         ended = AttemptFailedError(found, headline, folder=folder, log_tail=tail, exit_code=exit_code)
         raise with_error_file(ended, spec) from problem

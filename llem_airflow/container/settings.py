@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from docker.types import Mount
 
 from llem_airflow.container.gpus import Gpu
+from llem_airflow.protocol.redaction import secrets_in
 from llem_airflow.study import GpuRequest
 
 NON_ROOT = "65532:65532"
@@ -92,3 +93,7 @@ class BoxSettings:
     pull: str = "missing"
     sample_on_host: bool = False
     log_bytes: int = 64 * 1024 * 1024
+
+    def secrets(self) -> list[str]:
+        """Values that no log, file or message of ours may show."""
+        return [*self.private_environment.values(), *secrets_in(self.environment)]

@@ -61,7 +61,6 @@ def adopt(
     api: docker.APIClient,
     attempt: Attempt,
     spec: ExperimentSpec,
-    settings: BoxSettings,
     folder: Path,
     sink: LogSink,
 ) -> Box | None:
@@ -74,7 +73,7 @@ def adopt(
         if listed["State"] == "removing":
             continue
         if listed["State"] in LIVE_STATES or (
-            listed["State"] == "exited" and _holds_result(api, listed, spec, settings, folder, sink)
+            listed["State"] == "exited" and _holds_result(api, listed, spec, folder, sink)
         ):
             if name_of(listed) != attempt.container_name:
                 api.rename(listed["Id"], attempt.container_name)
@@ -218,7 +217,6 @@ def _holds_result(
     api: docker.APIClient,
     listed: dict[str, Any],
     spec: ExperimentSpec,
-    settings: BoxSettings,
     folder: Path,
     sink: LogSink,
 ) -> bool:
@@ -226,7 +224,7 @@ def _holds_result(
     earlier = folder / f"earlier-{name_of(listed)}"
     earlier.mkdir(exist_ok=True)
     try:
-        collect(api, listed["Id"], earlier, settings.private_environment)
+        collect(api, listed["Id"], earlier, sink.redactor)
         read_result(earlier, spec)
     except (APIError, CollectError, ProtocolError) as error:
         sink.line(

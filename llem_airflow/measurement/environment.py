@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from llem_airflow.measurement.engines.contract import EngineFacts
-from llem_airflow.measurement.failure import is_secret_name
 from llem_airflow.protocol import PROTOCOL_VERSION
+from llem_airflow.protocol.redaction import is_secret_name
 from llem_airflow.protocol.result import Anchor
 from llem_airflow.protocol.strict import to_json
 

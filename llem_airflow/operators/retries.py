@@ -11,11 +11,12 @@ from airflow.sdk import RetryDecision, RetryPolicy
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from llem_airflow.container.failures import Failure, classify
+from llem_airflow.protocol.failures import CATEGORIES
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-AT_ONCE = frozenset({"crash", "killed", "timeout_silence", "gpu_unavailable"})
+AT_ONCE = frozenset(name for name, category in CATEGORIES.items() if category.at_once)
 """Categories for which waiting changes nothing: a crash is over, and a claim for GPUs has waited already."""
 
 _FROM_ENGINE = (docker.errors.DockerException, requests.exceptions.RequestException)

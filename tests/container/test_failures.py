@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llem_airflow.container.failure_patterns import CATEGORIES
-from llem_airflow.container.failures import AttemptFailedError, classify, failure
+from llem_airflow.container.failures import AttemptFailedError, Failure, classify, failure
+from llem_airflow.measurement.failure import recognise
+from llem_airflow.protocol.failures import category_of
 from llem_airflow.protocol.result import ERROR_CATEGORIES, AttemptError
 
 RECORDED = json.loads((Path(__file__).parent.parent / "recorded" / "docker-failures.json").read_text())[
+    "failures"
+]
+
+PUBLIC = json.loads((Path(__file__).parent.parent / "recorded" / "public-failures.json").read_text())[
     "failures"
 ]
 
@@ -39,7 +46,66 @@ WORDINGS: list[tuple[str, int | None, str, bool]] = [
         "out_of_memory_gpu",
         False,
     ),
+    ("RuntimeError: CUDA out of memory", 1, "out_of_memory_gpu", False),
+    (
+        "ERROR 05-08 [core.py:1136] torch.OutOfMemoryError: HIP out of memory. Tried",
+        1,
+        "out_of_memory_gpu",
+        False,
+    ),
+    ("RuntimeError: MPS backend out of memory (MPS allocated: 8.8 GB", 1, "out_of_memory_gpu", False),
+    ("RuntimeError: XPU out of memory, please use `empty_cache`", 1, "out_of_memory_gpu", False),
+    (
+        "ValueError: To serve at least one request, (5.62 GiB KV cache is needed, which is larger than the available",
+        1,
+        "out_of_memory_gpu",
+        False,
+    ),
+    (
+        "RuntimeError: CUDA out of memory occurred when warming up sampler with 256 dummy requests.",
+        1,
+        "out_of_memory_gpu",
+        False,
+    ),
+    ("cublasCreate: CUBLAS_STATUS_ALLOC_FAILED", 1, "out_of_memory_gpu", False),
+    ("NCCL WARN Cuda failure 2 'out of memory'", 1, "out_of_memory_gpu", False),
+    (
+        "ggml_backend_cuda_buffer_type_alloc_buffer: cudaMalloc failed: out of memory",
+        1,
+        "out_of_memory_gpu",
+        False,
+    ),
+    (
+        "jaxlib.xla_extension.XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating",
+        1,
+        "out_of_memory_gpu",
+        False,
+    ),
     # host memory
+    (
+        "Memory cgroup out of memory: Killed process 4242 (python3) total-vm:9000kB",
+        137,
+        "out_of_memory_host",
+        False,
+    ),
+    (
+        "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
+        1,
+        "out_of_memory_host",
+        False,
+    ),
+    (
+        "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 3.2 GiB for an array",
+        1,
+        "out_of_memory_host",
+        False,
+    ),
+    (
+        "RuntimeError: unable to mmap 524288 bytes from file </torch_12_0>: Cannot allocate memory (12)",
+        1,
+        "out_of_memory_host",
+        False,
+    ),
     ("MemoryError", 1, "out_of_memory_host", False),
     ("terminate called after throwing an instance of 'std::bad_alloc'", 134, "out_of_memory_host", False),
     (
@@ -110,7 +176,47 @@ WORDINGS: list[tuple[str, int | None, str, bool]] = [
         "gpu_unavailable",
         True,
     ),
+    ("could not find device MIG-7d1a3b2c-1111-5222-8333-944445555666", 1, "gpu_access", False),
+    ("GPU quota exceeded: 2 of 2 in use by ada", 1, "gpu_unavailable", True),
+    (
+        "pods is forbidden: exceeded quota: gpu, requested: requests.nvidia.com/gpu=1, used: 4",
+        None,
+        "gpu_unavailable",
+        True,
+    ),
+    (
+        "docker: Error response from daemon: unknown or invalid runtime name: nvidia.",
+        125,
+        "gpu_access",
+        False,
+    ),
+    ("CUDA error: invalid device ordinal", 1, "gpu_access", False),
+    (
+        "RuntimeError: Failed to infer device type, please set the environment variable",
+        1,
+        "gpu_access",
+        False,
+    ),
     # registries
+    ("dial tcp: lookup ghcr.io on 127.0.0.53:53: no such host", None, "image_pull", True),
+    (
+        'Head "https://nvcr.io/v2/x": dial tcp 1.2.3.4:443: connect: no route to host',
+        None,
+        "image_pull",
+        True,
+    ),
+    (
+        "error pulling image configuration: download failed after attempts=6: dial tcp: i/o timeout",
+        None,
+        "image_pull",
+        True,
+    ),
+    (
+        "denied: Your authorization token has expired. Reauthenticate and try again.",
+        None,
+        "image_pull",
+        False,
+    ),
     ("toomanyrequests: You have reached your unauthenticated pull rate limit.", None, "image_pull", True),
     (
         "pull access denied for x/y, repository does not exist or may require 'docker login'",
@@ -140,7 +246,7 @@ WORDINGS: list[tuple[str, int | None, str, bool]] = [
     ("torch.AcceleratorError: CUDA error: an illegal memory access was encountered", 1, "crash", True),
     ("Watchdog caught collective operation timeout: WorkNCCL(SeqNum=12)", 134, "crash", True),
     # host
-    ("OSError: [Errno 28] No space left on device", 1, "disk_full", False),
+    ("OSError: [Errno 28] No space left on device", 1, "disk_full", True),
     ("OSError: [Errno 28] No space left on device: '/dev/shm/vllm_x'", 1, "out_of_memory_host", False),
     ("PermissionError: [Errno 13] Permission denied: '/models/x'", 1, "permission", False),
     (
@@ -149,6 +255,8 @@ WORDINGS: list[tuple[str, int | None, str, bool]] = [
         "permission",
         False,
     ),
+    ("Killed", 137, "killed", True),
+    ("Killed\nchild rc=137", 1, "unknown", True),
     ("", 139, "crash", True),
     ("", 137, "killed", True),
     ("", 143, "cancelled", True),
@@ -179,6 +287,23 @@ INNOCENT = [
     "nccl timeout: 1800 s",
     "torchvision not found, skipping",
     "flash_attn not found, using sdpa",
+    "memory limit: 64g",
+    "checking out of memory handling",
+    "CUDA out of memory handling is on",
+    "using expandable segments to avoid CUDA out of memory",
+    "will lower the batch if CUDA out of memory",
+    "test_cuda_out_of_memory_error_is_caught passed",
+    "If out-of-memory error occurs during cudagraph capture, consider decreasing `gpu_memory_utilization`",
+    "[TRT] [W] Skipping tactic 0 due to insufficient memory on requested size of 41472 detected",
+    "NCCL INFO Channel 00 : 0[100000] -> 1[200000] via direct shared memory",
+    "NCCL version 2.27.3+cuda12.9",
+    "GPU quota: 2 of 4 in use",
+    "prompt: how do I find a device driver?",
+    "serving on http://0.0.0.0:8000/v2/models",
+    "tls: enabled, certificate: /etc/ssl/x.pem",
+    "rate limited logging: 429 lines dropped",
+    "quota of prompts exceeded the target by 2",
+    "retrying on ValueError is off",
     "GPU is fine",
     "xid-bench loaded",
     "registry of engines: transformers, vllm",
@@ -232,6 +357,27 @@ def test_recorded_failure_is_what_it_was(case: dict[str, Any]) -> None:
 
 def test_all_recorded_failures_are_there() -> None:
     assert len(RECORDED) == 83
+    assert len(PUBLIC) >= 70
+
+
+@pytest.mark.parametrize(
+    "case", PUBLIC, ids=[case["source"].removeprefix("https://github.com/") for case in PUBLIC]
+)
+def test_a_publicly_reported_failure_is_what_it_was(case: dict[str, Any]) -> None:
+    found = classify(case["exit_code"], case["text"])
+    assert (found.category, found.retryable) == (case["category"], case["retryable"])
+
+
+@pytest.mark.parametrize(
+    "case", PUBLIC, ids=[case["source"].removeprefix("https://github.com/") for case in PUBLIC]
+)
+def test_the_attempt_itself_says_the_same_of_it(case: dict[str, Any]) -> None:
+    if case["category"] in ("image_pull", "image_config", "crash") or "nvidia-container" in case["text"]:
+        return  # seen from outside only, or not named by an attempt
+    if "CDI devices" in case["text"] or "from daemon" in case["text"]:
+        return
+    category, retryable, _ = recognise(RuntimeError(case["text"]))
+    assert (category_of(category), retryable) == (case["category"], case["retryable"])
 
 
 @pytest.mark.parametrize(("text", "exit_code", "category", "retryable"), WORDINGS)
@@ -281,6 +427,66 @@ def test_an_unnamed_error_keeps_the_attempts_retry_advice() -> None:
 def test_an_unnamed_error_is_recognised_by_its_message() -> None:
     found = classify(1, "", error=error(message="CUDA out of memory. Tried to allocate 1 GiB"))
     assert found.category == "out_of_memory_gpu"
+
+
+@pytest.mark.parametrize(
+    ("category", "hint", "found", "retryable"),
+    [
+        ("network", None, "network", True),
+        ("gpu_unavailable", True, "gpu_unavailable", True),
+        ("disk_full", True, "disk_full", True),
+        ("disk_full", None, "disk_full", True),
+        ("model_missing", True, "model_missing", True),
+        ("gpu_access", True, "gpu_access", True),
+        ("bad_parameter", None, "config", False),
+        ("permission", None, "permission", False),
+        ("of a later version", None, "crash", True),
+    ],
+)
+def test_what_the_attempt_knows_of_a_retry_counts_for_every_category(
+    category: str, hint: bool | None, found: str, retryable: bool
+) -> None:
+    said = replace(error(category, hint=hint), type="RuntimeError")
+    assert _pair(classify(1, "", error=said)) == (found, retryable)
+
+
+def _pair(found: Failure) -> tuple[str, bool]:
+    return found.category, found.retryable
+
+
+@pytest.mark.parametrize("kind", ["ValueError", "TypeError", "NotImplementedError"])
+def test_a_library_s_refusal_of_a_parameter_is_no_crash_and_our_own_fault_is(kind: str) -> None:
+    library = (
+        'Traceback…\n  File "/usr/lib/python3/site-packages/transformers/generation/utils.py", line 3, in x\n'
+    )
+    ours = 'Traceback…\n  File "/run/llem/llem.pyz/llem_airflow/measurement/attempt.py", line 3, in x\n'
+    said = replace(error(message="`streamer` cannot be used with beam search (yet!)"), type=kind)
+    assert _pair(classify(1, "", error=replace(said, traceback=library))) == ("config", False)
+    assert classify(1, "", error=replace(said, traceback=ours)).category == "crash"
+
+
+def test_a_benign_line_does_not_win_over_a_structured_error() -> None:
+    log = "memory limit: 64g\nchecking out of memory handling\n[Errno 28] No space left on device (ignored)"
+    assert classify(1, log, error=error(message="num_beams must be 1")).category == "config"
+
+
+def test_a_wrapper_s_reason_is_found_in_the_output() -> None:
+    wrapper = replace(
+        error(message="Engine core initialization failed. See root cause above."), type="RuntimeError"
+    )
+    log = (
+        "(EngineCore pid=7) ERROR [core.py:700] ValueError: Unknown quantization method: awq9. Must be one of"
+    )
+    assert _pair(classify(1, log, error=wrapper)) == ("config", False)
+    log = "(EngineCore pid=7) torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
+    assert classify(1, log, error=wrapper).category == "out_of_memory_gpu"
+    assert _pair(classify(1, "nothing of note", error=wrapper)) == ("crash", True)
+
+
+def test_the_kernel_s_word_comes_before_symptoms_and_after_reasons() -> None:
+    wrapper = replace(error(message="EngineDeadError: EngineCore encountered an issue"), type="RuntimeError")
+    assert classify(1, "", oom_killed=True, error=wrapper).category == "out_of_memory_host"
+    assert classify(1, "", oom_killed=True, error=error("bad_parameter")).category == "config"
 
 
 def test_the_cause_is_found_behind_the_last_exception() -> None:

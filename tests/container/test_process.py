@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,6 +158,44 @@ def test_a_killed_worker_takes_it_along(tmp_path: Path) -> None:
 def test_an_interpreter_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(AttemptFailedError, match="/nonexistent/python cannot be started"):
         run(tmp_path, "result()", python="/nonexistent/python")
+
+
+TOKEN = "tok/en+with'\"odd=characters"  # not one
+
+
+def test_a_secret_is_in_no_file_and_no_message_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "c2VjcmV0LWtleS1vZi1haXJmbG93")
+    text = (
+        "import base64, urllib.parse\n"
+        "t = os.environ['HF_TOKEN'].strip()\n"
+        "forms = [t, urllib.parse.quote(t, safe=''), json.dumps(t), repr(t), os.environ['AIRFLOW__CORE__FERNET_KEY']]\n"
+        "print(*forms, base64.b64encode(b'user:' + t.encode()).decode())\n"
+        "open(out + '/events.jsonl', 'w').write(json.dumps({'said': forms}) + '\\n')\n"
+        "open(out + '/engine.log', 'w').write('x' * 70_000_000 + t)\n"
+        "error(message='bad token ' + t, traceback=repr(t)); sys.exit(1)"
+    )
+    lines: list[str] = []
+    with pytest.raises(AttemptFailedError) as caught:
+        run(tmp_path, text, lines=lines, private_environment={"HF_TOKEN": f"{TOKEN}\n"})
+    files = [path.read_text() for path in caught.value.folder.iterdir()]
+    for form in (TOKEN, urllib.parse.quote(TOKEN, safe=""), json.dumps(TOKEN)[1:-1], repr(TOKEN)[1:-1]):
+        assert not [
+            text for text in (*files, *lines, str(caught.value), caught.value.headline) if form in text
+        ]
+    whole = "\n".join([*files, *lines])
+    assert base64.b64encode(TOKEN.encode()).decode()[:20] not in whole
+    assert "c2VjcmV0LWtleS1vZi1haXJmbG93" not in whole
+    assert whole.count("[redacted]") > 10
+
+
+def test_a_secret_over_the_cut_of_a_long_line_is_blanked(tmp_path: Path) -> None:
+    lines: list[str] = []
+    text = "sys.stdout.write('x' * 8185); sys.stdout.flush(); print(os.environ['HF_TOKEN'] * 3); result()"
+    run(tmp_path, text, lines=lines, private_environment={"HF_TOKEN": "hf-canary-1234567890"})
+    assert "canary" not in "".join(lines)
+    assert "1234567890" not in "".join(lines)
 
 
 def test_secrets_are_blanked_in_the_log(tmp_path: Path) -> None:

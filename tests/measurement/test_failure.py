@@ -88,3 +88,59 @@ def test_secrets_of_the_environment_do_not_get_into_the_error(monkeypatch: pytes
     assert "very-secret-value" not in error.dumps()
     assert "***" in error.message
     assert redact("shown-value hf_abcdefghijklmnopqrstuvwxyz") == "shown-value hf_***"
+
+
+class ConnectError(Exception):
+    """As httpx names it."""
+
+
+def refusing() -> None:
+    raise ValueError(
+        "`streamer` cannot be used with beam search (yet!). Make sure that `num_beams` is set to 1."
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "category", "retryable"),
+    [
+        (OSError("We couldn't connect to 'https://huggingface.co' to load the files"), "network", True),
+        (ConnectError("[Errno -3] Temporary failure in name resolution"), "network", True),
+        (
+            RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"),
+            "gpu_unavailable",
+            True,
+        ),
+        (OSError(errno.ENOSPC, "No space left on device", "/hub/x"), "disk_full", True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk_full", True),
+        (OSError(errno.ENOSPC, "No space left on device", "/dev/shm/x"), "out_of_memory_host", False),
+        (PermissionError(errno.EACCES, "Permission denied", "/models/x"), "permission", False),
+        (RuntimeError("could not find device MIG-1a2b3c4d"), "gpu_access", False),
+        (TypeError("unsupported operand type(s) for /: 'str' and 'int'"), "bad_parameter", False),
+    ],
+)
+def test_whether_a_retry_helps_is_as_the_one_table_says(
+    error: Exception, category: str, retryable: bool
+) -> None:
+    assert recognise(error)[:2] == (category, retryable)
+
+
+def test_a_hub_that_was_not_asked_is_a_model_that_is_not_there() -> None:
+    error = OSError("We couldn't connect to 'https://huggingface.co' to load the files")
+    error.__cause__ = RuntimeError("Cannot reach https://huggingface.co/x: offline mode is enabled.")
+    assert recognise(error)[:2] == ("model_missing", False)
+
+
+def test_a_library_s_refusal_is_a_bad_parameter_also_below_a_wrapper() -> None:
+    with pytest.raises(ValueError, match="streamer") as caught:
+        refusing()
+    wrapper = RuntimeError("generation failed")
+    wrapper.__cause__ = caught.value
+    assert recognise(wrapper)[:2] == ("bad_parameter", False)
+    assert recognise(UnicodeDecodeError("utf-8", b"x", 0, 1, "boom"))[0] is None
+
+
+def test_a_fault_of_our_own_code_is_no_bad_parameter() -> None:
+    with pytest.raises(TypeError) as caught:
+        redact(None)  # type: ignore[arg-type]  # the fault
+    error = attempt_error(caught.value, "load")
+    assert (error.category, error.retryable_hint) == (None, None)

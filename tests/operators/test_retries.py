@@ -11,6 +11,7 @@ import requests
 from airflow.sdk import DAG, RetryAction
 from airflow.sdk.exceptions import AirflowFailException
 
+import llem_airflow.operators
 from llem_airflow.container.failure_patterns import CATEGORIES
 from llem_airflow.container.failures import failure
 from llem_airflow.factory import adhoc_dag, study_dag
@@ -37,12 +38,19 @@ def test_every_kind_of_failure_has_a_decision(category: str) -> None:
     assert category in made.reason
 
 
+def test_the_page_shows_the_table() -> None:
+    page = (Path(llem_airflow.operators.__file__).parent / "README.md").read_text()
+    for name, category in CATEGORIES.items():
+        when = ("at once" if category.at_once else "after `retry_delay`") if category.retryable else "never"
+        assert f"| {name} | {when} | {category.hint} |\n" in page
+
+
 @pytest.mark.parametrize("category", sorted(AT_ONCE))
 def test_what_is_over_is_tried_again_at_once(category: str) -> None:
     assert decision(AttemptRetryableError("", failure(category))).retry_delay.total_seconds() == 0
 
 
-@pytest.mark.parametrize("category", ["daemon_down", "network", "unknown"])
+@pytest.mark.parametrize("category", ["daemon_down", "network", "unknown", "disk_full"])
 def test_what_needs_time_waits_for_the_task_s_own_delay(category: str) -> None:
     assert decision(AttemptRetryableError("", failure(category))).retry_delay is None
 

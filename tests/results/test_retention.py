@@ -32,9 +32,7 @@ class Made:
 def runs(draw: st.DrawFn) -> list[Made]:
     ages = draw(st.lists(st.one_of(st.none(), st.integers(-2, 60)), max_size=8))
     return [
-        Made(
-            draw(st.sampled_from(["nightly", "weekly", "a b/c"])), f"r{number}", age, draw(st.booleans())
-        )
+        Made(draw(st.sampled_from(["nightly", "weekly", "a b/c"])), f"r{number}", age, draw(st.booleans()))
         for number, age in enumerate(ages)
     ]
 
@@ -87,9 +85,7 @@ def test_exactly_what_no_rule_keeps_may_go(
     with tempfile.TemporaryDirectory() as folder:
         root = ResultsRoot(Path(folder))
         write(root, made)
-        found = removable(
-            root, now_epoch_ns=NOW_NS, keep_runs=keep_runs, keep_days=keep_days, study=study
-        )
+        found = removable(root, now_epoch_ns=NOW_NS, keep_runs=keep_runs, keep_days=keep_days, study=study)
         stay = kept(made, keep_runs, keep_days, study)
         assert {item.run.run_id for item in found} == {one.name for one in made} - stay
         remove(found)

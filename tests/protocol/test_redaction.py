@@ -1,0 +1,131 @@
+"""Wherever a secret stands and however it is written, it is blanked, and nothing else is."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import shlex
+import urllib.parse
+from collections.abc import Callable
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from llem_airflow.protocol import redaction
+from llem_airflow.protocol.redaction import Redactor, is_secret_name, secrets_in
+
+PRINTABLE = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=8)
+WRITTEN: dict[str, Callable[[str], str]] = {
+    "plain": str,
+    "URL": lambda text: urllib.parse.quote(text, safe=""),
+    "URL, small letters": lambda text: urllib.parse.quote(text, safe="").replace("%2F", "%2f"),
+    "URL path": urllib.parse.quote,
+    "form": urllib.parse.quote_plus,
+    "JSON": json.dumps,
+    "JSON, not ASCII": lambda text: json.dumps(text, ensure_ascii=False),
+    "repr": repr,
+    "bytes": lambda text: repr(text.encode()),
+    "repr in JSON": lambda text: json.dumps(repr(text)),
+    "shell": shlex.quote,
+    "HTML": html.escape,
+}
+
+
+@given(
+    secret=PRINTABLE,
+    around=st.sampled_from(["", "\n", " ", "\r\n", "\t "]),
+    before=st.text(max_size=5),
+    after=st.text(max_size=5),
+    way=st.sampled_from(sorted(WRITTEN)),
+)
+def test_a_secret_is_found_however_it_is_written(
+    secret: str, around: str, before: str, after: str, way: str
+) -> None:
+    secret = secret.strip()
+    assume(len(secret) >= redaction.SHORTEST_SECRET)
+    redactor = Redactor([secret + around])
+    written = WRITTEN[way](secret).strip("\"'")
+    assume("[redacted]" not in written)
+    text = f"{before}{WRITTEN[way](secret)}{after}"
+    assert written not in redactor.text(text).replace("[redacted]", "\0")
+    assert written.encode() not in redactor.data(text.encode("utf-8", "replace")).replace(
+        b"[redacted]", b"\0"
+    )
+
+
+@given(
+    secret=st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=12),
+    offset=st.binary(max_size=7),
+)
+def test_a_secret_in_the_middle_of_base64_is_found(secret: str, offset: bytes) -> None:
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        clean = Redactor([secret + "\n"]).text(encode(offset + secret.encode() + b"\n").decode())
+        kept = clean.split("[redacted]")
+        assert len(kept) == 2
+        # At most three characters at each edge: what a neighbour shares with it.
+        assert len(kept[0]) <= len(offset) * 8 // 6 + 2
+        assert len(kept[1].rstrip("=")) <= 3
+
+
+@given(st.binary(max_size=60), st.integers(1, 40), st.integers(0, 3))
+def test_in_a_stream_it_is_found_over_the_edge_of_chunks(around: bytes, chunk_bytes: int, times: int) -> None:
+    secret = "a-secret-token"
+    redactor = Redactor([secret])
+    data = around + (secret.encode() + around) * times
+    target = io.BytesIO()
+    redactor.copy(_Slow(data, chunk_bytes), target)  # type: ignore[arg-type]  # only `read` is called
+    assert target.getvalue() == redactor.data(data)
+    assert secret.encode() not in target.getvalue()
+
+
+class _Slow:
+    """A stream that gives little at a time."""
+
+    def __init__(self, data: bytes, chunk_bytes: int) -> None:
+        self._stream, self._chunk_bytes = io.BytesIO(data), chunk_bytes
+
+    def read(self, _size: int) -> bytes:
+        return self._stream.read(self._chunk_bytes)
+
+
+def test_each_line_of_a_key_is_a_secret() -> None:
+    redactor = Redactor(["-----BEGIN KEY-----\nMIIEvQIBADANBg\n-----END KEY-----\n"])
+    assert redactor.text("read MIIEvQIBADANBg") == "read [redacted]"
+
+
+@pytest.mark.parametrize("value", ["", " \n", "1", "true", "12345"])
+def test_what_is_too_short_to_be_a_secret_blanks_nothing(value: str) -> None:
+    assert Redactor([value]).text("batch 1, true, 12345 tokens") == "batch 1, true, 12345 tokens"
+
+
+def test_a_hub_token_is_blanked_whoever_it_belongs_to() -> None:
+    assert Redactor([]).text("token=hf_abcdefghijklmnopqrstuvwxyz") == "token=[redacted]"
+
+
+def test_causes_of_an_exception_are_blanked_too() -> None:
+    error = RuntimeError("outer a-secret-token")
+    error.__cause__ = OSError(5, "inner a-secret-token")
+    Redactor(["a-secret-token"]).blank(error)
+    assert (str(error), str(error.__cause__)) == ("outer [redacted]", "[Errno 5] inner [redacted]")
+
+
+def test_secrets_of_an_environment_are_known_by_name_and_in_urls() -> None:
+    found = secrets_in(
+        {
+            "HF_TOKEN": "one-token",
+            "SECRET_MODE": "default",
+            "TOKENIZERS_PARALLELISM": "false",
+            "https_proxy": "http://ada:two%21@proxy:3128",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "sqlite:///x",
+            "LLEM_RESULTS_ROOT": "s3://bucket/a@b",
+        }
+    )
+    assert found == ["one-token", "sqlite:///x", "two%21", "two!"]
+
+
+@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "MAX_TOKENS", "PATH", "KEYBOARD", "TOKEN_COUNT"])
+def test_innocent_names_are_no_secrets(name: str) -> None:
+    assert not is_secret_name(name)
