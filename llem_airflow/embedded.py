@@ -20,8 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
+from llem_airflow import terminal
 from llem_airflow.study import Study
 
 SETTINGS = {
@@ -43,6 +42,12 @@ SETTINGS = {
 
 class EmbeddedRunError(RuntimeError):
     """The embedded Airflow could not do its work; the message says where its log lies."""
+
+    exit_code = 1
+
+
+class CannotStartError(ValueError):
+    """What was asked for cannot be started here; the message says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,7 @@ def run_and_show(study: Study, home: Home, runner: str | None) -> int:
     from llem_airflow.progress import RunProgress
     from llem_airflow.results import ResultsRoot
 
-    console = Console()
+    console = terminal.console()
     log = home.airflow / "run.log"
     home.airflow.mkdir(parents=True, exist_ok=True)
     n_runs = len(study.plan.runs)
@@ -211,7 +216,7 @@ def start_ui(home: Home, dags_folder: Path, port: int) -> int:
         port: Where the UI is served, and where tasks find their API.
 
     Raises:
-        EmbeddedRunError: The port is taken; Airflow itself would go on without its API server.
+        CannotStartError: The port is taken; Airflow itself would go on without its API server.
     """
     _require_free_port(port)
     url = f"http://localhost:{port}"
@@ -262,7 +267,7 @@ def _say_when_ready(home: Home, url: str, process: subprocess.Popen[bytes]) -> N
     known = json.loads(passwords.read_text()) if passwords.is_file() else {}
     users = "".join(f", user {user}, password {password}" for user, password in known.items())
     text = f"\nAirflow's UI is ready: {url}{users}\n"
-    Console().print(text, style="bold", soft_wrap=True, markup=False, highlight=False)
+    terminal.console().print(text, style="bold", soft_wrap=True, markup=False, highlight=False)
 
 
 def _require_free_port(port: int) -> None:
@@ -272,7 +277,7 @@ def _require_free_port(port: int) -> None:
         try:
             probe.bind(("", port))
         except OSError as error:
-            raise EmbeddedRunError(
+            raise CannotStartError(
                 f"port {port} cannot be had ({error.strerror}), perhaps because an Airflow runs already: see "
                 f"http://localhost:{port}, or choose another: llem-airflow ui --port {port + 1}"
             ) from error

@@ -32,7 +32,7 @@ def test_a_ui_whose_port_is_taken_says_so_and_how_to_choose_another(tmp_path: Pa
         other.listen()
         port = other.getsockname()[1]
         done = CliRunner().invoke(main, ["ui", "--dags", str(tmp_path), "--port", str(port)])
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert f"port {port} cannot be had (Address already in use)" in done.output
     assert f"llem-airflow ui --port {port + 1}" in done.output
 

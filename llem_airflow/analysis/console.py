@@ -7,14 +7,12 @@ import sys
 import time
 import webbrowser
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.console import RenderableType
 
+from llem_airflow import terminal
 from llem_airflow.analysis import quantity
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.compare_named import Compared, How, compare_named
@@ -28,25 +26,14 @@ from llem_airflow.analysis.since import since_previous
 from llem_airflow.analysis.summary import Summary
 from llem_airflow.analysis.table import render_comparison, render_summary, render_trends
 from llem_airflow.analysis.verdict import Verdict
-from llem_airflow.protocol.strict import ProtocolError
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, names
 from llem_airflow.results.export import export_table
-from llem_airflow.results.folder import ResultsWriteError
 from llem_airflow.results.leftovers import sweep_run, sweep_study
-from llem_airflow.results.locate import NoSuchRunError, locate_run
+from llem_airflow.results.locate import locate_run, run_name, some_runs
 from llem_airflow.results.names import folder_name
 from llem_airflow.results.peer import import_folder
 from llem_airflow.results.retention import removable, remove
-
-
-def guarded(verb: Callable[[], int]) -> int:
-    """Run a verb; what a user can cause is one message on standard error and exit code 2."""
-    try:
-        return verb()
-    except (NoSuchRunError, ResultReadError, ResultsWriteError, ProtocolError, ValueError) as error:
-        text = error.args[0] if isinstance(error, LookupError) else error
-        print(text, file=sys.stderr)  # noqa: T201 - this is the command's message
-        return 2
+from llem_airflow.terminal import Rows
 
 
 def report_run(
@@ -62,10 +49,9 @@ def report_run(
         text = json.dumps(said, indent=1) if form == "json" else report_markdown(summary, since)
         sys.stdout.write(text + "\n")
         return 0
-    console = Console()
-    console.print(render_summary(summary))
     where = f"{found.url}/{names.REPORT}"
-    console.print(f"\nReport: {where}", soft_wrap=True, highlight=False, markup=False)
+    _print(render_summary(summary), "")
+    _line(f"Report: {where}")
     if open_browser:
         webbrowser.open(found.path.joinpath(names.REPORT).as_uri() if found.path else where)
     return 0
@@ -75,13 +61,12 @@ def show(run: str, results_root: str, view: str) -> int:
     """Print a stored run: its experiments, its cycles, or how reliable its hosts and engines were."""
     found = locate_run(run, ResultsRoot(results_root))
     summary = load_summary(found) or aggregate_run(found)
-    console = Console()
     if view == "cycles":
-        console.print(render_cycles(cycle_rows(found)))
+        _print(render_cycles(cycle_rows(found)))
     elif view == "reliability":
-        console.print(render_reliability(summary))
+        _print(render_reliability(summary))
     else:
-        console.print(render_summary(summary))
+        _print(render_summary(summary))
     return 0
 
 
@@ -125,46 +110,53 @@ def show_history(study: str, results_root: str, metric: str) -> int:
     """Print how a metric of a study's experiments went over its runs."""
     if metric not in BY_NAME:
         raise ValueError(f"{metric!r} is no metric; there are: {', '.join(BY_NAME)}")
-    Console().print(render_trends(histories(ResultsRoot(results_root), study, metric), metric))
+    root = ResultsRoot(results_root)
+    some_runs(root, study)
+    _print(render_trends(histories(root, study, metric), metric))
     return 0
 
 
 def list_runs(results_root: str) -> int:
     """Print the runs under a root."""
-    table = Table(box=box.SIMPLE)
-    table.add_column("Run", overflow="fold", ratio=1)
-    for title in ("Started", "Valid", "Energy", "State"):
-        table.add_column(title, no_wrap=True)
-    for run in ResultsRoot(results_root).runs():
-        summary = load_summary(run)
-        valid = f"{summary.valid}/{summary.planned}" if summary else quantity.ABSENT
-        kind = summary.energy_kind if summary else quantity.ABSENT
-        state = "done" if summary else "not aggregated"
-        name = f"{run.folder.path.rsplit('/', 2)[-2]}/{run.folder.name}"
-        table.add_row(escape(name), quantity.when(run.started_epoch_ns() or None), valid, kind, state)
-    Console().print(table)
+    rows = []
+    for run in some_runs(ResultsRoot(results_root)):
+        started = quantity.when(run.started_epoch_ns() or None)
+        rows.append((run_name(run), started, *_state(run)))
+    _print(Rows(("Run", "Started", "Valid", "Energy", "State"), rows, whole=True))
     return 0
+
+
+def _state(run: StoredRun) -> tuple[str, str, str]:
+    """How many cycles are valid, the kind of energy, and how far it is; a damaged run hides no other."""
+    try:
+        summary = load_summary(run)
+    except (ValueError, OSError) as error:
+        return quantity.ABSENT, quantity.ABSENT, f"damaged: {error}"
+    if summary is None:
+        return quantity.ABSENT, quantity.ABSENT, "not aggregated"
+    return f"{summary.valid}/{summary.planned}", summary.energy_kind, "done"
 
 
 def check(run: str, results_root: str) -> int:
     """Print what is wrong with the stored evidence of a run; 1 when something is."""
     found = locate_run(run, ResultsRoot(results_root))
+    cycles = len(found.cycles(repeats=True))
+    if not cycles:
+        raise ResultReadError(f"{found.url}: no cycle has a result: there is nothing to check")
     problems = check_run(found)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
     for problem in problems:
-        console.print(f"{problem.where}: {problem.what}. Next step: {problem.next_step}.")
-    cycles, count = len(found.cycles(repeats=True)), len(problems) or "no"
+        _line(f"{problem.where}: {problem.what}. Next step: {problem.next_step}.")
+    count = len(problems) or "no"
     plural = "" if len(problems) == 1 else "s"
-    console.print(f"{found.url}: {cycles} cycles, {count} problem{plural}")
+    _line(f"{found.url}: {cycles} cycles, {count} problem{plural}")
     _print_swept(sweep_run(found.folder, time.time_ns()))
     return 1 if problems else 0
 
 
 def _print_swept(paths: Sequence[str]) -> None:
     """Nothing that was committed is among them."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
     for path in paths:
-        console.print(f"{path}: left by a killed process over an hour ago, removed")
+        _line(f"{path}: left by a killed process over an hour ago, removed")
 
 
 def prune(
@@ -172,12 +164,12 @@ def prune(
 ) -> int:
     """Print which runs may go, and remove them only when told so."""
     root = ResultsRoot(results_root)
+    some_runs(root, study)
     found = removable(
         root, now_epoch_ns=time.time_ns(), keep_runs=keep_runs, keep_days=keep_days, study=study
     )
-    console = Console(soft_wrap=True, highlight=False, markup=False)
     for item in found:
-        console.print(f"{item.run.url}  {item.size_bytes / 1e6:.1f} MB  {item.reason}")
+        _line(f"{item.run.url}  {item.size_bytes / 1e6:.1f} MB  {item.reason}")
     total = sum(item.size_bytes for item in found) / 1e6
     if yes:
         remove(found)
@@ -188,7 +180,7 @@ def prune(
                 _print_swept(sweep_run(run.folder, now))
     done = "removed" if yes else "would be removed; add --yes to do it"
     plural = "" if len(found) == 1 else "s"
-    console.print(f"{len(found)} run{plural}, {total:.1f} MB {done}")
+    _line(f"{len(found)} run{plural}, {total:.1f} MB {done}")
     return 0
 
 
@@ -200,29 +192,36 @@ def export(run: str, results_root: str, table: str, form: str, output: Path | No
         return 0
     with output.open("wb") as file:
         rows = export_table(found, table, form, file)
-    Console(soft_wrap=True).print(f"{output}: {rows} rows")
+    _line(f"{output}: {rows} rows")
     return 0
 
 
+def _print(*parts: RenderableType) -> None:
+    terminal.show(terminal.console(), *parts)
+
+
+def _line(text: str) -> None:
+    """A line that copies whole, however long."""
+    _print(terminal.Whole(text))
+
+
 def _print_comparison(found: Compared) -> None:
-    console = Console()
     for note in found.notes:
-        console.print(note, soft_wrap=True, markup=False, highlight=False)
+        _print(terminal.Folding(note))
     for name in found.without_baseline:
-        console.print(f"{name}: no earlier run of this study and release to compare with", markup=False)
+        _line(f"{name}: no earlier run of this study and release to compare with")
     if not found.reports and not found.without_baseline:
-        console.print(
+        _print(
             "These runs have no experiment in common. Name one of each as RUN#EXPERIMENT, or the key that differs "
-            "with --factor.",
-            markup=False,
+            "with --factor."
         )
     for report in found.reports:
-        console.print(render_comparison(report))
+        _print(render_comparison(report))
     if len(found.reports) > 1:
         counted = Counter(str(report.verdict) for report in found.reports)
-        console.print(
+        _print(
             f"{len(found.reports)} pairs: " + ", ".join(f"{n} {what}" for what, n in counted.most_common())
         )
     for title, missing in (("baseline", found.only_baseline), ("candidate", found.only_candidate)):
         for name in missing:
-            console.print(f"only the {title} has it: {name}", soft_wrap=True, markup=False, highlight=False)
+            _line(f"only the {title} has it: {name}")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from llem_airflow.analysis import quantity
@@ -21,6 +18,7 @@ from llem_airflow.analysis.report_cells import only_estimates
 from llem_airflow.analysis.setting import setting_texts
 from llem_airflow.analysis.summary import ExperimentSummary, Summary
 from llem_airflow.analysis.verdict import Verdict
+from llem_airflow.terminal import Folding, Rows, Whole
 
 _COLUMNS = (
     ("energy_per_output_token_j", "Energy per output token"),
@@ -34,46 +32,45 @@ _COLUMNS = (
 
 def render_summary(summary: Summary) -> RenderableType:
     """The headline table, what is missing, and the reasons to doubt."""
-    table = Table(
-        show_lines=True,
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-        title=f"{escape(summary.study)} · {escape(summary.run_id)}",
-        title_justify="left",
-    )
-    table.add_column("Experiment", overflow="fold")
     estimates = only_estimates(summary.experiments)
-    for name, label in _COLUMNS:
-        mark = "\n(estimate)" if estimates and BY_NAME[name].energy else ""
-        table.add_column(label + mark, justify="right", overflow="fold")
-    table.add_column("n", justify="right")
-    for label, experiment in zip(experiment_labels(summary.experiments), summary.experiments, strict=True):
-        cells = [_cell(experiment, name, tag=not estimates) for name, _ in _COLUMNS]
-        table.add_row(escape(label), *cells, f"{experiment.valid}/{experiment.planned}")
-    head = [Text(summary.answer, style="bold")] if summary.answer else []
-    told = Text("; ".join(f"{name} {value}" for name, value in setting_texts(summary.setting)), style="dim")
-    parts: list[RenderableType] = [*head, *([told] if told else []), table]
+    marks = ["\n(estimate)" * (estimates and BY_NAME[name].energy) for name, _ in _COLUMNS]
+    titles = ["Experiment", *(label + mark for (_, label), mark in zip(_COLUMNS, marks, strict=True)), "n"]
+    rows = [
+        (
+            label,
+            *(_cell(experiment, name, tag=not estimates) for name, _ in _COLUMNS),
+            f"{experiment.valid}/{experiment.planned}",
+        )
+        for label, experiment in zip(experiment_labels(summary.experiments), summary.experiments, strict=True)
+        if experiment.valid
+    ]
+    table = Rows(titles, rows, right=titles[1:], spaced=True)
+    shown = table if rows else Text("No cycle has a valid result.", style="red")
+    title = Whole(f"{summary.study} · {summary.run_id}", "italic")
+    head = [Folding(summary.answer, "bold")] if summary.answer else []
+    told = "; ".join(f"{name} {value}" for name, value in setting_texts(summary.setting))
+    parts: list[RenderableType] = [title, *head, *([Folding(told, "dim")] if told else []), shown]
     if summary.is_estimate:
         parts.append(
             Text("~ an estimate: no power meter was read; do not publish these joules.", style="yellow")
         )
     parts += [
-        Text(f"{label}: {one.label}: ~ {quantity.number(one.mean)} {one.unit} estimate, from {one.basis}")
+        Folding(f"{label}: {one.label}: ~ {quantity.number(one.mean)} {one.unit} estimate, from {one.basis}")
         for label, experiment in zip(experiment_labels(summary.experiments), summary.experiments, strict=True)
         for one in experiment.derived
     ]
     parts += [
-        Text(f"{item['status']}: {item['experiment']} cycle {item['cycle']}: {item['reason']}", style="red")
+        Folding(f"{item['status']}: {item['experiment']} cycle {item['cycle']}: {item['reason']}", "red")
         for item in summary.missing
     ]
     for doubt, places in grouped_doubts(summary):
         if doubt.severity != "info":
             where = f" ({places_text(places, 1)})"
             parts.append(
-                Text(
+                Folding(
                     f"{doubt.severity}: {quantity.sentence(doubt.message)[:-1]}{where}. "
                     f"Next step: {quantity.sentence(doubt.next_step)}",
-                    style="dim",
+                    "dim",
                 )
             )
     return Group(*parts)
@@ -82,13 +79,13 @@ def render_summary(summary: Summary) -> RenderableType:
 def render_comparison(report: PairReport) -> RenderableType:
     """One comparison: the verdict, each metric, what differs, and whether the answers are the same."""
     title = f"{report.candidate} against {report.baseline}: {str(report.verdict).upper()}"
-    parts: list[RenderableType] = [Text(title, style="bold")]
+    parts: list[RenderableType] = [Folding(title, "bold")]
     for key, (ours, theirs) in report.differences.items():
         parts.append(
-            Text(f"  not equal: {key}: {quantity.short(ours)} against {quantity.short(theirs)}", style="red")
+            Folding(f"  not equal: {key}: {quantity.short(ours)} against {quantity.short(theirs)}", "red")
         )
     if report.factors:
-        parts.append(Text(f"  under study: {'; '.join(factor_changes(report.factors))}"))
+        parts.append(Folding(f"  under study: {'; '.join(factor_changes(report.factors))}"))
     if report.metrics:
         parts.append(_comparison_table(report))
     if report.caution:
@@ -108,45 +105,33 @@ def render_comparison(report: PairReport) -> RenderableType:
 
 def render_trends(trends: Mapping[str, Trend], metric: str) -> RenderableType:
     """The history of each experiment: its newest value, what it comes to and since when."""
-    table = Table(box=box.SIMPLE, title=f"{BY_NAME[metric].label} over runs", title_justify="left")
-    for title in ("Experiment", "Runs", "Newest", "Verdict", "Since", "Would show from"):
-        table.add_column(title, overflow="fold")
+    rows = []
     for name, found in trends.items():
         estimate = '"energy_kind": "estimate"' in found.points[-1].conditions
-        table.add_row(
-            escape(name),
-            str(len(found.points)),
-            quantity.quantity(metric, found.points[-1].mean, estimate=estimate),
-            str(found.verdict),
-            escape(found.began or quantity.ABSENT),
-            quantity.percent(found.detectable_ratio),
-        )
+        newest = quantity.quantity(metric, found.points[-1].mean, estimate=estimate)
+        shows = quantity.percent(found.detectable_ratio)
+        began = found.began or quantity.ABSENT
+        rows.append((name, str(len(found.points)), newest, str(found.verdict), began, shows))
+    title = Text(f"{BY_NAME[metric].label} over runs", style="italic")
+    table = Rows(("Experiment", "Runs", "Newest", "Verdict", "Since", "Would show from"), rows)
     notes = dict.fromkeys(found.note for found in trends.values())
-    return Group(table, *(Text(quantity.sentence(note), style="dim") for note in notes))
+    return Group(title, table, *(Text(quantity.sentence(note), style="dim") for note in notes))
 
 
-def _comparison_table(report: PairReport) -> Table:
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for title in ("Metric", "Baseline", "Candidate", "Change, 95 % interval", "p (BH)", "Verdict"):
-        table.add_column(
-            title, justify="left" if title in {"Metric", "Verdict"} else "right", overflow="fold"
-        )
+def _comparison_table(report: PairReport) -> Rows:
+    rows = []
     for name, found in report.metrics.items():
         change = quantity.signed(found.difference_ratio)
         if interval := quantity.change_interval(found.low_ratio, found.high_ratio):
-            change += f"\n[dim]{interval}[/dim]"
-        verdict = str(found.verdict) + (f"\n[dim]{found.reason}[/dim]" if found.reason else "")
+            change += f"\n{interval}"
+        verdict = str(found.verdict) + (f"\n{found.reason}" if found.reason else "")
         if found.verdict is Verdict.NOT_ENOUGH_EVIDENCE and found.detectable_ratio is not None:
-            verdict += f"\n[dim]would show from {quantity.percent(found.detectable_ratio)}[/dim]"
-        table.add_row(
-            BY_NAME[name].label,
-            _side(name, found.mean_baseline, found.n_baseline, estimate=report.estimate),
-            _side(name, found.mean_candidate, found.n_candidate, estimate=report.estimate),
-            change,
-            _p(found.p_adjusted),
-            verdict,
-        )
-    return table
+            verdict += f"\nwould show from {quantity.percent(found.detectable_ratio)}"
+        baseline = _side(name, found.mean_baseline, found.n_baseline, estimate=report.estimate)
+        candidate = _side(name, found.mean_candidate, found.n_candidate, estimate=report.estimate)
+        rows.append((BY_NAME[name].label, baseline, candidate, change, _p(found.p_adjusted), verdict))
+    titles = ("Metric", "Baseline", "Candidate", "Change, 95 % interval", "p (BH)", "Verdict")
+    return Rows(titles, rows, right=titles[1:5])
 
 
 def _p(p: float | None) -> str:
@@ -154,7 +139,7 @@ def _p(p: float | None) -> str:
 
 
 def _side(name: str, mean: float | None, n: int, *, estimate: bool) -> str:
-    return f"{quantity.quantity(name, mean, estimate=estimate)}\n[dim]n = {n}[/dim]"
+    return f"{quantity.quantity(name, mean, estimate=estimate)}\nn = {n}"
 
 
 def _cell(experiment: ExperimentSummary, name: str, *, tag: bool) -> str:
@@ -165,4 +150,4 @@ def _cell(experiment: ExperimentSummary, name: str, *, tag: bool) -> str:
     estimate = BY_NAME[name].energy and experiment.energy_kind == "estimate"
     text = ("~ " if estimate else "") + quantity.number(found.all.mean * factor)
     text += f"\n{quantity.interval(found.all, factor)}"
-    return f"{text}\n[dim]{unit}[/dim]" + ("\n[dim]estimate[/dim]" if estimate and tag else "")
+    return f"{text}\n{unit}" + ("\nestimate" if estimate and tag else "")

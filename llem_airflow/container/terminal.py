@@ -6,15 +6,13 @@ import dataclasses
 import json
 import sys
 
-from rich.console import Console
-from rich.table import Table
-
 from llem_airflow.container.doctor import examine, worst
 from llem_airflow.container.engine import ENGINE_ERRORS, connect
 from llem_airflow.container.failures import classify
 from llem_airflow.container.reaper import find_leftovers, remove_leftovers
+from llem_airflow.terminal import Folding, console, show
 
-_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+_STYLES = {"ok": "", "warn": "yellow", "fail": "bold red"}
 
 
 def collect(older_than_s: float, installation: str | None, *, remove: bool, as_json: bool) -> int:
@@ -47,9 +45,9 @@ def diagnose(*, as_json: bool) -> int:
     if as_json:
         sys.stdout.write(json.dumps([dataclasses.asdict(check) for check in checks], indent=1) + "\n")
         return worst(checks)
-    table = Table(box=None, show_header=False, pad_edge=False)
     for check in checks:
-        text = check.text if not check.fix else f"{check.text}\n[dim]→ {check.fix}[/dim]"
-        table.add_row(f"[{_STYLES[check.status]}]{check.status}[/]", check.name, text)
-    Console(soft_wrap=False).print(table)
+        line = f"{check.status:<5}{check.name}: {check.text}"
+        show(console(), Folding(line, _STYLES[check.status], indent=5))
+        if check.fix:
+            show(console(), Folding(f"     → {check.fix}", "dim", indent=7))
     return worst(checks)

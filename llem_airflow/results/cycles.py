@@ -131,7 +131,7 @@ def read_events(folder: Folder) -> list[dict[str, Any]]:
     for line in folder.read(names.EVENTS).splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # the last line of a killed attempt is often half a line
         if isinstance(row, dict) and isinstance(row.get("t_mono_ns"), int):
             rows.append(row)
@@ -193,7 +193,7 @@ def _object(folder: Folder, name: str, *, optional: bool = False) -> dict[str, A
         if optional:
             return {}
         raise ResultReadError(f"{folder.url}/{name}: is missing") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ResultReadError(f"{folder.url}/{name}: not JSON: {_one_line(error)}") from error
     if not isinstance(data, dict):
         raise ResultReadError(f"{folder.url}/{name}: expected an object")

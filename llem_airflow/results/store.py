@@ -140,10 +140,11 @@ class StoredRun:
 
     def started_epoch_ns(self) -> int:
         """When it began: ``started_epoch_ns`` of run.json, else the first anchor of its cycles, else 0."""
-        stated = self.meta().get("started_epoch_ns")
-        if isinstance(stated, int):
-            return stated
         starts = []
+        with suppress(ResultReadError):  # a damaged run.json must not hide the other runs
+            stated = self.meta().get("started_epoch_ns")
+            if isinstance(stated, int):
+                return stated
         for ref in self.cycles():
             try:
                 starts += [anchor.epoch_ns for anchor in ref.result().anchors[:1]]
@@ -282,7 +283,7 @@ class StoredRun:
             return {}
         try:
             data = json.loads(self.folder.read(name))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ResultReadError(f"{self.url}/{name}: not JSON: {error}") from error
         return data if isinstance(data, dict) else {}
 

@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections import Counter
 
 from rich.console import Console, Group
-from rich.table import Table
 from rich.text import Text
 
 from llem_airflow.study.study import Experiment, Plan, Study
+from llem_airflow.terminal import Folding, Rows, show
 
 SHOWN_EXPERIMENTS = 40
 
 
 def print_plan(study: Study, *, order: bool, console: Console) -> None:
     """Print the funnel, what was left out and why, the experiments, and (on demand) the order of the runs."""
-    console.print(Text(study.name, style="bold"), _funnel(study.plan), _totals(study), sep="\n")
+    show(console, Folding(study.name, "bold"), _funnel(study.plan), _totals(study))
     for part in (_skipped(study.plan), _duplicates(study.plan), _experiments(study.plan)):
         if part is not None:
-            console.print(part)
+            show(console, part)
     if order:
-        console.print(_order(study.plan))
-    for notice in study.notices:
-        console.print(Text(f"note: {notice}", style="yellow"))
+        show(console, _order(study.plan))
+    show(console, *(Folding(f"note: {notice}", "yellow") for notice in study.notices))
 
 
 def _funnel(plan: Plan) -> Text:
@@ -60,40 +59,38 @@ def span(seconds: float) -> str:
 def _skipped(plan: Plan) -> Group | None:
     if not plan.skipped:
         return None
-    table = Table(title="Known not to work", title_justify="left")
-    table.add_column("rule", overflow="fold")
-    table.add_column("points", justify="right")
-    table.add_column("reason", overflow="fold")
     reasons = {skip.rule: skip.reason for skip in plan.skipped}
-    for rule, count in Counter(skip.rule for skip in plan.skipped).most_common():
-        table.add_row(rule, f"{count:,}", reasons[rule])
-    return Group(table)
+    counted = Counter(skip.rule for skip in plan.skipped).most_common()
+    rows = [(rule, f"{count:,}", reasons[rule]) for rule, count in counted]
+    return _titled("Known not to work", Rows(("rule", "points", "reason"), rows, right=("points",)))
 
 
-def _duplicates(plan: Plan) -> Table | None:
+def _duplicates(plan: Plan) -> Group | None:
     if not plan.duplicates:
         return None
-    table = Table(title="The same measurement", title_justify="left")
-    table.add_column("experiment", overflow="fold")
-    table.add_column("points", justify="right")
-    table.add_column("they differ only in", overflow="fold")
-    for group in plan.duplicates[:SHOWN_EXPERIMENTS]:
-        table.add_row(group.experiment_id, f"{len(group.members):,}", ", ".join(group.ignored) or "nothing")
-    return table
+    rows = [
+        (group.experiment_id, f"{len(group.members):,}", ", ".join(group.ignored) or "nothing")
+        for group in plan.duplicates[:SHOWN_EXPERIMENTS]
+    ]
+    titles = ("experiment", "points", "they differ only in")
+    return _titled("The same measurement", Rows(titles, rows, right=("points",)))
 
 
-def _experiments(plan: Plan) -> Table:
+def _experiments(plan: Plan) -> Group:
+    rows = [
+        (experiment.id, experiment.engine, experiment.model, _runner(experiment), _gpus(experiment))
+        for experiment in plan.experiments[:SHOWN_EXPERIMENTS]
+    ]
     more = len(plan.experiments) - SHOWN_EXPERIMENTS
-    table = Table(
-        title="Experiments", title_justify="left", caption=f"and {more:,} more" if more > 0 else None
+    left_out = [Text(f"and {more:,} more")] if more > 0 else []
+    return Group(
+        _titled("Experiments", Rows(("id", "engine", "model", "runner", "GPUs"), rows)),
+        *left_out,
     )
-    for name in ("id", "engine", "model", "runner", "GPUs"):
-        table.add_column(name, overflow="fold")
-    for experiment in plan.experiments[:SHOWN_EXPERIMENTS]:
-        table.add_row(
-            experiment.id, experiment.engine, experiment.model, _runner(experiment), _gpus(experiment)
-        )
-    return table
+
+
+def _titled(title: str, rows: Rows) -> Group:
+    return Group(Text(""), Text(title, style="italic"), rows)
 
 
 def _runner(experiment: Experiment) -> str:
@@ -105,13 +102,15 @@ def _gpus(experiment: Experiment) -> str:
     return "auto" if count is None else str(count)
 
 
-def _order(plan: Plan) -> Table:
-    table = Table(title="Order", title_justify="left")
-    table.add_column("run", justify="right")
-    table.add_column("pause before", justify="right")
-    table.add_column("experiment", overflow="fold")
-    table.add_column("cycle", justify="right")
-    for run in plan.runs:
-        pause = span(run.gap_before_s) if run.gap_before_s else ""
-        table.add_row(f"{run.position + 1:,}", pause, run.experiment_id, f"{run.cycle}")
-    return table
+def _order(plan: Plan) -> Group:
+    rows = [
+        (
+            f"{run.position + 1:,}",
+            span(run.gap_before_s) if run.gap_before_s else "",
+            run.experiment_id,
+            f"{run.cycle}",
+        )
+        for run in plan.runs
+    ]
+    titles = ("run", "pause before", "experiment", "cycle")
+    return _titled("Order", Rows(titles, rows, right=("run", "pause before", "cycle")))

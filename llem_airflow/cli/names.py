@@ -1,0 +1,49 @@
+"""Arguments that several verbs share, and how a shell completes them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+ROOT = click.option(
+    "--results-root",
+    envvar="LLEM_RESULTS_ROOT",
+    default="results",
+    show_default=True,
+    help="Folder or URL of the results.",
+)
+STUDY_FILE = click.argument("study_file", metavar="STUDY", type=click.Path(path_type=Path))
+"""The study's loader says what is wrong with a file that is not there, a folder, or one that cannot be read."""
+
+
+def complete_run(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """``latest``, studies and ``study/run`` under the results root."""
+    from llem_airflow.results import ResultsRoot
+
+    try:
+        root = ResultsRoot(_root(ctx))
+        studies = root.studies()
+        inside = incomplete.partition("/")[0]
+        found = ["latest", *studies]
+        if "/" in incomplete and inside in studies:
+            found = [f"{inside}/{run.folder.name}" for run in root.runs(inside)]
+    except Exception:  # noqa: BLE001  # a shell that completes has no place for a message
+        return []
+    return [CompletionItem(name) for name in found if name.startswith(incomplete)]
+
+
+def complete_study(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of the studies that have results."""
+    return [
+        item for item in complete_run(ctx, _, incomplete) if item.value != "latest" and "/" not in item.value
+    ]
+
+
+def _root(ctx: click.Context) -> str:
+    return ctx.params.get("results_root") or os.environ.get("LLEM_RESULTS_ROOT") or "results"
+
+
+RUN = click.argument("run", default="latest", shell_complete=complete_run)

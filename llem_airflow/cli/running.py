@@ -1,0 +1,71 @@
+"""Verbs that run a study: run, ui, backfill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llem_airflow.cli.names import STUDY_FILE
+
+
+@click.command("run")
+@STUDY_FILE
+@click.option("--runner", type=click.Choice(["process", "container"]), help="Instead of what the study says.")
+def run_once(study_file: Path, runner: str | None) -> int:
+    """Run a study once through an embedded Airflow: no server to set up.
+
+    Results go to LLEM_RESULTS_ROOT (default: ./results), Airflow's own things to AIRFLOW_HOME (./build/airflow).
+    Models are looked up in LLEM_MODELS_DIR (./build/models), then on the hub.
+    """
+    from llem_airflow.embedded import Home, run_and_show
+    from llem_airflow.study import load_study
+
+    return run_and_show(load_study(study_file), Home.here(), runner)
+
+
+@click.command("ui")
+@click.option(
+    "--dags",
+    "dags_folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path("dags"),
+    show_default=True,
+    help="Folder of DAG files.",
+)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), envvar="AIRFLOW__API__PORT", default=8080, show_default=True
+)
+def start_ui(dags_folder: Path, port: int) -> int:
+    """Start Airflow's scheduler and UI on this folder's DAGs and results."""
+    from llem_airflow.embedded import Home
+    from llem_airflow.embedded import start_ui as start
+
+    return start(Home.here(), dags_folder.resolve(), port)
+
+
+@click.command("backfill")
+@STUDY_FILE
+@click.option("--versions", help="Names of releases, with commas between; default: all of the study.")
+@click.option(
+    "--reprocess",
+    type=click.Choice(["none", "failed", "completed"]),
+    default="none",
+    show_default=True,
+    help="Which releases are measured again, in a new run beside the old one.",
+)
+@click.option("--unpause", is_flag=True, help="Unpause the DAG.")
+@click.option("--url", envvar="AIRFLOW_URL", default="http://localhost:8080", show_default=True)
+def backfill_releases(study_file: Path, url: str, versions: str | None, **options: Any) -> int:
+    """Measure a STUDY on model releases by Airflow's own backfill, one run at a time, and wait for the end.
+
+    The variable AIRFLOW_TOKEN, or AIRFLOW_USER and AIRFLOW_PASSWORD, say who asks.
+    """
+    from llem_airflow.study import load_study
+    from llem_airflow.timetables.terminal import backfill_and_show
+
+    return backfill_and_show(load_study(study_file), url, versions, **options)
+
+
+VERBS = (run_once, start_ui, backfill_releases)

@@ -1,0 +1,65 @@
+"""Verbs about study files: plan, validate, init, schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from llem_airflow.cli.names import STUDY_FILE
+
+
+@click.command("plan")
+@STUDY_FILE
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, in a stable format.")
+@click.option("--order", is_flag=True, help="Show every run in its order, with the pauses.")
+def show_plan(study_file: Path, *, as_json: bool, order: bool) -> None:
+    """Show what a STUDY would run: no GPU, no Docker and no Airflow is needed."""
+    from llem_airflow.study import load_study
+
+    study = load_study(study_file)
+    if as_json:
+        click.echo(json.dumps(study.plan.to_json(), indent=1, allow_nan=False))
+        return
+    from llem_airflow.study.terminal import print_plan
+    from llem_airflow.terminal import console
+
+    print_plan(study, order=order, console=console())
+
+
+@click.command("validate")
+@click.argument("study_files", metavar="STUDY...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the mistakes as JSON.")
+def validate_studies(study_files: tuple[Path, ...], *, as_json: bool) -> int:
+    """Check study files, every mistake with its line; exit code 2 when there is one. For pre-commit."""
+    from llem_airflow.study.check import check_files
+
+    return check_files(study_files, as_json=as_json)
+
+
+@click.command("init")
+@click.argument("study_file", metavar="[FILE]", default="study.yaml", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def write_starter(study_file: Path, *, force: bool) -> int:
+    """Write a commented study to start from."""
+    from llem_airflow.study.starter import write_starter_file
+
+    try:
+        write_starter_file(study_file, replace=force)
+    except FileExistsError:
+        click.echo(f"{study_file} is there already; name another file, or use --force", err=True)
+        return 2
+    click.echo(f"Wrote {study_file}. Next: llem-airflow plan {study_file}")
+    return 0
+
+
+@click.command("schema")
+def print_schema() -> None:
+    """Print the JSON Schema of study files, for editors."""
+    from llem_airflow.study.schema import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=1))
+
+
+VERBS = (show_plan, validate_studies, write_starter, print_schema)
