@@ -18,8 +18,12 @@ from rich.text import Text
 _PIPE_COLUMNS = 100_000
 _GAP = 2
 _NAME_COLUMNS = 30
-# After a separator inside a name, or after blanks; never inside a number such as -1.5 or 2e-05.
-_PIECE = re.compile(r".+?(?:(?<=[^\W_])(?:[-_/=:@,+|]+|\.(?=[A-Za-z_]))(?=\w)|\s+|$)", re.DOTALL)
+# After blanks, or a separator with a word on each side: never in a number, a date, 2/2 or token/s.
+_SEPARATOR = r"(?:[-_/=:@,+|#]+|\.)"
+_PIECE = re.compile(
+    rf".+?(?:(?<=[^\W_][^\W\d_]){_SEPARATOR}(?=[^\W_]{{2}})|(?<=[^\W_]{{2}}){_SEPARATOR}(?=[^\W\d_][^\W_])|\s+|$)",
+    re.DOTALL,
+)
 
 
 def console(*, stderr: bool = False) -> Console:
