@@ -91,9 +91,9 @@ def report_html(data: ReportData) -> str:
         ],
         doubts=grouped_doubts(summary),
         statistics=[(e, label, _statistics(e)) for e, label in zip(experiments, labels, strict=True)],
-        forest=plots.forest(experiments, "energy_per_output_token_j", labels)
-        or plots.forest(experiments, "output_tokens_per_s", labels),
-        trade_off=plots.trade_off(experiments, best, FRONTS),
+        forest=plots.forest(experiments, "energy_per_output_token_j", labels, data.cycles)
+        or plots.forest(experiments, "output_tokens_per_s", labels, data.cycles),
+        trade_off=plots.trade_off(experiments, best, FRONTS, labels),
         latency=plots.latencies(experiments, labels),
         power=_power(summary, data.curves, labels),
         curves_left_out=sum(row.has_result for row in data.cycles) - len(data.curves),

@@ -8,7 +8,7 @@ from typing import Any
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.pareto import pareto
 from llem_airflow.analysis.report_cells import columns, derived_cell, metric_cell
-from llem_airflow.analysis.summary import ExperimentSummary
+from llem_airflow.analysis.summary import ExperimentSummary, MetricSummary
 
 METRICS = ("output_tokens_per_j", "energy_per_request_j", "energy_delay_product_j_s")
 FRONTS = {"throughput": "output_tokens_per_s", "latency": "e2el_mean_s"}
@@ -16,7 +16,10 @@ FRONTS = {"throughput": "output_tokens_per_s", "latency": "e2el_mean_s"}
 
 
 def fronts(experiments: Sequence[ExperimentSummary]) -> dict[str, set[str]]:
-    """By what it is weighed against, the experiments that no other one beats in that and in energy together."""
+    """By what it is weighed against, the experiments that no other one beats in that and in energy together.
+
+    Only what the 95 % intervals of both show: where they overlap in both directions, which one is better is not known.
+    """
     return {name: _front(experiments, metric) for name, metric in FRONTS.items()}
 
 
@@ -46,8 +49,13 @@ def efficiency_section(
 
 def _front(experiments: Sequence[ExperimentSummary], metric: str) -> set[str]:
     points = {
-        e.id: (energy.all.mean, other.all.mean)
+        e.id: (_ends(energy), _ends(other))
         for e in experiments
         if (energy := e.metric("energy_per_output_token_j")) and (other := e.metric(metric))
     }
     return pareto(points, ("lower", BY_NAME[metric].better)) if len(points) > 1 else set()
+
+
+def _ends(metric: MetricSummary) -> tuple[float, float] | None:
+    interval = metric.all.interval
+    return (interval.low, interval.high) if interval else None

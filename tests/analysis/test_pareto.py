@@ -10,3 +10,12 @@ def test_only_points_that_nothing_beats_remain() -> None:
 
 def test_equal_points_do_not_beat_each_other() -> None:
     assert pareto({"a": (1.0, 1.0), "b": (1.0, 1.0)}, ("lower", "higher")) == {"a", "b"}
+
+
+def test_a_point_is_told_only_where_its_interval_separates_from_every_other() -> None:
+    points = {"sure": ((1.0, 1.1), (10.0, 11.0)), "fast": ((2.0, 2.1), (20.0, 21.0))}
+    assert pareto(points, ("lower", "higher")) == {"sure", "fast"}
+    overlapping = points | {"vague": ((0.5, 8.5), (9.0, 30.0))}
+    assert pareto(overlapping, ("lower", "higher")) == set()
+    assert pareto(points | {"unknown": (None, 5.0)}, ("lower", "higher")) == {"sure", "fast"}
+    assert pareto(points | {"unknown": (None, None)}, ("lower", "higher")) == set()

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+
 import numpy as np
 import pytest
 
 from llem_airflow.analysis.curves import Curve
-from llem_airflow.analysis.plots import _apart
+from llem_airflow.analysis.cycle import Cycle
+from llem_airflow.analysis.plots import forest, trade_off
 from llem_airflow.analysis.power_plots import power_overlay, power_panels
 from llem_airflow.analysis.quantity import change_interval, factor_text, number, percent, signed
+from llem_airflow.analysis.report_efficiency import fronts
+from llem_airflow.analysis.statistics import describe
+from llem_airflow.analysis.summary import ExperimentSummary, MetricSummary
 
 SECONDS = np.arange(0.0, 60.0)
 
@@ -35,9 +42,96 @@ def test_cycles_without_a_series_give_no_picture() -> None:
     assert power_panels("bs8", []) is None
 
 
-def test_numbers_that_would_cover_each_other_are_left_to_the_table() -> None:
-    points = [(1, 10.0, 5.0, True), (2, 10.05, 5.1, True), (3, 10.0, 9.0, True), (4, 20.0, 5.0, True)]
-    assert [place for place, _, _ in _apart(points)] == [1, 3, 4]
+ENERGY, SPEED, LATENCY = "energy_per_output_token_j", "output_tokens_per_s", "e2el_mean_s"
+
+
+def _measured(name: str, energy: list[float], speed: list[float]) -> tuple[ExperimentSummary, list[Cycle]]:
+    """An experiment with these values of its cycles, and the cycles."""
+    latency = [1000 / value for value in speed]
+    metrics = []
+    for metric, values in ((ENERGY, energy), (SPEED, speed), (LATENCY, latency)):
+        found = describe(values)
+        assert found is not None
+        metrics.append(MetricSummary(metric, found))
+    rows = [
+        Cycle(name, k, "valid", measures={ENERGY: e, SPEED: s, LATENCY: t})
+        for k, (e, s, t) in enumerate(zip(energy, speed, latency, strict=True), start=1)
+    ]
+    n = len(energy)
+    return ExperimentSummary(
+        id=name,
+        slug=name,
+        hash=name,
+        engine="vllm",
+        engine_version="1",
+        model="m",
+        factors={},
+        planned=n,
+        valid=n,
+        statuses={"valid": n},
+        energy_kind="measured",
+        energy_source="counter",
+        energy_boundary="board",
+        active_over=None,
+        metrics=tuple(metrics),
+        doubts=(),
+    ), rows
+
+
+def test_every_cycle_is_a_dot_and_two_cycles_have_no_bar_but_a_word() -> None:
+    two, its_cycles = _measured("bs1", [5.0, 6.9], [10.0, 11.0])
+    three, cycles = _measured("bs8", [2.0, 2.1, 2.2], [20.0, 21.0, 20.0])
+    picture = forest([two, three], ENERGY, ["bs1", "bs8"], [*its_cycles, *cycles])
+    assert picture is not None
+    assert "bs1  (n = 2, no interval)" in picture
+    assert "bs8  (n = 3)" in picture
+    # Dots are drawn in the muted colour, one mark each; the one bar is that of three cycles.
+    marks = Counter(re.findall(r'<use href="([^"]*)"[^>]*fill: var\(--muted\)', picture))
+    assert 5 in marks.values()
+    bars = picture.split("LineCollection")[1].split("</g>")[0]
+    assert bars.count("<path") == 1
+
+
+@pytest.mark.parametrize("values", [[5.0, 69.0, 160.0], [0.0, 1.0, 5.0], [2.0, 2.0, 2.0]])
+def test_no_axis_of_a_quantity_that_cannot_be_negative_goes_below_zero(values: list[float]) -> None:
+    drawn = [_measured("bs1", values, [10.0, 11.0, 90.0]), _measured("bs8", values, [20.0, 21.0, 20.0])]
+    experiments, cycles = [e for e, _ in drawn], [row for _, rows in drawn for row in rows]
+    pictures = (
+        forest(experiments, ENERGY, ["bs1", "bs8"], cycles),
+        trade_off(experiments, {"speed": set()}, {"speed": SPEED}, ["bs1", "bs8"]),
+    )
+    for picture in pictures:
+        assert picture is not None
+        ticks = re.findall(r">([\d.,]+|\N{MINUS SIGN}[\d.,]+)</text>", picture)
+        assert ticks
+        assert not [tick for tick in ticks if tick.startswith("\N{MINUS SIGN}")]
+
+
+def test_every_point_of_energy_against_speed_has_its_name() -> None:
+    drawn = [_measured(f"batch_size {k}", [5.0, 5.1, 5.0], [10.0, 10.0, 10.1])[0] for k in range(1, 13)]
+    labels = [e.id for e in drawn]
+    picture = trade_off(drawn, {"a": set(), "b": set()}, {"a": SPEED, "b": LATENCY}, labels)
+    assert picture is not None
+    heights = []
+    for label in labels:
+        found = re.findall(
+            rf'translate\([\d.]+ ([\d.]+)\)[^>]*>{label}</text>|y="([\d.]+)"[^>]*>{label}</text>', picture
+        )
+        assert len(found) == 2, f"{label}: once in each panel"
+        heights.append(float(found[0][0] or found[0][1]))
+    apart = np.diff(sorted(heights))
+    assert apart.min() > 8, "names of points that lie on each other do not cover each other"
+
+
+def test_unbeaten_is_told_only_where_intervals_separate() -> None:
+    frugal, _ = _measured("frugal", [1.0, 1.01, 0.99], [10.0, 10.1, 9.9])
+    fast, _ = _measured("fast", [2.0, 2.01, 1.99], [20.0, 20.1, 19.9])
+    worse, _ = _measured("worse", [3.0, 3.01, 2.99], [15.0, 15.1, 14.9])
+    assert fronts([frugal, fast, worse])["throughput"] == {"frugal", "fast"}
+    vague, _ = _measured("vague", [0.2, 2.9, 5.7], [5.0, 20.0, 40.0])
+    assert fronts([vague, fast])["throughput"] == set()
+    single, _ = _measured("single", [9.0], [1.0])
+    assert fronts([frugal, fast, single])["throughput"] == set()
 
 
 def test_a_label_names_engine_and_model_by_value_and_leaves_out_what_is_not_there() -> None:
