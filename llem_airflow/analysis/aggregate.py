@@ -20,6 +20,7 @@ from llem_airflow.analysis.report import ReportData, report_html
 from llem_airflow.analysis.since import since_previous
 from llem_airflow.analysis.summary import Summary, summarise
 from llem_airflow.analysis.tables import cycles_table, experiments_table
+from llem_airflow.protocol.records import BOARD_STATE
 from llem_airflow.results import CycleRef, FailureRef, StoredRun, names
 from llem_airflow.results.folder import json_lines_bytes
 
@@ -153,20 +154,12 @@ def _why_no_power(reading: Reading) -> str:
 def _stable(environment: Mapping[str, Any]) -> str:
     """The environment without what changes from attempt to attempt, as JSON, to tell distinct ones apart."""
     kept = {name: value for name, value in environment.items() if name not in _VOLATILE}
-    gpu_keys = (
-        "uuid",
-        "name",
-        "driver_version",
-        "power_limit_w",
-        "power_limit_mw",
-        "ecc",
-        "mig",
-        "persistence",
-    )
     for key in ("gpus", "gpus_after"):
         if isinstance(kept.get(key), list):
             kept[key] = [
-                {k: gpu[k] for k in gpu_keys if k in gpu} for gpu in kept[key] if isinstance(gpu, dict)
+                {k: v for k, v in gpu.items() if k not in BOARD_STATE}
+                for gpu in kept[key]
+                if isinstance(gpu, dict)
             ]
     if isinstance(kept.get("cpu"), dict):
         kept["cpu"] = {name: value for name, value in kept["cpu"].items() if name != "load_average_1min"}

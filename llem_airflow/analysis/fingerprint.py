@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llem_airflow.protocol.records import BOARD_CONDITIONS
 from llem_airflow.protocol.result import CycleResult
 from llem_airflow.protocol.spec import ExperimentSpec
 
@@ -38,7 +39,11 @@ def fingerprint(
         "engine": result.engine,
         "engine_version": result.engine_version,
         "image_digest": record.get("image_digest"),
-        "gpus": [_gpu(gpu) for gpu in gpus if isinstance(gpu, Mapping)] if isinstance(gpus, list) else [],
+        "gpus": [
+            {name: gpu[name] for name in BOARD_CONDITIONS if name in gpu}
+            for gpu in (gpus if isinstance(gpus, list) else ())
+            if isinstance(gpu, Mapping)
+        ],
         "driver": environment.get("driver"),
         "cpu": cpu.get("model") if isinstance(cpu, Mapping) else None,
         "cpu_limit": _member(environment.get("cgroup"), "cpus"),
@@ -47,7 +52,7 @@ def fingerprint(
         "energy_kind": result.meter.energy_kind,
         "prompts_sha256": config.prompts.sha256,
         "n_prompts": config.prompts.n_prompts,
-        "measured_by": result.bundle_version,
+        "measured_by": _measured_by(result),
         "energy_semantics": semantics_version,
     }
 
@@ -58,18 +63,10 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
     return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
 
 
-def _gpu(gpu: Mapping[str, Any]) -> dict[str, Any]:
-    wanted = (
-        "uuid",
-        "name",
-        "power_limit_w",
-        "enforced_power_limit_w",
-        "power_limit_mw",
-        "ecc_mode",
-        "mig_mode",
-        "persistence_mode",
-    )
-    return {name: gpu[name] for name in wanted if name in gpu}
+def _measured_by(result: CycleResult) -> str:
+    """The version, and the hash of the code: an edited checkout of one version measures differently."""
+    code = result.bundle_sha256
+    return result.bundle_version if code is None else f"{result.bundle_version} ({code[:12]})"
 
 
 def _member(value: Any, name: str) -> Any:

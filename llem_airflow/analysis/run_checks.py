@@ -48,7 +48,8 @@ def _warmup_not_converged(seen: Seen) -> str | None:
     warmup = seen.result.warmup
     if not warmup.outcome.startswith("cap_"):
         return None
-    return f"The warm-up ended without being steady after {warmup.iterations} iterations: {warmup.reason}"
+    spread = "" if warmup.cv is None else f" (CV of the last ones {warmup.cv:.1%})"
+    return f"The warm-up ended without being steady after {warmup.iterations} iterations{spread}: {warmup.reason}"
 
 
 def _warmup_not_checked(seen: Seen) -> str | None:

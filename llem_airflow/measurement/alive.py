@@ -47,6 +47,11 @@ def moved_on(before: Work, now: Work) -> bool:
     return now.cpu_s - before.cpu_s >= _LEAST_CPU_S or now.io_bytes - before.io_bytes >= _LEAST_IO_BYTES
 
 
+def look_every_s(silence_s: float | None) -> float:
+    """How often to look, so that a sign comes well before the limit of silence ends the attempt, in seconds."""
+    return EVERY_S if silence_s is None else min(EVERY_S, silence_s / 3)
+
+
 @contextmanager
 def sign_of_life(say: Callable[[str], None], begin_ns: int, every_s: float = EVERY_S) -> Iterator[None]:
     """While the body runs, say now and then that work is done; say nothing when none is.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import llem_airflow
-from llem_airflow.measurement.alive import sign_of_life
+from llem_airflow.measurement.alive import look_every_s, sign_of_life
 from llem_airflow.measurement.baseline import CONTEXT_S, Baselines, baseline_rules
+from llem_airflow.measurement.bundle import bundle_sha256
 from llem_airflow.measurement.clock import anchor, seconds_since
 from llem_airflow.measurement.engines.contract import Engine, EngineFacts, Prompt
 from llem_airflow.measurement.engines.registry import open_engine
@@ -105,7 +107,7 @@ class Attempt:
         with self._log.phase("load"):
             self._log.say(f"loading {self._spec.model.path or self._spec.model.name}")
             begin_ns = time.monotonic_ns()
-            with sign_of_life(self._log.say, begin_ns):
+            with self._sign_of_life(begin_ns):
                 engine.load(self._spec)
                 engine.sync()
         facts = engine.describe()
@@ -165,8 +167,11 @@ class Attempt:
         if index > 0:
             return self._iteration(engine, "warmup", index, batch)
         # The first one compiles kernels, silently and for minutes.
-        with sign_of_life(self._log.say, time.monotonic_ns()):
+        with self._sign_of_life(time.monotonic_ns()):
             return self._iteration(engine, "warmup", index, batch)
+
+    def _sign_of_life(self, begin_ns: int) -> AbstractContextManager[None]:
+        return sign_of_life(self._log.say, begin_ns, look_every_s(self._spec.limits.silence_s))
 
     def _say_warmup(self, index: int, totals: BatchTotals, verdict: Verdict, rules: WarmupRules) -> None:
         rate = totals.output_tokens / totals.duration_s
@@ -284,4 +289,5 @@ class Attempt:
             model=facts.model,
             memory=memory,
             bundle_version=llem_airflow.__version__,
+            bundle_sha256=bundle_sha256(),
         )

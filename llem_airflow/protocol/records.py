@@ -65,3 +65,18 @@ REQUEST_FIELDS = (
 step; an empty answer has no times and null as its first and last; ``output_token_ids`` are
 kept so that two versions can be compared by what they answered.
 """
+
+BOARD_CONDITIONS = (
+    "uuid",
+    "name",
+    "driver_version",
+    "power_limit_w",
+    "enforced_power_limit_w",
+    "ecc_mode",
+    "mig_mode",
+    "persistence_mode",
+)
+"""What a board says in environment.json that has to be equal for a comparison."""
+
+BOARD_STATE = ("performance_state", "memory_used_bytes", "temperature_c", "processes")
+"""What a board says there that is of the moment."""

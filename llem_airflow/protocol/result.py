@@ -129,6 +129,7 @@ class CycleResult:
         model: Facts about the loaded model: n_parameters, dtype, resolved path or revision.
         memory: peak_rss_bytes, gpu_peak_bytes (null where unknown).
         bundle_version: Version of llem-airflow that made it.
+        bundle_sha256: Hash of the measuring code, so that edited code of one version is told apart; None when unknown.
     """
 
     schema_version: int
@@ -143,6 +144,7 @@ class CycleResult:
     model: dict[str, Any]
     memory: dict[str, Any]
     bundle_version: str
+    bundle_sha256: str | None = None
 
     def dumps(self) -> str:
         """The result as JSON text."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import llem_airflow
 from llem_airflow.container.bundle import build_bundle
 
 
@@ -65,3 +66,29 @@ def test_an_engine_package_without_a_list_of_its_files_is_told(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"bare-engine brings an engine but has no list of its files"):
         build_bundle(tmp_path / "cache")
+
+
+def test_the_bundle_names_the_code_that_runs_from_it(tmp_path: Path) -> None:
+    """The same for the same code, however it was packed; another one for edited code; none outside a bundle."""
+    ask = "from llem_airflow.measurement.bundle import bundle_sha256; print(bundle_sha256())"
+
+    def said(path: Path) -> str:
+        told = {"PYTHONPATH": str(path), "PATH": os.environ["PATH"]}
+        done = subprocess.run(
+            [sys.executable, "-c", ask], env=told, cwd=tmp_path, capture_output=True, check=True
+        )
+        return done.stdout.decode().strip()
+
+    bundle = build_bundle(tmp_path / "cache")
+    stored, edited = tmp_path / "stored.pyz", tmp_path / "edited.pyz"
+    with (
+        zipfile.ZipFile(bundle) as source,
+        zipfile.ZipFile(stored, "w") as plain,
+        zipfile.ZipFile(edited, "w") as other,
+    ):
+        for name in source.namelist():
+            plain.writestr(name, source.read(name))
+            other.writestr(name, source.read(name) + (b"\n" if name.endswith("attempt.py") else b""))
+    assert len(said(bundle)) == 64
+    assert said(stored) == said(bundle) != said(edited)
+    assert said(Path(llem_airflow.__file__).parents[1]) == "None"
