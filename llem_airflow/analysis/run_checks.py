@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from llem_airflow.analysis.flag import Check, Seen
 from llem_airflow.analysis.steadiness import iteration_bias_ratio, power_drift_ratio
+
+_FOREIGN_CPUS = 0.5
+_FOREIGN_CPU_RATIO = 0.1
+"""What another container may use on average before it is told: it takes both."""
 
 
 def _stand_in(seen: Seen) -> str | None:
@@ -41,7 +48,38 @@ def _foreign_process(seen: Seen) -> str | None:
 
 def _neighbours(seen: Seen) -> str | None:
     names = [str(name) for name in seen.host.get("neighbours") or ()]
+    if "foreign_containers" not in seen.host:  # an older record names every container, a database's too
+        names = [name for name in names if name.startswith("llem-")]
     return f"Other experiments ran on this host at the same time: {', '.join(names)}." if names else None
+
+
+def _foreign_container(seen: Seen) -> str | None:
+    told = [
+        f"container {one.get('name')} ({one.get('image')}) {did}"
+        for one in seen.host.get("foreign_containers") or ()
+        if (did := _took(one, seen.host.get("cpus")))
+    ]
+    return f"Beside it on this host: {'; '.join(told)}." if told else None
+
+
+def _took(one: Mapping[str, Any], host_cpus: Any) -> str:
+    """What a foreign container took that can change the numbers; empty for nothing."""
+    gpus, cpus = one.get("gpus") or (), one.get("cpus")
+    did = [f"holds the same GPU {', '.join(map(str, gpus))}"] if gpus else []
+    if cpus is not None and cpus >= max(_FOREIGN_CPUS, _FOREIGN_CPU_RATIO * (host_cpus or 0)):
+        of = f" of the host's {host_cpus}" if host_cpus else ""
+        did.append(f"used {cpus:.1f}{of} CPUs")
+    return " and ".join(did)
+
+
+def _neighbours_unknown(seen: Seen) -> str | None:
+    why = seen.host.get("neighbours_unknown")
+    return f"What else ran on this host could not be seen in full: {why}" if why else None
+
+
+def _on_cpu(seen: Seen) -> str | None:
+    why = seen.host.get("on_cpu")
+    return f"It ran on the CPU of a host that has GPUs: {why}." if why else None
 
 
 def _warmup_not_converged(seen: Seen) -> str | None:
@@ -137,6 +175,27 @@ CHECKS = (
         _neighbours,
         "Run one at a time (pool or max_active_cycles 1) where CPU, memory or cooling are shared.",
         "any container of another attempt",
+    ),
+    Check(
+        "foreign_container",
+        "warning",
+        _foreign_container,
+        "Repeat it when that container is gone, or bind it to CPUs and GPUs of its own.",
+        f"the same GPU, or on average {_FOREIGN_CPUS:g} CPUs and {_FOREIGN_CPU_RATIO:.0%} of the host's",
+    ),
+    Check(
+        "neighbours_unknown",
+        "info",
+        _neighbours_unknown,
+        "Let the engine (or the proxy before it) answer the calls that the box's page lists.",
+        "a look that failed is not an empty host",
+    ),
+    Check(
+        "on_cpu",
+        "warning",
+        _on_cpu,
+        "Say `gpus: {count: 1}` where it must fail instead, or `gpus: {count: 0}` where the CPU is meant.",
+        "the kernel's driver or the engine names GPUs",
     ),
     Check("warmup_not_converged", "warning", _warmup_not_converged, "Raise the warm-up's caps.", _STEADY),
     Check("warmup_not_checked", "info", _warmup_not_checked, "Turn convergence detection on.", _STEADY),

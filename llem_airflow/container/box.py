@@ -14,13 +14,13 @@ from docker.errors import DockerException, NotFound
 
 from llem_airflow.container.attempt import Attempt
 from llem_airflow.container.bundle import build_bundle
+from llem_airflow.container.claim import LABEL_ON_CPU
 from llem_airflow.container.collected import CONTAINER_LOG, INSPECT, Collected, read_result
 from llem_airflow.container.engine import (
     ENGINE_ERRORS,
     containers_of,
     exchange_of,
     host_facts,
-    neighbours,
     patiently,
     remove_container,
     remove_volume,
@@ -29,9 +29,11 @@ from llem_airflow.container.engine import (
 )
 from llem_airflow.container.exchange import CollectError, collect
 from llem_airflow.container.failures import AttemptFailedError, classify, failure, told_without_secrets
+from llem_airflow.container.gpus import inventory
 from llem_airflow.container.host_sampler import HostSampler
 from llem_airflow.container.images import digest
 from llem_airflow.container.logs import LogSink
+from llem_airflow.container.neighbours import Neighbours
 from llem_airflow.container.outcome import failed, with_error_file
 from llem_airflow.container.settings import BoxSettings
 from llem_airflow.container.start import Box, adopt, start
@@ -162,7 +164,7 @@ def _host_sampler(
 
 
 def _see_through(run: _Run, box: Box, facts: _Background) -> Collected:
-    beside = neighbours(run.api, box.id)
+    beside = Neighbours(run.api, box.id, box.gpus, lambda: inventory(run.api, run.settings.image))
     inspection, fired = _watch(run, box)
     if inspection["Name"].lstrip("/") != run.attempt.container_name:
         raise AttemptFailedError(
@@ -170,6 +172,8 @@ def _see_through(run: _Run, box: Box, facts: _Background) -> Collected:
             f"a later try has taken over the container as {inspection['Name'].lstrip('/')}",
             folder=run.folder,
         )
+    others = beside.facts()
+    on_cpu = (inspection["Config"].get("Labels") or {}).get(LABEL_ON_CPU)
     _bring_out(run, box, inspection)
     exit_code = int(inspection["State"]["ExitCode"])
     try:
@@ -188,7 +192,7 @@ def _see_through(run: _Run, box: Box, facts: _Background) -> Collected:
         image=inspection["Config"]["Image"],
         image_digest=image_digest,
         log=run.sink.path,
-        host={**facts.result(), "neighbours": beside},
+        host={**facts.result(), **others, **({"on_cpu": on_cpu} if on_cpu else {})},
         gpus=box.gpus,
     )
 

@@ -10,7 +10,14 @@ import docker
 from llem_airflow.container.attempt import LABEL_GPUS, Attempt
 from llem_airflow.container.engine import remove_container
 from llem_airflow.container.failures import AttemptFailedError, GPUUnavailableError, failure
-from llem_airflow.container.gpus import Gpu, GpuRequestError, Inventory, candidates, inventory
+from llem_airflow.container.gpus import (
+    Gpu,
+    GpuLookError,
+    GpuRequestError,
+    Inventory,
+    candidates,
+    inventory,
+)
 from llem_airflow.container.leases import (
     LABEL_EXCLUSIVE,
     LABEL_TICKET,
@@ -24,7 +31,17 @@ from llem_airflow.container.logs import LogSink
 from llem_airflow.container.settings import BoxSettings
 from llem_airflow.container.tickets import Ticket, engine_now_epoch_s, new_ticket
 
+LABEL_ON_CPU = "llem.on_cpu"
+"""Why an experiment runs on the CPU of a host that has GPUs."""
+
+LOOK_HINT = (
+    "`llem-airflow doctor` and `nvidia-smi` on the engine's host say more; to measure on the CPU, say "
+    "`gpus: {count: 0}` in the study"
+)
 _NO_SUCH_GPU = "correct `gpus` in the study; `llem-airflow doctor` lists what there is"
+_METER_NEEDS_GPU = (
+    "give the experiment a GPU (`gpus: {count: 1}`) on a host whose engine has some, or take another `meter`"
+)
 _LOOK_EVERY_S = 1.0
 _SAY_EVERY_S = 15.0
 _SETTLE_EVERY_S = 0.2
@@ -40,6 +57,10 @@ class Claim:
         settings: What it asks for.
         sink: Where lines for people go.
         fetch_image: Makes the image present, as the driver may have to be asked from a container of it.
+        meter: What reads the power: ``nvml`` needs a GPU.
+
+    Raises:
+        AttemptFailedError: The host cannot meet the request, or it cannot be known what it has (retryable).
     """
 
     def __init__(
@@ -49,13 +70,22 @@ class Claim:
         settings: BoxSettings,
         sink: LogSink,
         fetch_image: Callable[[], None],
+        *,
+        meter: str = "auto",
     ) -> None:
         self._api = api
         self._settings = settings
         self._sink = sink
-        self._known = _inventory(api, attempt, settings, fetch_image)
+        try:
+            self._known = _inventory(api, attempt, settings, fetch_image)
+        except GpuLookError as error:
+            found = failure("gpu_access", retryable=True, hint=LOOK_HINT)
+            text = f"which GPUs the host has cannot be found out: {error}"
+            raise AttemptFailedError(found, text, folder=sink.path.parent, log_tail=sink.tail) from error
         number = settings.gpu_ticket or new_ticket(attempt)
-        self._ticket = Ticket(api, attempt, number, _demand(settings, self._known, sink))
+        demand = _demand(settings, self._known, sink)
+        self._on_cpu = "" if demand.count else _on_cpu(self._known, sink, meter)
+        self._ticket = Ticket(api, attempt, number, demand)
         self._begin_s = time.monotonic() - settings.gpu_waited_s
         self._said_s = -_SAY_EVERY_S
         self._lost = False
@@ -88,6 +118,8 @@ class Claim:
             lease[LABEL_GPUS] = ",".join(gpus)
         if self._ticket.demand.exclusive_host:
             lease[LABEL_EXCLUSIVE] = "host"
+        if self._on_cpu:
+            lease[LABEL_ON_CPU] = self._on_cpu
         return lease
 
     def settle(self, container: str, gpus: tuple[str, ...]) -> bool:
@@ -146,6 +178,22 @@ def _inventory(
         return Inventory()
     fetch_image()
     return inventory(api, settings.image, attempt.key)
+
+
+def _on_cpu(known: Inventory, sink: LogSink, meter: str) -> str:
+    """Say that the experiment runs on the CPU; returns why, where the host has GPUs all the same.
+
+    Raises:
+        AttemptFailedError: The meter reads GPUs only.
+    """
+    if meter == "nvml":
+        why = known.absent or "the study asks for none (`gpus: {count: 0}`)"
+        found = failure("gpu_access", hint=_METER_NEEDS_GPU)
+        text = f"meter `nvml` reads the power of GPUs, and the experiment gets none: {why}"
+        raise AttemptFailedError(found, text, folder=sink.path.parent)
+    if known.absent:
+        sink.line(f"It runs on the CPU: {known.absent}. `gpus: {{count: 1}}` makes that a failure")
+    return known.absent if known.hidden else ""
 
 
 def _demand(settings: BoxSettings, known: Inventory, sink: LogSink) -> Demand:

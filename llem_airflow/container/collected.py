@@ -26,7 +26,8 @@ class Collected:
         image: Name of the image; None for a process.
         image_digest: Repository digest of the image, else its id; None for a process.
         log: The log file.
-        host: Facts about the engine's host; ``neighbours`` are the names of the containers beside this one.
+        host: Facts about the engine's host; what else was on it (neighbours.py); ``on_cpu``, why a host that
+            has GPUs gave none.
         gpus: Device ids that it had.
     """
 

@@ -9,7 +9,14 @@ from functools import cache
 
 import docker
 
-from llem_airflow.container.gpus import has_nvidia, inventory, local_inventory
+from llem_airflow.container.gpus import (
+    GpuLookError,
+    engine_names_gpus,
+    inventory,
+    kernel_gpus,
+    local_inventory,
+    on_this_machine,
+)
 from llem_airflow.container.images import digest
 
 OLDEST_MAJOR = 12
@@ -25,16 +32,27 @@ def host_cuda_major(api: docker.APIClient, images: Iterable[str]) -> int | None:
     Args:
         api: The engine.
         images: Images with Python, to ask the driver from.
+
+    Raises:
+        GpuLookError: It cannot be known whether the host has GPUs.
+        docker.errors.DockerException: The engine refused.
+        requests.exceptions.RequestException: The engine went away.
     """
-    here = api.base_url.startswith("http+docker://")
-    if here and (found := local_inventory()) is not None:
-        return found.cuda_major
+    here = on_this_machine(api)
+    if here and (local := local_inventory()) is not None and local.gpus:
+        return local.cuda_major
     present = next((image for image in images if digest(api, image) is not None), None)
-    if present is not None and (found := inventory(api, present)).gpus:
+    found = None if present is None else inventory(api, present)
+    if found is not None and found.gpus:
         return found.cuda_major
-    if not has_nvidia(api):
-        return None
-    return (_nvcc_major() if here else None) or OLDEST_MAJOR
+    if engine_names_gpus(api) or (here and kernel_gpus()):
+        return (_nvcc_major() if here else None) or OLDEST_MAJOR
+    if found is None and not here:
+        raise GpuLookError(
+            f"whether the host of the engine at {api.base_url} has GPUs is not known, as it has no image to ask its "
+            "driver from: pull one there, or name one (`images:`, LLEM_IMAGE_<ENGINE>)"
+        )
+    return None
 
 
 @cache

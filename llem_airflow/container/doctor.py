@@ -17,7 +17,7 @@ from docker.errors import APIError
 from llem_airflow.container.cuda import host_cuda_major
 from llem_airflow.container.engine import ENGINE_ERRORS, connect
 from llem_airflow.container.failures import classify
-from llem_airflow.container.gpus import has_nvidia, inventory
+from llem_airflow.container.gpus import GpuLookError, engine_names_gpus, inventory
 from llem_airflow.container.images import default_image, default_images, digest
 from llem_airflow.container.reaper import find_leftovers
 
@@ -143,8 +143,12 @@ def _images(api: docker.APIClient, environ: Mapping[str, str]) -> list[Check]:
 
 def _image(api: docker.APIClient, engine: str, environ: Mapping[str, str]) -> str:
     """What an attempt with a GPU would take on this host, when neither study nor connection name one."""
-    named = environ.get(f"LLEM_IMAGE_{engine.upper()}")
-    return named or default_image(engine, host_cuda_major(api, _python_images(environ)))
+    if named := environ.get(f"LLEM_IMAGE_{engine.upper()}"):
+        return named
+    try:
+        return default_image(engine, host_cuda_major(api, _python_images(environ)))
+    except GpuLookError:  # the line about GPUs says so
+        return default_image(engine)
 
 
 def _how_to_get(name: str) -> str:
@@ -157,15 +161,20 @@ def _how_to_get(name: str) -> str:
 
 def _gpus(api: docker.APIClient, environ: Mapping[str, str]) -> Check:
     present = next((name for name in _python_images(environ) if digest(api, name) is not None), None)
-    if present is not None and (found := inventory(api, present)).gpus:
+    if present is None:
+        named = " has the NVIDIA runtime and" if engine_names_gpus(api) else ""
+        return Check(
+            "gpu", WARN, f"not known: the engine{named} has no image to ask the driver from", "build an image"
+        )
+    try:
+        found = inventory(api, present)
+    except GpuLookError as error:
+        return Check("gpu", FAIL, f"not known: {error}", "`nvidia-smi` on the engine's host says more")
+    if found.gpus:
         names = ", ".join(f"{gpu.index} {gpu.name}" for gpu in found.gpus)
         return Check("gpu", OK, f"driver {found.driver}, CUDA {found.cuda_major}: {names}")
-    if has_nvidia(api):
-        return Check(
-            "gpu", WARN, "the engine has the NVIDIA runtime, no image to try it with", "build an image"
-        )
     fix = "for a GPU: install the driver and the NVIDIA Container Toolkit; without one, power is an estimate"
-    return Check("gpu", WARN, "the engine gives no GPU", fix)
+    return Check("gpu", FAIL if found.hidden else WARN, found.absent, fix)
 
 
 def _python_images(environ: Mapping[str, str]) -> list[str]:

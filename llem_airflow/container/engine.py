@@ -146,13 +146,6 @@ def host_facts(api: docker.APIClient) -> dict[str, Any]:
     return facts
 
 
-def neighbours(api: docker.APIClient, own_id: str) -> list[str]:
-    """Names of the containers that run beside this one; none when the engine does not answer."""
-    with contextlib.suppress(*ENGINE_ERRORS):
-        return sorted(name_of(other) for other in api.containers() if other["Id"] != own_id)
-    return []
-
-
 def write_inspection(inspection: Mapping[str, Any], redactor: Redactor, path: Path) -> None:
     """Keep what the engine says of a container, without its secrets."""
     path.write_text(redactor.text(json.dumps(inspection, indent=1, sort_keys=True)), encoding="utf-8")

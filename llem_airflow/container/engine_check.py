@@ -58,7 +58,7 @@ def _bring(api: docker.APIClient, image: str) -> None:
 
 def _ask(api: docker.APIClient, engine: str, image: str) -> int:
     # An engine may look for its driver while it is imported: it gets one where there is one.
-    gpus = [DeviceRequest(count=-1, capabilities=[["gpu"]])] if has_nvidia(api) else None
+    gpus = [DeviceRequest(count=-1, capabilities=[["gpu"]])] if has_nvidia(api, image) else None
     identity: str = api.create_container(
         image,
         entrypoint=list(default_entrypoint(engine)),

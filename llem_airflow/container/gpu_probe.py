@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,14 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))  # pynvml.py lies beside it in the probe container
 
 import pynvml as nv
+
+_ABSENT = (
+    nv.NVML_ERROR_NOT_SUPPORTED,
+    nv.NVML_ERROR_NOT_FOUND,
+    nv.NVML_ERROR_INVALID_ARGUMENT,
+    nv.NVML_ERROR_NO_PERMISSION,
+    nv.NVML_ERROR_FUNCTION_NOT_FOUND,
+)
 
 
 def look() -> dict[str, Any]:
@@ -34,30 +43,34 @@ def look() -> dict[str, Any]:
 
 
 def _slices(gpu: Any, uuid: str, index: int) -> list[dict[str, Any]]:
-    try:
-        slots = nv.nvmlDeviceGetMaxMigDeviceCount(gpu)
-    except nv.NVMLError:
-        return []
     found = []
-    for slot in range(slots):
-        try:
-            part = nv.nvmlDeviceGetMigDeviceHandleByIndex(gpu, slot)
+    for slot in range(_unless_absent(nv.nvmlDeviceGetMaxMigDeviceCount, gpu) or 0):
+        part = _unless_absent(nv.nvmlDeviceGetMigDeviceHandleByIndex, gpu, slot)
+        if part is not None:  # an empty slot is
             found.append(_facts(part, _text(nv.nvmlDeviceGetUUID(part)), f"{index}:{slot}", uuid))
-        except nv.NVMLError:  # an empty slot
-            continue
     return found
 
 
 def _facts(gpu: Any, uuid: str, index: str, parent: str | None) -> dict[str, Any]:
+    memory = _unless_absent(nv.nvmlDeviceGetMemoryInfo, gpu)
+    return {
+        "id": uuid,
+        "index": index,
+        "name": _text(_unless_absent(nv.nvmlDeviceGetName, gpu) or ""),
+        "memory_bytes": None if memory is None else memory.total,
+        "parent": parent,
+        "minor": None if parent else _unless_absent(nv.nvmlDeviceGetMinorNumber, gpu),
+    }
+
+
+def _unless_absent(ask: Callable[..., Any], *arguments: Any) -> Any:
+    """The answer; None where this device or driver has none. Any other error means that the driver is in trouble."""
     try:
-        memory_bytes = nv.nvmlDeviceGetMemoryInfo(gpu).total
-    except nv.NVMLError:
-        memory_bytes = None
-    try:
-        name = _text(nv.nvmlDeviceGetName(gpu))
-    except nv.NVMLError:
-        name = ""
-    return {"id": uuid, "index": index, "name": name, "memory_bytes": memory_bytes, "parent": parent}
+        return ask(*arguments)
+    except nv.NVMLError as error:
+        if error.value in _ABSENT:
+            return None
+        raise
 
 
 def _text(value: Any) -> str:

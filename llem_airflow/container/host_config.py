@@ -9,6 +9,7 @@ import docker
 from docker.types import DeviceRequest, LogConfig, Mount
 
 from llem_airflow.container.attempt import Attempt
+from llem_airflow.container.gpus import NO_GPUS
 from llem_airflow.container.settings import BoxSettings
 from llem_airflow.protocol.files import (
     BUNDLE,
@@ -58,7 +59,15 @@ def create_arguments(
         "command": [f"{EXCHANGE_DIR}/{BUNDLE}"],
         "working_dir": "/tmp",  # noqa: S108  # the container's own tmpfs
         "user": settings.user,
-        "environment": {**_HOME, **settings.environment, **settings.private_environment, **protocol},
+        "environment": {
+            **_HOME,
+            **settings.environment,
+            **settings.private_environment,
+            **(
+                {} if gpus else NO_GPUS
+            ),  # whatever the study or the image says: what was not claimed is not seen
+            **protocol,
+        },
         "labels": {**settings.extra_labels, **attempt.labels, **(lease or {})},  # ours win over the host's
         "host_config": _host_config(api, attempt, settings, gpus),
     }

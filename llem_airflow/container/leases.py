@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import docker
@@ -18,7 +19,8 @@ from docker.errors import NotFound
 
 from llem_airflow.container.attempt import LABEL_GPUS, LABEL_KEY
 from llem_airflow.container.engine import LIVE_STATES, name_of
-from llem_airflow.container.gpus import LABEL_PROBE, Gpu, Inventory, requested
+from llem_airflow.container.given import requested
+from llem_airflow.container.gpus import LABEL_PROBE, Gpu, Inventory
 
 LABEL_TICKET = "llem.ticket"
 """When the claim began, as text that sorts by time; earlier claims go first."""
@@ -75,15 +77,21 @@ class Demand:
     quota: int | None = None
 
 
-_foreign: dict[str, tuple[str, ...]] = {}
-"""Container id -> what it was given. It is fixed when a container is made, so one inspection is enough."""
+_foreign: dict[str, Mapping[str, Any]] = {}
+"""Container id -> its inspection. How it asked for GPUs is fixed when it is made, so one inspection is enough."""
 
 
 def holders(api: docker.APIClient, known: Inventory) -> list[Holder]:
-    """Every container that holds GPUs or, being one of our experiments, a part of the host."""
+    """Every container that holds GPUs or, being one of our experiments, a part of the host.
+
+    Raises:
+        docker.errors.DockerException: The engine refused.
+        requests.exceptions.RequestException: It does not answer.
+    """
     listed = api.containers(all=True)
     _forget(container["Id"] for container in listed)
-    found = [_holder(api, container, known) for container in listed]
+    info = cache(api.info)
+    found = [_holder(api, container, known, info) for container in listed]
     return [holder for holder in found if holder is not None]
 
 
@@ -92,7 +100,9 @@ def _forget(present: Iterable[str]) -> None:
         _foreign.pop(gone, None)
 
 
-def _holder(api: docker.APIClient, listed: Mapping[str, Any], known: Inventory) -> Holder | None:
+def _holder(
+    api: docker.APIClient, listed: Mapping[str, Any], known: Inventory, info: Callable[[], Mapping[str, Any]]
+) -> Holder | None:
     labels = listed.get("Labels") or {}
     state = str(listed["State"])
     if LABEL_PROBE in labels:
@@ -108,19 +118,31 @@ def _holder(api: docker.APIClient, listed: Mapping[str, Any], known: Inventory) 
         )
     if state not in LIVE_STATES or OBSERVERS.search(str(listed.get("Image"))):
         return None
-    gpus = _given(api, listed["Id"], known)
-    return (
-        Holder(listed["Id"], name_of(listed), gpus, state, "", False, str(listed["Image"])) if gpus else None
-    )
+    gpus, privileged = given_to(api, listed["Id"], known, info)
+    what = f"{listed['Image']}{', privileged' * privileged}"
+    return Holder(listed["Id"], name_of(listed), gpus, state, "", False, what) if gpus else None
 
 
-def _given(api: docker.APIClient, container: str, known: Inventory) -> tuple[str, ...]:
+def given_to(
+    api: docker.APIClient, container: str, known: Inventory, info: Callable[[], Mapping[str, Any]]
+) -> tuple[tuple[str, ...], bool]:
+    """What a foreign container was given, and whether because it is privileged; nothing when it has gone.
+
+    Args:
+        api: The engine.
+        container: Its id.
+        known: The host's GPUs.
+        info: Describes the engine; asked only for a container that is not known yet.
+    """
     if container not in _foreign:
         try:
-            _foreign[container] = requested(api.inspect_container(container), known)
+            inspection = api.inspect_container(container)
         except NotFound:
-            return ()
-    return _foreign[container]
+            return (), False
+        _foreign[container] = {**inspection, "engine": info()}
+    inspection = _foreign[container]
+    given = requested(inspection, known, inspection["engine"])
+    return given, bool((inspection.get("HostConfig") or {}).get("Privileged"))
 
 
 def clashes(mine: Holder, other: Holder, known: Inventory) -> bool:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 import docker
 
-from llem_airflow.container.gpus import Gpu, Inventory
+from llem_airflow.container.gpus import Gpu, Inventory, on_this_machine
 from llem_airflow.container.leases import Holder
 
 IDLE_BYTES = 2 * 10**9
@@ -21,6 +20,10 @@ IDLE_BYTES = 2 * 10**9
 
 _WATCHERS = re.compile(r"nvidia-cuda-mps|nv-hostengine|dcgm|nvidia-smi|nvtop|nvitop")
 """Processes that are on every GPU and compute nothing of their own."""
+
+_NOT_SEEN_FROM_HERE = (2, 3, 4, 6, 9, 12, 13)
+"""NVML's errors for what this process, this driver or this kind of device does not show: invalid argument, not
+supported, no permission, not found, driver not loaded, no library, no such function. All others mean trouble."""
 
 _ON_THE_HOST = "on the host, in no container that holds this GPU"
 
@@ -33,42 +36,53 @@ def occupants(api: docker.APIClient, known: Inventory, held: Iterable[Holder]) -
         known: The host's GPUs.
         held: What containers hold. A process on their GPUs is taken for theirs.
     """
-    if not api.base_url.startswith("http+docker://"):
+    if not on_this_machine(api):
         return []
     taken = [gpu for holder in held for gpu in holder.gpus]
     split = {gpu.parent for gpu in known.gpus}
-    found: list[Holder] = []
+    free = [
+        gpu
+        for gpu in known.gpus
+        if gpu.id not in split and not any(known.overlap(gpu.id, other) for other in taken)
+    ]
     import pynvml  # noqa: PLC0415 - 8,000 lines, for those who wait for GPUs of this machine
 
-    with suppress(pynvml.NVMLError):
+    try:
         pynvml.nvmlInit()
-        try:
-            for gpu in known.gpus:
-                if gpu.id not in split and not any(known.overlap(gpu.id, other) for other in taken):
-                    found += _on(gpu)
-        finally:
-            pynvml.nvmlShutdown()
-    return found
+    except pynvml.NVMLError as error:
+        return [] if error.value in _NOT_SEEN_FROM_HERE else [_in_trouble(gpu, error) for gpu in free]
+    try:
+        return [holder for gpu in free for holder in _on(gpu)]
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def _on(gpu: Gpu) -> list[Holder]:
     import pynvml  # noqa: PLC0415
 
-    with suppress(pynvml.NVMLError):
+    try:
         handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.id)
         processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-        named = [(process, _name(process.pid)) for process in processes]
-        working = [
-            f"process {process.pid} ({name}, {(process.usedGpuMemory or 0) / 1e9:.1f} GB)"
-            for process, name in named
-            if not _WATCHERS.search(name)
-        ]
-        if working:
-            return [_holder(gpu, text) for text in working]
         used_bytes = int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
-        if used_bytes > IDLE_BYTES and not named:
-            return [_holder(gpu, f"{used_bytes / 1e9:.1f} GB in use by a process that cannot be seen")]
+    except pynvml.NVMLError as error:
+        return [] if error.value in _NOT_SEEN_FROM_HERE else [_in_trouble(gpu, error)]
+    named = [(process, _name(process.pid)) for process in processes]
+    working = [
+        f"process {process.pid} ({name}, {(process.usedGpuMemory or 0) / 1e9:.1f} GB)"
+        for process, name in named
+        if not _WATCHERS.search(name)
+    ]
+    if working:
+        return [_holder(gpu, text) for text in working]
+    if used_bytes > IDLE_BYTES and not named:
+        return [_holder(gpu, f"{used_bytes / 1e9:.1f} GB in use by a process that cannot be seen")]
     return []
+
+
+def _in_trouble(gpu: Gpu, error: Exception) -> Holder:
+    """What nobody can tell is not free."""
+    name = f"nobody knows whom, as the driver does not answer for it ({error})"
+    return Holder("", name, (gpu.id,), "running", "", exclusive_host=False, what="see `nvidia-smi`")
 
 
 def _holder(gpu: Gpu, name: str) -> Holder:

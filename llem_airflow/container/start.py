@@ -100,7 +100,14 @@ def start(
     """
     if settings.pull == "always":
         _pull(api, settings, sink)
-    claim = Claim(api, attempt, settings, sink, lambda: _pull_missing(api, settings, sink))
+    claim = Claim(
+        api,
+        attempt,
+        settings,
+        sink,
+        lambda: _pull_missing(api, settings, sink),
+        meter=spec.meter.kind,
+    )
     volume = api.create_volume(attempt.volume_name, labels=attempt.labels)
     direct = volume_folder(volume.get("Mountpoint"), attempt.volume_name) if settings.direct_volume else None
     identity = ""

@@ -16,7 +16,7 @@ import docker
 from docker.errors import APIError
 
 from llem_airflow.container.attempt import Attempt
-from llem_airflow.container.gpus import Inventory
+from llem_airflow.container.gpus import Inventory, on_this_machine
 from llem_airflow.container.leases import LABEL_EXCLUSIVE, LABEL_TICKET, Demand, Holder, choose, holders
 from llem_airflow.container.occupants import occupants
 
@@ -151,7 +151,7 @@ def engine_clock_offset_s(api: docker.APIClient) -> float:
 
 def engine_now_epoch_s(api: docker.APIClient) -> float:
     """The engine's time, in seconds since 1970; one on this machine has this machine's clock."""
-    offset_s = 0.0 if api.base_url.startswith("http+docker://") else engine_clock_offset_s(api)
+    offset_s = 0.0 if on_this_machine(api) else engine_clock_offset_s(api)
     return datetime.datetime.now(datetime.UTC).timestamp() + offset_s
 
 

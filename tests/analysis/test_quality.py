@@ -126,6 +126,58 @@ def test_neighbours() -> None:
     assert (flag.code, "llem-other" in flag.message) == ("neighbours", True)
 
 
+def test_an_older_record_s_database_and_airflow_were_no_experiments() -> None:
+    names = ["airflow-scheduler-1", "postgres", "traefik"]
+    assert of(good_rows(), host={"neighbours": names}) == ()
+    told = only(of(good_rows(), host={"neighbours": [*names, "llem-1-try1"]})).message
+    assert told == "Other experiments ran on this host at the same time: llem-1-try1."
+
+
+def foreign(cpus: float | None, gpus: tuple[str, ...] = (), name: str = "db") -> dict[str, Any]:
+    return {"name": name, "image": "postgres:16", "gpus": list(gpus), "cpus": cpus}
+
+
+@pytest.mark.parametrize(
+    ("one", "host_cpus", "told"),
+    [
+        (foreign(3.14), 8, "container db (postgres:16) used 3.1 of the host's 8 CPUs."),
+        (foreign(0.6), 2, "container db (postgres:16) used 0.6 of the host's 2 CPUs."),
+        (foreign(0.6), 64, None),  # less than a tenth of the host
+        (foreign(0.4), 2, None),  # less than half a CPU
+        (foreign(None), 2, None),
+        (foreign(0.0, ("GPU-a",)), 8, "container db (postgres:16) holds the same GPU GPU-a."),
+        (
+            foreign(4, ("GPU-a",)),
+            8,
+            "container db (postgres:16) holds the same GPU GPU-a and used 4.0 of the host's 8 CPUs.",
+        ),
+    ],
+)
+def test_a_foreign_container_is_told_with_what_it_took(
+    one: dict[str, Any], host_cpus: int, told: str | None
+) -> None:
+    idle = foreign(0.01, name="airflow")
+    flags = of(good_rows(), host={"neighbours": [], "foreign_containers": [idle, one], "cpus": host_cpus})
+    if told is None:
+        assert flags == ()
+    else:
+        assert (only(flags).code, only(flags).message) == (
+            "foreign_container",
+            f"Beside it on this host: {told}",
+        )
+
+
+def test_a_look_that_failed_is_said() -> None:
+    seen = {"neighbours": None, "foreign_containers": None, "neighbours_unknown": "403 Forbidden"}
+    flag = only(of(good_rows(), host=seen))
+    assert (flag.code, "403 Forbidden" in flag.message) == ("neighbours_unknown", True)
+
+
+def test_an_experiment_on_the_cpu_of_a_host_with_gpus_is_flagged() -> None:
+    flag = only(of(good_rows(), host={"on_cpu": "the host has 2 NVIDIA GPU(s)"}))
+    assert (flag.code, flag.severity) == ("on_cpu", "warning")
+
+
 def test_a_counter_that_disagrees_with_the_samples() -> None:
     flag = only(of(good_rows(lambda _: 310.0)))
     assert (flag.code, "+3.3%" in flag.message) == ("counter_disagreement", True)

@@ -25,7 +25,6 @@ from llem_airflow.container.gpus import (
     candidates,
     has_nvidia,
     inventory,
-    requested,
 )
 from llem_airflow.container.leases import OBSERVERS, Demand, Holder, choose, holders, said, settle
 from llem_airflow.container.tickets import Ticket
@@ -206,35 +205,6 @@ def test_in_no_order_of_events_do_two_claims_win(seed: int) -> None:
         if not one():
             alive.remove(one)
     assert len(started) == 1
-
-
-@pytest.mark.parametrize(
-    ("host_config", "env", "given"),
-    [
-        ({"DeviceRequests": [{"Count": -1, "Capabilities": [["gpu"]]}]}, [], (A.id, B.id, C.id)),
-        ({"DeviceRequests": [{"Count": 2, "Capabilities": [["gpu"]]}]}, [], (A.id, B.id)),
-        ({"DeviceRequests": [{"Count": 0, "DeviceIDs": ["1"], "Capabilities": [["gpu"]]}]}, [], ("1",)),
-        (
-            {"DeviceRequests": [{"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=0"]}]},
-            [],
-            ("nvidia.com/gpu=0",),
-        ),
-        (
-            {"DeviceRequests": [{"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=all"]}]},
-            [],
-            (A.id, B.id, C.id),
-        ),
-        ({"Runtime": "nvidia"}, ["NVIDIA_VISIBLE_DEVICES=0,2:0"], ("0", "2:0")),
-        ({"Runtime": "nvidia"}, ["NVIDIA_VISIBLE_DEVICES=all"], (A.id, B.id, C.id)),
-        ({"Runtime": "nvidia"}, ["NVIDIA_VISIBLE_DEVICES=void"], ()),
-        ({"Runtime": "runc"}, ["NVIDIA_VISIBLE_DEVICES=all"], ()),
-        ({"DeviceRequests": None}, [], ()),
-    ],
-)
-def test_every_way_of_asking_for_gpus_is_understood(
-    host_config: dict[str, object], env: list[str], given: tuple[str, ...]
-) -> None:
-    assert requested({"HostConfig": host_config, "Config": {"Env": env}}, HOST) == given
 
 
 def test_watchers_of_gpus_hold_none() -> None:

@@ -80,3 +80,17 @@ def test_a_driver_of_this_machine_says_nothing_about_another_machine_s_engine(
 @pytest.mark.parametrize("watcher", ["nvidia-smi", "nvidia-cuda-mps-server", "nv-hostengine"])
 def test_watchers_hold_nothing(watcher: str) -> None:
     assert _WATCHERS.search(watcher)
+
+
+def test_a_gpu_whose_driver_does_not_answer_is_not_free(standin: Standins, tmp_path: Path) -> None:
+    lost = "t0 = 0\ngpus = 4\nfault = lost gpu=1 call=nvmlDeviceGetMemoryInfo\n"
+    seen = look(standin, lost, tmp_path)
+    assert seen["gpus"] == ["1"]
+    assert "the driver does not answer for it" in str(seen["said"])
+
+
+def test_a_gpu_that_does_not_tell_its_processes_is_taken_by_its_memory_s_word_for_free(
+    standin: Standins, tmp_path: Path
+) -> None:
+    silent = "t0 = 0\ngpus = 4\nfault = not_supported gpu=1 call=nvmlDeviceGetComputeRunningProcesses_v3\n"
+    assert look(standin, silent, tmp_path)["gpus"] == []
