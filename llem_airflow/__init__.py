@@ -67,6 +67,11 @@ def get_provider_info() -> dict[str, Any]:
                         "Unset: the one that runs Airflow.",
                         example="/opt/engines/bin/python",
                     ),
+                    "runners": _option(
+                        "Runner by engine where neither the worker's variable LLEM_RUNNER_<ENGINE>, the study nor the "
+                        "host's connection names one: a JSON object in the words of a study file.",
+                        example='{"vllm": "docker:registry/vllm:1", "pytorch": "local"}',
+                    ),
                     "plan_cache": _option(
                         "Folder of expanded studies: a worker reads its experiment there instead of expanding the "
                         "whole study before every task. May be removed at any time. Unset: llem-plans in AIRFLOW_HOME.",
@@ -106,6 +111,10 @@ def _connection_type() -> dict[str, Any]:
             ),
             "shm_size": _field("Shared memory", "Size of /dev/shm: 1g"),
             "images": _field("Images", 'JSON object: image by engine, {"vllm": "registry/vllm:1"}'),
+            "runners": _field(
+                "Runners",
+                'JSON object: runner by engine, {"vllm": "docker:registry/vllm:1", "pytorch": "local"}',
+            ),
             "gpu_wait_s": _field("GPU wait", "How long to wait for GPUs, in seconds", "number"),
             "max_runtime_s": _field("Longest runtime", "Longest life of a container, in seconds", "number"),
             "max_idle_s": _field("Longest silence", "Longest time without output, in seconds", "number"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llem_airflow.study import Experiment, Study
+from llem_airflow.study.runners import Layers, RunnerError, said_by_engine
 
 ADHOC_DOC = """# A study from the trigger form
 
@@ -15,17 +17,32 @@ The same from a terminal: `airflow dags trigger llem_adhoc --conf "$(jq -Rs '{st
 """
 
 
-def study_doc(study: Study) -> str:
-    """The page of a study's DAG."""
-    rows = "\n".join(f"| `{e.id}` | {e.engine} | {e.model} | {e.runner} |" for e in study.experiments[:200])
+def study_doc(study: Study, layers: Callable[[], Layers]) -> str:
+    """The page of a study's DAG.
+
+    Args:
+        study: The study.
+        layers: Tells what names runners beside the study; the host's connection is asked when a run is planned.
+    """
+    rows = "\n".join(f"| `{e.id}` | {e.engine} | {e.model} |" for e in study.experiments[:200])
     more = f"\n\n… and {len(study.experiments) - 200} more" if len(study.experiments) > 200 else ""
     return (
         f"# {study.name}\n\n{len(study.experiments)} experiments x {study.cycles} cycles "
         f"= {len(study.plan.runs)} containers, from `{study.path.name if study.path else 'text'}`.\n\n"
-        f"| experiment | engine | model | runner |\n|---|---|---|---|\n{rows}{more}\n\n"
+        f"| experiment | engine | model |\n|---|---|---|\n{rows}{more}\n\n"
+        f"{_runners(study, layers)}"
         f"{_releases(study)}"
         "The *Energy* tab of a run shows its report."
     )
+
+
+def _runners(study: Study, layers: Callable[[], Layers]) -> str:
+    try:
+        said = said_by_engine(layers(), study.experiments)
+    except RunnerError as error:
+        return f"No run can be planned: `{error}`\n\n"
+    rows = "\n".join(f"| {engine} | {choice.told} |" for engine, choice in said.items())
+    return f"| engine | runner, and what names it |\n|---|---|\n{rows}\n\n"
 
 
 def _releases(study: Study) -> str:

@@ -26,6 +26,7 @@ from llem_airflow.operators import (
 from llem_airflow.operators.prefetch import PREFETCH_TASK_ID, LLEMTextPrefetchOperator, fetch_first
 from llem_airflow.operators.request import form
 from llem_airflow.operators.retries import FailureRetryPolicy
+from llem_airflow.operators.settings import parse_time_layers
 from llem_airflow.operators.settings import settings as installed
 from llem_airflow.operators.siblings import precede, sibling
 from llem_airflow.release_dags import ALL, EACH, release_dags, study_asset
@@ -72,7 +73,7 @@ def study_dag(
     dag = DAG(
         dag_id=dag_id,
         description=f"{len(study.experiments)} experiments x {study.cycles} cycles",
-        doc_md=None if only else study_doc(study),
+        doc_md=None if only else study_doc(study, lambda: parse_time_layers(operator_args)),
         # One run per model release, or when the study says, or when somebody asks.
         schedule=schedule_of(study),
         start_date=start_of(study),
@@ -108,7 +109,7 @@ def adhoc_dag(dag_id: str = "llem_adhoc", **operator_args: Any) -> DAG:
         params=form(None),
         max_active_tasks=1,
     ) as dag:
-        plan = LLEMPlanTextOperator(task_id=PLAN_TASK_ID, retries=0)
+        plan = LLEMPlanTextOperator(task_id=PLAN_TASK_ID, operator_args=operator_args, retries=0)
         cycle = LLEMTextCycleOperator.partial(
             task_id=CYCLE_TASK_ID,
             retries=1,
@@ -191,7 +192,7 @@ def _study_tasks(
     if render not in RENDERS:
         raise ValueError(f"render {render!r} is not known; use one of: {', '.join(RENDERS)}")
     mapped = render == "mapped" or (render == "auto" and not chain and len(study.experiments) > MAPPED_ABOVE)
-    plan = LLEMPlanOperator(task_id=PLAN_TASK_ID, study=study, retries=0)
+    plan = LLEMPlanOperator(task_id=PLAN_TASK_ID, study=study, operator_args=operator_args, retries=0)
     aggregate = LLEMAggregateOperator(
         task_id=AGGREGATE_TASK_ID,
         study=study,

@@ -76,7 +76,7 @@ class RunProgress:
 
     def _say(self, text: str) -> None:
         self._bar.update(self._task, description=f"{self._current}: {text}"[: self._console.width])
-        if not self._console.is_terminal:
+        if not self._console.is_terminal or text.startswith("Runner of "):
             self._plain(f"  {text}")
 
     def _end(self, task: str) -> None:

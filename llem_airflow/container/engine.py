@@ -26,6 +26,9 @@ T = TypeVar("T")
 ENGINE_ERRORS = (DockerException, requests.exceptions.RequestException)
 """What a call to the engine can raise."""
 
+DEFAULT_URL = "unix:///var/run/docker.sock"
+"""Where an engine is when nobody names one."""
+
 LIVE_STATES = ("running", "paused", "restarting")
 _RETRY_EVERY_S = 1.0
 
@@ -38,7 +41,16 @@ def connect(environ: Mapping[str, str] = os.environ, *, timeout_s: int = 60) -> 
         requests.exceptions.RequestException: It did not answer in time.
     """
     where = kwargs_from_env(environment=dict(environ))
-    url = where.get("base_url") or "unix:///var/run/docker.sock"
+    reach(where.get("base_url") or DEFAULT_URL, timeout_s)
+    return docker.APIClient(**where, version="auto", timeout=timeout_s)
+
+
+def reach(url: str, timeout_s: int) -> None:
+    """Open a connection to an engine and close it.
+
+    Raises:
+        docker.errors.DockerException: Nobody answers there; the text says why.
+    """
     try:
         _knock(url, timeout_s)
     except PermissionError as error:
@@ -49,7 +61,17 @@ def connect(environ: Mapping[str, str] = os.environ, *, timeout_s: int = 60) -> 
         raise DockerException(
             f"cannot connect to the Docker daemon at {url}: {error.strerror or error}"
         ) from error
-    return docker.APIClient(**where, version="auto", timeout=timeout_s)
+
+
+def is_installed_here() -> bool:
+    """Whether this machine has the default socket of an engine, be it one that answers or not."""
+    try:
+        Path(DEFAULT_URL.removeprefix("unix://")).stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _knock(url: str, timeout_s: int) -> None:
@@ -59,7 +81,7 @@ def _knock(url: str, timeout_s: int) -> None:
         with socket.socket(socket.AF_UNIX) as knock:
             knock.settimeout(timeout_s)
             knock.connect(parts.path)
-    elif parts.hostname:
+    elif parts.hostname and parts.scheme in ("tcp", "http", "https"):  # ssh has a way of its own
         with socket.create_connection((parts.hostname, parts.port or 2375), timeout_s):
             pass
 

@@ -18,9 +18,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from llem_airflow.container.attempt import Attempt
 from llem_airflow.container.box import clear_box, kill_box, run_box
 from llem_airflow.container.collected import Collected
-from llem_airflow.container.cuda import host_cuda_major
 from llem_airflow.container.failures import AttemptFailedError, GPUUnavailableError, failure
-from llem_airflow.container.images import default_images
 from llem_airflow.container.process import ProcessSettings, kill_process, run_process
 from llem_airflow.operators.baselines import known_baselines
 from llem_airflow.operators.breaker import skip_when_tripped
@@ -32,17 +30,14 @@ from llem_airflow.operators.host import DEFAULT_CONN_ID, HostSettings, HostSetti
 from llem_airflow.operators.pinned import EarlierTries, image_record
 from llem_airflow.operators.pins import as_fetched, pinned_model
 from llem_airflow.operators.placement import (
-    EngineAwayError,
     PlacementError,
     box_settings,
-    choose_image,
-    choose_runner,
-    engine_answers,
     hub_secrets,
 )
 from llem_airflow.operators.precision import skip_when_precise
 from llem_airflow.operators.request import cycle_of_run
 from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
+from llem_airflow.operators.runners import CORRECT, choose, engine_of
 from llem_airflow.operators.settings import LocalModel, local_model, settings
 from llem_airflow.operators.window import skip_outside_window
 from llem_airflow.protocol.files import config_name
@@ -68,16 +63,17 @@ class LLEMExperimentOperator(DockerOperator):
         cycle: Which repetition, from 1.
         gap_before_s: Thermal gap: wait until this long after the end of the run's previous cycle, in seconds.
             Nothing holds a GPU meanwhile.
-        runner: ``container`` or ``process``; default: what the study says, and on ``auto`` a container where a
-            Docker engine answers.
+        runner: ``container``, ``process`` or ``docker:<image>``, before everything else; default: what the layers of
+            runners.py say, and on ``auto`` what the run's plan task found out once for the whole study.
         gpu_wait_s: How long to wait for GPUs that others hold, in seconds, before the try fails (retryable). Default:
             what the host's connection says, then 180.
         llem_conn_id: Connection of type ``llem``: the host and what it asks of containers.
         deferrable: Wait in the triggerer, where waiting takes no worker and no pool slot. Where no triggerer runs, the
             task comes back after ``gpu_wait_s`` and waits in the worker.
         **kwargs: Those of DockerOperator. ``image``: default is what the study says, then the host's connection, then
-            the engine's own for the host's CUDA; the worker's variable ``LLEM_IMAGE_<ENGINE>`` goes before all of
-            them. ``auto_remove`` is always ``force``: whatever happens, no container stays.
+            the engine's own for the host's CUDA; the worker's variables ``LLEM_IMAGE_<ENGINE>`` and
+            ``LLEM_RUNNER_<ENGINE>=docker:<image>`` go before all of them. ``auto_remove`` is always ``force``: whatever
+            happens, no container stays.
     """
 
     template_fields = ("image", "docker_conn_id")
@@ -114,11 +110,12 @@ class LLEMExperimentOperator(DockerOperator):
         self.runner = runner
         self.llem_conn_id = llem_conn_id
         self.host = HostSettings()
-        self._engine_given = "docker_url" in kwargs
+        self.engine_given = "docker_url" in kwargs
         self._gpu_wait_s = gpu_wait_s
         self.gpu_wait = GpuWait(here=not deferrable)
         self._attempt: Attempt | None = None
         self._runner = ""
+        self._chosen: dict[str, str] = {}
         self._images = ("", "")
         self._tries_before_clearing = 0
 
@@ -136,7 +133,7 @@ class LLEMExperimentOperator(DockerOperator):
         """
         where = settings()
         self.study, self.experiment = self._asked(context)
-        self._place()
+        self.look_at_host()
         run = run_of(self.study, context)
         skip_when_precise(self.study, run, self.experiment, self.cycle)
         attempt = self._attempt = attempt_of(context, self.experiment, self.cycle)
@@ -152,7 +149,8 @@ class LLEMExperimentOperator(DockerOperator):
         urls: list[str] = []
 
         def store(collected: Collected) -> None:
-            record = provenance(attempt, self._runner, started_epoch_ns) | _of(collected, self.image)
+            record = provenance(attempt, self._runner, started_epoch_ns)
+            record |= self._chosen | _of(collected, self.image)
             urls.append(run.commit_cycle(self.experiment.id, self.cycle, collected.folder, record))
 
         with workplace() as folder:
@@ -218,22 +216,21 @@ class LLEMExperimentOperator(DockerOperator):
         elif self._runner == "container":
             kill_box(self.cli, self._attempt)
 
-    def _place(self) -> None:
+    def look_at_host(self) -> None:
         """Take over what the host's connection says, where the operator's arguments leave it open."""
         try:
             self.host = LLEMHostHook(self.llem_conn_id).settings()
         except HostSettingsError as error:
             raise AirflowFailException(str(error)) from error
-        if self.host.docker_host and not self._engine_given:
+        if self.host.docker_host and not self.engine_given:
             self.docker_url = self.host.docker_host
 
-    def _choose_image(self) -> str:
-        return choose_image(
-            self.image or self.experiment.image or "",
-            self.experiment,
-            host_images=self.host.images,
-            cuda_major=lambda: host_cuda_major(self.cli, default_images(self.experiment.engine)),
-        )
+    def _choose(self, run: StoredRun, folder: Path) -> str:
+        """Choose runner and image, and note which layers named them; the runner."""
+        chosen = choose(self, run, folder)
+        self._runner, self.image, self._chosen = chosen.runner, chosen.image, chosen.layers
+        self.log.info("%s", chosen)
+        return chosen.runner
 
     @property
     def gpu_wait_s(self) -> float:
@@ -250,10 +247,10 @@ class LLEMExperimentOperator(DockerOperator):
         return self._private_environment or {}
 
     def _engine_or_none(self) -> Any:
-        """The Docker engine's client, or None when no engine answers."""
+        """The Docker engine's client, or None: for clearing up and for evidence, which must not hide what failed."""
         try:
-            return self.cli if engine_answers(self.cli) else None
-        except AirflowException:  # the hook could not connect to any of the hosts
+            return engine_of(self)
+        except PlacementError:
             return None
 
     def _said(self, url: str) -> dict[str, Any]:
@@ -297,10 +294,8 @@ class LLEMExperimentOperator(DockerOperator):
         store: Callable[[Collected], None],
     ) -> None:
         earlier = EarlierTries.of(run, self.experiment.id, self.cycle, self._tries_before_clearing)
+        self._choose(run, folder)
         try:
-            self._runner = choose_runner(self.runner, self.experiment, self._engine_or_none)
-            if self._runner == "container":
-                self.image = self._choose_image()
             box = box_settings(self, model) if self._runner == "container" else None
             model_path = _model_path(model, in_container=box is not None)
             commit = None if model else pinned_model(run, self.experiment)
@@ -311,11 +306,8 @@ class LLEMExperimentOperator(DockerOperator):
                 known_baselines=known_baselines(run, self.experiment, self.cycle),
             )
             spec = earlier.pin_model(spec)
-        except EngineAwayError as error:  # restarted just now, perhaps
-            raise AttemptFailedError(failure("daemon_down"), str(error), folder=folder) from error
         except (PlacementError, PromptsError, NotImplementedError) as error:
-            hint = "correct it, then clear this task"
-            raise AttemptFailedError(failure("config", hint=hint), str(error), folder=folder) from error
+            raise AttemptFailedError(failure("config", hint=CORRECT), str(error), folder=folder) from error
         # What the attempt is told is evidence too, whether it succeeds or not.
         (folder / config_name(spec.experiment_hash)).write_text(spec.dumps(), encoding="utf-8")
         self.log.info("%s, cycle %s, as a %s", self.experiment.id, self.cycle, self._runner)
@@ -353,7 +345,7 @@ class LLEMExperimentOperator(DockerOperator):
         self, run: StoredRun, attempt: Attempt, error: AttemptFailedError, started_epoch_ns: int
     ) -> AirflowException:
         """Store the evidence and say what happened, where the evidence lies and what to do."""
-        record = provenance(attempt, self._runner, started_epoch_ns)
+        record = provenance(attempt, self._runner, started_epoch_ns) | self._chosen
         if all(self._images) and (engine := self._engine_or_none()) is not None:
             record |= image_record(engine, *self._images)
         record["failure"] = {

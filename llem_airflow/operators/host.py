@@ -13,6 +13,8 @@ from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from llem_airflow.container.engine import ENGINE_ERRORS, connect
+from llem_airflow.study.engine_names import ENGINE_ALIASES
+from llem_airflow.study.runners import read_runners
 
 DEFAULT_CONN_ID = "llem_default"
 _ENGINE_PORT = 2375
@@ -34,6 +36,7 @@ class HostSettings:
         gpu_quota: GPUs that containers of ours may hold at the same time.
         shm_size: Size of /dev/shm.
         images: Image by engine.
+        runners: Runner by engine, in the study file's words.
         gpu_wait_s: How long to wait for GPUs, in seconds.
         max_runtime_s: Longest life of a container, in seconds.
         max_idle_s: Longest time without output, in seconds.
@@ -46,6 +49,7 @@ class HostSettings:
     gpu_quota: int | None = None
     shm_size: str | None = None
     images: Mapping[str, str] = field(default_factory=dict)
+    runners: Mapping[str, str] = field(default_factory=dict)
     gpu_wait_s: float | None = None
     max_runtime_s: float | None = None
     max_idle_s: float | None = None
@@ -137,6 +141,10 @@ def _texts(value: Any) -> dict[str, str]:
     return found
 
 
+def _images(value: Any) -> dict[str, str]:
+    return {ENGINE_ALIASES.get(name, name): image for name, image in _texts(value).items()}
+
+
 def _positive(value: Any) -> float:
     number = float(value)
     if number <= 0:
@@ -156,7 +164,8 @@ _READERS: dict[str, Any] = {
     "cgroup_parent": str,
     "gpu_quota": _count,
     "shm_size": str,
-    "images": _texts,
+    "images": _images,
+    "runners": lambda value: read_runners(value, "runners"),
     "gpu_wait_s": _positive,
     "max_runtime_s": _positive,
     "max_idle_s": _positive,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import PurePosixPath
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import docker
 from docker.types import Mount
 
 from llem_airflow.container.engine_caches import ENGINE_CACHE, cache_environment, engine_cache
@@ -19,11 +17,10 @@ from llem_airflow.container.settings import NON_ROOT, BoxSettings
 from llem_airflow.operators.host import HostSettings
 from llem_airflow.operators.settings import LocalModel, settings
 from llem_airflow.study import Experiment
+from llem_airflow.study.runners import Choice
 
 if TYPE_CHECKING:
     from llem_airflow.operators.experiment import LLEMExperimentOperator
-
-RUNNERS = ("container", "process")
 
 PASSED_ON = (
     # Threads decide speed and power on a CPU; what the worker's environment says holds for its experiments.
@@ -45,59 +42,26 @@ class EngineAwayError(PlacementError):
     """No Docker engine answers where a container is wanted; it may come back."""
 
 
-def choose_runner(wanted: str | None, experiment: Experiment, engine: Callable[[], Any]) -> str:
-    """``container`` or ``process``.
-
-    The operator's argument comes first, then the variable ``LLEM_RUNNER_<ENGINE>``, then the study, and for ``auto`` a
-    container where a Docker engine answers.
-
-    Raises:
-        PlacementError: Something else than a runner was named.
-        EngineAwayError: A container is wanted and no engine answers.
-    """
-    variable = f"LLEM_RUNNER_{experiment.engine.upper()}"
-    runner = wanted or os.environ.get(variable) or experiment.runner
-    if runner == "auto":
-        return "container" if engine() is not None else "process"
-    if runner not in RUNNERS:
-        raise PlacementError(
-            f"runner {runner!r} is not known; use one of: {', '.join(RUNNERS)} ({variable} or `runners:`)"
-        )
-    if runner == "container" and engine() is None:
-        raise EngineAwayError(
-            f"{experiment.id}: runner `container` needs a Docker engine, and none answers. Start it, name it by "
-            "DOCKER_HOST or `docker_conn_id`, or use `runners: {" + experiment.engine + ": process}`. "
-            "`llem-airflow doctor` says what is wrong."
-        )
-    return runner
-
-
 def choose_image(
-    operator_image: str,
-    experiment: Experiment,
-    environ: Mapping[str, str] = os.environ,
-    *,
-    host_images: Mapping[str, str] = MappingProxyType({}),
-    cuda_major: Callable[[], int | None] = lambda: None,
-) -> str:
-    """The image: the worker's ``LLEM_IMAGE_<ENGINE>``, the operator's or the study's, the host's, the engine's default.
+    choice: Choice, experiment: Experiment, *, cuda_major: Callable[[], int | None] = lambda: None
+) -> tuple[str, str]:
+    """The image, and the layer that names it; where none does, the engine's default for the host.
 
     Args:
-        operator_image: What the operator's argument or the study says, or empty.
-        experiment: Whose engine it is.
-        environ: Environment of the worker.
-        host_images: Image by engine, as the host's connection says.
+        choice: What the layers say of the experiment's engine.
+        experiment: The experiment.
         cuda_major: Newest CUDA that the host can run; asked only for the default of an experiment that wants a GPU.
 
     Raises:
         PlacementError: Nobody names one and the engine has no default.
     """
-    variable = environ.get(f"LLEM_IMAGE_{experiment.engine.upper()}")
-    named = variable or operator_image or host_images.get(experiment.engine)
-    if named:
-        return named
+    if choice.images:
+        return choice.images[0]
+    major = None if experiment.gpus.count == 0 else cuda_major()
     try:
-        return default_image(experiment.engine, None if experiment.gpus.count == 0 else cuda_major())
+        return default_image(experiment.engine, major), "the default for " + (
+            f"CUDA {major}" if major else "CPUs"
+        )
     except ValueError as error:
         raise PlacementError(str(error)) from error
 
@@ -195,11 +159,3 @@ def _shm_size(experiment: Experiment) -> str:
 def _mount(target: str, source: str, *, read_only: bool) -> Mount:
     """A host path (it has a slash) or a volume."""
     return Mount(target, source, type="bind" if "/" in source else "volume", read_only=read_only)
-
-
-def engine_answers(api: docker.APIClient) -> bool:
-    """Whether the Docker engine behind this client answers."""
-    try:
-        return bool(api.ping())
-    except (docker.errors.DockerException, OSError):
-        return False

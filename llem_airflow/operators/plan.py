@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,16 @@ from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped
 
 from llem_airflow.operators.carry import carry_over
 from llem_airflow.operators.evidence import open_run
+from llem_airflow.operators.experiment import LLEMExperimentOperator
+from llem_airflow.operators.placement import PlacementError
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
+from llem_airflow.operators.runners import decide, pin_choices
 from llem_airflow.study import Study, load_study
+from llem_airflow.study.runners import Choice
 
 _SHOWN = 500
+_ENGINE_PATIENCE_S = 15.0
+"""How long an engine may be away when a run is planned, as at its restart."""
 
 
 class LLEMPlanOperator(BaseOperator):
@@ -24,6 +31,7 @@ class LLEMPlanOperator(BaseOperator):
         cycles: Task (and map index) of each cycle by experiment and cycle, so that what a run does not ask for is
             skipped at once instead of one task start each.
         after: Further tasks that a dry run skips, such as the aggregate.
+        operator_args: Arguments of every cycle: they say how the Docker engine is reached and where cycles run.
     """
 
     ui_color = "#e3f2fd"
@@ -34,9 +42,11 @@ class LLEMPlanOperator(BaseOperator):
         study: Study | str | Path,
         cycles: dict[tuple[str, int], tuple[str, int]] | None = None,
         after: tuple[str, ...] = (),
+        operator_args: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**(_where(operator_args) | kwargs))
+        self.operator_args = dict(operator_args or {})
         self.study = study if isinstance(study, Study) else load_study(study)
         self.cycles = cycles or {}
         self.after = after
@@ -49,16 +59,22 @@ class LLEMPlanOperator(BaseOperator):
             all of them can take.
 
         Raises:
-            AirflowFailException: The run was asked for something that the study does not have.
+            AirflowFailException: The run was asked for something that the study does not have, or there is nowhere to
+                run it.
         """
         asked = study_of_run(self.study, context)
         dry_run = RunRequest.of(context).dry_run
         show_plan(self, asked)
+        choices = decided(self, asked, context)
+        if not dry_run:
+            choices = pin_choices(open_run(asked, context), choices, again=True)
+        show_choices(self, choices)
         plan = {
             "experiments": len(asked.experiments),
             "cycles": len(asked.plan.runs),
             "longest_s": asked.plan.wall_clock_s,
             "dry_run": dry_run,
+            "runners": {engine: str(choice) for engine, choice in choices.items()},
         }
         carried = set() if dry_run else carry_over(asked, open_run(asked, context), context)
         if carried:
@@ -86,9 +102,16 @@ class LLEMPlanTextOperator(BaseOperator):
     """Plan the study whose text was given in the trigger form, for mapped cycles.
 
     Its result is for ``expand_kwargs`` of :class:`LLEMTextCycleOperator`.
+
+    Args:
+        operator_args: Arguments of every cycle, as for :class:`LLEMPlanOperator`.
     """
 
     ui_color = LLEMPlanOperator.ui_color
+
+    def __init__(self, *, operator_args: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(**(_where(operator_args) | kwargs))
+        self.operator_args = dict(operator_args or {})
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Check, show and store the plan.
@@ -97,10 +120,13 @@ class LLEMPlanTextOperator(BaseOperator):
             Experiment, cycle and thermal gap of each planned cycle, in order; nothing in a dry run.
 
         Raises:
-            AirflowFailException: The text has mistakes, or the plan is longer than Airflow maps.
+            AirflowFailException: The text has mistakes, the plan is longer than Airflow maps, or there is nowhere to
+                run it.
         """
         asked = study_of_run(study_in_form(context), context)
         show_plan(self, asked)
+        choices = decided(self, asked, context)
+        show_choices(self, choices)
         if RunRequest.of(context).dry_run:
             return []
         most = conf.getint("core", "max_map_length")
@@ -109,11 +135,47 @@ class LLEMPlanTextOperator(BaseOperator):
                 f"the plan has {len(asked.plan.runs)} cycles and this Airflow maps at most {most}: raise "
                 "[core] max_map_length, measure fewer, or put the study's file into the study folder"
             )
-        open_run(asked, context)
+        pin_choices(open_run(asked, context), choices, again=True)
         return [
             {"experiment": run.experiment_id, "cycle": run.cycle, "gap_before_s": run.gap_before_s}
             for run in asked.plan.runs
         ]
+
+
+def _where(operator_args: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What decides on which workers cycles run: the plan looks for a Docker engine on the same ones."""
+    return {name: value for name, value in (operator_args or {}).items() if name in ("queue", "executor")}
+
+
+def decided(
+    plan: LLEMPlanOperator | LLEMPlanTextOperator, asked: Study, context: Context
+) -> dict[str, Choice]:
+    """Where the run's experiments run, by engine.
+
+    Raises:
+        AirflowFailException: A layer names what there is not, an engine that decides does not answer, or several
+            engines have no containers; the text says what to do.
+    """
+    # Connections, TLS files and templates of the cycles' arguments are read as a cycle reads them.
+    cycle = LLEMExperimentOperator(
+        task_id="runners", study=asked, experiment=asked.experiments[0], **plan.operator_args
+    )
+    cycle.render_template_fields(context)
+    try:
+        cycle.look_at_host()
+        return decide(cycle, asked.experiments, patience_s=_ENGINE_PATIENCE_S)
+    except PlacementError as error:
+        raise AirflowFailException(str(error)) from error
+    finally:
+        if cycle.hook.client_created:
+            cycle.cli.close()
+
+
+def show_choices(plan: BaseOperator, choices: Mapping[str, Choice]) -> None:
+    """Say in the task's log where each engine's experiments run, and why."""
+    for engine, choice in choices.items():
+        image = f", image {choice.images[0][0]} ({choice.images[0][1]})" if choice.images else ""
+        plan.log.info("Runner of %s: %s%s", engine, choice, image if choice.runner == "container" else "")
 
 
 def show_plan(operator: BaseOperator, study: Study) -> None:

@@ -15,13 +15,15 @@ from llem_airflow.container.fetch import fetch_image, fetch_model
 from llem_airflow.operators.evidence import attempt_of, open_run
 from llem_airflow.operators.experiment import LLEMExperimentOperator
 from llem_airflow.operators.pins import model_name, pin
-from llem_airflow.operators.placement import box_settings, choose_runner
+from llem_airflow.operators.placement import box_settings
 from llem_airflow.operators.plan import LLEMPlanOperator
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
 from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
 from llem_airflow.operators.settings import local_model, settings
 from llem_airflow.operators.siblings import precede
+from llem_airflow.results import StoredRun
 from llem_airflow.study import Experiment, Study
+from llem_airflow.study.engine_names import split_runner
 
 PREFETCH_TASK_ID = "prefetch"
 
@@ -59,13 +61,14 @@ class LLEMPrefetchOperator(LLEMExperimentOperator):
             self.log.info("This run asks for none of the experiments that need it")
             return {}
         self.experiment = wanted[0]
-        self._place()
+        self.look_at_host()
         try:
-            if choose_runner(self.runner, self.experiment, self._engine_or_none) == "process":
-                self.log.info("These experiments run as processes of the worker: nothing to fetch")
-                return {}
             with tempfile.TemporaryDirectory(prefix="llem-") as folder:
-                return self._fetch(context, self.experiment, Path(folder))
+                run = open_run(self.study, context)
+                if self._choose(run, Path(folder)) == "process":
+                    self.log.info("These experiments run as processes of the worker: nothing to fetch")
+                    return {}
+                return self._fetch(context, run, self.experiment, Path(folder))
         except AttemptFailedError as error:
             self._note(context, error)
             kind = AttemptRetryableError if error.failure.retryable else AttemptFinalError
@@ -81,9 +84,10 @@ class LLEMPrefetchOperator(LLEMExperimentOperator):
             if each.experiment_id in self.experiments:
                 run.leave_cycle(each.experiment_id, each.cycle, f"not begun: {error.headline}")
 
-    def _fetch(self, context: Context, experiment: Experiment, folder: Path) -> dict[str, Any]:
-        run = open_run(self.study, context)
-        name = self.image = self._choose_image()
+    def _fetch(
+        self, context: Context, run: StoredRun, experiment: Experiment, folder: Path
+    ) -> dict[str, Any]:
+        name = self.image
         policy = "always" if self.force_pull else "missing"
         exact = fetch_image(self.cli, name, policy, self._line, folder)
         pin(run, "image", name, exact)
@@ -135,8 +139,9 @@ class LLEMTextPrefetchOperator(LLEMPrefetchOperator):
 def _sharing(study: Study, runner: str | None) -> list[tuple[str, ...]]:
     """Ids of the experiments that share an image and a model, but for those that run as processes of the worker."""
     shared: dict[tuple[str, str | None, str, str | None], list[str]] = {}
+    argued = (split_runner(runner or "") or ("", None))[0]
     for each in study.experiments:
-        if (runner or each.runner) != "process":
+        if (argued or each.runner) != "process":
             shared.setdefault((each.engine, each.image, each.model, each.revision), []).append(each.id)
     return [tuple(ids) for ids in shared.values()]
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from airflow.configuration import AIRFLOW_HOME
 from airflow.sdk import conf
+
+from llem_airflow.study.runners import Layers, read_runners
 
 MODELS_MOUNT = PurePosixPath("/models")
 """Where a model directory appears in an experiment's container."""
@@ -28,6 +32,7 @@ class Settings:
         python: Interpreter of the process runner.
         plan_cache: Folder of expanded studies, which workers read.
         installation: Tells two Airflows apart that share one Docker engine.
+        runners: Runner by engine, as JSON in the study file's words, or None.
     """
 
     results_root: str
@@ -38,6 +43,7 @@ class Settings:
     python: str
     plan_cache: Path
     installation: str
+    runners: str | None = None
 
 
 def settings() -> Settings:
@@ -53,6 +59,7 @@ def settings() -> Settings:
         python=_read("python") or sys.executable,
         plan_cache=Path(_read("plan_cache") or Path(AIRFLOW_HOME) / "llem-plans"),
         installation=_read("installation") or _installation(),
+        runners=_read("runners"),
     )
 
 
@@ -60,6 +67,30 @@ def _installation() -> str:
     """Stays the same over restarts and over the workers of one installation."""
     address = conf.get("core", "execution_api_server_url", fallback="")
     return hashlib.sha256(f"{AIRFLOW_HOME} {address}".encode()).hexdigest()[:8]
+
+
+def parse_time_layers(operator_args: Mapping[str, Any]) -> Layers:
+    """What names runners and images as far as a DAG's parsing may look: arguments, variables and configuration.
+
+    Raises:
+        RunnerError: ``[llem] runners`` cannot be read.
+    """
+    return Layers(
+        argument=operator_args.get("runner"),
+        environ=os.environ,
+        installation=installed_runners(),
+        operator_image=operator_args.get("image") or "",
+    )
+
+
+def installed_runners() -> dict[str, str]:
+    """Runner by engine, as ``[llem] runners`` says.
+
+    Raises:
+        RunnerError: It cannot be read.
+    """
+    said = settings().runners
+    return read_runners(said, "[llem] runners") if said else {}
 
 
 def _read(option: str) -> str | None:

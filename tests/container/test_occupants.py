@@ -83,7 +83,7 @@ def test_watchers_hold_nothing(watcher: str) -> None:
 
 
 def test_a_gpu_whose_driver_does_not_answer_is_not_free(standin: Standins, tmp_path: Path) -> None:
-    lost = "t0 = 0\ngpus = 4\nfault = lost gpu=1 call=nvmlDeviceGetMemoryInfo\n"
+    lost = "t0 = 0\ngpus = 4\nfault = lost gpu=1 call=nvmlDeviceGetComputeRunningProcesses_v3\n"
     seen = look(standin, lost, tmp_path)
     assert seen["gpus"] == ["1"]
     assert "the driver does not answer for it" in str(seen["said"])

@@ -19,6 +19,7 @@ from llem_airflow.operators import LLEMExperimentOperator
 from llem_airflow.operators.host import HostSettings, HostSettingsError, LLEMHostHook, read_settings
 from llem_airflow.operators.placement import PlacementError, box_settings, choose_image
 from llem_airflow.study import Study, load_study_text
+from llem_airflow.study.runners import Choice, Layers
 from tests.operators.test_experiment import context
 from tests.test_factory import write
 
@@ -172,23 +173,22 @@ def test_the_form_has_every_field_that_is_read() -> None:
     assert not {"host", "password"} & set(form["ui-field-behaviour"]["hidden-fields"])
 
 
-def image(environ: dict[str, str], operator: str = "", gpus: str = "{count: 1}", cuda: int = 13) -> str:
-    (experiment,) = study(gpus).experiments
-    return choose_image(
-        operator, experiment, environ, host_images={"vllm": "host:1"}, cuda_major=lambda: cuda
-    )
+def image(environ: dict[str, str], study_image: str | None = None) -> tuple[str, str]:
+    (experiment,) = study().experiments
+    layers = Layers(environ=environ, connection_images={"vllm": "host:1"})
+    return choose_image(layers.choice("vllm", image=study_image), experiment)
 
 
 def test_an_image_comes_from_the_worker_then_the_study_then_the_host() -> None:
-    assert image({"LLEM_IMAGE_VLLM": "worker:1"}, "study:1") == "worker:1"
-    assert image({}, "study:1") == "study:1"
-    assert image({}) == "host:1"
+    assert image({"LLEM_IMAGE_VLLM": "worker:1"}, "study:1") == ("worker:1", "LLEM_IMAGE_VLLM")
+    assert image({}, "study:1") == ("study:1", "the study")
+    assert image({}) == ("host:1", "the host's connection (images)")
 
 
 def test_the_default_image_fits_the_driver_s_cuda_and_is_the_cpu_s_without_a_gpu() -> None:
     def default(gpus: str, cuda: int | None) -> str:
         (experiment,) = study(gpus, engine="transformers").experiments
-        return choose_image("", experiment, {}, cuda_major=lambda: cuda)
+        return choose_image(Choice("container", ""), experiment, cuda_major=lambda: cuda)[0]
 
     assert default("{count: 1}", 13).endswith("latest-cuda13")
     assert default("{count: 1}", 12).endswith("pytorch:latest")

@@ -1,0 +1,264 @@
+"""Where the experiments of a run run: decided once, when it is planned, the same for all its cycles and tries."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import docker
+from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
+from docker.errors import APIError, DockerException
+
+from llem_airflow.container.claim import LOOK_HINT
+from llem_airflow.container.cuda import host_cuda_major
+from llem_airflow.container.engine import DEFAULT_URL, ENGINE_ERRORS, is_installed_here, reach
+from llem_airflow.container.failures import AttemptFailedError, classify, failure
+from llem_airflow.container.gpus import GpuLookError
+from llem_airflow.container.images import default_images
+from llem_airflow.operators.placement import EngineAwayError, PlacementError, choose_image
+from llem_airflow.operators.settings import installed_runners
+from llem_airflow.results import StoredRun
+from llem_airflow.results.folder import json_bytes
+from llem_airflow.study import Experiment
+from llem_airflow.study.runners import (
+    AUTO,
+    Choice,
+    Layers,
+    RunnerError,
+    said_by_engine,
+    settled,
+)
+
+if TYPE_CHECKING:
+    from llem_airflow.operators.experiment import LLEMExperimentOperator
+
+_FOLDER, _FILE = "pins", "runners.json"
+_CONNECT_TIMEOUT_S = 10
+_ASK_AGAIN_S = 2.0
+CORRECT = "correct it, then clear this task"
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What one attempt runs as.
+
+    Attributes:
+        runner: container | process.
+        image: Image of the container; as it was for a process.
+        layers: For the record: ``runner_by``, ``runner_why`` (why ``auto`` became what it is) and ``image_by``.
+    """
+
+    runner: str
+    image: str
+    layers: dict[str, str]
+
+    def __str__(self) -> str:
+        """For the task's log."""
+        why = self.layers["runner_why"] or self.layers["runner_by"]
+        image = f", image {self.image} ({self.layers['image_by']})" if self.runner == "container" else ""
+        return f"Runner: {self.runner} ({why}){image}"
+
+
+def engine_of(operator: LLEMExperimentOperator) -> docker.APIClient:
+    """A client of the operator's Docker engine, which has just answered.
+
+    Raises:
+        PlacementError: Its connection to a registry is not there, lacks something or is refused.
+        EngineAwayError: The engine does not answer; the text says why and what to do.
+    """
+    conn_id = operator.docker_conn_id
+    try:
+        if not operator.hook.client_created:
+            _reach_one(operator.docker_url)
+        api = operator.cli
+        api.ping()
+    except AirflowNotFoundException as error:
+        raise PlacementError(
+            f"docker_conn_id {conn_id!r}: {error}. It names the login to a registry: `airflow connections add "
+            f"{conn_id} --conn-type docker --conn-host registry.lab --conn-login ... --conn-password ...`, or leave "
+            "docker_conn_id out where images need no login"
+        ) from error
+    except APIError as error:
+        raise _login_refused(conn_id, error) from error
+    except (*ENGINE_ERRORS, AirflowException, OSError) as error:
+        text = str(error) or type(error).__name__
+        raise EngineAwayError(f"{text.rstrip('.')}. {_advice(operator)}") from error
+    return api
+
+
+def _login_refused(conn_id: str | None, error: APIError) -> PlacementError:
+    text = error.explanation or error
+    if not conn_id:
+        return EngineAwayError(f"the Docker engine refuses: {text}. `llem-airflow doctor` says more")
+    if error.status_code == 401 or "unauthorized" in str(text) or "denied" in str(text):
+        return PlacementError(
+            f"the registry of docker_conn_id {conn_id!r} refuses the login: {text}. Correct login and password"
+        )
+    return EngineAwayError(f"the login to the registry of docker_conn_id {conn_id!r} failed: {text}")
+
+
+def _reach_one(urls: str | list[str]) -> None:
+    """Whether somebody listens at one of the addresses: DockerHook does not tell why nobody does, it only logs it."""
+    reasons = []
+    for url in [urls] if isinstance(urls, str) else urls:
+        try:
+            return reach(url.replace("unix://var/", "unix:///var/"), _CONNECT_TIMEOUT_S)
+        except DockerException as reason:
+            reasons.append(str(reason))
+    raise DockerException("; ".join(reasons))
+
+
+def _advice(operator: LLEMExperimentOperator) -> str:
+    by = (
+        "the operator's docker_url"
+        if operator.engine_given
+        else "the host's connection"
+        if operator.host.docker_host
+        else "DOCKER_HOST"
+        if os.environ.get("DOCKER_HOST")
+        else ""
+    )
+    named = f"It is named by {by}: correct that, or start it there" if by else "Start it"
+    return f"{named}; or say `runners: {{<engine>: process}}`. `llem-airflow doctor` says what is wrong"
+
+
+def _engine_is_named(operator: LLEMExperimentOperator) -> bool:
+    host = os.environ.get("DOCKER_HOST") or operator.host.docker_host
+    return bool(host or operator.engine_given or operator.docker_conn_id)
+
+
+def layers_of(operator: LLEMExperimentOperator) -> Layers:
+    """Everything outside the study that names a runner or an image, as the operator's task sees it.
+
+    Raises:
+        RunnerError: ``[llem] runners`` cannot be read.
+    """
+    image, own = operator.image or "", operator.experiment.image
+    return Layers(
+        argument=operator.runner,
+        environ=os.environ,
+        connection=operator.host.runners,
+        connection_images=operator.host.images,
+        installation=installed_runners(),
+        operator_image="" if image == own else image,
+    )
+
+
+def decide(
+    operator: LLEMExperimentOperator, experiments: Sequence[Experiment], *, patience_s: float = 0.0
+) -> dict[str, Choice]:
+    """Runner of each engine of some experiments, with the layer that says so.
+
+    Args:
+        operator: How the engine and the host are reached; its experiment stands for all of its engine.
+        experiments: Those of the run.
+        patience_s: How long an engine may be away, as at a restart, where it is needed to decide, in seconds.
+
+    Raises:
+        PlacementError: A layer is wrong, or several engines have no containers.
+        EngineAwayError: There is an engine that decides, and it does not answer.
+    """
+    try:
+        said = said_by_engine(layers_of(operator), experiments)
+        if not any(choice.runner == AUTO for choice in said.values()):
+            return said
+        if not _engine_is_named(operator) and not is_installed_here():
+            text = f"there is no Docker engine on this machine ({DEFAULT_URL.removeprefix('unix://')} does not exist)"
+            return settled(said, engine_text=text, answers=False)
+        version = _patiently(operator, patience_s).version().get("Version")
+        return settled(said, engine_text=f"Docker {version} answers at {operator.docker_url}", answers=True)
+    except RunnerError as error:
+        raise PlacementError(str(error)) from error
+
+
+def _patiently(operator: LLEMExperimentOperator, patience_s: float) -> Any:
+    deadline_s = time.monotonic() + patience_s
+    while True:
+        try:
+            return engine_of(operator)
+        except EngineAwayError:
+            if time.monotonic() >= deadline_s:
+                raise
+            time.sleep(_ASK_AGAIN_S)
+
+
+def pinned_choices(run: StoredRun) -> dict[str, Choice]:
+    """What was decided for a run; empty before."""
+    folder = run.folder.child(_FOLDER)
+    if not folder.exists(_FILE):
+        return {}
+    return {engine: Choice.from_json(said) for engine, said in json.loads(folder.read(_FILE)).items()}
+
+
+def pin_choices(run: StoredRun, choices: dict[str, Choice], *, again: bool = False) -> dict[str, Choice]:
+    """Decide for a run; what was decided before stays.
+
+    Args:
+        run: The run.
+        choices: Runner by engine.
+        again: Decide anew, as when a person has cleared the plan, unless something was measured already.
+
+    Returns:
+        What holds for the run.
+    """
+    before = {} if again and not run.cycles() else pinned_choices(run)
+    said = {engine: choice.to_json() for engine, choice in (choices | before).items()}
+    run.folder.child(_FOLDER).write(_FILE, json_bytes(said))
+    return choices | before
+
+
+def choice_of(operator: LLEMExperimentOperator, run: StoredRun) -> Choice:
+    """Where the operator's experiment runs in this run.
+
+    As the run's plan task decided. Where there was none, as in a DAG written by hand, whoever comes first decides;
+    an operator whose own argument names a runner needs no decision.
+
+    Raises:
+        PlacementError: A layer is wrong, or several engines have no containers.
+        EngineAwayError: There is an engine that decides, and it does not answer.
+    """
+    engine = operator.experiment.engine
+    if operator.runner and operator.runner != AUTO:
+        return decide(operator, [operator.experiment])[engine]
+    if engine not in (known := pinned_choices(run)):
+        pin_choices(run, decide(operator, operator.study.experiments))
+        known = pinned_choices(run)
+    return known[engine]
+
+
+def choose(operator: LLEMExperimentOperator, run: StoredRun, folder: Path) -> Chosen:
+    """Choose runner and image of an attempt.
+
+    Args:
+        operator: Whose attempt it is.
+        run: The run; it keeps what was decided.
+        folder: Where the evidence of a failure lies.
+
+    Raises:
+        AttemptFailedError: There is no engine, no image, or nobody can tell what the host has.
+    """
+    experiment = operator.experiment
+    try:
+        choice = choice_of(operator, run)
+        layers = {"runner_by": choice.by, "runner_why": choice.why}
+        if choice.runner != "container":
+            return Chosen(choice.runner, operator.image, layers)
+        api = engine_of(operator)
+        image, by = choose_image(
+            choice, experiment, cuda_major=lambda: host_cuda_major(api, default_images(experiment.engine))
+        )
+    except GpuLookError as error:
+        found = failure("gpu_access", retryable=True, hint=LOOK_HINT)
+        raise AttemptFailedError(found, str(error), folder=folder) from error
+    except ENGINE_ERRORS as error:
+        raise AttemptFailedError(classify(None, "", error=error), str(error), folder=folder) from error
+    except EngineAwayError as error:  # restarted just now, perhaps
+        raise AttemptFailedError(failure("daemon_down"), str(error), folder=folder) from error
+    except PlacementError as error:
+        raise AttemptFailedError(failure("config", hint=CORRECT), str(error), folder=folder) from error
+    return Chosen(choice.runner, image, {**layers, "image_by": by})
