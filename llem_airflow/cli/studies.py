@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -14,18 +15,31 @@ from llem_airflow.cli.names import STUDY_FILE
 @STUDY_FILE
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, in a stable format.")
 @click.option("--order", is_flag=True, help="Show every run in its order, with the pauses.")
-def show_plan(study_file: Path, *, as_json: bool, order: bool) -> None:
+def show_plan(study_file: Path, *, as_json: bool, order: bool) -> int:
     """Show what a STUDY would run: no GPU, no Docker and no Airflow is needed."""
     from llem_airflow.study import load_study
+    from llem_airflow.study.runners import RunnerError, said_by_engine, terminal_layers
 
     study = load_study(study_file)
+    try:
+        choices = said_by_engine(terminal_layers(os.environ), study.experiments)
+    except RunnerError as error:
+        click.echo(str(error), err=True)
+        return 2
     if as_json:
-        click.echo(json.dumps(study.plan.to_json(), indent=1, allow_nan=False))
-        return
+        runners = {engine: choice.to_json() for engine, choice in choices.items()}
+        click.echo(json.dumps({**study.plan.to_json(), "runners": runners}, indent=1, allow_nan=False))
+        return 0
     from llem_airflow.study.terminal import print_plan
     from llem_airflow.terminal import console
 
-    print_plan(study, order=order, console=console())
+    engine_text = ""
+    if any(choice.runner == "auto" for choice in choices.values()):
+        from llem_airflow.container.engine import seen_from_here
+
+        engine_text = seen_from_here(engines=len(choices))
+    print_plan(study, choices, engine_text, order=order, console=console())
+    return 0
 
 
 @click.command("validate")

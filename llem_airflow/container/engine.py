@@ -31,6 +31,7 @@ DEFAULT_URL = "unix:///var/run/docker.sock"
 
 LIVE_STATES = ("running", "paused", "restarting")
 _RETRY_EVERY_S = 1.0
+_GLANCE_S = 3
 
 
 def connect(environ: Mapping[str, str] = os.environ, *, timeout_s: int = 60) -> docker.APIClient:
@@ -61,6 +62,29 @@ def reach(url: str, timeout_s: int) -> None:
         raise DockerException(
             f"cannot connect to the Docker daemon at {url}: {error.strerror or error}"
         ) from error
+
+
+def seen_from_here(environ: Mapping[str, str] = os.environ, *, engines: int = 1) -> str:
+    """What a study's ``auto`` would find on this machine, for people.
+
+    Args:
+        environ: ``DOCKER_HOST`` names an engine.
+        engines: How many engines the study has.
+    """
+    if not environ.get("DOCKER_HOST") and not is_installed_here():
+        found = f"there is no Docker engine ({DEFAULT_URL.removeprefix('unix://')} does not exist)"
+        return (
+            f"{found}: processes"
+            if engines == 1
+            else f"{found}, and {engines} engines need containers: a run fails"
+        )
+    try:
+        reach(str(kwargs_from_env(environment=dict(environ)).get("base_url") or DEFAULT_URL), _GLANCE_S)
+    except DockerException as error:
+        return (
+            f"{error}: a run fails until it answers, or until the study says `runners: {{<engine>: process}}`"
+        )
+    return f"a Docker engine listens at {environ.get('DOCKER_HOST') or DEFAULT_URL}: containers"
 
 
 def is_installed_here() -> bool:

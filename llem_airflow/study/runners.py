@@ -126,6 +126,16 @@ class Layers:
         yield *_split(self.installation.get(engine), "[llem] runners"), "[llem] runners", False
 
 
+def terminal_layers(environ: Mapping[str, str]) -> Layers:
+    """What a terminal sees without Airflow: variables, and ``[llem] runners`` where a variable sets it.
+
+    Raises:
+        RunnerError: It cannot be read.
+    """
+    name = next((name for name in ("AIRFLOW__LLEM__RUNNERS", "LLEM_RUNNERS") if environ.get(name)), None)
+    return Layers(environ=environ, installation=read_runners(environ[name], name) if name else {})
+
+
 def _split(value: str | None, layer: str) -> tuple[str, str | None]:
     if not value or value == AUTO:
         return value or "", None

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from rich.console import Console, Group
 from rich.text import Text
 
+from llem_airflow.study.runners import Choice
 from llem_airflow.study.study import Experiment, Plan, Study
 from llem_airflow.terminal import Folding, Rows, show
 
 SHOWN_EXPERIMENTS = 40
 
 
-def print_plan(study: Study, *, order: bool, console: Console) -> None:
-    """Print the funnel, what was left out and why, the experiments, and (on demand) the order of the runs."""
+def print_plan(
+    study: Study, choices: Mapping[str, Choice], engine_text: str, *, order: bool, console: Console
+) -> None:
+    """Print the funnel, what was left out and why, the experiments, and (on demand) the order of the runs.
+
+    Args:
+        study: The study.
+        choices: Runner by engine, with the layer that names it.
+        engine_text: What is seen of a Docker engine from here, which decides for ``auto``; empty where nothing is auto.
+        order: Show every run.
+        console: Where to print.
+    """
     show(console, Folding(study.name, "bold"), _funnel(study.plan), _totals(study))
+    show(console, *(Folding(f"runner of {engine}: {choice.told}") for engine, choice in choices.items()))
+    if engine_text:
+        show(console, Folding(f"auto, from here: {engine_text}"))
     for part in (_skipped(study.plan), _duplicates(study.plan), _experiments(study.plan)):
         if part is not None:
             show(console, part)
@@ -78,23 +93,19 @@ def _duplicates(plan: Plan) -> Group | None:
 
 def _experiments(plan: Plan) -> Group:
     rows = [
-        (experiment.id, experiment.engine, experiment.model, _runner(experiment), _gpus(experiment))
+        (experiment.id, experiment.engine, experiment.model, _gpus(experiment))
         for experiment in plan.experiments[:SHOWN_EXPERIMENTS]
     ]
     more = len(plan.experiments) - SHOWN_EXPERIMENTS
     left_out = [Text(f"and {more:,} more")] if more > 0 else []
     return Group(
-        _titled("Experiments", Rows(("id", "engine", "model", "runner", "GPUs"), rows)),
+        _titled("Experiments", Rows(("id", "engine", "model", "GPUs"), rows)),
         *left_out,
     )
 
 
 def _titled(title: str, rows: Rows) -> Group:
     return Group(Text(""), Text(title, style="italic"), rows)
-
-
-def _runner(experiment: Experiment) -> str:
-    return f"{experiment.runner} ({experiment.image})" if experiment.image else experiment.runner
 
 
 def _gpus(experiment: Experiment) -> str:

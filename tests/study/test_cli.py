@@ -94,3 +94,32 @@ def test_schema_prints_a_schema() -> None:
 def test_importing_the_study_room_loads_nothing_heavy(module: str) -> None:
     code = f"import sys; from llem_airflow.study import load_study; sys.exit({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_plan_says_which_layer_names_runner_and_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    monkeypatch.setenv("AIRFLOW__LLEM__RUNNERS", '{"vllm": "docker:of/installation"}')
+    file = _write(tmp_path, HEAD + "engine: [pytorch, vllm]\nrunners: {pytorch: local}\n")
+    said = _run("plan", file).output
+    assert "runner of transformers: process (the study)\n" in said
+    assert "runner of vllm: container ([llem] runners), image of/installation ([llem] runners)\n" in said
+    monkeypatch.setenv("LLEM_RUNNER_PYTORCH", "docker:of/variable")
+    plan = json.loads(_run("plan", "--json", file).stdout)["runners"]["transformers"]
+    assert (plan["runner"], plan["by"]) == ("container", "LLEM_RUNNER_PYTORCH")
+    assert plan["images"] == [["of/variable", "LLEM_RUNNER_PYTORCH"]]
+    monkeypatch.delenv("AIRFLOW__LLEM__RUNNERS")
+    assert (
+        "nowhere/docker.sock: No such file or directory: a run fails until it answers"
+        in _run("plan", file).output
+    )
+
+
+def test_plan_ends_with_two_where_a_layer_names_no_runner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLEM_RUNNER_VLLM", "dokcer")
+    result = _run("plan", _write(tmp_path, HEAD))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "LLEM_RUNNER_VLLM: found 'dokcer'; allowed: process, container" in result.stderr
