@@ -87,7 +87,9 @@ def engine_of(operator: LLEMExperimentOperator) -> docker.APIClient:
         raise _login_refused(conn_id, error) from error
     except (*ENGINE_ERRORS, AirflowException, OSError) as error:
         text = str(error) or type(error).__name__
-        raise EngineAwayError(f"{text.rstrip('.')}. {_advice(operator)}") from error
+        raise EngineAwayError(
+            f"a container needs a Docker engine, and none answers: {text.rstrip('.')}. {_advice(operator)}"
+        ) from error
     return api
 
 
