@@ -15,21 +15,17 @@ from llem_airflow.cli.names import STUDY_FILE
 @STUDY_FILE
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, in a stable format.")
 @click.option("--order", is_flag=True, help="Show every run in its order, with the pauses.")
-def show_plan(study_file: Path, *, as_json: bool, order: bool) -> int:
+def show_plan(study_file: Path, *, as_json: bool, order: bool) -> None:
     """Show what a STUDY would run: no GPU, no Docker and no Airflow is needed."""
     from llem_airflow.study import load_study
-    from llem_airflow.study.runners import RunnerError, said_by_engine, terminal_layers
+    from llem_airflow.study.runners import said_by_engine, terminal_layers
 
     study = load_study(study_file)
-    try:
-        choices = said_by_engine(terminal_layers(os.environ), study.experiments)
-    except RunnerError as error:
-        click.echo(str(error), err=True)
-        return 2
+    choices = said_by_engine(terminal_layers(os.environ), study.experiments)
     if as_json:
         runners = {engine: choice.to_json() for engine, choice in choices.items()}
         click.echo(json.dumps({**study.plan.to_json(), "runners": runners}, indent=1, allow_nan=False))
-        return 0
+        return
     from llem_airflow.study.terminal import print_plan
     from llem_airflow.terminal import console
 
@@ -39,7 +35,6 @@ def show_plan(study_file: Path, *, as_json: bool, order: bool) -> int:
 
         engine_text = seen_from_here(engines=len(choices))
     print_plan(study, choices, engine_text, order=order, console=console())
-    return 0
 
 
 @click.command("validate")
