@@ -9,28 +9,66 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from llem_airflow.analysis.comparing import COMPARED, compare_runs
 from llem_airflow.analysis.history import Point, change_points, trend
-from llem_airflow.analysis.statistics import BOOTSTRAP_FROM_N, Interval, bca_interval, t_interval
-from llem_airflow.analysis.verdict import Verdict, adjusted, compare, compare_pairs
+from llem_airflow.analysis.run_rows import RunRows
+from llem_airflow.analysis.statistics import BOOTSTRAP_FROM_N, bca_interval, t_interval
+from llem_airflow.analysis.verdict import Verdict, compare, compare_pairs
+from llem_airflow.results import ResultsRoot
 
+BCA_AT_CV = 0.05
 ALARMS = (Verdict.REGRESSION, Verdict.IMPROVEMENT)
 
 
-def coverage(
-    interval: Callable[[list[float]], Interval | None], rng: np.random.Generator, n: int, repeats: int
-) -> float:
-    hits = 0
+Draw = Callable[[np.random.Generator, float, int], np.ndarray]
+
+
+def _with_outliers(rng: np.random.Generator, cv: float, n: int) -> np.ndarray:
+    sd = cv / (1 + 0.1 * 0.9 * 16) ** 0.5
+    return np.asarray(1 - 0.4 * sd + sd * rng.normal(0, 1, n) + 4 * sd * (rng.random(n) < 0.1))
+
+
+DISTRIBUTIONS: dict[str, Draw] = {
+    "normal": lambda rng, cv, n: rng.normal(1, cv, n),
+    "lognormal": lambda rng, cv, n: rng.lognormal(-np.log1p(cv**2) / 2, np.log1p(cv**2) ** 0.5, n),
+    "gamma": lambda rng, cv, n: rng.gamma(cv**-2, cv**2, n),
+    "Student's t, 3 degrees": lambda rng, cv, n: 1 + cv * rng.standard_t(3, n) / 3**0.5,
+    "normal, one in ten 4 sd high": _with_outliers,
+}
+"""Values of a mean of 1; those below 0 are drawn again."""
+
+
+def drawn(rng: np.random.Generator, draw: Draw, cv: float, n: int) -> np.ndarray:
+    values = draw(rng, cv, n)
+    while (below := values <= 0).any():
+        values[below] = draw(rng, cv, int(below.sum()))
+    return values
+
+
+def coverage(rng: np.random.Generator, draw: Draw, cv: float, n: int, repeats: int) -> dict[str, float]:
+    """Shares of samples whose interval holds the mean, and of those whose plain t interval ends below 0."""
+    mean = float(drawn(rng, draw, cv, 1_000_000).mean()) if cv > 0.2 else 1.0
+    hits = dict.fromkeys(("log t", "t", "t below 0", "BCa"), 0)
     for _ in range(repeats):
-        found = interval(rng.normal(100, 1, n).tolist())
-        hits += found is not None and found.low <= 100 <= found.high
-    return hits / repeats
+        values = drawn(rng, draw, cv, n).tolist()
+        log, plain = t_interval(values), t_interval(values, signed=True)
+        if log is None or plain is None:
+            raise RuntimeError(f"no interval of {values}")
+        hits["log t"] += log.low <= mean <= log.high
+        hits["t"] += plain.low <= mean <= plain.high
+        hits["t below 0"] += plain.low < 0
+        if n >= BOOTSTRAP_FROM_N and cv == BCA_AT_CV and (bca := bca_interval(values)):
+            hits["BCa"] += bca.low <= mean <= bca.high
+    return {name: count / repeats for name, count in hits.items()}
 
 
 def verdicts(
@@ -55,33 +93,51 @@ def verdicts(
     return {verdict: count / repeats for verdict, count in counted.items()}
 
 
-def family(
-    rng: np.random.Generator, changed: int, repeats: int, experiments: int = 40, n: int = 5, cv: float = 0.02
-) -> tuple[float, float, float, float]:
-    """A run of many experiments, of which some became 6 % worse.
+def shipped(
+    rng: np.random.Generator,
+    experiments: int,
+    changed: int,
+    repeats: int,
+    *,
+    n: int,
+    cv: float,
+    change: float,
+) -> tuple[float, float, float]:
+    """Two runs of many experiments through ``compare_runs``, as `compare` and the alarm call it.
+
+    Every experiment has the five independent metrics of a comparison and energy per request, which says the same as
+    energy per token. Energy of ``changed`` experiments became worse.
 
     Returns:
         Share of false ones among the alarms (the rate that Benjamini-Hochberg holds), share of runs with a false
-        alarm, the same without the correction, and share of true changes that were found.
+        alarm, and share of true changes that were found.
     """
-    false_share, any_false, any_raw, hits = [], [], [], []
-    for _ in range(repeats):
-        truth = np.arange(experiments) < changed
-        pairs = [
-            compare(
-                rng.normal(100, 100 * cv, n).tolist(),
-                rng.normal(106 if moved else 100, 100 * cv, n).tolist(),
-                "lower",
-            )
-            for moved in truth
-        ]
-        alarm = np.array([one.verdict in ALARMS for one in adjusted(pairs)])
-        raw = np.array([one.verdict in ALARMS for one in pairs])
-        false_share.append((alarm & ~truth).sum() / max(alarm.sum(), 1))
-        any_false.append((alarm & ~truth).any())
-        any_raw.append((raw & ~truth).any())
-        hits.append((alarm & truth).sum() / max(changed, 1))
-    return tuple(float(np.mean(each)) for each in (false_share, any_false, any_raw, hits))  # type: ignore[return-value]
+    false_share, any_false, hits = [], [], []
+    truth = np.arange(experiments) < changed
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [ResultsRoot(folder).run("s", name) for name in ("a", "b")]
+        for _ in range(repeats):
+            before = _rows(rng, np.ones(experiments), n, cv)
+            after = _rows(rng, 1 + change * truth, n, cv)
+            found = compare_runs(RunRows(runs[0], before), RunRows(runs[1], after))
+            alarm = np.array([one.verdict in ALARMS for one in found])
+            false_share.append((alarm & ~truth).sum() / max(alarm.sum(), 1))
+            any_false.append((alarm & ~truth).any())
+            hits.append(alarm[truth].mean() if changed else 0.0)
+    return float(np.mean(false_share)), float(np.mean(any_false)), float(np.mean(hits))
+
+
+def _rows(rng: np.random.Generator, levels: np.ndarray, n: int, cv: float) -> tuple[dict[str, Any], ...]:
+    facts = {"status": "valid", "fingerprint": "{}", "energy_kind": "measured", "doubtful": False}
+    rows = []
+    for index, level in enumerate(levels):
+        for cycle in range(1, n + 1):
+            values = dict(zip(COMPARED[:5], 100 * rng.normal(1, cv, 5), strict=True))
+            values[COMPARED[0]] *= level
+            values["energy_per_request_j"] = 100 * values[COMPARED[0]]
+            name = f"e{index}"
+            rows.append(facts | values | {"experiment": name, "hash": name, "cycle": cycle, "position": None})
+    return tuple(rows)
 
 
 def newest_run(rng: np.random.Generator, runs: int, step: float, repeats: int) -> dict[Verdict, float]:
@@ -121,10 +177,45 @@ def _row(found: dict[Verdict, float], what: str) -> None:
 
 
 def print_coverage(rng: np.random.Generator, repeats: int) -> None:
-    print("Coverage of the 95 % intervals")
-    for n in (3, 5, 10, 20, 30):
-        bca = f", BCa {coverage(bca_interval, rng, n, repeats):.3f}" if n >= BOOTSTRAP_FROM_N else ""
-        print(f"  n = {n:>2}: t {coverage(t_interval, rng, n, repeats):.3f}{bca}", flush=True)
+    print(
+        "Coverage of the 95 % interval (log t), by n, and how often the plain t interval ends below 0 at n = 3"
+    )
+    sizes = (2, 3, 5, 10, 20)
+    print("| values | CV | " + " | ".join(f"n = {n}" for n in sizes) + " | lowest of plain t | t below 0 |")
+    print("|---" * (len(sizes) + 4) + "|")
+    bca = []
+    for name, draw in DISTRIBUTIONS.items():
+        for cv in (0.01, 0.05, 0.1, 0.2, 0.5):
+            found = {n: coverage(rng, draw, cv, n, repeats) for n in sizes}
+            cells = [f"{one['log t']:.3f}" for one in found.values()]
+            lowest, below = min(one["t"] for one in found.values()), found[3]["t below 0"]
+            print(
+                f"| {name} | {cv:.0%} | " + " | ".join(cells) + f" | {lowest:.3f} | {below:.0%} |", flush=True
+            )
+            bca += [f"{name} {found[20]['BCa']:.3f}"] if cv == BCA_AT_CV else []
+    print(f"BCa at n = 20, CV {BCA_AT_CV:.0%}: " + ", ".join(bca))
+
+
+def print_shipped(rng: np.random.Generator, repeats: int) -> None:
+    print(
+        "\nTwo runs as `compare` judges them: false alarms and power, by experiments and how many of them changed"
+    )
+    print(
+        "| experiments | changed | n | CV | change | false among alarms | runs with a false alarm | found |"
+    )
+    print("|---" * 8 + "|")
+    for experiments, all_changed in ((1, (0, 1)), (8, (0, 1, 8)), (40, (0, 1, 4, 12, 40))):
+        for n, cv, change in ((3, 0.01, 0.05), (5, 0.02, 0.06)):
+            for changed in all_changed:
+                times = max(repeats // {1: 1, 8: 4, 40: 20}[experiments], 10)
+                shares = shipped(rng, experiments, changed, times, n=n, cv=cv, change=change)
+                cells = [f"{share:.3f}" for share in shares[:2]] + [f"{shares[2]:.3f}" if changed else "-"]
+                print(
+                    f"| {experiments} | {changed} | {n} | {cv:.0%} | {change:.0%} | "
+                    + " | ".join(cells)
+                    + " |",
+                    flush=True,
+                )
 
 
 def main() -> None:
@@ -133,11 +224,22 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=1000)
     parser.add_argument("--intervals", action="store_true", help="only the intervals")
-    repeats = parser.parse_args().repeats
-    rng = np.random.default_rng(1)
-    print_coverage(rng, repeats)
-    if parser.parse_args().intervals:
-        return
+    parser.add_argument("--comparisons", action="store_true", help="only the verdicts on two runs")
+    asked = parser.parse_args()
+    repeats, rng = asked.repeats, np.random.default_rng(1)
+    if asked.intervals:
+        print_coverage(rng, repeats)
+    elif asked.comparisons:
+        print_pairs(rng, repeats)
+        print_shipped(rng, repeats)
+    else:
+        print_coverage(rng, repeats)
+        print_pairs(rng, repeats)
+        print_shipped(rng, repeats)
+        print_histories(rng, repeats)
+
+
+def print_pairs(rng: np.random.Generator, repeats: int) -> None:
     print("\nVerdict on one pair of experiments (shares; `r` is a regression, `i` an improvement)")
     print("| n | CV | true change | r | i | unchanged | not enough evidence |\n|---|---|---|---|---|---|---|")
     for n, cv in ((3, 0.01), (5, 0.005), (5, 0.01), (5, 0.02), (10, 0.01), (10, 0.02)):
@@ -151,13 +253,9 @@ def main() -> None:
         for change in (0.0, 0.05):
             _row(verdicts(rng, n, 0.01, change, repeats, drift=0.01), f"{n} | {change:.0%} | pairs")
             _row(drifted(rng, n, 0.01, change, repeats), f"{n} | {change:.0%} | Welch")
-    print("\nA run of 40 experiments, n = 5, CV 2 %, some of them 6 % worse")
-    print(
-        "| worse | false among alarms | runs with a false alarm | without correction | found |\n|---|---|---|---|---|"
-    )
-    for changed in (0, 1, 4, 12):
-        shares = family(rng, changed, max(repeats // 5, 10))
-        print(f"| {changed} | " + " | ".join(f"{share:.3f}" for share in shares) + " |")
+
+
+def print_histories(rng: np.random.Generator, repeats: int) -> None:
     print("\nNewest run of a history; runs differ by 1 % among themselves, 5 cycles each with CV 1 %")
     print("| runs | true step | r | i | unchanged | not enough evidence |\n|---|---|---|---|---|---|")
     for runs in (2, 3, 5, 10, 20):

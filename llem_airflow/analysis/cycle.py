@@ -302,6 +302,11 @@ def _own_flags(
         )
     if requests_problem:
         found.append(_flag("requests_unreadable", requests_problem, "latencies of this cycle are absent"))
+    return (*found, *_request_flags(requests, window))
+
+
+def _request_flags(requests: Requests, window: Window) -> list[Flag]:
+    found = []
     if requests.disordered:
         found.append(
             _flag(
@@ -317,7 +322,7 @@ def _own_flags(
             found.append(
                 _flag(
                     "empty_answers",
-                    f"{empty} of {n} requests got no token; they count in requests and energy, and have no latency",
+                    f"{empty} of {n} requests got no token; they count in requests and energy, and have no TTFT",
                     "look at the prompts' finish_reason in requests.parquet, or fix the lengths (leave ignore_eos out)",
                 )
             )
@@ -330,7 +335,7 @@ def _own_flags(
                     "measure this cycle again; the engine adapter or the collection lost rows",
                 )
             )
-    return tuple(found)
+    return found
 
 
 def _flag(code: str, message: str, next_step: str) -> Flag:

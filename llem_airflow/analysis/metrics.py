@@ -162,12 +162,12 @@ def deciding_metric(name: str) -> str:
     return name
 
 
-def positive_threshold(ratio: float) -> float:
+def positive_threshold(ratio: object) -> float:
     """The smallest relative difference that matters.
 
     Raises:
         ValueError: It is not a finite number above 0.
     """
-    if not 0 < ratio < math.inf:
+    if not isinstance(ratio, int | float) or not 0 < ratio < math.inf:
         raise ValueError(f"threshold {ratio!r}: a number above 0; 0.02 is 2 %")
     return ratio

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llem_airflow.analysis.aggregate import aggregate_run
+from llem_airflow.analysis.run_rows import cycle_rows
 from llem_airflow.analysis.summary import Summary
 from llem_airflow.protocol.result import CycleResult
 from llem_airflow.results import StoredRun
@@ -174,6 +175,27 @@ def test_requests_that_disagree_with_the_result_are_flagged(make_run: MakeRun) -
     assert "requests_disagree" in {
         doubt.code for doubt in aggregate_run(run, report=False).experiments[0].doubts
     }
+
+
+def test_times_that_run_backwards_are_no_latency_but_a_flag(make_run: MakeRun) -> None:
+    run = make_run({(0, 1): Recording(ttft_s=-0.2), (0, 2): Recording()}, cycles=2)
+    summary = aggregate_run(run, report=False)
+    doubt = next(one for one in summary.experiments[0].doubts if one.code == "clock_backwards")
+    assert doubt.cycles == (1,)
+    assert "the times of 20 of 20 requests run backwards" in doubt.message
+    first, second = (row for row in cycle_rows(run) if row["experiment"] == IDS[0])
+    assert [first[name] for name in ("ttft_mean_s", "tpot_mean_s", "itl_mean_s", "e2el_mean_s")] == [None] * 4
+    assert second["ttft_mean_s"] == pytest.approx(0.5)
+    assert first["output_tokens_per_s"] == second["output_tokens_per_s"]
+
+
+def test_percentiles_are_absent_from_the_tables_below_their_smallest_number(make_run: MakeRun) -> None:
+    run = make_run({(0, 1): Recording(requests=19), (0, 2): Recording(requests=20)}, cycles=2)
+    aggregate_run(run, report=False)
+    few, enough = (row for row in cycle_rows(run) if row["experiment"] == IDS[0])
+    assert (few["ttft_p50_s"], few["ttft_p95_s"], few["ttft_p99_s"]) == (pytest.approx(0.5), None, None)
+    assert (enough["ttft_p95_s"], enough["ttft_p99_s"]) == (pytest.approx(0.5), None)
+    assert enough["itl_p99_s"] == pytest.approx(0.1)  # 200 gaps
 
 
 def test_aggregating_again_gives_the_same_bytes(make_run: MakeRun) -> None:

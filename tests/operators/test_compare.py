@@ -111,8 +111,8 @@ def test_an_unknown_outcome_or_action_is_named_with_the_known_ones(given: Any, m
         actions(given)
 
 
-@pytest.mark.parametrize("threshold", [0, -0.02, float("nan"), float("inf")])
-def test_a_threshold_that_is_not_above_zero_is_refused_when_the_dag_is_made(threshold: float) -> None:
+@pytest.mark.parametrize("threshold", [0, -0.02, float("nan"), float("inf"), "0.02", None])
+def test_a_threshold_that_is_not_above_zero_is_refused_when_the_dag_is_made(threshold: Any) -> None:
     with pytest.raises(ValueError, match=r"a number above 0; 0\.02 is 2 %"):
         LLEMCompareOperator(task_id="compare", threshold_ratio=threshold)
 
