@@ -149,7 +149,6 @@ def check(run: str, results_root: str) -> int:
     count = len(problems) or "no"
     plural = "" if len(problems) == 1 else "s"
     _line(f"{found.url}: {cycles} cycles, {count} problem{plural}")
-    _print_swept(sweep_run(found.folder, time.time_ns()))
     return 1 if problems else 0
 
 

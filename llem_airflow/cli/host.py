@@ -7,19 +7,32 @@ import click
 
 @click.command("gc")
 @click.option(
-    "--older-than", "older_than_h", default=24.0, show_default=True, help="Age in hours from which on."
+    "--older-than",
+    "older_than_h",
+    type=click.FloatRange(min=0),
+    default=24.0,
+    show_default=True,
+    help="Age in hours from which on what Airflow cannot tell of is left over.",
 )
-@click.option("--installation", default=None, help="Only what this Airflow made (label llem.installation).")
+@click.option(
+    "--installation",
+    default=None,
+    help="Only what this Airflow made (label llem.installation); default: the one installed here.",
+)
 @click.option("--yes", is_flag=True, help="Remove them. Without it, only the list is printed.")
+@click.option("--force", is_flag=True, help="Also containers that run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
-def collect_garbage(older_than_h: float, installation: str | None, *, yes: bool, as_json: bool) -> int:
+def collect_garbage(
+    older_than_h: float, installation: str | None, *, yes: bool, force: bool, as_json: bool
+) -> int:
     """List containers and volumes of ours that nobody owns any more, and remove them with --yes.
 
-    Nothing is touched that llem-airflow has not made.
+    Airflow's database says whose task is alive, where Airflow is installed here; else their age decides. Nothing is
+    touched that llem-airflow has not made, that another Airflow has made, or, without --force, that runs.
     """
     from llem_airflow.container.terminal import collect
 
-    return collect(older_than_h * 3600, installation, remove=yes, as_json=as_json)
+    return collect(older_than_h * 3600, installation, remove=yes, as_json=as_json, force=force)
 
 
 @click.command("doctor")

@@ -40,7 +40,7 @@ from llem_airflow.container.start import Box, adopt, start
 from llem_airflow.container.stream import GoneError, follow
 from llem_airflow.container.volume_folder import mounted_at
 from llem_airflow.container.watch import Watchdog
-from llem_airflow.protocol.files import EXCHANGE_DIR
+from llem_airflow.protocol.files import EVENTS, EXCHANGE_DIR
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.strict import ProtocolError
 
@@ -106,6 +106,7 @@ def run_box(
                     )
         except BaseException:
             # Also a task timeout or a signal: whatever ends the wait, the container does not outlive it.
+            _salvage(run, box)
             with contextlib.suppress(*ENGINE_ERRORS):
                 _discard(run, box)
             raise
@@ -184,7 +185,9 @@ def _see_through(run: _Run, box: Box, facts: _Background) -> Collected:
         write_inspection(inspection, run.sink.redactor, run.folder / INSPECT)
         ended = failed(run.folder, run.spec, problem, inspection["State"], fired, run.sink.tail, run.settings)
         raise with_error_file(ended, run.spec) from problem
-    image_digest = digest(run.api, inspection["Image"])
+    image_digest: str | None = None
+    with contextlib.suppress(*ENGINE_ERRORS):  # what was measured is not lost for the name of its image
+        image_digest = patiently(lambda: digest(run.api, inspection["Image"]), run.settings.engine_grace_s)
     return Collected(
         folder=run.folder,
         exit_code=exit_code,
@@ -253,6 +256,22 @@ def _bring_out(run: _Run, box: Box, inspection: dict[str, Any]) -> None:
             evidence=f"Docker volume {box.volume}",
             log_tail=run.sink.tail,
         ) from error
+
+
+def _salvage(run: _Run, box: Box) -> None:
+    """What an attempt that was cut short has written, as far as it is to be had at once."""
+    if (run.folder / EVENTS).exists() or box.keep_volume:
+        return
+    usual_s, run.api.timeout = run.api.timeout, _KILL_TIMEOUT_S
+    try:
+        inspection = run.api.inspect_container(box.id)
+        if inspection["Name"].lstrip("/") == run.attempt.container_name:
+            direct = mounted_at(inspection, EXCHANGE_DIR) if run.settings.direct_volume else None
+            collect(run.api, box.id, run.folder, run.sink.redactor, direct)
+    except (CollectError, OSError, DockerException):
+        pass
+    finally:
+        run.api.timeout = usual_s
 
 
 def _discard(run: _Run, box: Box) -> None:

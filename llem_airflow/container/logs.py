@@ -12,7 +12,8 @@ from typing import IO
 from llem_airflow.protocol.redaction import Redactor
 
 LONGEST_LINE_BYTES = 8 * 1024
-TAIL_LINES = 40
+TAIL_LINES = 400
+"""An engine may print its reason, then the tracebacks of everybody who waited for it."""
 PROGRESS_EVERY_S = 5.0
 """A progress bar redraws its line many times a second; this often it is shown, in seconds."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import docker
 
@@ -17,7 +18,11 @@ from llem_airflow.container.tickets import STALE_S, engine_clock_offset_s
 Alive = Callable[[Mapping[str, str]], bool | None]
 """Given labels (``llem.dag_id`` …): whether a live task owns what carries them; None when that cannot be told."""
 
+Running = Literal["never", "disowned", "any"]
+
+LABEL_INSTALLATION = "llem.installation"
 _PROBE_S = 600.0
+"""Nobody asks the driver for longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,12 @@ class Leftover:
 
 
 def find_leftovers(
-    api: docker.APIClient, *, alive: Alive | None = None, older_than_s: float, installation: str | None = None
+    api: docker.APIClient,
+    *,
+    alive: Alive | None = None,
+    older_than_s: float,
+    installation: str | None = None,
+    running: Running = "never",
 ) -> list[Leftover]:
     """Containers and volumes of ours that no live task owns.
 
@@ -49,30 +59,41 @@ def find_leftovers(
         alive: Says whether a live task owns something; None when nobody can be asked.
         older_than_s: What ``alive`` cannot tell is a leftover from this age on, in seconds.
         installation: Only what this Airflow made; None for all.
+        running: Which containers that run may be leftovers: none, those that ``alive`` disowns, or all.
     """
     now_s = datetime.datetime.now(datetime.UTC).timestamp() + engine_clock_offset_s(api)
 
-    def left(labels: Mapping[str, str], age_s: float) -> bool:
-        if installation is not None and labels.get("llem.installation") != installation:
+    def left(labels: Mapping[str, str], age_s: float, state: str = "") -> bool:
+        if installation is not None and labels.get(LABEL_INSTALLATION) != installation:
             return False
         owned = alive(labels) if alive is not None else None
+        if state in LIVE_STATES and running != "any" and not (running == "disowned" and owned is False):
+            return False
+        if LABEL_TICKET in labels and not state:
+            return age_s > 2 * STALE_S  # a living claim renews its ticket
         return age_s > older_than_s if owned is None else not owned
 
     found: list[Leftover] = []
     used: set[str] = set()
     for container in api.containers(all=True, filters={"label": LABEL_KEY}):
         labels, age_s = container.get("Labels") or {}, now_s - float(container["Created"])
-        if left(labels, age_s):
+        if left(labels, age_s, container["State"]):
             found.append(Leftover("container", name_of(container), _what(labels), container["State"], age_s))
         else:
             used |= {mount["Name"] for mount in container.get("Mounts") or () if "Name" in mount}
-    found += _probes(api, now_s)
+    found += _probes(api, now_s, installation)
     for volume in api.volumes(filters={"label": LABEL_KEY}).get("Volumes") or []:
         labels, age_s = volume.get("Labels") or {}, now_s - _epoch_s(volume["CreatedAt"])
-        stale = age_s > 2 * STALE_S if LABEL_TICKET in labels else left(labels, age_s)
-        if stale and volume["Name"] not in used:
+        if left(labels, age_s) and volume["Name"] not in used:
             found.append(Leftover("volume", volume["Name"], _what(labels), "unused", age_s))
     return found
+
+
+def owners(api: docker.APIClient) -> list[dict[str, str]]:
+    """The labels of everything of ours: whose it is."""
+    containers = api.containers(all=True, filters={"label": LABEL_KEY})
+    volumes = api.volumes(filters={"label": LABEL_KEY}).get("Volumes") or []
+    return [dict(each.get("Labels") or {}) for each in (*containers, *volumes)]
 
 
 def remove_leftovers(api: docker.APIClient, leftovers: Iterable[Leftover]) -> int:
@@ -87,15 +108,16 @@ def remove_leftovers(api: docker.APIClient, leftovers: Iterable[Leftover]) -> in
     return gone
 
 
-def _probes(api: docker.APIClient, now_s: float) -> list[Leftover]:
-    listed = api.containers(all=True, filters={"label": LABEL_PROBE})
-    return [
-        Leftover(
-            "container", name_of(probe), "question to the driver", probe["State"], now_s - probe["Created"]
-        )
-        for probe in listed
-        if probe["State"] not in LIVE_STATES or now_s - probe["Created"] > _PROBE_S
-    ]
+def _probes(api: docker.APIClient, now_s: float, installation: str | None) -> list[Leftover]:
+    """Questions to the driver that nobody waits for any more: each lives for a second."""
+    found = []
+    for probe in api.containers(all=True, filters={"label": LABEL_PROBE}):
+        age_s, maker = now_s - probe["Created"], (probe.get("Labels") or {}).get(LABEL_INSTALLATION)
+        if age_s > _PROBE_S and installation in (None, maker):
+            found.append(
+                Leftover("container", name_of(probe), "question to the driver", probe["State"], age_s)
+            )
+    return found
 
 
 def _what(labels: Mapping[str, str]) -> str:

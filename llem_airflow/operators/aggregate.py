@@ -82,6 +82,7 @@ class LLEMAggregateOperator(BaseOperator):
 
         study = study_of_run(asked, context)
         run = open_run(study, context)
+        run.sweep_commits()
         note_gated(study, run)
         summary = aggregate_run(run)
         self.log.info("Report: %s/report.html", run.url)

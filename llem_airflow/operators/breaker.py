@@ -1,7 +1,8 @@
 """The circuit breaker: a study whose cycles fail one after the other stops using the GPUs.
 
 Nothing is counted anywhere: the stored results and failures of the run say how many cycles failed in a row, whoever
-restarts what. After the cooldown one cycle is tried as a probe; when it fails too, the rest is skipped.
+restarts what. After the cooldown exactly one cycle is tried as a probe (the first that creates a file of the run); the
+others wait for its end. When it fails too, the rest is skipped.
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ from dataclasses import dataclass
 from airflow.sdk import Context
 
 from llem_airflow.operators.not_begun import skip_noted
-from llem_airflow.results import FailureRef, StoredRun
+from llem_airflow.results import FailureRef, StoredRun, names
 from llem_airflow.study import Experiment, Study
 
 log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 10.0
+_LONG_S = 3600.0
+_PROBES_TRIES = 2
+"""A probe that a killed worker took with it gets another try of its task; nobody waits longer than for two."""
 
 _NOT_THE_STUDY = frozenset({"gpu_unavailable", "cancelled"})
 """Failures that say nothing about the study: somebody else had the GPUs, or ended it."""
@@ -102,10 +108,23 @@ def skip_when_tripped(
             f"this task (study_execution.max_consecutive_failures: {most}; 0 for any number)"
         )
         skip_noted(run, experiment, cycle, reason)
-    left_s = state.epoch_ns / 1e9 + cooldown_s - time.time_ns() / 1e9
-    log.warning("%s. This cycle is the probe, after a pause of %.0f s", failed, max(0.0, left_s))
-    if left_s > 0:
-        sleep(left_s)
+    if run.folder.child(names.BREAKER_DIR).create(
+        f"probe-{state.epoch_ns}", f"{experiment.id} {cycle}".encode()
+    ):
+        left_s = state.epoch_ns / 1e9 + cooldown_s - time.time_ns() / 1e9
+        log.warning("%s. This cycle is the probe, after a pause of %.0f s", failed, max(0.0, left_s))
+        if left_s > 0:
+            sleep(left_s)
+        return
+    log.warning("%s. Another cycle is the probe; this one waits for its end", failed)
+    limit_s = cooldown_s + _PROBES_TRIES * (experiment.wall_clock_s or _LONG_S)
+    for _ in range(int(limit_s / _LOOK_EVERY_S) + 1):
+        sleep(_LOOK_EVERY_S)
+        now = tripped(run, most, cooldown_s)
+        if now is None or now.epoch_ns != state.epoch_ns or now.probe_failed:
+            skip_when_tripped(study, run, experiment, cycle, context, sleep)
+            return
+    skip_noted(run, experiment, cycle, f"not begun: {failed}. The probe has not ended within {limit_s:.0f} s")
 
 
 def _when(record: dict[str, object], what: str) -> int:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from airflow.sdk import Context
 
 from llem_airflow import __version__
 from llem_airflow.container.attempt import Attempt
+from llem_airflow.container.collected import CONTAINER_LOG
+from llem_airflow.container.failures import AttemptFailedError, classify
+from llem_airflow.container.logs import TAIL_LINES
 from llem_airflow.operators.request import RunRequest, study_of_run
 from llem_airflow.operators.settings import settings
 from llem_airflow.operators.window import run_type
@@ -63,6 +67,22 @@ def attempt_of(context: Context, experiment: Experiment, cycle: int) -> Attempt:
         try_number=ti.try_number,
         installation=settings().installation,
     )
+
+
+def cut_short(error: BaseException, folder: Path) -> AttemptFailedError:
+    """The failure of an attempt that Airflow's limit or a late word of the engine ended.
+
+    Args:
+        error: What was raised.
+        folder: What has been collected so far.
+    """
+    found = classify(None, "", error=error)
+    log = folder / CONTAINER_LOG
+    tail = tuple(log.read_text("utf-8", "replace").splitlines()[-TAIL_LINES:]) if log.is_file() else ()
+    said = str(error).strip() or type(error).__name__
+    if found.category == "timeout_wall_clock":
+        said = f"the task ran longer than its execution_timeout ({said})"
+    return AttemptFailedError(found, said, folder=folder, log_tail=tail)
 
 
 def provenance(attempt: Attempt, runner: str, started_epoch_ns: int) -> dict[str, Any]:

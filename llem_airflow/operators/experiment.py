@@ -13,18 +13,19 @@ from typing import Any
 from airflow.providers.docker.operators.docker import DockerOperator
 from airflow.sdk import Context
 from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout
 
 from llem_airflow.container.attempt import Attempt
 from llem_airflow.container.box import clear_box, kill_box, run_box
 from llem_airflow.container.collected import Collected
+from llem_airflow.container.engine import ENGINE_ERRORS
 from llem_airflow.container.failures import AttemptFailedError, GPUUnavailableError, failure
 from llem_airflow.container.process import ProcessSettings, kill_process, run_process
 from llem_airflow.operators.baselines import known_baselines
 from llem_airflow.operators.breaker import skip_when_tripped
 from llem_airflow.operators.canary import skip_after_canary
 from llem_airflow.operators.energy import require_energy, without_required_energy
-from llem_airflow.operators.evidence import attempt_of, provenance, run_of
+from llem_airflow.operators.evidence import attempt_of, cut_short, provenance, run_of
 from llem_airflow.operators.gpu_wait import GpuFreeTrigger, GpuWait, now_epoch_s
 from llem_airflow.operators.host import DEFAULT_CONN_ID, HostSettings, HostSettingsError, LLEMHostHook
 from llem_airflow.operators.pinned import EarlierTries, image_record
@@ -159,6 +160,8 @@ class LLEMExperimentOperator(DockerOperator):
             except AttemptFailedError as error:
                 self._wait_in_the_triggerer(attempt, error)
                 raise self._failed(run, attempt, error, started_epoch_ns) from error
+            except (AirflowTaskTimeout, *ENGINE_ERRORS) as error:
+                raise self._failed(run, attempt, cut_short(error, folder), started_epoch_ns) from error
             finally:
                 if self.hook.client_created:
                     self.cli.close()
@@ -272,6 +275,7 @@ class LLEMExperimentOperator(DockerOperator):
             return None
         if without_required_energy(self.experiment, ref):
             return None
+        run.sweep_commits()
         self._clear(patience_s=_ENGINE_GRACE_S if ref.provenance().get("runner") == "container" else 0.0)
         return ref.folder.url
 

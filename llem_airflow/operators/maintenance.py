@@ -15,7 +15,7 @@ from llem_airflow.operators.settings import settings
 
 States = Callable[..., Mapping[str, Mapping[str, str | None]]]
 
-_OVER = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+OVER = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 _HOUR_S = 3600.0
 
 
@@ -46,6 +46,7 @@ class LLEMCollectGarbageOperator(BaseOperator):
                 alive=lambda labels: is_alive(states, labels),
                 older_than_s=self.older_than_h * _HOUR_S,
                 installation=settings().installation,
+                running="disowned",
             )
             for each in left:
                 self.log.info("%s %s (%s): %s", each.kind, each.name, each.state, each.what)
@@ -69,4 +70,4 @@ def is_alive(states: States, labels: Mapping[str, str]) -> bool | None:
     found = states(dag_id=dag_id, task_ids=[task_id], run_ids=[run_id], map_index=index).get(run_id)
     if not found:
         return None
-    return any(state not in _OVER for state in found.values())
+    return any(state not in OVER for state in found.values())

@@ -107,6 +107,25 @@ class Folder:
         with self.writing(name) as file:
             file.write(data)
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file that is not there yet; of several who try at the same time exactly one succeeds.
+
+        Raises:
+            ResultsWriteError: The place cannot be written.
+        """
+        try:
+            if self.local is None:
+                self.fs.pipe_file(f"{self.path}/{name}", data, mode="create")
+            else:
+                self.local.mkdir(parents=True, exist_ok=True)
+                with (self.local / name).open("xb") as file:
+                    file.write(data)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise write_error(error, f"{self.url}/{name}") from error
+        return True
+
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
         """A file that appears under its name when the block ends well, and not at all otherwise.

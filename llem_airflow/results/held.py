@@ -37,14 +37,15 @@ def held_folder(parent: Path, prefix: str, *, mode: int) -> Iterator[Path]:
         prefix: How its name begins.
         mode: Its permissions, before the umask.
     """
-    sweep(parent, prefix)
-    # Under another name until it is locked, so that nobody takes it for left.
-    made = _make(parent, f".{prefix}{uuid.uuid4().hex}", mode)
-    handle = os.open(made, os.O_RDONLY)
+    # Whoever makes a folder or looks for dead ones holds the parent meanwhile: so none is seen that is made but not
+    # locked yet, unless its maker was killed just there.
+    with _locked_parent(parent):
+        _remove_dead(parent, prefix)
+        folder = parent / f"{prefix}{uuid.uuid4().hex}"
+        folder.mkdir(mode)
+        handle = os.open(folder, os.O_RDONLY)
+        _lock(handle)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks: then nothing is swept either
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        folder = made.rename(parent / made.name.removeprefix("."))
         try:
             yield folder
         finally:
@@ -53,18 +54,45 @@ def held_folder(parent: Path, prefix: str, *, mode: int) -> Iterator[Path]:
         os.close(handle)
 
 
-def _make(parent: Path, name: str, mode: int) -> Path:
+def sweep(parent: Path, prefix: str) -> None:
+    """Remove the folders of that beginning whose process is dead."""
+    if parent.is_dir():
+        with _locked_parent(parent):
+            _remove_dead(parent, prefix)
+
+
+@contextmanager
+def _locked_parent(parent: Path) -> Iterator[None]:
+    handle = _open_locked(parent)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _open_locked(parent: Path) -> int:
     for _ in range(_TRIES):
         parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # whoever ended just then has removed the parent
-            (parent / name).mkdir(mode)
-            return parent / name
+            handle = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+            _lock(handle)
+            try:
+                if os.path.samestat(os.fstat(handle), parent.stat()):
+                    return handle
+            except FileNotFoundError:
+                pass
+            os.close(handle)
     raise FileNotFoundError(errno.ENOENT, f"somebody keeps removing {parent}")
 
 
-def sweep(parent: Path, prefix: str) -> None:
-    """Remove the folders of that beginning whose process is dead."""
-    for left in parent.glob(f"{prefix}*"):
+def _lock(handle: int) -> None:
+    with contextlib.suppress(OSError):  # a file system without locks: then nothing is swept either
+        fcntl.flock(handle, fcntl.LOCK_EX)
+
+
+def _remove_dead(parent: Path, prefix: str) -> None:
+    # A name with a point before it is one that an earlier version had not locked yet.
+    for left in (*parent.glob(f"{prefix}*"), *parent.glob(f".{prefix}*")):
         with contextlib.suppress(OSError):  # somebody holds it, it is not ours, or it is gone already
             handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:

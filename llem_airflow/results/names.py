@@ -31,6 +31,8 @@ FAILED_DIR = "failed"
 SKIPPED_DIR = "skipped"
 LEFT_DIR = "left"
 STAGING_DIR = ".staging"
+BREAKER_DIR = "breaker"
+"""Who is the probe of a run whose circuit breaker has tripped."""
 
 _LONGEST = 120
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")

@@ -18,9 +18,11 @@ from llem_airflow.protocol.strict import ProtocolError
 from llem_airflow.results import names
 from llem_airflow.results.cycles import CycleRef, FailureRef, ResultReadError
 from llem_airflow.results.folder import Folder, ResultsWriteError, json_bytes, write_error
-from llem_airflow.results.held import held_folder
+from llem_airflow.results.held import held_folder, sweep
 from llem_airflow.results.notes import read_notes, write_note
 from llem_airflow.results.staging import stage
+
+_COMMIT = "commit-"
 
 
 class ResultsRoot:
@@ -322,12 +324,20 @@ class StoredRun:
         try:
             with ExitStack() as held:
                 try:
-                    path = held.enter_context(held_folder(aside, "commit-", mode=0o777))
+                    path = held.enter_context(held_folder(aside, _COMMIT, mode=0o777))
                 except OSError as error:
                     raise write_error(error, self.url) from error
                 yield path
         finally:
             with suppress(OSError):  # another commit is under way beside this one
+                aside.rmdir()
+
+    def sweep_commits(self) -> None:
+        """Remove what killed writers left of commits; what a living one prepares stays."""
+        if self.folder.local is not None:
+            aside = self.folder.local / names.STAGING_DIR
+            sweep(aside, _COMMIT)
+            with suppress(OSError):  # not there, or a commit is under way
                 aside.rmdir()
 
 

@@ -174,7 +174,8 @@ class World:
     def _sweep(self) -> None:
         """Remove what a failed test left of this Airflow's tries."""
         installation = self.airflow.installation
-        remove_leftovers(self.api, find_leftovers(self.api, older_than_s=-60, installation=installation))
+        left = find_leftovers(self.api, older_than_s=-60, installation=installation, running="any")
+        remove_leftovers(self.api, left)
 
     def client(self) -> docker.APIClient:
         """A client of the engine itself, past the proxy."""

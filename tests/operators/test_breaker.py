@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -101,6 +102,51 @@ def test_after_so_many_failures_the_next_cycle_waits_for_the_cooldown_and_is_the
     three_failures(run, ago_s=5)
     (pause_s,) = begin(run)
     assert 0 < pause_s <= 55
+
+
+class WaitsError(Exception):
+    """Raised in the place of a wait for the probe."""
+
+
+def waits(_seconds: float) -> None:
+    raise WaitsError
+
+
+def test_of_many_that_begin_at_once_exactly_one_is_the_probe(run: StoredRun) -> None:
+    three_failures(run, ago_s=300)
+
+    def begins(number: int) -> bool:
+        try:
+            skip_when_tripped(STUDY, run, THIRD, number, context(), sleep=waits)
+        except WaitsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(begins, range(8))) == 1
+
+
+def test_the_others_go_on_when_the_probe_works_and_are_skipped_when_it_fails(
+    run: StoredRun, tmp_path: Path
+) -> None:
+    three_failures(run, ago_s=300)
+    assert begin(run) == []  # the probe
+
+    skip_when_tripped(
+        STUDY, run, SECOND, 2, context(), sleep=lambda _: work(run, tmp_path, THIRD, 2, ago_s=0)
+    )
+    for experiment in STUDY.experiments:
+        fail(run, experiment, 1, ago_s=-1, attempt=2)
+    skip_when_tripped(STUDY, run, FIRST, 2, context(), sleep=lambda _: None)  # the probe of the next opening
+
+
+def test_the_others_are_skipped_when_the_probe_fails_or_never_ends(run: StoredRun) -> None:
+    three_failures(run, ago_s=300)
+    assert begin(run) == []  # the probe
+    with pytest.raises(AirflowSkipException, match="The probe has not ended within"):
+        skip_when_tripped(STUDY, run, SECOND, 2, context(), sleep=lambda _: None)
+    with pytest.raises(AirflowSkipException, match="A probe after a pause of 60 s failed too"):
+        skip_when_tripped(STUDY, run, SECOND, 2, context(), sleep=lambda _: fail(run, THIRD, 2, ago_s=0))
 
 
 def test_after_the_cooldown_the_probe_begins_at_once(run: StoredRun) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import uuid
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,3 +70,24 @@ def test_only_what_is_over_and_of_this_installation_goes(
     finally:
         for name in (alive, foreign):
             docker_api.remove_volume(name)
+
+
+def test_airflow_s_database_says_who_is_alive_in_a_process_of_its_own(
+    tmp_path: Path,
+) -> None:
+    labels = LABELS | {"llem.installation": "here"}
+    home = tmp_path / "airflow"
+    home.mkdir()
+    environment = {**os.environ, "AIRFLOW_HOME": str(home), "LLEM_INSTALLATION": "here"}
+    environment.pop("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", None)
+    ended = subprocess.run(
+        [sys.executable, "-m", "llem_airflow.operators.living"],
+        input=json.dumps([labels]),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = json.loads(ended.stdout.strip().splitlines()[-1])
+    assert (said["installation"], said["alive"]) == ("here", None)  # no database has been made yet
+    assert "task_instance" in said["why"]

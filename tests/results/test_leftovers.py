@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import itertools
 import os
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from llem_airflow.results import ResultsRoot
@@ -63,6 +67,61 @@ def test_a_commit_that_takes_hours_is_not_swept(tmp_path: Path) -> None:
         os.utime(folder, (0, 0))
         assert sweep_run(run.folder, _age_ns(tmp_path)) == []
         assert (folder / "power.csv").read_text() == "so far"
+
+
+def _commit(root: Path) -> None:
+    ResultsRoot(root).run("nightly", "r").commit_cycle("tiny-1", 1, root.parent / "out", provenance())
+
+
+def _commit_and_die(root: Path, step: int) -> bool:
+    """Commit in a process that SIGKILLs itself at its ``step``-th look at the file system; whether it came that far."""
+    child = os.fork()
+    if child == 0:
+        seen = itertools.count()
+
+        def hook(event: str, _arguments: object) -> None:
+            if event.startswith(("open", "os.", "shutil.", "fcntl.")) and next(seen) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        _commit(root)
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def test_whenever_a_writer_is_killed_the_next_try_stores_once_and_leaves_nothing(tmp_path: Path) -> None:
+    Recording().write(tmp_path / "out")
+    _commit(tmp_path / "warm-up")  # what is imported at the first commit is no step of it
+    for step in itertools.count():
+        root = tmp_path / f"killed-{step}"
+        killed = _commit_and_die(root, step)
+        run = ResultsRoot(root).run("nightly", "r")
+        if run.is_committed("tiny-1", 1):
+            run.sweep_commits()  # as a try does that finds its result stored, and the aggregate
+        else:
+            _commit(root)
+        assert [ref.repeat for ref in run.cycles(repeats=True)] == [0]
+        assert not (Path(run.url) / ".staging").exists(), step
+        if not killed:
+            break
+    assert step > 20
+
+
+def test_two_writers_at_once_do_not_sweep_each_other(tmp_path: Path) -> None:
+    Recording().write(tmp_path / "out")
+    root = tmp_path / "results"
+
+    def write(number: int) -> None:
+        for k in range(5):
+            ResultsRoot(root).run("nightly", "r").commit_failed(
+                f"e-{number}", 1, k + 1, tmp_path / "out", provenance()
+            )
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    run = ResultsRoot(root).run("nightly", "r")
+    assert len(run.failures()) == 40
+    assert not (Path(run.url) / ".staging").exists()
 
 
 def test_an_object_store_has_nothing_to_sweep() -> None:
