@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llem_airflow.analysis import quantity
 from llem_airflow.analysis.contrast import SAME, UNDECIDED, Contrast, Measured, contrasts
-from llem_airflow.analysis.labels import change_text
+from llem_airflow.analysis.labels import told_apart
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.statistics import describe
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO
@@ -64,25 +64,19 @@ def answer(experiments: Sequence[Measured], planned: int, valid: int) -> Answer:
 
 
 def _best(found: Sequence[Contrast], by_id: dict[str, Measured], count: int) -> str:
-    lower = BY_NAME[found[0].metric].better == "lower"
+    metric = BY_NAME[found[0].metric]
+    lower = metric.better == "lower"
     best = sorted(found, key=lambda one: one.difference_ratio, reverse=not lower)[0]
     reference, candidate = by_id[best.reference], by_id[best.candidate]
-    names = (
-        change_text(reference.factors, candidate.factors) or f"{candidate.label} against {reference.label}"
-    )
-    metric = BY_NAME[best.metric]
+    old, new = told_apart(reference.factors, candidate.factors) or (reference.label, candidate.label)
+    if count > 2:
+        new += f" (the {'lowest' if lower else 'highest'} of the other {count - 1})"
+        old += " (the study's first)"
     kind = "estimated " if _is_estimate(reference) and metric.energy else ""
     what = f"{kind}{metric.label[0].lower()}{metric.label[1:]}"
-    said = f"{names}: {what} {quantity.change(best.difference_ratio)}{_evidence(best, len(found))}"
-    if count > 2:
-        rank = "lowest" if lower else "highest"
-        gains = (best.difference_ratio < 0) == lower
-        said += (
-            f"; the {rank} of {count}"
-            if gains
-            else f"; none of the other {count - 1} is better than the reference"
-        )
-        said += f"; the reference is the first experiment, {reference.label}"
+    said = (
+        f"{new} against {old}: {what} {quantity.change(best.difference_ratio)}{_evidence(best, len(found))}"
+    )
     return said + _on_other_gpus(reference, candidate)
 
 

@@ -41,14 +41,14 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [key for key in dict.fromkeys([*other, *one]) if one.get(key) != other.get(key)]
 
 
-def change_text(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
-    """``batch_size 8 against 1``, where one key alone differs; None where several do, or none."""
+def told_apart(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, str] | None:
+    """``1`` and ``batch_size 8``, where one key alone differs; None where several do, or none."""
     keys = differing(before, after)
     if len(keys) != 1:
         return None
     name = keys[0].rsplit(".", 1)[-1]
     old, new = (_value(name, values.get(keys[0])) for values in (before, after))
-    return f"{new} against {old}" if name in _NAMED_BY_VALUE else f"{name} {new} against {old}"
+    return old, new if name in _NAMED_BY_VALUE else f"{name} {new}"
 
 
 def factor_changes(factors: Mapping[str, Sequence[Any]]) -> list[str]:
