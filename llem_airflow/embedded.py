@@ -78,8 +78,8 @@ class Home:
         """The environment of an Airflow command; what the user has set already stays."""
         defaults = {
             **SETTINGS,
-            # PyTorch's threads on a CPU sleep where they wait for each other. Where they spin, as libgomp's do by default, a
-            # batch of eight on a busy machine of two cores took 36 s of CPU time and not 6.
+            # PyTorch's threads on a CPU sleep where they wait for each other. Where they spin, as libgomp's do by
+            # default, a batch of eight on a busy machine of two cores took 36 s of CPU time and not 6.
             "OMP_WAIT_POLICY": "PASSIVE",
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": sqlite_url(self.airflow),
             "AIRFLOW__LLEM__RESULTS_ROOT": self.results,

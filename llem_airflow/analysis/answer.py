@@ -9,10 +9,12 @@ from llem_airflow.analysis import quantity
 from llem_airflow.analysis.contrast import SAME, UNDECIDED, Contrast, Measured, contrasts
 from llem_airflow.analysis.labels import told_apart
 from llem_airflow.analysis.metrics import BY_NAME
-from llem_airflow.analysis.statistics import describe
+from llem_airflow.analysis.statistics import SHOWN_FROM_N, describe
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO
 
 ENERGY, SPEED = "energy_per_output_token_j", "output_tokens_per_s"
+HALF, DOUBLE = -0.5, 1.0
+"""Where both lie in an interval, its ends tell nothing more."""
 NAMED = 3
 """So many experiments are named in an aside; of more, the number is told."""
 
@@ -84,18 +86,18 @@ def _evidence(one: Contrast, family: int) -> str:
     n = f"{one.n_reference}"
     if one.n_candidate != one.n_reference:
         n = f"{one.n_reference} and {one.n_candidate}"
-    if one.low_ratio is None or one.high_ratio is None:
-        return f", not enough evidence at n = {n} (no interval)"
+    little = f", not enough evidence at n = {n}"
+    low, high, undecided = one.low_ratio, one.high_ratio, one.verdict == UNDECIDED
+    if low is None or high is None or (undecided and min(one.n_reference, one.n_candidate) < SHOWN_FROM_N):
+        return little
+    if undecided and low <= HALF and high >= DOUBLE:
+        return f"{little} (half and double are both possible)"
     corrected = f", corrected for {family} comparisons" if family > 1 else ""
-    interval = (
-        f"95 % interval {quantity.change(one.low_ratio)} to {quantity.change(one.high_ratio)}{corrected}"
-    )
-    if one.verdict == UNDECIDED:
-        return f", not enough evidence at n = {n} ({interval})"
-    size = (
-        f", no difference of {THRESHOLD_RATIO:.0%} or more".replace("%", " %") if one.verdict == SAME else ""
-    )
-    return f"{size} ({interval}), n = {n} cycles"
+    interval = f"95 % interval {quantity.change(low)} to {quantity.change(high)}{corrected}"
+    if undecided:
+        return f"{little} ({interval})"
+    same = f", no difference of {quantity.percent(THRESHOLD_RATIO)} or more" if one.verdict == SAME else ""
+    return f"{same} ({interval}), n = {n} cycles"
 
 
 def _headline(one: Measured, metric: str, count: int) -> str:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
-
 from llem_airflow.analysis.cycle import Cycle
-from llem_airflow.analysis.verdict import ALPHA, THRESHOLD_RATIO
+from llem_airflow.analysis.metrics import BY_NAME
+from llem_airflow.analysis.verdict import ALPHA, THRESHOLD_RATIO, compare, compare_pairs
 
 LOWER, HIGHER, SAME, UNDECIDED = "lower", "higher", "no difference", "not enough evidence"
 
@@ -50,11 +46,11 @@ class Contrast:
         method: ``paired`` (within the passes of the run order) or ``welch``.
         n_reference: Cycles of the reference; pairs where it is paired.
         n_candidate: Cycles of the candidate.
-        difference_ratio: Ratio of the geometric means - 1.
+        difference_ratio: Ratio of the means - 1.
         low_ratio: Lower end of the 95 % interval, which holds for all contrasts of the run together; None where a
             side has one cycle.
         high_ratio: Upper end.
-        p: Two-sided p of the t test on logarithms.
+        p: Two-sided p of the t test.
         p_adjusted: p times the number of contrasts (Bonferroni), 1 at most.
         verdict: ``lower`` or ``higher`` where the interval excludes 0, ``no difference`` where it lies within the
             threshold, else ``not enough evidence``.
@@ -87,36 +83,26 @@ def contrasts(experiments: Sequence[Measured], metric: str, beside: int) -> tupl
 
 
 def _contrast(reference: Measured, candidate: Measured, metric: str, beside: int, family: int) -> Contrast:
-    """Formula: t interval of the mean difference of logarithms at 1 - 5 % / family, and its exponential.
-
-    On logarithms the interval cannot promise an energy below zero, and an equal scatter in per cent is an equal
-    scatter. Welch's degrees of freedom where cycles are no pairs.
-    """
+    """By ``verdict.compare_pairs`` within the passes of the run order, else by ``verdict.compare`` (Welch's)."""
     a, b = reference.values(metric), candidate.values(metric)
     pairs = [cycle for cycle in a if cycle in b] if _in_passes(reference, candidate, beside) else []
     if len(pairs) >= 2:
-        d = np.log([b[cycle] for cycle in pairs]) - np.log([a[cycle] for cycle in pairs])
-        method, n = "paired", (d.size, d.size)
-        mean, se, df = float(d.mean()), _sem(d), d.size - 1.0
-    else:
-        x, y = np.log(list(a.values())), np.log(list(b.values()))
-        method, n = "welch", (x.size, y.size)
-        mean = float(y.mean() - x.mean())
-        se, df = _welch(x, y)
-    low, high, p = _interval(mean, se, df, ALPHA / family)
+        a, b = {cycle: a[cycle] for cycle in pairs}, {cycle: b[cycle] for cycle in pairs}
+    test = compare_pairs if len(pairs) >= 2 else compare
+    found = test([*a.values()], [*b.values()], BY_NAME[metric].better, alpha=ALPHA / family)
     return Contrast(
         metric=metric,
         reference=reference.id,
         candidate=candidate.id,
-        method=method,
-        n_reference=n[0],
-        n_candidate=n[1],
-        difference_ratio=math.expm1(mean),
-        low_ratio=low,
-        high_ratio=high,
-        p=p,
-        p_adjusted=None if p is None else min(1.0, p * family),
-        verdict=_verdict(low, high),
+        method=found.method,
+        n_reference=found.n_baseline,
+        n_candidate=found.n_candidate,
+        difference_ratio=found.difference_ratio or 0.0,  # values are above 0, so there always is one
+        low_ratio=found.low_ratio,
+        high_ratio=found.high_ratio,
+        p=found.p,
+        p_adjusted=None if found.p is None else min(1.0, found.p * family),
+        verdict=_verdict(found.low_ratio, found.high_ratio),
     )
 
 
@@ -126,32 +112,6 @@ def _in_passes(one: Measured, other: Measured, beside: int) -> bool:
         row.cycle is not None and row.position is not None and row.position // beside == row.cycle - 1
         for row in (*one.rows, *other.rows)
     )
-
-
-def _sem(values: NDArray[np.float64]) -> float:
-    return float(values.std(ddof=1) / np.sqrt(values.size))
-
-
-def _welch(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
-    """Standard error of the difference of means, and Welch-Satterthwaite degrees of freedom; 0 of both unknown."""
-    if min(x.size, y.size) < 2:
-        return 0.0, 0.0
-    vx, vy = _sem(x) ** 2, _sem(y) ** 2
-    if vx + vy == 0.0:
-        return 0.0, float(x.size + y.size - 2)
-    return (vx + vy) ** 0.5, (vx + vy) ** 2 / (vx**2 / (x.size - 1) + vy**2 / (y.size - 1))
-
-
-def _interval(
-    mean: float, se: float, df: float, alpha: float
-) -> tuple[float | None, float | None, float | None]:
-    if df <= 0:
-        return None, None, None
-    if se == 0.0:  # no cycle differs from another: the difference is exactly what it is
-        return math.expm1(mean), math.expm1(mean), float(mean == 0.0)
-    half = float(stats.t.ppf(1 - alpha / 2, df)) * se
-    low, high = (float(np.expm1(min(end, 700.0))) for end in (mean - half, mean + half))
-    return low, high, 2 * float(stats.t.sf(abs(mean) / se, df))
 
 
 def _verdict(low: float | None, high: float | None) -> str:

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.quantity import number, scale
+from llem_airflow.analysis.report_cells import itl_is_tpot
 from llem_airflow.analysis.statistics import Description
 from llem_airflow.analysis.summary import ExperimentSummary
 from llem_airflow.analysis.svg import INK, LINE, MUTED, PAPER, SERIES, WIDTH_IN, drawing, inline_svg
@@ -110,6 +111,7 @@ def latencies(experiments: Sequence[ExperimentSummary], labels: Sequence[str]) -
         name
         for name in ("ttft", "tpot", "itl", "e2el")
         if any(e.metric(f"{name}_p50_s") for e in experiments)
+        and not (name == "itl" and itl_is_tpot(experiments))
     ]
     if not kinds:
         return None

@@ -23,13 +23,21 @@ def _short_window(seen: Seen) -> str | None:
 
 
 def _window_length(seen: Seen) -> str | None:
-    if seen.energy.kind == "none":
+    """The edges are those of a board's energy register: other meters have none, and an estimate has no edges."""
+    if seen.energy.kind in {"none", "estimate"}:
         return None
     duration_s = seen.energy.duration_s
-    return (
-        f"The window is {duration_s:.1f} s long; a register update of 100 ms at each edge is "
-        f"{20 / max(duration_s, 1e-9):.1f} % of it."
-    )
+    said = f"The window is {duration_s:.1f} s long"
+    if seen.result.meter.kind != "nvml":
+        return f"{said}; windows this short differ more from one another."
+    share = 20 / max(duration_s, 1e-9)
+    return f"{said}; a register update of 100 ms at each edge is {share:.1f} % of it."
+
+
+def _few_readings(seen: Seen) -> str | None:
+    if seen.energy.kind != "estimate" or seen.energy.duration_s >= 5:
+        return None
+    return f"The window is {seen.energy.duration_s:.1f} s long; so short an estimate follows every other process."
 
 
 def _few_samples(seen: Seen) -> str | None:
@@ -164,6 +172,7 @@ _LONGER = "Raise `measurement.min_window_seconds` or the number of prompts."
 CHECKS = (
     Check("short_window", "error", _very_short_window, _LONGER, "10 s: 2 x 100 ms is then 2 %"),
     Check("short_window", "warning", _short_window, _LONGER, "30 s (ML.ENERGY benchmark)"),
+    Check("short_window", "warning", _few_readings, _LONGER, "5 s: 50 readings at 10 Hz"),
     Check(
         "few_samples",
         "warning",

@@ -54,7 +54,7 @@ def columns(experiments: Sequence[ExperimentSummary], names: Sequence[str]) -> l
     They are whenever all answers are of one length.
     """
     all_estimates = only_estimates(experiments)
-    same = all(_shown(e, TPOT) == _shown(e, ITL) for e in experiments)
+    same = itl_is_tpot(experiments)
     return [
         Column(
             name,
@@ -65,6 +65,11 @@ def columns(experiments: Sequence[ExperimentSummary], names: Sequence[str]) -> l
         for name in names
         if not (name == ITL and same and TPOT in names)
     ]
+
+
+def itl_is_tpot(experiments: Sequence[ExperimentSummary]) -> bool:
+    """Whether both are shown as the same number in every experiment: they are, when all answers are of one length."""
+    return all(metric_cell(e, TPOT).value == metric_cell(e, ITL).value for e in experiments)
 
 
 def only_estimates(experiments: Sequence[ExperimentSummary]) -> bool:
@@ -101,7 +106,3 @@ def derived_cell(e: ExperimentSummary, name: str) -> Cell:
     known = found.low is not None and found.high is not None
     interval = f"{quantity.number(found.low)} to {quantity.number(found.high)}" if known else "no interval"
     return Cell(quantity.number(found.mean), found.unit, interval, estimate=True, tag=False)
-
-
-def _shown(e: ExperimentSummary, name: str) -> str:
-    return metric_cell(e, name).value

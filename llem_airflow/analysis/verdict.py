@@ -142,12 +142,15 @@ def compare(
     better: str,
     *,
     threshold_ratio: float = THRESHOLD_RATIO,
+    alpha: float = ALPHA,
 ) -> Comparison:
     """Welch's comparison of two independent sets of cycles.
 
     Formula: size of ``_Effect``, with standard error sqrt(s1^2/n1 + s2^2/n2) and Welch-Satterthwaite degrees
     of freedom; equivalence by two one-sided tests at the threshold, which is a share of the baseline's mean. None, NaN
     and infinite values are not known, and left out.
+
+    ``alpha`` is the risk of the interval; a smaller one than 5 % makes several intervals hold together.
 
     Raises:
         ValueError: ``better`` or ``threshold_ratio`` is not one that there is.
@@ -165,7 +168,7 @@ def compare(
         return _decided(_without_spread(bare))
     share = va / (va + vb)
     df = 1.0 / (share**2 / (len(a) - 1) + (1.0 - share) ** 2 / (len(b) - 1))
-    found = _tested(bare, effect, math.sqrt(va + vb), df)
+    found = _tested(bare, effect, math.sqrt(va + vb), df, alpha)
     if found.p is None:
         return found
     mann_whitney = float(stats.mannwhitneyu(a, b, alternative="two-sided").pvalue)
@@ -178,12 +181,15 @@ def compare_pairs(
     better: str,
     *,
     threshold_ratio: float = THRESHOLD_RATIO,
+    alpha: float = ALPHA,
 ) -> Comparison:
     """Comparison of cycles that were measured next to each other (A B B A on one GPU in one run).
 
     Slow drift hits both members of a pair and cancels, so this is the strongest verdict. Formula: t test of
     the differences candidate - baseline on the scale of ``_Effect``, pair by pair. A pair with a value that is not
     known is left out.
+
+    ``alpha`` is the risk of the interval; a smaller one than 5 % makes several intervals hold together.
 
     Raises:
         ValueError: As ``compare``, and when the sides have not as many cycles.
@@ -204,7 +210,7 @@ def compare_pairs(
         variance = _variance(effect.candidate - effect.baseline) / len(a)
     if variance == 0.0:
         return _decided(_without_spread(bare))
-    found = _tested(bare, effect, math.sqrt(variance), len(a) - 1.0)
+    found = _tested(bare, effect, math.sqrt(variance), len(a) - 1.0, alpha)
     return _decided(replace(found, hedges_g=hedges_g(a, b))) if found.p is not None else found
 
 
@@ -314,10 +320,10 @@ def _difference(mean_a: float | None, mean_b: float | None, *, nothing: bool) ->
     return ratio, ""
 
 
-def _tested(bare: Comparison, effect: _Effect, se: float, df: float) -> Comparison:
+def _tested(bare: Comparison, effect: _Effect, se: float, df: float, alpha: float) -> Comparison:
     if not (math.isfinite(se) and math.isfinite(effect.size)):
         return _with_reason(bare, "the values are too far apart for a test")
-    half = float(special.stdtrit(df, 1 - ALPHA / 2)) * se
+    half = float(special.stdtrit(df, 1 - alpha / 2)) * se
     p = 2 * float(special.stdtr(df, -abs(effect.size) / se))
     below, above = effect.margins(bare.threshold_ratio)
     equivalence = max(

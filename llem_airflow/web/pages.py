@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 from typing import Annotated
 
@@ -13,9 +15,17 @@ from llem_airflow.operators.settings import settings
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.results.names import REPORT
 
-_HEADERS = {
-    # A report is a document: no script, nothing fetched from elsewhere, shown only inside Airflow's own pages.
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'",
+# Airflow keeps the theme that was chosen in its pages (light, dark or system), and a change of it reaches frames.
+_FOLLOW_THEME = (
+    "(()=>{const show=()=>{const t=localStorage.getItem('theme');const d=document.documentElement.dataset;"
+    "if(t==='light'||t==='dark')d.theme=t;else delete d.theme};show();addEventListener('storage',show)})()"
+)
+_SCRIPT_HASH = base64.b64encode(hashlib.sha256(_FOLLOW_THEME.encode()).digest()).decode()
+HEADERS = {
+    # A report is a document: nothing is fetched from elsewhere, it is shown only inside Airflow's own pages, and the
+    # one script is ours, by its hash.
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'; "
+    f"script-src 'sha256-{_SCRIPT_HASH}'",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
@@ -46,7 +56,12 @@ def run_report(
         )
     if not run.folder.exists(REPORT):
         return _page("Not aggregated yet", _progress(run))
-    return HTMLResponse(run.folder.read(REPORT).decode(), headers=_HEADERS)
+    return HTMLResponse(in_theme(run.folder.read(REPORT).decode()), headers=HEADERS)
+
+
+def in_theme(page: str) -> str:
+    """The page in the theme that is chosen in Airflow, not in that of the operating system."""
+    return page.replace("<head>", f"<head><script>{_FOLLOW_THEME}</script>", 1)
 
 
 def _progress(run: StoredRun) -> str:
@@ -59,9 +74,11 @@ def _progress(run: StoredRun) -> str:
 
 def _page(title: str, text: str, *, status: int = 200) -> HTMLResponse:
     body = (
-        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='color-scheme' content='light dark'>"
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         f"<title>{html.escape(title)}</title>"
-        "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem}</style>"
+        "<style>:root{color-scheme:light dark}:root[data-theme=light]{color-scheme:light}"
+        ":root[data-theme=dark]{color-scheme:dark}"
+        "body{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem}</style></head>"
         f"<h1>{html.escape(title)}</h1><p>{html.escape(text)}</p></html>"
     )
-    return HTMLResponse(body, status_code=status, headers=_HEADERS)
+    return HTMLResponse(in_theme(body), status_code=status, headers=HEADERS)

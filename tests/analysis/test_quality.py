@@ -72,6 +72,24 @@ def test_a_short_window(duration_s: float, severity: str) -> None:
     assert f"{duration_s} s long" in flag.message
 
 
+@pytest.mark.parametrize(
+    ("kind", "energy_kind", "duration_s", "told"),
+    [
+        ("cpu-estimate", "estimate", 12.0, False),
+        ("cpu-estimate", "estimate", 4.0, True),
+        ("rapl", "measured", 12.0, True),
+        ("nvml", "measured", 12.0, True),
+    ],
+)
+def test_only_a_board_s_window_is_held_against_its_register(
+    kind: str, energy_kind: str, duration_s: float, told: bool
+) -> None:
+    found = of(good_rows(), the_meter=meter(kind, energy_kind), duration_s=duration_s)
+    messages = [flag.message for flag in found if flag.code == "short_window"]
+    assert len(messages) == told
+    assert any("register" in text for text in messages) == (kind == "nvml")
+
+
 def test_few_samples() -> None:
     rows = [one for i, one in enumerate(good_rows()) if i % 4]
     flag = only(of(rows))

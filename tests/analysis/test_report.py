@@ -23,7 +23,7 @@ ESTIMATE = Recording(
 )
 
 
-def _page(run: StoredRun) -> str:
+def page_of(run: StoredRun) -> str:
     aggregate_run(run)
     return run.folder.read("report.html").decode()
 
@@ -43,20 +43,20 @@ def _text(page: str) -> str:
 
 
 def test_the_page_needs_nothing_from_outside_and_no_script(make_run: MakeRun) -> None:
-    page = _page(make_run({(0, 1): Recording(), (1, 1): Recording()}, cycles=1))
+    page = page_of(make_run({(0, 1): Recording(), (1, 1): Recording()}, cycles=1))
     assert "<script" not in page
     assert not re.search(r'(src|href)="(?!#)', page)
     assert "@import" not in page
 
 
 def test_what_is_folded_away_is_printed_where_there_are_few_experiments(make_run: MakeRun) -> None:
-    page = _page(make_run({(0, 1): Recording(), (1, 1): Recording()}, cycles=1))
+    page = page_of(make_run({(0, 1): Recording(), (1, 1): Recording()}, cycles=1))
     assert '<main class="unfolded">' in page
     assert "not printed unless they are opened" not in page
 
 
 def test_energy_that_is_an_estimate_is_marked_wherever_it_stands(make_run: MakeRun) -> None:
-    text = _text(_page(make_run({(i, c): ESTIMATE for i in (0, 1) for c in (1, 2)})))
+    text = _text(page_of(make_run({(i, c): ESTIMATE for i in (0, 1) for c in (1, 2)})))
     assert "Energy in this report is an estimate" in text
     # 20 W x 40 s / 220 tokens = 3.64 J per token, and 20 W.
     assert "Energy per output token (estimate)" in text
@@ -71,7 +71,7 @@ def test_energy_that_is_an_estimate_is_marked_wherever_it_stands(make_run: MakeR
 
 
 def test_where_only_some_energies_are_estimates_each_of_them_says_so(make_run: MakeRun) -> None:
-    text = _text(_page(make_run({(0, 1): ESTIMATE, (1, 1): Recording()}, cycles=1)))
+    text = _text(page_of(make_run({(0, 1): ESTIMATE, (1, 1): Recording()}, cycles=1)))
     assert "Energy per output token (estimate)" not in text.split("All statistics")[0]
     assert re.search(r"~ 3\.64 J/token estimate", text)
     assert "not compared, as another meter or boundary was read: batch_size 4" in text
@@ -79,7 +79,7 @@ def test_where_only_some_energies_are_estimates_each_of_them_says_so(make_run: M
 
 def test_tpot_and_itl_share_a_column_where_they_are_equal(make_run: MakeRun) -> None:
     run = make_run({(i, 1): Recording() for i in (0, 1)}, cycles=1)
-    result = _page(run).split("<h2>Result</h2>")[1].split("</table>")[0]
+    result = page_of(run).split("<h2>Result</h2>")[1].split("</table>")[0]
     assert "TPOT and ITL mean" in result
     assert "ITL mean</th>" not in result.replace("TPOT and ITL mean</th>", "")
     cells = [
@@ -94,7 +94,7 @@ def test_the_answer_and_the_setting_stand_above_the_numbers_in_every_form(make_r
     half = replace(Recording(), power_w=100.0)
     run = make_run({(0, 1): Recording(), (0, 2): Recording(), (1, 1): half, (1, 2): half})
     said = "batch_size 4 against 1: energy per output token \N{MINUS SIGN}50 %"
-    page, summary = _text(_page(run)), aggregate_run(run, report=False)
+    page, summary = _text(page_of(run)), aggregate_run(run, report=False)
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(render_summary(summary))
     for text in (page, report_markdown(summary), console.export_text()):
@@ -115,7 +115,7 @@ def test_the_release_stands_in_the_header(make_run: MakeRun) -> None:
     run = make_run({(0, 1): Recording()}, cycles=1)
     run.folder.write("run.json", json.dumps(dict(run.meta()) | {"version": "tiny@2601"}).encode())
     assert aggregate_run(run, report=False).setting["release"] == ["tiny@2601"]
-    assert "release tiny@2601" in _text(_page(run))
+    assert "release tiny@2601" in _text(page_of(run))
 
 
 def test_a_summary_of_an_older_version_is_read_and_shown_without_an_answer(make_run: MakeRun) -> None:
@@ -144,7 +144,7 @@ def test_markdown_lists_the_places_of_a_doubt_or_counts_those_it_leaves_out(make
 def test_a_doubt_over_cycles_tells_its_range_in_every_form(make_run: MakeRun) -> None:
     lengths = {(0, 1): 12.6, (0, 2): 10.2, (1, 1): 13.3, (1, 2): 11.0}
     run = make_run({key: Recording(window_s=length, requests=6) for key, length in lengths.items()})
-    page, summary = _text(_page(run)), aggregate_run(run, report=False)
+    page, summary = _text(page_of(run)), aggregate_run(run, report=False)
     console = Console(width=300, record=True, file=io.StringIO())
     console.print(render_summary(summary))
     for text in (page, report_markdown(summary), console.export_text()):
@@ -153,13 +153,13 @@ def test_a_doubt_over_cycles_tells_its_range_in_every_form(make_run: MakeRun) ->
 
 
 def test_measured_energy_is_not_called_an_estimate(make_run: MakeRun) -> None:
-    text = _text(_page(make_run({(i, c): Recording() for i in (0, 1) for c in (1, 2)})))
+    text = _text(page_of(make_run({(i, c): Recording() for i in (0, 1) for c in (1, 2)})))
     assert "estimate" not in text.split("Definitions")[0]
     assert "36.4 J/token" in text
 
 
 def test_every_cycle_without_a_result_is_listed_with_its_reason(make_run: MakeRun) -> None:
-    text = _text(_page(make_run({(0, 1): Recording()})))
+    text = _text(page_of(make_run({(0, 1): Recording()})))
     assert text.count("no attempt left a result or an error") >= 3
     assert "1 of 4 planned cycles valid" in text
 
@@ -167,7 +167,7 @@ def test_every_cycle_without_a_result_is_listed_with_its_reason(make_run: MakeRu
 def test_energy_that_is_withheld_is_a_dash_and_its_reason_a_code_and_never_a_zero(make_run: MakeRun) -> None:
     run = make_run({(i, 1): Recording() for i in (0, 1)}, cycles=1)
     run.cycles()[0].folder.write("power.parquet", b"")
-    text = _text(_page(run))
+    text = _text(page_of(run))
     cycles, reliability = text.split("Every cycle")[1].split("Reliability")
     assert re.search(rf"invalid_energy {ABSENT} {ABSENT} [\d.]+ token/s", cycles)
     assert re.search(r"gpu_missing \(1\)", reliability.split("Environment")[0])
@@ -180,14 +180,14 @@ def test_the_gpus_of_an_environment_are_facts_and_not_a_program_s_notation(make_
     told = json.loads(same.read("environment.json"))
     same.write("environment.json", json.dumps(told | {"gpus_after": told["gpus"]}).encode())
     other.write("environment.json", json.dumps(told | {"gpus_after": [{"name": "Another GPU"}]}).encode())
-    page = _page(run)
+    page = page_of(run)
     assert page.count("<dt>gpus.0.name</dt><dd>Test GPU</dd>") == 2
     assert re.findall(r"<dt>gpus_after.*?</dd>", page) == ["<dt>gpus_after.0.name</dt><dd>Another GPU</dd>"]
     assert "{&#39;" not in page
 
 
 def test_power_curves_name_their_phases(make_run: MakeRun) -> None:
-    page = _page(make_run({(0, 1): Recording(load_s=20, cooldown_s=20)}, cycles=1))
+    page = page_of(make_run({(0, 1): Recording(load_s=20, cooldown_s=20)}, cycles=1))
     for name in ("load", "warm-up", "measure", "cooldown"):
         assert re.search(rf"<text[^>]*>{name}</text>", page)
 
@@ -197,7 +197,7 @@ def test_names_from_a_study_cannot_inject_markup(make_run: MakeRun) -> None:
     plan = run.plan()
     plan["experiments"][0]["config"] = {"model": "<script>alert(1)</script> $x$"}
     run.write_plan("<script>alert(2)</script>", plan, {"dag_id": "nightly"})
-    assert "<script" not in _page(run)
+    assert "<script" not in page_of(run)
 
 
 def test_the_terminal_table_shows_estimates_intervals_and_n(make_run: MakeRun) -> None:

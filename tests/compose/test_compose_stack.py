@@ -64,7 +64,7 @@ def experiments_left() -> list[str]:
 
 
 def test_the_quickstart_study_runs_in_the_stack_and_leaves_its_results(stack: Stack) -> None:
-    run = stack.run("quickstart", cycles=1, experiments="*batch_size-2*")
+    run = stack.run("quickstart", cycles=1, experiments="*batch_size-8*")
     assert run["state"] == "success", stack.logs_of(run)
     summary = json.loads(
         stack.compose("exec", "scheduler", "sh", "-c", "cat /opt/airflow/results/quickstart/*/summary.json")
