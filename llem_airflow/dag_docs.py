@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,13 @@ def _runners(study: Study, layers: Callable[[], Layers]) -> str:
         return f"No run can be planned: `{error}`\n\n"
     rows = "\n".join(f"| {engine} | {choice.told} |" for engine, choice in said.items())
     return f"| engine | runner, and what names it |\n|---|---|\n{rows}\n\n"
+
+
+def invalid_doc(name: str, report: str) -> str:
+    """The page of a DAG that stands for a file with mistakes: a fenced block, since Airflow drops raw HTML."""
+    report = re.sub(r"<(?=[a-zA-Z/!])", "<\u200b", report)  # whatever renders it, no tag comes of it
+    fence = "`" * (max(map(len, re.findall("`+", report)), default=0) + 3)
+    return f"# `{name.replace('`', '')}` has mistakes\n\n{fence}text\n{report}\n{fence}\n"
 
 
 def _releases(study: Study) -> str:

@@ -174,7 +174,7 @@ def run_study(study: Study, home: Home, runner: str | None, on_line: Callable[[s
     )
     environment = home.environment(dags)
     migrate(home, environment)
-    command = airflow_command("dags", "test", study.airflow.dag_id or study.name)
+    command = airflow_command("dags", "test", study.dag_id)
     with subprocess.Popen(
         command,
         env=environment,

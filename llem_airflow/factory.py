@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import logging
 import re
 from collections.abc import MutableMapping, Sequence
@@ -11,11 +10,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, TaskGroup, TriggerRule, get_parsing_context, task
+from airflow.sdk import DAG, TaskGroup, TriggerRule, get_parsing_context
 from airflow.sdk.definitions.param import ParamsDict
-from airflow.sdk.exceptions import AirflowFailException
 
 from llem_airflow.dag_docs import ADHOC_DOC, ExperimentDocs, study_doc
+from llem_airflow.folder_dags import INVALID_TAG, FolderDags, refused
 from llem_airflow.operators import (
     LLEMAggregateOperator,
     LLEMExperimentOperator,
@@ -30,23 +29,34 @@ from llem_airflow.operators.settings import parse_time_layers
 from llem_airflow.operators.settings import settings as installed
 from llem_airflow.operators.siblings import precede, sibling
 from llem_airflow.release_dags import ALL, EACH, release_dags, study_asset
-from llem_airflow.study import PlannedCycle, Study, StudyFileError, load_study
+from llem_airflow.study import Mistake, PlannedCycle, Study, StudyFileError, load_study
 from llem_airflow.study.canary import CANARY_CYCLE, canaries
 from llem_airflow.study.folder import files_naming, study_files
+from llem_airflow.study.not_runnable import not_runnable
 from llem_airflow.study.plan_cache import cached_study
 from llem_airflow.timetables.nightly import deadline_of, schedule_of, start_of
 
-__all__ = ["StudyTaskGroup", "adhoc_dag", "study_asset", "study_dag", "study_dags", "study_params"]
+__all__ = [
+    "INVALID_TAG",
+    "StudyTaskGroup",
+    "adhoc_dag",
+    "dag_mistakes",
+    "study_asset",
+    "study_dag",
+    "study_dags",
+    "study_params",
+]
 
 log = logging.getLogger(__name__)
 
 PLAN_TASK_ID = "plan"
 CYCLE_TASK_ID = "cycle"
 AGGREGATE_TASK_ID = "aggregate"
-INVALID_TAG = "llem:invalid"
 RENDERS = ("auto", "static", "mapped")
 MAPPED_ABOVE = 500
 """With more experiments than this, ``auto`` makes one mapped task instead of a task per cycle."""
+_LONGEST_GROUP = 170
+"""Airflow's ids of tasks have 250 characters, of which an experiment and its cycle take up to 72."""
 
 
 def study_dag(
@@ -67,11 +77,14 @@ def study_dag(
     """
     if not isinstance(study, Study):
         study = _read(study)
-    settings = study.airflow
-    dag_id = settings.dag_id or study.name
+    if mistakes := not_runnable(study):
+        raise StudyFileError(mistakes)
+    settings, dag_id = study.airflow, study.dag_id
+    longest_s = study.execution.wall_clock_timeout_s
     only = _wanted_task(dag_id)
     dag = DAG(
         dag_id=dag_id,
+        dag_display_name=dag_id if settings.dag_id else study.name,
         description=f"{len(study.experiments)} experiments x {study.cycles} cycles",
         doc_md=None if only else study_doc(study, lambda: parse_time_layers(operator_args)),
         # One run per model release, or when the study says, or when somebody asks.
@@ -82,7 +95,7 @@ def study_dag(
         tags=sorted({"llem", *settings.tags}),
         max_active_runs=1,
         max_active_tasks=settings.max_active_cycles,
-        dagrun_timeout=_seconds(study.execution.wall_clock_timeout_s),
+        dagrun_timeout=timedelta(seconds=longest_s) if longest_s else None,
         default_args=_default_args(study),
     )
     with dag:
@@ -149,7 +162,7 @@ class StudyTaskGroup(TaskGroup):
     ) -> None:
         if not isinstance(study, Study):
             study = load_study(study)
-        name = group_id or re.sub(r"[^\w-]", "_", study.name)
+        name = group_id or re.sub(r"[^\w-]", "_", study.name)[:_LONGEST_GROUP]
         kwargs.setdefault("default_args", _default_args(study))
         super().__init__(group_id=name, **kwargs)
         with self:
@@ -159,8 +172,9 @@ class StudyTaskGroup(TaskGroup):
 study_params = form
 
 
-def _seconds(value_s: float | None) -> timedelta | None:
-    return None if value_s is None else timedelta(seconds=value_s)
+def _check_render(render: str) -> None:
+    if render not in RENDERS:
+        raise ValueError(f"render {render!r} is not known; use one of: {', '.join(RENDERS)}")
 
 
 def _default_args(study: Study) -> dict[str, Any]:
@@ -189,8 +203,7 @@ def _study_tasks(
     study: Study, operator_args: dict[str, Any], *, chain: bool, render: str, only: str | None
 ) -> None:
     """Plan, cycles and aggregate in the current DAG or group; of the cycles only the wanted one where one is named."""
-    if render not in RENDERS:
-        raise ValueError(f"render {render!r} is not known; use one of: {', '.join(RENDERS)}")
+    _check_render(render)
     mapped = render == "mapped" or (render == "auto" and not chain and len(study.experiments) > MAPPED_ABOVE)
     plan = LLEMPlanOperator(task_id=PLAN_TASK_ID, study=study, operator_args=operator_args, retries=0)
     aggregate = LLEMAggregateOperator(
@@ -246,8 +259,9 @@ def study_dags(
 ) -> dict[str, DAG]:
     """Make a DAG of each study file (``*.yaml``, ``*.yml``) in a folder.
 
-    A file with mistakes becomes a DAG tagged ``llem:invalid`` that shows them, and takes no other study down. A
-    worker, which parses the file for one task, builds that task's DAG only.
+    A file that cannot become a DAG, whatever the reason, becomes one tagged ``llem:invalid`` that shows it, and takes
+    no other study down. Of two files that ask for one DAG id the first by name has it, and both say so. A worker,
+    which parses the file for one task, builds that task's DAG only.
 
     Args:
         folder: Where the study files lie. ``study_dags(globals(), folder)`` is the same as
@@ -262,7 +276,9 @@ def study_dags(
     Raises:
         StudyFileError: A file has mistakes and ``strict`` is set.
         FileNotFoundError: The folder does not exist.
+        ValueError: ``render`` is none of the three.
     """
+    _check_render(dag_args.get("render", "auto"))
     if isinstance(folder, MutableMapping):
         folder, namespace = namespace, folder  # type: ignore[assignment] # told apart below
     if not isinstance(folder, str | Path):
@@ -271,8 +287,9 @@ def study_dags(
     if not folder.is_dir():
         raise FileNotFoundError(f"study folder {folder} does not exist")
     paths = study_files(folder)
-    dags = _dags_of(_files_of_wanted(paths), strict=strict, dag_args=dag_args)
     wanted = get_parsing_context().dag_id
+    some = files_naming(paths, wanted.removesuffix(EACH).removesuffix(ALL)) if wanted else paths
+    dags = _dags_of(some, strict=strict, dag_args=dag_args)
     if wanted is not None and wanted not in dags:
         dags = _dags_of(paths, strict=strict, dag_args=dag_args)
     if isinstance(namespace, MutableMapping):
@@ -281,27 +298,33 @@ def study_dags(
 
 
 def _dags_of(paths: Sequence[Path], *, strict: bool, dag_args: dict[str, Any]) -> dict[str, DAG]:
-    dags: dict[str, DAG] = {}
+    found = FolderDags()
     for path in paths:
         try:
-            study = _read(path)
-            made = [study_dag(study, **dag_args), *release_dags(study)]
+            found.add(path, _made(_read(path), dag_args))
         except StudyFileError as error:
             if strict:
                 raise
-            log.warning("%s", error)
-            made = [_invalid_dag(path, str(error))]
-        if taken := [dag.dag_id for dag in made if dag.dag_id in dags]:
-            text = f"the DAG id {taken[0]!r} is already taken by another study file in this folder"
-            made = [_invalid_dag(path, f"{path}: {text}; rename one of them")]
-        dags |= {dag.dag_id: dag for dag in made}
-    return dags
+            found.refuse(path, str(error))
+        except Exception as error:
+            if strict:
+                raise
+            log.exception("%s cannot become a DAG", path)
+            found.refuse(path, f"{path}: {type(error).__name__}: {error}")
+    return found.dags
 
 
-def _files_of_wanted(paths: Sequence[Path]) -> Sequence[Path]:
-    """The files that may hold the DAG a worker wants; all of them where none is named."""
-    wanted = get_parsing_context().dag_id
-    return paths if wanted is None else files_naming(paths, wanted.removesuffix(EACH).removesuffix(ALL))
+def _made(study: Study, dag_args: dict[str, Any]) -> list[DAG]:
+    """The DAGs of a study, as far as can be seen here such as Airflow takes and stores."""
+    # A worker reads what was looked at when the DAG was stored.
+    if get_parsing_context().dag_id is None and (mistakes := dag_mistakes(study, **dag_args)):
+        raise StudyFileError(mistakes)
+    return [study_dag(study, **dag_args), *release_dags(study)]
+
+
+def dag_mistakes(study: Study, **dag_args: Any) -> tuple[Mistake, ...]:
+    """What keeps a study from becoming a DAG: what it says of times and releases, and whatever Airflow refuses."""
+    return refused(study, lambda small: [study_dag(small, **dag_args), *release_dags(small)])
 
 
 def _cycle_tasks(
@@ -374,22 +397,3 @@ def _shared_args(study: Study, operator_args: dict[str, Any]) -> dict[str, Any]:
         **({"pool": study.airflow.pool} if study.airflow.pool else {}),
         **operator_args,
     }
-
-
-def _invalid_dag(path: Path, report: str) -> DAG:
-    """A DAG that stands for a study file with mistakes: it shows them, and its only task fails with them."""
-    slug = "".join(c if c.isalnum() or c in "-_." else "_" for c in path.stem) or "study"
-    with DAG(
-        dag_id=f"invalid.{slug}",
-        description=f"{path.name} has mistakes",
-        doc_md=f"# {path.name} has mistakes\n\n<pre>{html.escape(report)}</pre>",
-        schedule=None,
-        tags=["llem", INVALID_TAG],
-    ) as dag:
-
-        @task(task_id="mistakes", retries=0)
-        def mistakes() -> None:
-            raise AirflowFailException(report)
-
-        mistakes()
-    return dag

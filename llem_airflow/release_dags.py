@@ -18,6 +18,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from llem_airflow.operators import LLEMCompareOperator
 from llem_airflow.study import Study
+from llem_airflow.study.dag_ids import dag_id_of
 from llem_airflow.timetables.release_dates import releases_of
 
 EACH, ALL = ".compare", ".compare_all"
@@ -31,7 +32,10 @@ def study_asset(study: Study | str) -> Asset:
         study: The study, or its name: ``schedule=[study_asset("nightly")]`` runs a DAG after each of its runs.
     """
     name = study if isinstance(study, str) else study.name
-    return Asset(name=f"llem:{name}", uri=f"llem://study/{quote(name)}", group="llem")
+    place = quote(name)
+    if len(place) > 1000:  # Airflow has room for 1500 characters
+        place = dag_id_of(place)
+    return Asset(name=f"llem:{name}", uri=f"llem://study/{place}", group="llem")
 
 
 def release_dags(study: Study) -> list[DAG]:
@@ -76,7 +80,7 @@ def release_dags(study: Study) -> list[DAG]:
 
 def _dag(study: Study, suffix: str, description: str, schedule: Any) -> DAG:
     return DAG(
-        dag_id=(study.airflow.dag_id or study.name) + suffix,
+        dag_id=study.dag_id + suffix,
         description=description,
         doc_md=f"# {description}\n\nThe verdicts are in the log and the result of `compare`.",
         schedule=schedule,

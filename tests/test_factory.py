@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,14 @@ import pytest
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG
 from airflow.serialization.serialized_objects import DagSerialization
+from click.testing import CliRunner
 
 import llem_airflow.factory
+from llem_airflow.cli import main
 from llem_airflow.factory import INVALID_TAG, StudyTaskGroup, study_dag, study_dags
 from llem_airflow.operators import LLEMAggregateOperator, LLEMExperimentOperator, LLEMPlanOperator
 from llem_airflow.study import StudyFileError, load_study
+from llem_airflow.study.folder import files_naming
 from llem_airflow.timetables.releases import ModelReleaseTimetable
 
 STUDY = """\
@@ -124,6 +129,155 @@ def test_two_files_that_want_one_dag_id_are_told_apart(tmp_path: Path) -> None:
     dags = study_dags(tmp_path)
     assert set(dags) == {"same", "invalid.b"}
     assert "already taken" in (dags["invalid.b"].doc_md or "")
+
+
+def test_the_file_that_has_the_dag_id_tells_of_the_one_that_wanted_it_too(tmp_path: Path) -> None:
+    write(tmp_path, "a", STUDY.format(name="x y"))
+    write(tmp_path, "b", STUDY.format(name="x/y"))
+    dags = study_dags(tmp_path)
+    assert set(dags) == {"x-y", "invalid.b"}
+    assert "b.yaml asks for this DAG id too and is not run" in (dags["x-y"].doc_md or "")
+    assert "already taken by a.yaml" in (dags["invalid.b"].doc_md or "")
+
+
+def test_files_with_mistakes_whose_names_make_one_id_are_all_shown(tmp_path: Path) -> None:
+    for name in ("a b", "a-b", "invalid.a-b"):
+        write(tmp_path, name, "nonsense\n")
+    assert set(study_dags(tmp_path)) == {"invalid.a-b", "invalid.a-b-2", "invalid.invalid.a-b"}
+
+
+@pytest.mark.parametrize(
+    ("name", "dag_id"),
+    [
+        ("Llama 3 sweep", "Llama-3-sweep"),
+        ("a/b: c", "a-b-c"),
+        ("L\u00e4ma", "L\u00e4ma"),
+        ("\U0001f600", "study-f0443a34"),
+        ("..", "study-5ec1f7e7"),
+        ("x" * 300, "x" * 229 + "-0d4e2ca9"),
+    ],
+)
+def test_a_name_that_airflow_takes_for_no_dag_id_becomes_one_like_it(
+    tmp_path: Path, name: str, dag_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "file", STUDY.format(name=f'"{name}"'))
+    (dag,) = study_dags(tmp_path).values()
+    assert (dag.dag_id, dag.dag_display_name) == (dag_id, name)
+    assert INVALID_TAG not in dag.tags
+    notices = [notice.code for notice in load_study(tmp_path / "file.yaml").notices]
+    assert notices == (["dag-id"] if name != dag_id else [])
+    monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", dag_id)
+    assert set(study_dags(tmp_path)) == {dag_id}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'study_name: "{{ 1/0 }}"',
+        'study_name: "a\\nb"',
+        "airflow: {dag_id: llem_adhoc}",
+        "airflow: {dag_id: invalid.x}",
+        "airflow: {dag_id: a b}",
+        f"airflow: {{tags: [{'x' * 101}]}}",
+        "airflow: {tags: ['']}",
+        f"airflow: {{owner: {'x' * 251}}}",
+        f"airflow: {{pool: {'x' * 257}}}",
+        "airflow: {timezone: Mars/Olympus}",
+        "airflow: {start_date: 0001-01-01}",
+        "airflow: {start_date: 9999-12-31T23:59:59}",
+        "airflow: {retry_delay: 99999999d}",
+        "airflow: {deadline: 99999999d}",
+        "airflow: {retries: 101}",
+        "airflow: {priority: 99999999}",
+        "airflow: {max_active_cycles: 0}",
+        "study_execution: {wall_clock_timeout_hours: 1e300}",
+        "study_execution: {experiment_timeout_seconds: 20}",
+        "study_execution: {wall_clock_timeout_hours: 0.001}",
+        'airflow: {schedule: "0 0 30 2 *"}',
+        'airflow: {schedule: "0 0 2 * * *"}',
+        'airflow: {schedule: "@every 5m"}',
+        'airflow: {schedule: "@once"}',
+        "measurement: 0x_",
+        "serving_mode: server\nengine: vllm\nsweep:\nrunners:\nserver: {traffic: {rate: 2}}",
+    ],
+)
+def test_what_airflow_could_not_run_is_that_file_s_mistake_in_validate_and_in_the_folder(
+    tmp_path: Path, line: str
+) -> None:
+    keys = tuple(f"{each.split(':')[0]}:" for each in line.splitlines())
+    text = STUDY.format(name="bad").replace("sweep:\n  ", "sweep: {").replace("[1, 2]", "[1, 2]}")
+    kept = "\n".join(each for each in text.splitlines() if not each.startswith(keys))
+    write(tmp_path, "good")
+    path = write(tmp_path, "bad", f"{kept}\n{line}\n")
+    dags = study_dags(tmp_path)
+    assert set(dags) == {"good", "invalid.bad"}
+    result = CliRunner().invoke(main, ["validate", str(path)])
+    assert result.exit_code == 2
+    (told,) = result.stderr.splitlines()
+    assert told.startswith(f"{path}:")
+    assert told in (dags["invalid.bad"].doc_md or "")
+
+
+def test_whatever_is_raised_for_one_file_becomes_that_file_s_dag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster policy, say, or a fault of ours: nobody knows beforehand what it is."""
+    write(tmp_path, "good")
+    write(tmp_path, "bad")
+
+    def faulty(path: Path) -> Any:
+        if path.stem == "bad":
+            raise ZeroDivisionError("what nobody thought of")
+        return load_study(path)
+
+    monkeypatch.setattr(llem_airflow.factory, "load_study", faulty)
+    dags = study_dags(tmp_path)
+    assert set(dags) == {"good", "invalid.bad"}
+    assert "ZeroDivisionError: what nobody thought of" in (dags["invalid.bad"].doc_md or "")
+
+
+@pytest.mark.parametrize("wanted", [None, "two"])
+def test_entries_that_are_no_regular_files_are_left_out(
+    tmp_path: Path, wanted: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "two")
+    (tmp_path / ".#two.yaml").symlink_to("somebody@somewhere.1234")  # an editor's lock
+    (tmp_path / ".hidden.yaml").write_text("nonsense")
+    (tmp_path / "gone.yaml").symlink_to("nowhere")
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(tmp_path)  # a socket's path may not be long
+        server.bind("socket.yml")
+    if wanted:
+        monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", wanted)
+    assert set(study_dags(tmp_path)) == {"two"}
+
+
+def test_a_file_that_vanishes_or_closes_after_the_listing_names_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path, "two")
+    assert files_naming([tmp_path / "vanished.yaml", tmp_path, path], "two") == [path]
+
+
+def test_a_worker_never_gives_the_id_of_one_study_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files want one id and write it differently: a worker must find the one that has it in the UI."""
+    write(tmp_path, "a", STUDY.format(name='"my  study"'))
+    write(tmp_path, "b", STUDY.format(name="my-study").replace("[1, 2]", "[8]"))
+    seen = study_dags(tmp_path)["my-study"]
+    monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", "my-study")
+    assert set(study_dags(tmp_path)["my-study"].task_ids) == set(seen.task_ids)
+
+
+def test_a_file_named_in_bytes_that_are_no_text_takes_nothing_down(tmp_path: Path) -> None:
+    write(tmp_path, "two")
+    name = os.fsencode(tmp_path) + b"/\xff.yaml"
+    Path(os.fsdecode(name)).write_text("nonsense")
+    dags = study_dags(tmp_path)
+    assert len(dags) == 2
+    assert all((dag.doc_md or "").encode() for dag in dags.values())
 
 
 def test_a_study_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
@@ -298,9 +452,10 @@ def test_what_a_file_becomes_depends_on_no_clock(tmp_path: Path) -> None:
     makers = [
         *package.glob("study/*.py"),
         package / "factory.py",
+        package / "folder_dags.py",
         package / "dag_docs.py",
         package / "release_dags.py",
     ]
-    makers += [package / "timetables" / name for name in ("nightly.py", "release_dates.py", "places.py")]
+    makers += [package / "timetables" / name for name in ("nightly.py", "release_dates.py")]
     clocks = re.compile(r"\.(now|utcnow|today)\(|\btime\.(time|monotonic)\(")
     assert [file.name for file in makers if clocks.search(file.read_text("utf-8"))] == []

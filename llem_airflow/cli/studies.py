@@ -17,10 +17,11 @@ from llem_airflow.cli.names import STUDY_FILE
 @click.option("--order", is_flag=True, help="Show every run in its order, with the pauses.")
 def show_plan(study_file: Path, *, as_json: bool, order: bool) -> None:
     """Show what a STUDY would run: no GPU, no Docker and no Airflow is needed."""
+    from llem_airflow.asked_airflow import next_runs, with_what_keeps_it
     from llem_airflow.study import load_study
     from llem_airflow.study.runners import said_by_engine, terminal_layers
 
-    study = load_study(study_file)
+    study = with_what_keeps_it(load_study(study_file))
     choices = said_by_engine(terminal_layers(os.environ), study.experiments)
     if as_json:
         runners = {engine: choice.to_json() for engine, choice in choices.items()}
@@ -34,7 +35,7 @@ def show_plan(study_file: Path, *, as_json: bool, order: bool) -> None:
         from llem_airflow.container.engine import seen_from_here
 
         engine_text = seen_from_here(engines=len(choices))
-    print_plan(study, choices, engine_text, order=order, console=console())
+    print_plan(study, choices, engine_text, order=order, console=console(), next_runs=next_runs(study))
 
 
 @click.command("validate")
@@ -42,9 +43,10 @@ def show_plan(study_file: Path, *, as_json: bool, order: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the mistakes as JSON.")
 def validate_studies(study_files: tuple[Path, ...], *, as_json: bool) -> int:
     """Check study files, every mistake with its line; exit code 2 when there is one. For pre-commit."""
+    from llem_airflow.asked_airflow import dag_mistakes
     from llem_airflow.study.check import check_files
 
-    return check_files(study_files, as_json=as_json)
+    return check_files(study_files, dag_mistakes, as_json=as_json)
 
 
 @click.command("init")

@@ -131,7 +131,7 @@ def local_model(name: str, where: Settings, *, study_folder: Path | None = None)
             str(inside),
             str(inside),
         )
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser() raises for an unknown ~name
     if not path.is_absolute() and study_folder is not None:
         path = study_folder / path
     if path.is_dir() and (path / "config.json").is_file():

@@ -3,38 +3,87 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
 from llem_airflow.study.load import load_study
-from llem_airflow.study.mistakes import StudyFileError
+from llem_airflow.study.mistakes import Mistake, StudyFileError
+from llem_airflow.study.prompts import prompt_mistakes
+from llem_airflow.study.study import Study
 
 
-def check_files(paths: Iterable[Path], *, as_json: bool) -> int:
+@dataclass(slots=True)
+class _File:
+    path: Path
+    study: Study | None = None
+    mistakes: tuple[Mistake, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        notices = self.study.notices if self.study is not None and not self.mistakes else ()
+        return {
+            "file": str(self.path),
+            "ok": not self.mistakes,
+            "mistakes": [mistake.to_json() for mistake in self.mistakes],
+            "notices": [notice.to_json() for notice in notices],
+        }
+
+    def show(self) -> None:
+        if self.mistakes:
+            click.echo(str(StudyFileError(self.mistakes)), err=True)
+        elif self.study is not None:
+            click.echo(
+                f"{self.path}: {len(self.study.experiments)} experiments, {len(self.study.plan.runs)} runs"
+            )
+            for notice in self.study.notices:
+                click.echo(f"{self.path}: note: {notice}")
+
+
+def check_files(
+    paths: Iterable[Path], refused: Callable[[Study], Iterable[Mistake]], *, as_json: bool
+) -> int:
     """Check each file and print what is wrong; mistakes go to standard error, or as JSON to standard output.
+
+    Args:
+        paths: The files.
+        refused: What keeps a study that is well formed from becoming a DAG.
+        as_json: Print JSON.
 
     Returns:
         The exit code: 0 when every file is right, else 2.
     """
-    files = []
-    for path in paths:
-        mistakes: list[dict[str, object]] = []
-        notices: list[dict[str, object]] = []
-        try:
-            study = load_study(path)
-        except StudyFileError as error:
-            mistakes = [mistake.to_json() for mistake in error.mistakes]
-            if not as_json:
-                click.echo(str(error), err=True)
-        else:
-            notices = [notice.to_json() for notice in study.notices]
-            if not as_json:
-                click.echo(f"{path}: {len(study.experiments)} experiments, {len(study.plan.runs)} runs")
-                for notice in study.notices:
-                    click.echo(f"{path}: note: {notice}")
-        files.append({"file": str(path), "ok": not mistakes, "mistakes": mistakes, "notices": notices})
+    files = [_checked(path, refused) for path in paths]
+    for file in files:
+        file.mistakes += tuple(_taken(file, files))
     if as_json:
-        click.echo(json.dumps({"format": 1, "files": files}, indent=1))
-    return 0 if all(file["ok"] for file in files) else 2
+        click.echo(json.dumps({"format": 1, "files": [file.to_json() for file in files]}, indent=1))
+    else:
+        for file in files:
+            file.show()
+    return 2 if any(file.mistakes for file in files) else 0
+
+
+def _checked(path: Path, refused: Callable[[Study], Iterable[Mistake]]) -> _File:
+    try:
+        study = load_study(path)
+    except StudyFileError as error:
+        return _File(path, mistakes=error.mistakes)
+    return _File(path, study, (*refused(study), *prompt_mistakes(study)))
+
+
+def _taken(file: _File, files: Iterable[_File]) -> Iterable[Mistake]:
+    """Of two files of one folder that want one DAG id, only the first would be run."""
+    for other in files:
+        if (
+            file.study is not None
+            and other.study is not None
+            and other.study.dag_id == file.study.dag_id
+            and other.path.parent.absolute() == file.path.parent.absolute()
+            and other.path.name != file.path.name
+        ):
+            where = ("airflow", "dag_id") if file.study.airflow.dag_id else ("study_name",)
+            found = f"the DAG id {file.study.dag_id!r} is also that of {other.path}"
+            yield file.study.mistake(where, found, "set study_name or airflow.dag_id in one of them")

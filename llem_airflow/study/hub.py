@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,20 +80,6 @@ def fetch(source: str, most_bytes: int) -> HubFile:
         path = cached
     commit = Path(path).parts[Path(path).parts.index("snapshots") + 1]
     return HubFile(Path(path), f"{name}@{commit}:{file}")
-
-
-def parquet_records(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Rows of a Parquet file with those of ``columns`` that it has.
-
-    Args:
-        path: The file.
-        columns: Names of columns that are wanted.
-    """
-    import pyarrow.parquet as pq  # noqa: PLC0415  # reading a study loads no Arrow
-
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=[name for name in columns if name in file.schema_arrow.names]):
-            yield from batch.to_pylist()
 
 
 def _parts(source: str) -> tuple[str, str | None, str | None]:

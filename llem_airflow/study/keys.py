@@ -84,7 +84,7 @@ DATASET = Section(
             default="builtin",
             least=1,
         ),
-        "n_prompts": Leaf("integer", "How many prompts make one pass.", default=100, least=1),
+        "n_prompts": Leaf("integer", "How many prompts make one pass.", default=100, least=1, most=1_000_000),
         "order": Leaf(
             "string",
             "Order of the prompts.",

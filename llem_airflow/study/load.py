@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from llem_airflow.study.canary import CANARY_CYCLE, canaries
+from llem_airflow.study.dag_ids import plain_name
 from llem_airflow.study.engine_names import ENGINE_ALIASES, split_runner
 from llem_airflow.study.expand import Expansion, Unique, expand
 from llem_airflow.study.identity import Slugs, canonical_json, digest
+from llem_airflow.study.mistakes import StudyFileError
 from llem_airflow.study.notices import notices_of
 from llem_airflow.study.order import Run, gaps_s, ordered
 from llem_airflow.study.sections import Execution, GpuRequest, execution_of, thermal
 from llem_airflow.study.study import Duplicates, Experiment, Plan, PlannedCycle, Study, put_together
 from llem_airflow.study.written import Written, read_written
 from llem_airflow.study.yaml_text import Source, read_text
+
+MOST_RUNS = 1_000_000
+"""Longest plan: it is held in memory, in every process that reads the study."""
 
 
 def load_study(path: str | Path) -> Study:
@@ -50,12 +54,13 @@ def _load(source: Source, *, name: str, path: Path | None, folder: Path | None) 
     expansion = expand(written, collapse=wanted.get("deduplicate_equivalent", True))
     cools = thermal(unique.config for unique in expansion.uniques)
     execution = execution_of(wanted, thermal=cools)
+    _bounded(source, len(expansion.uniques) * execution.n_cycles)
     experiments = _experiments(written, expansion, execution)
     notices = notices_of(written, expansion, execution, experiments)
     return put_together(
         sections,
         _plan(expansion, experiments, execution, notices),
-        name=sections.get("study_name") or _plain_name(name),
+        name=sections.get("study_name") or plain_name(name),
         path=path,
         folder=folder,
         text=source.text,
@@ -63,8 +68,17 @@ def _load(source: Source, *, name: str, path: Path | None, folder: Path | None) 
     )
 
 
-def _plain_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "study"
+def _bounded(source: Source, count: int) -> None:
+    if count > MOST_RUNS:
+        found = f"the plan has {count:,} cycles to run"
+        path = ("study_execution",)
+        raise StudyFileError(
+            [
+                source.mistake(
+                    path, found, f"at most {MOST_RUNS:,}: fewer points, or fewer cycles", of_key=True
+                )
+            ]
+        )
 
 
 def _experiments(written: Written, expansion: Expansion, execution: Execution) -> tuple[Experiment, ...]:

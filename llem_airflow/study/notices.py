@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from llem_airflow.study.dag_ids import dag_id_of
 from llem_airflow.study.expand import Expansion
 from llem_airflow.study.fields import defaults
 from llem_airflow.study.keys import BUILTIN, STANDING_IN
@@ -36,6 +37,7 @@ def notices_of(
     found += _without_effect(written, expansion)
     found += _size(expansion, execution)
     found += _order(execution, len(experiments))
+    found += _name(written)
     found += _runners(experiments)
     found += _datasets(experiments)
     found += _open_ended(written)
@@ -93,6 +95,17 @@ def _size(expansion: Expansion, execution: Execution) -> Iterator[Notice]:
             f"{target.min_cycles} to {target.max_cycles} cycles: the plan shows the most; "
             f"an experiment stops when its interval is within {target.relative_half_width:.1%} of the mean",
         )
+
+
+def _name(written: Written) -> Iterator[Notice]:
+    name = written.sections.get("study_name")
+    if name and not (written.sections.get("airflow") or {}).get("dag_id") and dag_id_of(name) != name:
+        text = f"Airflow takes no DAG id {_short(name)}: the DAG is {dag_id_of(name)}; airflow.dag_id sets another"
+        yield Notice("dag-id", text, written.source.place(("study_name",))[0])
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 60 else f"{name[:57]}...")
 
 
 def _order(execution: Execution, count: int) -> Iterator[Notice]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sqlite3
 import time
 import uuid
@@ -88,7 +89,7 @@ def _load(path: str | Path) -> Study:
 
 def _key(file: Path, text: str) -> str:
     parts = (str(FORMAT), __version__, _code(), str(file.absolute()), text)
-    return sha256("\0".join(parts).encode()).hexdigest()[:32]
+    return sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 @cache
@@ -170,7 +171,7 @@ def _base_of(study: Study) -> Path | None:
     name = study.sections.get("base")
     if name is None or study.path is None:
         return None
-    return study.path.parent / Path(name).expanduser()
+    return Path(study.path.parent, os.path.expanduser(name))  # noqa: PTH111  # as when it was read
 
 
 def _digest(path: Path) -> str:

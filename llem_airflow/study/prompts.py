@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import os
 import random
 import re
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from llem_airflow.protocol.spec import Prompts, Synthetic
-from llem_airflow.study.hub import SUFFIXES, fetch, names_dataset, parquet_records
+from llem_airflow.study.hub import SUFFIXES, fetch, names_dataset
 from llem_airflow.study.identity import canonical_json
 from llem_airflow.study.keys import BUILTIN, STANDING_IN
-from llem_airflow.study.mistakes import PromptsError
+from llem_airflow.study.mistakes import Mistake, PromptsError
+from llem_airflow.study.prompt_files import MAX_FILE_BYTES, Record, read_prompts
+from llem_airflow.study.study import Study
 
 BUILTIN_FILE = Path(__file__).parent / "data" / "prompts.jsonl"
-COLUMNS = ("prompt", "text", "instruction", "input", "question")
-"""Fields of a record that may hold the prompt, in the order in which they are tried."""
-
-MAX_FILE_BYTES = 256 * 1024 * 1024
-
 _SYNTHETIC = re.compile(r"synthetic:(\d{1,7})x(\d{1,7})\Z")
 
 
@@ -53,16 +48,32 @@ def load_prompts(source: str, n_prompts: int, order: str, *, seed: int, folder: 
         )
         return Prompts(source, _sha256(text), (), n_prompts, made)
     path, resolved = _file(source, folder)
-    records = list(_records(path, source))
-    if len(records) < n_prompts:
-        raise PromptsError(
-            f"task.dataset: {source!r} has {len(records)} usable prompts but n_prompts is {n_prompts}; "
-            f"set n_prompts to {len(records)} or less, or name a larger file"
-            if records
-            else f"task.dataset: {source!r} has no prompts: no record has one of the columns {', '.join(COLUMNS)}"
-        )
-    items = _ordered(records, n_prompts, order, seed)
+    items = _ordered(read_prompts(path, source, n_prompts), n_prompts, order, seed)
     return Prompts(resolved, _sha256(canonical_json(list(items))), items, n_prompts)
+
+
+def prompt_mistakes(study: Study) -> list[Mistake]:
+    """What is wrong with the prompts of a study, as far as the files are here: nothing is fetched.
+
+    A dataset of the hub, and an absolute path that does not exist on this machine, are left to the worker.
+    """
+    needed: dict[str, int] = {}
+    for experiment in study.experiments:
+        dataset = experiment.config["task"]["dataset"]
+        needed[dataset["source"]] = max(dataset["n_prompts"], needed.get(dataset["source"], 0))
+    mistakes = []
+    for source, n_prompts in needed.items():
+        if synthetic(source) is not None or names_dataset(source):
+            continue
+        try:
+            path, _ = _file(source, study.folder)
+            if path.is_absolute() and source == str(path) and not os.path.lexists(path):
+                continue
+            read_prompts(path, source, n_prompts)
+        except PromptsError as error:
+            where, _, found = f"{error}".partition(": ")
+            mistakes.append(study.mistake(tuple(where.split(".")), found, ""))
+    return mistakes
 
 
 def _sha256(text: str) -> str:
@@ -86,60 +97,11 @@ def _file(source: str, folder: Path | None) -> tuple[Path, str]:
             f"task.dataset.source: {source!r} is no source of prompts; use {BUILTIN!r}, synthetic:<in>x<out>, "
             "a .jsonl or .parquet file with a column 'prompt', or a dataset of the hub as owner/name"
         )
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # noqa: PTH111  # Path.expanduser() raises for an unknown ~name
     return (path if path.is_absolute() or folder is None else folder / path), source
 
 
-def _records(path: Path, source: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """Records that hold a prompt, each with it; header lines (keys that begin with ``_``) are left out."""
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise PromptsError(
-                f"task.dataset.source: {source!r} is larger than {MAX_FILE_BYTES // 1024**2} MiB; "
-                "use a sample of it"
-            )
-        if path.suffix == ".parquet":
-            for record in parquet_records(path, (*COLUMNS, "source")):
-                yield from _prompt_of(record)
-            return
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield from _record(line, source, number)
-    except FileNotFoundError:
-        raise PromptsError(
-            f"task.dataset.source: {source!r}: no such file: {path}; paths are relative to the study file"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptsError(f"task.dataset.source: {source!r} cannot be read: {error}") from error
-
-
-def _record(line: str, source: str, number: int) -> Iterator[tuple[dict[str, Any], str]]:
-    try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise PromptsError(
-            f"task.dataset.source: {source}:{number}: not JSON: {error}; each line is one JSON object"
-        ) from error
-    if not isinstance(record, dict):
-        raise PromptsError(
-            f"task.dataset.source: {source}:{number}: not an object; each line is one JSON object"
-        )
-    if not any(key.startswith("_") for key in record):
-        yield from _prompt_of(record)
-
-
-def _prompt_of(record: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    for column in COLUMNS:
-        prompt = record.get(column)
-        if isinstance(prompt, str) and prompt.strip():
-            yield record, prompt.strip()
-            return
-
-
-def _ordered(
-    records: list[tuple[dict[str, Any], str]], n_prompts: int, order: str, seed: int
-) -> tuple[str, ...]:
+def _ordered(records: list[Record], n_prompts: int, order: str, seed: int) -> tuple[str, ...]:
     if order == "shuffled":
         random.Random(seed).shuffle(records)  # noqa: S311  # an order, not a secret
     elif order == "grouped":

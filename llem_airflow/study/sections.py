@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llem_airflow.study.clock import Window, window_of
+from llem_airflow.study.clock import Window, duration_s, window_of
 from llem_airflow.study.fields import defaults
 from llem_airflow.study.keys import GPU_METERS
-from llem_airflow.study.study_keys import AIRFLOW, EXECUTION, OUTPUT, PRECISION, REGRESSION, duration_s
+from llem_airflow.study.study_keys import AIRFLOW, EXECUTION, OUTPUT, PRECISION, REGRESSION
 
 
 @dataclass(frozen=True, slots=True)

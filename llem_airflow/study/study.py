@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llem_airflow.study.dag_ids import dag_id_of
 from llem_airflow.study.identity import experiment_hash
-from llem_airflow.study.mistakes import Notice
+from llem_airflow.study.mistakes import Mistake, Notice
 from llem_airflow.study.sections import (
     AirflowSection,
     Execution,
@@ -252,6 +253,17 @@ class Study:
     def cycles(self) -> int:
         """Cycles per experiment."""
         return self.plan.cycles
+
+    @property
+    def dag_id(self) -> str:
+        """Id of its DAG: ``airflow.dag_id``, else its name as far as Airflow takes it."""
+        return self.airflow.dag_id or dag_id_of(self.name)
+
+    def mistake(self, path: tuple[str | int, ...], found: str, allowed: str) -> Mistake:
+        """A mistake that shows only when the study is to run, with its place in the file."""
+        from llem_airflow.study.yaml_text import Source  # noqa: PLC0415  # most tasks need no YAML
+
+        return Source(str(self.path or self.name), self.text).mistake(path, found, allowed)
 
     def experiment(self, experiment_id: str) -> Experiment:
         """The experiment of that id.

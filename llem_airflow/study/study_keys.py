@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from typing import Any
 
-from llem_airflow.study.clock import wrong_timezone, wrong_window
+from llem_airflow.study.clock import (
+    LONGEST_S,
+    wrong_date,
+    wrong_duration,
+    wrong_schedule,
+    wrong_timezone,
+    wrong_window,
+)
+from llem_airflow.study.dag_ids import LONGEST_DAG_ID, dag_id_of
 from llem_airflow.study.engine_names import ENGINE_ALIASES, ENGINES, RUNNERS, split_runner
 from llem_airflow.study.fields import Leaf, Rows, Section
 from llem_airflow.study.keys import EXPERIMENT
@@ -16,60 +22,36 @@ from llem_airflow.study.mistakes import Path
 
 ORDERS = ("sequential", "interleave", "shuffle", "reverse", "latin_square")
 
-_UNITS_S = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h|d)\s*\Z")
-_PRESET_SCHEDULES = (
-    "@once",
-    "@continuous",
-    "@hourly",
-    "@daily",
-    "@weekly",
-    "@monthly",
-    "@quarterly",
-    "@yearly",
-)
 
-
-def duration_s(value: Any) -> float | None:
-    """``90``, ``"5m"`` or ``"1.5h"`` in seconds; None when it is no duration."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value) if 0 <= value <= 30 * 86400 else None
-    match = _DURATION.match(value) if isinstance(value, str) else None
-    return float(match[1]) * _UNITS_S[match[2]] if match else None
-
-
-def _duration(value: Any) -> tuple[str, str] | None:
+def _tags(value: list[str]) -> tuple[str, str] | None:
+    wrong = next((tag for tag in value if not tag.strip() or len(tag) > 100), None)
     return (
-        None
-        if duration_s(value) is not None
-        else (f"found {value!r}", "allowed: seconds, or a text such as 30s, 5m, 1h")
+        None if wrong is None else (f"found the tag {wrong[:60]!r}", "allowed: tags of 1 to 100 characters")
     )
 
 
-def _date(value: str) -> tuple[str, str] | None:
-    try:
-        datetime.fromisoformat(value)
-    except ValueError:
-        return (
-            f"found {value!r}",
-            "allowed: a date such as 2026-03-01, or with a time 2026-03-01T02:00:00+00:00",
-        )
-    return None
+def _at_most(most: int) -> Callable[[str], tuple[str, str] | None]:
+    """Airflow's database has columns of this length."""
+
+    def check(value: str) -> tuple[str, str] | None:
+        return None if len(value) <= most else (f"found {len(value)} characters", f"allowed: at most {most}")
+
+    return check
 
 
-def _schedule(value: str) -> tuple[str, str] | None:
-    if value in _PRESET_SCHEDULES or (not value.startswith("@") and len(value.split()) in {5, 6}):
-        return None
-    return (
-        f"found {value!r}",
-        f"allowed: a cron expression of 5 fields, one of {', '.join(_PRESET_SCHEDULES)}, or null",
-    )
+def _study_name(value: str) -> tuple[str, str] | None:
+    if not value.isprintable():
+        return f"found {value[:60]!r}", "allowed: a text of one line without control characters"
+    if any(sign in value for sign in ("{{", "{%", "{#")):
+        return f"found {value[:60]!r}", "Airflow renders {{, {% and {# as templates: leave them out"
+    return _at_most(500)(value)
 
 
 def _dag_id(value: str) -> tuple[str, str] | None:
-    if re.fullmatch(r"[\w.-]{1,250}", value, re.ASCII):
-        return None
-    return f"found {value!r}", "allowed: letters, digits, dots, dashes and underscores, at most 250"
+    if dag_id_of(value) != value or not value.isascii():
+        allowed = f"allowed: letters, digits, dots, dashes and underscores, at most {LONGEST_DAG_ID}"
+        return f"found {value[:60]!r}", allowed
+    return None
 
 
 def _runner(value: str) -> tuple[str, str] | None:
@@ -115,8 +97,8 @@ PRECISION = Section(
         "relative_half_width": Leaf(
             "number", "Half width of the 95 % interval over the mean.", default=0.02, above=0, most=1
         ),
-        "min_cycles": Leaf("integer", "Cycles before it may stop.", default=5, least=2),
-        "max_cycles": Leaf("integer", "Cycles that are planned.", default=10, least=2),
+        "min_cycles": Leaf("integer", "Cycles before it may stop.", default=5, least=2, most=10000),
+        "max_cycles": Leaf("integer", "Cycles that are planned.", default=10, least=2, most=10000),
     },
     optional=True,
     also=_cycles,
@@ -125,19 +107,23 @@ PRECISION = Section(
 EXECUTION = Section(
     "How often, in what order, with which pauses and limits.",
     {
-        "n_cycles": Leaf("integer", "Repetitions of each experiment.", default=1, least=1, most=10000),
+        "n_cycles": Leaf(
+            "integer", "Repetitions of each experiment; one has no interval.", default=3, least=1, most=10000
+        ),
         "experiment_order": Leaf("string", "Order of the runs.", default="sequential", choices=ORDERS),
         "experiment_gap_seconds": Leaf(
             "number",
             "Pause between runs, in seconds (default 60; 0 with cpu-estimate and none).",
             nullable=True,
             least=0,
+            most=LONGEST_S,
         ),
         "cycle_gap_seconds": Leaf(
             "number",
             "Pause between blocks or passes, in seconds (default 300; 0 with cpu-estimate and none).",
             nullable=True,
             least=0,
+            most=LONGEST_S,
         ),
         "shuffle_seed": Leaf(
             "integer", "Seed of the shuffle order (default: from the study).", nullable=True
@@ -152,13 +138,17 @@ EXECUTION = Section(
             default=False,
         ),
         "experiment_timeout_seconds": Leaf(
-            "number", "Longest life of one attempt, in seconds.", default=600, above=0
+            "number", "Longest life of one attempt, in seconds.", default=600, above=0, most=LONGEST_S
         ),
         "stdout_silence_timeout_seconds": Leaf(
-            "number", "Longest silence of one attempt, in seconds; 0 for no limit.", default=300, least=0
+            "number",
+            "Longest silence of one attempt, in seconds; 0 for no limit.",
+            default=300,
+            least=0,
+            most=LONGEST_S,
         ),
         "wall_clock_timeout_hours": Leaf(
-            "number", "Longest life of the whole DAG run, in hours.", nullable=True, above=0
+            "number", "Longest life of the whole DAG run, in hours.", nullable=True, above=0, most=8760
         ),
         "deduplicate_equivalent": Leaf(
             "boolean", "Run points once that differ only in what the engine ignores.", default=True
@@ -173,7 +163,11 @@ EXECUTION = Section(
             least=0,
         ),
         "circuit_breaker_cooldown_seconds": Leaf(
-            "number", "Pause before one more cycle is tried as a probe, in seconds.", default=60, least=0
+            "number",
+            "Pause before one more cycle is tried as a probe, in seconds.",
+            default=60,
+            least=0,
+            most=LONGEST_S,
         ),
         "skip_preflight": Leaf("boolean", "Kept for llenergymeasure files.", default=False),
     },
@@ -258,7 +252,7 @@ AIRFLOW = Section(
             "string",
             "Cron expression or @daily and the like; null for manual runs.",
             nullable=True,
-            also=_schedule,
+            also=wrong_schedule,
         ),
         "timezone": Leaf(
             "string",
@@ -266,7 +260,7 @@ AIRFLOW = Section(
             default="UTC",
             also=wrong_timezone,
         ),
-        "start_date": Leaf("string", "First date of the schedule, ISO.", nullable=True, also=_date),
+        "start_date": Leaf("string", "First date of the schedule, ISO.", nullable=True, also=wrong_date),
         "catchup": Leaf("boolean", "Run the schedule's past intervals.", default=False),
         "window": Leaf(
             "string",
@@ -281,19 +275,21 @@ AIRFLOW = Section(
             "any",
             "Tell the notifier when a run is not done so long after it was due: seconds, or 30m, 6h.",
             nullable=True,
-            also=_duration,
+            also=wrong_duration,
         ),
-        "tags": Leaf("strings", "Tags of the DAG.", default=[]),
-        "owner": Leaf("string", "Owner of the tasks.", nullable=True, least=1),
+        "tags": Leaf("strings", "Tags of the DAG.", default=[], also=_tags),
+        "owner": Leaf("string", "Owner of the tasks.", nullable=True, least=1, also=_at_most(250)),
         "retries": Leaf("integer", "Further tries of a cycle that failed.", default=2, least=0, most=100),
         "retry_delay": Leaf(
-            "any", "Pause before a further try: seconds, or 30s, 5m, 1h.", default=60, also=_duration
+            "any", "Pause before a further try: seconds, or 30s, 5m, 1h.", default=60, also=wrong_duration
         ),
         "max_active_cycles": Leaf(
             "integer", "Cycles that may run at the same time.", default=1, least=1, most=1000
         ),
-        "pool": Leaf("string", "Airflow pool of the cycles.", nullable=True, least=1),
-        "priority": Leaf("integer", "Priority weight of the cycles.", default=1),
+        "pool": Leaf("string", "Airflow pool of the cycles.", nullable=True, least=1, also=_at_most(256)),
+        "priority": Leaf(
+            "integer", "Priority of the study among others.", default=1, least=-10000, most=10000
+        ),
         "notify_on": Leaf(
             "strings",
             "What is told to the notifier: failure, regression.",
@@ -313,7 +309,7 @@ VERSIONS = Rows(
             "name": Leaf("string", "Name of the release.", required=True, least=1),
             "model": Leaf("string", "Hub id or path (default: the study's).", nullable=True, least=1),
             "revision": Leaf("string", "Hub revision.", nullable=True, least=1),
-            "released": Leaf("string", "Date of the release, ISO.", nullable=True, also=_date),
+            "released": Leaf("string", "Date of the release, ISO.", nullable=True, also=wrong_date),
         },
     ),
     unique="name",
@@ -322,7 +318,13 @@ VERSIONS = Rows(
 STUDY_ONLY = Section(
     "Keys of the study as a whole.",
     {
-        "study_name": Leaf("string", "Name of the study (default: the file's name).", nullable=True, least=1),
+        "study_name": Leaf(
+            "string",
+            "Name of the study (default: the file's name).",
+            nullable=True,
+            least=1,
+            also=_study_name,
+        ),
         "base": Leaf(
             "string", "File to inherit experiment keys from, relative to this file.", nullable=True, least=1
         ),

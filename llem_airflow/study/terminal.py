@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from rich.console import Console, Group
 from rich.text import Text
@@ -16,7 +17,13 @@ SHOWN_EXPERIMENTS = 40
 
 
 def print_plan(
-    study: Study, choices: Mapping[str, Choice], engine_text: str, *, order: bool, console: Console
+    study: Study,
+    choices: Mapping[str, Choice],
+    engine_text: str,
+    *,
+    order: bool,
+    console: Console,
+    next_runs: Sequence[datetime] = (),
 ) -> None:
     """Print the funnel, what was left out and why, the experiments, and (on demand) the order of the runs.
 
@@ -26,8 +33,11 @@ def print_plan(
         engine_text: What is seen of a Docker engine from here, which decides for ``auto``; empty where nothing is auto.
         order: Show every run.
         console: Where to print.
+        next_runs: When Airflow runs it next by itself, on the study's clock.
     """
     show(console, Folding(study.name, "bold"), _funnel(study.plan), _totals(study))
+    if next_runs:
+        show(console, Folding(f"next runs: {', '.join(f'{one:%a %Y-%m-%d %H:%M %Z}' for one in next_runs)}"))
     show(console, *(Folding(f"runner of {engine}: {choice.told}") for engine, choice in choices.items()))
     if engine_text:
         show(console, Folding(f"auto, from here: {engine_text}"))
@@ -56,6 +66,9 @@ def _totals(study: Study) -> Text:
     gaps_s = sum(run.gap_before_s for run in plan.runs)
     gpus = "one where there is one" if plan.gpus is None else "none" if plan.gpus == 0 else str(plan.gpus)
     order = study.execution.experiment_order
+    several = len(plan.experiments) > 1 and plan.cycles > 1
+    if several and "experiment_order" not in (study.sections.get("study_execution") or {}):
+        order += " (not set in the file; `llem run` shuffles then: experiment_order: shuffle)"
     return Text(
         f"at most {span(plan.wall_clock_s)} one after the other (of it {span(gaps_s)} pauses); "
         f"GPUs: {gpus}; order: {order}"

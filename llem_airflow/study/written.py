@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,7 @@ def _base(
     name: str, folder: Path | None, source: Source, mistakes: list[Mistake]
 ) -> tuple[dict[str, Any], list[str] | None]:
     """The experiment keys of the base file; its study-level keys are ignored."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser() raises for an unknown ~name
     if not path.is_absolute():
         if folder is None:
             mistakes.append(
@@ -183,7 +184,7 @@ def _base(
             )
             return {}, None
         path = folder / path
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110  # Path.exists() raises on a name that is too long or in a closed folder
         found, allowed = (
             f"the base file {name!r} does not exist"[:200],
             "paths are relative to the study file",

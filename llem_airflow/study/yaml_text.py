@@ -26,11 +26,14 @@ _NULL = {"", "~", "null", "Null", "NULL"}
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _BOOL |= dict.fromkeys(("yes", "Yes", "YES", "on", "On", "ON"), True)
 _BOOL |= dict.fromkeys(("no", "No", "NO", "off", "Off", "OFF"), False)
-_INT = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0o[0-7_]+|0b[01_]+)\Z")
+# At least one digit: int() refuses 0x_, which then is text.
+_INT = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x_*[0-9a-fA-F][0-9a-fA-F_]*|0o_*[0-7][0-7_]*|0b_*[01][01_]*)\Z")
 # YAML 1.1 takes 1e-3 for text because of the missing point; nobody means that in a study.
 _FLOAT = re.compile(
     r"[-+]?((\.[0-9]+|[0-9][0-9_]*\.[0-9_]*)([eE][-+]?[0-9]{1,3})?|[0-9]+[eE][-+]?[0-9]{1,3})\Z"
 )
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+"""PostgreSQL, in which Airflow keeps a DAG, refuses NUL; no encoding has half a surrogate pair."""
 _SPECIAL = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}
 
 
@@ -61,8 +64,8 @@ class Source:
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
-        self.text = text
-        self.root = _Builder(name, text).build()
+        self.text = text.removeprefix("\ufeff")
+        self.root = _Builder(name, self.text).build()
         self.value = plain(self.root)
 
     def place(self, path: KeyPath, *, of_key: bool = False) -> tuple[int, int]:
@@ -156,6 +159,12 @@ class _Builder:
                 "the text is larger than 1 MiB",
                 "a study is a short text; use sweep axes and base files",
             )
+        try:
+            self.text.encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair, from a text that was JSON
+            before = self.text[: error.start]
+            column = error.start - before.rfind("\n") - 1
+            self._stop(before.count("\n"), column, *_unstorable(self.text[error.start]))
         try:
             root = self._document(yaml.parse(self.text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
         except yaml.YAMLError as error:
@@ -284,6 +293,8 @@ class _Builder:
         elif event.implicit[0]:
             value = resolve(value)
         node = Node(value, mark.line, mark.column)
+        if isinstance(value, str) and (strange := _UNSTORABLE.search(value)):
+            self._note(node, *_unstorable(strange[0]))
         if event.anchor:
             self.anchors[event.anchor] = node
         return node
@@ -312,6 +323,10 @@ class _Builder:
 
     def _note(self, node: Node, found: str, allowed: str) -> None:
         self.mistakes.append(Mistake(self.name, node.line + 1, node.column + 1, "", found, allowed))
+
+
+def _unstorable(character: str) -> tuple[str, str]:
+    return f"found the character U+{ord(character):04X}", "no file or database can hold it: delete it"
 
 
 def resolve(text: str) -> Any:

@@ -53,7 +53,7 @@ def backfill(
         AirflowApiError: Airflow refused.
     """
     ranges = ranges_of(study, versions)
-    dag_id = study.airflow.dag_id or study.name
+    dag_id = study.dag_id
     _ready(api, dag_id, unpause=unpause)
     states: dict[str, str] = {}
     for names in ranges:

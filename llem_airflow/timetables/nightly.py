@@ -2,44 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime, timedelta
+from itertools import islice, pairwise, takewhile
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import pendulum
 from airflow.exceptions import AirflowTimetableInvalid
 from airflow.sdk import CronTriggerTimetable
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
+from airflow.timetables.base import TimeRestriction
 from airflow.timetables.trigger import CronTriggerTimetable as CronInTheScheduler
 
-from llem_airflow.study import Study, StudyFileError
-from llem_airflow.timetables.places import mistake_at
+from llem_airflow.study import Mistake, Study, StudyFileError
 from llem_airflow.timetables.release_dates import releases_of
 from llem_airflow.timetables.releases import ModelReleaseTimetable
 
 _NOT_CRON = ("@once", "@continuous")
 LATE = "llem_airflow.operators.late.tell_late"
+_YEAR = pendulum.datetime(2027, 1, 1), pendulum.datetime(2028, 1, 2)
+"""A schedule is judged by what it does in one year; which one does not matter, and no clock is asked."""
+_MOST_LOOKED_AT = 2000
+"""More than the minutes of a day: a window is met by then, or never."""
 
 
 def schedule_of(study: Study) -> Any:
     """What makes the study run: once per model release, a cron expression in its time zone, or nothing.
 
     Raises:
-        StudyFileError: The releases are no partitions, or the cron expression names no time.
+        StudyFileError: The releases are no partitions, or the schedule never runs the study.
     """
     if study.versions:
         return ModelReleaseTimetable(releases_of(study))
     wanted = study.airflow.schedule
-    if wanted is None or wanted in _NOT_CRON:
+    if wanted is None:
+        return None
+    if wanted in _NOT_CRON:
+        if study.airflow.start_date is None:
+            raise StudyFileError(
+                [
+                    _mistake(
+                        study,
+                        "schedule",
+                        f"Airflow runs {wanted} only from a start_date on",
+                        "add start_date",
+                    )
+                ]
+            )
         return wanted
-    # Airflow checks the expression when it stores the DAG, and one that fails there takes every DAG of its file along.
-    try:
-        CronInTheScheduler(wanted, timezone=study.airflow.timezone).validate()
-    except AirflowTimetableInvalid as error:
-        raise StudyFileError(
-            [mistake_at(study, ("airflow", "schedule"), str(error), "a cron expression such as 0 2 * * *")]
-        ) from error
+    _check(study, wanted)
     return CronTriggerTimetable(wanted, timezone=study.airflow.timezone)
+
+
+def next_runs(study: Study, after: datetime, count: int = 3) -> list[datetime]:
+    """The next moments at which Airflow runs the study by itself, on the study's clock; empty without a schedule.
+
+    Args:
+        study: A study whose schedule :func:`schedule_of` accepts.
+        after: Usually now.
+        count: How many.
+    """
+    zone = ZoneInfo(study.airflow.timezone)
+    start = start_of(study)
+    begin = max(after, start) if start is not None else after
+    if study.versions:
+        runs = ModelReleaseTimetable(releases_of(study)).iter_partition_dagrun_infos(
+            earliest=begin, latest=begin + timedelta(days=36500)
+        )
+        found: Iterator[datetime] = (run.run_after for run in runs)
+    elif study.airflow.schedule is None or study.airflow.schedule in _NOT_CRON:
+        found = iter([begin] if study.airflow.schedule else [])
+    else:
+        cron = CronInTheScheduler(study.airflow.schedule, timezone=study.airflow.timezone)
+        found = _fires(cron, pendulum.instance(begin))
+    return [moment.astimezone(zone) for moment in islice(found, count)]
 
 
 def start_of(study: Study) -> datetime | None:
@@ -62,3 +100,54 @@ def deadline_of(study: Study) -> DeadlineAlert | None:
         callback=AsyncCallback(LATE, kwargs={"study": study.name}),
         name="late",
     )
+
+
+def _check(study: Study, wanted: str) -> None:
+    """Refuse a cron expression that Airflow does not take, that never fires, or that the study's own times defeat."""
+    cron = CronInTheScheduler(wanted, timezone=study.airflow.timezone)
+    # Airflow checks the expression when it stores the DAG, and one that fails there takes every DAG of its file along.
+    try:
+        cron.validate()
+        fires = _fires(cron, _YEAR[0])
+        first = list(islice(fires, 2))
+    except (AirflowTimetableInvalid, ValueError) as error:
+        never = isinstance(error, ValueError)  # croniter finds no date in 50 years
+        found = f"{wanted!r} never comes: there is no such date" if never else str(error)
+        raise StudyFileError(
+            [_mistake(study, "schedule", found, "a cron expression such as 0 2 * * *")]
+        ) from error
+    airflow = study.airflow
+    if airflow.window is None and airflow.deadline_s is None:
+        return
+    zone = ZoneInfo(airflow.timezone)
+    year = [*first, *takewhile(lambda moment: moment < _YEAR[1], islice(fires, _MOST_LOOKED_AT))]
+    mistakes = []
+    if airflow.window is not None and not any(airflow.window.holds(one.astimezone(zone)) for one in year):
+        first_time = f"{year[0].astimezone(zone):%H:%M}"
+        found = (
+            f"no run of the schedule {wanted!r} begins in the window {airflow.window}, but at {first_time}"
+        )
+        mistakes.append(_mistake(study, "window", found, "move the window, or the schedule into it"))
+    longest_s = max((late - early).total_seconds() for early, late in pairwise(year))
+    if airflow.deadline_s is not None and airflow.deadline_s > longest_s:
+        found = f"{airflow.deadline_s:g} s are longer than the {longest_s:g} s from one run to the next"
+        mistakes.append(_mistake(study, "deadline", found, "a run has to be done before the next one is due"))
+    if mistakes:
+        raise StudyFileError(mistakes)
+
+
+def _fires(cron: CronInTheScheduler, after: pendulum.DateTime) -> Iterator[pendulum.DateTime]:
+    """When Airflow's scheduler runs it, as the scheduler itself reckons."""
+    info = cron.next_dagrun_info(
+        last_automated_data_interval=None, restriction=TimeRestriction(after, None, catchup=True)
+    )
+    while info is not None:
+        yield info.run_after
+        info = cron.next_dagrun_info(
+            last_automated_data_interval=info.data_interval,
+            restriction=TimeRestriction(after, None, catchup=True),
+        )
+
+
+def _mistake(study: Study, key: str, found: str, allowed: str) -> Mistake:
+    return study.mistake(("airflow", key), found, allowed)

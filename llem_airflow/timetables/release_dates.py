@@ -9,7 +9,6 @@ import pendulum
 from pendulum import DateTime
 
 from llem_airflow.study import Study, StudyFileError
-from llem_airflow.timetables.places import mistake_at
 
 LONGEST_KEY = 250
 """Airflow's database holds partition keys of this many characters."""
@@ -25,8 +24,7 @@ def releases_of(study: Study) -> dict[str, str]:
     releases: dict[str, str] = {}
     if study.airflow.schedule is not None:
         mistakes.append(
-            mistake_at(
-                study,
+            study.mistake(
                 ("airflow", "schedule"),
                 "a study with `versions` runs once per release",
                 "remove the schedule",
@@ -37,16 +35,16 @@ def releases_of(study: Study) -> dict[str, str]:
         if version.released is None:
             missing = f"the release {version.name!r} has no date"
             mistakes.append(
-                mistake_at(study, where, missing, "add `released: 2026-03-01`; a backfill walks over dates")
+                study.mistake(where, missing, "add `released: 2026-03-01`; a backfill walks over dates")
             )
             continue
         if version.name in releases:
             mistakes.append(
-                mistake_at(study, where, f"the name {version.name!r} is taken", "name each release once")
+                study.mistake(where, f"the name {version.name!r} is taken", "name each release once")
             )
             continue
         if problem := problem_with({**releases, version.name: version.released}):
-            mistakes.append(mistake_at(study, where, problem, ""))
+            mistakes.append(study.mistake(where, problem, ""))
             continue
         releases[version.name] = version.released
     if mistakes:

@@ -45,7 +45,8 @@ def test_plan_shows_order_and_pauses_when_asked(tmp_path: Path) -> None:
 
 def test_plan_as_json_is_the_plan(tmp_path: Path) -> None:
     plan = json.loads(_run("plan", "--json", _write(tmp_path, HEAD + SWEEP)).stdout)
-    assert (plan["format"], plan["declared"], plan["valid"], plan["unique"], plan["runs"]) == (1, 6, 4, 3, 3)
+    assert plan["cycles"] == 3
+    assert (plan["format"], plan["declared"], plan["valid"], plan["unique"], plan["runs"]) == (1, 6, 4, 3, 9)
     assert [skip["rule"] for skip in plan["skipped"]] == ["vllm-temperature"] * 2
 
 
@@ -61,7 +62,7 @@ def test_validate_takes_many_files_and_tells_of_every_bad_one(tmp_path: Path) ->
     good = _write(tmp_path, HEAD + "study_execution: {skip_preflight: true}\n")
     result = _run("validate", good, str(tmp_path / "none.yaml"))
     assert result.exit_code == 2
-    assert "s.yaml: 1 experiments, 1 runs" in result.stdout
+    assert "s.yaml: 1 experiments, 3 runs" in result.stdout
     assert "s.yaml: note: line 4: study_execution.skip_preflight has no effect here" in result.stdout
     assert "none.yaml:1:1: the file does not exist" in result.stderr
 

@@ -39,7 +39,7 @@ def test_the_plan_counts_the_funnel() -> None:
 
 
 def test_the_json_of_a_plan_has_its_documented_keys() -> None:
-    plan = study(SEEDS).plan.to_json()
+    plan = study(SEEDS + "study_execution: {n_cycles: 1}\n").plan.to_json()
     assert list(plan) == [
         "format", "declared", "skipped", "valid", "unique", "cycles", "runs", "experiments", "order", "gaps",
         "duplicates", "wall_clock_s", "gpus", "notices",
@@ -49,7 +49,9 @@ def test_the_json_of_a_plan_has_its_documented_keys() -> None:
 
 
 def test_the_wall_time_bound_holds_pauses_and_the_longest_life_of_every_attempt() -> None:
-    body = SEEDS + "study_execution: {experiment_timeout_seconds: 100, experiment_gap_seconds: 7}\n"
+    body = (
+        SEEDS + "study_execution: {n_cycles: 1, experiment_timeout_seconds: 100, experiment_gap_seconds: 7}\n"
+    )
     assert study(body).plan.wall_clock_s == 207
     limited = body.replace("experiment_gap", "wall_clock_timeout_hours: 0.01, experiment_gap")
     assert study(limited).plan.wall_clock_s == pytest.approx(36)
@@ -58,7 +60,7 @@ def test_the_wall_time_bound_holds_pauses_and_the_longest_life_of_every_attempt(
 def test_execution_has_the_defaults_of_the_grammar() -> None:
     found = study().execution
     assert (found.n_cycles, found.experiment_order, found.experiment_timeout_s, found.silence_s) == (
-        1,
+        3,
         "sequential",
         600,
         300,
@@ -216,7 +218,7 @@ def test_base_is_inherited_and_its_study_keys_are_ignored(tmp_path: Path) -> Non
         HEAD + "study_name: no\nstudy_execution: {n_cycles: 9}\nsweep: {nonsense: 1}\nengine: vllm\n",
     )
     found = load_study(_write(tmp_path, "s.yaml", "base: base.yaml\ntask: {max_output_tokens: 5}\n"))
-    assert (found.name, found.cycles, found.experiments[0].engine) == ("s", 1, "vllm")
+    assert (found.name, found.cycles, found.experiments[0].engine) == ("s", 3, "vllm")
     assert found.experiments[0].config["task"]["max_output_tokens"] == 5
     assert found.experiments[0].model == "org/model"
     assert "line 2: task.model come from the base file 'base.yaml'" in [str(n) for n in found.notices]

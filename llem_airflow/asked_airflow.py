@@ -1,0 +1,74 @@
+"""What Airflow says of a study, for commands that otherwise need no Airflow; nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from llem_airflow.study import Mistake, Notice, Study
+from llem_airflow.study.not_runnable import not_runnable
+from llem_airflow.study.prompts import prompt_mistakes
+
+_CANNOT_RUN = "cannot-run"
+
+
+def dag_mistakes(study: Study) -> tuple[Mistake, ...]:
+    """What keeps the study from becoming a DAG; where Airflow is installed, also what it refuses."""
+    with _airflow("llem_airflow.factory") as factory:
+        if factory is not None:
+            found: tuple[Mistake, ...] = factory.dag_mistakes(study)
+            return found
+    return tuple(not_runnable(study))
+
+
+def with_what_keeps_it(study: Study) -> Study:
+    """The study with a notice for each reason why it could not run as it is."""
+    # Airflow is asked only for what is not known without it: its import takes seconds.
+    known = dag_mistakes(study) if _runs_by_itself(study) else not_runnable(study)
+    told = tuple(
+        Notice(_CANNOT_RUN, f"cannot run: {one.path}: {one.found}; {one.allowed}".rstrip("; "), one.line)
+        for one in (*known, *prompt_mistakes(study))
+    )
+    notices = told + study.notices
+    return replace(study, notices=notices, plan=replace(study.plan, notices=notices))
+
+
+def next_runs(study: Study) -> list[datetime]:
+    """The next three moments at which Airflow runs the study by itself; none where Airflow is not installed."""
+    refused = any(notice.code == _CANNOT_RUN for notice in study.notices)
+    if refused or not _runs_by_itself(study):
+        return []
+    with _airflow("llem_airflow.timetables.nightly") as nightly:
+        found: list[datetime] = [] if nightly is None else nightly.next_runs(study, datetime.now(UTC))
+        return found
+
+
+def _runs_by_itself(study: Study) -> bool:
+    return study.airflow.schedule is not None or bool(study.versions)
+
+
+@contextmanager
+def _airflow(name: str) -> Iterator[Any]:
+    """A module of ours that needs Airflow, or None without it.
+
+    Airflow writes its configuration into AIRFLOW_HOME when it is imported: where none is set, into a folder that goes.
+    """
+    if find_spec("airflow") is None:
+        yield None
+    elif "airflow" in sys.modules or "AIRFLOW_HOME" in os.environ:
+        yield import_module(name)
+    else:
+        with tempfile.TemporaryDirectory(prefix="llem-airflow-") as home:
+            os.environ["AIRFLOW_HOME"] = home
+            try:
+                yield import_module(name)
+            finally:
+                del os.environ["AIRFLOW_HOME"]

@@ -1,0 +1,107 @@
+"""The DAGs of a folder of study files: one file that cannot become a DAG shows why and takes no other down."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from airflow.sdk import DAG, task
+from airflow.sdk.exceptions import AirflowFailException
+
+from llem_airflow.dag_docs import invalid_doc
+from llem_airflow.study import Mistake, Study, StudyFileError
+from llem_airflow.study.dag_ids import INVALID_PREFIX, dag_id_of
+
+log = logging.getLogger(__name__)
+
+INVALID_TAG = "llem:invalid"
+
+
+class FolderDags:
+    """DAGs by id, each from one file.
+
+    Attributes:
+        dags: What there is so far.
+    """
+
+    def __init__(self) -> None:
+        self.dags: dict[str, DAG] = {}
+        self._files: dict[str, Path] = {}
+
+    def add(self, path: Path, made: Sequence[DAG]) -> None:
+        """Add the DAGs of a file; when another file has one of their ids already, both say so."""
+        taken = next((dag.dag_id for dag in made if dag.dag_id in self.dags), None)
+        if taken is not None:
+            first = self.dags[taken]
+            first.doc_md = (
+                f"**{_text(path.name)} asks for this DAG id too and is not run.**\n\n{first.doc_md}"
+            )
+            self.refuse(
+                path,
+                f"{path}: the DAG id {taken!r} is already taken by {self._files[taken].name}; "
+                "set study_name or airflow.dag_id in one of them",
+            )
+            return
+        self.dags |= {dag.dag_id: dag for dag in made}
+        self._files |= {dag.dag_id: path for dag in made}
+
+    def refuse(self, path: Path, report: str) -> None:
+        """Add a DAG that stands for a file with mistakes: it shows them, and its only task fails with them."""
+        report = _text(report)
+        log.warning("%s", report)
+        dag_id = wanted = INVALID_PREFIX + dag_id_of(_text(path.stem))
+        number = 1
+        while dag_id in self.dags:
+            number += 1
+            dag_id = f"{wanted}-{number}"
+        self.dags[dag_id] = _invalid_dag(dag_id, _text(path.name), report)
+        self._files[dag_id] = path
+
+
+def refused(study: Study, build: Callable[[Study], Iterable[DAG]]) -> tuple[Mistake, ...]:
+    """What Airflow refuses in a study, as its DAG processor would: there it takes every DAG of the file along.
+
+    It is told by the DAGs of one cycle: the others differ in nothing that Airflow could refuse.
+
+    Args:
+        study: The study.
+        build: Makes the DAGs of a study.
+    """
+    from airflow.serialization.serialized_objects import DagSerialization  # noqa: PLC0415  # no task needs it
+
+    some = study.experiments[:1]
+    runs = [run for run in study.plan.runs if run.experiment_id == some[0].id][:1]
+    try:
+        for dag in build(replace(study, plan=replace(study.plan, experiments=some, runs=runs))):
+            dag.validate()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
+            DagSerialization.to_dict(dag)
+    except StudyFileError as error:
+        return error.mistakes
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is the finding
+        said = " ".join(f"{error}".split())[:500] or type(error).__name__
+        return (study.mistake(("airflow",), f"Airflow makes no DAG of it: {said}", "change what this names"),)
+    return ()
+
+
+def _invalid_dag(dag_id: str, name: str, report: str) -> DAG:
+    with DAG(
+        dag_id=dag_id,
+        description=f"{name} has mistakes",
+        doc_md=invalid_doc(name, report),
+        schedule=None,
+        tags=["llem", INVALID_TAG],
+    ) as dag:
+
+        @task(task_id="mistakes", retries=0)
+        def mistakes() -> None:
+            raise AirflowFailException(report)
+
+        mistakes()
+    return dag
+
+
+def _text(text: str) -> str:
+    """A text that can be stored: files may be named in bytes that are none."""
+    return text.encode("utf-8", "backslashreplace").decode()
