@@ -41,6 +41,7 @@ SIZES = (10, 100, 1000, 5000)
 STUDY = """\
 study_name: bench
 serving_mode: offline
+study_execution: {{n_cycles: 1}}
 engine: transformers
 task: {{model: m, dataset: {{source: builtin, n_prompts: 2}}}}
 measurement: {{meter: cpu-estimate}}

@@ -60,7 +60,7 @@ task:
   max_output_tokens: {OUTPUT_TOKENS}
   dataset: {{{{source: builtin, n_prompts: {BATCH}}}}}
 measurement: {{{{meter: nvml}}}}
-study_execution: {{{{experiment_timeout_seconds: 86400}}}}
+study_execution: {{{{n_cycles: 1, experiment_timeout_seconds: 86400}}}}
 transformers: {{{{llem_execution: {{{{batch_size: {BATCH}}}}}}}}}
 """
 

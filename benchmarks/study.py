@@ -86,7 +86,7 @@ def study_text(size: int) -> str:
     """A sweep of three axes with that many points, in the words that both understand."""
     batches, outputs, seeds = SIZES[size]
     return (
-        "study_name: benchmark\nserving_mode: offline\ntask: {model: gpt2}\n"
+        "study_name: benchmark\nserving_mode: offline\ntask: {model: gpt2}\nstudy_execution: {n_cycles: 1}\n"
         "transformers: {engine_params: {dtype: bfloat16}}\nsweep:\n"
         f"  transformers.llem_execution.batch_size: {list(range(1, batches + 1))}\n"
         f"  task.max_output_tokens: {list(range(8, outputs + 8))}\n"

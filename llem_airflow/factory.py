@@ -37,15 +37,8 @@ from llem_airflow.study.plan_cache import cached_study
 from llem_airflow.timetables.nightly import deadline_of, schedule_of, start_of
 
 __all__ = [
-    "INVALID_TAG",
-    "StudyTaskGroup",
-    "adhoc_dag",
-    "dag_mistakes",
-    "study_asset",
-    "study_dag",
-    "study_dags",
-    "study_params",
-]
+    "INVALID_TAG", "StudyTaskGroup", "adhoc_dag", "study_asset", "study_dag", "study_dags", "study_params",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +70,16 @@ def study_dag(
     """
     if not isinstance(study, Study):
         study = _read(study)
+    return _study_dag(study, chain=chain, render=render, **operator_args)
+
+
+def _study_dag(
+    study: Study, *, known: bool = True, chain: bool = False, render: str = "auto", **operator_args: Any
+) -> DAG:
+    """The DAG of a study; one that is not ``known`` is not found by the Airflow that reads the DAG file."""
     if mistakes := not_runnable(study):
         raise StudyFileError(mistakes)
-    settings, dag_id = study.airflow, study.dag_id
-    longest_s = study.execution.wall_clock_timeout_s
+    settings, dag_id, longest_s = study.airflow, study.dag_id, study.execution.wall_clock_timeout_s
     only = _wanted_task(dag_id)
     dag = DAG(
         dag_id=dag_id,
@@ -97,6 +96,7 @@ def study_dag(
         max_active_tasks=settings.max_active_cycles,
         dagrun_timeout=timedelta(seconds=longest_s) if longest_s else None,
         default_args=_default_args(study),
+        auto_register=known,
     )
     with dag:
         _study_tasks(study, operator_args, chain=chain, render=render, only=only)
@@ -283,8 +283,7 @@ def study_dags(
         folder, namespace = namespace, folder  # type: ignore[assignment] # told apart below
     if not isinstance(folder, str | Path):
         raise TypeError(f"study_dags needs a folder of study files, not {folder!r}")
-    folder = Path(folder)
-    if not folder.is_dir():
+    if not (folder := Path(folder)).is_dir():
         raise FileNotFoundError(f"study folder {folder} does not exist")
     paths = study_files(folder)
     wanted = get_parsing_context().dag_id
@@ -311,7 +310,7 @@ def _dags_of(paths: Sequence[Path], *, strict: bool, dag_args: dict[str, Any]) -
                 raise
             log.exception("%s cannot become a DAG", path)
             found.refuse(path, f"{path}: {type(error).__name__}: {error}")
-    return found.dags
+    return found.registered()
 
 
 def _made(study: Study, dag_args: dict[str, Any]) -> list[DAG]:
@@ -319,12 +318,16 @@ def _made(study: Study, dag_args: dict[str, Any]) -> list[DAG]:
     # A worker reads what was looked at when the DAG was stored.
     if get_parsing_context().dag_id is None and (mistakes := dag_mistakes(study, **dag_args)):
         raise StudyFileError(mistakes)
-    return [study_dag(study, **dag_args), *release_dags(study)]
+    return _study_dags(study, dag_args)
 
 
 def dag_mistakes(study: Study, **dag_args: Any) -> tuple[Mistake, ...]:
     """What keeps a study from becoming a DAG: what it says of times and releases, and whatever Airflow refuses."""
-    return refused(study, lambda small: [study_dag(small, **dag_args), *release_dags(small)])
+    return refused(study, lambda small: _study_dags(small, dag_args))
+
+
+def _study_dags(study: Study, dag_args: dict[str, Any]) -> list[DAG]:
+    return [_study_dag(study, known=False, **dag_args), *release_dags(study, known=False)]
 
 
 def _cycle_tasks(
@@ -354,7 +357,8 @@ def _cycle_tasks(
             "priority_weight": _weight(study, run),
             "image": shared.get("image") or experiment.image or "",
             **({"pool_slots": experiment.gpus.asked} if pool else {}),
-            **_cycle_args(run),
+            "cycle": run.cycle,
+            "gap_before_s": run.gap_before_s,
         }
         if tasks:
             tasks.append(sibling(tasks[0], derived={"experiment_id": experiment.id}, **own))
@@ -379,11 +383,12 @@ def _mapped_cycles(study: Study, operator_args: dict[str, Any]) -> Any:
         map_index_template="{{ task.experiment.id }} cycle {{ task.cycle }}",
         **({"pool_slots": max(e.gpus.asked for e in study.experiments)} if pool else {}),
         **shared,
-    ).expand_kwargs([{"experiment": run.experiment_id, **_cycle_args(run)} for run in study.plan.runs])
-
-
-def _cycle_args(run: PlannedCycle) -> dict[str, Any]:
-    return {"cycle": run.cycle, "gap_before_s": run.gap_before_s}
+    ).expand_kwargs(
+        [
+            {"experiment": run.experiment_id, "cycle": run.cycle, "gap_before_s": run.gap_before_s}
+            for run in study.plan.runs
+        ]
+    )
 
 
 def _weight(study: Study, run: PlannedCycle) -> int:

@@ -20,7 +20,7 @@ INVALID_TAG = "llem:invalid"
 
 
 class FolderDags:
-    """DAGs by id, each from one file.
+    """DAGs by id, each from one file; none is known to the Airflow that reads the DAG file before :meth:`registered`.
 
     Attributes:
         dags: What there is so far.
@@ -46,6 +46,14 @@ class FolderDags:
             return
         self.dags |= {dag.dag_id: dag for dag in made}
         self._files |= {dag.dag_id: path for dag in made}
+
+    def registered(self) -> dict[str, DAG]:
+        """The DAGs, known to Airflow: a DAG that was begun and given up, or has the id of another, is not."""
+        for dag in self.dags.values():
+            dag.auto_register = True
+            with dag:
+                pass
+        return self.dags
 
     def refuse(self, path: Path, report: str) -> None:
         """Add a DAG that stands for a file with mistakes: it shows them, and its only task fails with them."""
@@ -92,6 +100,7 @@ def _invalid_dag(dag_id: str, name: str, report: str) -> DAG:
         doc_md=invalid_doc(name, report),
         schedule=None,
         tags=["llem", INVALID_TAG],
+        auto_register=False,
     ) as dag:
 
         @task(task_id="mistakes", retries=0)

@@ -38,12 +38,16 @@ def study_asset(study: Study | str) -> Asset:
     return Asset(name=f"llem:{name}", uri=f"llem://study/{place}", group="llem")
 
 
-def release_dags(study: Study) -> list[DAG]:
+def release_dags(study: Study, *, known: bool = True) -> list[DAG]:
     """The DAGs that compare the releases of a study; none for a study with fewer than two.
 
     ``<dag_id>.compare`` runs once for each release that was measured and compares it with the baseline: the release
     that ``airflow.regression.baseline`` names, else the oldest. ``<dag_id>.compare_all`` runs once every release has
     been measured. Both say in their state whether something became worse, and are started by the study's asset.
+
+    Args:
+        study: The study.
+        known: Whether the Airflow that reads the DAG file finds them.
     """
     names = list(releases_of(study)) if study.versions else []
     if len(names) < 2:
@@ -59,9 +63,8 @@ def release_dags(study: Study) -> list[DAG]:
         if context.get("partition_key") == baseline:
             raise AirflowSkipException(f"{baseline} is the baseline: there is nothing to compare it with")
 
-    with _dag(
-        study, EACH, f"Each release against {baseline}", PartitionedAssetTimetable(assets=asset)
-    ) as each:
+    alone = PartitionedAssetTimetable(assets=asset)
+    with _dag(study, EACH, f"Each release against {baseline}", alone, known=known) as each:
         LLEMCompareOperator(
             candidates=study.name + "@{{ partition_key }}", pre_execute=not_the_baseline, **how
         )
@@ -72,13 +75,13 @@ def release_dags(study: Study) -> list[DAG]:
         ),
     )
     with _dag(
-        study, ALL, f"All {len(names)} releases against {baseline}, once all are there", together
+        study, ALL, f"All {len(names)} releases against {baseline}, once all are there", together, known=known
     ) as every:
         LLEMCompareOperator(candidates=f"{study.name}@*", **how)
     return [each, every]
 
 
-def _dag(study: Study, suffix: str, description: str, schedule: Any) -> DAG:
+def _dag(study: Study, suffix: str, description: str, schedule: Any, *, known: bool) -> DAG:
     return DAG(
         dag_id=study.dag_id + suffix,
         description=description,
@@ -86,5 +89,6 @@ def _dag(study: Study, suffix: str, description: str, schedule: Any) -> DAG:
         schedule=schedule,
         tags=sorted({"llem", *study.airflow.tags}),
         max_active_runs=1,
+        auto_register=known,
         default_args={"owner": study.airflow.owner} if study.airflow.owner else {},
     )

@@ -87,10 +87,22 @@ def test_one_broken_study_of_ten_leaves_nine_dags_as_they_were(tmp_path: Path) -
         assert DagSerialization.to_dict(after.dags[dag_id]) == DagSerialization.to_dict(before.dags[dag_id])
 
 
+def test_of_two_files_that_want_one_dag_id_airflow_gets_the_first_and_the_mistake_of_the_other(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies.py").write_text((DAGS / "studies.py").read_text("utf-8"))
+    (tmp_path / "studies" / "a.yaml").write_text(AXIS)
+    (tmp_path / "studies" / "b.yaml").write_text(AXIS.replace("[1, 2]", "[4, 8]"))
+    dags = DagBag(tmp_path, load_op_links=False).dags
+    assert set(dags) == {"s", "invalid.b"}
+    assert any("batch_size-1-" in task_id for task_id in dags["s"].task_ids)
+
+
 AXIS = (
     "study_name: s\nserving_mode: offline\nengine: transformers\n"
     "task: {model: m, dataset: {source: builtin, n_prompts: 2}}\nmeasurement: {meter: cpu-estimate}\n"
-    "sweep: {transformers.llem_execution.batch_size: [1, 2]}\n"
+    "sweep: {transformers.llem_execution.batch_size: [1, 2]}\nstudy_execution: {n_cycles: 1}\n"
 )
 
 

@@ -13,6 +13,7 @@ from llem_airflow.study import load_study
 STUDY = """\
 study_name: one
 serving_mode: offline
+study_execution: {n_cycles: 1}
 engine: transformers
 task: {model: m, dataset: {source: builtin, n_prompts: 2}}
 measurement: {meter: cpu-estimate}

@@ -18,6 +18,7 @@ def small(name: str, engine: str = "scripted") -> str:
     return f"""\
 study_name: {name}
 serving_mode: offline
+study_execution: {{n_cycles: 1}}
 engine: {engine}
 task:
   model: tiny-llama-random

@@ -33,6 +33,7 @@ DAG_ID, TASK_ID = "chaos", "cycle_1"
 STUDY = """\
 study_name: chaos
 serving_mode: offline
+study_execution: {n_cycles: 1}
 engine: echo
 task: {model: none, max_output_tokens: 8, dataset: {source: builtin, n_prompts: 2}}
 measurement: {meter: none, min_window_seconds: 2, baseline: {enabled: false}}

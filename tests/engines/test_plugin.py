@@ -22,6 +22,7 @@ EXAMPLE = Path(__file__).parent / "plugin_example"
 STUDY = """\
 study_name: echoes
 serving_mode: offline
+study_execution: {n_cycles: 1}
 engine: echo
 task: {model: none, max_output_tokens: 16, dataset: {source: builtin, n_prompts: 2}}
 measurement: {meter: cpu-estimate, min_window_seconds: 0.5, baseline: {enabled: false}}

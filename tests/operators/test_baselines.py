@@ -24,6 +24,7 @@ from tests.standins.gpus import read_columns
 STUDY = """\
 study_name: idle
 serving_mode: offline
+study_execution: {n_cycles: 1}
 engine: transformers
 task: {model: m}
 measurement: {meter: nvml, baseline: {STRATEGY}}

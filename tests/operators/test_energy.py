@@ -19,6 +19,7 @@ from tests.measurement.running import HASH, Ran, run_on_gpu
 STUDY = """\
 study_name: one
 serving_mode: offline
+study_execution: {n_cycles: 1}
 engine: transformers
 task: {model: m}
 measurement: {meter: nvml, require_energy: REQUIRED, baseline: {enabled: false}}

@@ -26,6 +26,7 @@ INSTALLATION = f"test-{uuid.uuid4().hex[:8]}"
 STUDY = """\
 study_name: one
 serving_mode: offline
+study_execution: {n_cycles: 1}
 engine: transformers
 task:
   model: tiny-llama-random

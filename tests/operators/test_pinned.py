@@ -16,6 +16,7 @@ from llem_airflow.study import experiment_spec, load_study_text
 STUDY = load_study_text("""\
 study_name: pinned
 serving_mode: offline
+study_execution: {n_cycles: 1}
 engine: transformers
 task: {model: lab/m, dataset: {source: builtin, n_prompts: 2}}
 transformers: {engine_params: {revision: main}}

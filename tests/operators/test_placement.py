@@ -18,6 +18,7 @@ LOCAL = LocalModel(Path("/m"), "/m", "/models/m", "/models/m")
 STUDY = """\
 study_name: s
 serving_mode: offline
+study_execution: {{n_cycles: 1}}
 engine: {engine}
 task: {{model: org/model, dataset: {{source: builtin, n_prompts: 2}}}}
 measurement: {{meter: none}}

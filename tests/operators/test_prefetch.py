@@ -30,6 +30,7 @@ from llem_airflow.study import Study, load_study_text
 TEXT = """\
 study_name: fetched
 serving_mode: offline
+study_execution: {n_cycles: 1}
 engine: transformers
 task: {dataset: {source: builtin, n_prompts: 2}}
 measurement: {meter: cpu-estimate}
