@@ -41,6 +41,7 @@ __all__ = [
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
+study_params = form
 
 PLAN_TASK_ID = "plan"
 CYCLE_TASK_ID = "cycle"
@@ -167,9 +168,6 @@ class StudyTaskGroup(TaskGroup):
         super().__init__(group_id=name, **kwargs)
         with self:
             _study_tasks(study, operator_args or {}, chain=False, render=render, only=None)
-
-
-study_params = form
 
 
 def _check_render(render: str) -> None:
@@ -314,8 +312,7 @@ def _dags_of(paths: Sequence[Path], *, strict: bool, dag_args: dict[str, Any]) -
 
 
 def _made(study: Study, dag_args: dict[str, Any]) -> list[DAG]:
-    """The DAGs of a study, as far as can be seen here such as Airflow takes and stores."""
-    # A worker reads what was looked at when the DAG was stored.
+    """The DAGs of a study; only a worker does not look whether Airflow stores them: it reads what was stored."""
     if get_parsing_context().dag_id is None and (mistakes := dag_mistakes(study, **dag_args)):
         raise StudyFileError(mistakes)
     return _study_dags(study, dag_args)
