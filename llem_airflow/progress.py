@@ -22,7 +22,14 @@ _STAMPED = re.compile(r"^\d{4}-\d\d-\d\dT\S+Z? \[\w+\s*\]")
 _STARTED = re.compile(r"\[DAG TEST\] starting task_id=(?P<task>\S+)")
 _ENDED = re.compile(r"\[DAG TEST\] end task task_id=(?P<task>\S+)")
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Timeout|Interrupt)\b.*")
-_KEPT_AT_MOST = 12
+_KEPT_AT_MOST, _KEPT_FIRST = 12, 4
+
+
+def _ends(lines: list[str]) -> list[str]:
+    """The first lines, which say what happened, and the last, which hold the error and where the evidence lies."""
+    if len(lines) <= _KEPT_AT_MOST:
+        return lines
+    return [*lines[:_KEPT_FIRST], "  …", *lines[_KEPT_FIRST - _KEPT_AT_MOST :]]
 
 
 class RunProgress:
@@ -51,6 +58,7 @@ class RunProgress:
         self._task = self._bar.add_task("starting Airflow", total=cycles)
         self._current = ""
         self._failure: list[str] | None = None
+        self._failed: set[str] = set()
 
     def __enter__(self) -> RunProgress:
         self._bar.start()
@@ -82,7 +90,10 @@ class RunProgress:
     def _end(self, task: str) -> None:
         if ".cycle_" in task:
             self._bar.advance(self._task)
-        self._plain(f"finished {task}")
+        if task in self._failed:
+            self._failed.discard(task)  # a further try of it may end well
+        else:
+            self._plain(f"finished {task}")
 
     def _in_failure(self, text: str) -> bool:
         """Collect the exception's own text from a traceback; False once the next log entry begins."""
@@ -93,7 +104,8 @@ class RunProgress:
             elif self._failure and not text.startswith("  File ") and text.strip():
                 self._failure.append(text)
             return True
-        for line in (f"FAILED {self._current}", *self._failure[:_KEPT_AT_MOST]):
+        self._failed.add(self._current)
+        for line in (f"FAILED {self._current}", *_ends(self._failure)):
             self._plain(line, style="red")
         self._failure = None
         return False

@@ -53,5 +53,24 @@ def test_a_failed_task_shows_the_text_of_its_exception_and_no_traceback(tmp_path
         "FAILED a-1.cycle_1",
         "airflow.sdk.exceptions.AirflowFailException: image x:1 does not exist",
         "Evidence: results/failed",
-        "finished a-1.cycle_1",
     ]
+
+
+def test_of_a_long_failure_the_error_and_the_evidence_are_shown(tmp_path: Path) -> None:
+    text = shown(
+        tmp_path,
+        "2026-11-22T01:47:01.652926Z [info     ] [DAG TEST] starting task_id=a-1.cycle_1 map_index=-1 [x] loc=dag.py:1",
+        "2026-11-22T01:47:01.702715Z [error    ] Task failed with exception     [task] loc=task_runner.py:1676",
+        "llem_airflow.operators.retries.AttemptFinalError: a cycle 1: it failed [crash]",
+        "What to do: read on",
+        "Last lines of output:",
+        *(f"  | line {number}" for number in range(15)),
+        "Evidence: results/failed",
+        "2026-11-22T01:47:01.709052Z [info     ] ::group::Post Execute          [task] loc=task_runner.py:1677",
+    )
+    assert text.splitlines()[1:4] == [
+        "llem_airflow.operators.retries.AttemptFinalError: a cycle 1: it failed [crash]",
+        "What to do: read on",
+        "Last lines of output:",
+    ]
+    assert text.splitlines()[-2:] == ["  | line 14", "Evidence: results/failed"]

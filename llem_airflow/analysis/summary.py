@@ -276,7 +276,13 @@ def _doubts(
     found = doubts_of((row.cycle or 0, flag) for row in measured for flag in row.flags)
     valid = sum(row.status == "valid" for row in rows)
     if valid < planned:
-        found.append(_about_all("incomplete", "not every planned cycle is valid", "clear the failed tasks"))
+        found.append(
+            _about_all(
+                "incomplete",
+                "not every planned cycle is valid",
+                "correct what each reason names and clear its task; where the study has to change, start a new run",
+            )
+        )
     if 0 < valid < FEW_CYCLES:
         found.append(
             _about_all(

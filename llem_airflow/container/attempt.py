@@ -12,6 +12,9 @@ LABEL_KEY = "llem.key"
 LABEL_GPUS = "llem.gpus"
 """Comma-separated device ids that a container holds; the label is the lease."""
 
+LABEL_INSTALLATION = "llem.installation"
+"""Which Airflow made it."""
+
 _LONGEST_LABEL = 250
 
 
@@ -70,7 +73,7 @@ class Attempt:
         """Labels of the container and the volume."""
         return {
             LABEL_KEY: self.key,
-            "llem.installation": _value(self.installation),
+            LABEL_INSTALLATION: _value(self.installation),
             "llem.dag_id": _value(self.dag_id),
             "llem.run_id": _value(self.run_id),
             "llem.task_id": _value(self.task_id),

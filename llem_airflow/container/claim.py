@@ -177,7 +177,7 @@ def _inventory(
     if settings.gpu_request is None or settings.gpu_request.count == 0:
         return Inventory()
     fetch_image()
-    return inventory(api, settings.image, attempt.key)
+    return inventory(api, settings.image, attempt)
 
 
 def _on_cpu(known: Inventory, sink: LogSink, meter: str) -> str:

@@ -18,6 +18,9 @@ from llem_airflow.protocol.result import AttemptError
 _SYMPTOMS = frozenset({"crash", "network", "unknown"})
 """What an attempt may see of a process that the kernel has killed; the kernel's own word says more."""
 
+_FRAME = re.compile(r'\bFile "[^"]+", line \d+')
+_CODE = re.compile(r"(?:^|[\])] ) {4,}\S|[\^~]{2,}\s*$")
+
 _STARTS = re.compile(
     r"\bEngine core initialization failed\b|\bEngine process failed to start\b|\bSee root cause\b"
 )
@@ -72,7 +75,7 @@ class AttemptFailedError(RuntimeError):
     def _text(self) -> str:
         lines = [f"{self.headline} [{self.failure.category}]", f"What to do: {self.failure.hint}"]
         if self.log_tail:
-            lines += ["Last lines of output:", *(f"  | {line}" for line in self.log_tail[-15:])]
+            lines += ["Last lines of output:", *(f"  | {line}" for line in _telling(self.log_tail)[-15:])]
         return "\n".join(lines)
 
     def blank(self, redactor: Redactor) -> None:
@@ -81,6 +84,19 @@ class AttemptFailedError(RuntimeError):
         self.failure = replace(self.failure, hint=redactor.text(self.failure.hint))
         self.log_tail = tuple(map(redactor.text, self.log_tail))
         self.args = (self._text(),)
+
+
+def _telling(lines: tuple[str, ...]) -> list[str]:
+    """Lines without the frames of tracebacks, which would push the error itself out of the last few."""
+    kept: list[str] = []
+    in_frame = False
+    for line in lines:
+        if _FRAME.search(line):
+            in_frame = True
+        elif not (in_frame and _CODE.search(line)):
+            in_frame = False
+            kept.append(line)
+    return kept
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import docker
 from docker.errors import APIError, DockerException
 from docker.types import DeviceRequest
 
+from llem_airflow.container.attempt import LABEL_INSTALLATION, Attempt
 from llem_airflow.container.bundle import pynvml_file
 from llem_airflow.container.engine import ENGINE_ERRORS, remove_container
 from llem_airflow.study import GpuRequest
@@ -182,7 +183,7 @@ def on_this_machine(api: docker.APIClient) -> bool:
 _known: dict[tuple[str, str], tuple[float, Inventory]] = {}
 
 
-def inventory(api: docker.APIClient, image: str, owner: str = "") -> Inventory:
+def inventory(api: docker.APIClient, image: str, owner: Attempt | None = None) -> Inventory:
     """The GPUs of the engine's host; asked once in five minutes where it has some, else every time.
 
     The driver is asked where it answers: in this process when the engine is this machine's, else in a
@@ -191,7 +192,7 @@ def inventory(api: docker.APIClient, image: str, owner: str = "") -> Inventory:
     Args:
         api: The engine.
         image: An image with Python for that container.
-        owner: Key of the attempt that asks. What a killed try of it left of that container is removed.
+        owner: The attempt that asks. What a killed try of it left of that container is removed.
 
     Raises:
         GpuLookError: It could not be found out.
@@ -206,7 +207,7 @@ def inventory(api: docker.APIClient, image: str, owner: str = "") -> Inventory:
     return found
 
 
-def _look_patiently(api: docker.APIClient, image: str, owner: str) -> Inventory:
+def _look_patiently(api: docker.APIClient, image: str, owner: Attempt | None) -> Inventory:
     for pause_s in _LOOK_AGAIN_AFTER_S:
         with contextlib.suppress(GpuLookError):
             return _look(api, image, owner)
@@ -214,7 +215,7 @@ def _look_patiently(api: docker.APIClient, image: str, owner: str) -> Inventory:
     return _look(api, image, owner)
 
 
-def _look(api: docker.APIClient, image: str, owner: str) -> Inventory:
+def _look(api: docker.APIClient, image: str, owner: Attempt | None) -> Inventory:
     here = local_inventory() if on_this_machine(api) else None
     return here if here is not None and here.gpus else _probe(api, image, owner)
 
@@ -244,7 +245,7 @@ def kernel_gpus() -> int:
     return len(list(folder.iterdir())) if folder.is_dir() else 0
 
 
-def _probe(api: docker.APIClient, image: str, owner: str) -> Inventory:
+def _probe(api: docker.APIClient, image: str, owner: Attempt | None) -> Inventory:
     """Ask the driver from a container; an engine without GPU support refuses to start it."""
     try:
         said = _in_container(api, image, owner, ["/tmp/gpu_probe.py"], gpus=True)  # noqa: S108  # the probe's own
@@ -259,7 +260,7 @@ def _probe(api: docker.APIClient, image: str, owner: str) -> Inventory:
         raise GpuLookError(f"the host's NVIDIA driver was asked in a container and said: {said!r}") from error
 
 
-def _none(api: docker.APIClient, image: str, owner: str, refusal: str) -> Inventory:
+def _none(api: docker.APIClient, image: str, owner: Attempt | None, refusal: str) -> Inventory:
     """No GPU to be had, and whether the host has some all the same."""
     if on_this_machine(api):
         count = kernel_gpus()
@@ -277,9 +278,11 @@ def _none(api: docker.APIClient, image: str, owner: str, refusal: str) -> Invent
     return Inventory(absent=f"the engine gives no GPU to containers ({refusal})")
 
 
-def _in_container(api: docker.APIClient, image: str, owner: str, command: list[str], *, gpus: bool) -> str:
+def _in_container(
+    api: docker.APIClient, image: str, owner: Attempt | None, command: list[str], *, gpus: bool
+) -> str:
     """The last line that a short-lived container prints, of its errors where it prints nothing else."""
-    name = f"llem-probe-{owner}" if owner else None
+    name = f"llem-probe-{owner.key}" if owner else None
     if name is not None:
         remove_container(api, name)
     identity = ""
@@ -290,7 +293,8 @@ def _in_container(api: docker.APIClient, image: str, owner: str, command: list[s
             entrypoint=["python3"],
             command=command,
             user="0",
-            labels={LABEL_PROBE: "1"},
+            labels={LABEL_PROBE: "1"}
+            | ({LABEL_INSTALLATION: owner.labels[LABEL_INSTALLATION]} if owner else {}),
             environment={"NVIDIA_DRIVER_CAPABILITIES": "utility"} if gpus else NO_GPUS,
             host_config=api.create_host_config(
                 network_mode="none",

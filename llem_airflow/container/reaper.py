@@ -9,7 +9,7 @@ from typing import Literal
 
 import docker
 
-from llem_airflow.container.attempt import LABEL_KEY
+from llem_airflow.container.attempt import LABEL_INSTALLATION, LABEL_KEY
 from llem_airflow.container.engine import LIVE_STATES, name_of, remove_container, remove_volume
 from llem_airflow.container.gpus import LABEL_PROBE
 from llem_airflow.container.leases import LABEL_TICKET
@@ -20,7 +20,6 @@ Alive = Callable[[Mapping[str, str]], bool | None]
 
 Running = Literal["never", "disowned", "any"]
 
-LABEL_INSTALLATION = "llem.installation"
 _PROBE_S = 600.0
 """Nobody asks the driver for longer."""
 

@@ -17,6 +17,7 @@ from llem_airflow.operators.outcome import baseline_run, cautions, compared, key
 from llem_airflow.operators.quarantine import matches, quarantine
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
 from llem_airflow.operators.settings import settings
+from llem_airflow.protocol.failures import CATEGORIES
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.study import Study, load_study
 
@@ -129,9 +130,17 @@ class LLEMAggregateOperator(BaseOperator):
 
 def _report(run: StoredRun, summary: Summary, missing: list[dict[str, Any]]) -> str:
     lines = "\n".join(f"  {m['experiment']} cycle {m['cycle']}: {m['reason']}" for m in missing)
+    last = {(ref.experiment_id, ref.cycle): ref.reason()[0] for ref in run.failures()}
+    kinds = [CATEGORIES.get(last.get((m["experiment"], m["cycle"]), "unknown")) for m in missing]
+    by_study = sum(kind is not None and kind.by_study for kind in kinds)
+    advice = []
+    if by_study:
+        which = "These cycles fail" if by_study == len(missing) else f"{by_study} of them fail"
+        advice.append(f"{which} again unless the study is changed: correct it and start a new run.")
+    if by_study < len(missing):
+        advice.append("Clear the failed tasks to measure just these cycles again.")
     return (
         f"{len(missing)} of {summary.planned} planned cycles have no result:\n{lines}\n"
         f"What was measured is summarised in {run.url}/report.html; evidence of failed attempts is in "
-        f"{run.url}/failed. Clear the failed tasks to measure just these cycles again, or set "
-        "study_execution.allow_missing_cycles: true to accept such runs."
+        f"{run.url}/failed. {' '.join(advice)} Or set study_execution.allow_missing_cycles: true to accept such runs."
     )

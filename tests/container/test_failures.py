@@ -512,3 +512,27 @@ def test_the_error_says_what_happened_what_to_do_and_the_last_lines(tmp_path: Pa
         "  | line one",
         "  | line two",
     ]
+
+
+def test_the_last_lines_hold_the_error_and_not_the_frames_before_it(tmp_path: Path) -> None:
+    frames = [
+        line
+        for number in range(30)
+        for line in (
+            f'  File "/x/{number}.py", line {number}, in f',
+            "    self.call(argument)",
+            "         ^^^^^^^^^",
+        )
+    ]
+    tail = ("loading", "Traceback (most recent call last):", *frames, "ValueError: boom", "bye")
+    text = str(AttemptFailedError(failure("crash"), "it fell", folder=tmp_path, log_tail=tail))
+    assert text.splitlines()[3:] == [
+        "  | loading",
+        "  | Traceback (most recent call last):",
+        "  | ValueError: boom",
+        "  | bye",
+    ]
+    prefixed = tuple(f"(EngineCore pid=7) ERROR [core.py:9] {line}" for line in tail)
+    text = str(AttemptFailedError(failure("crash"), "it fell", folder=tmp_path, log_tail=prefixed))
+    assert "ValueError: boom" in text
+    assert "self.call" not in text

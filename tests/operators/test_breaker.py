@@ -184,6 +184,26 @@ def test_zero_is_for_any_number(run: StoredRun) -> None:
     assert tripped(run, 0, 60) is None
 
 
+@pytest.mark.parametrize(
+    ("category", "said", "not_said"),
+    [
+        ("config", "unless the study is changed: correct it and start a new run", "Clear the failed tasks"),
+        ("model_access", "Clear the failed tasks", "unless the study is changed"),
+    ],
+)
+def test_what_only_another_study_mends_is_not_said_to_be_cleared(
+    run: StoredRun, category: str, said: str, not_said: str
+) -> None:
+    for experiment in STUDY.experiments:
+        for cycle in (1, 2):
+            fail(run, experiment, cycle, ago_s=5, category=category)
+    with pytest.raises(AirflowFailException, match=said) as caught:
+        LLEMAggregateOperator(task_id="aggregate", study=STUDY).execute(
+            {**context(), "outlet_events": {}, "dag_run": None}  # type: ignore[typeddict-item]
+        )
+    assert not_said not in str(caught.value)
+
+
 def test_a_run_that_was_stopped_is_not_green_and_says_why(run: StoredRun) -> None:
     three_failures(run, ago_s=300)
     fail(run, FIRST, 2, ago_s=5)
