@@ -81,6 +81,9 @@ def _reason(error: BaseException) -> str:
     for sign, words in (
         ("ermission denied", "permission denied"),
         ("No such file", "there is no such socket"),
+        ("Name or service not known", "its name cannot be resolved (DNS)"),
+        ("Temporary failure in name resolution", "its name cannot be resolved (DNS)"),
+        ("No address associated with hostname", "its name cannot be resolved (DNS)"),
         ("Connection refused", "nobody listens there"),
         ("timed out", f"it did not answer in {_CONNECT_TIMEOUT_S} s"),
     ):

@@ -23,6 +23,7 @@ from llem_airflow.container.images import ImagePullError, exact_name, pull
 from llem_airflow.container.logs import LogSink
 from llem_airflow.container.settings import BoxSettings
 from llem_airflow.container.stream import follow
+from llem_airflow.protocol.redaction import Redactor
 
 _DOWNLOAD = """\
 import json, pathlib, sys
@@ -113,7 +114,9 @@ def fetch_model(
             state = follow(api, identity, sink, lambda: None, patience_s=settings.engine_grace_s)["State"]
     except ENGINE_ERRORS as error:
         headline = f"model {model} cannot be fetched: {error}"
-        raise AttemptFailedError(classify(None, "", error=error), headline, folder=folder) from error
+        failed = AttemptFailedError(classify(None, "", error=error), headline, folder=folder)
+        failed.blank(Redactor(settings.secrets()))
+        raise failed from error
     finally:
         _clear(api, attempt)
     exit_code = int(state["ExitCode"])

@@ -82,6 +82,13 @@ def test_gc_lists_and_does_not_remove_by_itself(docker_api: docker.APIClient) ->
     assert json.loads(result.stdout) == []
 
 
+def test_an_engine_s_name_that_cannot_be_resolved_is_no_missing_image_or_socket() -> None:
+    checks = examine({"DOCKER_HOST": "tcp://nosuchhost.invalid:2375"})
+    text = find("engine", checks).text
+    assert "cannot be resolved" in text
+    assert "image" not in text
+
+
 @pytest.mark.parametrize("age", ["-1", "-0.001", "x"])
 def test_gc_refuses_an_age_that_is_none(age: str) -> None:
     assert CliRunner().invoke(main, ["gc", "--older-than", age]).exit_code == 2
