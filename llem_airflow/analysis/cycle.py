@@ -74,7 +74,7 @@ class Cycle:
         energy_source: Where the joules come from (counter, integral_instant, …).
         energy_boundary: What they include (board, cpu-package, …).
         energy_check_ratio: Integral of the samples / counter - 1.
-        energy_uncertainty_j: What the edges of the window leave open, in joules.
+        energy_uncertainty_j: How far it may be off by what the readings leave open, at 95 %; None is not known.
         active_over: Name of the baseline that was subtracted for the active energy.
         warmup: How the warm-up ended.
         flags: Reasons to doubt.

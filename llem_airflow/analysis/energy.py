@@ -13,15 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from llem_airflow.analysis.counter import CounterEnergy, counter_energy
-from llem_airflow.analysis.plausible import (
-    DISAGREE_RATIO,
-    MIN_BOARD_W,
-    Dropped,
-    broken_counter,
-    explained_j,
-    without_impossible,
-)
+from llem_airflow.analysis.counter import counter_energy
+from llem_airflow.analysis.plausible import Dropped, without_impossible
 from llem_airflow.analysis.power_series import (
     GpuSeries,
     UnreadableSeriesError,
@@ -30,6 +23,13 @@ from llem_airflow.analysis.power_series import (
 )
 from llem_airflow.analysis.prefill import prefill_and_decode
 from llem_airflow.analysis.requests import Requests
+from llem_airflow.analysis.withheld import (
+    Withheld,
+    contradiction,
+    duration_mismatch,
+    missing_devices,
+    unusable,
+)
 from llem_airflow.protocol.result import Meter, Window
 from llem_airflow.results.peer import PEER_METER
 
@@ -43,7 +43,7 @@ __all__ = [
     "window_energy",
 ]
 
-SEMANTICS_VERSION = 4
+SEMANTICS_VERSION = 5
 """Raised whenever the meaning of these numbers changes; numbers of different versions are not compared.
 
 1: counter at sharp moves, else edge-interpolated trapezoid; baselines are medians of their phases.
@@ -51,31 +51,14 @@ SEMANTICS_VERSION = 4
 3: the doubt about that period and about the power decides which readings count, and is part of what is told; beyond
    the last exact point the energy goes on with its own slope.
 4: readings that cannot be true are missing, and a counter that contradicts the power is no energy.
+5: the register's period is not taken for 100 ms, its clock only where it keeps one; averaged power is moved by the
+   delay that the readings tell, not by half a second; the uncertainty covers 95 %, and is None where not known.
 """
-
-MAX_BLIND_GAP_S = 3.0
-"""Longest gap between samples that an integral may bridge without a counter to vouch for it."""
 
 BASELINES = ("baseline_bare", "baseline_context", "baseline_loaded")
 """Phases whose power can be subtracted; active energy subtracts the first that was measured."""
 
 _MIN_BASELINE_SAMPLES = 5
-_PHASE_SLACK_NS = 50_000_000
-
-
-@dataclass(frozen=True)
-class Withheld:
-    """Why there is no number.
-
-    Attributes:
-        code: not_bracketed | gpu_missing | gpu_lost | gap_without_counter | unreadable_series |
-        duration_mismatch
-            | sources_disagree | implausible_counter | no_meter | no_energy.
-        message: One sentence.
-    """
-
-    code: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -95,8 +78,8 @@ class GpuEnergy:
         samples: Samples of power in the window.
         longest_gap_s: Longest time between two of them, in seconds.
         counter_resets: Times the counter went back.
-        uncertainty_j: Bound of what the window's edges may hide, in joules; the sensor's own error comes on
-        top.
+        uncertainty_j: How far ``energy_j`` may be off because of what the readings leave open, in joules, with a
+            coverage of 95 %; None when not known. The sensor's own error comes on top.
         dropped: Readings in the whole series that could not be true.
     """
 
@@ -112,7 +95,7 @@ class GpuEnergy:
     samples: int
     longest_gap_s: float
     counter_resets: int
-    uncertainty_j: float
+    uncertainty_j: float | None
     dropped: Dropped
 
 
@@ -148,7 +131,7 @@ class EnergyOfWindow:
         duration_s: Length of the window, in seconds.
         average_power_w: ``energy_j`` / ``duration_s``, in watts.
         check_ratio: Integral of instant power / counter - 1 over all devices, or None.
-        uncertainty_j: Sum of the devices' edge bounds, in joules.
+        uncertainty_j: Sum of the devices' uncertainties, in joules; None when one of them is not known.
         active_j: ``energy_j`` minus the subtracted baseline's power times the duration, in joules.
         active_over: Name of the subtracted baseline.
         baselines: All that were measured.
@@ -226,9 +209,9 @@ def _of_series(
     expected_gpus: Sequence[str],
 ) -> EnergyOfWindow:
     duration_s = (window.t_end_mono_ns - window.t_begin_mono_ns) / 1e9
-    if mismatch := _duration_mismatch(window, events):
+    if mismatch := duration_mismatch(window, events):
         return _without(meter, duration_s, mismatch)
-    missing = _missing(series, meter, expected_gpus)
+    missing = missing_devices(series, meter, expected_gpus)
     computed = [_gpu_energy(one, dropped[name], meter, duration_s) for name, one in series.items()]
     gpus = tuple(gpu for gpu, _ in computed)
     withheld = missing + tuple(reason for _, reason in computed if reason)
@@ -258,7 +241,7 @@ def _total(
         duration_s=duration_s,
         average_power_w=energy_j / duration_s,
         check_ratio=_check_ratio(gpus),
-        uncertainty_j=sum(gpu.uncertainty_j for gpu in gpus),
+        uncertainty_j=_sum([gpu.uncertainty_j for gpu in gpus]),
         active_j=energy_j - over.power_w * duration_s if over else None,
         active_over=over.name if over else None,
         baselines=baselines,
@@ -297,16 +280,16 @@ def _gpu_energy(
     series: GpuSeries, dropped: Dropped, meter: Meter, duration_s: float
 ) -> tuple[GpuEnergy, Withheld | None]:
     independent = meter.kind == "nvml"  # elsewhere power is derived from the counter and checks nothing
-    counter = counter_energy(series, 0.0, duration_s, steps=independent)
+    counter = counter_energy(series, 0.0, duration_s, steps=independent, limit_w=dropped.ceiling_w)
     instant, average, power = series.instant, series.average, series.power
     instant_j = instant.integral(0.0, duration_s) if instant.covers(0.0, duration_s) else None
     average_j = average.integral(0.0, duration_s) if average.covers(0.0, duration_s) else None
     candidates = {"counter": counter.energy_j, "integral_instant": instant_j, "integral_average": average_j}
     source = next((name for name, value in candidates.items() if value is not None and value > 0), None)
     gap_s = power.longest_gap_s(0.0, duration_s)
-    reason = _reason(series, source, gap_s, duration_s)
+    reason = unusable(series, source, gap_s, duration_s)
     if source == "counter" and meter.kind in ("nvml", "rapl"):
-        reason = _contradiction(series, counter, instant_j or average_j, dropped.ceiling_w, duration_s)
+        reason = contradiction(series, counter, instant_j or average_j, dropped.ceiling_w, duration_s)
     energy_j = candidates[source] if source and reason is None else None
     if energy_j is None:
         source = None
@@ -328,89 +311,16 @@ def _gpu_energy(
         samples=len(inside),
         longest_gap_s=gap_s,
         counter_resets=counter.resets,
-        uncertainty_j=counter.uncertainty_j,
+        # Samples of power see a part of the time; nobody bounds what they, an estimate or another tool leave out.
+        uncertainty_j=counter.uncertainty_j if source == "counter" else None,
         dropped=dropped,
     ), reason
 
 
-def _contradiction(
-    series: GpuSeries, counter: CounterEnergy, integral_j: float | None, ceiling_w: float, duration_s: float
-) -> Withheld | None:
-    """Why the counter's energy cannot be true, or None: by itself, or beside the integral of power."""
-    counter_j = counter.energy_j or 0.0
-    broken = broken_counter(series.counter, 0.0, duration_s, ceiling_w)
-    if integral_j is None:
-        if broken is None and not MIN_BOARD_W * duration_s < counter_j <= ceiling_w * duration_s:
-            broken = f"says {counter_j / duration_s:,.2f} W on average; up to {ceiling_w:,.0f} W are possible"
-        return (
-            Withheld("implausible_counter", f"{series.gpu}: its energy counter {broken}.") if broken else None
-        )
-    may_j = explained_j(series.power, 0.0, duration_s) + counter.uncertainty_j
-    apart_j = abs(counter_j - integral_j)
-    if broken is None and apart_j <= DISAGREE_RATIO * min(counter_j, integral_j) + may_j:
-        return None
-    why = f" (the counter {broken})" if broken else ""
-    return Withheld(
-        "sources_disagree",
-        f"{series.gpu}: the energy counter says {counter_j:,.1f} J and the integral of power {integral_j:,.1f} J{why}; "
-        f"sampling explains {may_j:,.1f} J of the difference.",
-    )
-
-
-def _reason(series: GpuSeries, source: str | None, gap_s: float, duration_s: float) -> Withheld | None:
-    """Why this device's energy is withheld, or None."""
-    if source == "counter":
-        return None
-    answered_s = series.answered_t_s
-    last_s = float(answered_s[-1]) if len(answered_s) else -np.inf
-    errors = [error for t_s, error in zip(series.t_s, series.errors, strict=True) if error and t_s > last_s]
-    if source is None and errors and last_s < duration_s:
-        return Withheld(
-            "gpu_lost",
-            f"{series.gpu} stopped answering ({errors[0]}) {max(last_s, 0):.1f} s into the window of "
-            f"{duration_s:.1f} s.",
-        )
-    if source is None and len(answered_s) and not (last_s >= duration_s and answered_s[0] <= 0):
-        return Withheld(
-            "not_bracketed",
-            f"{series.gpu}: the window is not bracketed by samples, so its edges are not known.",
-        )
-    if source is None:
-        return Withheld("no_energy", f"{series.gpu} told neither power nor energy in the window.")
-    if gap_s > MAX_BLIND_GAP_S:
-        return Withheld(
-            "gap_without_counter",
-            f"{series.gpu}: {gap_s:.1f} s without a sample and no usable energy counter "
-            f"(limit {MAX_BLIND_GAP_S:g} s).",
-        )
-    return None
-
-
-def _missing(series: Mapping[str, GpuSeries], meter: Meter, expected: Sequence[str]) -> tuple[Withheld, ...]:
-    """Devices that should have samples and have none. A MIG slice is read through its board."""
-    boards = [gpu for gpu in expected if gpu.startswith("GPU-")] if meter.kind == "nvml" else []
-    names = dict.fromkeys((*meter.devices, *boards))
-    return tuple(
-        Withheld("gpu_missing", f"{name} was in use but has no power samples.")
-        for name in names
-        if name not in series
-    )
-
-
-def _duration_mismatch(window: Window, events: Sequence[Mapping[str, Any]]) -> Withheld | None:
-    begin_ns, end_ns = window.t_begin_mono_ns, window.t_end_mono_ns
-    if end_ns <= begin_ns:
-        return Withheld("duration_mismatch", "The window ends before it begins.")
-    measured = phase_windows(events).get("measure")
-    if measured is None:
-        return None
-    if begin_ns < measured[0] - _PHASE_SLACK_NS or end_ns > measured[1] + _PHASE_SLACK_NS:
-        return Withheld(
-            "duration_mismatch",
-            f"The window of {(end_ns - begin_ns) / 1e9:.2f} s lies outside the measure phase of "
-            f"{(measured[1] - measured[0]) / 1e9:.2f} s in the events.",
-        )
-    return None
+def _sum(values: Sequence[float | None]) -> float | None:
+    """All may be off to one side; None when one is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def _check_ratio(gpus: Sequence[GpuEnergy]) -> float | None:

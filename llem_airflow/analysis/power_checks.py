@@ -110,9 +110,42 @@ def _counter_reset(seen: Seen) -> str | None:
 
 def _no_counter(seen: Seen) -> str | None:
     without = _without_counter(seen)
-    if not without or any(gpu.counter_resets for gpu in without):
+    if not without or any(gpu.counter_resets for gpu in without) or _counter_frozen(seen):
         return None
-    return f"No energy counter; energy is by {without[0].source}, which sees a part of the time only."
+    averaged = [gpu for gpu in without if gpu.source == "integral_average"]
+    delays_s = [seen.series[gpu.gpu].average_delay_s for gpu in averaged]
+    late = f" It is moved back by {max(delays_s):.2f} s, as its readings tell." if any(delays_s) else ""
+    if averaged and not all(delays_s):
+        late = " Over how long it is the mean, its readings do not tell: it is taken as it stands."
+    return (
+        f"No energy counter; energy is by {without[0].source}, which sees a part of the time only: its uncertainty is "
+        f"not characterised.{late}"
+    )
+
+
+def _counter_frozen(seen: Seen) -> str | None:
+    frozen = [
+        name
+        for name, one in seen.series.items()
+        if len(one.counter.y) > 1
+        and one.counter.covers(0.0, seen.energy.duration_s)
+        and not np.ptp(one.counter.y)
+    ]
+    if not frozen or seen.result.meter.kind not in ("nvml", "rapl"):
+        return None
+    return (
+        f"The energy counter of {', '.join(frozen)} never moved, from the first reading on: it is not used."
+    )
+
+
+def _not_characterised(seen: Seen) -> str | None:
+    gpus = [gpu for gpu in seen.energy.gpus if gpu.source == "counter" and gpu.uncertainty_j is None]
+    if not seen.known or not gpus:
+        return None
+    return (
+        f"The uncertainty of the energy of {', '.join(gpu.gpu for gpu in gpus)} is not characterised: its counter is "
+        "written less than once in 1.1 s, or contradicts itself."
+    )
 
 
 def _without_counter(seen: Seen) -> list[GpuEnergy]:
@@ -235,6 +268,20 @@ CHECKS = (
         _no_counter,
         "Expect more scatter; GPUs before Volta and virtual GPUs have no counter.",
         "the counter is the first choice",
+    ),
+    Check(
+        "counter_frozen",
+        "warning",
+        _counter_frozen,
+        "Restart the driver (or unload and load it); energy is the integral of power, with more scatter.",
+        "no move in the whole series",
+    ),
+    Check(
+        "uncertainty_not_characterised",
+        "warning",
+        _not_characterised,
+        "Do not state an error for this energy; compare the counter with another GPU of this kind.",
+        "register periods up to 1.1 s (benchmarks/coverage.py)",
     ),
     Check(
         "temperature_drift",

@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llem_airflow.analysis.averaging import delay_s
 from llem_airflow.analysis.samples import Labels
 
 Floats = npt.NDArray[np.float64]
-
-BOXCAR_S = 1.0
-"""What NVML's average power looks back at, on boards that have it (nvml.h, field 185)."""
 
 
 class UnreadableSeriesError(ValueError):
@@ -122,9 +120,14 @@ class GpuSeries:
         return self.curve(self.instant_w)
 
     @cached_property
+    def average_delay_s(self) -> float:
+        """How late averaged power is, in seconds; 0 where the readings do not tell."""
+        return delay_s(self.t_s, self.instant_w, self.average_w)
+
+    @cached_property
     def average(self) -> Curve:
-        """Averaged power, moved to the middle of the second that it is the mean of."""
-        return self.curve(self.average_w, shift_s=-BOXCAR_S / 2)
+        """Averaged power, moved back by its delay."""
+        return self.curve(self.average_w, shift_s=-self.average_delay_s)
 
     @property
     def power(self) -> Curve:

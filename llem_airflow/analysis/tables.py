@@ -45,7 +45,11 @@ CYCLE_FACTS: tuple[tuple[str, Any, str], ...] = (
     ),
     ("energy_boundary", _TEXT, "what the joules include: board, module, cpu-package, …"),
     ("energy_check_ratio", _REAL, "integral of the samples / energy counter - 1"),
-    ("energy_uncertainty_j", _REAL, "what the edges of the window leave open, in joules"),
+    (
+        "energy_uncertainty_j",
+        _REAL,
+        "how far it may be off by what the readings leave open (95 %), in joules; null is not known",
+    ),
     ("active_over", _TEXT, "baseline that was subtracted for energy_active_j"),
     ("warmup", _TEXT, "how the warm-up ended"),
     ("flags", pa.list_(_TEXT), "codes of the reasons to doubt this row"),

@@ -50,13 +50,28 @@ def test_window_edges_between_samples_are_interpolated() -> None:
     assert energy.energy_j == pytest.approx(1000.0)
 
 
-def test_the_boxcar_average_of_a_ramp_is_moved_to_its_middle() -> None:
+def test_averaged_power_alone_of_a_ramp_is_taken_as_it_stands_and_its_uncertainty_is_not_known() -> None:
     rows = [
         row(-2 + i / 10, power_average_mw=round((100 + 20 * (-2 + i / 10 - 0.5)) * 1e3)) for i in range(150)
     ]
     energy = of(rows)
     assert energy.source == "integral_average"
-    assert energy.energy_j == pytest.approx(2000.0, rel=1e-6)
+    assert energy.energy_j == pytest.approx(1900.0, rel=1e-6)
+    assert energy.uncertainty_j is None
+
+
+def test_the_delay_of_averaged_power_is_learnt_from_instant_power_beside_it() -> None:
+    rows = [
+        row(
+            -4 + i / 10,
+            power_instant_mw=round((200 + 20 * (-4 + i / 10)) * 1e3),
+            power_average_mw=round((200 + 20 * (-4 + i / 10 - 0.5)) * 1e3),
+        )
+        for i in range(170)
+    ]
+    energy = of(rows)
+    assert energy.source == "integral_instant"
+    assert energy.gpus[0].average_j == pytest.approx(3000.0, rel=1e-3)
 
 
 def test_the_counter_is_preferred_and_the_integral_checks_it() -> None:
@@ -72,18 +87,47 @@ def test_a_sharp_move_at_each_edge_resolves_the_counter_finer_than_its_register(
     energy = of(rows, 10.07)
     assert energy.source == "counter"
     assert energy.energy_j == pytest.approx(400 * 10.07, rel=2e-4)
-    # 400 W for half a millisecond at each edge, and 1.5 % doubt of the period between the end and its move.
-    # The power that this counts with is in doubt by that part, too.
-    assert energy.uncertainty_j == pytest.approx(0.4 + 400 * 0.03 * 0.015, rel=0.016)
+    assert energy.energy_j is not None
+    assert energy.uncertainty_j is not None
+    assert abs(energy.energy_j - 400 * 10.07) <= energy.uncertainty_j < 400 * 0.003
 
 
 def test_without_sharp_moves_the_counter_is_within_one_register_quantum() -> None:
     for phase_s in (0.0, 0.02, 0.05, 0.09):
         rows = samples(lambda _: 400.0, lambda t: 400.0 * t, register_s=0.1, begin_s=-1.5 - phase_s)
         energy = of(rows, 10.03)
-        assert energy.energy_j == pytest.approx(4012.0, abs=400 * 0.1)
-        # A quantum, and the doubts about its own size: 1.5 % of the period, and a twentieth of the power.
-        assert energy.uncertainty_j == pytest.approx(40.0 + 2 * 400 * 0.1 * (0.015 + 0.05), rel=0.02)
+        assert energy.energy_j is not None
+        assert energy.uncertainty_j is not None
+        assert abs(energy.energy_j - 4012.0) <= energy.uncertainty_j <= 400 * 0.1 * 1.05
+
+
+@pytest.mark.parametrize(
+    ("kind", "energy_kind", "known"),
+    [("nvml", "measured", False), ("rapl", "measured", True), ("cpu-estimate", "estimate", False)],
+)
+def test_an_uncertainty_that_nothing_bounds_is_not_known_and_never_zero(
+    kind: str, energy_kind: str, known: bool
+) -> None:
+    integral_j = None if kind == "nvml" else (lambda t: 40.0 * t)
+    energy = of(samples(lambda _: 40.0, integral_j), meter=meter(kind, energy_kind))
+    assert energy.energy_j == pytest.approx(400.0)
+    if not known:
+        assert energy.uncertainty_j is None
+    else:
+        assert energy.uncertainty_j is not None
+        assert energy.uncertainty_j > 0
+
+
+def test_the_uncertainty_of_several_devices_is_known_only_where_each_of_theirs_is() -> None:
+    ticks_s = [0.0, 10.0]
+    one = samples(lambda _: 100.0, lambda t: 100.0 * t, register_s=0.1, ticks_s=ticks_s)
+    other = samples(lambda _: 100.0, lambda t: 100.0 * t, register_s=0.1, ticks_s=ticks_s, gpu="GPU-1")
+    both = of(one + other, meter=meter(devices=(GPU, "GPU-1")))
+    alone = of(one)
+    assert alone.uncertainty_j is not None
+    assert both.uncertainty_j == pytest.approx(2 * alone.uncertainty_j)
+    without = of(one + samples(lambda _: 50.0, gpu="GPU-1"), meter=meter(devices=(GPU, "GPU-1")))
+    assert without.uncertainty_j is None
 
 
 def test_a_counter_reset_falls_back_to_the_integral_and_is_counted() -> None:

@@ -209,6 +209,26 @@ def test_no_counter() -> None:
     assert only(of(good_rows(energy_mj=None))).code == "no_counter"
 
 
+def test_a_counter_that_is_frozen_from_the_start() -> None:
+    flag = only(of(good_rows(energy_mj=5_000)))
+    assert flag.code == "counter_frozen"
+    assert f"{GPU} never moved" in flag.message
+
+
+def test_an_uncertainty_that_is_not_characterised() -> None:
+    rows = samples(lambda _: 300.0, lambda t: 300.0 * t, end_s=61.5, register_s=2.0)
+    flag = only(of([one | {"event_reasons": 0, "temperature_c": 60} for one in rows]))
+    assert flag.code == "uncertainty_not_characterised"
+    assert "not characterised" in flag.message
+
+
+def test_averaged_power_tells_whether_its_delay_is_known() -> None:
+    rows = [one | {"power_average_mw": one["power_instant_mw"]} for one in good_rows(energy_mj=None)]
+    flag = only(of([one | {"power_instant_mw": None} for one in rows]))
+    assert flag.code == "no_counter"
+    assert "do not tell" in flag.message
+
+
 def test_a_counter_reset() -> None:
     rows = good_rows()
     for one in rows[300:]:

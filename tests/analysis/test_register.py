@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llem_airflow.analysis.counter import counter_energy
 from llem_airflow.analysis.power_series import GpuSeries, series_by_gpu
-from llem_airflow.analysis.register import find_register
+from llem_airflow.analysis.register import find_register, find_writes
 from tests.analysis.sampled import GPU, at_ns, columns, row
 
 WATTS = 300.0
@@ -59,6 +59,7 @@ def test_edges_without_a_sharp_move_beside_them_are_known_from_those_elsewhere(
     seen = series(period_s, phase_s, watched, seed=seed)
     found = counter_energy(seen, 0.37, end_s, steps=True)
     assert found.energy_j == pytest.approx(WATTS * (end_s - 0.37), abs=WATTS * 0.002)
+    assert found.uncertainty_j is not None
     assert found.uncertainty_j < WATTS * 0.004
 
 
@@ -69,6 +70,7 @@ def test_the_energy_is_never_further_off_than_it_says(period_s: float, phase_s: 
     for watched in ((), (0.0,), (3.0,), (-1.0, 10.0), (-1.0, 0.0, 20.1)):
         found = counter_energy(series(period_s, phase_s, watched, seed=seed), 0.0, 20.0, steps=True)
         assert found.energy_j is not None
+        assert found.uncertainty_j is not None
         millijoules_j = 0.002  # the counter tells whole ones
         assert abs(found.energy_j - WATTS * 20) <= found.uncertainty_j + millijoules_j
 
@@ -95,3 +97,34 @@ def test_a_far_move_alone_does_not_pretend_to_know_the_period() -> None:
 def test_without_a_sharp_move_there_is_no_register() -> None:
     seen = series(0.1, 0.0, ())
     assert find_register(seen.t_s, seen.call_s, seen.counter_j) is None
+
+
+@pytest.mark.parametrize("period_s", [0.02, 0.05, 0.15, 0.2, 0.5, 1.0])
+def test_other_periods_are_recognised(period_s: float) -> None:
+    seen = series(period_s, 0.013, (-1.4, -1.4 + 1.01 * period_s, 0.0, 5.0, 20.0))
+    register = find_register(seen.t_s, seen.call_s, seen.counter_j)
+    assert register is not None
+    assert register.period_s == pytest.approx(period_s, abs=0.0015)
+
+
+def test_writes_that_keep_no_steady_time_are_bounded_by_the_readings_alone() -> None:
+    chance = random.Random(3)
+    moves_s = [-2 + 0.1 * i + chance.uniform(0, 0.02) for i in range(250)]
+    t_s = sorted(
+        [-1.5 + i / 10 for i in range(230)] + [m + d for m in moves_s[20::23] for d in (-0.0005, 0.0005)]
+    )
+    held = [max((m for m in moves_s if m <= t), default=moves_s[0]) for t in t_s]
+    rows = [
+        row(t, power_instant_mw=300_000, energy_mj=round(WATTS * 1e3 * (100 + at_s)))
+        for t, at_s in zip(t_s, held, strict=True)
+    ]
+    seen = series_by_gpu(columns(rows), at_ns(0))[GPU]
+    writes = find_writes(seen.t_s, seen.call_s, seen.counter_j)
+    true_s = (writes.y / WATTS) - 100
+    assert ((writes.after_s <= true_s + 1e-5) & (true_s <= writes.before_s + 1e-5)).all()
+
+
+def test_a_register_that_is_written_less_than_once_a_second_has_no_uncertainty_to_state() -> None:
+    found = counter_energy(series(2.0, 0.3, ()), 0.0, 20.0, steps=True)
+    assert found.energy_j == pytest.approx(WATTS * 20, rel=0.05)
+    assert found.uncertainty_j is None
