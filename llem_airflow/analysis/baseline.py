@@ -16,7 +16,7 @@ def previous_run(run: StoredRun) -> StoredRun | None:
     release, began = run.meta().get("version"), run.started_epoch_ns()
     earlier = {
         other.started_epoch_ns(): other
-        for other in _aggregated(run.folder)
+        for other in aggregated_beside(run)
         if other.url != run.url and other.meta().get("version") == release
     }
     newest = max((started for started in earlier if started < began), default=None)
@@ -63,7 +63,9 @@ def named_runs(text: str, root: ResultsRoot) -> list[StoredRun]:
     )
 
 
-def _aggregated(folder: Folder) -> list[StoredRun]:
+def aggregated_beside(run: StoredRun) -> list[StoredRun]:
+    """The aggregated runs of the same study, itself included where it is one."""
+    folder = run.folder
     study = Folder(folder.fs, folder.path.rsplit("/", 1)[0])
     found = [stored_run(study.child(name)) for name in study.folders()]
     return [run for run in found if run.folder.exists(names.SUMMARY)]

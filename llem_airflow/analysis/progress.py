@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Sequence
 from typing import Any
 
+from llem_airflow.analysis.baseline import aggregated_beside
 from llem_airflow.analysis.cycle import HAS_RESULT
 from llem_airflow.analysis.fingerprint import FACTORS
 from llem_airflow.analysis.history import Point, Trend, trend
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.run_rows import cycle_rows
-from llem_airflow.results import ResultsRoot, names
+from llem_airflow.analysis.verdict import THRESHOLD_RATIO
+from llem_airflow.results import ResultsRoot, StoredRun, names
+
+RUNS = 400
+"""Newest runs that a history has: over a year of nights."""
+
+log = logging.getLogger(__name__)
 
 
 def histories(root: ResultsRoot, study: str, metric: str) -> dict[str, Trend]:
@@ -21,24 +30,60 @@ def histories(root: ResultsRoot, study: str, metric: str) -> dict[str, Trend]:
         study: Name of the study.
         metric: Name of the metric.
     """
+    runs = [run for run in root.runs(study) if run.folder.exists(names.CYCLES_TABLE)]
+    return _trends(runs, metric, THRESHOLD_RATIO)
+
+
+def history_until(run: StoredRun, metric: str, threshold_ratio: float = THRESHOLD_RATIO) -> dict[str, Trend]:
+    """The histories of the experiments that a run measured, as they were when it had ended.
+
+    Args:
+        run: The run; later ones are not looked at.
+        metric: Name of the metric.
+        threshold_ratio: Smallest change that matters.
+    """
+    began = run.started_epoch_ns()
+    earlier = [
+        other
+        for other in aggregated_beside(run)
+        if other.url != run.url and other.started_epoch_ns() <= began
+    ]
+    earlier.sort(key=lambda other: other.started_epoch_ns())
+    found = _trends([*earlier, run], metric, threshold_ratio)
+    return {name: one for name, one in found.items() if one.points[-1].run_id == run.run_id}
+
+
+def _trends(runs: Sequence[StoredRun], metric: str, threshold_ratio: float) -> dict[str, Trend]:
     points: dict[str, list[Point]] = {}
     labels: dict[str, str] = {}
-    for run in root.runs(study):
-        if not run.folder.exists(names.CYCLES_TABLE):
-            continue
-        groups: dict[str, list[dict[str, Any]]] = {}
-        for row in cycle_rows(run):
-            if row["status"] in HAS_RESULT and row.get(metric) is not None and row["hash"]:
-                groups.setdefault(str(row["hash"]), []).append(row)
+    newest = 0
+    for run in runs[-RUNS:]:
+        groups = _measured(run, metric)
+        newest = len(groups) or newest
         for identity, rows in groups.items():
             values = tuple(float(row[metric]) for row in rows)
-            conditions = _conditions(rows)
-            points.setdefault(identity, []).append(
-                Point(run.run_id, run.started_epoch_ns(), values, conditions)
-            )
+            point = Point(run.run_id, run.started_epoch_ns(), values, _conditions(rows))
+            points.setdefault(identity, []).append(point)
             labels[identity] = str(rows[0]["experiment"])
     better = BY_NAME[metric].better
-    return {labels[identity]: trend(found, better) for identity, found in points.items()}
+    return {
+        labels[identity]: trend(found, better, experiments=newest, threshold_ratio=threshold_ratio)
+        for identity, found in points.items()
+    }
+
+
+def _measured(run: StoredRun, metric: str) -> dict[str, list[dict[str, Any]]]:
+    """Rows with a value of the metric by identity; a damaged table hides no other run."""
+    try:
+        rows = cycle_rows(run)
+    except (OSError, ValueError) as error:
+        log.warning("%s is left out of the history: %s", run.url, error)
+        return {}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["status"] in HAS_RESULT and row.get(metric) is not None and row["hash"]:
+            groups.setdefault(str(row["hash"]), []).append(row)
+    return groups
 
 
 def _conditions(rows: list[dict[str, Any]]) -> str:

@@ -111,11 +111,18 @@ def render_trends(trends: Mapping[str, Trend], metric: str) -> RenderableType:
         newest = quantity.quantity(metric, found.points[-1].mean, estimate=estimate)
         shows = quantity.percent(found.detectable_ratio)
         began = found.began or quantity.ABSENT
-        rows.append((name, str(len(found.points)), newest, str(found.verdict), began, shows))
+        rows.append((name, str(len(found.points)), newest, found.state, began, _changes(found), shows))
     title = Text(f"{BY_NAME[metric].label} over runs", style="italic")
-    table = Rows(("Experiment", "Runs", "Newest", "Verdict", "Since", "Would show from"), rows)
+    table = Rows(
+        ("Experiment", "Runs", "Newest", "Verdict", "Since", "Changes, looking back", "Would show from"), rows
+    )
     notes = dict.fromkeys(found.note for found in trends.values())
     return Group(title, table, *(Text(quantity.sentence(note), style="dim") for note in notes))
+
+
+def _changes(found: Trend) -> str:
+    told = [f"{quantity.signed(change.ratio)} at {change.run_id}" for change in found.changes]
+    return "\n".join(told) or quantity.ABSENT
 
 
 def _comparison_table(report: PairReport) -> Rows:

@@ -13,7 +13,7 @@ from llem_airflow.operators.evidence import open_run
 from llem_airflow.operators.lineage import run_lineage
 from llem_airflow.operators.links import ReportLink
 from llem_airflow.operators.notify import tell
-from llem_airflow.operators.outcome import baseline_run, cautions, compared, key_numbers, said
+from llem_airflow.operators.outcome import baseline_run, cautions, compared, key_numbers, nightly, said, worse
 from llem_airflow.operators.quarantine import matches, quarantine
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
 from llem_airflow.operators.settings import settings
@@ -111,21 +111,44 @@ class LLEMAggregateOperator(BaseOperator):
         return [m for m in summary.missing if m not in held and m["experiment"] not in precise]
 
     def _comparison(self, study: Study, run: StoredRun, context: Context) -> dict[str, Any] | None:
-        """The run against its baseline, when the study asks for that and there is one."""
-        root = ResultsRoot(settings().results_root)
-        baseline = baseline_run(study, run, root)
-        if baseline is None:
+        """The run against its history or a release, when the study asks for that and there is something earlier."""
+        wanted = study.airflow.regression
+        baseline = baseline_run(study, run, ResultsRoot(settings().results_root))
+        if wanted is None or baseline is None:
             return None
+        told = (
+            self._history(study, run)
+            if wanted.baseline == "previous"
+            else self._release(study, baseline, run)
+        )
+        if told["worse"] and "regression" in study.airflow.notify_on:
+            lines = [f"{study.name} became worse:", *told["worse"], *told["cautions"]]
+            tell(context, "regression", "\n".join(lines))
+        return {"baseline": baseline.url, **told}
+
+    def _history(self, study: Study, run: StoredRun) -> dict[str, Any]:
+        trends = nightly(study, run)
+        for name, one in trends.items():
+            self.log.info("%s: %s", name, one.state)
+        return {
+            "method": "history",
+            "verdicts": {name: str(one.verdict) for name, one in trends.items()},
+            "states": {name: one.state for name, one in trends.items()},
+            "worse": worse(trends, run, study.airflow.regression.metric if study.airflow.regression else ""),
+            "cautions": sorted({f"{one.note[0].upper()}{one.note[1:]}." for one in trends.values()}),
+        }
+
+    def _release(self, study: Study, baseline: StoredRun, run: StoredRun) -> dict[str, Any]:
         found = compared(study, baseline, run)
         for report in found.reports:
             self.log.info("%s: %s against %s", report.candidate, report.verdict, report.baseline)
-        wanted = study.airflow.regression
-        worsened = said(found, wanted.metric, "regression") if wanted else []
-        if worsened and "regression" in study.airflow.notify_on:
-            lines = [f"{study.name} became worse:", *worsened, *cautions(found)]
-            tell(context, "regression", "\n".join(lines))
-        verdicts = {report.candidate.rpartition("#")[2]: str(report.verdict) for report in found.reports}
-        return {"baseline": baseline.url, "verdicts": verdicts, "worse": worsened}
+        metric = study.airflow.regression.metric if study.airflow.regression else ""
+        return {
+            "method": "two runs",
+            "verdicts": {one.candidate.rpartition("#")[2]: str(one.verdict) for one in found.reports},
+            "worse": said(found, metric, "regression"),
+            "cautions": cautions(found),
+        }
 
 
 def _report(run: StoredRun, summary: Summary, missing: list[dict[str, Any]]) -> str:

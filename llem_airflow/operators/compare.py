@@ -13,10 +13,11 @@ from llem_airflow.operators.notify import tell
 from llem_airflow.operators.outcome import cautions, changes, said
 from llem_airflow.operators.settings import settings
 from llem_airflow.results import ResultReadError, ResultsRoot
-from llem_airflow.results.locate import NoSuchRunError
+from llem_airflow.results.locate import NoSuchRunError, locate_run
 
 if TYPE_CHECKING:
     from llem_airflow.analysis.compare_named import Compared, How
+    from llem_airflow.analysis.history import Trend
 
 OUTCOMES = (
     "regression",
@@ -44,6 +45,10 @@ DEFAULT_ACTIONS: Mapping[str, tuple[str, ...]] = {
 
 class LLEMCompareOperator(BaseOperator):
     """Compare runs, and act on the verdict.
+
+    Against ``previous`` the verdict is that of the history (``llem-airflow history``), which knows how much whole runs
+    differ by chance and tells a change once; with ``factor``, ``ignore``, ``paired`` or ``without_flagged``, and
+    against any other baseline, it is that of the two runs.
 
     The task fails when an outcome that was seen asks for ``fail``, else is skipped (and with it what follows) when all
     of them ask for ``skip``; the notifier of section ``[llem]`` is told once when one asks for ``notify``.
@@ -107,7 +112,10 @@ class LLEMCompareOperator(BaseOperator):
             AirflowFailException: An outcome asks for it, or there is nothing that can be compared.
             AirflowSkipException: All outcomes ask for it.
         """
-        from llem_airflow.analysis.compare_named import How  # noqa: PLC0415 - SciPy is for this task alone
+        from llem_airflow.analysis.compare_named import (  # noqa: PLC0415 - SciPy is for this task alone
+            Compared,
+            How,
+        )
 
         how = How(
             metric=self.metric,
@@ -119,12 +127,18 @@ class LLEMCompareOperator(BaseOperator):
         )
         found = self._compared(context, how)
         self._log(found)
-        outcomes = _outcomes(found, self.metric)
+        trends = self._histories(found, how)
+        outcomes = _outcomes(found, self.metric, trends)
         result = changes(found) | {
             "verdict": min(outcomes.values(), key=OUTCOMES.index),
             "outcomes": outcomes,
+            "history": {name: one.state for name, one in trends.items()},
         }
-        text = "\n".join(said(found, self.metric) + cautions(found))
+        # Of two runs that tell a gross change the numbers are those of the comparison, and so is its caution.
+        told = {name: one for name, one in trends.items() if len(one.points) > 2 or one.told is None}
+        rest = Compared(tuple(one for one in found.reports if one.candidate not in told))
+        lines = [f"{name}: {self.metric}: {one.state}" for name, one in told.items()]
+        text = "\n".join([*lines, *said(rest, self.metric), *cautions(rest)])
         self._act(context, set(outcomes.values()), result, text)
         return result
 
@@ -149,6 +163,21 @@ class LLEMCompareOperator(BaseOperator):
                 f"candidates: {', '.join(found.only_candidate) or 'none'}"
             )
         return found
+
+    def _histories(self, found: Compared, how: How) -> dict[str, Trend]:
+        """The history of each candidate by its name, where its history is what decides: against the run before."""
+        from llem_airflow.analysis.compare_named import How  # noqa: PLC0415 - likewise
+        from llem_airflow.analysis.progress import history_until  # noqa: PLC0415 - likewise
+
+        if self.baseline != "previous" or how != How(metric=how.metric, threshold_ratio=how.threshold_ratio):
+            return {}
+        root = ResultsRoot(settings().results_root)
+        known = {one.candidate for one in found.reports if not one.differences}
+        trends: dict[str, Trend] = {}
+        for name in dict.fromkeys(candidate.partition("#")[0] for candidate in known):
+            by_id = history_until(locate_run(name, root), self.metric, self.threshold_ratio)
+            trends |= {f"{name}#{one}": trend for one, trend in by_id.items() if f"{name}#{one}" in known}
+        return trends
 
     def _log(self, found: Compared) -> None:
         from rich.console import Console  # noqa: PLC0415 - likewise
@@ -204,11 +233,12 @@ def actions(given: Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ..
     return found
 
 
-def _outcomes(found: Compared, metric: str) -> dict[str, str]:
+def _outcomes(found: Compared, metric: str, trends: Mapping[str, Trend]) -> dict[str, str]:
     """Outcome of each candidate's experiment. Less energy for another answer is suspicious, not an improvement."""
     outcomes = dict.fromkeys(found.without_baseline, "no baseline")
     for report in found.reports:
-        verdict = str(report.verdict_on(metric))
+        trend = trends.get(report.candidate)
+        verdict = str(trend.verdict if trend else report.verdict_on(metric))
         suspicious = report.answers is not None and report.answers.finding == "suspicious"
         graver = verdict in {"regression", "not comparable"}
         outcomes[report.candidate] = "suspicious answers" if suspicious and not graver else verdict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llem_airflow.results import ResultsRoot, StoredRun
@@ -10,6 +11,7 @@ from llem_airflow.study import Study
 if TYPE_CHECKING:
     from llem_airflow.analysis.compare_named import Compared
     from llem_airflow.analysis.comparing import PairReport
+    from llem_airflow.analysis.history import Trend
     from llem_airflow.analysis.summary import Summary
 
 HEADLINES = ("energy_per_output_token_j", "output_tokens_per_s", "ttft_mean_s")
@@ -87,6 +89,24 @@ def said(found: Compared, metric: str, *verdicts: str) -> list[str]:
 def cautions(found: Compared) -> list[str]:
     """What the verdicts cannot know, a sentence each."""
     return sorted({f"Caution: {report.caution}." for report in found.reports if report.caution})
+
+
+def nightly(study: Study, run: StoredRun) -> dict[str, Trend]:
+    """The nightly verdict: the history of each experiment that the run measured, by its id."""
+    from llem_airflow.analysis.progress import history_until  # noqa: PLC0415 - SciPy, which no other task needs
+
+    wanted = study.airflow.regression
+    return history_until(run, wanted.metric, wanted.threshold_ratio) if wanted else {}
+
+
+def worse(trends: Mapping[str, Trend], run: StoredRun, metric: str) -> list[str]:
+    """A sentence for each experiment whose newest run tells a regression."""
+    return [
+        f"{run.study}/{run.folder.name}#{name}: {metric}: {one.state}; now {one.points[-1].mean:.4g}, "
+        f"{len(one.points)} runs"
+        for name, one in trends.items()
+        if str(one.verdict) == "regression"
+    ]
 
 
 def changes(found: Compared) -> dict[str, Any]:

@@ -26,6 +26,20 @@ NO_EFFECT = {
 }
 """Study-level keys of llenergymeasure files that are accepted and change nothing here, and why."""
 
+NEEDS = {
+    ("airflow", "catchup"): (("airflow", "schedule"), "add `airflow.schedule`"),
+    ("airflow", "start_date"): (("airflow", "schedule"), "add `airflow.schedule`"),
+    ("airflow", "timezone"): (("airflow", "schedule"), "add `airflow.schedule`"),
+    ("airflow", "retry_delay"): (("airflow", "retries"), "let `airflow.retries` be 1 or more"),
+    ("study_execution", "circuit_breaker_cooldown_seconds"): (
+        ("study_execution", "max_consecutive_failures"),
+        "let `study_execution.max_consecutive_failures` be 1 or more",
+    ),
+}
+"""Study-level keys that work only with another one, which they need to be set and not 0; and what to do.
+
+``window`` and ``carry_over`` without a schedule, which would change what is measured, are mistakes."""
+
 SIZES = ((2000, "extremely large"), (500, "very large"), (100, "large"))
 
 
@@ -35,6 +49,7 @@ def notices_of(
     """Every notice, each once."""
     found = [*written.notices]
     found += _without_effect(written, expansion)
+    found += _unused_seed(written, execution)
     found += _size(expansion, execution)
     found += _order(execution, len(experiments))
     found += _name(written)
@@ -54,11 +69,29 @@ def _without_effect(written: Written, expansion: Expansion) -> Iterator[Notice]:
             yield Notice(
                 "no-effect", f"{'.'.join(path)} has no effect here: {why}", source.place(path, of_key=True)[0]
             )
+    for path, (needed, advice) in NEEDS.items():
+        given = lookup(written.sections, path)
+        other = lookup(written.sections, needed)
+        other = lookup(filled, needed) if other is None else other
+        by_date = path[0] == "airflow" and needed[1] == "schedule" and written.sections.get("versions")
+        if given not in (None, lookup(filled, path)) and not other and not by_date:
+            text = f"{'.'.join(path)} has no effect here: it works with {'.'.join(needed)}; {advice}"
+            yield Notice("no-effect", text, source.place(path, of_key=True)[0])
     for rule in expansion.fired.values():
         for key in rule.ignores:
             yield Notice(
                 "no-effect", f"{'.'.join(key)} has no effect here: {rule.reason}", _line(written, key)
             )
+
+
+def _unused_seed(written: Written, execution: Execution) -> Iterator[Notice]:
+    path = ("study_execution", "shuffle_seed")
+    if lookup(written.sections, path) is not None and execution.experiment_order != "shuffle":
+        text = (
+            f"{'.'.join(path)} has no effect here: the order is {execution.experiment_order}; "
+            "`study_execution.experiment_order: shuffle` uses it"
+        )
+        yield Notice("no-effect", text, written.source.place(path, of_key=True)[0])
 
 
 def _line(written: Written, path: tuple[str, ...]) -> int | None:

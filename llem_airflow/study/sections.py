@@ -100,7 +100,7 @@ class AirflowSection:
         pool: Airflow pool.
         priority: Priority weight.
         notify_on: ``failure`` and/or ``regression``.
-        regression: What counts as a regression, or None.
+        regression: What counts as a regression, or None when nobody asks: neither this nor ``notify_on``.
     """
 
     dag_id: str | None
@@ -223,6 +223,8 @@ def airflow_of(written: dict[str, Any]) -> AirflowSection:
     v["window"] = window_of(v["window"] or "")
     v["tags"], v["notify_on"] = tuple(v["tags"]), tuple(v["notify_on"])
     regression = written.get("regression")
+    if regression is None and "regression" in v["notify_on"]:
+        regression = {}  # who wants to be told of a regression has asked for the comparison, by its defaults
     v["regression"] = Regression(**(defaults(REGRESSION) | regression)) if regression is not None else None
     return AirflowSection(**v)
 

@@ -108,7 +108,7 @@ def test_history_follows_an_experiment_over_runs(make_run: MakeRun) -> None:
     run = _run(make_run)
     _run(make_run, "b", 240.0)
     found = _llem(run, "history", "nightly")
-    assert re.search(r"2\s+43\.6 J/token\s+regression\s+b", found.output)
+    assert re.search(r"2\s+43\.6 J/token\s+regression: step", found.output)
 
 
 def test_history_of_an_unknown_metric_says_which_there_are(make_run: MakeRun) -> None:

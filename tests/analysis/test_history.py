@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llem_airflow.analysis.history import Point, change_points, trend
+from llem_airflow.analysis.history import DAY_NS, Point, change_points, trend
 from llem_airflow.analysis.verdict import Verdict
 
 
@@ -20,16 +20,100 @@ def _noisy(rng: np.random.Generator, before: int, after: int, step: float, cv: f
     return [*flat.tolist(), *moved.tolist()]
 
 
-def test_a_step_is_found_at_the_run_where_it_began() -> None:
-    found = trend(_points(_noisy(np.random.default_rng(1), 20, 6, 0.06)), "lower")
-    assert [change.run_id for change in found.changes] == ["run-20"]
-    assert (found.verdict, found.began) == (Verdict.REGRESSION, "run-20")
-    assert found.changes[0].ratio == pytest.approx(0.06, abs=0.01)
+def test_a_step_is_told_once_with_the_run_where_it_began() -> None:
+    points = _points(_noisy(np.random.default_rng(1), 30, 30, 0.06))
+    verdicts = [trend(points[:n], "lower").verdict for n in range(1, len(points) + 1)]
+    assert verdicts.count(Verdict.REGRESSION) == 1
+    at = verdicts.index(Verdict.REGRESSION) + 1
+    assert at in {32, 33}
+    found = trend(points[:at], "lower")
+    assert (found.began, found.told is not None) == ("run-30", True)
+    assert found.alarms[0].ratio == pytest.approx(0.06, abs=0.02)
+    assert found.state.startswith("regression: step of +")
+
+
+def test_a_told_change_is_the_new_level_and_its_verdict_expires() -> None:
+    found = trend(_points(_noisy(np.random.default_rng(1), 50, 150, 0.05)), "lower")
+    assert (found.verdict, found.told, found.began) == (Verdict.NOT_ENOUGH_EVIDENCE, None, "run-50")
+    assert [change.run_id for change in found.changes] == ["run-50"]
 
 
 def test_a_step_down_in_energy_is_an_improvement() -> None:
-    found = trend(_points(_noisy(np.random.default_rng(1), 20, 6, -0.06)), "lower")
-    assert found.verdict is Verdict.IMPROVEMENT
+    points = _points(_noisy(np.random.default_rng(1), 30, 6, -0.06))
+    assert Verdict.IMPROVEMENT in {trend(points[:n], "lower").verdict for n in range(31, 37)}
+
+
+@pytest.mark.parametrize("at", [4, 30])
+def test_one_run_alone_is_an_outlier_and_no_regression(at: int) -> None:
+    means = _noisy(np.random.default_rng(2), at + 5, 0, 0.0)
+    means[at] *= 1.25
+    points = _points(means)
+    found = trend(points[: at + 1], "lower")
+    assert (found.verdict, found.outlier) == (Verdict.NOT_ENOUGH_EVIDENCE, True)
+    assert "one run alone" in found.state
+    assert trend(points, "lower").alarms == ()
+
+
+@pytest.mark.parametrize("gap", [1, 2, 5])
+def test_an_outlier_before_a_step_delays_nothing(gap: int) -> None:
+    means = _noisy(np.random.default_rng(3), 40, 12, 0.05)
+    means[40 - gap] *= 1.10
+    found = trend(_points(means), "lower")
+    assert [alarm.told for alarm in found.alarms] in ([40], [41], [42])
+    assert len(found.changes) == 1
+    assert found.changes[0].index in {40, 39}
+
+
+def test_while_it_learns_it_says_so_and_tells_only_gross_changes() -> None:
+    flat = _noisy(np.random.default_rng(4), 4, 0, 0.0)
+    found = trend(_points(flat), "lower")
+    assert found.state == "learning, night 4 of 10: only gross changes are told"
+    small, gross = [*flat, 10.6, 10.6, 10.6], [*flat, 13.0, 13.0]
+    assert trend(_points(small), "lower").alarms == ()
+    assert trend(_points(gross), "lower").verdict is Verdict.REGRESSION
+
+
+def test_a_slow_drift_is_told_as_one() -> None:
+    rng = np.random.default_rng(5)
+    means = rng.normal(10, 0.1, 365) * (1 + 0.03 * np.arange(365) / 365)
+    found = trend(_points(means.tolist()), "lower")
+    assert found.alarms
+    assert all(alarm.drift for alarm in found.alarms)
+    assert found.alarms[0].ratio > 0.01
+
+
+def test_a_pattern_of_the_weekday_is_no_change() -> None:
+    rng = np.random.default_rng(6)
+    means = rng.normal(10, 0.03, 120) * (1 + 0.03 * (np.arange(120) % 7 >= 5))
+    points = [Point(f"run-{k}", k * DAY_NS, (mean, mean * 1.001)) for k, mean in enumerate(means.tolist())]
+    assert trend(points, "lower").alarms == ()
+
+
+def test_more_experiments_share_the_same_budget() -> None:
+    points = _points(_noisy(np.random.default_rng(7), 40, 0, 0.0))
+    few, many = (trend(points, "lower", experiments=n).detectable_ratio for n in (40, 4000))
+    assert few is not None
+    assert many is not None
+    assert few == trend(points, "lower").detectable_ratio
+    assert many > few
+
+
+@pytest.mark.parametrize("means", [[0.0] * 12, [5.0] * 15, [1e-300] * 12, [-3.0] * 12])
+def test_values_without_spread_or_ratio_tell_nothing(means: list[float]) -> None:
+    points = [Point(f"run-{k}", k, (mean, mean)) for k, mean in enumerate(means)]
+    assert trend(points, "lower").alarms == ()
+
+
+@pytest.mark.parametrize("means", [[0.0, 1.0] * 10, [-1.0, 2.0, 0.0] * 7])
+def test_a_restless_metric_falls_silent(means: list[float]) -> None:
+    points = [Point(f"run-{k}", k, (mean, mean)) for k, mean in enumerate(means)]
+    assert all(alarm.told < 8 for alarm in trend(points, "lower").alarms)
+
+
+def test_nights_that_differ_by_ten_percent_hardly_ever_alarm() -> None:
+    rng = np.random.default_rng(9)
+    told = [len(trend(_points(_noisy(rng, 60, 0, 0.0, cv=0.1)), "lower").alarms) for _ in range(20)]
+    assert sum(told) <= 2
 
 
 def test_two_steps_are_both_found() -> None:
@@ -60,14 +144,18 @@ def test_two_runs_that_agree_are_unchanged() -> None:
 
 def test_one_run_has_nothing_to_compare_with() -> None:
     found = trend(_points([10.0]), "lower")
-    assert (found.verdict, found.latest) == (Verdict.NOT_ENOUGH_EVIDENCE, None)
+    assert (found.verdict, found.alarms) == (Verdict.NOT_ENOUGH_EVIDENCE, ())
 
 
-def test_the_newest_run_is_judged_by_how_much_runs_differ() -> None:
-    restless = [10.0, 10.6, 9.5, 10.4, 9.6, 10.5]
-    assert trend(_points(restless), "lower").verdict is Verdict.NOT_ENOUGH_EVIDENCE
-    calm = [10.0, 10.01, 9.99, 10.02, 9.98, 10.5]
-    assert trend(_points(calm), "lower").verdict is Verdict.REGRESSION
+def test_two_runs_tell_only_a_gross_change() -> None:
+    assert trend(_points([10.0, 10.6]), "lower").verdict is Verdict.NOT_ENOUGH_EVIDENCE
+
+
+def test_the_newest_runs_are_judged_by_how_much_runs_differ() -> None:
+    rng = np.random.default_rng(8)
+    restless, calm = ([*rng.normal(10, sd, 30).tolist(), 10.5, 10.5, 10.5] for sd in (0.3, 0.05))
+    assert trend(_points(restless), "lower").alarms == ()
+    assert [alarm.told for alarm in trend(_points(calm), "lower").alarms] == [31]
 
 
 def test_runs_under_other_conditions_are_left_out() -> None:

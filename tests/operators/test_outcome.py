@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.operators.outcome import baseline_run, compared, key_numbers, said
+from llem_airflow.operators.outcome import baseline_run, compared, key_numbers, nightly, said
+from llem_airflow.operators.outcome import worse as worse_nights
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.study import Study, load_study_text
 from tests.analysis.conftest import IDS, MakeRun, make_run
@@ -88,3 +89,20 @@ def test_the_key_numbers_carry_mean_interval_and_n(measured: Any) -> None:
     metric = numbers["experiments"][IDS[0]]["energy_per_output_token_j"]
     assert metric["low"] < metric["mean"] < metric["high"]
     assert metric["n"] == 5
+
+
+def nights(measured: Any, *powers_w: float) -> list[StoredRun]:
+    return [measured(f"n{day:02}", power_w, day) for day, power_w in enumerate(powers_w, start=1)]
+
+
+def test_from_three_runs_on_the_history_is_the_verdict_and_tells_a_change_once(measured: Any) -> None:
+    runs = nights(measured, 200, 201, 199, 200, 202, 198, 200, 201, 199, 200, 201, 199, 230, 231, 230)
+    metric = "energy_per_output_token_j"
+    verdicts = []
+    for run in runs[11:]:
+        trends = nightly(study("previous"), run)
+        verdicts.append({str(one.verdict) for one in trends.values()})
+        assert bool(worse_nights(trends, run, metric)) == (verdicts[-1] == {"regression"})
+    assert [one == {"regression"} for one in verdicts] == [False, False, True, False]
+    outlier = nightly(study("previous"), runs[12])
+    assert all(one.outlier for one in outlier.values())

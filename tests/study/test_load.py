@@ -285,10 +285,40 @@ def test_a_section_of_an_engine_that_never_runs_is_told() -> None:
         "study_execution: {skip_preflight: true}\n",
         "output: {results_dir: x}\n",
         "output: {save_timeseries: false}\n",
+        "study_execution: {shuffle_seed: 7, experiment_order: interleave}\n",
+        "study_execution: {max_consecutive_failures: 0, circuit_breaker_cooldown_seconds: 5}\n",
+        "airflow: {catchup: true}\n",
+        "airflow: {start_date: 2026-01-01}\n",
+        "airflow: {timezone: Europe/Berlin}\n",
+        "airflow: {retries: 0, retry_delay: 5m}\n",
     ],
 )
 def test_study_keys_without_effect_are_told(body: str) -> None:
     assert [notice.code for notice in study(body).notices] == ["no-effect"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "study_execution: {shuffle_seed: 7, experiment_order: shuffle, n_cycles: 3}\n",
+        "airflow: {schedule: '@daily', catchup: true, start_date: 2026-01-01, timezone: Europe/Berlin}\n",
+        "airflow: {retry_delay: 5m}\n",
+        "airflow: {deadline: 6h}\n",
+    ],
+)
+def test_study_keys_with_what_they_need_are_not_told(body: str) -> None:
+    assert study(body).notices == ()
+
+
+def test_who_asks_to_be_told_of_a_regression_gets_the_defaults_of_the_comparison() -> None:
+    found = study("airflow: {notify_on: [regression]}\n").airflow.regression
+    assert found is not None
+    assert (found.metric, found.threshold_ratio, found.baseline) == (
+        "energy_per_output_token_j",
+        0.02,
+        "previous",
+    )
+    assert study("airflow: {notify_on: [failure]}\n").airflow.regression is None
 
 
 def test_null_output_length_is_told() -> None:
