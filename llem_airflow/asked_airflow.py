@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from llem_airflow.study import Mistake, Notice, Study
@@ -37,7 +38,7 @@ def with_what_keeps_it(study: Study) -> Study:
         Notice(_CANNOT_RUN, f"cannot run: {one.path}: {one.found}; {one.allowed}".rstrip("; "), one.line)
         for one in (*known, *prompt_mistakes(study))
     )
-    notices = told + study.notices
+    notices = (*told, *_results_root(), *study.notices)
     return replace(study, notices=notices, plan=replace(study.plan, notices=notices))
 
 
@@ -49,6 +50,17 @@ def next_runs(study: Study) -> list[datetime]:
     with _airflow("llem_airflow.timetables.nightly") as nightly:
         found: list[datetime] = [] if nightly is None else nightly.next_runs(study, datetime.now(UTC))
         return found
+
+
+def _results_root() -> Iterator[Notice]:
+    """A notice where the results root of this environment cannot be written; Airflow may name another one."""
+    root = os.environ.get("LLEM_RESULTS_ROOT", "results")
+    if "://" in root:
+        return
+    path = Path(root).absolute()
+    nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if not os.path.isdir(nearest) or not os.access(nearest, os.W_OK):  # noqa: PTH112  # Path.is_dir() may raise
+        yield Notice("results-root", f"the results root {path} cannot be written here: set LLEM_RESULTS_ROOT")
 
 
 def _runs_by_itself(study: Study) -> bool:

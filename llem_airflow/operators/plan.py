@@ -15,7 +15,11 @@ from llem_airflow.operators.experiment import LLEMExperimentOperator
 from llem_airflow.operators.placement import PlacementError
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
 from llem_airflow.operators.runners import decide, pin_choices
-from llem_airflow.study import Study, load_study
+from llem_airflow.operators.settings import settings
+from llem_airflow.results import StoredRun
+from llem_airflow.study import Study, StudyFileError, load_study
+from llem_airflow.study.not_runnable import not_runnable
+from llem_airflow.study.prompts import prompt_mistakes
 from llem_airflow.study.runners import Choice
 
 _SHOWN = 500
@@ -65,9 +69,10 @@ class LLEMPlanOperator(BaseOperator):
         asked = study_of_run(self.study, context)
         dry_run = RunRequest.of(context).dry_run
         show_plan(self, asked)
+        check_study(asked)
         choices = decided(self, asked, context)
         if not dry_run:
-            choices = pin_choices(open_run(asked, context), choices, again=True)
+            choices = pin_choices(_opened(asked, context), choices, again=True)
         show_choices(self, choices)
         plan = {
             "experiments": len(asked.experiments),
@@ -125,6 +130,7 @@ class LLEMPlanTextOperator(BaseOperator):
         """
         asked = study_of_run(study_in_form(context), context)
         show_plan(self, asked)
+        check_study(asked)
         choices = decided(self, asked, context)
         show_choices(self, choices)
         if RunRequest.of(context).dry_run:
@@ -135,7 +141,7 @@ class LLEMPlanTextOperator(BaseOperator):
                 f"the plan has {len(asked.plan.runs)} cycles and this Airflow maps at most {most}: raise "
                 "[core] max_map_length, measure fewer, or put the study's file into the study folder"
             )
-        pin_choices(open_run(asked, context), choices, again=True)
+        pin_choices(_opened(asked, context), choices, again=True)
         return [
             {"experiment": run.experiment_id, "cycle": run.cycle, "gap_before_s": run.gap_before_s}
             for run in asked.plan.runs
@@ -176,6 +182,27 @@ def show_choices(plan: BaseOperator, choices: Mapping[str, Choice]) -> None:
     for engine, choice in choices.items():
         image = f", image {choice.images[0][0]} ({choice.images[0][1]})" if choice.images else ""
         plan.log.info("Runner of %s: %s%s", engine, choice, image if choice.runner == "container" else "")
+
+
+def check_study(study: Study) -> None:
+    """Refuse what no cycle of the run could end well with.
+
+    Raises:
+        AirflowFailException: Every reason, with its place in the study.
+    """
+    if mistakes := [*not_runnable(study), *prompt_mistakes(study)]:
+        raise AirflowFailException(str(StudyFileError(mistakes)))
+
+
+def _opened(study: Study, context: Context) -> StoredRun:
+    """The run's folder in the results, which every cycle will write into."""
+    try:
+        return open_run(study, context)
+    except OSError as error:
+        raise AirflowFailException(
+            f"the results root {settings().results_root} cannot be written: {error}; correct its rights, or set "
+            "results_root in section [llem] (LLEM_RESULTS_ROOT)"
+        ) from error
 
 
 def show_plan(operator: BaseOperator, study: Study) -> None:

@@ -166,7 +166,7 @@ class _Judge:
         for rule in self.invalid:
             if rule.applies(config):
                 shown = {path_text(path): value for path, value in variant} | {"engine": config["engine"]}
-                self.result.skipped.append(Skipped(rule.id, rule.reason, shown))
+                self.result.skipped.append(Skipped(rule.id, rule.told(config), shown))
                 return
         self.result.valid += 1
         text = canonical_json(identity_view(config), self.known)

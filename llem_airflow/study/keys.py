@@ -265,7 +265,11 @@ SERVER = Section(
                     choices=("poisson", "gamma"),
                 ),
                 "burstiness": Leaf(
-                    "number", "Coefficient of variation of the gaps, for gamma.", nullable=True, above=0
+                    "number",
+                    "Coefficient of variation of the gaps, for gamma: larger is burstier, 1 is poisson. vLLM's "
+                    "`--burstiness` is the other way round: it is 1 / this squared.",
+                    nullable=True,
+                    above=0,
                 ),
                 "window_seconds": Leaf(
                     "number", "Length of the measured window, in seconds.", default=240, above=0

@@ -56,6 +56,7 @@ def notices_of(
     found += _runners(experiments)
     found += _datasets(experiments)
     found += _open_ended(written)
+    found += _burstiness(experiments)
     found += slips(written)
     return tuple(dict.fromkeys(found))
 
@@ -169,6 +170,20 @@ def _datasets(experiments: tuple[Experiment, ...]) -> Iterator[Notice]:
                 "stand-in",
                 f"the prompts of {STANDING_IN[name]} are not shipped: the set {BUILTIN!r} stands in for them",
             )
+
+
+def _burstiness(experiments: tuple[Experiment, ...]) -> Iterator[Notice]:
+    """VLLM's option of this name has the opposite sense: the shape of the gamma distribution, 1 / cv**2."""
+    for experiment in experiments:
+        traffic = (experiment.config.get("server") or {}).get("traffic") or {}
+        if traffic.get("arrival") == "gamma" and traffic.get("burstiness") is not None:
+            cv = traffic["burstiness"]
+            text = (
+                f"server.traffic.burstiness {cv:g} is the coefficient of variation of the gaps: larger is burstier; "
+                f"vLLM's --burstiness means the opposite and would be {1 / cv**2:.3g}"
+            )
+            yield Notice("burstiness", text)
+            return
 
 
 def _open_ended(written: Written) -> Iterator[Notice]:

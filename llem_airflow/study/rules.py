@@ -119,6 +119,15 @@ class Rule:
         """Whether every condition holds."""
         return all(condition.holds(config) for condition in self.conditions)
 
+    def told(self, config: Config) -> str:
+        """The reason, with the value where it is none of those that are allowed."""
+        for condition in self.conditions:
+            if condition.operator in {"not in", "is not a"}:
+                found = f"found {lookup(config, condition.path)!r}"[:80]
+                known = "" if "must" in self.reason else f"; allowed: {', '.join(map(str, condition.value))}"
+                return f"{self.reason} ({found}{known})"
+        return self.reason
+
 
 def lookup(config: Config, path: KeyPath) -> Any:
     """The value at a path, or None."""

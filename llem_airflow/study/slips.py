@@ -13,16 +13,18 @@ from llem_airflow.study.written import Written
 
 
 def slips(written: Written) -> Iterator[Notice]:
-    """Notices of keys that are probably slips of known ones, each with its line."""
+    """Notices of keys that nothing is known of, or that are probably slips of known ones, each with its line."""
     for engine, part, name, path in _free_keys(written):
         known = known_keys(engine, part)
-        if name in known:
+        if name in known or not known:  # nothing is recorded of an installed engine
             continue
         meant = _close(name, known)
+        line = written.source.place(path, of_key=True)[0]
+        text = f"{engine}.{part}.{name[:60]} is not a known key and passes through; "
         if meant is not None:
-            line = written.source.place(path, of_key=True)[0]
-            text = f"{engine}.{part}.{name} is not a known key and passes through; did you mean {meant!r}?"
-            yield Notice("slip", text, line)
+            yield Notice("slip", f"{text}did you mean {meant!r}?", line)
+        else:
+            yield Notice("unknown-key", f"{text}an engine that does not know it fails when it starts", line)
 
 
 def _close(name: str, known: tuple[str, ...]) -> str | None:

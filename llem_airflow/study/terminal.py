@@ -87,9 +87,11 @@ def span(seconds: float) -> str:
 def _skipped(plan: Plan) -> Group | None:
     if not plan.skipped:
         return None
-    reasons = {skip.rule: skip.reason for skip in plan.skipped}
+    reasons: dict[str, dict[str, None]] = {}
+    for skip in plan.skipped:
+        reasons.setdefault(skip.rule, {})[skip.reason] = None
     counted = Counter(skip.rule for skip in plan.skipped).most_common()
-    rows = [(rule, f"{count:,}", reasons[rule]) for rule, count in counted]
+    rows = [(rule, f"{count:,}", "; ".join(list(reasons[rule])[:3])) for rule, count in counted]
     return _titled("Known not to work", Rows(("rule", "points", "reason"), rows, right=("points",)))
 
 

@@ -266,7 +266,10 @@ def test_a_sweep_of_which_most_is_skipped_is_told() -> None:
 def test_unknown_engine_keys_pass_through_and_a_close_one_is_told_with_its_line() -> None:
     found = study("vllm: {engine_params: {gpu_memory_utilisation: 0.5, brand_new: {a: [1]}}}\nengine: vllm\n")
     assert found.experiments[0].config["vllm"]["engine_params"]["brand_new"] == {"a": [1]}
-    (notice,) = map(str, found.notices)
+    notice, other = map(str, found.notices)
+    assert other.startswith(
+        "line 4: vllm.engine_params.brand_new is not a known key and passes through; an engine"
+    )
     assert notice.startswith(
         "line 4: vllm.engine_params.gpu_memory_utilisation is not a known key and passes"
     )
@@ -342,3 +345,34 @@ def test_two_hashes_that_begin_alike_get_longer_ids() -> None:
     taken: set[str] = set()
     one, two = (_id("slug", Unique({}, f"aaaaaaaa0000000{n}", []), taken) for n in range(2))
     assert (one, two) == ("slug-aaaaaaaa", "slug-aaaaaaaa00000001")
+
+
+@pytest.mark.parametrize(
+    ("file", "hashes"),
+    [
+        ("llem_airflow/example_dags/example_llem.yaml", ["dc6b3970fa590a51", "413f8f34a70d263f"]),
+        (
+            "llem_airflow/study/data/starter.yaml",
+            ["a77776bdf9e80e2f", "5259746ad5140415", "d8d1d71cf37798e1", "fa6d28461f2a3716"],
+        ),
+    ],
+)
+def test_the_identities_of_the_shipped_studies_stay(file: str, hashes: list[str]) -> None:
+    """A default of how often or in what order changes no identity: results of before are found again."""
+    root = Path(__file__).parents[2]
+    assert [each.hash for each in load_study(root / file).experiments] == hashes
+
+
+def test_a_value_that_is_none_of_the_allowed_ones_is_told_with_them() -> None:
+    text = report("transformers: {engine_params: {dtype: bfloat17}}\n")
+    assert (
+        "dtype is none that torch has for weights (found 'bfloat17'; allowed: auto, float32, float16" in text
+    )
+
+
+def test_burstiness_tells_that_its_sense_is_not_that_of_vllm() -> None:
+    head = "serving_mode: server\nengine: vllm\ntask: {model: m}\n"
+    found = study("server: {traffic: {rate: 2, arrival: gamma, burstiness: 0.5}}\n", head=head)
+    (told,) = [str(notice) for notice in found.notices if notice.code == "burstiness"]
+    assert "0.5 is the coefficient of variation" in told
+    assert told.endswith("would be 4")

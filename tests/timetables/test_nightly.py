@@ -15,6 +15,7 @@ from airflow.timetables.base import TimeRestriction
 from llem_airflow.factory import study_dag
 from llem_airflow.operators.late import tell_late
 from llem_airflow.study import StudyFileError, load_study_text
+from llem_airflow.timetables.nightly import next_runs
 
 TEXT = """\
 study_name: nightly
@@ -67,6 +68,23 @@ def test_a_night_never_overlaps_the_one_before_and_past_nights_are_not_caught_up
             r"airflow\.window: it holds for scheduled runs, and the study has no schedule",
         ),
         ("carry_over: true", r"airflow\.carry_over: it holds for scheduled runs"),
+        (
+            'schedule: "0 0 30 2 *"',
+            r"5:21: airflow\.schedule: '0 0 30 2 \*' never comes: there is no such date",
+        ),
+        ('schedule: "0 0 2 * * *"', r"airflow\.schedule: found '0 0 2 \* \* \*', which has 6 fields"),
+        ('schedule: "@every 5m"', r"airflow\.schedule: found '@every 5m'"),
+        ('schedule: "@never"', r"airflow\.schedule: found '@never'"),
+        ('schedule: "R 0 * * *"', r"airflow\.schedule: found 'R 0 \* \* \*', with a hashed or random field"),
+        ('schedule: "@continuous"', r"Airflow runs @continuous only from a start_date on; add start_date"),
+        (
+            'schedule: "0 12 * * *", window: "22:00-06:00"',
+            r"airflow\.window: no run of the schedule '0 12 \* \* \*' begins in the window 22:00-06:00, but at 12:00",
+        ),
+        (
+            'schedule: "0 2 * * *", deadline: 48h',
+            r"airflow\.deadline: 172800 s are longer than the 86400 s from one run to the next",
+        ),
         ("deadline: soon", r"airflow\.deadline: found 'soon'.*30s, 5m, 1h"),
     ],
 )
@@ -114,3 +132,15 @@ def test_a_run_that_failed_before_its_deadline_is_not_called_late(told: Path) ->
     said = asyncio.run(tell_late(study="nightly", context={**LATE, "dag_run": run}))
     assert said == "scheduled__x had ended in time (failed)"
     assert not told.exists()
+
+
+def test_the_next_runs_are_those_of_airflow_on_the_study_s_clock() -> None:
+    """Over the end of summer time in Berlin, 2026-10-25."""
+    text = TEXT.format(airflow='schedule: "0 4 * * *", timezone: Europe/Berlin')
+    found = next_runs(load_study_text(text), pendulum.datetime(2026, 10, 23, 12))
+    assert [f"{one:%d %H:%M %Z}" for one in found] == ["24 04:00 CEST", "25 04:00 CET", "26 04:00 CET"]
+    later = TEXT.format(airflow='schedule: "@daily", start_date: 2030-01-10')
+    assert next_runs(load_study_text(later), pendulum.datetime(2026, 1, 1))[0] == pendulum.datetime(
+        2030, 1, 10
+    )
+    assert next_runs(load_study_text(TEXT.format(airflow="retries: 1")), pendulum.datetime(2026, 1, 1)) == []
