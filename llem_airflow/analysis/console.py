@@ -75,7 +75,8 @@ def import_peer(folder: Path, results_root: str, study: str | None) -> int:
     run, problems = import_folder(folder, ResultsRoot(results_root), study)
     aggregate_run(run)
     code = show(run.url, results_root, "experiments")
-    sys.stdout.write("".join(f"not imported: {problem}\n" for problem in problems))
+    for problem in problems:
+        _line(f"not imported: {problem}")
     return 1 if problems else code
 
 

@@ -141,7 +141,11 @@ def check_results(run: str, results_root: str) -> int:
     show_default=True,
 )
 @click.option(
-    "--format", "form", type=click.Choice(["csv", "json", "parquet"]), default="csv", show_default=True
+    "--format",
+    "form",
+    type=click.Choice(["csv", "json", "jsonl", "parquet"]),
+    default="csv",
+    show_default=True,
 )
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: standard output."

@@ -1,4 +1,4 @@
-"""A table of a run as CSV, JSON lines or Parquet, streamed."""
+"""A table of a run as CSV, JSON, JSON lines or Parquet, streamed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RELIABILITY_COLUMNS: tuple[tuple[str, Any, str], ...] = (
 )
 """Columns of the table of reliability, one row a host and engine: name, type, meaning."""
 
-FORMATS = ("csv", "json", "parquet")
+FORMATS = ("csv", "json", "jsonl", "parquet")
 
 
 def export_table(run: StoredRun, table: str, form: str, target: IO[bytes]) -> int:
@@ -40,7 +40,7 @@ def export_table(run: StoredRun, table: str, form: str, target: IO[bytes]) -> in
     Args:
         run: The run.
         table: cycles, experiments, power or reliability.
-        form: csv, json (one object a line) or parquet. Lists become JSON text in CSV.
+        form: csv, json (one array of objects), jsonl (an object a line) or parquet. Lists become JSON text in CSV.
         target: Where to write.
 
     Returns:
@@ -62,7 +62,7 @@ def export_table(run: StoredRun, table: str, form: str, target: IO[bytes]) -> in
 
 
 def _exported(source: Any, form: str, target: IO[bytes]) -> int:
-    write = {"csv": _csv, "json": _json, "parquet": _parquet}[form]
+    write = {"csv": _csv, "json": _json, "jsonl": _json_lines, "parquet": _parquet}[form]
     return write(source, target)
 
 
@@ -92,9 +92,22 @@ def _csv(source: Any, target: IO[bytes]) -> int:
 def _json(source: Any, target: IO[bytes]) -> int:
     rows = 0
     for row in _rows(source):
-        target.write((json.dumps(row, default=str, allow_nan=False) + "\n").encode())
+        target.write((b",\n" if rows else b"[\n") + _object(row))
+        rows += 1
+    target.write(b"\n]\n" if rows else b"[]\n")
+    return rows
+
+
+def _json_lines(source: Any, target: IO[bytes]) -> int:
+    rows = 0
+    for row in _rows(source):
+        target.write(_object(row) + b"\n")
         rows += 1
     return rows
+
+
+def _object(row: dict[str, Any]) -> bytes:
+    return json.dumps(row, default=str, allow_nan=False).encode()
 
 
 def _parquet(source: Any, target: IO[bytes]) -> int:

@@ -28,6 +28,7 @@ from llem_airflow.protocol.records import POWER_COLUMNS
 from llem_airflow.protocol.result import Anchor, CycleResult, Meter, Warmup, Window
 from llem_airflow.protocol.spec import ExperimentSpec, Limits, MeterSpec, ModelSource, Prompts
 from llem_airflow.results.cycles import ResultReadError
+from llem_airflow.results.peer_fields import MOST_WATTS, BundleError, is_number_of, read_object
 from llem_airflow.results.store import ResultsRoot, StoredRun
 
 PEER_METER = "llenergymeasure"
@@ -35,6 +36,8 @@ PEER_METER = "llenergymeasure"
 BUNDLE_VERSION = "2.0"
 _CYCLE = re.compile(r"(?:\d+_)?c(?P<cycle>[1-9]\d*)_.+")
 _S = 1_000_000_000
+_SAMPLE_FIELDS = {"power_w": MOST_WATTS, "timestamp_s": 1e9, "gpu_index": 4096}
+"""Fields of a sample with the largest value that each can have."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,11 @@ def import_folder(folder: Path, root: ResultsRoot, study: str | None = None) -> 
         The run, and one message for each bundle that could not be read.
 
     Raises:
-        ResultReadError: There is no bundle that can be read.
+        ResultReadError: There is no such folder, or no bundle in it that can be read.
         ResultsWriteError: The run cannot be written.
     """
+    if not folder.is_dir():
+        raise ResultReadError(f"{folder}: no such folder; give a results folder of llenergymeasure")
     bundles, problems = _bundles(folder)
     if not bundles:
         reasons = "; ".join(problems) or "no folder in it has a result.json"
@@ -111,7 +116,7 @@ def import_folder(folder: Path, root: ResultsRoot, study: str | None = None) -> 
     )
     for one in bundles:
         with tempfile.TemporaryDirectory(prefix="llem-import-") as aside:
-            _write(one, Path(aside), run.study)
+            problems += _write(one, Path(aside), run.study)
             run.commit_cycle(one.experiment_id, one.cycle, Path(aside), _provenance(one))
     return run, problems
 
@@ -121,34 +126,28 @@ def _bundles(folder: Path) -> tuple[list[Bundle], list[str]]:
     for file in sorted(folder.glob("*/result.json")):
         try:
             found.append(_bundle(file.parent))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problems.append(f"{file}: {type(error).__name__}: {error}")
+        except BundleError as error:
+            problems.append(str(error))
     return sorted(found, key=lambda one: (one.begin_ns, one.folder.name)), problems
 
 
 def _bundle(folder: Path) -> Bundle:
-    result = json.loads((folder / "result.json").read_text())
-    if result.get("bundle_version") != BUNDLE_VERSION:
-        raise ValueError(
-            f"bundle_version {result.get('bundle_version')!r}; this release reads {BUNDLE_VERSION}"
-        )
+    file = folder / "result.json"
+    version = _version(file)
+    if version != BUNDLE_VERSION:
+        raise BundleError(f"{file}: bundle_version {version!r}; this release reads {BUNDLE_VERSION}")
     named = _CYCLE.fullmatch(folder.name)
-    one = Bundle(
-        folder,
-        result,
-        _optional(folder / "config.json"),
-        _optional(folder / "system.json"),
-        int(named["cycle"]) if named else 1,
-    )
-    if one.window_ns <= 0 or one.begin_ns <= 0 or int(result["output_tokens"]) < 0:
-        raise ValueError("the window has no length")
-    if not re.fullmatch(r"[0-9a-f]{8,64}", one.hash):
-        raise ValueError(f"declared_config_hash {one.hash!r} is no hash")
-    return one
+    config, system = read_object(folder / "config.json"), read_object(folder / "system.json")
+    return Bundle(folder, read_object(file), config, system, int(named["cycle"]) if named else 1)
 
 
-def _optional(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_text())) if file.exists() else {}
+def _version(file: Path) -> Any:
+    """Version of a bundle, before its fields are looked at: those of another one may be others."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{file}: not JSON: {str(error).splitlines()[0]}") from error
+    return found.get("bundle_version") if isinstance(found, dict) else None
 
 
 def _plan(bundles: Sequence[Bundle]) -> dict[str, Any]:
@@ -170,10 +169,11 @@ def _plan(bundles: Sequence[Bundle]) -> dict[str, Any]:
     }
 
 
-def _write(one: Bundle, aside: Path, study: str) -> None:
-    """The files that an attempt of ours would have left, as far as the bundle tells."""
+def _write(one: Bundle, aside: Path, study: str) -> list[str]:
+    """The files that an attempt of ours would have left, as far as the bundle tells; what of it could not be read."""
     devices = _devices(one)
-    rows = _power_rows(one, devices)
+    samples, problems = _samples(one.folder / "timeseries.parquet") if devices else ([], [])
+    rows = _power_rows(one, devices, samples)
     (aside / f"{one.hash}_config.json").write_text(_spec(one, study).dumps())
     (aside / f"{one.hash}_result.json").write_text(_result(one, devices, len(rows)).dumps())
     (aside / raw.ENVIRONMENT).write_text(json.dumps(_environment(one, devices)))
@@ -182,6 +182,29 @@ def _write(one: Bundle, aside: Path, study: str) -> None:
         writer.writeheader()
         writer.writerows(rows)
     shutil.copyfile(one.folder / "result.json", aside / "llenergymeasure_result.json")
+    return problems
+
+
+def _samples(file: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Samples of power that can be true, and what is wrong with the others."""
+    if not file.exists():
+        return [], []
+    try:
+        rows = pq.read_table(file).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        return [], [f"{file}: cannot be read: {str(error).splitlines()[0]}"]
+    kept, wrong = [], Counter[str]()
+    for row in rows:
+        if row.get("power_w") is None:
+            continue
+        bad = [name for name, most in _SAMPLE_FIELDS.items() if not is_number_of(most, row.get(name))]
+        wrong.update(bad[:1])
+        if not bad:
+            kept.append(row)
+    return kept, [
+        f"{file}: {name}: {count} of {len(rows)} samples cannot be; they are left out"
+        for name, count in wrong.items()
+    ]
 
 
 def _devices(one: Bundle) -> dict[str, float]:
@@ -195,24 +218,18 @@ def _devices(one: Bundle) -> dict[str, float]:
     return {"all-gpus": total}
 
 
-def _power_rows(one: Bundle, devices: Mapping[str, float]) -> list[dict[str, Any]]:
+def _power_rows(
+    one: Bundle, devices: Mapping[str, float], samples: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     rows = []
     for name, joules in devices.items():
         rows.append(_row(0, name, energy_mj=0))
         rows.append(_row(one.window_ns, name, energy_mj=round(joules * 1e3)))
-    try:
-        samples = pq.read_table(one.folder / "timeseries.parquet").to_pylist() if devices else []
-    except (OSError, pa.ArrowException):
-        samples = []
     summed: dict[tuple[int, str], float] = {}
     for sample in samples:
-        if sample.get("power_w") is not None:
-            name = "all-gpus" if "all-gpus" in devices else f"gpu-{sample['gpu_index']}"
-            key = (
-                round((sample["timestamp_s"] + 1) * _S),
-                name,
-            )  # the end of the second that it is the mean of
-            summed[key] = summed.get(key, 0.0) + sample["power_w"]
+        name = "all-gpus" if "all-gpus" in devices else f"gpu-{sample['gpu_index']}"
+        at_ns = round((sample["timestamp_s"] + 1) * _S)  # the end of the second that it is the mean of
+        summed[at_ns, name] = summed.get((at_ns, name), 0.0) + sample["power_w"]
     rows += [
         _row(t_ns, name, power_average_mw=round(watts * 1e3))
         for (t_ns, name), watts in summed.items()

@@ -197,11 +197,13 @@ def test_export_writes_json_and_parquet_with_every_row(make_run: MakeRun, tmp_pa
     run = _run(make_run)
     assert run.path is not None
     rows = pq.read_metadata(run.path / f"{table}.parquet").num_rows
-    for form in ("json", "parquet", "csv"):
+    for form in ("json", "jsonl", "parquet", "csv"):
         target = tmp_path / f"t.{form}"
         arguments = ("results", "export", "--table", table, "--format", form, "-o", str(target))
         assert _llem(run, *arguments).exit_code == 0
-    assert len([json.loads(line) for line in (tmp_path / "t.json").read_text().splitlines()]) == rows
+    lines = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert len(lines) == rows
+    assert json.loads((tmp_path / "t.json").read_text()) == lines
     assert pq.read_metadata(tmp_path / "t.parquet").num_rows == rows
     assert len((tmp_path / "t.csv").read_text().splitlines()) == rows + 1
 
@@ -214,7 +216,7 @@ def test_export_writes_how_reliable_each_host_and_engine_was(
     arguments = ("results", "export", "--table", "reliability", "--format", form, "-o", str(target))
     assert _llem(_run(make_run), *arguments).exit_code == 0
     readers: dict[str, Any] = {
-        "json": lambda: [json.loads(line) for line in target.read_text().splitlines()],
+        "json": lambda: json.loads(target.read_text()),
         "parquet": lambda: pq.read_table(target).to_pylist(),
         "csv": lambda: list(csv.DictReader(target.read_text().splitlines())),
     }

@@ -121,3 +121,56 @@ def test_a_folder_without_bundles_says_what_is_wanted(tmp_path: Path) -> None:
         ResultReadError, match=r"nothing to import: no folder in it has a result\.json; give a results"
     ):
         import_folder(tmp_path, ResultsRoot(tmp_path / "results"))
+
+
+WRONG = (
+    ("total_energy_j", float("nan")),
+    ("total_energy_j", 1e308),
+    ("total_energy_j", float("inf")),
+    ("total_energy_j", -1.0),
+    ("total_energy_j", "4000"),
+    ("total_energy_j", True),
+    ("energy_per_device_j", [float("nan")]),
+    ("energy_per_device_j", {"0": 1.0}),
+    ("total_inference_time_sec", 0),
+    ("total_inference_time_sec", 1e300),
+    ("total_inference_time_sec", None),
+    ("output_tokens", 1.5),
+    ("output_tokens", float("inf")),
+    ("output_tokens", None),
+    ("input_tokens", "many"),
+    ("start_time", 5),
+    ("end_time", "yesterday"),
+    ("model_name", 7),
+    ("engine", []),
+    ("warmup_result", 1),
+    ("runner_provenance", "x"),
+    ("declared_config_hash", 12),
+)
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG)
+def test_a_field_that_cannot_be_is_named_with_its_file_and_the_rest_is_imported(
+    field: str, value: object, tmp_path: Path
+) -> None:
+    study = _study(tmp_path, {}, {field: value})
+    done = CliRunner().invoke(main, ["results", "import", str(study), "--results-root", str(tmp_path / "r")])
+    assert done.exit_code == 1
+    (line,) = [line for line in done.output.splitlines() if line.startswith("not imported: ")]
+    assert f"_c2_{BUNDLE.name.partition('_c1_')[2]}/result.json: {field}: found " in line
+    assert "; allowed: " in line
+    (run,) = ResultsRoot(tmp_path / "r").runs()
+    assert [row["energy_j"] for row in cycle_rows(run)] == [4000.0]
+
+
+def test_samples_that_cannot_be_are_named_and_left_out(tmp_path: Path) -> None:
+    study = _study(tmp_path, {})
+    file = next(study.glob("*/timeseries.parquet"))
+    rows = pq.read_table(file).to_pylist()
+    rows[3]["power_w"] = float("nan")
+    rows[4]["power_w"] = 1e308
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    run, problems = import_folder(study, ResultsRoot(tmp_path / "r"))
+    assert problems == [f"{file}: power_w: 2 of 20 samples cannot be; they are left out"]
+    curve = [mw for mw in run.cycles()[0].power().column("power_average_mw").to_pylist() if mw is not None]
+    assert curve == [200_000] * 18
