@@ -1,4 +1,4 @@
-"""An Airflow of one's own: run a study once without a server, or start the UI on its results.
+"""An Airflow of one's own: where it keeps its things, its settings, its UI.
 
 Airflow is started as a command, with its settings in the environment, so that nothing here imports it: settings must
 stand before the first import.
@@ -6,22 +6,22 @@ stand before the first import.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llem_airflow import terminal
-from llem_airflow.study import Study
 
 SETTINGS = {
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
@@ -74,6 +74,22 @@ class Home:
             models=Path(os.environ.get("LLEM_MODELS_DIR") or "build/models").resolve(),
         )
 
+    def make(self) -> None:
+        """Make AIRFLOW_HOME.
+
+        Raises:
+            CannotStartError: It cannot be made or written.
+        """
+        try:
+            self.airflow.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.airflow):
+                pass
+        except OSError as error:
+            raise CannotStartError(
+                f"AIRFLOW_HOME {self.airflow} cannot be used: {error.strerror or error}; set AIRFLOW_HOME to a folder "
+                "that can be written"
+            ) from error
+
     def environment(self, dags_folder: Path) -> dict[str, str]:
         """The environment of an Airflow command; what the user has set already stays."""
         defaults = {
@@ -104,110 +120,19 @@ def airflow_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "airflow", *arguments]
 
 
-def run_and_show(study: Study, home: Home, runner: str | None) -> int:
-    """Run a study once, with progress; at the end show the table, where the report lies and how to open the UI.
-
-    Returns:
-        0 when every planned cycle has a result, else 1.
-
-    Raises:
-        EmbeddedRunError: Airflow could not be started.
-    """
-    from llem_airflow.analysis.summary import Summary
-    from llem_airflow.analysis.table import render_summary
-    from llem_airflow.progress import RunProgress
-    from llem_airflow.results import ResultsRoot
-
-    console = terminal.console()
-    log = home.airflow / "run.log"
-    home.airflow.mkdir(parents=True, exist_ok=True)
-    n_runs = len(study.plan.runs)
-    console.print(
-        f"{study.name}: {len(study.experiments)} experiments x {study.cycles} cycles = {n_runs} cycles to run"
-    )
-    console.print(f"Airflow's log: {log}", soft_wrap=True, highlight=False)
-    root = ResultsRoot(home.results)
-    earlier = {run.url for run in root.runs(study.name)}
-    with RunProgress(console, n_runs, log) as progress:
-        code = run_study(study, home, runner, progress.line)
-    new = [run for run in root.runs(study.name) if run.url not in earlier]
-    if new and (summary := new[-1].summary()):
-        console.print(render_summary(Summary.from_json(summary)))
-        console.print(f"Report:  {new[-1].url}/report.html", soft_wrap=True, highlight=False)
-        console.print("Open it: llem-airflow report latest --open", highlight=False)
-        console.print("See it in Airflow's UI: llem-airflow ui (or: make airflow)", highlight=False)
-    elif code:
-        console.print(
-            f"Airflow ended with {code} and there is no summary; its log is {log}",
-            style="red",
-            soft_wrap=True,
-        )
-    return 1 if code else 0
-
-
-def run_study(study: Study, home: Home, runner: str | None, on_line: Callable[[str], None]) -> int:
-    """Run a study once through ``airflow dags test``: SQLite, one process, the plan's order.
-
-    Args:
-        study: A study loaded from a file.
-        home: Where to keep things.
-        runner: ``process`` or ``container``, or None for what the study says.
-        on_line: Called with every line of Airflow's output, without colours.
-
-    Returns:
-        Exit code of Airflow: 0 when every planned cycle has a result.
-
-    Raises:
-        EmbeddedRunError: The database could not be made.
-    """
-    if study.path is None:
-        raise EmbeddedRunError("a study that runs through Airflow must lie in a file")
-    dags = home.airflow / "run-once"
-    dags.mkdir(parents=True, exist_ok=True)
-    for earlier in dags.glob("*.py"):
-        earlier.unlink()
-    operator_args = {"runner": runner} if runner else {}
-    (dags / "study.py").write_text(
-        '"""The Airflow DAG of one study, made by `llem-airflow run`."""\n\n'
-        "from llem_airflow.factory import study_dag\n\n"
-        f"dag = study_dag({str(study.path.resolve())!r}, chain=True, **{operator_args!r})\n"
-    )
-    environment = home.environment(dags)
-    migrate(home, environment)
-    command = airflow_command("dags", "test", study.dag_id)
-    with subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                on_line(_COLOUR.sub("", line.rstrip("\n")))
-        except BaseException:
-            process.terminate()
-            raise
-        return process.wait()
-
-
 def migrate(home: Home, environment: dict[str, str]) -> None:
     """Make or upgrade the database.
 
     Raises:
         EmbeddedRunError: Airflow could not.
     """
-    home.airflow.mkdir(parents=True, exist_ok=True)
     log = home.airflow / "migrate.log"
     with log.open("w") as output:
         code = subprocess.call(
             airflow_command("db", "migrate"), env=environment, stdout=output, stderr=subprocess.STDOUT
         )
     if code:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-        raise EmbeddedRunError(f"airflow db migrate failed (exit {code}); its log is {log} and ends:\n{tail}")
+        raise EmbeddedRunError(f"airflow db migrate failed (exit {code}); its log {log} ends:\n{tail(log)}")
 
 
 def start_ui(home: Home, dags_folder: Path, port: int) -> int:
@@ -229,29 +154,55 @@ def start_ui(home: Home, dags_folder: Path, port: int) -> int:
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
     }
     environment = addresses | home.environment(dags_folder) | {"AIRFLOW__API__PORT": str(port)}
+    home.make()
+    log = home.airflow / "ui.log"
+    _say(f"Starting Airflow at {url}; its log is {log}")
     before = {number: signal.signal(number, signal.default_int_handler) for number in _ENDS}
     try:
         # A session of its own: what ends it is told to it once, by us.
-        with subprocess.Popen(
-            airflow_command("standalone"), env=environment, start_new_session=True
-        ) as process:
+        with (
+            log.open("w") as output,
+            subprocess.Popen(
+                airflow_command("standalone"),
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            ) as process,
+        ):
             threading.Thread(target=_say_when_ready, args=(home, url, process), daemon=True).start()
             try:
-                return process.wait()
+                code = process.wait()
             except KeyboardInterrupt:
-                return _end(process)
+                end(process, _END_S)  # at SIGTERM `airflow standalone` leaves its parts behind
+                return 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if code:
+        raise EmbeddedRunError(f"Airflow ended with {code}; its log {log} ends:\n{tail(log)}")
+    return 0
 
 
-def _end(process: subprocess.Popen[bytes]) -> int:
-    process.send_signal(signal.SIGINT)  # at SIGTERM `airflow standalone` leaves its parts behind
+def end(process: subprocess.Popen[Any], within_s: float) -> None:
+    """Ctrl-C for a process that leads a session of its own; what is left of it after ``within_s`` is killed."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGINT)
     try:
-        return process.wait(_END_S)
+        process.wait(within_s)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        os.killpg(process.pid, signal.SIGKILL)
-        return process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+
+
+def _say(text: str, style: str = "") -> None:
+    terminal.show(terminal.console(), terminal.Whole(text, style))
 
 
 def _say_when_ready(home: Home, url: str, process: subprocess.Popen[bytes]) -> None:
@@ -269,8 +220,7 @@ def _say_when_ready(home: Home, url: str, process: subprocess.Popen[bytes]) -> N
     passwords = home.airflow / "simple_auth_manager_passwords.json.generated"
     known = json.loads(passwords.read_text()) if passwords.is_file() else {}
     users = "".join(f", user {user}, password {password}" for user, password in known.items())
-    text = f"\nAirflow's UI is ready: {url}{users}\n"
-    terminal.console().print(text, style="bold", soft_wrap=True, markup=False, highlight=False)
+    _say(f"Airflow's UI is ready: {url}{users}", "bold")
 
 
 def _require_free_port(port: int) -> None:
@@ -288,4 +238,3 @@ def _require_free_port(port: int) -> None:
 
 _ENDS = (signal.SIGINT, signal.SIGTERM)
 _END_S = 60.0
-_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -14,6 +15,8 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+
+from llem_airflow.terminal import Folding, Whole, show
 
 _OURS = re.compile(
     r"^\S+ \[(?P<level>\w+)\s*\] (?P<text>.*?)\s*\[airflow\.task\.operators\.llem_airflow[^\]]*\](?: loc=\S+)?\s*$"
@@ -46,26 +49,26 @@ class RunProgress:
         self._log = log.open("w", encoding="utf-8")
         self._bar = Progress(
             SpinnerColumn(),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TextColumn("cycles"),
             TimeElapsedColumn(),
-            TextColumn("{task.description}", markup=False),
             console=console,
-            transient=True,
-            disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("starting Airflow", total=cycles)
+        self._task = self._bar.add_task("", total=cycles)
+        self._live = Live(console=console, transient=True, auto_refresh=console.is_terminal)
+        self._doing("starting Airflow")
         self._current = ""
         self._failure: list[str] | None = None
         self._failed: set[str] = set()
 
     def __enter__(self) -> RunProgress:
-        self._bar.start()
+        if self._console.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._live.stop()
         self._log.close()
 
     def line(self, text: str) -> None:
@@ -83,9 +86,13 @@ class RunProgress:
             self._failure = []
 
     def _say(self, text: str) -> None:
-        self._bar.update(self._task, description=f"{self._current}: {text}"[: self._console.width])
+        self._doing(f"{self._current}: {text}")
         if not self._console.is_terminal or text.startswith("Runner of "):
             self._plain(f"  {text}")
+
+    def _doing(self, text: str) -> None:
+        """What is under way, below the bar: a long name has the whole width, and more than one line."""
+        self._live.update(Group(self._bar, Folding(" ".join(text.split()), indent=2)))
 
     def _end(self, task: str) -> None:
         if ".cycle_" in task:
@@ -111,4 +118,4 @@ class RunProgress:
         return False
 
     def _plain(self, text: str, style: str | None = None) -> None:
-        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        show(self._console, Whole(text, style or ""))

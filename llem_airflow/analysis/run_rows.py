@@ -151,8 +151,17 @@ def cycle_rows(run: StoredRun) -> list[dict[str, Any]]:
     if not run.folder.exists(names.CYCLES_TABLE):
         raise ResultReadError(f"{run.url}: not aggregated yet; `llem-airflow report {run.url}` does it")
     with run.folder.open(names.CYCLES_TABLE) as file:
-        rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+        table = pq.read_table(file)
+    if absent := sorted(_NEEDED - set(table.column_names)):
+        raise ResultReadError(
+            f"{run.url}/{names.CYCLES_TABLE}: there is no column {absent[0]!r}; `llem-airflow report {run.url} "
+            "--again` makes the table anew"
+        )
+    rows: list[dict[str, Any]] = table.to_pylist()
     return rows
+
+
+_NEEDED = frozenset({"experiment", "cycle", "status", "hash", "reason", "flags", "energy_kind", "energy_j"})
 
 
 def _without(config: Mapping[str, Any], dotted: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from llem_airflow.analysis.setting import setting
 from llem_airflow.analysis.stated import Derived, derived
 from llem_airflow.analysis.statistics import FEW_CYCLES, Description, describe, slope_ratio
 from llem_airflow.protocol.strict import from_json, to_json
+from llem_airflow.results.again import again
 
 SUMMARY_VERSION = 1
 
@@ -280,7 +281,7 @@ def _doubts(
             _about_all(
                 "incomplete",
                 "not every planned cycle is valid",
-                "correct what each reason names and clear its task; where the study has to change, start a new run",
+                f"correct what each reason names, then {again()}; where the study has to change, start a new run",
             )
         )
     if 0 < valid < FEW_CYCLES:

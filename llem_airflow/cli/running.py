@@ -8,21 +8,49 @@ from typing import Any
 import click
 
 from llem_airflow.cli.names import STUDY_FILE
+from llem_airflow.cli.studies import print_whole_plan
 
 
 @click.command("run")
 @STUDY_FILE
 @click.option("--runner", type=click.Choice(["process", "container"]), help="Instead of what the study says.")
-def run_once(study_file: Path, runner: str | None) -> int:
+@click.option("--release", help="Which of the study's `versions` to measure.")
+@click.option(
+    "--experiments", default="", help="Names or globs, separated by commas or spaces; default: all."
+)
+@click.option("--cycles", type=click.IntRange(1), help="The first so many cycles of each experiment.")
+@click.option("--dry-run", is_flag=True, help="Check, look for the models, show the plan and stop.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with the newest unfinished run: measure what has no result."
+)
+def run_once(
+    study_file: Path,
+    *,
+    runner: str | None,
+    release: str | None,
+    experiments: str,
+    cycles: int | None,
+    dry_run: bool,
+    resume: bool,
+) -> int:
     """Run a study once through an embedded Airflow: no server to set up.
 
     Results go to LLEM_RESULTS_ROOT (default: ./results), Airflow's own things to AIRFLOW_HOME (./build/airflow).
     Models are looked up in LLEM_MODELS_DIR (./build/models), then on the hub.
-    """
-    from llem_airflow.embedded import Home, run_and_show
-    from llem_airflow.study import load_study
 
-    return run_and_show(load_study(study_file), Home.here(), runner)
+    Exit code 0 when every planned cycle has a result, 1 when not, 130 after Ctrl-C; --resume goes on from there.
+    """
+    from llem_airflow.study import load_study
+    from llem_airflow.study.asked import Request, names_in
+
+    if resume and (release or experiments or cycles):
+        raise click.UsageError("--resume goes on with what that run was asked for: leave out what to measure")
+    study = load_study(study_file)
+    request = Request(release, experiments=names_in(experiments), cycles=cycles, dry_run=dry_run)
+    from llem_airflow.embedded import Home
+    from llem_airflow.run_once import run_and_show
+
+    return run_and_show(study, Home.here(), request, show_plan=print_whole_plan, runner=runner, resume=resume)
 
 
 @click.command("ui")

@@ -4,38 +4,69 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from llem_airflow.cli.names import STUDY_FILE
+
+if TYPE_CHECKING:
+    from llem_airflow.study import Study
 
 
 @click.command("plan")
 @STUDY_FILE
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, in a stable format.")
 @click.option("--order", is_flag=True, help="Show every run in its order, with the pauses.")
-def show_plan(study_file: Path, *, as_json: bool, order: bool) -> None:
+def show_plan(study_file: Path, *, as_json: bool, order: bool) -> int:
     """Show what a STUDY would run: no GPU, no Docker and no Airflow is needed."""
-    from llem_airflow.asked_airflow import next_runs, with_what_keeps_it
+    from llem_airflow.asked_airflow import with_what_keeps_it
     from llem_airflow.study import load_study
     from llem_airflow.study.runners import said_by_engine, terminal_layers
 
     study = with_what_keeps_it(load_study(study_file))
-    choices = said_by_engine(terminal_layers(os.environ), study.experiments)
     if as_json:
+        choices = said_by_engine(terminal_layers(os.environ), study.experiments)
         runners = {engine: choice.to_json() for engine, choice in choices.items()}
         click.echo(json.dumps({**study.plan.to_json(), "runners": runners}, indent=1, allow_nan=False))
-        return
+        return 0
+    print_whole_plan(study, order=order)
+    missing = _missing_models(study)
+    for text in missing:
+        click.echo(text, err=True)
+    return 2 if missing else 0
+
+
+def print_whole_plan(study: Study, *, order: bool = False) -> None:
+    """Print a plan with what is said about where each engine runs."""
+    from llem_airflow.asked_airflow import next_runs
+    from llem_airflow.container.engine import seen_from_here
+    from llem_airflow.study.runners import said_by_engine, terminal_layers
     from llem_airflow.study.terminal import print_plan
     from llem_airflow.terminal import console
 
-    engine_text = ""
-    if any(choice.runner == "auto" for choice in choices.values()):
-        from llem_airflow.container.engine import seen_from_here
-
-        engine_text = seen_from_here(engines=len(choices))
+    choices = said_by_engine(terminal_layers(os.environ), study.experiments)
+    unknown = any(choice.runner == "auto" for choice in choices.values())
+    engine_text = seen_from_here(engines=len(choices)) if unknown else ""
     print_plan(study, choices, engine_text, order=order, console=console(), next_runs=next_runs(study))
+
+
+def _missing_models(study: Study) -> list[str]:
+    """Models that are neither where models lie here nor on the hub; not asked where no models folder is.
+
+    A name with an owner is the hub's, which a plan need not reach.
+    """
+    from llem_airflow.study.models import missing_model
+
+    folder = Path(os.environ.get("LLEM_MODELS_DIR") or "build/models").resolve()
+    names = sorted({each.model for each in study.experiments if not _OF_THE_HUB.fullmatch(each.model)})
+    found = [missing_model(name, folder, study.folder) for name in names] if folder.is_dir() else []
+    return [text for text in found if text]
+
+
+_OF_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 @click.command("validate")

@@ -19,6 +19,7 @@ from llem_airflow.operators.request import RunRequest, study_in_form, study_of_r
 from llem_airflow.operators.settings import settings
 from llem_airflow.protocol.failures import CATEGORIES
 from llem_airflow.results import ResultsRoot, StoredRun
+from llem_airflow.results.again import again
 from llem_airflow.study import Study, load_study
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _report(run: StoredRun, summary: Summary, missing: list[dict[str, Any]]) -> 
         which = "These cycles fail" if by_study == len(missing) else f"{by_study} of them fail"
         advice.append(f"{which} again unless the study is changed: correct it and start a new run.")
     if by_study < len(missing):
-        advice.append("Clear the failed tasks to measure just these cycles again.")
+        advice.append(f"To measure just these cycles again, {again()}.")
     return (
         f"{len(missing)} of {summary.planned} planned cycles have no result:\n{lines}\n"
         f"What was measured is summarised in {run.url}/report.html; evidence of failed attempts is in "

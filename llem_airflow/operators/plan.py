@@ -36,9 +36,13 @@ class LLEMPlanOperator(BaseOperator):
             skipped at once instead of one task start each.
         after: Further tasks that a dry run skips, such as the aggregate.
         operator_args: Arguments of every cycle: they say how the Docker engine is reached and where cycles run.
+
+    Attributes:
+        resume: Skip the cycles that have a result in this very run: it goes on where it was broken off.
     """
 
     ui_color = "#e3f2fd"
+    resume = False
 
     def __init__(
         self,
@@ -81,15 +85,20 @@ class LLEMPlanOperator(BaseOperator):
             "dry_run": dry_run,
             "runners": {engine: str(choice) for engine, choice in choices.items()},
         }
-        carried = set() if dry_run else carry_over(asked, open_run(asked, context), context)
+        carried = set() if dry_run else self._there_already(asked, context)
         if carried:
             plan["carried_over"] = len(carried)
-            self.log.info("%s cycles were measured by the run before and are taken over", len(carried))
+            self.log.info("%s cycles are measured already and are not measured again", len(carried))
         skipped = self._skipped(asked, carried, dry_run=dry_run)
         if skipped:
             context["ti"].xcom_push("return_value", plan)
             raise DownstreamTasksSkipped(tasks=skipped)  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
         return plan
+
+    def _there_already(self, asked: Study, context: Context) -> set[tuple[str, int]]:
+        run = open_run(asked, context)
+        found = carry_over(asked, run, context)
+        return found | {(ref.experiment_id, ref.cycle) for ref in run.cycles()} if self.resume else found
 
     def _skipped(
         self, asked: Study, carried: set[tuple[str, int]], *, dry_run: bool

@@ -2,52 +2,35 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 from typing import Any
 
 from airflow.sdk import Context, Param
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from llem_airflow.study import Experiment, ModelVersion, Study, StudyFileError, load_study_text
+from llem_airflow.study import Experiment, Study, StudyFileError, load_study_text
+from llem_airflow.study.asked import SHOWN, Request, RunRequestError, altered, names_in, requested, wanted
 from llem_airflow.study.engine_names import ENGINES
-from llem_airflow.study.identity import experiment_hash
-from llem_airflow.study.settle import with_deltas
+
+__all__ = [
+    "RunRequest",
+    "RunRequestError",
+    "cycle_of_run",
+    "form",
+    "names_in",
+    "requested",
+    "study_in_form",
+    "study_of_run",
+]
 
 STUDY_FIELD = "study"
 """The field of the trigger form that holds a study's text."""
 
 _KEYS = frozenset({"experiments", "engines", "models", "cycles", "n_prompts", "dry_run"})
-_SHOWN = 200
 
 
-class RunRequestError(ValueError):
-    """A run was asked for something that the study does not have; the text says what it has."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunRequest:
-    """What a run was asked for; everything absent means the whole study.
-
-    Attributes:
-        version: Name of one of the study's ``versions``.
-        experiments: Globs on the experiments' ids and slugs.
-        engines: Names of engines.
-        models: Globs on model names.
-        cycles: The first so many cycles.
-        n_prompts: Prompts per cycle instead of the study's number.
-        dry_run: Plan and stop.
-    """
-
-    version: str | None = None
-    experiments: tuple[str, ...] = ()
-    engines: tuple[str, ...] = ()
-    models: tuple[str, ...] = ()
-    cycles: int | None = None
-    n_prompts: int | None = None
-    dry_run: bool = False
+class RunRequest(Request):
+    """What a DAG run was asked for."""
 
     @classmethod
     def of(cls, context: Context) -> RunRequest:
@@ -71,12 +54,6 @@ class RunRequest:
         )
 
 
-def names_in(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The names in a text or a list; a text separates them by commas or spaces."""
-    parts = re.split(r"[,\s]+", value) if isinstance(value, str) else value or ()
-    return tuple(part for part in parts if part)
-
-
 def form(study: Study | None, *, offer: bool = True) -> dict[str, Param]:
     """The fields of a trigger form; also what ``conf`` of the REST API and the command line may set.
 
@@ -95,7 +72,7 @@ def form(study: Study | None, *, offer: bool = True) -> dict[str, Param]:
             minLength=1,
             title="Experiments",
             description_md="Names or globs, separated by commas or spaces; `*` is all of them.",
-            examples=["*", *(each.id for each in known[:_SHOWN])],
+            examples=["*", *(each.id for each in known[:SHOWN])],
             section="What to measure",
         ),
         "engines": _several("Engines", {"type": "string", "enum": engines}, engines),
@@ -181,68 +158,6 @@ def study_in_form(context: Context) -> Study:
         ) from error
 
 
-def requested(study: Study, request: RunRequest) -> Study:
-    """The study as this run is to measure it: the release, the chosen experiments, the chosen cycles.
-
-    Raises:
-        RunRequestError: There is no such release, or nothing is left to measure.
-    """
-    experiments = [_altered(study, each, request) for each in study.experiments if _wanted(each, request)]
-    if not experiments:
-        known = "\n".join(f"  {each.id} ({each.engine}, {each.model})" for each in study.experiments[:_SHOWN])
-        raise RunRequestError(
-            f"no experiment of the study {study.name!r} is called {', '.join(request.experiments) or '*'} with engines "
-            f"{', '.join(request.engines) or 'any'} and models {', '.join(request.models) or 'any'}; it has:\n{known}"
-        )
-    for pattern in request.experiments:
-        if not any(_called(each, (pattern,)) for each in study.experiments):
-            raise RunRequestError(
-                f"{pattern!r} is the name of no experiment of the study {study.name!r}; it has "
-                + ", ".join(each.id for each in study.experiments[:20])
-            )
-    ids = {each.id for each in experiments}
-    cycles = min(request.cycles or study.cycles, study.cycles)
-    runs = tuple(run for run in study.plan.runs if run.experiment_id in ids and run.cycle <= cycles)
-    return replace(study, plan=replace(study.plan, experiments=tuple(experiments), runs=runs, cycles=cycles))
-
-
-def _wanted(experiment: Experiment, request: RunRequest) -> bool:
-    return (
-        _called(experiment, request.experiments or ("*",))
-        and (not request.engines or experiment.engine in request.engines)
-        and (not request.models or any(fnmatchcase(experiment.model, pattern) for pattern in request.models))
-    )
-
-
-def _called(experiment: Experiment, patterns: Sequence[str]) -> bool:
-    return any(
-        fnmatchcase(name, pattern) for pattern in patterns for name in (experiment.id, experiment.slug)
-    )
-
-
-def _altered(study: Study, experiment: Experiment, request: RunRequest) -> Experiment:
-    """The experiment on the run's release and with its number of prompts; the id stays, the hash follows."""
-    if study.versions:
-        experiment = experiment.at_version(_version(study, request.version))
-    if request.n_prompts is not None:
-        config = with_deltas(experiment.config, ((("task", "dataset", "n_prompts"), request.n_prompts),))
-        experiment = replace(experiment, config=config, hash=experiment_hash(config))
-    return experiment
-
-
-def _version(study: Study, name: str | None) -> ModelVersion:
-    known = ", ".join(f"{version.name} ({version.released})" for version in study.versions)
-    if name is None:
-        raise RunRequestError(
-            f"the study {study.name!r} is measured per model release and this run names none. Trigger it with a "
-            f"partition key, or choose a release in the form, or run a backfill. Its releases: {known}"
-        )
-    for version in study.versions:
-        if version.name == name:
-            return version
-    raise RunRequestError(f"the study {study.name!r} has no model release {name!r}; it has: {known}")
-
-
 def study_of_run(study: Study, context: Context) -> Study:
     """The study as the DAG run of this task is to measure it.
 
@@ -265,9 +180,9 @@ def cycle_of_run(study: Study, experiment_id: str, cycle: int, context: Context)
     request, experiment = RunRequest.of(context), study.experiment(experiment_id)
     if request.dry_run:
         raise AirflowSkipException("dry run: nothing is measured")
-    if not _wanted(experiment, request) or cycle > min(request.cycles or study.cycles, study.cycles):
+    if not wanted(experiment, request) or cycle > min(request.cycles or study.cycles, study.cycles):
         raise AirflowSkipException(f"this run does not ask for {experiment_id} cycle {cycle}")
     try:
-        return _altered(study, experiment, request)
+        return altered(study, experiment, request)
     except RunRequestError as error:
         raise AirflowFailException(str(error)) from error

@@ -23,6 +23,7 @@ from llem_airflow.container.images import default_images
 from llem_airflow.operators.placement import EngineAwayError, PlacementError, choose_image
 from llem_airflow.operators.settings import installed_runners
 from llem_airflow.results import StoredRun
+from llem_airflow.results.again import again
 from llem_airflow.results.folder import json_bytes
 from llem_airflow.study import Experiment
 from llem_airflow.study.runners import (
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 _FOLDER, _FILE = "pins", "runners.json"
 _CONNECT_TIMEOUT_S = 10
 _ASK_AGAIN_S = 2.0
-CORRECT = "correct it, then clear this task"
+CORRECT = f"correct it, then {again('this task')}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any
 from airflow.configuration import AIRFLOW_HOME
 from airflow.sdk import conf
 
+from llem_airflow.study.models import model_folder
 from llem_airflow.study.runners import Layers, read_runners
 
 MODELS_MOUNT = PurePosixPath("/models")
@@ -120,27 +121,14 @@ def local_model(name: str, where: Settings, *, study_folder: Path | None = None)
 
     Looks under the models folder, then takes ``name`` as a path (relative ones from the study file's folder).
     """
-    if where.models_dir is not None and (found := _below(where.models_dir, name)):
-        inside = MODELS_MOUNT / found.relative_to(where.models_dir).as_posix()
-        source = where.host_models_dir or str(where.models_dir)
-        if "/" not in source:  # a volume is mounted whole
-            return LocalModel(found, source, str(inside), str(MODELS_MOUNT))
-        return LocalModel(
-            found,
-            str(PurePosixPath(source) / found.relative_to(where.models_dir).as_posix()),
-            str(inside),
-            str(inside),
-        )
-    path = Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser() raises for an unknown ~name
-    if not path.is_absolute() and study_folder is not None:
-        path = study_folder / path
-    if path.is_dir() and (path / "config.json").is_file():
-        target = str(MODELS_MOUNT / path.resolve().name)
-        return LocalModel(path.resolve(), str(path.resolve()), target, target)
-    return None
-
-
-def _below(folder: Path, name: str) -> Path | None:
-    candidate = (folder / name).resolve()
-    inside = candidate.is_relative_to(folder) and candidate != folder
-    return candidate if inside and (candidate / "config.json").is_file() else None
+    found = model_folder(name, where.models_dir, study_folder)
+    if found is None:
+        return None
+    if where.models_dir is None or not found.is_relative_to(where.models_dir):
+        target = str(MODELS_MOUNT / found.name)
+        return LocalModel(found, str(found), target, target)
+    below = found.relative_to(where.models_dir).as_posix()
+    inside, source = str(MODELS_MOUNT / below), where.host_models_dir or str(where.models_dir)
+    if "/" not in source:  # a volume is mounted whole
+        return LocalModel(found, source, inside, str(MODELS_MOUNT))
+    return LocalModel(found, str(PurePosixPath(source) / below), inside, inside)

@@ -10,6 +10,7 @@ from airflow.sdk import Context
 
 from llem_airflow.operators.not_begun import skip_noted
 from llem_airflow.results import StoredRun
+from llem_airflow.results.again import again
 from llem_airflow.study import Experiment, Study
 
 SCHEDULED = "scheduled"
@@ -51,7 +52,7 @@ def skip_outside_window(
     left = (
         "the next scheduled run goes on with it"
         if study.airflow.carry_over
-        else "clear the task to measure it all the same"
+        else f"{again('the task')} to measure it all the same"
     )
     reason = f"not begun: it was {clock:%H:%M} and the window is {window} ({study.airflow.timezone}); {left}"
     skip_noted(run, experiment, cycle, reason)

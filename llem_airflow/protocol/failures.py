@@ -78,7 +78,7 @@ CATEGORIES: dict[str, Category] = {
     "name_conflict": Category(
         True, "another container has this name: `llem-airflow gc` removes leftovers of ours"
     ),
-    "cancelled": Category(True, "it was cancelled: clear the task to run it again"),
+    "cancelled": Category(True, "it was cancelled: run it again"),
     "unknown": Category(True, "read the log in the evidence"),
 }
 

@@ -20,6 +20,8 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from llem_airflow.results.again import again
+
 ABANDONED_NS = 3_600_000_000_000
 """A living writer has written within the hour."""
 
@@ -185,9 +187,7 @@ def write_error(error: OSError, where: str) -> ResultsWriteError:
     if isinstance(error, ResultsWriteError):
         return error
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        advice = (
-            "the disk is full: free some (`llem-airflow results prune` lists what can go), clear the task"
-        )
+        advice = f"the disk is full: free some (`llem-airflow results prune` lists what can go), {again('the task')}"
     elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         advice = "no permission to write there: check the owner of the results root"
     else:

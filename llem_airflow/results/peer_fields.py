@@ -82,8 +82,8 @@ _RESULT: dict[str, Callable[[Any], str]] = {
     "warmup_result.final_cv?": number(1e6),
     "runner_provenance?": _object,
 }
-_CONFIG = {"declared_config?": _object, "engine_version?": _text}
-_SYSTEM = {
+_CONFIG: dict[str, Callable[[Any], str]] = {"declared_config?": _object, "engine_version?": _text}
+_SYSTEM: dict[str, Callable[[Any], str]] = {
     "hardware?": _object,
     "hardware.gpu?": _object,
     "hardware.thermal?": _object,
@@ -91,7 +91,11 @@ _SYSTEM = {
     "hardware.cuda?": _object,
     "hardware.cpu?": _object,
 }
-FIELDS = {"result.json": _RESULT, "config.json": _CONFIG, "system.json": _SYSTEM}
+FIELDS: dict[str, dict[str, Callable[[Any], str]]] = {
+    "result.json": _RESULT,
+    "config.json": _CONFIG,
+    "system.json": _SYSTEM,
+}
 """Check of each field that is read, by file; a name that ends in ``?`` may be absent or null."""
 
 

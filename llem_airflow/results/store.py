@@ -20,6 +20,7 @@ from llem_airflow.results.cycles import CycleRef, FailureRef, ResultReadError
 from llem_airflow.results.folder import Folder, ResultsWriteError, json_bytes, write_error
 from llem_airflow.results.held import held_folder, sweep
 from llem_airflow.results.notes import read_notes, write_note
+from llem_airflow.results.plan_file import checked_plan
 from llem_airflow.results.staging import stage
 
 _COMMIT = "commit-"
@@ -126,7 +127,7 @@ class StoredRun:
 
     def plan(self) -> dict[str, Any]:
         """plan.json; empty when there is none."""
-        return self._json(names.PLAN)
+        return checked_plan(self._json(names.PLAN), f"{self.url}/{names.PLAN}")
 
     def meta(self) -> dict[str, Any]:
         """run.json; empty when there is none."""

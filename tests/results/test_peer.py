@@ -123,7 +123,7 @@ def test_a_folder_without_bundles_says_what_is_wanted(tmp_path: Path) -> None:
         import_folder(tmp_path, ResultsRoot(tmp_path / "results"))
 
 
-WRONG = (
+WRONG: tuple[tuple[str, Any], ...] = (
     ("total_energy_j", float("nan")),
     ("total_energy_j", 1e308),
     ("total_energy_j", float("inf")),

@@ -1,0 +1,263 @@
+"""Run a study once through an embedded Airflow, or go on with a run that was broken off."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from llem_airflow import terminal
+from llem_airflow.analysis.planned import planned
+from llem_airflow.analysis.summary import Summary
+from llem_airflow.analysis.table import render_summary
+from llem_airflow.embedded import CannotStartError, Home, airflow_command, end, migrate
+from llem_airflow.progress import RunProgress
+from llem_airflow.results import ResultsRoot, StoredRun, names
+from llem_airflow.results.again import RESUME_VARIABLE
+from llem_airflow.study import Study
+from llem_airflow.study.asked import Request, requested
+from llem_airflow.study.models import missing_model
+
+INTERRUPTED = 130
+_END_S = 4.0
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_MANUAL = "manual__"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be run.
+
+    Attributes:
+        study: The whole study, loaded from a file.
+        request: What of it.
+        runner: ``process`` or ``container``, or None for what the study says.
+        run: The run to go on with; None for a new one.
+    """
+
+    study: Study
+    request: Request
+    runner: str | None
+    run: StoredRun | None
+
+    @property
+    def asked(self) -> Study:
+        """The study as this run is to measure it."""
+        return requested(self.study, self.request)
+
+    def conf(self) -> dict[str, object]:
+        """The request as Airflow's ``conf``."""
+        told: dict[str, object] = {"experiments": ",".join(self.request.experiments) or "*"}
+        told |= {"cycles": self.request.cycles} if self.request.cycles else {}
+        return told | ({"version": self.request.version} if self.request.version else {})
+
+
+def run_and_show(
+    study: Study,
+    home: Home,
+    request: Request,
+    *,
+    show_plan: Callable[[Study], None],
+    runner: str | None = None,
+    resume: bool = False,
+) -> int:
+    """Run a study once, with progress; at the end show the table, where the report lies and how to open the UI.
+
+    Args:
+        study: A study loaded from a file.
+        home: Where to keep things.
+        request: What of the study to measure; with ``dry_run``, only its plan is shown.
+        show_plan: How a plan is shown.
+        runner: ``process`` or ``container``, or None for what the study says.
+        resume: Go on with the newest run of the study that lacks results.
+
+    Returns:
+        0 when every planned cycle has a result, 1 when not, 130 when Ctrl-C ended it.
+
+    Raises:
+        RunRequestError: The study does not have what is asked for.
+        CannotStartError: There is nothing to resume, a model is missing, or AIRFLOW_HOME cannot be used.
+        EmbeddedRunError: Airflow could not be started.
+    """
+    root = ResultsRoot(home.results)
+    earlier = _unfinished(study, root) if resume else None
+    wanted = Wanted(study, _request_of(earlier) if earlier else request, runner, earlier)
+    asked = wanted.asked
+    _require_same(asked, earlier)
+    require_models(asked, home.models, runner)
+    if request.dry_run:
+        show_plan(asked)
+        return 0
+    home.make()
+    began = _began(earlier) if earlier else datetime.now(UTC)
+    run = root.run(study.name, f"{_MANUAL}{began.isoformat()}")
+    left = _missing(asked, run)
+    goes_on = f", goes on with {len(left)} that have no result" if earlier else ""
+    _say(f"{study.name}: {len(asked.experiments)} experiments x {asked.cycles} cycles{goes_on}")
+    _say(f"Run: {run.url}")
+    _say(f"Airflow's log: {home.airflow / 'run.log'}")
+    with (
+        _alone(home),
+        RunProgress(terminal.console(), len(left), home.airflow / "run.log") as progress,
+    ):
+        try:
+            code = _run(wanted, home, began, progress.line)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+    return _show_end(run, asked, code, home)
+
+
+def require_models(study: Study, models_dir: Path, runner: str | None = None) -> None:
+    """Look for every model of a study before anything starts.
+
+    Raises:
+        CannotStartError: One is not to be had.
+    """
+    elsewhere = {each.model: (runner or each.runner) != "process" for each in study.experiments}
+    for model, in_containers in elsewhere.items():
+        if why := missing_model(model, models_dir, study.folder, elsewhere=in_containers):
+            raise CannotStartError(why)
+
+
+def _show_end(run: StoredRun, asked: Study, code: int, home: Home) -> int:
+    missing = _missing(asked, run) if run.is_run() else [None] * len(asked.plan.runs)
+    if run.is_run() and (summary := run.summary()) and code != INTERRUPTED:
+        terminal.show(terminal.console(), render_summary(Summary.from_json(summary)), "")
+        _say(f"Report:  {run.url}/{names.REPORT}")
+        _say(f"Open it: llem-airflow report {run.url} --open")
+        _say("See it in Airflow's UI: llem-airflow ui (or: make airflow)")
+    elif code != INTERRUPTED:
+        _say(
+            f"Airflow ended with {code} and there is no summary; its log is {home.airflow / 'run.log'}", "red"
+        )
+    if code == INTERRUPTED:
+        kept = len(asked.plan.runs) - len(missing)
+        where = f" in {run.url}" if kept else ""
+        _say(f"Ended with Ctrl-C. {kept} of {len(asked.plan.runs)} cycles are measured and kept{where}.")
+    if missing and (code == INTERRUPTED or code):
+        _say(f"`{_resume_command(asked)}` measures the {len(missing)} that have no result.")
+    return INTERRUPTED if code == INTERRUPTED else int(bool(code))
+
+
+def _run(wanted: Wanted, home: Home, began: datetime, on_line: Callable[[str], None]) -> int:
+    """Run ``airflow dags test`` on a DAG file of the study alone: SQLite, one process, the plan's order."""
+    if wanted.study.path is None:
+        raise CannotStartError("a study that runs through Airflow must lie in a file")
+    dags = home.airflow / "run-once"
+    dags.mkdir(parents=True, exist_ok=True)
+    for old in dags.glob("*.py"):
+        old.unlink()
+    arguments = {"runner": wanted.runner} if wanted.runner else {}
+    (dags / "study.py").write_text(
+        '"""The Airflow DAG of one study, made by `llem-airflow run`."""\n\n'
+        "from llem_airflow.factory import study_dag\n\n"
+        f"dag = study_dag({str(wanted.study.path.resolve())!r}, chain=True, **{arguments!r})\n"
+        f'dag.get_task("plan").resume = {wanted.run is not None}\n'
+    )
+    environment = home.environment(dags) | {RESUME_VARIABLE: _resume_command(wanted.study)}
+    migrate(home, environment)
+    name = wanted.study.airflow.dag_id or wanted.study.name
+    command = airflow_command("dags", "test", name, began.isoformat(), "--conf", json.dumps(wanted.conf()))
+    # A session of its own: Ctrl-C reaches it once, from us.
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                on_line(_COLOUR.sub("", line.rstrip("\n")))
+        except BaseException:
+            end(process, _END_S)
+            raise
+        return process.wait()
+
+
+def _unfinished(study: Study, root: ResultsRoot) -> StoredRun:
+    """The newest run of the study that lacks results and was made as we make them."""
+    for run in reversed(root.runs(study.name)):
+        if run.run_id.startswith(_MANUAL) and _time_in(run.run_id) and _left(run):
+            return run
+    raise CannotStartError(
+        f"{study.name}: no run under {root.url} lacks a result; without --resume a new one is made"
+    )
+
+
+def _left(run: StoredRun) -> set[tuple[str, int]]:
+    """What a run planned and has no result of, but for what was found not to be needed."""
+    return (
+        set(planned(run.plan()).cycles)
+        - {(ref.experiment_id, ref.cycle) for ref in run.cycles()}
+        - set(run.skips())
+    )
+
+
+def _missing(asked: Study, run: StoredRun) -> list[tuple[str, int] | None]:
+    there = {(ref.experiment_id, ref.cycle) for ref in run.cycles()} | set(run.skips())
+    return [key for each in asked.plan.runs if (key := (each.experiment_id, each.cycle)) not in there]
+
+
+def _request_of(run: StoredRun) -> Request:
+    """What a run was asked for, from its plan and its facts."""
+    plan = run.plan()
+    release = run.meta().get("version")
+    ids = tuple(str(each["id"]) for each in plan.get("experiments", ()))
+    return Request(version=release, experiments=ids, cycles=plan.get("cycles"))
+
+
+def _require_same(asked: Study, earlier: StoredRun | None) -> None:
+    """A run is of one study: what its experiments are may not change while it goes on."""
+    if earlier is None:
+        return
+    stored = {str(each["id"]): each.get("hash") for each in earlier.plan().get("experiments", ())}
+    changed = [each.id for each in asked.experiments if stored.get(each.id) != each.hash]
+    if changed:
+        raise CannotStartError(
+            f"{changed[0]} is not what it was when {earlier.url} began: the study was edited since; run it anew, "
+            "without --resume"
+        )
+
+
+def _began(run: StoredRun) -> datetime:
+    found = _time_in(run.run_id)
+    assert found is not None
+    return found
+
+
+def _time_in(run_id: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(run_id.removeprefix(_MANUAL))
+    except ValueError:
+        return None
+
+
+def _resume_command(study: Study) -> str:
+    return f"llem-airflow run {study.path} --resume"
+
+
+@contextmanager
+def _alone(home: Home) -> Iterator[None]:
+    """One run at a time in one AIRFLOW_HOME: they would take each other's DAG file, and a resumed one its results."""
+    with (home.airflow / "run.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CannotStartError(
+                f"another `llem-airflow run` is under way in {home.airflow}; wait for it, or set AIRFLOW_HOME"
+            ) from error
+        yield
+
+
+def _say(text: str, style: str = "") -> None:
+    terminal.show(terminal.console(), terminal.Whole(text, style))
