@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from llem_airflow import terminal
 from llem_airflow.analysis.planned import planned
 from llem_airflow.analysis.summary import Summary
 from llem_airflow.analysis.table import render_summary
-from llem_airflow.embedded import CannotStartError, Home, airflow_command, end, migrate
+from llem_airflow.embedded import CannotStartError, Home, end, migrate
 from llem_airflow.progress import RunProgress
 from llem_airflow.results import ResultsRoot, StoredRun, names
 from llem_airflow.results.again import RESUME_VARIABLE
@@ -146,27 +146,18 @@ def _show_end(run: StoredRun, asked: Study, code: int, home: Home) -> int:
 
 
 def _run(wanted: Wanted, home: Home, began: datetime, on_line: Callable[[str], None]) -> int:
-    """Run ``airflow dags test`` on a DAG file of the study alone: SQLite, one process, the plan's order."""
-    if wanted.study.path is None:
-        raise CannotStartError("a study that runs through Airflow must lie in a file")
+    """Run the study's DAG by ``dag.test()``: SQLite, one process, the plan's order."""
     dags = home.airflow / "run-once"
     dags.mkdir(parents=True, exist_ok=True)
     for old in dags.glob("*.py"):
         old.unlink()
-    arguments = {"runner": wanted.runner} if wanted.runner else {}
-    (dags / "study.py").write_text(
-        '"""The Airflow DAG of one study, made by `llem-airflow run`."""\n\n'
-        "from llem_airflow.factory import study_dag\n\n"
-        f"dag = study_dag({str(wanted.study.path.resolve())!r}, chain=True, **{arguments!r})\n"
-        f'dag.get_task("plan").resume = {wanted.run is not None}\n'
-    )
+    program = dags / "study.py"
+    program.write_text(_program(wanted, began))
     environment = home.environment(dags) | {RESUME_VARIABLE: _resume_command(wanted.study)}
     migrate(home, environment)
-    name = wanted.study.airflow.dag_id or wanted.study.name
-    command = airflow_command("dags", "test", name, began.isoformat(), "--conf", json.dumps(wanted.conf()))
     # A session of its own: Ctrl-C reaches it once, from us.
     with subprocess.Popen(
-        command,
+        [sys.executable, str(program)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -182,6 +173,24 @@ def _run(wanted: Wanted, home: Home, began: datetime, on_line: Callable[[str], N
             end(process, _END_S)
             raise
         return process.wait()
+
+
+def _program(wanted: Wanted, began: datetime) -> str:
+    """A DAG file that runs itself. `airflow dags test` would name the run by the time at which it starts."""
+    if wanted.study.path is None:
+        raise CannotStartError("a study that runs through Airflow must lie in a file")
+    arguments = {"runner": wanted.runner} if wanted.runner else {}
+    return (
+        '"""The Airflow DAG of one study, made by `llem-airflow run`."""\n\n'
+        "import sys\nfrom datetime import datetime\n\n"
+        "from llem_airflow.factory import study_dag\n\n"
+        f"dag = study_dag({str(wanted.study.path.resolve())!r}, chain=True, **{arguments!r})\n"
+        f'dag.get_task("plan").resume = {wanted.run is not None}\n'
+        'if __name__ == "__main__":\n'
+        f"    began = datetime.fromisoformat({began.isoformat()!r})\n"
+        f"    run = dag.test(run_after=began, logical_date=began, run_conf={wanted.conf()!r})\n"
+        '    sys.exit(run is None or run.state == "failed")\n'
+    )
 
 
 def _unfinished(study: Study, root: ResultsRoot) -> StoredRun:

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import RenderableType
+from rich.text import Text
 
 from llem_airflow import terminal
 from llem_airflow.analysis import quantity
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.compare_named import Compared, How, compare_named
+from llem_airflow.analysis.history_rows import history_json, render_runs
 from llem_airflow.analysis.integrity import check_run
 from llem_airflow.analysis.markdown import report_markdown
 from llem_airflow.analysis.metrics import BY_NAME
@@ -51,6 +53,8 @@ def report_run(
         return 0
     where = f"{found.url}/{names.REPORT}"
     _print(render_summary(summary), "")
+    if summary.valid < summary.planned:
+        _print(Text(f"Unfinished: {summary.valid} of {summary.planned} planned cycles are valid.", "red"))
     _line(f"Report: {where}")
     if open_browser:
         webbrowser.open(found.path.joinpath(names.REPORT).as_uri() if found.path else where)
@@ -107,13 +111,19 @@ def compare(
     return 1 if worse and fail_on_regression else 0
 
 
-def show_history(study: str, results_root: str, metric: str) -> int:
+def show_history(study: str, results_root: str, metric: str, *, as_json: bool = False) -> int:
     """Print how a metric of a study's experiments went over its runs."""
     if metric not in BY_NAME:
         raise ValueError(f"{metric!r} is no metric; there are: {', '.join(BY_NAME)}")
     root = ResultsRoot(results_root)
     some_runs(root, study)
-    _print(render_trends(histories(root, study, metric), metric))
+    trends = histories(root, study, metric)
+    if as_json:
+        sys.stdout.write(json.dumps(history_json(trends, metric, study), indent=1, allow_nan=False) + "\n")
+        return 0
+    if not trends:
+        raise ResultReadError(f"{root.url}: no aggregated run of {study!r} has a value of {metric}")
+    _print(render_runs(trends, metric), render_trends(trends, metric))
     return 0
 
 

@@ -72,11 +72,12 @@ def compare_results(
 @click.argument("study", shell_complete=complete_study)
 @ROOT
 @click.option("--metric", default="energy_per_output_token_j", show_default=True)
-def show_history(study: str, results_root: str, metric: str) -> int:
-    """How a metric of a STUDY's experiments went over its runs, and where it changed."""
+@click.option("--json", "as_json", is_flag=True, help="Print every value as JSON.")
+def show_history(study: str, results_root: str, metric: str, *, as_json: bool) -> int:
+    """How a metric of a STUDY's experiments went over its runs, one row a run, and where it changed."""
     from llem_airflow.analysis import console
 
-    return console.show_history(study, results_root, metric)
+    return console.show_history(study, results_root, metric, as_json=as_json)
 
 
 @click.group("results")

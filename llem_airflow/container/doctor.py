@@ -175,7 +175,8 @@ def _gpus(api: docker.APIClient, environ: Mapping[str, str]) -> Check:
         return Check("gpu", FAIL, f"not known: {error}", "`nvidia-smi` on the engine's host says more")
     if found.gpus:
         names = ", ".join(f"{gpu.index} {gpu.name}" for gpu in found.gpus)
-        return Check("gpu", OK, f"driver {found.driver}, CUDA {found.cuda_major}: {names}")
+        seen = f"seen from a container of {present}"
+        return Check("gpu", OK, f"driver {found.driver}, CUDA {found.cuda_major}: {names}; {seen}")
     fix = "for a GPU: install the driver and the NVIDIA Container Toolkit; without one, power is an estimate"
     return Check("gpu", FAIL if found.hidden else WARN, found.absent, fix)
 

@@ -74,7 +74,8 @@ def _what_is_there(root: ResultsRoot, text: str) -> str:
         return f"; {_SET_ROOT}"
     candidates = found if "/" in text else root.studies()
     meant = get_close_matches(text, candidates, n=1, cutoff=0.7)
-    return f"; did you mean {meant[0]!r}?" * bool(meant) + f"; there are: {', '.join(found[-8:])}"
+    hint = f"; did you mean {meant[0]!r}?" if meant else ""
+    return f"{hint}; there are: {', '.join(found[-8:])}"
 
 
 _SET_ROOT = (

@@ -57,7 +57,7 @@ def _searched(name: str, models_dir: Path | None) -> str:
     )
     meant = get_close_matches(name, there, n=1, cutoff=0.7)
     listed = ", ".join(there[:_SHOWN]) + ", …" * (len(there) > _SHOWN) or "nothing that has a config.json"
-    return f"{models_dir} has {listed}" + f" (did you mean {meant[0]!r}?)" * bool(meant)
+    return f"{models_dir} has {listed}" + (f" (did you mean {meant[0]!r}?)" if meant else "")
 
 
 def _cache() -> Path:

@@ -97,12 +97,14 @@ def read_text(path: Path, name: str) -> str:
         StudyFileError: Not there, not a file, too large, or not UTF-8.
     """
     try:
-        if path.is_dir():
-            raise StudyFileError([Mistake(name, 1, 1, "", "this is a folder", "name a study file (.yaml)")])
-        if path.exists() and not path.is_file():
-            raise StudyFileError(
-                [Mistake(name, 1, 1, "", "this is not a regular file", "name a study file (.yaml)")]
-            )
+        kind = (
+            "" if path.is_file() or not path.exists() else "a folder" if path.is_dir() else "no regular file"
+        )
+    except (OSError, ValueError):
+        kind = ""  # opening it says why
+    if kind:
+        raise StudyFileError([Mistake(name, 1, 1, "", f"this is {kind}", "name a study file (.yaml)")])
+    try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:

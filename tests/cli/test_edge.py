@@ -1,0 +1,273 @@
+"""Whatever a person names, every verb ends with a message and a stated exit code, never with a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llem_airflow.analysis.aggregate import aggregate_run
+from llem_airflow.cli import main
+from llem_airflow.results import ResultsRoot, StoredRun
+from tests.analysis.conftest import MakeRun, make_run, run_maker
+from tests.results.recorded import Recording
+
+__all__ = ["make_run"]
+
+OF_A_ROOT = (
+    ("report",),
+    ("report", "nightly"),
+    ("compare", "nightly/r1", "nightly/r2"),
+    ("compare", "previous", "nightly/r1"),
+    ("history", "nightly"),
+    ("results", "list"),
+    ("results", "show"),
+    ("results", "show", "--table", "cycles"),
+    ("results", "check"),
+    ("results", "export"),
+    ("results", "export", "--table", "power", "--format", "json"),
+    ("results", "prune", "--keep-runs", "1"),
+)
+"""Verbs that read a results root."""
+
+OF_A_RUN = (
+    ("report", "nightly/r1"),
+    ("report", "nightly/r1", "--format", "markdown"),
+    ("compare", "nightly/r1", "nightly/r2"),
+    ("history", "nightly"),
+    ("results", "show", "nightly/r1", "--table", "cycles"),
+    ("results", "check", "nightly/r1"),
+    ("results", "export", "nightly/r1", "--table", "power"),
+    ("results", "prune", "--keep-runs", "1"),
+    ("report", "nightly/r1", "--again"),
+)
+"""Verbs that read the run that is damaged; the last one writes it anew."""
+
+OF_A_STUDY = (("plan",), ("validate",), ("run",), ("run", "--dry-run"), ("backfill",))
+"""Verbs that read a study file."""
+
+
+OF_RESULTS = {verb[0] for verb in OF_A_ROOT}
+
+
+def llem(*arguments: str, root: str = "results") -> Result:
+    """A verb's result; what it did not catch fails the test."""
+    where = ["--results-root", root] if arguments[0] in OF_RESULTS else []
+    done = CliRunner().invoke(main, [*arguments, *where], env={"COLUMNS": "120"})
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    assert "Traceback" not in done.output
+    return done
+
+
+def bad_path(kind: str, folder: Path) -> str:
+    """A path that cannot be used, each in another way."""
+    (folder / "file").write_text("x")
+    return {
+        "missing": str(folder / "no" / "such"),
+        "file": str(folder / "file"),
+        "below a file": str(folder / "file" / "below"),
+        "empty folder": str(folder),
+        "device": "/dev/null",
+        "too long": str(folder / ("x" * 300)),
+        "no scheme that is known": "nope://bucket/x",
+        "an address where nobody listens": "http://127.0.0.1:9/results",
+        "zero byte": "a\0b",
+        "root": "/proc/1/root/nope",
+        "text": "☃ \n",
+    }[kind]
+
+
+KINDS = (
+    "missing", "file", "below a file", "empty folder", "device", "too long", "no scheme that is known",
+    "an address where nobody listens", "zero byte", "root", "text",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("verb", OF_A_ROOT, ids=" ".join)
+def test_a_root_that_cannot_be_read_is_a_message_and_exit_code_2(
+    verb: tuple[str, ...], kind: str, tmp_path: Path
+) -> None:
+    done = llem(*verb, root=bad_path(kind, tmp_path))
+    assert done.exit_code == 2, done.output
+    assert done.stderr.strip()
+    assert "LLEM_TRACEBACK" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("verb", OF_A_STUDY, ids=" ".join)
+def test_a_study_that_cannot_be_read_is_a_message_and_exit_code_2(
+    verb: tuple[str, ...], kind: str, tmp_path: Path
+) -> None:
+    done = llem(*verb, bad_path(kind, tmp_path))
+    assert done.exit_code == 2, done.output
+    assert done.stderr.strip()
+    assert "LLEM_TRACEBACK" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "empty folder"])
+def test_an_output_that_cannot_be_written_is_a_message_and_exit_code_2(
+    kind: str, make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = a_run(make_run)
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    target = "/dev/full" if kind == "device" else bad_path(kind, aside)
+    if kind == "file":
+        target = str(aside)  # a folder where a file is wanted
+    if kind == "text":
+        return
+    for verb in (("results", "export", run.url, "-o", target), ("init", "--force", target)):
+        done = llem(*verb)
+        assert done.exit_code == 2, (verb, done.output)
+        assert "LLEM_TRACEBACK" not in done.stderr
+        assert done.stderr.count(str(aside / "no" / "such")) == (kind == "missing")
+
+
+def a_run(make_run: MakeRun, run_id: str = "r1") -> StoredRun:
+    run = make_run({(0, 1): Recording(window_s=12.0), (0, 2): Recording(window_s=12.0)}, run_id=run_id)
+    aggregate_run(run, report=False)
+    return run
+
+
+def as_json(change: Callable[[dict[str, object]], object]) -> Callable[[bytes], bytes]:
+    """Change each object of a JSON file, or of JSON lines."""
+
+    def changed(data: bytes) -> bytes:
+        try:
+            return json.dumps(change(json.loads(data))).encode()
+        except ValueError:
+            lines = [line for line in data.splitlines() if line[:1] == b"{"]
+            return b"\n".join(json.dumps(change(json.loads(line))).encode() for line in lines)
+
+    return changed
+
+
+def parquet(columns: dict[str, list[int]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
+    "gone": lambda _: None,
+    "empty": lambda _: b"",
+    "half": lambda data: data[: len(data) // 2],
+    "noise": lambda _: bytes(range(256)),
+    "list": lambda _: b"[1, 2]",
+    "null": lambda _: b"null",
+    "number": lambda _: b"7",
+    "deep": lambda _: b"[" * 100_000,
+    "another object": lambda _: b'{"a": {"b": []}}',
+    "numbers for values": as_json(lambda found: dict.fromkeys(found, 7)),
+    "texts for values": as_json(lambda found: dict.fromkeys(found, "x")),
+    "lists for values": as_json(lambda found: {key: [3] for key in found}),
+    "nulls for values": as_json(dict.fromkeys),
+    "a newer schema": as_json(lambda found: {**found, "schema_version": 99, "new": 1}),
+    "another table": lambda _: parquet({"a": [1]}),
+}
+FILES = (
+    "run.json", "plan.json", "summary.json", "cycles.parquet", "experiments.parquet", "power.parquet", "study.yaml",
+    "result.json", "config.json", "environment.json", "provenance.json", "power.parquet@cycle", "requests.parquet",
+    "events.jsonl",
+)  # fmt: skip
+
+
+def damaged(run: StoredRun, file: str, damage: str) -> None:
+    """Damage a file of the run, or of its first cycle."""
+    assert run.path is not None
+    name, _, of_cycle = file.partition("@")
+    found = run.path / name
+    if of_cycle or not found.exists():
+        found = Path(run.cycles()[0].folder.path) / name
+    content = DAMAGE[damage](found.read_bytes())
+    found.unlink()
+    if content is not None:
+        found.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def whole_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    make = run_maker(ResultsRoot(folder / "results"), folder)
+    for run_id in ("r1", "r2"):
+        a_run(make, run_id)
+    return folder / "results"
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(file=st.sampled_from(FILES), damage=st.sampled_from(sorted(DAMAGE)), verb=st.sampled_from(OF_A_RUN))
+def test_a_damaged_run_is_told_and_takes_no_other_down(
+    file: str, damage: str, verb: tuple[str, ...], whole_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("damaged") / "results"
+    shutil.copytree(whole_root, root)
+    damaged(ResultsRoot(root).run("nightly", "r1"), file, damage)
+    done = llem(*verb, root=str(root))
+    assert done.exit_code in {0, 1, 2}, (verb, done.output)
+    assert "LLEM_TRACEBACK" not in done.stderr, (verb, done.stderr)
+    for other in (("results", "list"), ("results", "show", "nightly/r2")):
+        assert llem(*other, root=str(root)).exit_code == 0, other
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    verb=st.sampled_from((*OF_A_ROOT, *OF_A_STUDY, ("init",), ("engine-check",), ("results", "import"))),
+    words=st.lists(
+        st.text(max_size=20) | st.sampled_from(["--json", "--metric", "-o", "latest", "#", "@*"]), max_size=3
+    ),
+)
+def test_any_words_at_any_verb(
+    verb: tuple[str, ...], words: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("words")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        done = llem(*verb, *words, root=str(folder / "results"))
+    finally:
+        os.chdir(before)
+    assert done.exit_code in {0, 1, 2}
+    assert "LLEM_TRACEBACK" not in done.stderr
+
+
+def test_ctrl_c_in_any_verb_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llem_airflow.analysis.console.list_runs", interrupt)
+    assert llem("results", "list").exit_code == 130
+
+
+def test_the_help_states_the_exit_codes() -> None:
+    words = " ".join(llem("--help").output.split())
+    for said in ("0 done", "1 the run failed", "2 it could not be done as asked", "130 ended with Ctrl-C"):
+        assert said in words
+
+
+@pytest.mark.parametrize(
+    ("redirect", "codes", "said"),
+    [("| head -n 1", {0, 1}, ""), ("> /dev/full", {2}, "No space left on device")],
+)
+def test_a_reader_that_goes_and_a_full_device_leave_no_traceback(
+    redirect: str, codes: set[int], said: str
+) -> None:
+    command = (
+        f"set -o pipefail; {sys.executable} -c 'from llem_airflow.cli import main; main()' schema {redirect}"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode in codes
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert said in done.stderr
