@@ -102,7 +102,8 @@ def _version(study: Study, name: str | None) -> ModelVersion:
     if name is None:
         raise RunRequestError(
             f"the study {study.name!r} is measured per model release and this run names none. Name one "
-            f"(`llem-airflow run --release NAME`, a partition key, the form's field) or run a backfill; it has: {known}"
+            "(`llem-airflow run --release NAME`, a partition key, the form's field) or run a backfill. "
+            f"Its releases: {known}"
         )
     for version in study.versions:
         if version.name == name:
