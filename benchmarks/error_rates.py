@@ -207,7 +207,7 @@ def print_shipped(rng: np.random.Generator, repeats: int) -> None:
     for experiments, all_changed in ((1, (0, 1)), (8, (0, 1, 8)), (40, (0, 1, 4, 12, 40))):
         for n, cv, change in ((3, 0.01, 0.05), (5, 0.02, 0.06)):
             for changed in all_changed:
-                times = max(repeats // {1: 1, 8: 4, 40: 20}[experiments], 10)
+                times = max(repeats // {1: 2, 8: 8, 40: 40}[experiments], 10)
                 shares = shipped(rng, experiments, changed, times, n=n, cv=cv, change=change)
                 cells = [f"{share:.3f}" for share in shares[:2]] + [f"{shares[2]:.3f}" if changed else "-"]
                 print(
