@@ -76,8 +76,15 @@ def change_interval(low_ratio: float | None, high_ratio: float | None) -> str:
     if low_ratio is None or high_ratio is None:
         return ""
     if low_ratio <= -0.5 and high_ratio >= 1.0:
-        return "cannot tell: half and double are both possible"
+        return "cannot tell (half to double)"
     return f"{signed(low_ratio)} to {signed(high_ratio)}"
+
+
+def detectable(ratio: float | None) -> str:
+    """The smallest difference that would have been found; empty for None."""
+    if ratio is None:
+        return ""
+    return f"would show from {percent(ratio)}" if ratio < 1 else "not even double would show"
 
 
 def when(epoch_ns: int | None) -> str:

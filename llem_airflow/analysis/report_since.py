@@ -58,5 +58,5 @@ def _change(found: Comparison | None) -> dict[str, str]:
         return {"value": quantity.ABSENT, "interval": "", "power": ""}
     interval, power = quantity.change_interval(found.low_ratio, found.high_ratio), found.reason
     if found.verdict is Verdict.NOT_ENOUGH_EVIDENCE and found.detectable_ratio is not None:
-        power = f"shows from {quantity.percent(found.detectable_ratio)}"
+        power = quantity.detectable(found.detectable_ratio)
     return {"value": quantity.signed(found.difference_ratio), "interval": interval, "power": power}

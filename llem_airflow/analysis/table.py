@@ -132,8 +132,10 @@ def _comparison_table(report: PairReport) -> Rows:
         if interval := quantity.change_interval(found.low_ratio, found.high_ratio):
             change += f"\n{interval}"
         verdict = str(found.verdict) + (f"\n{found.reason}" if found.reason else "")
-        if found.verdict is Verdict.NOT_ENOUGH_EVIDENCE and found.detectable_ratio is not None:
-            verdict += f"\nwould show from {quantity.percent(found.detectable_ratio)}"
+        if found.verdict is Verdict.NOT_ENOUGH_EVIDENCE and (
+            shows := quantity.detectable(found.detectable_ratio)
+        ):
+            verdict += f"\n{shows}"
         baseline = _side(name, found.mean_baseline, found.n_baseline, estimate=report.estimate)
         candidate = _side(name, found.mean_candidate, found.n_candidate, estimate=report.estimate)
         rows.append((BY_NAME[name].label, baseline, candidate, change, _p(found.p_adjusted), verdict))

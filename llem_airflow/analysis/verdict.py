@@ -355,7 +355,7 @@ def _without_spread(bare: Comparison) -> Comparison:
             equivalence_p=0.0 if abs(ratio) < bare.threshold_ratio else 1.0,
             detectable_ratio=0.0,
         ),
-        "no cycle differs from another of its side, so the difference is exact",
+        "no spread on either side: exact",
     )
 
 

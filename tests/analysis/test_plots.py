@@ -12,7 +12,7 @@ from llem_airflow.analysis.curves import Curve
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.plots import forest, trade_off
 from llem_airflow.analysis.power_plots import power_overlay, power_panels
-from llem_airflow.analysis.quantity import change_interval, factor_text, number, percent, signed
+from llem_airflow.analysis.quantity import change_interval, detectable, factor_text, number, percent, signed
 from llem_airflow.analysis.report_efficiency import fronts
 from llem_airflow.analysis.statistics import describe
 from llem_airflow.analysis.summary import ExperimentSummary, MetricSummary
@@ -173,10 +173,16 @@ def test_a_large_percentage_is_a_number() -> None:
 
 
 def test_an_interval_that_holds_half_and_double_cannot_tell() -> None:
-    assert change_interval(-0.8, 3.03) == "cannot tell: half and double are both possible"
+    assert change_interval(-0.8, 3.03) == "cannot tell (half to double)"
     assert change_interval(-0.012, 0.034) == "\N{MINUS SIGN}1.2 % to +3.4 %"
     assert change_interval(-0.6, 0.5) == "\N{MINUS SIGN}60.0 % to +50.0 %"
     assert change_interval(None, None) == ""
+
+
+def test_a_difference_beyond_double_is_not_told_in_percent() -> None:
+    assert detectable(0.0307) == "would show from 3.1 %"
+    assert detectable(385.28) == "not even double would show"
+    assert detectable(None) == ""
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_a_verdict_does_not_depend_on_the_unit(values: list[float], unit: float)
 @pytest.mark.parametrize(
     ("one", "other", "verdict", "reason"),
     [
-        ((0.0, 0.0), (0.0, 0.0), Verdict.UNCHANGED, "the difference is exact"),
+        ((0.0, 0.0), (0.0, 0.0), Verdict.UNCHANGED, "no spread on either side: exact"),
         ((0.0, 0.0), (1.0, 1.1), Verdict.NOT_ENOUGH_EVIDENCE, "the baseline is 0"),
         ((-1.0, 1.0), (-2.0, 2.0), Verdict.NOT_ENOUGH_EVIDENCE, "the baseline is 0"),
         ((1.0, 1.01, 0.99), (0.0, 0.0, 0.0), Verdict.IMPROVEMENT, ""),
@@ -190,7 +190,7 @@ def test_a_verdict_does_not_depend_on_the_unit(values: list[float], unit: float)
         ),
         ((1.0,), (2.0,), Verdict.NOT_ENOUGH_EVIDENCE, "one cycle tells no spread"),
         ((1.0, 1.0, math.inf), (2.0, 2.0), Verdict.REGRESSION, "1 value is not known and left out"),
-        ((0.1, 0.1, 0.1), (0.1, 0.1), Verdict.UNCHANGED, "the difference is exact"),
+        ((0.1, 0.1, 0.1), (0.1, 0.1), Verdict.UNCHANGED, "no spread on either side: exact"),
     ],
 )
 def test_what_has_no_ratio_or_no_spread_says_so(
