@@ -16,7 +16,7 @@ from llem_airflow.analysis.metrics import BY_NAME, METRICS
 from llem_airflow.analysis.planned import Planned, factors
 from llem_airflow.analysis.setting import setting
 from llem_airflow.analysis.stated import Derived, derived
-from llem_airflow.analysis.statistics import FEW_CYCLES, Description, describe, slope_ratio
+from llem_airflow.analysis.statistics import FEW_CYCLES, SHOWN_FROM_N, Description, describe, slope_ratio
 from llem_airflow.protocol.strict import from_json, to_json
 from llem_airflow.results.again import again
 
@@ -288,7 +288,7 @@ def _doubts(
         found.append(
             _about_all(
                 "few_cycles",
-                f"fewer than {FEW_CYCLES} cycles: the interval is wide, and absent for one cycle",
+                f"fewer than {FEW_CYCLES} cycles: the interval is wide, and absent below {SHOWN_FROM_N}",
                 f"set study_execution.n_cycles to {FEW_CYCLES} or more",
             )
         )
