@@ -22,6 +22,7 @@ from pathlib import Path
 from llem_airflow.study import Mistake, StudyFileError, load_study
 from llem_airflow.study.schema import json_schema
 from llem_airflow.study.study_keys import TOP_KEYS
+from tests.study.scalars import SCALARS, keys, text_with
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LONGEST_S = 5.0
@@ -93,6 +94,11 @@ def broken(rng: random.Random, seeds: list[str], keys: list[str]) -> bytes:
         place = rng.randrange(len(data) + 1)
         data = data[:place] + rng.randbytes(rng.randint(1, 20)) + data[place:]
     return data
+
+
+def scalar_at_key(rng: random.Random) -> bytes:
+    """A right file with a YAML scalar of some kind at one key."""
+    return text_with(rng.choice(keys()), rng.choice(SCALARS)).encode("utf-8", "surrogatepass")
 
 
 def _line(rng: random.Random, text: str) -> tuple[list[str], int]:
@@ -187,13 +193,13 @@ def main() -> int:
     rng = random.Random(options.seed)
     shipped = [path.read_text("utf-8") for path in (REPOSITORY / "dags" / "studies").glob("*.yaml")]
     starter = (REPOSITORY / "llem_airflow" / "study" / "data" / "starter.yaml").read_text("utf-8")
-    seeds, keys = [RICH, RICH, starter, *shipped], words()
+    seeds, words_known = [RICH, RICH, starter, *shipped], words()
     outcomes: Counter[str] = Counter()
     begin = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "study.yaml"
         for number in range(options.examples):
-            path.write_bytes(broken(rng, seeds, keys))
+            path.write_bytes(broken(rng, seeds, words_known) if number % 4 else scalar_at_key(rng))
             try:
                 outcomes[check(path)] += 1
             except Exception:  # noqa: BLE001  # any exception at all is the finding
