@@ -79,7 +79,8 @@ def counter_energy(
         return CounterEnergy(None, resets=resets)
     call_s = series.call_s[~np.isnan(series.counter_j)]
     if not steps:  # its power is its own difference and tells nothing more
-        flowing = Writes(counter.t_s - call_s / 2 - FLOWING_S, counter.t_s + call_s / 2, counter.y, FLOWING_S)
+        off_s = call_s / 2 + FLOWING_S
+        flowing = Writes(counter.t_s - off_s, counter.t_s + off_s, counter.y)
         return _between(flowing, _NO_POWER, (begin_s, end_s), (0.0,), limit_w)
     clocked = find_writes(counter.t_s, call_s, counter.y)
     if len(clocked.y) < 2:  # it hardly moves
