@@ -8,6 +8,9 @@ from typing import Any
 
 from llem_airflow.analysis.cycle import Cycle
 
+ORDER = ("model", "release", "engine", "hardware", "driver", "meter", "host")
+"""In which people read them; JSON does not keep an order."""
+
 
 def setting(
     cycles: Sequence[Cycle], environments: Iterable[Mapping[str, Any]], release: str | None = None
@@ -35,7 +38,7 @@ def setting(
 
 def setting_texts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The same for people: name and values."""
-    return [(name, ", ".join(values)) for name, values in found.items()]
+    return [(name, ", ".join(found[name])) for name in ORDER if name in found]
 
 
 def _engine(row: Cycle) -> str:

@@ -12,6 +12,7 @@ from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.markdown import PLACES, report_markdown
 from llem_airflow.analysis.quantity import ABSENT
 from llem_airflow.analysis.report_cells import metric_cell
+from llem_airflow.analysis.setting import setting_texts
 from llem_airflow.analysis.summary import Summary
 from llem_airflow.analysis.table import render_summary
 from llem_airflow.results import StoredRun
@@ -127,6 +128,13 @@ def test_a_summary_of_an_older_version_is_read_and_shown_without_an_answer(make_
     old = Summary.from_json(data)
     assert (old.answer, old.contrasts, old.setting) == (None, (), {})
     assert "energy report" in report_markdown(old)
+
+
+def test_the_setting_is_read_in_one_order_whatever_the_file_s(make_run: MakeRun) -> None:
+    summary = aggregate_run(make_run({(0, 1): Recording()}), report=False)
+    stored = Summary.from_json(json.loads(json.dumps(summary.to_json(), sort_keys=True)))
+    names = [name for name, _ in setting_texts(stored.setting)]
+    assert names == ["model", "engine", "hardware", "driver", "meter", "host"]
 
 
 def test_markdown_lists_the_places_of_a_doubt_or_counts_those_it_leaves_out(make_run: MakeRun) -> None:
