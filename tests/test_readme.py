@@ -102,6 +102,8 @@ def test_make_targets_of_the_page_are_there() -> None:
 def test_the_wheel_that_the_page_describes_holds_the_package(tmp_path: Path) -> None:
     pytest.importorskip("hatchling")
     command = [
+        sys.executable,
+        "-m",
         "pip",
         "wheel",
         "--no-deps",
