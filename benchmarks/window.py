@@ -69,8 +69,7 @@ def llem_airflow(gpus: int, windows: int) -> Measure:
         measured = {
             "begin_epoch_ns": begin_ns + offset_ns,
             "end_epoch_ns": end_ns + offset_ns,
-            # A load in step with the register makes integral and counter disagree: the withheld number, then.
-            "joules": [gpu.counter_j if gpu.energy_j is None else gpu.energy_j for gpu in found],
+            "joules": [gpu.energy_j for gpu in found],
             "integral_joules": [gpu.instant_j for gpu in found],
         }
         return measured if left else measured | {"sampled": _sampled(sampler.stop(), gpus)}

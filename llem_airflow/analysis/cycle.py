@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llem_airflow.analysis import efficiency
+from llem_airflow.analysis.boundary import of_the_model
 from llem_airflow.analysis.efficiency import UndefinedMetricError
 from llem_airflow.analysis.energy import EnergyOfWindow, window_energy
 from llem_airflow.analysis.fingerprint import fingerprint
@@ -166,6 +167,7 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
         expected_gpus=config.meter.gpus,
         limits_w=_limits_w(environment),
     )
+    energy = of_the_model(energy, result)
     host = record.get("host")
     found = flags(
         result,

@@ -289,7 +289,8 @@ def _gpu_energy(
     gap_s = power.longest_gap_s(0.0, duration_s)
     reason = unusable(series, source, gap_s, duration_s)
     if source == "counter" and meter.kind in ("nvml", "rapl"):
-        reason = contradiction(series, counter, instant_j or average_j, dropped.ceiling_w, duration_s)
+        told = {"instant": instant_j, "averaged": average_j}
+        reason = contradiction(series, counter, told, dropped.ceiling_w, duration_s)
     energy_j = candidates[source] if source and reason is None else None
     if energy_j is None:
         source = None

@@ -23,7 +23,7 @@ MIN_BOARD_W = 0.5
 """A powered board draws more than this when idle: 0 W is a driver that does not know."""
 
 DISAGREE_RATIO = 0.2
-"""Difference of counter and integral that sampling at 10 Hz cannot explain in a load that it resolves."""
+"""Difference of the counter and every integral of power that sampling at 10 Hz cannot explain."""
 STILL_S = 2.5
 """A counter that stands still for longer is broken: the slowest register known is written once a second."""
 _LONG_GAP_S = 0.5

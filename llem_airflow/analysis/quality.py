@@ -48,6 +48,7 @@ _NEXT_STEP_OF_WITHHELD = {
     "gap_without_counter": "Look for what stalled the host; repeat the cycle.",
     "sources_disagree": "Repeat the cycle, and compare the board's counter with another meter.",
     "implausible_counter": "Repeat the cycle; do not trust this counter before it agrees with another meter.",
+    "other_device": "Choose the meter of the device that computes, or give the engine the GPUs that are measured.",
     "unreadable_series": "Look at the cycle's power file; repeat the cycle.",
     "duration_mismatch": "Report it with the cycle's folder: the attempt's marks contradict each other.",
     "no_energy": "Check with nvidia-smi that the GPU tells its power.",

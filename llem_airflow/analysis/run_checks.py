@@ -26,6 +26,30 @@ def _attributed(seen: Seen) -> str | None:
     return f"Energy is attributed to a slice, not measured. {seen.result.meter.note}"
 
 
+def _idle_board(seen: Seen) -> str | None:
+    used, read = seen.result.model.get("gpu_uuids"), seen.result.meter.devices
+    if seen.result.meter.kind != "nvml" or not isinstance(used, list):
+        return None
+    idle = [uuid for uuid in read if uuid not in used]
+    return (
+        f"The model used {len(used)} of the {len(read)} GPUs whose energy counts; idle: {', '.join(idle)}."
+        if idle
+        else None
+    )
+
+
+def _offloaded(seen: Seen) -> str | None:
+    devices = seen.result.model.get("devices")
+    if seen.result.meter.kind != "nvml" or not isinstance(devices, list):
+        return None
+    outside = [str(one) for one in devices if not str(one).startswith("cuda")]
+    return (
+        f"A part of the model lay on {', '.join(outside)}, whose energy is not in the number."
+        if outside
+        else None
+    )
+
+
 def _estimate(seen: Seen) -> str | None:
     if seen.energy.kind != "estimate":
         return None
@@ -147,6 +171,20 @@ CHECKS = (
         _attributed,
         "Keep the rest of the board idle, or measure on a whole GPU.",
         "NVML has power for boards only",
+    ),
+    Check(
+        "idle_board",
+        "warning",
+        _idle_board,
+        "Ask for fewer GPUs (`gpus.count`), or spread the model (`device_map: auto`).",
+        "any GPU of the experiment that holds no weights",
+    ),
+    Check(
+        "offloaded",
+        "warning",
+        _offloaded,
+        "Use a larger GPU or more of them, so that the whole model is on what is measured.",
+        "any weight outside the GPUs",
     ),
     Check(
         "estimate",

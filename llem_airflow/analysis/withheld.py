@@ -25,7 +25,7 @@ class Withheld:
 
     Attributes:
         code: not_bracketed | gpu_missing | gpu_lost | gap_without_counter | unreadable_series | duration_mismatch
-            | sources_disagree | implausible_counter | no_meter | no_energy.
+            | sources_disagree | implausible_counter | other_device | no_meter | no_energy.
         message: One sentence.
     """
 
@@ -63,26 +63,37 @@ def unusable(series: GpuSeries, source: str | None, gap_s: float, duration_s: fl
 
 
 def contradiction(
-    series: GpuSeries, counter: CounterEnergy, integral_j: float | None, ceiling_w: float, duration_s: float
+    series: GpuSeries,
+    counter: CounterEnergy,
+    integrals_j: Mapping[str, float | None],
+    ceiling_w: float,
+    duration_s: float,
 ) -> Withheld | None:
-    """Why the counter's energy cannot be true, or None: by itself, or beside the integral of power."""
+    """Why the counter's energy cannot be true, or None: by itself, or beside the integrals of power.
+
+    One of them is enough to vouch for it: instant power looks at a part of each register period only, and a load in
+    step with it shows one of its levels, where the averaged power sees both.
+    """
     counter_j = counter.energy_j or 0.0
     broken = broken_counter(series.counter, 0.0, duration_s, ceiling_w)
-    if integral_j is None:
+    known = {name: joules for name, joules in integrals_j.items() if joules is not None}
+    if not known:
         if broken is None and not MIN_BOARD_W * duration_s < counter_j <= ceiling_w * duration_s:
             broken = f"says {counter_j / duration_s:,.2f} W on average; up to {ceiling_w:,.0f} W are possible"
         return (
             Withheld("implausible_counter", f"{series.gpu}: its energy counter {broken}.") if broken else None
         )
     may_j = explained_j(series.power, 0.0, duration_s) + (counter.uncertainty_j or 0.0)
-    apart_j = abs(counter_j - integral_j)
-    if broken is None and apart_j <= DISAGREE_RATIO * min(counter_j, integral_j) + may_j:
+    nearest = min(known, key=lambda name: abs(known[name] - counter_j))
+    apart_j = abs(counter_j - known[nearest])
+    if broken is None and apart_j <= DISAGREE_RATIO * min(counter_j, known[nearest]) + may_j:
         return None
     why = f" (the counter {broken})" if broken else ""
+    told = " and ".join(f"the integral of {name} power {joules:,.1f} J" for name, joules in known.items())
     return Withheld(
         "sources_disagree",
-        f"{series.gpu}: the energy counter says {counter_j:,.1f} J and the integral of power {integral_j:,.1f} J{why}; "
-        f"sampling explains {may_j:,.1f} J of the difference.",
+        f"{series.gpu}: the energy counter says {counter_j:,.1f} J and {told}{why}; sampling explains "
+        f"{may_j:,.1f} J of the difference.",
     )
 
 

@@ -171,6 +171,7 @@ class TransformersEngine:
                 "architecture": type(self._model).__name__,
                 "dtype": str(self._model.dtype).removeprefix("torch."),
                 "device": str(self._model.device),
+                **_devices(self._model),
                 "attention": getattr(self._model.config, "_attn_implementation", None),
             },
             libraries=LIBRARIES,
@@ -365,6 +366,16 @@ def _execution(spec: ExperimentSpec) -> dict[str, Any]:
             category="bad_parameter",
         )
     return given
+
+
+def _devices(model: Any) -> dict[str, Any]:
+    """Where the weights lie: every device, and the UUIDs of the GPUs among them where torch tells."""
+    used = sorted({str(weight.device) for weight in model.parameters()})
+    uuids = []
+    for index in (torch.device(name).index or 0 for name in used if name.startswith("cuda")):
+        uuid = getattr(torch.cuda.get_device_properties(index), "uuid", None)
+        uuids.append(None if uuid is None else f"GPU-{uuid}")
+    return {"devices": used, "gpu_uuids": uuids if uuids and None not in uuids else None}
 
 
 def _is_quantised(model: Any) -> bool:

@@ -8,6 +8,7 @@ call: its ``nvmlReturn`` decides.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from llem_airflow.measurement.meters.calls import Fields, extras
 from llem_airflow.measurement.meters.describe import describe_board
 from llem_airflow.measurement.meters.reading import MeterFacts, MeterUnavailableError, Reading
+from llem_airflow.measurement.meters.visible import visible_to_cuda
 
 POWER_INSTANT, POWER_AVERAGE, ENERGY, MEMORY_TEMPERATURE = 186, 185, 83, 82
 SCOPE_GPU, SCOPE_MODULE = 0, 1
@@ -193,19 +195,28 @@ def _start_driver() -> Any:
 
 
 def _handles(nvml: Any, uuids: tuple[str, ...]) -> list[tuple[str, Any]]:
-    """The devices that were asked for (boards or MIG slices), or all boards."""
+    """The devices that were asked for (boards or MIG slices), or all boards that the engine may use."""
     visible = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    boards = {nvml.nvmlDeviceGetUUID(handle): handle for handle in visible}
     if not uuids:
-        return [(nvml.nvmlDeviceGetUUID(handle), handle) for handle in visible]
+        names = [str(nvml.nvmlDeviceGetName(handle)) for handle in visible]
+        left = visible_to_cuda(os.environ, list(boards), names)
+        if left is None:
+            return list(boards.items())
+        if not left:
+            raise NoDriverError(
+                f"meter nvml: CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']} hides every GPU from the "
+                f"engine. {NO_DRIVER_ADVICE}"
+            )
+        uuids = tuple(left)
     found = []
     for uuid in uuids:
         try:
             found.append((uuid, nvml.nvmlDeviceGetHandleByUUID(uuid)))
         except nvml.NVMLError as error:
-            names = ", ".join(nvml.nvmlDeviceGetUUID(handle) for handle in visible)
             raise MeterUnavailableError(
                 f"meter nvml: {uuid} was asked for but is not visible here ({_short(error)}); visible: "
-                f"{names}"
+                f"{', '.join(boards)}"
             ) from error
     return found
 
