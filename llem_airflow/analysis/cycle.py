@@ -164,7 +164,7 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
         result.window,
         events=events,
         requests=requests,
-        expected_gpus=config.meter.gpus,
+        expected_gpus=tuple(map(str, record.get("gpus") or config.meter.gpus)),
         limits_w=_limits_w(environment),
     )
     energy = of_the_model(energy, result)

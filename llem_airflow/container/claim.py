@@ -23,13 +23,14 @@ from llem_airflow.container.leases import (
     LABEL_TICKET,
     Demand,
     Holder,
-    holders,
     said,
     settle,
 )
 from llem_airflow.container.logs import LogSink
+from llem_airflow.container.process_gpus import everyone
 from llem_airflow.container.settings import BoxSettings
 from llem_airflow.container.tickets import Ticket, engine_now_epoch_s, new_ticket
+from llem_airflow.study import GpuRequest
 
 LABEL_ON_CPU = "llem.on_cpu"
 """Why an experiment runs on the CPU of a host that has GPUs."""
@@ -79,12 +80,12 @@ class Claim:
         try:
             self._known = _inventory(api, attempt, settings, fetch_image)
         except GpuLookError as error:
-            found = failure("gpu_access", retryable=True, hint=LOOK_HINT)
-            text = f"which GPUs the host has cannot be found out: {error}"
-            raise AttemptFailedError(found, text, folder=sink.path.parent, log_tail=sink.tail) from error
+            raise unknown(error, sink) from error
         number = settings.gpu_ticket or new_ticket(attempt)
-        demand = _demand(settings, self._known, sink)
-        self._on_cpu = "" if demand.count else _on_cpu(self._known, sink, meter)
+        demand = demand_for(
+            settings.gpu_request, self._known, sink, given=settings.gpus, quota=settings.gpu_quota
+        )
+        self._on_cpu = "" if demand.count else on_cpu(self._known, sink, meter)
         self._ticket = Ticket(api, attempt, number, demand)
         self._begin_s = time.monotonic() - settings.gpu_waited_s
         self._said_s = -_SAY_EVERY_S
@@ -129,7 +130,7 @@ class Claim:
         )
         while True:
             won, dead = settle(
-                lambda: holders(self._api, self._known),
+                lambda: everyone(self._api, self._known),
                 mine,
                 self._known,
                 pause=lambda: time.sleep(_SETTLE_EVERY_S),
@@ -180,7 +181,14 @@ def _inventory(
     return inventory(api, settings.image, attempt)
 
 
-def _on_cpu(known: Inventory, sink: LogSink, meter: str) -> str:
+def unknown(error: GpuLookError, sink: LogSink) -> AttemptFailedError:
+    """The failure of an attempt that cannot know which GPUs its host has; it can be tried again."""
+    found = failure("gpu_access", retryable=True, hint=LOOK_HINT)
+    text = f"which GPUs the host has cannot be found out: {error}"
+    return AttemptFailedError(found, text, folder=sink.path.parent, log_tail=sink.tail)
+
+
+def on_cpu(known: Inventory, sink: LogSink, meter: str) -> str:
     """Say that the experiment runs on the CPU; returns why, where the host has GPUs all the same.
 
     Raises:
@@ -196,12 +204,30 @@ def _on_cpu(known: Inventory, sink: LogSink, meter: str) -> str:
     return known.absent if known.hidden else ""
 
 
-def _demand(settings: BoxSettings, known: Inventory, sink: LogSink) -> Demand:
-    request = settings.gpu_request
+def demand_for(
+    request: GpuRequest | None,
+    known: Inventory,
+    sink: LogSink,
+    *,
+    given: tuple[str, ...] = (),
+    quota: int | None = None,
+) -> Demand:
+    """What a request for GPUs means on a host.
+
+    Args:
+        request: As the study says it.
+        known: The host's GPUs.
+        sink: Where the evidence of a failure lies.
+        given: Device ids that are given in any case.
+        quota: GPUs that experiments may hold together, or None for any number.
+
+    Raises:
+        AttemptFailedError: The host cannot meet it.
+    """
     exclusive = request is not None and request.exclusive == "host"
-    if settings.gpus:
-        chosen = [known.find(gpu) or Gpu(gpu) for gpu in settings.gpus]
-        return Demand(len(chosen), tuple(chosen), exclusive, settings.gpu_quota)
+    if given:
+        chosen = [known.find(gpu) or Gpu(gpu) for gpu in given]
+        return Demand(len(chosen), tuple(chosen), exclusive, quota)
     if (
         request is None
         or request.count == 0
@@ -213,4 +239,4 @@ def _demand(settings: BoxSettings, known: Inventory, sink: LogSink) -> Demand:
     except GpuRequestError as error:
         found = failure("gpu_access", hint=_NO_SUCH_GPU)
         raise AttemptFailedError(found, str(error), folder=sink.path.parent) from error
-    return Demand(request.asked, fitting, exclusive, settings.gpu_quota)
+    return Demand(request.asked, fitting, exclusive, quota)

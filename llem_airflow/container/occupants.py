@@ -28,15 +28,15 @@ supported, no permission, not found, driver not loaded, no library, no such func
 _ON_THE_HOST = "on the host, in no container that holds this GPU"
 
 
-def occupants(api: docker.APIClient, known: Inventory, held: Iterable[Holder]) -> list[Holder]:
+def occupants(api: docker.APIClient | None, known: Inventory, held: Iterable[Holder]) -> list[Holder]:
     """Holders of GPUs that no container holds; none where the driver cannot be seen from here.
 
     Args:
-        api: The engine; one on another machine has a driver of its own.
+        api: The engine; one on another machine has a driver of its own. None for this machine without an engine.
         known: The host's GPUs.
         held: What containers hold. A process on their GPUs is taken for theirs.
     """
-    if not on_this_machine(api):
+    if api is not None and not on_this_machine(api):
         return []
     taken = [gpu for holder in held for gpu in holder.gpus]
     split = {gpu.parent for gpu in known.gpus}

@@ -11,13 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import docker
 
 from llem_airflow.container.attempt import Attempt
 from llem_airflow.container.bundle import build_bundle
 from llem_airflow.container.collected import CONTAINER_LOG, Collected, read_result
 from llem_airflow.container.failures import AttemptFailedError, classify, headline_of, told_without_secrets
+from llem_airflow.container.leased import Leased, leased
 from llem_airflow.container.logs import LogSink
 from llem_airflow.container.outcome import read_error, timed_out, with_error_file
 from llem_airflow.container.watch import Watchdog
@@ -27,6 +30,7 @@ from llem_airflow.protocol.redaction import Redactor, secrets_in
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.strict import ProtocolError
 from llem_airflow.results.held import workplace
+from llem_airflow.study import GpuRequest
 
 _READ_BYTES = 64 * 1024
 _KILL_GRACE_S = 3.0
@@ -61,6 +65,10 @@ class ProcessSettings:
         silence_s: Longest time without output, in seconds, or None.
         stop_grace_s: Time between SIGTERM and SIGKILL, in seconds.
         log_bytes: Most bytes of output that are kept in container.log.
+        gpu_request: GPUs to choose from those that this machine has, or None for none.
+        gpu_quota: GPUs that experiments may hold on this machine together, or None for any number.
+        gpu_wait_s: How long to wait for GPUs, in seconds.
+        engine: The Docker engine of this machine, whose containers hold GPUs too; None where none answers.
     """
 
     python: str = sys.executable
@@ -70,6 +78,10 @@ class ProcessSettings:
     silence_s: float | None = None
     stop_grace_s: float = 10.0
     log_bytes: int = 64 * 1024 * 1024
+    gpu_request: GpuRequest | None = None
+    gpu_quota: int | None = None
+    gpu_wait_s: float = 180.0
+    engine: docker.APIClient | None = None
 
     def secrets(self) -> list[str]:
         """Values that no log, file or message of ours may show: a process inherits Airflow's own, too."""
@@ -106,12 +118,14 @@ def run_process(
         LogSink(collect_to / CONTAINER_LOG, on_line, settings.secrets(), settings.log_bytes) as sink,
         told_without_secrets(sink.redactor),
     ):
-        _fill(exchange, bundle or build_bundle(), spec)
-        killed_before = oom_kills(), host_oom_kills()
-        try:
-            exit_code, fired = _run(attempt, spec, settings, exchange, sink)
-        finally:
-            _bring_out(exchange / OUT_DIR, collect_to, sink.redactor)
+        with leased(attempt, settings, sink, spec.meter.kind) as lease:
+            told = replace(spec, meter=replace(spec.meter, gpus=lease.gpus)) if lease.gpus else spec
+            _fill(exchange, bundle or build_bundle(), told)
+            killed_before = oom_kills(), host_oom_kills()
+            try:
+                exit_code, fired = _run(attempt, told, settings, exchange, sink, lease)
+            finally:
+                _bring_out(exchange / OUT_DIR, collect_to, sink.redactor)
         oom_killed = _oom_killed(killed_before, exit_code)
         _check(collect_to, spec, settings, exit_code, fired, sink.tail, oom_killed=oom_killed)
         return Collected(
@@ -121,8 +135,13 @@ def run_process(
             image=None,
             image_digest=None,
             log=sink.path,
-            host={"name": os.uname().nodename, "cpus": os.cpu_count(), "kernel": os.uname().release},
-            gpus=spec.meter.gpus,
+            host={
+                "name": os.uname().nodename,
+                "cpus": os.cpu_count(),
+                "kernel": os.uname().release,
+                **({"on_cpu": lease.on_cpu} if lease.on_cpu else {}),
+            },
+            gpus=told.meter.gpus,
         )
 
 
@@ -149,9 +168,14 @@ def _fill(exchange: Path, bundle: Path, spec: ExperimentSpec) -> None:
 
 
 def _run(
-    attempt: Attempt, spec: ExperimentSpec, settings: ProcessSettings, exchange: Path, sink: LogSink
+    attempt: Attempt,
+    spec: ExperimentSpec,
+    settings: ProcessSettings,
+    exchange: Path,
+    sink: LogSink,
+    lease: Leased,
 ) -> tuple[int, str | None]:
-    process = _spawn(settings, spec, exchange, sink)
+    process = _spawn(settings, spec, exchange, sink, lease)
     _running[attempt.container_name] = process
     try:
         with Watchdog(
@@ -190,13 +214,14 @@ def _output(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
 
 
 def _spawn(
-    settings: ProcessSettings, spec: ExperimentSpec, exchange: Path, sink: LogSink
+    settings: ProcessSettings, spec: ExperimentSpec, exchange: Path, sink: LogSink, lease: Leased
 ) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
         "PYTHONUNBUFFERED": "1",
         **settings.environment,
         **settings.private_environment,
+        **lease.environment,
         ENV_CONFIG_PATH: str(exchange / config_name(spec.experiment_hash)),
         ENV_OUTPUT_DIR: str(exchange / OUT_DIR),
     }
@@ -211,6 +236,7 @@ def _spawn(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=lease.descriptors,
         )
     except OSError as error:
         raise AttemptFailedError(

@@ -17,8 +17,9 @@ from docker.errors import APIError
 
 from llem_airflow.container.attempt import Attempt
 from llem_airflow.container.gpus import Inventory, on_this_machine
-from llem_airflow.container.leases import LABEL_EXCLUSIVE, LABEL_TICKET, Demand, Holder, choose, holders
+from llem_airflow.container.leases import LABEL_EXCLUSIVE, LABEL_TICKET, Demand, Holder, choose
 from llem_airflow.container.occupants import occupants
+from llem_airflow.container.process_gpus import everyone
 
 LABEL_COUNT = "llem.wants"
 LABEL_QUOTA = "llem.quota"
@@ -122,7 +123,7 @@ class Ticket:
 
     def look(self, known: Inventory, engine_now_epoch_s: float) -> Seen:
         """What this claim can have now."""
-        held = holders(self.api, known)
+        held = everyone(self.api, known)
         held += occupants(self.api, known, held)
         before = self._before(engine_now_epoch_s)
         ahead = _demands(before, known, {holder.ticket for holder in held})

@@ -33,6 +33,7 @@ from llem_airflow.operators.pins import as_fetched, pinned_model
 from llem_airflow.operators.placement import (
     PlacementError,
     box_settings,
+    gpu_quota,
     hub_secrets,
 )
 from llem_airflow.operators.precision import skip_when_precise
@@ -327,6 +328,10 @@ class LLEMExperimentOperator(DockerOperator):
             private_environment={**hub_secrets(self.host), **self.secrets},
             wall_clock_s=self.experiment.wall_clock_s,
             silence_s=self.experiment.silence_s,
+            gpu_request=self.experiment.gpus,
+            gpu_quota=gpu_quota(self.experiment, self.host),
+            gpu_wait_s=self.gpu_wait_s,
+            engine=self._engine_or_none(),
         )
         store(run_process(attempt, spec, process, collect_to=folder, on_line=self._line))
 

@@ -87,7 +87,7 @@ def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> 
         mounts=(*mounts, *(m if isinstance(m, Mount) else Mount(**m) for m in operator.mounts)),
         caches=(*caches, compiled),
         gpu_request=experiment.gpus,
-        gpu_quota=_quota(experiment, host),
+        gpu_quota=gpu_quota(experiment, host),
         gpu_wait_s=operator.gpu_wait_s,
         gpu_waited_s=operator.gpu_wait.waited_s,
         gpu_wait_here=operator.gpu_wait.here,
@@ -119,7 +119,12 @@ def _least(*limits_s: float | None) -> float | None:
     return min((limit_s for limit_s in limits_s if limit_s is not None), default=None)
 
 
-def _quota(experiment: Experiment, host: HostSettings) -> int | None:
+def gpu_quota(experiment: Experiment, host: HostSettings) -> int | None:
+    """GPUs that experiments may hold together on a host.
+
+    Raises:
+        PlacementError: The experiment alone asks for more.
+    """
     asked = len(experiment.gpus.ids) or experiment.gpus.count or 0
     if host.gpu_quota is not None and asked > host.gpu_quota:
         raise PlacementError(

@@ -16,7 +16,7 @@ from typing import Any
 from llem_airflow.measurement.meters.calls import Fields, extras
 from llem_airflow.measurement.meters.describe import describe_board
 from llem_airflow.measurement.meters.reading import MeterFacts, MeterUnavailableError, Reading
-from llem_airflow.measurement.meters.visible import visible_to_cuda
+from llem_airflow.protocol.visible import AmbiguousDeviceError, visible_to_cuda
 
 POWER_INSTANT, POWER_AVERAGE, ENERGY, MEMORY_TEMPERATURE = 186, 185, 83, 82
 SCOPE_GPU, SCOPE_MODULE = 0, 1
@@ -200,7 +200,10 @@ def _handles(nvml: Any, uuids: tuple[str, ...]) -> list[tuple[str, Any]]:
     boards = {nvml.nvmlDeviceGetUUID(handle): handle for handle in visible}
     if not uuids:
         names = [str(nvml.nvmlDeviceGetName(handle)) for handle in visible]
-        left = visible_to_cuda(os.environ, list(boards), names)
+        try:
+            left = visible_to_cuda(os.environ, list(boards), names)
+        except AmbiguousDeviceError as error:
+            raise MeterUnavailableError(f"meter nvml: {error}") from error
         if left is None:
             return list(boards.items())
         if not left:

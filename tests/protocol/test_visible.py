@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from llem_airflow.measurement.meters.reading import MeterUnavailableError
-from llem_airflow.measurement.meters.visible import visible_to_cuda
 from llem_airflow.measurement.sampler import start_sampler
 from llem_airflow.protocol.spec import MeterSpec
+from llem_airflow.protocol.visible import AmbiguousDeviceError, visible_to_cuda
 from tests.standins.gpus import measure, use_script
 
 GPU_0, GPU_1 = (f"GPU-5741d000-0000-0000-0000-{number:012d}" for number in (0, 1))
@@ -43,7 +43,7 @@ def test_the_list_is_read_as_cuda_reads_it(value: str | None, left: list[str] | 
 
 def test_a_number_among_different_boards_is_refused_where_the_order_is_cuda_s_own() -> None:
     names = ["A100", "RTX 3090", "A100"]
-    with pytest.raises(MeterUnavailableError, match="CUDA_DEVICE_ORDER=PCI_BUS_ID"):
+    with pytest.raises(AmbiguousDeviceError, match="CUDA_DEVICE_ORDER=PCI_BUS_ID"):
         visible_to_cuda({"CUDA_VISIBLE_DEVICES": "1"}, UUIDS, names)
     by_bus = {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     assert visible_to_cuda(by_bus, UUIDS, names) == UUIDS[1:2]

@@ -1,13 +1,16 @@
-"""Which boards the engine may use, as CUDA itself decides it: the meter reads these and no others."""
+"""Which boards an engine may use, as CUDA itself decides it: the lease gives and the meter reads these, no others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from llem_airflow.measurement.meters.reading import MeterUnavailableError
-
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 ORDER = "CUDA_DEVICE_ORDER"
+BY_BUS = "PCI_BUS_ID"
+
+
+class AmbiguousDeviceError(ValueError):
+    """A number in the list of devices means one board to CUDA and perhaps another one to the driver."""
 
 
 def visible_to_cuda(
@@ -24,7 +27,7 @@ def visible_to_cuda(
         names: Their product names.
 
     Raises:
-        MeterUnavailableError: A number is given, and which board it means depends on an order that only CUDA knows.
+        AmbiguousDeviceError: A number is given, and which board it means depends on an order that only CUDA knows.
     """
     value = environ.get(VARIABLE)
     if value is None:
@@ -32,10 +35,10 @@ def visible_to_cuda(
     found: list[str] = []
     for entry in (part.strip() for part in value.split(",")):
         if entry.isdigit() and int(entry) < len(uuids):
-            if len(set(names)) > 1 and environ.get(ORDER) != "PCI_BUS_ID":
-                raise MeterUnavailableError(
+            if len(set(names)) > 1 and environ.get(ORDER) != BY_BUS:
+                raise AmbiguousDeviceError(
                     f"{VARIABLE}={value} counts boards by their speed and the driver by their place, and the boards "
-                    f"here differ ({', '.join(sorted(set(names)))}): name them by UUID, or set {ORDER}=PCI_BUS_ID"
+                    f"here differ ({', '.join(sorted(set(names)))}): name them by UUID, or set {ORDER}={BY_BUS}"
                 )
             found.append(uuids[int(entry)])
         elif entry.startswith("MIG-"):

@@ -1,0 +1,71 @@
+"""A worker that runs attempts with GPUs as processes and says what each was given, and when."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import docker
+
+from llem_airflow.container.attempt import Attempt
+from llem_airflow.container.failures import AttemptFailedError
+from llem_airflow.container.process import ProcessSettings, run_process
+from llem_airflow.study import GpuRequest
+from tests.container.programs import HASH, SPEC, program
+
+_PROGRAM = """
+begin = time.monotonic_ns()
+time.sleep({hold_s})
+told = json.load(open(os.environ["LLEM_CONFIG_PATH"]))
+seen = {{name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")}}
+said = {{"begin": begin, "end": time.monotonic_ns(), "meter": told["meter"]["gpus"], **seen}}
+open(out + "/ran.json", "w").write(json.dumps(said))
+result()
+"""
+
+
+def main(asked: dict[str, object]) -> None:
+    """Run the attempts; a line of JSON for each."""
+    said_request = {"count": None, **asked.get("request", {})}  # type: ignore[dict-item]  # as JSON says it
+    request = GpuRequest(**said_request)
+    engine = docker.APIClient() if asked.get("docker") else None
+    settings = ProcessSettings(
+        gpu_request=request,
+        gpu_quota=asked.get("quota"),  # type: ignore[arg-type]
+        gpu_wait_s=float(asked.get("wait_s", 60)),  # type: ignore[arg-type]
+        engine=engine,
+    )
+    spec = replace(SPEC, meter=replace(SPEC.meter, kind=str(asked.get("meter", "none"))))
+    with tempfile.TemporaryDirectory() as folder:
+        text = program(Path(folder), _PROGRAM.format(hold_s=asked.get("hold_s", 0.1)))
+        for index in range(int(asked.get("times", 1))):  # type: ignore[call-overload]
+            who = Attempt("claims", f"{os.getpid()}", str(index), -1, "claim", HASH, 1, 1, "tests")
+            target = Path(folder) / str(index)
+            said: dict[str, object]
+            try:
+                collected = run_process(
+                    who, spec, settings, collect_to=target, on_line=lambda _: None, bundle=text
+                )
+                said = {
+                    "gpus": collected.gpus,
+                    "host": collected.host,
+                    **json.loads((target / "ran.json").read_text()),
+                }
+            except AttemptFailedError as error:
+                said = {
+                    "error": error.headline,
+                    "category": error.failure.category,
+                    "again": error.failure.retryable,
+                }
+            sys.stdout.write(json.dumps(said) + "\n")
+            sys.stdout.flush()
+    if engine is not None:
+        engine.close()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
