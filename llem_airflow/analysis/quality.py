@@ -29,7 +29,7 @@ def flags(
         events: Rows of events.jsonl.
         environment: The cycle's environment.json; ``gpus`` is what the devices said before the engine was
             loaded.
-        host: What the outside saw: ``neighbours`` and ``foreign_processes``, lists of names;
+        host: What the outside saw: ``neighbours``, a list of names;
             ``foreign_containers``, what each took; ``on_cpu`` and ``neighbours_unknown``, reasons.
     """
     seen = Seen(result, energy, energy.series, events, (environment or {}).get("gpus") or (), host or {})

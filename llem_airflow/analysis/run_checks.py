@@ -12,6 +12,9 @@ _FOREIGN_CPUS = 0.5
 _FOREIGN_CPU_RATIO = 0.1
 """What another container may use on average before it is told: it takes both."""
 
+FOREIGN_LOAD_RATIO = 0.1
+"""Others may use so much of the host's cores: an idle scheduler and a desktop use less."""
+
 
 def _stand_in(seen: Seen) -> str | None:
     names = " ".join(str(gpu.get("name")) for gpu in seen.gpus)
@@ -64,10 +67,24 @@ def _reported(seen: Seen) -> str | None:
 
 def _foreign_process(seen: Seen) -> str | None:
     pids = [process.get("pid") for gpu in seen.gpus for process in gpu.get("processes") or ()]
-    names = [f"pid {pid}" for pid in pids] + [str(name) for name in seen.host.get("foreign_processes") or ()]
-    if not names:
+    if not pids:
         return None
-    return f"Somebody else computed on the GPU: {', '.join(names)}. Their energy is in the number."
+    names = ", ".join(f"pid {pid}" for pid in pids)
+    return f"Somebody else computed on the GPU: {names}. Their energy is in the number."
+
+
+def _foreign_load(seen: Seen) -> str | None:
+    """Meters of the CPU count the whole host, whoever uses it."""
+    cpu, duration_s = seen.result.cpu, seen.energy.duration_s
+    if cpu is None or seen.result.meter.kind not in ("cpu-estimate", "rapl") or duration_s <= 0:
+        return None
+    others = max(cpu.host_s - cpu.own_s, 0.0) / duration_s
+    if others <= FOREIGN_LOAD_RATIO * cpu.cores:
+        return None
+    return (
+        f"Other processes used {others:.1f} of the host's {cpu.cores} cores in the window, the experiment "
+        f"{cpu.own_s / duration_s:.1f}; their power is in the number."
+    )
 
 
 def _neighbours(seen: Seen) -> str | None:
@@ -206,6 +223,13 @@ CHECKS = (
         _foreign_process,
         "Ask for the GPU exclusively, or repeat when it is free.",
         "any compute process before the engine was loaded",
+    ),
+    Check(
+        "foreign_load",
+        "warning",
+        _foreign_load,
+        "Measure on an idle machine; `top` shows who computes.",
+        f"{FOREIGN_LOAD_RATIO:.0%} of the host's cores",
     ),
     Check(
         "neighbours",

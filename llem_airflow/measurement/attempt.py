@@ -13,6 +13,7 @@ from llem_airflow.measurement.alive import look_every_s, sign_of_life
 from llem_airflow.measurement.baseline import CONTEXT_S, Baselines, baseline_rules
 from llem_airflow.measurement.bundle import bundle_sha256
 from llem_airflow.measurement.clock import anchor, seconds_since
+from llem_airflow.measurement.cpu import cpu_time, spent
 from llem_airflow.measurement.engines.contract import Engine, EngineFacts, Prompt
 from llem_airflow.measurement.engines.registry import open_engine
 from llem_airflow.measurement.environment import boot_id, environment, settings
@@ -27,7 +28,7 @@ from llem_airflow.measurement.storage import write_json
 from llem_airflow.measurement.warmup import MEASURED_KINDS, Verdict, WarmupRules, judge, warmup_rules
 from llem_airflow.protocol import PROTOCOL_VERSION
 from llem_airflow.protocol.files import ENVIRONMENT, POWER, REQUESTS
-from llem_airflow.protocol.result import Anchor, CycleResult, Meter, Warmup, Window
+from llem_airflow.protocol.result import Anchor, CpuTime, CycleResult, Meter, Warmup, Window
 from llem_airflow.protocol.spec import ExperimentSpec, idle_conditions
 
 # The driver's power average looks back one second, and the window's edges are interpolated between samples.
@@ -49,6 +50,7 @@ class Attempt:
         self._gpus: list[dict[str, Any]] = []
         self._anchors: list[Anchor] = [anchor()]
         self._requests = RequestLog(out / REQUESTS)
+        self._cpu: CpuTime | None = None
         self._sampler: Sampler | None = None
         self._engine: Engine | None = None
 
@@ -183,10 +185,12 @@ class Attempt:
         with self._log.phase("measure"):
             engine.sync()
             engine.reset_peaks()
+            cpu_before = cpu_time()
             begin_ns = self._open_window(sampler)
             done = self.passes(engine, work, begin_ns, self._spec.meter.min_window_s)
             engine.sync()
             end_ns = time.monotonic_ns()
+            self._cpu = spent(cpu_before, cpu_time())
             sampler.wait_for_tick()  # sharp samples around the edge; the wait itself is not in the window
         return Window(
             t_begin_mono_ns=begin_ns,
@@ -290,4 +294,5 @@ class Attempt:
             memory=memory,
             bundle_version=llem_airflow.__version__,
             bundle_sha256=bundle_sha256(),
+            cpu=self._cpu,
         )

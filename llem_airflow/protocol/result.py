@@ -113,6 +113,21 @@ class Meter:
 
 
 @dataclass(frozen=True)
+class CpuTime:
+    """CPU time in the measured window.
+
+    Attributes:
+        own_s: Of the attempt's processes, in core-seconds.
+        host_s: Of the whole host, the attempt included, in core-seconds.
+        cores: Cores of the host.
+    """
+
+    own_s: float
+    host_s: float
+    cores: int
+
+
+@dataclass(frozen=True)
 class CycleResult:
     """What one successful attempt observed: ``{hash}_result.json``, written last, whole, by rename.
 
@@ -130,6 +145,7 @@ class CycleResult:
         memory: peak_rss_bytes, gpu_peak_bytes (null where unknown).
         bundle_version: Version of llem-airflow that made it.
         bundle_sha256: Hash of the measuring code, so that edited code of one version is told apart; None when unknown.
+        cpu: CPU time in the window; None when unknown.
     """
 
     schema_version: int
@@ -145,6 +161,7 @@ class CycleResult:
     memory: dict[str, Any]
     bundle_version: str
     bundle_sha256: str | None = None
+    cpu: CpuTime | None = None
 
     def dumps(self) -> str:
         """The result as JSON text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from llem_airflow.analysis.energy import window_energy
 from llem_airflow.analysis.quality import Flag, flags
 from llem_airflow.analysis.steadiness import iteration_bias_ratio, mser5_cut
-from llem_airflow.protocol.result import Anchor, CycleResult, Meter
+from llem_airflow.protocol.result import Anchor, CpuTime, CycleResult, Meter
 from tests.analysis.sampled import (
     GPU,
     Profile,
@@ -134,9 +135,26 @@ def test_a_foreign_process() -> None:
     assert "pid 77" in flag.message
 
 
-def test_a_foreign_process_that_the_host_saw() -> None:
-    flag = only(of(good_rows(), host={"foreign_processes": ["train.py of somebody"]}))
-    assert (flag.code, "train.py of somebody" in flag.message) == ("foreign_process", True)
+@pytest.mark.parametrize("kind", ["cpu-estimate", "rapl"])
+def test_load_of_other_processes_is_told_where_the_meter_counts_the_whole_host(kind: str) -> None:
+    result = cycle_result(window(60.0), meter(kind, "estimate" if kind == "cpu-estimate" else "measured"))
+    energy = window_energy(columns(good_rows()), result.meter, result.window)
+
+    def seen(own_s: float, host_s: float) -> dict[str, str]:
+        found = flags(dataclasses.replace(result, cpu=CpuTime(own_s, host_s, 2)), energy)
+        return {flag.code: flag.message for flag in found}
+
+    assert "foreign_load" not in seen(60.0, 70.0)
+    assert (
+        "used 1.0 of the host's 2 cores in the window, the experiment 0.7"
+        in seen(42.0, 102.0)["foreign_load"]
+    )
+
+
+def test_a_gpu_s_energy_is_not_of_the_host_s_processes() -> None:
+    result = dataclasses.replace(cycle_result(window(60.0), meter()), cpu=CpuTime(1.0, 119.0, 2))
+    energy = window_energy(columns(good_rows()), result.meter, result.window)
+    assert "foreign_load" not in {flag.code for flag in flags(result, energy)}
 
 
 def test_neighbours() -> None:
