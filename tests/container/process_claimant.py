@@ -8,6 +8,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import docker
 
@@ -28,21 +29,21 @@ result()
 """
 
 
-def main(asked: dict[str, object]) -> None:
+def main(asked: dict[str, Any]) -> None:
     """Run the attempts; a line of JSON for each."""
-    said_request = {"count": None, **asked.get("request", {})}  # type: ignore[dict-item]  # as JSON says it
+    said_request: dict[str, Any] = {"count": None, **asked.get("request", {})}
     request = GpuRequest(**said_request)
     engine = docker.APIClient() if asked.get("docker") else None
     settings = ProcessSettings(
         gpu_request=request,
-        gpu_quota=asked.get("quota"),  # type: ignore[arg-type]
-        gpu_wait_s=float(asked.get("wait_s", 60)),  # type: ignore[arg-type]
+        gpu_quota=asked.get("quota"),
+        gpu_wait_s=float(asked.get("wait_s", 60)),
         engine=engine,
     )
     spec = replace(SPEC, meter=replace(SPEC.meter, kind=str(asked.get("meter", "none"))))
     with tempfile.TemporaryDirectory() as folder:
         text = program(Path(folder), _PROGRAM.format(hold_s=asked.get("hold_s", 0.1)))
-        for index in range(int(asked.get("times", 1))):  # type: ignore[call-overload]
+        for index in range(int(asked.get("times", 1))):
             who = Attempt("claims", f"{os.getpid()}", str(index), -1, "claim", HASH, 1, 1, "tests")
             target = Path(folder) / str(index)
             said: dict[str, object]
