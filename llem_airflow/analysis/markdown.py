@@ -92,7 +92,16 @@ def _since_lines(since: Since | None, summary: Summary) -> list[str]:
         titles = ("Experiment", "Verdict", *found["titles"], "Answers")
         lines += _table(titles, [_since_row(row) for row in found["rows"]])
         lines += ["The verdict is about energy per output token. Changes with their 95 % interval.", ""]
-    if any(report.caution for report in since.reports):
+    if found["by_history"]:
+        titles = ("Experiment", "Runs", "Nightly verdict", "Changes, looking back", "Would be told from")
+        keys = ("label", "runs", "state", "changes", "shows")
+        lines += [
+            "## History",
+            "",
+            *_table(titles, [[str(row[k]) for k in keys] for row in found["history"]]),
+        ]
+        lines += [found["note"], ""]
+    elif any(report.caution for report in since.reports):
         lines += [f"Caution: {TWO_RUNS}.", ""]
     lines += [
         f"{title}: {_plain('; '.join(found[key]))}.\n"

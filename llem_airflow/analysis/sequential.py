@@ -61,7 +61,10 @@ ASSUMED_PHI = 0.5
 _SD_WEIGHT, _PHI_WEIGHT = 4, 10
 """What the assumptions weigh, in nights."""
 
-_CAUTION = 0.75
+_FAR = 3.0
+"""Standard deviations of a night by which an outlier goes beyond the others."""
+
+_CAUTION = 0.5
 """Standard errors by which the correlation is taken to be higher than estimated: too low a one makes false alarms."""
 
 
@@ -212,12 +215,13 @@ class _Nights:
                 break
             noise = self._noise(n - m)
             before = self.values[max(self.starts[-1], n - m - MEMORY) : n - m]
-            step, error = _step(before, _confirmed(before, self.values[n - m :]), noise)
+            step, error = _step(before, _confirmed(before, self.values[n - m :], noise), noise)
             t, ratio = abs(step) / error, math.expm1(step)
             limit = _limit(self.experiments, QUARTER * len(WINDOWS), noise.df)
             least = max(threshold_ratio, GROSS_RATIO if n - m < LEARNING else 0.0)
             if abs(ratio) >= least and t > max(limit, best):
-                best, found = t, Alarm(n - 1, n - m, ratio)
+                size = float(self.values[n - m :].mean() - before.mean())
+                best, found = t, Alarm(n - 1, n - m, math.expm1(size))
         return found
 
     def drift(self, threshold_ratio: float) -> Alarm | None:
@@ -298,11 +302,17 @@ def _around_levels(values: Floats, starts: Sequence[int], centre: Callable[[Floa
     return rest
 
 
-def _confirmed(before: Floats, nights: Floats) -> list[float]:
-    """The newest night counts only as far as another one since the step went in its direction."""
-    *others, newest = nights.tolist()
-    up = sum((*others, newest)) / len(nights) > float(before.sum()) / len(before)
-    return [*others, min(newest, max(others)) if up else max(newest, min(others))]
+def _confirmed(before: Floats, nights: Floats, noise: _Noise) -> list[float]:
+    """The night that went furthest counts only as far as the second: no night makes a step alone.
+
+    One that goes far beyond all others is an outlier, and counts as the level before.
+    """
+    found = nights.tolist()
+    level = float(before.sum()) / len(before)
+    ranked = sorted(found, reverse=sum(found) / len(found) > level)
+    furthest, second = ranked[0], ranked[1]
+    found[found.index(furthest)] = level if abs(furthest - second) > _FAR * noise.sd else second
+    return found
 
 
 def _step(before: Floats, after: list[float], noise: _Noise) -> tuple[float, float]:
@@ -340,21 +350,18 @@ def _whitened(values: Floats, phi: float) -> Floats:
 
 @lru_cache(maxsize=4096)
 def _limit(experiments: int, tests: int, df: float) -> float:
-    """Critical value of a two-sided t test when all tests of all experiments share one false alarm.
-
-    Half of it is spent. The other half is for what is not known of the noise: its size and memory are estimates.
-    """
-    return float(stats.t.isf(0.25 / (max(experiments, FAMILY) * tests), df))
+    """Critical value of a two-sided t test when all tests of all experiments share one false alarm."""
+    return float(stats.t.isf(0.5 / (max(experiments, FAMILY) * tests), df))
 
 
 def without_spikes(values: Floats, least: float = ASSUMED_SD_RATIO) -> Floats:
     """A night far off both neighbours to the same side is an outlier; their mean stands for it.
 
-    Far is 4 robust standard deviations of the step from night to night, and ``least``.
+    Far is 3 robust standard deviations of the step from night to night, and ``least``.
     """
     steps = np.diff(values)
     usual = 1.4826 * float(np.median(np.abs(steps))) if len(steps) else 0.0
-    limit = max(4 * usual, least)
+    limit = max(_FAR * usual, least)
     up, down = steps[:-1], -steps[1:]
     spikes = (np.minimum(up, down) > limit) | (np.maximum(up, down) < -limit)
     seen = values.copy()

@@ -15,6 +15,7 @@ from llem_airflow.analysis.labels import experiment_labels, factor_changes
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.report import grouped_doubts
 from llem_airflow.analysis.report_cells import only_estimates
+from llem_airflow.analysis.report_since import changes_text
 from llem_airflow.analysis.setting import setting_texts
 from llem_airflow.analysis.summary import ExperimentSummary, Summary
 from llem_airflow.analysis.verdict import Verdict
@@ -111,18 +112,13 @@ def render_trends(trends: Mapping[str, Trend], metric: str) -> RenderableType:
         newest = quantity.quantity(metric, found.points[-1].mean, estimate=estimate)
         shows = quantity.percent(found.detectable_ratio)
         began = found.began or quantity.ABSENT
-        rows.append((name, str(len(found.points)), newest, found.state, began, _changes(found), shows))
+        rows.append((name, str(len(found.points)), newest, found.state, began, changes_text(found), shows))
     title = Text(f"{BY_NAME[metric].label} over runs", style="italic")
     table = Rows(
         ("Experiment", "Runs", "Newest", "Verdict", "Since", "Changes, looking back", "Would show from"), rows
     )
     notes = dict.fromkeys(found.note for found in trends.values())
     return Group(title, table, *(Text(quantity.sentence(note), style="dim") for note in notes))
-
-
-def _changes(found: Trend) -> str:
-    told = [f"{quantity.signed(change.ratio)} at {change.run_id}" for change in found.changes]
-    return "\n".join(told) or quantity.ABSENT
 
 
 def _comparison_table(report: PairReport) -> Rows:
