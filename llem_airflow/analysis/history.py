@@ -167,7 +167,7 @@ def trend(
         outlier=seen.outlier and len(same) > 2,
         newest_ratio=seen.newest_ratio,
         detectable_ratio=seen.detectable_ratio,
-        note=_note(len(same), len(ordered) - len(same)),
+        note=_note(len(same), len(ordered) - len(same)) + _cycles_note(same),
     )
 
 
@@ -273,6 +273,32 @@ def _change(
         ratio=after / before - 1,
         p=p,
         verdict=_direction(after - before, better),
+    )
+
+
+def cycle_correlation(points: Sequence[Point]) -> tuple[float, float]:
+    """How much a cycle follows the one before it in its run, pooled over runs, and its standard error.
+
+    Formula: sum x_k x_(k+1) / sum x_k^2 around each run's mean, plus the 1/n that the mean takes; its standard error
+    without any correlation is at most 1 / sqrt(cycles). A few cycles tell less of it than there is.
+    """
+    products = squares = cycles = 0.0
+    for values in (np.asarray(point.values) for point in points if len(point.values) > 2):
+        rest = values - values.mean()
+        own = float(rest @ rest)
+        products += float(rest[1:] @ rest[:-1]) + own / len(values)
+        squares += own
+        cycles += len(values)
+    return (products / squares, cycles**-0.5) if squares > 0.0 else (0.0, 0.0)
+
+
+def _cycles_note(points: Sequence[Point]) -> str:
+    found, error = cycle_correlation(points)
+    if found <= 3 * error or error == 0.0:
+        return ""
+    return (
+        f"; cycles of a run follow each other (correlation {found:.2f} or more), so the 95 % interval of one run is "
+        "too narrow; this verdict, which goes by whole runs, is not affected"
     )
 
 

@@ -307,7 +307,7 @@ def _confirmed(before: Floats, nights: Floats, noise: _Noise) -> list[float]:
 
     One that goes far beyond all others is an outlier, and counts as the level before.
     """
-    found = nights.tolist()
+    found: list[float] = nights.tolist()
     level = float(before.sum()) / len(before)
     ranked = sorted(found, reverse=sum(found) / len(found) > level)
     furthest, second = ranked[0], ranked[1]

@@ -163,3 +163,18 @@ def test_runs_under_other_conditions_are_left_out() -> None:
     assert len(found.points) == 2
     assert [point.run_id for point in found.left_out] == ["run-0", "run-1"]
     assert found.changes == ()
+
+
+def test_cycles_that_follow_each_other_within_a_run_are_told() -> None:
+    rng = np.random.default_rng(10)
+
+    def note(phi: float) -> str:
+        cycles = rng.normal(0, 0.1, (30, 5))
+        for k in range(1, 5):
+            cycles[:, k] = phi * cycles[:, k - 1] + (1 - phi**2) ** 0.5 * cycles[:, k]
+        return trend(
+            [Point(f"run-{k}", k, tuple(row)) for k, row in enumerate((10 + cycles).tolist())], "lower"
+        ).note
+
+    assert "cycles of a run follow each other (correlation 0." in note(0.5)
+    assert sum("follow each other" in note(0.0) for _ in range(20)) == 0
