@@ -56,7 +56,7 @@ WHOLE = parquet(prompt=[f"question {n}" for n in range(3000)])
         ("p.jsonl", GOOD + b'{"prompt": \n', r"source: p.jsonl:3: not JSON: .*; each line is one JSON object"),
         ("p.jsonl", b'[{"prompt": "a"}]', r"source: p.jsonl:1: not an object; each line is one JSON object"),
         ("p.jsonl", b'{"prompt": ' + b"1" * 5000 + b"}\n", r"source: p.jsonl:1: not JSON"),
-        ("p.jsonl", gzip.compress(GOOD), r"'p.jsonl': is compressed with gzip; unpack it"),
+        ("p.jsonl", gzip.compress(GOOD, mtime=0), r"'p.jsonl': is compressed with gzip; unpack it"),
         ("p.jsonl", b"\x28\xb5\x2f\xfd" + GOOD, r"'p.jsonl': is compressed with zstd; unpack it"),
         ("p.jsonl", GOOD.decode().encode("utf-16"), r"'p.jsonl': is UTF-16; save it as UTF-8"),
         ("p.jsonl", b'{"prompt": "' + b"x" * (17 * 1024**2) + b'"}', r"p.jsonl:1: the line is longer than 16 MiB"),
