@@ -25,7 +25,10 @@ MAX_P = 0.001
 """A change point must be this improbable by chance: at 0.01, one flat series of 40 runs in three alarms."""
 
 ALONE = 5
-"""Experiments up to which MAX_P keeps a false change point in a study at 5 % or less; with more, it is shared."""
+"""Experiments up to which MAX_P holds for each; with more, they share it.
+
+Found once in one flat history of 20 to 30 independent runs in a hundred (benchmarks/error_rates.py). Where runs
+remember, there are more: the budget of false alarms is the verdict's (sequential.py), not that of this list."""
 
 MIN_POINTS = 2
 """Smallest stretch between two change points, in runs."""
