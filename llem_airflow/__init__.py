@@ -33,7 +33,10 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {"integration-name": "LLEM", "python-modules": ["llem_airflow.operators.gpu_wait"]},
         ],
-        "extra-links": ["llem_airflow.operators.links.ReportLink"],
+        "extra-links": [
+            "llem_airflow.operators.links.ReportLink",
+            "llem_airflow.operators.links.EvidenceLink",
+        ],
         "config": {
             "llem": {
                 "description": "Energy benchmarks of LLM inference.",

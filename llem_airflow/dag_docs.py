@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from llem_airflow.study import Experiment, Study
-from llem_airflow.study.runners import Layers, RunnerError, said_by_engine
+from llem_airflow.study.labels import distinct_labels, factor_text, factors
+from llem_airflow.study.runners import AUTO, Choice, Layers, RunnerError, said_by_engine
 
 ADHOC_DOC = """# A study from the trigger form
 
-Trigger this DAG and paste the YAML of a study. Mistakes are shown with line and column in the log of `plan`, before
-anything is measured. The cycles run one at a time; the *Energy* tab of the run shows the report.
+Trigger this DAG and paste the YAML of a study. Mistakes are shown with line and column in the *Energy* tab of the run
+and in the log of `plan`, before anything is measured. The cycles run one at a time; then the tab shows the report.
 
 The same from a terminal: `airflow dags trigger llem_adhoc --conf "$(jq -Rs '{study: .}' my-study.yaml)"`.
 """
+_SHOWN = 200
+_SHOWN_LINES = 400
+_PLACES = {"process": "each in a fresh process", "container": "each in a fresh container"}
+
+
+def task_labels(experiments: Sequence[Experiment]) -> list[str]:
+    """What the grid calls each experiment: what sets it apart from the others."""
+    found = factors([e.config for e in experiments])
+    texts = [factor_text(own, e.slug) for own, e in zip(found, experiments, strict=True)]
+    return distinct_labels([e.id for e in experiments], texts)
 
 
 def study_doc(study: Study, layers: Callable[[], Layers]) -> str:
@@ -25,44 +36,110 @@ def study_doc(study: Study, layers: Callable[[], Layers]) -> str:
         study: The study.
         layers: Tells what names runners beside the study; the host's connection is asked when a run is planned.
     """
-    rows = "\n".join(f"| `{e.id}` | {e.engine} | {e.model} |" for e in study.experiments[:200])
-    more = f"\n\n… and {len(study.experiments) - 200} more" if len(study.experiments) > 200 else ""
+    try:
+        said = said_by_engine(layers(), study.experiments)
+        runners = _table(
+            ("engine", "runner, and what names it"),
+            ((_plain(e), _plain(choice.told)) for e, choice in said.items()),
+        )
+    except RunnerError as error:
+        said, runners = {}, f"No run can be planned: {_code(str(error))}\n\n"
+    planned, cycles = len(study.experiments), len(study.plan.runs)
     return (
-        f"# {study.name}\n\n{len(study.experiments)} experiments x {study.cycles} cycles "
-        f"= {len(study.plan.runs)} containers, from `{study.path.name if study.path else 'text'}`.\n\n"
-        f"| experiment | engine | model |\n|---|---|---|\n{rows}{more}\n\n"
-        f"{_runners(study, layers)}"
-        f"{_releases(study)}"
-        "The *Energy* tab of a run shows its report."
+        f"# {_plain(study.name)}\n\n{_count(planned, 'experiment')}, {_count(cycles, 'cycle')} to measure"
+        f"{_where(said)}, from {_code(study.path.name) if study.path else 'text'}. "
+        "The *Energy* tab of a run shows its report.\n\n"
+        f"{_experiments(study)}{runners}{_releases(study)}{_yaml(study.text)}"
     )
 
 
-def _runners(study: Study, layers: Callable[[], Layers]) -> str:
-    try:
-        said = said_by_engine(layers(), study.experiments)
-    except RunnerError as error:
-        return f"No run can be planned: `{error}`\n\n"
-    rows = "\n".join(f"| {engine} | {choice.told} |" for engine, choice in said.items())
-    return f"| engine | runner, and what names it |\n|---|---|\n{rows}\n\n"
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
-def invalid_doc(name: str, report: str) -> str:
-    """The page of a DAG that stands for a file with mistakes: a fenced block, since Airflow drops raw HTML."""
-    report = re.sub(r"<(?=[a-zA-Z/!])", "<\u200b", report)  # whatever renders it, no tag comes of it
-    fence = "`" * (max(map(len, re.findall("`+", report)), default=0) + 3)
-    return f"# `{name.replace('`', '')}` has mistakes\n\n{fence}text\n{report}\n{fence}\n"
+def _where(said: Mapping[str, Choice]) -> str:
+    places = {_PLACES.get(choice.runner, "") for choice in said.values()}
+    place = places.pop() if len(places) == 1 else ""
+    if not place and any(choice.runner == AUTO for choice in said.values()):
+        return ", each in a fresh container or process as the table below says"
+    return f", {place}" * bool(place)
+
+
+def _experiments(study: Study) -> str:
+    """What sets each experiment apart; its model only where a run measures that one."""
+    shown = list(study.experiments[:_SHOWN])
+    titles, columns = ["experiment", "engine"], [[_plain(e.engine) for e in shown]]
+    if not any(version.model for version in study.versions):
+        titles.append("model")
+        columns.append([_code(e.model) for e in shown])
+    names = task_labels(study.experiments)[:_SHOWN]
+    ids = [e.id for e in shown]
+    if names != ids:
+        titles.append("id of its task group")
+        columns.append([_code(name) for name in ids])
+    rows = zip(map(_code, names), *columns, strict=True)
+    more = len(study.experiments) - len(shown)
+    return _table(titles, rows) + (f"… and {more} more\n\n" if more else "")
 
 
 def _releases(study: Study) -> str:
     if not study.versions:
         return ""
-    rows = "\n".join(
-        f"| `{v.name}` | {v.released} | {v.model or ''} {v.revision or ''} |" for v in study.versions
+    own = ", ".join(dict.fromkeys(e.model for e in study.experiments))
+    revisions = ", ".join(dict.fromkeys(e.revision or "" for e in study.experiments))
+    rows = (
+        (
+            _code(v.name),
+            v.released or "",
+            _plain(v.model or own),
+            _plain(v.revision or ("" if v.model else revisions) or "newest"),
+        )
+        for v in study.versions
     )
     return (
         "Each run measures one model release: its partition key. *Trigger > Backfill* runs all of a range of dates.\n\n"
-        f"| release | date | model |\n|---|---|---|\n{rows}\n\n"
+        + _table(("release", "date", "model", "revision"), rows)
     )
+
+
+def _yaml(text: str) -> str:
+    lines = text.splitlines()
+    more = len(lines) - _SHOWN_LINES
+    told = f"\n… and {more} more lines in the file\n" if more > 0 else ""
+    return "The study:\n\n" + _fenced("\n".join(lines[:_SHOWN_LINES]), "yaml") + told
+
+
+def invalid_doc(name: str, report: str) -> str:
+    """The page of a DAG that stands for a file with mistakes: a fenced block, since Airflow drops raw HTML."""
+    report = re.sub(r"<(?=[a-zA-Z/!])", "<\u200b", report)  # whatever renders it, no tag comes of it
+    return f"# {_plain(name)} has mistakes\n\n{_fenced(report, 'text')}"
+
+
+def _fenced(text: str, language: str) -> str:
+    fence = "`" * max(3, max(map(len, re.findall("`+", text)), default=0) + 1)
+    return f"{fence}{language}\n{text}\n{fence}\n"
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; its cells are Markdown already."""
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines) + "\n\n"
+
+
+def _code(text: str) -> str:
+    """The text in a code span, where Markdown takes nothing for itself; a pipe would end a table's cell."""
+    text = " ".join(text.split()).replace("|", "\\|")
+    if not text:
+        return ""
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def _plain(text: str) -> str:
+    """The text outside of a code span: Markdown takes nothing in it for itself."""
+    return re.sub(r"([\\`*_\[\]<>|~&])", r"\\\1", " ".join(text.split()))
 
 
 class ExperimentDocs:
@@ -71,13 +148,17 @@ class ExperimentDocs:
     Its experiments share the parts of their configurations in which they do not differ: those are written out once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, study: Study) -> None:
         self._written: dict[tuple[str, int], tuple[str, dict[str, Any]]] = {}
+        self._released = {
+            "task.model": any(v.model for v in study.versions),
+            "engine_params.revision": any(v.revision for v in study.versions),
+        }
 
     def page(self, experiment: Experiment) -> str:
         """The page of a cycle's task: the experiment's whole configuration."""
         rows = self._rows(experiment.config, "")
-        return f"### {experiment.slug}\n\nIdentity `{experiment.hash}`\n\n| key | value |\n|---|---|\n{rows}"
+        return f"### {_plain(experiment.slug)}\n\nIdentity `{experiment.hash}`\n\n| key | value |\n|---|---|\n{rows}"
 
     def _rows(self, config: dict[str, Any], prefix: str) -> str:
         known = self._written.get((prefix, id(config)))
@@ -85,8 +166,13 @@ class ExperimentDocs:
             rows = "\n".join(
                 self._rows(value, f"{prefix}{key}.")
                 if isinstance(value, dict) and value
-                else f"| `{prefix}{key}` | `{value}` |"
+                else f"| `{prefix}{key}` | {self._value(prefix + key, value)} |"
                 for key, value in config.items()
             )
             known = self._written[prefix, id(config)] = rows, config  # held, so that its id stays its own
         return known[0]
+
+    def _value(self, key: str, value: object) -> str:
+        if any(replaced and key.endswith(name) for name, replaced in self._released.items()):
+            return "that of the run's release"
+        return _code(str(value))

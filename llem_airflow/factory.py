@@ -13,7 +13,7 @@ from typing import Any
 from airflow.sdk import DAG, TaskGroup, TriggerRule, get_parsing_context
 from airflow.sdk.definitions.param import ParamsDict
 
-from llem_airflow.dag_docs import ADHOC_DOC, ExperimentDocs, study_doc
+from llem_airflow.dag_docs import ADHOC_DOC, ExperimentDocs, study_doc, task_labels
 from llem_airflow.folder_dags import INVALID_TAG, FolderDags, refused
 from llem_airflow.operators import (
     LLEMAggregateOperator,
@@ -335,12 +335,10 @@ def _cycle_tasks(
     runs = [wanted] if wanted else study.plan.runs
     found = [study.experiment(wanted.experiment_id)] if wanted else study.experiments
     experiments = {experiment.id: experiment for experiment in found}
-    groups = {
-        experiment.id: TaskGroup(group_id=experiment.id, tooltip=experiment.slug, prefix_group_id=True)
-        for experiment in experiments.values()
-    }
-    documents = ExperimentDocs()
-    docs = {experiment.id: documents.page(experiment) for experiment in experiments.values()}
+    called = dict(zip(experiments, task_labels(found), strict=True))
+    groups = {name: TaskGroup(name, group_display_name=label) for name, label in called.items()}
+    documents = ExperimentDocs(study)
+    docs = {name: documents.page(experiment) for name, experiment in experiments.items()}
     shared = _shared_args(study, operator_args)
     pool = shared.get("pool")
     tasks: list[LLEMExperimentOperator] = []
@@ -348,6 +346,7 @@ def _cycle_tasks(
         experiment = experiments[run.experiment_id]
         own: dict[str, Any] = {
             "task_id": f"{CYCLE_TASK_ID}_{run.cycle}",
+            "task_display_name": f"{called[run.experiment_id]}, cycle {run.cycle}",
             "task_group": groups[run.experiment_id],
             "experiment": experiment,
             "doc_md": docs[run.experiment_id],

@@ -6,11 +6,13 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
-from airflow.sdk import DAG, task
+from airflow.sdk import DAG, Context, task
 from airflow.sdk.exceptions import AirflowFailException
 
 from llem_airflow.dag_docs import invalid_doc
+from llem_airflow.operators.failure_text import keep_failure
 from llem_airflow.study import Mistake, Study, StudyFileError
 from llem_airflow.study.dag_ids import INVALID_PREFIX, dag_id_of
 
@@ -104,8 +106,10 @@ def _invalid_dag(dag_id: str, name: str, report: str) -> DAG:
     ) as dag:
 
         @task(task_id="mistakes", retries=0)
-        def mistakes() -> None:
-            raise AirflowFailException(report)
+        def mistakes(**context: Any) -> None:
+            error = AirflowFailException(report)
+            keep_failure(cast("Context", context), error)
+            raise error
 
         mistakes()
     return dag

@@ -85,7 +85,7 @@ def _dag(study: Study, suffix: str, description: str, schedule: Any, *, known: b
     return DAG(
         dag_id=study.dag_id + suffix,
         description=description,
-        doc_md=f"# {description}\n\nThe verdicts are in the log and the result of `compare`.",
+        doc_md=f"# {description}\n\nThe *Energy* tab of a run shows the verdicts, the log of `compare` all of it.",
         schedule=schedule,
         tags=sorted({"llem", *study.airflow.tags}),
         max_active_runs=1,

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from llem_airflow.study.labels import factors
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedExperiment:
@@ -96,12 +98,9 @@ def _in_order(order: Any) -> list[tuple[str, int]]:
     return cycles
 
 
-def factors(experiments: Mapping[str, PlannedExperiment]) -> dict[str, dict[str, Any]]:
+def experiment_factors(experiments: Mapping[str, PlannedExperiment]) -> dict[str, dict[str, Any]]:
     """What differs between the experiments: for each, the configuration keys that are not all equal."""
-    flat = {name: flatten(item.config) for name, item in experiments.items()}
-    keys = sorted({key for values in flat.values() for key in values})
-    varying = [key for key in keys if len({repr(values.get(key)) for values in flat.values()}) > 1]
-    return {name: {key: values.get(key) for key in varying} for name, values in flat.items()}
+    return dict(zip(experiments, factors([item.config for item in experiments.values()]), strict=True))
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from llem_airflow.analysis.metrics import BY_NAME, Metric
@@ -98,33 +97,6 @@ def sentence(text: str) -> str:
     """The text with a capital and one full stop."""
     text = text.strip().rstrip(".")
     return f"{text[:1].upper()}{text[1:]}."
-
-
-def short(value: object) -> str:
-    """A configuration value on one short line."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {short(item)}" for key, item in value.items())
-    if value is None:
-        return ABSENT
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-_NAMED_BY_VALUE = ("engine", "model")
-
-
-def factor_text(factors: Mapping[str, object], fallback: str) -> str:
-    """What sets an experiment apart, as ``vllm, Qwen3-8B, batch_size 4``; the fallback when nothing does."""
-    parts = []
-    for key, value in factors.items():
-        name = key.rsplit(".", 1)[-1]
-        if value is None:
-            continue
-        if name in _NAMED_BY_VALUE:
-            parts.append(str(value).rstrip("/").rsplit("/", 1)[-1])
-        else:
-            parts.append(f"{name} {short(value)}")
-    return ", ".join(parts) or fallback
 
 
 def change(ratio: float) -> str:

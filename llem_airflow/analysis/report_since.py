@@ -13,6 +13,7 @@ from llem_airflow.analysis.labels import factor_changes
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.since import Since
 from llem_airflow.analysis.verdict import GRAVEST_FIRST, Comparison, Verdict
+from llem_airflow.study.labels import short
 
 SHOWN = ("energy_per_output_token_j", "output_tokens_per_s", "ttft_mean_s", "e2el_mean_s")
 
@@ -66,8 +67,7 @@ def changes_text(found: Trend) -> str:
 def _row(report: PairReport, labels: Mapping[str, str]) -> dict[str, Any]:
     experiment = report.candidate.rpartition("#")[2]
     unequal = [
-        f"{key}: {quantity.short(ours)} became {quantity.short(theirs)}"
-        for key, (ours, theirs) in report.differences.items()
+        f"{key}: {short(ours)} became {short(theirs)}" for key, (ours, theirs) in report.differences.items()
     ]
     return {
         "label": labels.get(experiment, experiment),

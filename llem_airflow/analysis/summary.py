@@ -11,14 +11,14 @@ from llem_airflow.analysis.answer import answer
 from llem_airflow.analysis.contrast import Contrast, Measured
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.doubt import Doubt, doubts_of, gravity
-from llem_airflow.analysis.labels import experiment_labels
 from llem_airflow.analysis.metrics import BY_NAME, METRICS
-from llem_airflow.analysis.planned import Planned, factors
+from llem_airflow.analysis.planned import Planned, experiment_factors
 from llem_airflow.analysis.setting import setting
 from llem_airflow.analysis.stated import Derived, derived
 from llem_airflow.analysis.statistics import FEW_CYCLES, SHOWN_FROM_N, Description, describe, slope_ratio
 from llem_airflow.protocol.strict import from_json, to_json
 from llem_airflow.results.again import again
+from llem_airflow.study.labels import experiment_labels
 
 SUMMARY_VERSION = 1
 
@@ -169,7 +169,7 @@ def summarise(
 ) -> Summary:
     """What the cycles mean together."""
     told = tuple(environments)
-    varied = factors(plan.experiments)
+    varied = experiment_factors(plan.experiments)
     names = list(dict.fromkeys([*plan.experiments, *(row.experiment for row in cycles if row.experiment)]))
     by_name: dict[str, list[Cycle]] = {name: [] for name in names}
     for row in cycles:

@@ -11,7 +11,7 @@ from llem_airflow.analysis import quantity
 from llem_airflow.analysis.comparing import PairReport
 from llem_airflow.analysis.doubt import places_text
 from llem_airflow.analysis.history import Trend
-from llem_airflow.analysis.labels import experiment_labels, factor_changes
+from llem_airflow.analysis.labels import factor_changes
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.report import grouped_doubts
 from llem_airflow.analysis.report_cells import only_estimates
@@ -19,6 +19,7 @@ from llem_airflow.analysis.report_since import changes_text
 from llem_airflow.analysis.setting import setting_texts
 from llem_airflow.analysis.summary import ExperimentSummary, Summary
 from llem_airflow.analysis.verdict import Verdict
+from llem_airflow.study.labels import experiment_labels, short
 from llem_airflow.terminal import Folding, Rows, Whole
 
 _COLUMNS = (
@@ -82,9 +83,7 @@ def render_comparison(report: PairReport) -> RenderableType:
     title = f"{report.candidate} against {report.baseline}: {str(report.verdict).upper()}"
     parts: list[RenderableType] = [Folding(title, "bold")]
     for key, (ours, theirs) in report.differences.items():
-        parts.append(
-            Folding(f"  not equal: {key}: {quantity.short(ours)} against {quantity.short(theirs)}", "red")
-        )
+        parts.append(Folding(f"  not equal: {key}: {short(ours)} against {short(theirs)}", "red"))
     if report.factors:
         parts.append(Folding(f"  under study: {'; '.join(factor_changes(report.factors))}"))
     if report.metrics:

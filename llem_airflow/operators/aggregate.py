@@ -10,6 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from llem_airflow.operators.canary import note_gated
 from llem_airflow.operators.evidence import open_run
+from llem_airflow.operators.failure_text import keeps_failure
 from llem_airflow.operators.lineage import run_lineage
 from llem_airflow.operators.links import ReportLink
 from llem_airflow.operators.notify import tell
@@ -49,6 +50,7 @@ class LLEMAggregateOperator(BaseOperator):
         self.allow_missing = allow_missing
         self._told: tuple[Study, dict[str, Any]] | None = None
 
+    @keeps_failure
     def execute(self, context: Context) -> dict[str, Any]:
         """Aggregate the run.
 

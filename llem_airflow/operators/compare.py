@@ -9,6 +9,7 @@ from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from llem_airflow.analysis.metrics import deciding_metric, positive_threshold
+from llem_airflow.operators.failure_text import keeps_failure
 from llem_airflow.operators.notify import tell
 from llem_airflow.operators.outcome import cautions, changes, said
 from llem_airflow.operators.settings import settings
@@ -31,6 +32,9 @@ OUTCOMES = (
 """What can come out for an experiment, the gravest first."""
 
 ACTIONS = ("fail", "skip", "notify", "pass")
+
+_SHOWN = 50
+"""Sentences in an XCom; the log has all."""
 
 DEFAULT_ACTIONS: Mapping[str, tuple[str, ...]] = {
     "regression": ("notify", "fail"),
@@ -101,6 +105,7 @@ class LLEMCompareOperator(BaseOperator):
         self.without_flagged = without_flagged
         self.study = study
 
+    @keeps_failure
     def execute(self, context: Context) -> dict[str, Any]:
         """Compare.
 
@@ -129,16 +134,19 @@ class LLEMCompareOperator(BaseOperator):
         self._log(found)
         trends = self._histories(found, how)
         outcomes = _outcomes(found, self.metric, trends)
-        result = changes(found) | {
-            "verdict": min(outcomes.values(), key=OUTCOMES.index),
-            "outcomes": outcomes,
-            "history": {name: one.state for name, one in trends.items()},
-        }
         # Of two runs that tell a gross change the numbers are those of the comparison, and so is its caution.
         told = {name: one for name, one in trends.items() if len(one.points) > 2 or one.told is None}
         rest = Compared(tuple(one for one in found.reports if one.candidate not in told))
         lines = [f"{name}: {self.metric}: {one.state}" for name, one in told.items()]
-        text = "\n".join([*lines, *said(rest, self.metric), *cautions(rest)])
+        lines += [*said(rest, self.metric), *cautions(rest)]
+        text = "\n".join(lines)
+        result = changes(found) | {
+            "verdict": min(outcomes.values(), key=OUTCOMES.index),
+            "outcomes": outcomes,
+            "history": {name: one.state for name, one in trends.items()},
+            "metric": self.metric,
+            "said": lines[:_SHOWN],
+        }
         self._act(context, set(outcomes.values()), result, text)
         return result
 

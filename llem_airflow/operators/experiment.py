@@ -25,9 +25,11 @@ from llem_airflow.operators.baselines import known_baselines
 from llem_airflow.operators.breaker import skip_when_tripped
 from llem_airflow.operators.canary import skip_after_canary
 from llem_airflow.operators.energy import require_energy, without_required_energy
+from llem_airflow.operators.energy_line import energy_line
 from llem_airflow.operators.evidence import attempt_of, cut_short, provenance, run_of
 from llem_airflow.operators.gpu_wait import GpuFreeTrigger, GpuWait, now_epoch_s
 from llem_airflow.operators.host import DEFAULT_CONN_ID, HostSettings, HostSettingsError, LLEMHostHook
+from llem_airflow.operators.links import EvidenceLink
 from llem_airflow.operators.pinned import EarlierTries, image_record
 from llem_airflow.operators.pins import as_fetched, pinned_model
 from llem_airflow.operators.placement import (
@@ -79,6 +81,7 @@ class LLEMExperimentOperator(DockerOperator):
     """
 
     template_fields = ("image", "docker_conn_id")
+    operator_extra_links = (EvidenceLink(),)
     ui_color = "#fff3e0"
 
     study: Study
@@ -141,7 +144,7 @@ class LLEMExperimentOperator(DockerOperator):
         attempt = self._attempt = attempt_of(context, self.experiment, self.cycle)
         if stored := self._stored_by_an_earlier_try(run, context):
             self.log.info("An earlier try of this task has stored the result: %s", stored)
-            return self._said(stored)
+            return self._said(run, stored)
         skip_after_canary(self.study, run, self.experiment, self.cycle, self.retries or 0)
         skip_outside_window(self.study, run, self.experiment, self.cycle, context)
         skip_when_tripped(self.study, run, self.experiment, self.cycle, context)
@@ -168,7 +171,7 @@ class LLEMExperimentOperator(DockerOperator):
                     self.cli.close()
         self.log.info("Result stored: %s", urls[-1])
         require_energy(self.experiment, run.cycle(self.experiment.id, self.cycle))
-        return self._said(urls[-1])
+        return self._said(run, urls[-1])
 
     def execute_after_wait(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on after the trigger has fired: with the place in the queue, and what is left of the time."""
@@ -257,7 +260,9 @@ class LLEMExperimentOperator(DockerOperator):
         except PlacementError:
             return None
 
-    def _said(self, url: str) -> dict[str, Any]:
+    def _said(self, run: StoredRun, url: str) -> dict[str, Any]:
+        if ref := run.cycle(self.experiment.id, self.cycle):
+            self.log.info("%s", energy_line(ref))
         return {"experiment": self.experiment.id, "cycle": self.cycle, "result": url}
 
     def _stored_by_an_earlier_try(self, run: StoredRun, context: Context) -> str | None:

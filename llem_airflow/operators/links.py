@@ -1,8 +1,8 @@
-"""The button that leads from a task to the report of its run."""
+"""The buttons that lead from a task to what it left: the report of its run, the evidence of its cycle."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
 from airflow.sdk import BaseOperatorLink, conf
@@ -19,5 +19,20 @@ class ReportLink(BaseOperatorLink):
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002 - Airflow's interface
         """Where the report is shown, also where Airflow is served below a path."""
-        below = urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
-        return f"{below}/llem/run?{urlencode({'dag_id': ti_key.dag_id, 'run_id': ti_key.run_id})}"
+        return _page("run", ti_key)
+
+
+class EvidenceLink(BaseOperatorLink):
+    """What a cycle's task observed, or why it failed."""
+
+    name = "Evidence"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """Where the evidence of the cycle is shown."""
+        task: Any = operator
+        return _page("cycle", ti_key, experiment=task.experiment_id, cycle=task.cycle)
+
+
+def _page(name: str, ti_key: TaskInstanceKey, **more: object) -> str:
+    below = urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
+    return f"{below}/llem/{name}?{urlencode({'dag_id': ti_key.dag_id, 'run_id': ti_key.run_id, **more})}"

@@ -12,6 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped
 from llem_airflow.operators.carry import carry_over
 from llem_airflow.operators.evidence import open_run
 from llem_airflow.operators.experiment import LLEMExperimentOperator
+from llem_airflow.operators.failure_text import keeps_failure
 from llem_airflow.operators.placement import PlacementError
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
 from llem_airflow.operators.runners import decide, pin_choices
@@ -59,6 +60,7 @@ class LLEMPlanOperator(BaseOperator):
         self.cycles = cycles or {}
         self.after = after
 
+    @keeps_failure
     def execute(self, context: Context) -> dict[str, Any]:
         """Check, show and store the plan.
 
@@ -127,6 +129,7 @@ class LLEMPlanTextOperator(BaseOperator):
         super().__init__(**(_where(operator_args) | kwargs))
         self.operator_args = dict(operator_args or {})
 
+    @keeps_failure
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Check, show and store the plan.
 

@@ -11,7 +11,15 @@ from airflow.sdk import BaseOperator, TaskGroup
 T = TypeVar("T", bound=BaseOperator)
 
 
-def sibling(task: T, *, task_id: str, task_group: TaskGroup, derived: Mapping[str, Any], **changed: Any) -> T:
+def sibling(
+    task: T,
+    *,
+    task_id: str,
+    task_group: TaskGroup,
+    task_display_name: str,
+    derived: Mapping[str, Any],
+    **changed: Any,
+) -> T:
     """Another task of the same DAG, as the constructor would have made it with some other arguments.
 
     DockerOperator's constructor sets a hundred attributes, each through a check of Airflow's: for thousands of tasks
@@ -21,6 +29,7 @@ def sibling(task: T, *, task_id: str, task_group: TaskGroup, derived: Mapping[st
         task: A task that its constructor has made.
         task_id: Id of the new one within its group.
         task_group: The group that the new one joins.
+        task_display_name: What the UI calls it.
         derived: Attributes that the constructor makes of the arguments that differ.
         **changed: Arguments that differ, each an attribute of the same name.
     """
@@ -29,13 +38,19 @@ def sibling(task: T, *, task_id: str, task_group: TaskGroup, derived: Mapping[st
     # What can be changed in place must not be shared.
     state.update({name: copy.copy(value) for name, value in state.items() if type(value) in (dict, list)})
     state.update({**changed, **derived})
-    state["_BaseOperator__init_kwargs"] |= {**changed, "task_id": task_id, "task_group": task_group}
+    state["_BaseOperator__init_kwargs"] |= {
+        **changed,
+        "task_id": task_id,
+        "task_group": task_group,
+        "task_display_name": task_display_name,
+    }
     state.update(
         params=copy.deepcopy(task.params),
         upstream_task_ids=set(),
         downstream_task_ids=set(),
         task_id=task_group.child_id(task_id),  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
         task_group=None,
+        _task_display_name=task_display_name,
         _dag=None,
     )
     task_group.add(made)

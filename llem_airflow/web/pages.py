@@ -1,34 +1,23 @@
-"""The pages: the report of a DAG run, for users who may see its DAG."""
+"""The pages: what a DAG run came to, and the evidence of one cycle, for users who may see the DAG."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
 from typing import Annotated
 
+from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import get_user, requires_access_dag
 from fastapi import Depends, FastAPI, Query
 from fastapi.responses import HTMLResponse
 
 from llem_airflow.operators.settings import settings
-from llem_airflow.results import ResultsRoot, StoredRun
+from llem_airflow.results import ResultsRoot
 from llem_airflow.results.names import REPORT
+from llem_airflow.web.document import HEADERS, in_theme, page, paragraph
+from llem_airflow.web.evidence import cycle_page
+from llem_airflow.web.seen import seen_run
+from llem_airflow.web.unfinished import comparison_page, unfinished_page
 
-# Airflow keeps the theme that was chosen in its pages (light, dark or system), and a change of it reaches frames.
-_FOLLOW_THEME = (
-    "(()=>{const show=()=>{const t=localStorage.getItem('theme');const d=document.documentElement.dataset;"
-    "if(t==='light'||t==='dark')d.theme=t;else delete d.theme};show();addEventListener('storage',show)})()"
-)
-_SCRIPT_HASH = base64.b64encode(hashlib.sha256(_FOLLOW_THEME.encode()).digest()).decode()
-HEADERS = {
-    # A report is a document: nothing is fetched from elsewhere, it is shown only inside Airflow's own pages, and the
-    # one script is ours, by its hash.
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'; "
-    f"script-src 'sha256-{_SCRIPT_HASH}'",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-}
+Id = Annotated[str, Query(min_length=1)]
 
 
 def create_app() -> FastAPI:
@@ -36,49 +25,41 @@ def create_app() -> FastAPI:
     app = FastAPI(
         title="LLEM", dependencies=[Depends(get_user)], docs_url=None, redoc_url=None, openapi_url=None
     )
-    app.add_api_route(
-        "/run", run_report, dependencies=[Depends(requires_access_dag("GET"))], response_class=HTMLResponse
-    )
+    for path, endpoint in (("/run", run_report), ("/cycle", cycle_evidence)):
+        app.add_api_route(
+            path, endpoint, dependencies=[Depends(requires_access_dag("GET"))], response_class=HTMLResponse
+        )
     return app
 
 
-def run_report(
-    dag_id: Annotated[str, Query(min_length=1)], run_id: Annotated[str, Query(min_length=1)]
-) -> HTMLResponse:
+def run_report(dag_id: Id, run_id: Id, session: SessionDep) -> HTMLResponse:
     """The report of a DAG run, or what is known of it before there is one."""
+    root = ResultsRoot(settings().results_root)
+    run = root.find_run(dag_id, run_id)
+    if run is not None and run.folder.exists(REPORT):
+        return HTMLResponse(in_theme(run.folder.read(REPORT).decode()), headers=HEADERS)
+    seen = seen_run(session, dag_id, run_id)
+    if seen is None:
+        return _nothing(dag_id, run_id)
+    if seen.comparisons:
+        return comparison_page(seen)
+    return unfinished_page(seen, run, root)
+
+
+def cycle_evidence(
+    dag_id: Id, run_id: Id, experiment: Id, cycle: Annotated[int, Query(ge=1)]
+) -> HTMLResponse:
+    """What one cycle left: its result, or why there is none."""
     run = ResultsRoot(settings().results_root).find_run(dag_id, run_id)
-    if run is None:
-        return _page(
-            "No results yet",
-            "No cycle of this run has started, or its results lie under another results root than "
-            f"{settings().results_root} (option results_root of section [llem]).",
-            status=404,
-        )
-    if not run.folder.exists(REPORT):
-        return _page("Not aggregated yet", _progress(run))
-    return HTMLResponse(in_theme(run.folder.read(REPORT).decode()), headers=HEADERS)
+    return cycle_page(run, experiment, cycle) if run else _nothing(dag_id, run_id)
 
 
-def in_theme(page: str) -> str:
-    """The page in the theme that is chosen in Airflow, not in that of the operating system."""
-    return page.replace("<head>", f"<head><script>{_FOLLOW_THEME}</script>", 1)
-
-
-def _progress(run: StoredRun) -> str:
-    planned = run.plan().get("runs", 0)
-    return (
-        f"{len(run.cycles())} of {planned} planned cycles are measured, {len(run.failures())} attempts failed. "
-        "The report appears when the task `aggregate` has run."
+def _nothing(dag_id: str, run_id: str) -> HTMLResponse:
+    return page(
+        "No results yet: no such run",
+        paragraph(
+            f"Airflow has no run {run_id} of {dag_id} with results under {settings().results_root} (option "
+            "results_root of section [llem])."
+        ),
+        status=404,
     )
-
-
-def _page(title: str, text: str, *, status: int = 200) -> HTMLResponse:
-    body = (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        f"<title>{html.escape(title)}</title>"
-        "<style>:root{color-scheme:light dark}:root[data-theme=light]{color-scheme:light}"
-        ":root[data-theme=dark]{color-scheme:dark}"
-        "body{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem}</style></head>"
-        f"<h1>{html.escape(title)}</h1><p>{html.escape(text)}</p></html>"
-    )
-    return HTMLResponse(in_theme(body), status_code=status, headers=HEADERS)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page
 
+from llem_airflow.web.document import in_theme
 from tests.airflow.conftest import CHOICE
 from tests.airflow.server import AirflowServer
 from tests.browser import chromium_page
@@ -76,7 +77,7 @@ def test_a_study_that_is_pasted_into_the_form_is_measured_and_its_report_is_a_ta
     assert all(name.endswith(" cycle 1") for name in cycles)
     (report,) = (process_airflow.results / "pasted").glob("*/report.html")
     answer = process_airflow.get("/llem/run", dag_id="llem_adhoc", run_id=run["dag_run_id"])
-    assert (answer.status_code, answer.text) == (200, report.read_text())
+    assert (answer.status_code, answer.text) == (200, in_theme(report.read_text()))
     page.goto(f"{process_airflow.url}/dags/llem_adhoc/runs/{run['dag_run_id']}")
     page.get_by_role("link", name="Energy").or_(page.get_by_role("tab", name="Energy")).first.click()
     page.frame_locator("iframe").get_by_text("pasted").first.wait_for()

@@ -41,10 +41,16 @@ def dag_of(study: Study, *, copied: bool) -> DAG:
     first, second = study.experiments
     with DAG("d", default_args={"retries": 2, "owner": "ada"}, params={"p": 1}) as dag:
         one = LLEMExperimentOperator(
-            task_id="cycle_1", task_group=TaskGroup("one"), study=study, experiment=first, **SHARED
+            task_id="cycle_1",
+            task_display_name="first",
+            task_group=TaskGroup("one"),
+            study=study,
+            experiment=first,
+            **SHARED,
         )
         other: dict[str, Any] = {
             "task_id": "cycle_2",
+            "task_display_name": "the second",
             "task_group": TaskGroup("two"),
             "experiment": second,
             "cycle": 2,

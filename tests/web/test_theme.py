@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llem_airflow.web.pages import HEADERS, in_theme
+from llem_airflow.web.document import HEADERS, in_theme
 from tests.analysis.conftest import MakeRun, make_run
 from tests.analysis.test_report import ESTIMATE, page_of
 from tests.browser import chromium_page

@@ -1,0 +1,59 @@
+"""The evidence of one cycle: its numbers and doubts, its failed attempts, and where the files lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fastapi.responses import HTMLResponse
+
+from llem_airflow.operators.energy_line import line_of
+from llem_airflow.results import CycleRef, StoredRun
+from llem_airflow.results.cycles import FailureRef
+from llem_airflow.results.folder import Folder
+from llem_airflow.results.names import LOG
+from llem_airflow.web.document import heading, items, page, paragraph, table, verbatim
+
+_TAIL_LINES = 40
+
+
+def cycle_page(run: StoredRun, experiment: str, cycle: int) -> HTMLResponse:
+    """What a cycle of a run left."""
+    refs = [ref for ref in run.cycles(repeats=True) if (ref.experiment_id, ref.cycle) == (experiment, cycle)]
+    failures = [ref for ref in run.failures() if (ref.experiment_id, ref.cycle) == (experiment, cycle)]
+    parts = [part for ref in reversed(refs) for part in _measured(ref)]
+    parts += [part for ref in reversed(failures) for part in _failed(ref)]
+    reasons = [
+        found[experiment, cycle] for found in (run.skips(), run.left()) if (experiment, cycle) in found
+    ]
+    parts += [paragraph(f"Not measured: {reason}") for reason in reasons]
+    if not parts:
+        parts = [paragraph("It has not left anything yet: no attempt has ended.")]
+    return page(f"{experiment} cycle {cycle}", *parts)
+
+
+def _measured(ref: CycleRef) -> Iterator[str]:
+    from llem_airflow.analysis.cycle import read_cycle  # noqa: PLC0415 - NumPy, for whoever looks
+
+    row, _ = read_cycle(ref, position=None, failed_attempts=0)
+    yield heading(f"Result {ref.repeat + 1}" if ref.repeat else "Result")
+    yield paragraph(line_of(row))
+    yield items(f"{flag.severity}: {flag.code}: {flag.message} {flag.next_step}" for flag in row.flags)
+    yield _files(ref.folder)
+
+
+def _failed(ref: FailureRef) -> Iterator[str]:
+    category, message = ref.reason()
+    failure = ref.provenance().get("failure") or {}
+    yield heading(f"Attempt {ref.attempt} failed: {category}")
+    yield paragraph(message)
+    if hint := failure.get("hint"):
+        yield paragraph(str(hint))
+    if ref.folder.exists(LOG):
+        lines = ref.folder.read(LOG).decode("utf-8", "replace").splitlines()
+        yield verbatim("\n".join(lines[-_TAIL_LINES:]))
+    yield _files(ref.folder)
+
+
+def _files(folder: Folder) -> str:
+    rows = [(name, f"{folder.size(name):,} bytes") for name in sorted(folder.files())]
+    return paragraph(f"Files in {folder.url}:") + table(("file", "size"), rows)

@@ -1,0 +1,93 @@
+"""A run without a report: what is going on in it, what went wrong, or what it compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi.responses import HTMLResponse
+
+from llem_airflow.results import ResultsRoot, StoredRun
+from llem_airflow.web.document import heading, items, page, paragraph, table, verbatim
+from llem_airflow.web.seen import SeenRun
+
+_TITLES = {
+    "queued": "This run waits to start",
+    "running": "This run is at work",
+    "failed": "This run failed before there was a report",
+    "success": "This run measured nothing",
+}
+_SHOWN = 50
+_FAILED = {"failed", "up_for_retry"}
+
+
+def unfinished_page(seen: SeenRun, run: StoredRun | None, root: ResultsRoot) -> HTMLResponse:
+    """What is going on in a run, or what ended it."""
+    parts = [_said(seen, run, root)]
+    for task in [each for each in seen.tasks if each.state in _FAILED][:_SHOWN]:
+        why = verbatim(task.failure) if task.failure else paragraph("Its log says why.")
+        parts += [heading(f"{task.name} failed"), why]
+    if run is not None and (failures := run.failures()):
+        parts.append(heading("Attempts that failed"))
+        parts.append(
+            table(
+                ("experiment", "cycle", "attempt", "why"),
+                [
+                    (ref.experiment_id, str(ref.cycle), str(ref.attempt), ": ".join(ref.reason()))
+                    for ref in failures[-_SHOWN:]
+                ],
+            )
+        )
+    parts += [heading("Tasks"), table(("state", "tasks", ""), list(_states(seen)))]
+    return page(_TITLES.get(seen.state, "This run has no report"), *parts, refreshes=not seen.ended)
+
+
+def _said(seen: SeenRun, run: StoredRun | None, root: ResultsRoot) -> str:
+    if run is not None:
+        planned = run.plan().get("runs", 0)
+        attempts = len(run.failures())
+        failed = f", {attempts} attempt{'s' * (attempts != 1)} failed" if attempts else ""
+        last = "" if seen.ended else " The report appears when the task aggregate has run."
+        return paragraph(f"{len(run.cycles())} of {planned} planned cycles are measured{failed}.{last}")
+    if not seen.ended:
+        return paragraph("No cycle has begun yet. The report appears when the task aggregate has run.")
+    if any("cycle" in task.name and task.state == "success" for task in seen.tasks):
+        return paragraph(
+            f"Its cycles were measured, but their results are not under {root.url} (option results_root of section "
+            "[llem]): they were moved or removed, or lie under another root."
+        )
+    return paragraph("No cycle was measured.")
+
+
+def _states(seen: SeenRun) -> Iterator[tuple[str, str, str]]:
+    for state, count in seen.counts().items():
+        named = [task.name for task in seen.tasks if task.state == state]
+        more = f", and {len(named) - 3} more" if len(named) > 3 else ""
+        yield state.replace("_", " "), str(count), "; ".join(named[:3]) + more
+
+
+def comparison_page(seen: SeenRun) -> HTMLResponse:
+    """The verdicts of a run that compares."""
+    title = "Comparison: " + ", ".join(str(found["verdict"]) for found in seen.comparisons)
+    return page(title, *(_comparison(found) for found in seen.comparisons), refreshes=not seen.ended)
+
+
+def _comparison(found: dict[str, Any]) -> str:
+    metric = str(found.get("metric", ""))
+    rows = []
+    for candidate, outcome in found["outcomes"].items():
+        one = found["changes"].get(candidate, {}).get(metric, {})
+        n = f"{one['n_baseline']} and {one['n_candidate']}" if one else ""
+        baseline = found.get("baselines", {}).get(candidate, "")
+        rows.append((candidate, baseline, str(outcome), _change(one), n))
+    titles = ("experiment", "against", "verdict", metric, "n")
+    alone = [f"No earlier run to compare with: {name}" for name in found.get("without_baseline", ())]
+    return table(titles, rows) + items([*map(str, found["said"]), *alone])
+
+
+def _change(one: dict[str, Any]) -> str:
+    if one.get("difference_ratio") is None:
+        return ""
+    low, high = one.get("low_ratio"), one.get("high_ratio")
+    bounds = f" ({low:+.1%} to {high:+.1%})" if low is not None and high is not None else ""
+    return f"{one['difference_ratio']:+.1%}{bounds}"
