@@ -32,12 +32,7 @@ from llem_airflow.operators.host import DEFAULT_CONN_ID, HostSettings, HostSetti
 from llem_airflow.operators.links import EvidenceLink
 from llem_airflow.operators.pinned import EarlierTries, image_record
 from llem_airflow.operators.pins import as_fetched, pinned_model
-from llem_airflow.operators.placement import (
-    PlacementError,
-    box_settings,
-    gpu_quota,
-    hub_secrets,
-)
+from llem_airflow.operators.placement import PlacementError, box_settings, gpu_quota, hub_secrets
 from llem_airflow.operators.precision import skip_when_precise
 from llem_airflow.operators.request import cycle_of_run
 from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError

@@ -12,10 +12,11 @@ from llem_airflow.analysis.curves import Curve
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.plots import forest, trade_off
 from llem_airflow.analysis.power_plots import power_overlay, power_panels
-from llem_airflow.analysis.quantity import change_interval, detectable, factor_text, number, percent, signed
+from llem_airflow.analysis.quantity import change_interval, detectable, number, percent, signed
 from llem_airflow.analysis.report_efficiency import fronts
 from llem_airflow.analysis.statistics import describe
 from llem_airflow.analysis.summary import ExperimentSummary, MetricSummary
+from llem_airflow.study.labels import factor_text
 
 SECONDS = np.arange(0.0, 60.0)
 
