@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from llem_airflow.study import Experiment, Study
-from llem_airflow.study.labels import distinct_labels, factor_text, factors
+from llem_airflow.study.labels import distinct_labels, factor_text, factors, values_first
 from llem_airflow.study.runners import AUTO, Choice, Layers, RunnerError, said_by_engine
 
 ADHOC_DOC = """# A study from the trigger form
@@ -18,7 +18,13 @@ and in the log of `plan`, before anything is measured. The cycles run one at a t
 The same from a terminal: `airflow dags trigger llem_adhoc --conf "$(jq -Rs '{study: .}' my-study.yaml)"`.
 """
 _SHOWN = 200
+_GRID_COLUMNS = 18
+"""Airflow's grid cuts names behind about so many letters."""
 _SHOWN_LINES = 400
+_MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<![^\W_])_|_(?![^\W_])")
+"""An underscore inside of a word is one."""
+_SHORT = re.compile(r"^/(?:[^/:\n]+/)+(?=[^/:\n]+:\d)")
+"""The folder of a file that a mistake begins with."""
 _PLACES = {"process": "each in a fresh process", "container": "each in a fresh container"}
 
 
@@ -26,6 +32,8 @@ def task_labels(experiments: Sequence[Experiment]) -> list[str]:
     """What the grid calls each experiment: what sets it apart from the others."""
     found = factors([e.config for e in experiments])
     texts = [factor_text(own, e.slug) for own, e in zip(found, experiments, strict=True)]
+    if any(len(text) > _GRID_COLUMNS for text in texts):
+        texts = [values_first(own, e.slug) for own, e in zip(found, experiments, strict=True)]
     return distinct_labels([e.id for e in experiments], texts)
 
 
@@ -40,14 +48,14 @@ def study_doc(study: Study, layers: Callable[[], Layers]) -> str:
         said = said_by_engine(layers(), study.experiments)
         runners = _table(
             ("engine", "runner, and what names it"),
-            ((_plain(e), _plain(choice.told)) for e, choice in said.items()),
+            ((plain(e), plain(choice.told)) for e, choice in said.items()),
         )
     except RunnerError as error:
         said, runners = {}, f"No run can be planned: {_code(str(error))}\n\n"
     planned, cycles = len(study.experiments), len(study.plan.runs)
     return (
-        f"# {_plain(study.name)}\n\n{_count(planned, 'experiment')}, {_count(cycles, 'cycle')} to measure"
-        f"{_where(said)}, from {_code(study.path.name) if study.path else 'text'}. "
+        f"# {plain(study.name)}\n\n{_count(planned, 'experiment')}, {_count(cycles, 'cycle')} to measure"
+        f"{_where(said)}, from {plain(study.path.name) if study.path else 'text'}. "
         "The *Energy* tab of a run shows its report.\n\n"
         f"{_experiments(study)}{runners}{_releases(study)}{_yaml(study.text)}"
     )
@@ -68,16 +76,16 @@ def _where(said: Mapping[str, Choice]) -> str:
 def _experiments(study: Study) -> str:
     """What sets each experiment apart; its model only where a run measures that one."""
     shown = list(study.experiments[:_SHOWN])
-    titles, columns = ["experiment", "engine"], [[_plain(e.engine) for e in shown]]
+    titles, columns = ["experiment", "engine"], [[plain(e.engine) for e in shown]]
     if not any(version.model for version in study.versions):
         titles.append("model")
-        columns.append([_code(e.model) for e in shown])
+        columns.append([plain(e.model) for e in shown])
     names = task_labels(study.experiments)[:_SHOWN]
     ids = [e.id for e in shown]
     if names != ids:
         titles.append("id of its task group")
-        columns.append([_code(name) for name in ids])
-    rows = zip(map(_code, names), *columns, strict=True)
+        columns.append([plain(name) for name in ids])
+    rows = zip(map(plain, names), *columns, strict=True)
     more = len(study.experiments) - len(shown)
     return _table(titles, rows) + (f"… and {more} more\n\n" if more else "")
 
@@ -91,8 +99,8 @@ def _releases(study: Study) -> str:
         (
             _code(v.name),
             v.released or "",
-            _plain(v.model or own),
-            _plain(v.revision or ("" if v.model else revisions) or "newest"),
+            plain(v.model or own),
+            plain(v.revision or ("" if v.model else revisions) or "newest"),
         )
         for v in study.versions
     )
@@ -110,9 +118,13 @@ def _yaml(text: str) -> str:
 
 
 def invalid_doc(name: str, report: str) -> str:
-    """The page of a DAG that stands for a file with mistakes: a fenced block, since Airflow drops raw HTML."""
+    """The page of a DAG that stands for a file with mistakes: as a list, and as the command prints them.
+
+    Airflow drops raw HTML, and its window cuts the lines of a fenced block.
+    """
     report = re.sub(r"<(?=[a-zA-Z/!])", "<\u200b", report)  # whatever renders it, no tag comes of it
-    return f"# {_plain(name)} has mistakes\n\n{_fenced(report, 'text')}"
+    listed = "\n".join(f"- {plain(_SHORT.sub('', line))}" for line in report.splitlines() if line.strip())
+    return f"# {plain(name)} has mistakes\n\n{listed}\n\nIn full:\n\n{_fenced(report, 'text')}"
 
 
 def _fenced(text: str, language: str) -> str:
@@ -130,16 +142,19 @@ def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _code(text: str) -> str:
     """The text in a code span, where Markdown takes nothing for itself; a pipe would end a table's cell."""
     text = " ".join(text.split()).replace("|", "\\|")
-    if not text:
-        return ""
+    if "`" not in text:
+        return f"`{text}`" if text else ""
     fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
     pad = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
-def _plain(text: str) -> str:
-    """The text outside of a code span: Markdown takes nothing in it for itself."""
-    return re.sub(r"([\\`*_\[\]<>|~&])", r"\\\1", " ".join(text.split()))
+def plain(text: str) -> str:
+    """The text outside of a code span: Markdown takes nothing in it for itself.
+
+    Airflow draws a code span as a box that hides the underscores of the line above, wherever a name is folded.
+    """
+    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 class ExperimentDocs:
@@ -150,15 +165,16 @@ class ExperimentDocs:
 
     def __init__(self, study: Study) -> None:
         self._written: dict[tuple[str, int], tuple[str, dict[str, Any]]] = {}
-        self._released = {
+        released = {
             "task.model": any(v.model for v in study.versions),
-            "engine_params.revision": any(v.revision for v in study.versions),
+            ".engine_params.revision": any(v.revision for v in study.versions),
         }
+        self._released = tuple(name for name, replaced in released.items() if replaced)
 
     def page(self, experiment: Experiment) -> str:
         """The page of a cycle's task: the experiment's whole configuration."""
         rows = self._rows(experiment.config, "")
-        return f"### {_plain(experiment.slug)}\n\nIdentity `{experiment.hash}`\n\n| key | value |\n|---|---|\n{rows}"
+        return f"### {plain(experiment.slug)}\n\nIdentity `{experiment.hash}`\n\n| key | value |\n|---|---|\n{rows}"
 
     def _rows(self, config: dict[str, Any], prefix: str) -> str:
         known = self._written.get((prefix, id(config)))
@@ -166,13 +182,13 @@ class ExperimentDocs:
             rows = "\n".join(
                 self._rows(value, f"{prefix}{key}.")
                 if isinstance(value, dict) and value
-                else f"| `{prefix}{key}` | {self._value(prefix + key, value)} |"
+                else f"| {plain(prefix + str(key))} | {self._value(prefix + str(key), value)} |"
                 for key, value in config.items()
             )
             known = self._written[prefix, id(config)] = rows, config  # held, so that its id stays its own
         return known[0]
 
     def _value(self, key: str, value: object) -> str:
-        if any(replaced and key.endswith(name) for name, replaced in self._released.items()):
+        if self._released and key.endswith(self._released):
             return "that of the run's release"
-        return _code(str(value))
+        return plain(str(value))

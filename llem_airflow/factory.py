@@ -346,7 +346,7 @@ def _cycle_tasks(
         experiment = experiments[run.experiment_id]
         own: dict[str, Any] = {
             "task_id": f"{CYCLE_TASK_ID}_{run.cycle}",
-            "task_display_name": f"{called[run.experiment_id]}, cycle {run.cycle}",
+            "task_display_name": f"cycle {run.cycle}, {called[run.experiment_id]}",
             "task_group": groups[run.experiment_id],
             "experiment": experiment,
             "doc_md": docs[run.experiment_id],

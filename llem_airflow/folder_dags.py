@@ -11,7 +11,7 @@ from typing import Any, cast
 from airflow.sdk import DAG, Context, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from llem_airflow.dag_docs import invalid_doc
+from llem_airflow.dag_docs import invalid_doc, plain
 from llem_airflow.operators.failure_text import keep_failure
 from llem_airflow.study import Mistake, Study, StudyFileError
 from llem_airflow.study.dag_ids import INVALID_PREFIX, dag_id_of
@@ -38,7 +38,7 @@ class FolderDags:
         if taken is not None:
             first = self.dags[taken]
             first.doc_md = (
-                f"**{_text(path.name)} asks for this DAG id too and is not run.**\n\n{first.doc_md}"
+                f"**{plain(_text(path.name))} asks for this DAG id too and is not run.**\n\n{first.doc_md}"
             )
             self.refuse(
                 path,

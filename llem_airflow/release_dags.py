@@ -16,6 +16,7 @@ from airflow.sdk import (
 )
 from airflow.sdk.exceptions import AirflowSkipException
 
+from llem_airflow.dag_docs import plain
 from llem_airflow.operators import LLEMCompareOperator
 from llem_airflow.study import Study
 from llem_airflow.study.dag_ids import dag_id_of
@@ -85,7 +86,7 @@ def _dag(study: Study, suffix: str, description: str, schedule: Any, *, known: b
     return DAG(
         dag_id=study.dag_id + suffix,
         description=description,
-        doc_md=f"# {description}\n\nThe *Energy* tab of a run shows the verdicts, the log of `compare` all of it.",
+        doc_md=f"# {plain(description)}\n\nThe *Energy* tab of a run shows the verdicts, the log of `compare` more.",
         schedule=schedule,
         tags=sorted({"llem", *study.airflow.tags}),
         max_active_runs=1,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import re
+from pathlib import Path
 
 import pytest
 from airflow.sdk import DAG
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
-from llem_airflow.factory import study_dag
+from llem_airflow.dag_docs import invalid_doc, plain
+from llem_airflow.factory import study_dag, study_dags
 from llem_airflow.study import load_study_text
 
 STUDY = """\
@@ -38,8 +44,13 @@ def prose(text: str = STUDY) -> str:
     return page(text).partition("The study:")[0]
 
 
-def outside_of_code(markdown: str) -> str:
-    return re.sub(r"(`+).+?\1", "", markdown)
+def shown(markdown: str) -> str:
+    """What a reader of CommonMark sees of it, as text; emphasis of ours is taken out, any other is left as tags."""
+    rendered = MarkdownIt("commonmark").enable("table").render(markdown)
+    rendered = re.sub(r"<em>(Energy|Dag Docs|Trigger &gt; Backfill)</em>", r"\1", rendered)
+    assert "<em>" not in rendered
+    assert "<img" not in rendered
+    return html.unescape(re.sub(r"<[^>]+>", "", rendered))
 
 
 def test_rows_of_the_grid_are_called_by_what_differs_and_keep_their_ids() -> None:
@@ -50,8 +61,15 @@ def test_rows_of_the_grid_are_called_by_what_differs_and_keep_their_ids() -> Non
     assert all(re.fullmatch(r"transformers-batch_size-[18]-[0-9a-f]{8}", str(name)) for name in named)
     cycles = {task.task_id: task.task_display_name for task in made.tasks if ".cycle_" in task.task_id}
     assert cycles == {
-        f"{name}.cycle_{k}": f"{label}, cycle {k}" for name, label in named.items() for k in (1, 2)
+        f"{name}.cycle_{k}": f"cycle {k}, {label}" for name, label in named.items() for k in (1, 2)
     }
+
+
+def test_rows_of_a_sweep_over_two_keys_differ_in_what_a_narrow_grid_shows() -> None:
+    made = dag(STUDY.replace("[1, 8]}", "[1, 8], task.max_output_tokens: [4, 16, 64]}"))
+    names = {g.group_display_name for name, g in made.task_group.get_task_group_dict().items() if name}
+    assert "64, 8 (max_output_tokens, batch_size)" in names
+    assert len({name[:15] for name in names}) == 6
 
 
 @pytest.mark.parametrize(
@@ -66,26 +84,45 @@ def test_it_says_where_cycles_run(runners: str, said: str) -> None:
     assert said in page(f"{STUDY}{runners}\n")
 
 
-def test_no_underscore_or_star_is_left_for_markdown_to_take() -> None:
-    assert (
-        re.search(r"(?<!\\)[_]|(?<!\\)\*(?!Energy|Trigger)\w", outside_of_code(prose(STUDY + RELEASES)))
-        is None
-    )
-    assert "`lab/my_tiny_model`" in prose()
-    made = dag()
-    assert all(
-        "_" not in outside_of_code(task.doc_md or "").replace("\\_", "") for task in made.tasks if task.doc_md
-    )
+def test_markdown_takes_nothing_of_a_name() -> None:
+    seen = shown(prose())
+    assert "my_study_*of*_names" in seen
+    assert "lab/my_tiny_model" in seen
+    for task in dag().tasks:
+        assert "\ntransformers.llem_execution.batch_size\n" in shown(task.doc_md or "") or not task.doc_md
+
+
+@given(st.text(st.sampled_from("a_*`|<>[]&~!\\ #-1/"), min_size=1).filter(str.strip))
+def test_any_text_is_shown_as_it_is(text: str) -> None:
+    assert " ".join(text.split()) in shown(f"# x {plain(text)} x")
+    assert " ".join(text.split()) in shown(f"| a |\n|---|\n| x {plain(text)} x |")
+
+
+def test_names_in_the_pages_of_other_dags_are_whole_too(tmp_path: Path) -> None:
+    for name in ("_a_", "_b_"):
+        (tmp_path / f"{name}.yaml").write_text(STUDY + RELEASES)
+    pages = {name: dag.doc_md or "" for name, dag in study_dags(tmp_path).items()}
+    assert "_b_.yaml asks for this DAG id too" in shown(pages["my_study_-of-_names"])
+    assert "Each release against r_1" in shown(pages["my_study_-of-_names.compare"])
+    assert "_b_.yaml has mistakes" in shown(pages["invalid._b_"])
+
+
+def test_mistakes_stand_in_a_list_that_folds_and_in_full_as_the_command_prints_them() -> None:
+    report = "/srv/my_studies/a_b.yaml:3:49: task._x_: found '<b>'\n/srv/my_studies/a_b.yaml:4:1: engnie"
+    page = invalid_doc("a_b.yaml", report)
+    assert "- a_b.yaml:3:49: task." in page
+    assert "a_b.yaml:3:49: task._x_: found '<\u200bb>'" in shown(page.partition("In full")[0])
+    assert f"```text\n{report.replace('<', '<' + chr(0x200B))}\n```" in page
 
 
 def test_a_model_that_no_release_measures_is_listed_nowhere() -> None:
     text = STUDY + RELEASES
     assert "my_tiny_model" not in prose(text)
-    assert "| `r_1` | 2026-01-01 | lab/my\\_first\\_model | newest |" in prose(text)
-    assert "| `r_2` | 2026-02-01 | lab/second | ab\\_cd |" in prose(text)
+    assert "| `r_1` | 2026-01-01 | lab/my_first_model | newest |" in prose(text)
+    assert "| `r_2` | 2026-02-01 | lab/second | ab_cd |" in prose(text)
     cycle = next(task for task in dag(text).tasks if ".cycle_" in task.task_id)
     assert "my_tiny_model" not in (cycle.doc_md or "")
-    assert "| `task.model` | that of the run's release |" in (cycle.doc_md or "")
+    assert "| task.model | that of the run's release |" in (cycle.doc_md or "")
 
 
 def test_the_study_s_file_is_shown_as_it_is() -> None:

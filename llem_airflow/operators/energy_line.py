@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,33 +19,31 @@ def energy_line(ref: CycleRef) -> str:
 
 
 def line_of(row: Cycle) -> str:
-    """The line of a cycle that was read: ``… cycle 1: 12.3 J (counter, board), 384 output tokens, 32 mJ/token``."""
-    name = f"{row.experiment} cycle {row.cycle}"
+    """The line of a cycle that was read: ``Energy 12.3 J (counter, board), 384 output tokens, 32 mJ/token``."""
     if row.status == "damaged":
-        return f"{name}: the stored result cannot be read: {row.reason}"
+        return f"The stored result cannot be read: {row.reason}"
     said = [_energy(row), f"{row.measures.get('output_tokens') or 0:,.0f} output tokens"]
     per_token_j = row.measures.get("energy_per_output_token_j")
     if per_token_j is not None:
-        said.append(f"{_per_token(per_token_j)}{_estimate(row)}")
-    return f"{name}: {', '.join(said)}"
+        said.append(_per_token(per_token_j))
+    return ", ".join(said)
 
 
 def _energy(row: Cycle) -> str:
     joules = row.measures.get("energy_j")
     if joules is None:
-        return f"no energy ({row.reason or 'the study asks for no meter'})"
+        return f"No energy ({row.reason or 'the study asks for no meter'})"
     uncertainty = f" ± {_number(row.energy_uncertainty_j)}" if row.energy_uncertainty_j else ""
-    source = ", ".join(filter(None, [row.energy_source, row.energy_boundary]))
-    return f"{_number(joules)}{uncertainty} J{_estimate(row)} ({source})"
+    # An estimate has no other source than its meter; what is measured need not say so.
+    kind = None if row.energy_kind == "measured" else row.energy_kind
+    sources = [kind, row.energy_source, row.energy_boundary]
+    if row.energy_kind == "estimate":
+        sources = [kind, row.fingerprint.get("meter")]
+    return f"Energy {_number(joules)}{uncertainty} J ({', '.join(str(each) for each in sources if each)})"
 
 
 def _per_token(joules: float) -> str:
     return f"{_number(joules)} J/token" if joules >= 0.1 else f"{_number(joules * 1000)} mJ/token"
-
-
-def _estimate(row: Cycle) -> str:
-    kinds: Mapping[str, str] = {"estimate": " estimate", "attributed": " attributed"}
-    return kinds.get(row.energy_kind, "")
 
 
 def _number(value: float) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
 
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException, DownstreamTasksSkipped
+
+log = logging.getLogger(__name__)
 
 FAILURE_KEY = "llem_failure"
 """The XCom of a failed task that holds the text."""
@@ -33,6 +36,9 @@ def keeps_failure(execute: Callable[[Any, Context], R]) -> Callable[[Any, Contex
 
 
 def keep_failure(context: Context, error: Exception) -> None:
-    """Keep the text of an error that a task is about to raise."""
+    """Keep the text of an error that a task is about to raise; whatever happens meanwhile, that one is raised."""
     told = str(error) if isinstance(error, AirflowException) else f"{type(error).__name__}: {error}"
-    context["ti"].xcom_push(key=FAILURE_KEY, value=told[:_LONGEST])
+    try:
+        context["ti"].xcom_push(key=FAILURE_KEY, value=told[:_LONGEST])
+    except Exception as other:  # noqa: BLE001 - a page without the text must not hide the error itself
+        log.warning("The Energy tab will not show why this failed: %s", other)

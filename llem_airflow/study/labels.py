@@ -91,6 +91,18 @@ def factor_text(factors: Mapping[str, object], fallback: str) -> str:
     return ", ".join(parts) or fallback
 
 
+def values_first(factors: Mapping[str, object], fallback: str) -> str:
+    """The same for a narrow column that cuts the end off: ``8, 32 (batch_size, max_output_tokens)``."""
+    if not factors:
+        return fallback
+    named = {key: key.rsplit(".", 1)[-1] for key in factors}
+    values = [
+        str(value).rstrip("/").rsplit("/", 1)[-1] if named[key] in NAMED_BY_VALUE and value else short(value)
+        for key, value in factors.items()
+    ]
+    return f"{', '.join(values)} ({', '.join(named.values())})"
+
+
 def short(value: object) -> str:
     """A configuration value on one short line."""
     if isinstance(value, Mapping):

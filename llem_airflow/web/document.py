@@ -29,7 +29,7 @@ _STYLE = """
 :root[data-theme=light]{color-scheme:light}:root[data-theme=dark]{color-scheme:dark}
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:1.5rem auto;padding:0 1rem;
 background:var(--paper);color:var(--ink);overflow-wrap:anywhere}
-h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:1.5rem}
+a{color:inherit}h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:1.5rem}
 pre{white-space:pre-wrap;background:var(--well);border:1px solid var(--line);border-radius:4px;padding:.6rem;
 font-size:.85rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
+from urllib.parse import urlencode
 
 from fastapi.responses import HTMLResponse
 
@@ -28,7 +30,9 @@ def cycle_page(run: StoredRun, experiment: str, cycle: int) -> HTMLResponse:
     parts += [paragraph(f"Not measured: {reason}") for reason in reasons]
     if not parts:
         parts = [paragraph("It has not left anything yet: no attempt has ended.")]
-    return page(f"{experiment} cycle {cycle}", *parts)
+    query = urlencode({"dag_id": run.meta().get("dag_id", ""), "run_id": run.run_id})
+    report = f"<p><a href='run?{html.escape(query)}'>Report of the run</a></p>"
+    return page(f"{experiment}, cycle {cycle}", *parts, report)
 
 
 def _measured(ref: CycleRef) -> Iterator[str]:

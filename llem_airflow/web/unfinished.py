@@ -86,8 +86,9 @@ def _comparison(found: dict[str, Any]) -> str:
 
 
 def _change(one: dict[str, Any]) -> str:
+    from llem_airflow.analysis import quantity  # noqa: PLC0415 - SciPy, for whoever looks
+
     if one.get("difference_ratio") is None:
         return ""
-    low, high = one.get("low_ratio"), one.get("high_ratio")
-    bounds = f" ({low:+.1%} to {high:+.1%})" if low is not None and high is not None else ""
-    return f"{one['difference_ratio']:+.1%}{bounds}"
+    interval = quantity.change_interval(one.get("low_ratio"), one.get("high_ratio"))
+    return quantity.signed(one["difference_ratio"]) + (f" ({interval})" if interval else "")

@@ -51,6 +51,7 @@ study_execution: {n_cycles: 2}
 NIGHTLY = small("nightly").replace(
     "{retries: 0}", '{retries: 0, schedule: "* * * * *", start_date: 2026-01-01, deadline: 1s}'
 )
+BROKEN = "study_name: broken\nserving_mode: offline\ntask: {model: m}\nengnie: transformers\n"
 HELD = small("held").replace("tiny-llama-random", "damaged")
 
 
@@ -75,6 +76,7 @@ def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) 
                 "choice.yaml": CHOICE,
                 "nightly.yaml": NIGHTLY,
                 "held.yaml": HELD,
+                "broken.yaml": BROKEN,
                 "starter.yaml": (REPOSITORY / "llem_airflow" / "study" / "data" / "starter.yaml").read_text(),
             },
             {

@@ -80,8 +80,45 @@ def test_a_study_that_is_pasted_into_the_form_is_measured_and_its_report_is_a_ta
     assert (answer.status_code, answer.text) == (200, in_theme(report.read_text()))
     page.goto(f"{process_airflow.url}/dags/llem_adhoc/runs/{run['dag_run_id']}")
     page.get_by_role("link", name="Energy").or_(page.get_by_role("tab", name="Energy")).first.click()
-    page.frame_locator("iframe").get_by_text("pasted").first.wait_for()
+    frame = page.frame_locator("iframe")
+    frame.get_by_text("pasted").first.wait_for()
     page.screenshot(path=SHOTS / "adhoc-good.png", full_page=True)
+    page.evaluate("localStorage.setItem('theme', 'dark')")  # as the menu of the user does
+    page.reload()
+    frame.get_by_text("pasted").first.wait_for()
+    background = frame.locator("body").evaluate("body => getComputedStyle(body).backgroundColor")
+    assert background == "rgb(20, 23, 27)"
+
+
+def test_the_page_of_an_invalid_study_shows_its_mistakes_with_line_and_column(
+    process_airflow: AirflowServer, page: Page
+) -> None:
+    page.goto(f"{process_airflow.url}/dags/invalid.broken")
+    page.get_by_role("button", name="Dag Docs").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text("broken.yaml has mistakes").wait_for()
+    dialog.locator("li").get_by_text("broken.yaml:4:1: engnie").wait_for()
+    dialog.locator("pre").get_by_text("broken.yaml:4:1: engnie").wait_for()
+    run = process_airflow.run("invalid.broken")
+    page.goto(f"{process_airflow.url}/dags/invalid.broken/runs/{run['dag_run_id']}/plugin/llem-energy")
+    page.frame_locator("iframe").locator("pre").get_by_text("broken.yaml:4:1: engnie").wait_for()
+
+
+def test_rows_of_the_grid_are_called_by_what_differs_and_a_cycle_leads_to_its_evidence(
+    process_airflow: AirflowServer, page: Page
+) -> None:
+    process_airflow.unpause("choice")
+    page.goto(f"{process_airflow.url}/dags/choice")
+    for name in ("batch_size 1", "batch_size 2"):
+        page.get_by_text(name, exact=True).first.wait_for()
+    run = process_airflow.run("choice", conf={"cycles": 1})
+    task_id = next(name for name in process_airflow.states("choice", run["dag_run_id"]) if "cycle_1" in name)
+    where = f"/api/v2/dags/choice/dagRuns/{run['dag_run_id']}/taskInstances/{task_id}/links"
+    link = process_airflow.get(where).json()["extra_links"]["Evidence"]
+    page.goto(process_airflow.url + link)
+    page.get_by_text("Energy ").first.wait_for()
+    page.get_by_text("result.json").wait_for()
+    assert "J (estimate, cpu-estimate)" in process_airflow.task_log("choice", run["dag_run_id"], task_id)
 
 
 def test_mistakes_of_a_pasted_study_stand_in_the_page_of_its_plan_with_line_and_column(
@@ -94,6 +131,8 @@ def test_mistakes_of_a_pasted_study_stand_in_the_page_of_its_plan_with_line_and_
     page.goto(f"{process_airflow.url}/dags/llem_adhoc/runs/{run['dag_run_id']}/tasks/plan")
     page.get_by_text("study:3:1: engnie").first.wait_for()
     page.get_by_text("study:7:22: task.max_output_tokens").first.wait_for()
+    page.goto(f"{process_airflow.url}/dags/llem_adhoc/runs/{run['dag_run_id']}/plugin/llem-energy")
+    page.frame_locator("iframe").locator("pre").get_by_text("study:3:1: engnie").wait_for()
     page.screenshot(path=SHOTS / "adhoc-bad.png", full_page=True)
 
 

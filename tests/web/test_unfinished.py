@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+from llem_airflow.analysis import quantity
 from llem_airflow.operators.failure_text import FAILURE_KEY, keeps_failure
 from llem_airflow.results import ResultsRoot
 from llem_airflow.web.evidence import cycle_page
@@ -71,7 +72,13 @@ def test_a_comparison_is_shown_with_its_verdicts_changes_and_sentences() -> None
         "without_baseline": ["s/r2#f"],
     }
     page = bytes(comparison_page(SeenRun("failed", (), (found,))).body).decode()
-    for text in ("regression", "s/r1#e", "+10.0% (+8.0% to +12.0%)", "3 and 5", "it became worse"):
+    for text in (
+        "regression",
+        "s/r1#e",
+        f"{quantity.signed(0.1)} ({quantity.change_interval(0.08, 0.12)})",
+        "3 and 5",
+        "it became worse",
+    ):
         assert text in page
     assert "No earlier run to compare with: s/r2#f" in page
 
@@ -79,8 +86,9 @@ def test_a_comparison_is_shown_with_its_verdicts_changes_and_sentences() -> None
 def test_the_evidence_of_a_cycle_has_its_line_its_doubts_and_its_files(make_run: MakeRun) -> None:
     run = make_run({(0, 1): ESTIMATE}, cycles=1)
     page = bytes(cycle_page(run, IDS[0], 1).body).decode()
-    assert f"{IDS[0]} cycle 1" in page
-    assert "J/token estimate" in page
+    assert f"<h1>{IDS[0]}, cycle 1</h1>" in page
+    assert " J (estimate, cpu-estimate)" in page
+    assert "<a href='run?dag_id=nightly&amp;run_id=r1'>" in page
     assert "result.json" in page
     assert run.url in page
     assert "not left anything yet" in bytes(cycle_page(run, IDS[1], 1).body).decode()
@@ -125,3 +133,12 @@ def test_what_a_task_fails_with_is_kept_and_raised(error: Exception, kept: str |
     with pytest.raises(type(error)):
         execute(None, {"ti": ti})  # type: ignore[typeddict-item]  # as far as it is read
     assert ti.pushed.get(FAILURE_KEY) == kept
+
+
+def test_a_text_that_cannot_be_kept_hides_no_error() -> None:
+    @keeps_failure
+    def execute(_: Any, __: Any) -> None:
+        raise AirflowFailException("the real one")
+
+    with pytest.raises(AirflowFailException, match="the real one"):
+        execute(None, {"ti": None})  # type: ignore[typeddict-item]  # as when Airflow is away
