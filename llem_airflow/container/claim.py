@@ -199,7 +199,7 @@ def on_cpu(known: Inventory, sink: LogSink, meter: str) -> str:
         found = failure("gpu_access", hint=_METER_NEEDS_GPU)
         text = f"meter `nvml` reads the power of GPUs, and the experiment gets none: {why}"
         raise AttemptFailedError(found, text, folder=sink.path.parent)
-    if known.absent:
+    if known.hidden:
         sink.line(f"It runs on the CPU: {known.absent}. `gpus: {{count: 1}}` makes that a failure")
     return known.absent if known.hidden else ""
 

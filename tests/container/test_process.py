@@ -134,7 +134,7 @@ def test_kill_ends_it(tmp_path: Path) -> None:
             SPEC,
             ProcessSettings(),
             collect_to=tmp_path / "out",
-            on_line=lambda line: up.set(),
+            on_line=lambda line: up.set() if line == "up" else None,
             bundle=program(tmp_path, FOREVER),
         )
     assert caught.value.failure.category == "cancelled"
