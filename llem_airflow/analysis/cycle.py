@@ -164,7 +164,7 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
         result.window,
         events=events,
         requests=requests,
-        expected_gpus=tuple(map(str, record.get("gpus") or config.meter.gpus)),
+        expected_gpus=_given(record) or config.meter.gpus,
         limits_w=_limits_w(environment),
     )
     energy = of_the_model(energy, result)
@@ -214,11 +214,20 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
     return row, Reading(result, power, marks, energy, environment)
 
 
+def _given(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """UUIDs of the GPUs that the attempt was given."""
+    gpus = record.get("gpus")
+    return tuple(gpu for gpu in gpus if isinstance(gpu, str)) if isinstance(gpus, list) else ()
+
+
 def _limits_w(environment: Mapping[str, Any]) -> dict[str, float]:
     """Enforced power limit of each board that told it, in watts."""
-    boards = environment.get("gpus") or ()
+    boards = environment.get("gpus")
     return {
-        gpu["uuid"]: w for gpu in boards if isinstance(w := gpu.get("enforced_power_limit_w"), int | float)
+        gpu["uuid"]: float(watts)
+        for gpu in (boards if isinstance(boards, list) else ())
+        if isinstance(gpu, Mapping) and isinstance(gpu.get("uuid"), str)
+        if isinstance(watts := gpu.get("enforced_power_limit_w"), int | float)
     }
 
 

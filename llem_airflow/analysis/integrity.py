@@ -117,7 +117,8 @@ def _check_numbers(ref: CycleRef, row: dict[str, Any] | None) -> list[Problem]:
         Problem(ref.folder.url, flag.message, flag.next_step) for flag in cycle.flags if flag.code in told
     ]
     where, step = f"{ref.folder.url}/{names.PROVENANCE}", "look at the stream that it names"
-    problems += [Problem(where, str(note), step) for note in ref.provenance().get("storage_notes") or ()]
+    notes = ref.provenance().get("storage_notes")
+    problems += [Problem(where, str(note), step) for note in (notes if isinstance(notes, list) else ())]
     absent = [name for name in _COMPLETE if cycle.fingerprint.get(name) in (None, "")]
     if absent:
         step = "comparisons with this cycle see less than they should"

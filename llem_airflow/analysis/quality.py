@@ -32,7 +32,9 @@ def flags(
         host: What the outside saw: ``neighbours``, a list of names;
             ``foreign_containers``, what each took; ``on_cpu`` and ``neighbours_unknown``, reasons.
     """
-    seen = Seen(result, energy, energy.series, events, (environment or {}).get("gpus") or (), host or {})
+    said = (environment or {}).get("gpus")
+    gpus = [gpu for gpu in said if isinstance(gpu, Mapping)] if isinstance(said, list) else []
+    seen = Seen(result, energy, energy.series, events, gpus, host or {})
     found = _withheld(energy) + [
         flag for check in (*run_checks.CHECKS, *power_checks.CHECKS) if (flag := check(seen)) is not None
     ]

@@ -23,7 +23,7 @@ examine({"DOCKER_HOST": "unix:///nonexistent"})  # everything is imported while 
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 sys.exit(diagnose(as_json="--json" in sys.argv))
 """
-_LINE = re.compile(r"^(ok|warn|fail)  +\S", re.MULTILINE)
+_LINE = re.compile(r"^(ok|warn|fail) +\S", re.MULTILINE)
 
 
 def doctor(tmp_path: Path, *args: str, nobody: bool = False, **environ: str) -> tuple[int, str]:
@@ -63,7 +63,7 @@ def test_without_docker_it_is_a_warning_as_experiments_run_without_containers_to
 def test_with_a_stopped_engine_it_fails_and_says_how_to_start_it(tmp_path: Path) -> None:
     code, text = doctor(tmp_path, DOCKER_HOST=dead_socket(tmp_path))
     assert code == 1
-    assert re.search(r"fail  engine +no engine answers at unix:.*docker.sock: nobody listens there", text)
+    assert re.search(r"fail +engine:? +no engine answers at unix:.*docker.sock: nobody listens there", text)
     assert "→ start it (`systemctl start docker`), or correct DOCKER_HOST" in text
     assert len(_LINE.findall(text)) == 4
 
@@ -75,7 +75,7 @@ def test_without_permission_it_fails_and_names_the_group(tmp_path: Path) -> None
         tmp_path, nobody=os.getuid() == 0, DOCKER_HOST=where
     )  # for root there is no such thing
     assert code == 1
-    assert re.search(r"fail  engine +no engine answers at .*docker.sock: permission denied", text)
+    assert re.search(r"fail +engine:? +no engine answers at .*docker.sock: permission denied", text)
     assert "→ add your user to the group `docker` and log in again" in text
 
 

@@ -187,8 +187,8 @@ def test_zero_is_for_any_number(run: StoredRun) -> None:
 @pytest.mark.parametrize(
     ("category", "said", "not_said"),
     [
-        ("config", "unless the study is changed: correct it and start a new run", "Clear the failed tasks"),
-        ("model_access", "Clear the failed tasks", "unless the study is changed"),
+        ("config", "unless the study is changed: correct it and start a new run", "clear the failed tasks"),
+        ("model_access", "clear the failed tasks", "unless the study is changed"),
     ],
 )
 def test_what_only_another_study_mends_is_not_said_to_be_cleared(
