@@ -42,11 +42,8 @@ versions:
 """
 )
 CHOICE = (
-    small("choice", "transformers")
-    + """\
-sweep: {transformers.llem_execution.batch_size: [1, 2]}
-study_execution: {n_cycles: 2}
-"""
+    small("choice", "transformers").replace("n_cycles: 1", "n_cycles: 2")
+    + "sweep: {transformers.llem_execution.batch_size: [1, 2]}\n"
 )
 NIGHTLY = small("nightly").replace(
     "{retries: 0}", '{retries: 0, schedule: "* * * * *", start_date: 2026-01-01, deadline: 1s}'

@@ -97,11 +97,12 @@ def test_the_page_of_an_invalid_study_shows_its_mistakes_with_line_and_column(
     page.get_by_role("button", name="Dag Docs").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_text("broken.yaml has mistakes").wait_for()
-    dialog.locator("li").get_by_text("broken.yaml:4:1: engnie").wait_for()
-    dialog.locator("pre").get_by_text("broken.yaml:4:1: engnie").wait_for()
+    dialog.locator("li", has_text="broken.yaml:4:1: engnie").wait_for()
+    dialog.locator("code", has_text="broken.yaml:4:1: engnie").wait_for()
+    page.screenshot(path=SHOTS / "invalid-docs.png")
     run = process_airflow.run("invalid.broken")
     page.goto(f"{process_airflow.url}/dags/invalid.broken/runs/{run['dag_run_id']}/plugin/llem-energy")
-    page.frame_locator("iframe").locator("pre").get_by_text("broken.yaml:4:1: engnie").wait_for()
+    page.frame_locator("iframe").locator("pre", has_text="broken.yaml:4:1: engnie").wait_for()
 
 
 def test_rows_of_the_grid_are_called_by_what_differs_and_a_cycle_leads_to_its_evidence(
@@ -111,6 +112,9 @@ def test_rows_of_the_grid_are_called_by_what_differs_and_a_cycle_leads_to_its_ev
     page.goto(f"{process_airflow.url}/dags/choice")
     for name in ("batch_size 1", "batch_size 2"):
         page.get_by_text(name, exact=True).first.wait_for()
+    page.get_by_role("button", name="Dag Docs").click()
+    page.get_by_role("dialog").get_by_text("each in a fresh process").wait_for()
+    page.screenshot(path=SHOTS / "study-docs.png")
     run = process_airflow.run("choice", conf={"cycles": 1})
     task_id = next(name for name in process_airflow.states("choice", run["dag_run_id"]) if "cycle_1" in name)
     where = f"/api/v2/dags/choice/dagRuns/{run['dag_run_id']}/taskInstances/{task_id}/links"
@@ -132,7 +136,7 @@ def test_mistakes_of_a_pasted_study_stand_in_the_page_of_its_plan_with_line_and_
     page.get_by_text("study:3:1: engnie").first.wait_for()
     page.get_by_text("study:7:22: task.max_output_tokens").first.wait_for()
     page.goto(f"{process_airflow.url}/dags/llem_adhoc/runs/{run['dag_run_id']}/plugin/llem-energy")
-    page.frame_locator("iframe").locator("pre").get_by_text("study:3:1: engnie").wait_for()
+    page.frame_locator("iframe").locator("pre", has_text="study:3:1: engnie").wait_for()
     page.screenshot(path=SHOTS / "adhoc-bad.png", full_page=True)
 
 
