@@ -22,6 +22,7 @@ from llem_airflow.results import ResultsRoot, StoredRun, names
 from llem_airflow.results.again import RESUME_VARIABLE
 from llem_airflow.study import Study
 from llem_airflow.study.asked import Request, requested
+from llem_airflow.study.engine_names import OWN_ENGINES
 from llem_airflow.study.models import missing_model
 
 INTERRUPTED = 130
@@ -114,12 +115,13 @@ def run_and_show(
 
 
 def require_models(study: Study, models_dir: Path, runner: str | None = None) -> None:
-    """Look for every model of a study before anything starts.
+    """Look for every model of a study before anything starts; what a third party's engine makes of a name is its own.
 
     Raises:
         CannotStartError: One is not to be had.
     """
-    elsewhere = {each.model: (runner or each.runner) != "process" for each in study.experiments}
+    ours = [each for each in study.experiments if each.engine in OWN_ENGINES]
+    elsewhere = {each.model: (runner or each.runner) != "process" for each in ours}
     for model, in_containers in elsewhere.items():
         if why := missing_model(model, models_dir, study.folder, elsewhere=in_containers):
             raise CannotStartError(why)

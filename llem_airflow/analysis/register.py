@@ -160,7 +160,7 @@ def _rough_period(writes: Writes, t_s: Floats) -> tuple[float, float]:
     steps_s = steps_s[steps_s > _SHARP_S]
     if seen > _FEWEST and len(steps_s):
         counted_s = float(middle_s[-1] - middle_s[0]) / (seen - 1)
-        if counted_s > 1.25 * float(np.median(steps_s)):
+        if counted_s > 1.25 * float(np.median(steps_s)) and not _beside_readings(writes):
             return counted_s, float(doubt_s[0] + doubt_s[-1]) / (seen - 1)
     sharp = doubt_s <= _SHARP_S
     gaps_s, off_s = np.diff(middle_s[sharp]), (doubt_s[sharp][1:] + doubt_s[sharp][:-1]) / 2
@@ -169,6 +169,20 @@ def _rough_period(writes: Writes, t_s: Floats) -> tuple[float, float]:
         nearest = int(np.argmin(np.where(near, gaps_s, np.inf)))
         return float(gaps_s[nearest]), float(off_s[nearest])
     return REGISTER_S, REGISTER_S * PERIOD_OFF_RATIO
+
+
+def _beside_readings(writes: Writes) -> bool:
+    """Whether equal readings come from writes at the very instants of the readings, and not from a slow register.
+
+    A reading that just missed a write equals the one before, and the next one shows two writes: rises then go with the
+    time between them, while a slow register rises by its own period each time. Formula: coefficient of variation of
+    rise / time below half of that of the rises.
+    """
+    rises_j, apart_s = np.diff(writes.y), np.diff(writes.middle_s)
+    rates_w = rises_j[apart_s > 0] / apart_s[apart_s > 0]
+    if len(rates_w) < _FEWEST or rates_w.mean() <= 0 or rises_j.mean() <= 0:
+        return False
+    return bool(rates_w.std() / rates_w.mean() < rises_j.std() / rises_j.mean() / 2)
 
 
 def _wander_s(moves_s: Floats, off_s: Floats, period_s: float, period_off_s: float) -> float:

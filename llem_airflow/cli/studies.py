@@ -58,10 +58,12 @@ def _missing_models(study: Study) -> list[str]:
 
     A name with an owner is the hub's, which a plan need not reach.
     """
+    from llem_airflow.study.engine_names import OWN_ENGINES
     from llem_airflow.study.models import missing_model
 
     folder = Path(os.environ.get("LLEM_MODELS_DIR") or "build/models").resolve()
-    names = sorted({each.model for each in study.experiments if not _OF_THE_HUB.fullmatch(each.model)})
+    ours = [each for each in study.experiments if each.engine in OWN_ENGINES]
+    names = sorted({each.model for each in ours if not _OF_THE_HUB.fullmatch(each.model)})
     found = [missing_model(name, folder, study.folder) for name in names] if folder.is_dir() else []
     return [text for text in found if text]
 

@@ -136,7 +136,7 @@ def test_mistakes_of_a_pasted_study_stand_in_the_page_of_its_plan_with_line_and_
     page.get_by_text("study:4:1: engnie").first.wait_for()
     page.get_by_text("study:8:22: task.max_output_tokens").first.wait_for()
     page.goto(f"{process_airflow.url}/dags/llem_adhoc/runs/{run['dag_run_id']}/plugin/llem-energy")
-    page.frame_locator("iframe").locator("pre", has_text="study:4:1: engnie").wait_for()
+    page.frame_locator("iframe").locator("pre", has_text="study:4:1: engnie").first.wait_for()
     page.screenshot(path=SHOTS / "adhoc-bad.png", full_page=True)
 
 

@@ -65,7 +65,7 @@ def test_a_token_opens_it_the_commit_is_recorded_and_the_token_is_not(
             None,
             "",
             "model_gated",
-            "Accept the model's terms on the hub and give the attempt a token",
+            "Accept the model's licence on the hub; give a token by HF_TOKEN",
         ),
         (
             "org/none",

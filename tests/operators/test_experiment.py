@@ -106,7 +106,7 @@ def test_a_cycle_runs_as_a_process_and_is_stored_and_a_missing_one_fails_the_agg
     study = study_at(tmp_path, "process")
     operator(study).execute(context())
     check_result(study, tmp_path)
-    study = study_at(tmp_path, "process", STUDY + "study_execution: {n_cycles: 2}\n")
+    study = study_at(tmp_path, "process", STUDY.replace("n_cycles: 1", "n_cycles: 2"))
     with pytest.raises(AirflowFailException, match="1 of 2 planned cycles have no result") as caught:
         LLEMAggregateOperator(task_id="aggregate", study=study).execute(context("aggregate"))
     assert f"{study.experiments[0].id} cycle 2" in str(caught.value)
@@ -237,7 +237,7 @@ def test_a_gpu_is_leased_given_by_uuid_and_measured_on_its_counter_inside_and_on
     assert "samplers_disagree" not in codes
     report = (Path(run.url) / "report.html").read_text()
     assert "STAND-IN" in report
-    assert "energy: measured, from counter, of the board" in report
+    assert "nvml (measured, counter, board)" in report
 
 
 def kill_engine(api: docker.APIClient) -> None:
