@@ -49,7 +49,7 @@ def test_summary_report_and_markdown_show_the_estimate_with_source_and_year(make
     ]
     text = _text(run.folder.read("report.html").decode())
     assert "CO2e per million output tokens (estimate)" in text
-    assert "~ 3,636" in text
+    assert "~ 3,636 g CO2e" in text
     assert "360 g CO2e/kWh (Umweltbundesamt, 2024)" in text
     assert "~ 2.53 EUR estimate" in report_markdown(summary)
 
