@@ -25,6 +25,8 @@ _STEADY_S = 0.0005
 """Two sharp moves that are by so much no whole number of periods apart have no steady time."""
 _FEWEST = 3
 """Sharp moves that tell whether there is a steady time."""
+_WHOLE = 0.15
+"""How far a rise may be from a whole number of units."""
 _WANDERS_S = 0.02
 """How far from due a write may be where too few sharp moves tell, or there is no clock."""
 
@@ -174,15 +176,13 @@ def _rough_period(writes: Writes, t_s: Floats) -> tuple[float, float]:
 def _beside_readings(writes: Writes) -> bool:
     """Whether equal readings come from writes at the very instants of the readings, and not from a slow register.
 
-    A reading that just missed a write equals the one before, and the next one shows two writes: rises then go with the
-    time between them, while a slow register rises by its own period each time. Formula: coefficient of variation of
-    rise / time below half of that of the rises.
+    A reading that just missed a write equals the one before, and a later one shows two writes at once: rises are one or
+    two of the same unit, where a slow register shows each of its writes alone.
     """
-    rises_j, apart_s = np.diff(writes.y), np.diff(writes.middle_s)
-    rates_w = rises_j[apart_s > 0] / apart_s[apart_s > 0]
-    if len(rates_w) < _FEWEST or rates_w.mean() <= 0 or rises_j.mean() <= 0:
-        return False
-    return bool(rates_w.std() / rates_w.mean() < rises_j.std() / rises_j.mean() / 2)
+    rises_j = np.diff(writes.y)
+    units = rises_j / max(float(np.percentile(rises_j, 5)), 1e-9)
+    whole = np.round(units)
+    return bool((np.abs(units - whole) < _WHOLE).mean() > 0.95 and (whole == 2).mean() > 0.1)
 
 
 def _wander_s(moves_s: Floats, off_s: Floats, period_s: float, period_off_s: float) -> float:

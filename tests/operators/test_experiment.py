@@ -237,7 +237,8 @@ def test_a_gpu_is_leased_given_by_uuid_and_measured_on_its_counter_inside_and_on
     assert "samplers_disagree" not in codes
     report = (Path(run.url) / "report.html").read_text()
     assert "STAND-IN" in report
-    assert "nvml (measured, counter, board)" in report
+    assert "nvml (measured, board)" in report
+    assert "other_device" in codes  # the model of this image computes on the CPU
 
 
 def kill_engine(api: docker.APIClient) -> None:
