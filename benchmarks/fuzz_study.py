@@ -192,7 +192,7 @@ def main() -> int:
     options = parser.parse_args()
     rng = random.Random(options.seed)
     shipped = [path.read_text("utf-8") for path in (REPOSITORY / "dags" / "studies").glob("*.yaml")]
-    starter = (REPOSITORY / "llem_airflow" / "study" / "data" / "starter.yaml").read_text("utf-8")
+    starter = (REPOSITORY / "llem_airflow" / "cli" / "starter.yaml").read_text("utf-8")
     seeds, words_known = [RICH, RICH, starter, *shipped], words()
     outcomes: Counter[str] = Counter()
     begin = time.process_time()

@@ -27,7 +27,7 @@ EXECUTED = {
     "dags/studies/quickstart.yaml": ("compose/test_compose_stack.py", "quickstart"),
     "llem_airflow/example_dags/example_llem.py": ("airflow/test_form.py", "example_llem_after"),
     "llem_airflow/example_dags/example_llem.yaml": ("airflow/test_form.py", "example_llem"),
-    "llem_airflow/study/data/starter.yaml": ("airflow/test_form.py", "my-study"),
+    "llem_airflow/cli/starter.yaml": ("airflow/test_form.py", "my-study"),
 }
 """What ships, and the test that runs its DAG in a real Airflow (the starter's, for a model of a hub, dry)."""
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import llem_airflow
 
 PACKAGE = Path(llem_airflow.__file__).parent
@@ -38,3 +40,9 @@ def test_the_command_s_help_loads_no_room() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["pydantic", "airflow", "rich", "jsonschema", "docker", "numpy", "torch"])
+def test_importing_the_study_room_loads_nothing_heavy(module: str) -> None:
+    code = f"import sys; from llem_airflow.study import load_study; sys.exit({module!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

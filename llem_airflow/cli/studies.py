@@ -42,9 +42,9 @@ def show_plan(study_file: Path, *, as_json: bool, order: bool) -> int:
 def print_whole_plan(study: Study, *, order: bool = False) -> None:
     """Print a plan with what is said about where each engine runs."""
     from llem_airflow.asked_airflow import next_runs
+    from llem_airflow.cli.plan import print_plan
     from llem_airflow.container.engine import seen_from_here
     from llem_airflow.study.runners import said_by_engine, terminal_layers
-    from llem_airflow.study.terminal import print_plan
     from llem_airflow.terminal import console
 
     choices = said_by_engine(terminal_layers(os.environ), study.experiments)
@@ -77,7 +77,7 @@ _OF_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 def validate_studies(study_files: tuple[Path, ...], *, as_json: bool) -> int:
     """Check study files, every mistake with its line; exit code 2 when there is one. For pre-commit."""
     from llem_airflow.asked_airflow import dag_mistakes
-    from llem_airflow.study.check import check_files
+    from llem_airflow.cli.validate import check_files
 
     return check_files(study_files, dag_mistakes, as_json=as_json)
 
@@ -87,15 +87,19 @@ def validate_studies(study_files: tuple[Path, ...], *, as_json: bool) -> int:
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 def write_starter(study_file: Path, *, force: bool) -> int:
     """Write a commented study to start from."""
-    from llem_airflow.study.starter import write_starter_file
-
+    name = re.sub(r"[^\w.-]+", "-", study_file.stem, flags=re.ASCII).strip("-.") or "study"
+    text = _STARTER.read_text("utf-8").replace("my-study", name)
     try:
-        write_starter_file(study_file, replace=force)
+        with study_file.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(text)
     except FileExistsError:
         click.echo(f"{study_file} is there already; name another file, or use --force", err=True)
         return 2
     click.echo(f"Wrote {study_file}. Next: llem-airflow plan {study_file}")
     return 0
+
+
+_STARTER = Path(__file__).parent / "starter.yaml"
 
 
 @click.command("schema")

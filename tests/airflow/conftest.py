@@ -74,7 +74,7 @@ def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) 
                 "nightly.yaml": NIGHTLY,
                 "held.yaml": HELD,
                 "broken.yaml": BROKEN,
-                "starter.yaml": (REPOSITORY / "llem_airflow" / "study" / "data" / "starter.yaml").read_text(),
+                "starter.yaml": (REPOSITORY / "llem_airflow" / "cli" / "starter.yaml").read_text(),
             },
             {
                 "LLEM_MODELS_DIR": str(models),

@@ -352,7 +352,7 @@ def test_two_hashes_that_begin_alike_get_longer_ids() -> None:
     [
         ("llem_airflow/example_dags/example_llem.yaml", ["dc6b3970fa590a51", "413f8f34a70d263f"]),
         (
-            "llem_airflow/study/data/starter.yaml",
+            "llem_airflow/cli/starter.yaml",
             ["a77776bdf9e80e2f", "5259746ad5140415", "d8d1d71cf37798e1", "fa6d28461f2a3716"],
         ),
     ],

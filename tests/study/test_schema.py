@@ -16,7 +16,7 @@ SCHEMA = Draft202012Validator(json_schema())
 ROOT = Path(__file__).parents[2]
 SHIPPED = [
     *sorted((ROOT / "dags" / "studies").glob("*.y*ml")),
-    ROOT / "llem_airflow" / "study" / "data" / "starter.yaml",
+    ROOT / "llem_airflow" / "cli" / "starter.yaml",
 ]
 
 
