@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from llem_airflow.container.choice import AUTO, Choice, Layers, RunnerError, said_by_engine
 from llem_airflow.study import Experiment, Study
 from llem_airflow.study.labels import distinct_labels, factor_text, factors, values_first
-from llem_airflow.study.runners import AUTO, Choice, Layers, RunnerError, said_by_engine
 
 ADHOC_DOC = """# A study from the trigger form
 

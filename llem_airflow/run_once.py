@@ -16,6 +16,7 @@ from llem_airflow import terminal
 from llem_airflow.analysis.planned import planned
 from llem_airflow.analysis.summary import Summary
 from llem_airflow.analysis.table import render_summary
+from llem_airflow.container.models import missing_model
 from llem_airflow.embedded import CannotStartError, Home, end, migrate
 from llem_airflow.progress import RunProgress
 from llem_airflow.results import ResultsRoot, StoredRun, names
@@ -23,7 +24,6 @@ from llem_airflow.results.again import RESUME_VARIABLE
 from llem_airflow.study import Study
 from llem_airflow.study.asked import Request, requested
 from llem_airflow.study.engine_names import OWN_ENGINES
-from llem_airflow.study.models import missing_model
 
 INTERRUPTED = 130
 _END_S = 4.0

@@ -46,3 +46,12 @@ def test_the_command_s_help_loads_no_room() -> None:
 def test_importing_the_study_room_loads_nothing_heavy(module: str) -> None:
     code = f"import sys; from llem_airflow.study import load_study; sys.exit({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_which_runner_and_where_a_model_lies_are_said_without_a_docker_client() -> None:
+    code = (
+        "import sys; from llem_airflow.container import choice, models; "
+        "print([m for m in ('airflow', 'docker', 'numpy', 'rich') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

@@ -12,9 +12,9 @@ import docker
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
+from llem_airflow.container.choice import read_runners
 from llem_airflow.container.engine import ENGINE_ERRORS, connect
 from llem_airflow.study.engine_names import ENGINE_ALIASES
-from llem_airflow.study.runners import read_runners
 
 DEFAULT_CONN_ID = "llem_default"
 _ENGINE_PORT = 2375

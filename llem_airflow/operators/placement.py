@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from docker.types import Mount
 
+from llem_airflow.container.choice import Choice
 from llem_airflow.container.engine_caches import ENGINE_CACHE, cache_environment, engine_cache
 from llem_airflow.container.images import default_entrypoint, default_image
 from llem_airflow.container.leases import LABEL_TICKET
@@ -17,7 +18,6 @@ from llem_airflow.container.settings import NON_ROOT, BoxSettings
 from llem_airflow.operators.host import HostSettings
 from llem_airflow.operators.settings import LocalModel, settings
 from llem_airflow.study import Experiment
-from llem_airflow.study.runners import Choice
 
 if TYPE_CHECKING:
     from llem_airflow.operators.experiment import LLEMExperimentOperator

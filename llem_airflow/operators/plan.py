@@ -9,6 +9,7 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context, conf
 from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped
 
+from llem_airflow.container.choice import Choice
 from llem_airflow.operators.carry import carry_over
 from llem_airflow.operators.evidence import open_run
 from llem_airflow.operators.experiment import LLEMExperimentOperator
@@ -21,7 +22,6 @@ from llem_airflow.results import StoredRun
 from llem_airflow.study import Study, StudyFileError, load_study
 from llem_airflow.study.not_runnable import not_runnable
 from llem_airflow.study.prompts import prompt_mistakes
-from llem_airflow.study.runners import Choice
 
 _SHOWN = 500
 _ENGINE_PATIENCE_S = 15.0

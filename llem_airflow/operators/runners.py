@@ -14,6 +14,14 @@ import docker
 from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 from docker.errors import APIError, DockerException
 
+from llem_airflow.container.choice import (
+    AUTO,
+    Choice,
+    Layers,
+    RunnerError,
+    said_by_engine,
+    settled,
+)
 from llem_airflow.container.claim import LOOK_HINT
 from llem_airflow.container.cuda import host_cuda_major
 from llem_airflow.container.engine import DEFAULT_URL, ENGINE_ERRORS, is_installed_here, reach
@@ -26,14 +34,6 @@ from llem_airflow.results import StoredRun
 from llem_airflow.results.again import again
 from llem_airflow.results.folder import json_bytes
 from llem_airflow.study import Experiment
-from llem_airflow.study.runners import (
-    AUTO,
-    Choice,
-    Layers,
-    RunnerError,
-    said_by_engine,
-    settled,
-)
 
 if TYPE_CHECKING:
     from llem_airflow.operators.experiment import LLEMExperimentOperator

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llem_airflow.study.runners import (
+from llem_airflow.container.choice import (
     Choice,
     Layers,
     RunnerError,
