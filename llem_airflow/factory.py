@@ -14,7 +14,7 @@ from airflow.sdk import DAG, TaskGroup, TriggerRule, get_parsing_context
 from airflow.sdk.definitions.param import ParamsDict
 
 from llem_airflow.dag_docs import ADHOC_DOC, ExperimentDocs, study_doc, task_labels
-from llem_airflow.folder_dags import INVALID_TAG, FolderDags, refused
+from llem_airflow.folder_dags import INVALID_TAG, FolderDags, files_naming, refused, study_files
 from llem_airflow.operators import (
     LLEMAggregateOperator,
     LLEMExperimentOperator,
@@ -31,7 +31,6 @@ from llem_airflow.operators.siblings import precede, sibling
 from llem_airflow.release_dags import ALL, EACH, release_dags, study_asset
 from llem_airflow.study import Mistake, PlannedCycle, Study, StudyFileError, load_study
 from llem_airflow.study.canary import CANARY_CYCLE, canaries
-from llem_airflow.study.folder import files_naming, study_files
 from llem_airflow.study.not_runnable import not_runnable
 from llem_airflow.study.plan_cache import cached_study
 from llem_airflow.timetables.nightly import deadline_of, schedule_of, start_of

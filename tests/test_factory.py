@@ -18,9 +18,9 @@ from click.testing import CliRunner
 import llem_airflow.factory
 from llem_airflow.cli import main
 from llem_airflow.factory import INVALID_TAG, StudyTaskGroup, study_dag, study_dags
+from llem_airflow.folder_dags import files_naming
 from llem_airflow.operators import LLEMAggregateOperator, LLEMExperimentOperator, LLEMPlanOperator
 from llem_airflow.study import StudyFileError, load_study
-from llem_airflow.study.folder import files_naming
 from llem_airflow.timetables.releases import ModelReleaseTimetable
 
 STUDY = """\
@@ -450,7 +450,9 @@ def test_what_a_file_becomes_depends_on_no_clock(tmp_path: Path) -> None:
     assert first == second
     package = Path(llem_airflow.factory.__file__).parent
     makers = [
-        *package.glob("study/*.py"),
+        *(package / "study").rglob("*.py"),
+        package / "container" / "choice.py",
+        package / "analysis" / "labels.py",
         package / "factory.py",
         package / "folder_dags.py",
         package / "dag_docs.py",

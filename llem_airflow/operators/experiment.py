@@ -63,7 +63,7 @@ class LLEMExperimentOperator(DockerOperator):
         gap_before_s: Thermal gap: wait until this long after the end of the run's previous cycle, in seconds.
             Nothing holds a GPU meanwhile.
         runner: ``container``, ``process`` or ``docker:<image>``, before everything else; default: what the layers of
-            runners.py say, and on ``auto`` what the run's plan task found out once for the whole study.
+            container/choice.py say, and on ``auto`` what the run's plan task found out once for the whole study.
         gpu_wait_s: How long to wait for GPUs that others hold, in seconds, before the try fails (retryable). Default:
             what the host's connection says, then 180.
         llem_conn_id: Connection of type ``llem``: the host and what it asks of containers.
