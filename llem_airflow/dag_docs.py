@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from llem_airflow.analysis.labels import distinct_labels, factor_label, factors, narrow_factor_label
 from llem_airflow.container.choice import AUTO, Choice, Layers, RunnerError, said_by_engine
 from llem_airflow.study import Experiment, Study
-from llem_airflow.study.labels import distinct_labels, factor_text, factors, values_first
 
 ADHOC_DOC = """# A study from the trigger form
 
@@ -31,9 +31,9 @@ _PLACES = {"process": "each in a fresh process", "container": "each in a fresh c
 def task_labels(experiments: Sequence[Experiment]) -> list[str]:
     """What the grid calls each experiment: what sets it apart from the others."""
     found = factors([e.config for e in experiments])
-    texts = [factor_text(own, e.slug) for own, e in zip(found, experiments, strict=True)]
+    texts = [factor_label(own, e.slug) for own, e in zip(found, experiments, strict=True)]
     if any(len(text) > _GRID_COLUMNS for text in texts):
-        texts = [values_first(own, e.slug) for own, e in zip(found, experiments, strict=True)]
+        texts = [narrow_factor_label(own, e.slug) for own, e in zip(found, experiments, strict=True)]
     return distinct_labels([e.id for e in experiments], texts)
 
 

@@ -48,10 +48,11 @@ def test_importing_the_study_room_loads_nothing_heavy(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_which_runner_and_where_a_model_lies_are_said_without_a_docker_client() -> None:
+@pytest.mark.parametrize("module", ["container.choice", "container.models", "analysis.labels"])
+def test_what_making_a_plan_or_a_dag_takes_from_other_rooms_loads_nothing_heavy(module: str) -> None:
     code = (
-        "import sys; from llem_airflow.container import choice, models; "
-        "print([m for m in ('airflow', 'docker', 'numpy', 'rich') if m in sys.modules])"
+        f"import sys, llem_airflow.{module}; "
+        "print([m for m in ('airflow', 'docker', 'numpy', 'scipy', 'pyarrow', 'rich') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

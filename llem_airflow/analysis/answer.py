@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llem_airflow.analysis import quantity
 from llem_airflow.analysis.contrast import SAME, UNDECIDED, Contrast, Measured, contrasts
-from llem_airflow.analysis.labels import told_apart
+from llem_airflow.analysis.labels import single_factor_levels
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.statistics import SHOWN_FROM_N, describe
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO
@@ -70,7 +70,10 @@ def _best(found: Sequence[Contrast], by_id: dict[str, Measured], count: int) -> 
     lower = metric.better == "lower"
     best = sorted(found, key=lambda one: one.difference_ratio, reverse=not lower)[0]
     reference, candidate = by_id[best.reference], by_id[best.candidate]
-    old, new = told_apart(reference.factors, candidate.factors) or (reference.label, candidate.label)
+    old, new = single_factor_levels(reference.factors, candidate.factors) or (
+        reference.label,
+        candidate.label,
+    )
     if count > 2:
         new += f" (the {'lowest' if lower else 'highest'} of the other {count - 1})"
         old += " (the study's first)"

@@ -10,7 +10,7 @@ from typing import Any
 
 from llem_airflow.analysis.answers import AnswerCheck, check_answers
 from llem_airflow.analysis.fingerprint import FACTORS
-from llem_airflow.analysis.labels import differing
+from llem_airflow.analysis.labels import differing_keys
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.planned import flatten
 from llem_airflow.analysis.run_rows import RunRows, Side
@@ -221,7 +221,7 @@ def _named(factors: dict[str, Any], baseline: Side, candidate: Side) -> dict[str
         return factors
     ours, theirs = flatten(baseline.config), flatten(candidate.config)
     rest = {key: value for key, value in factors.items() if key != "experiment_hash"}
-    keys = [key for key in differing(ours, theirs) if key.rsplit(".", 1)[-1] not in rest]
+    keys = [key for key in differing_keys(ours, theirs) if key.rsplit(".", 1)[-1] not in rest]
     if not keys:
         return rest or factors
     return {key: [ours.get(key), theirs.get(key)] for key in keys} | rest

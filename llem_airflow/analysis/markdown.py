@@ -8,6 +8,7 @@ from typing import Any
 from llem_airflow.analysis import quantity
 from llem_airflow.analysis.comparing import TWO_RUNS
 from llem_airflow.analysis.doubt import places_text
+from llem_airflow.analysis.labels import experiment_labels
 from llem_airflow.analysis.metrics import HEADLINE
 from llem_airflow.analysis.report import grouped_doubts
 from llem_airflow.analysis.report_cells import Column, columns, metric_cell
@@ -15,7 +16,6 @@ from llem_airflow.analysis.report_since import since_section
 from llem_airflow.analysis.setting import setting_texts
 from llem_airflow.analysis.since import Since
 from llem_airflow.analysis.summary import ExperimentSummary, Summary
-from llem_airflow.study.labels import experiment_labels
 
 PLACES = 12
 """So many places of a doubt are listed; of more, the number of the others is told."""

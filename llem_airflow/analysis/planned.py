@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llem_airflow.study.labels import factors
+from llem_airflow.analysis.labels import factors
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from llem_airflow.analysis import plots, quantity
 from llem_airflow.analysis.curves import Curve
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.doubt import Doubt, grouped, places_text
+from llem_airflow.analysis.labels import experiment_labels, short
 from llem_airflow.analysis.metrics import BY_NAME, HEADLINE, METRICS
 from llem_airflow.analysis.planned import flatten
 from llem_airflow.analysis.power_plots import power_overlay, power_panels
@@ -23,7 +24,6 @@ from llem_airflow.analysis.report_since import since_section
 from llem_airflow.analysis.setting import setting_texts
 from llem_airflow.analysis.since import Since
 from llem_airflow.analysis.summary import ExperimentSummary, Summary
-from llem_airflow.study.labels import experiment_labels, short
 
 PANELS_UP_TO = 8
 """With more experiments than this, the cycles of each are drawn over each other, folded away, and not printed."""

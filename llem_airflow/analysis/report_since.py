@@ -9,11 +9,10 @@ from typing import Any
 from llem_airflow.analysis import quantity
 from llem_airflow.analysis.comparing import PairReport
 from llem_airflow.analysis.history import BUDGET, Trend
-from llem_airflow.analysis.labels import factor_changes
+from llem_airflow.analysis.labels import factor_changes, short
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.since import Since
 from llem_airflow.analysis.verdict import GRAVEST_FIRST, Comparison, Verdict
-from llem_airflow.study.labels import short
 
 SHOWN = ("energy_per_output_token_j", "output_tokens_per_s", "ttft_mean_s", "e2el_mean_s")
 

@@ -11,6 +11,7 @@ from llem_airflow.analysis.answer import answer
 from llem_airflow.analysis.contrast import Contrast, Measured
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.doubt import Doubt, doubts_of, gravity
+from llem_airflow.analysis.labels import experiment_labels
 from llem_airflow.analysis.metrics import BY_NAME, METRICS
 from llem_airflow.analysis.planned import Planned, experiment_factors
 from llem_airflow.analysis.setting import setting
@@ -18,7 +19,6 @@ from llem_airflow.analysis.stated import Derived, derived
 from llem_airflow.analysis.statistics import FEW_CYCLES, SHOWN_FROM_N, Description, describe, slope_ratio
 from llem_airflow.protocol.strict import from_json, to_json
 from llem_airflow.results.again import again
-from llem_airflow.study.labels import experiment_labels
 
 SUMMARY_VERSION = 1
 

@@ -11,7 +11,7 @@ from llem_airflow.analysis import quantity
 from llem_airflow.analysis.comparing import PairReport
 from llem_airflow.analysis.doubt import places_text
 from llem_airflow.analysis.history import Trend
-from llem_airflow.analysis.labels import factor_changes
+from llem_airflow.analysis.labels import experiment_labels, factor_changes, short
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.report import grouped_doubts
 from llem_airflow.analysis.report_cells import only_estimates
@@ -19,7 +19,6 @@ from llem_airflow.analysis.report_since import changes_text
 from llem_airflow.analysis.setting import setting_texts
 from llem_airflow.analysis.summary import ExperimentSummary, Summary
 from llem_airflow.analysis.verdict import Verdict
-from llem_airflow.study.labels import experiment_labels, short
 from llem_airflow.terminal import Folding, Rows, Whole
 
 _COLUMNS = (

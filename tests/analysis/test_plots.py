@@ -10,13 +10,13 @@ import pytest
 
 from llem_airflow.analysis.curves import Curve
 from llem_airflow.analysis.cycle import Cycle
+from llem_airflow.analysis.labels import factor_label
 from llem_airflow.analysis.plots import forest, trade_off
 from llem_airflow.analysis.power_plots import power_overlay, power_panels
 from llem_airflow.analysis.quantity import change_interval, detectable, number, percent, signed
 from llem_airflow.analysis.report_efficiency import fronts
 from llem_airflow.analysis.statistics import describe
 from llem_airflow.analysis.summary import ExperimentSummary, MetricSummary
-from llem_airflow.study.labels import factor_text
 
 SECONDS = np.arange(0.0, 60.0)
 
@@ -142,8 +142,8 @@ def test_a_label_names_engine_and_model_by_value_and_leaves_out_what_is_not_ther
         "vllm.engine_params.dtype": "float16",
         "x.batch_size": None,
     }
-    assert factor_text(factors, "slug") == "vllm, Qwen3-8B, dtype float16"
-    assert factor_text({"x.batch_size": None}, "slug") == "slug"
+    assert factor_label(factors, "slug") == "vllm, Qwen3-8B, dtype float16"
+    assert factor_label({"x.batch_size": None}, "slug") == "slug"
 
 
 @pytest.mark.parametrize(

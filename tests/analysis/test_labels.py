@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llem_airflow.study.labels import LONGEST, distinct_labels, factor_text, factors
+from llem_airflow.analysis.labels import LONGEST, distinct_labels, factor_label, factors
 
 KEYS = st.sampled_from(["a", "b", "c"])
 CONFIGS = st.lists(
@@ -58,7 +58,7 @@ def test_another_engine_is_one_difference_and_not_one_for_each_of_its_keys() -> 
             config("transformers", batch_size=8, dtype="float32"),
         ]
     )
-    assert [factor_text(own, "x") for own in found] == [
+    assert [factor_label(own, "x") for own in found] == [
         "vllm",
         "transformers, batch_size 1",
         "transformers, batch_size 8",
