@@ -50,7 +50,7 @@ from llem_airflow.analysis.console import load_summary
 from llem_airflow.analysis.metrics import METRICS
 from llem_airflow.analysis.statistics import describe
 from llem_airflow.results import ResultsRoot
-from llem_airflow.results.convert import writer_options
+from llem_airflow.results.parquet import POWER_OPTIONS
 from tests.results.recorded import EPOCH_NS, Recording, experiment_id, plan_json, provenance
 
 RECORDINGS = 8
@@ -144,7 +144,7 @@ def merge(folder: Path) -> None:
             .append_column("cycle", pa.array(np.full(len(table), int(file.parts[-2][6:]), np.int32)))
             .append_column("t_epoch_ns", pc.add(table["t_before_mono_ns"], EPOCH_NS))
         )
-        writer = writer or pq.ParquetWriter(folder / "merged.parquet", table.schema, **writer_options())
+        writer = writer or pq.ParquetWriter(folder / "merged.parquet", table.schema, **POWER_OPTIONS)
         writer.write_table(table)
     assert writer
     writer.close()

@@ -19,8 +19,8 @@ from llem_airflow.analysis.table import render_summary
 from llem_airflow.container.models import missing_model
 from llem_airflow.embedded import CannotStartError, Home, end, migrate
 from llem_airflow.progress import RunProgress
-from llem_airflow.results import ResultsRoot, StoredRun, names
-from llem_airflow.results.again import RESUME_VARIABLE
+from llem_airflow.protocol.failures import RESUME_VARIABLE
+from llem_airflow.results import ResultsRoot, StoredRun, layout
 from llem_airflow.study import Study
 from llem_airflow.study.asked import Request, requested
 from llem_airflow.study.engine_names import OWN_ENGINES
@@ -131,7 +131,7 @@ def _show_end(run: StoredRun, asked: Study, code: int, home: Home) -> int:
     missing = _missing(asked, run) if run.is_run() else [None] * len(asked.plan.runs)
     if run.is_run() and (summary := run.summary()) and code != INTERRUPTED:
         terminal.show(terminal.console(), render_summary(Summary.from_json(summary)), "")
-        _say(f"Report:  {run.url}/{names.REPORT}")
+        _say(f"Report:  {run.url}/{layout.REPORT}")
         _say(f"Open it: llem-airflow report {run.url} --open")
         _say("See it in Airflow's UI: llem-airflow ui (or: make airflow)")
     elif code != INTERRUPTED:
@@ -210,12 +210,12 @@ def _left(run: StoredRun) -> set[tuple[str, int]]:
     return (
         set(planned(run.plan()).cycles)
         - {(ref.experiment_id, ref.cycle) for ref in run.cycles()}
-        - set(run.skips())
+        - set(run.skipped())
     )
 
 
 def _missing(asked: Study, run: StoredRun) -> list[tuple[str, int] | None]:
-    there = {(ref.experiment_id, ref.cycle) for ref in run.cycles()} | set(run.skips())
+    there = {(ref.experiment_id, ref.cycle) for ref in run.cycles()} | set(run.skipped())
     return [key for each in asked.plan.runs if (key := (each.experiment_id, each.cycle)) not in there]
 
 

@@ -21,7 +21,7 @@ from llem_airflow.analysis.since import since_previous
 from llem_airflow.analysis.summary import Summary, summarise
 from llem_airflow.analysis.tables import cycles_table, experiments_table
 from llem_airflow.protocol.records import BOARD_STATE
-from llem_airflow.results import CycleRef, FailureRef, StoredRun, names
+from llem_airflow.results import CycleRef, FailureRef, StoredRun, layout
 from llem_airflow.results.folder import json_lines_bytes
 
 CURVES_IN_REPORT = 240
@@ -63,9 +63,9 @@ def aggregate_run(run: StoredRun, *, report: bool = True) -> Summary:
     failures: dict[tuple[str, int], list[FailureRef]] = defaultdict(list)
     for failure in run.failures():
         failures[failure.experiment_id, failure.cycle].append(failure)
-    skips, left = run.skips(), run.left()
+    skips, left = run.skipped(), run.not_begun()
     gathered = _Gathered(CURVES_IN_REPORT if report else 0)
-    with run.folder.writing(names.POWER_TABLE) as file, PowerMerge(file) as merge:
+    with run.folder.atomic_write(layout.POWER_TABLE) as file, PowerMerge(file) as merge:
         for key, position in _rows(plan, committed, failures):
             if key in skips and key not in committed:
                 gathered.cycles.append(Cycle(*key, "skipped", skips[key], position))
@@ -87,16 +87,16 @@ def aggregate_run(run: StoredRun, *, report: bool = True) -> Summary:
         power_absent=gathered.power_absent,
         release=run.meta().get("version"),
     )
-    _write_table(run, names.CYCLES_TABLE, cycles_table(run.study, run.run_id, gathered.cycles, plan))
-    _write_table(run, names.EXPERIMENTS_TABLE, experiments_table(summary))
-    run.replace(names.SUMMARY, json_lines_bytes(summary.to_json()))
+    _write_table(run, layout.CYCLES_TABLE, cycles_table(run.study, run.run_id, gathered.cycles, plan))
+    _write_table(run, layout.EXPERIMENTS_TABLE, experiments_table(summary))
+    run.replace(layout.SUMMARY, json_lines_bytes(summary.to_json()))
     if report:
         page = report_html(
             ReportData(
                 summary, gathered.cycles, gathered.curves, run.study_text(), run.meta(), since_previous(run)
             )
         )
-        run.folder.write(names.REPORT, page.encode())
+        run.folder.write(layout.REPORT, page.encode())
     return summary
 
 
@@ -167,5 +167,5 @@ def _stable(environment: Mapping[str, Any]) -> str:
 
 
 def _write_table(run: StoredRun, name: str, table: Any) -> None:
-    with run.folder.writing(name) as file:
+    with run.folder.atomic_write(name) as file:
         pq.write_table(table, file, compression="zstd")

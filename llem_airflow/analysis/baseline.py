@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from llem_airflow.results import ResultsRoot, StoredRun, names
+from llem_airflow.results import ResultsRoot, StoredRun, layout
 from llem_airflow.results.folder import Folder
 from llem_airflow.results.locate import NoSuchRunError, locate_run
-from llem_airflow.results.store import stored_run
 
 PREVIOUS = "previous"
 EVERY_RELEASE = "*"
@@ -33,7 +32,7 @@ def runs_of_releases(study: str, root: ResultsRoot) -> dict[str, StoredRun]:
     found: dict[str, StoredRun] = {}
     for run in root.runs(study):
         release = run.meta().get("version")
-        if isinstance(release, str) and run.folder.exists(names.SUMMARY):
+        if isinstance(release, str) and run.folder.exists(layout.SUMMARY):
             found.pop(release, None)
             found[release] = run
     return found
@@ -50,7 +49,7 @@ def named_runs(text: str, root: ResultsRoot) -> list[StoredRun]:
         NoSuchRunError: There is none; the message says what there is.
     """
     study, at, release = text.partition("@")  # releases may be called Qwen/Qwen3-8B@2507
-    if not at or names.folder_name(study) not in root.studies():
+    if not at or layout.folder_name(study) not in root.studies():
         return [locate_run(text, root)]
     there = runs_of_releases(study, root)
     if release == EVERY_RELEASE and there:
@@ -67,5 +66,5 @@ def aggregated_beside(run: StoredRun) -> list[StoredRun]:
     """The aggregated runs of the same study, itself included where it is one."""
     folder = run.folder
     study = Folder(folder.fs, folder.path.rsplit("/", 1)[0])
-    found = [stored_run(study.child(name)) for name in study.folders()]
-    return [run for run in found if run.folder.exists(names.SUMMARY)]
+    found = [StoredRun.at(study.child(name)) for name in study.folders()]
+    return [run for run in found if run.folder.exists(layout.SUMMARY)]

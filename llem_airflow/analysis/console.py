@@ -28,13 +28,12 @@ from llem_airflow.analysis.since import since_previous
 from llem_airflow.analysis.summary import Summary
 from llem_airflow.analysis.table import render_comparison, render_summary, render_trends
 from llem_airflow.analysis.verdict import Verdict
-from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, names
+from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
+from llem_airflow.results.cleanup import removable, remove, remove_run_orphans, remove_study_orphans
 from llem_airflow.results.export import export_table
-from llem_airflow.results.leftovers import sweep_run, sweep_study
+from llem_airflow.results.layout import folder_name
+from llem_airflow.results.llenergymeasure import import_folder
 from llem_airflow.results.locate import locate_run, run_name, some_runs
-from llem_airflow.results.names import folder_name
-from llem_airflow.results.peer import import_folder
-from llem_airflow.results.retention import removable, remove
 from llem_airflow.terminal import Rows
 
 
@@ -51,13 +50,13 @@ def report_run(
         text = json.dumps(said, indent=1) if form == "json" else report_markdown(summary, since)
         sys.stdout.write(text + "\n")
         return 0
-    where = f"{found.url}/{names.REPORT}"
+    where = f"{found.url}/{layout.REPORT}"
     _print(render_summary(summary), "")
     if summary.valid < summary.planned:
         _print(Text(f"Unfinished: {summary.valid} of {summary.planned} planned cycles are valid.", "red"))
     _line(f"Report: {where}")
     if open_browser:
-        webbrowser.open(found.path.joinpath(names.REPORT).as_uri() if found.path else where)
+        webbrowser.open(found.path.joinpath(layout.REPORT).as_uri() if found.path else where)
     return 0
 
 
@@ -87,7 +86,7 @@ def import_peer(folder: Path, results_root: str, study: str | None) -> int:
 def load_summary(run: StoredRun) -> Summary | None:
     """The stored summary of a run, or None before it was aggregated."""
     data = run.summary()
-    return Summary.from_json(data, f"{run.url}/{names.SUMMARY}") if data else None
+    return Summary.from_json(data, f"{run.url}/{layout.SUMMARY}") if data else None
 
 
 def compare(
@@ -185,9 +184,9 @@ def prune(
         remove(found)
         now = time.time_ns()
         for name in [study] if study else root.studies():
-            _print_swept(sweep_study(root.folder.child(folder_name(name)), now))
+            _print_swept(remove_study_orphans(root.folder.child(folder_name(name)), now))
             for run in root.runs(name):
-                _print_swept(sweep_run(run.folder, now))
+                _print_swept(remove_run_orphans(run.folder, now))
     done = "removed" if yes else "would be removed; add --yes to do it"
     plural = "" if len(found) == 1 else "s"
     _line(f"{len(found)} run{plural}, {total:.1f} MB {done}")

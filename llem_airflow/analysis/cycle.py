@@ -21,7 +21,7 @@ from llem_airflow.analysis.stored_power import StoredPower, stored_power
 from llem_airflow.analysis.timeline import Phase, phases
 from llem_airflow.protocol.result import CycleResult, Window
 from llem_airflow.results import CycleRef, FailureRef, ResultReadError
-from llem_airflow.results.convert import REQUESTS_SCHEMA
+from llem_airflow.results.parquet import REQUESTS_SCHEMA
 
 STATUSES = ("valid", "invalid_energy", "failed", "missed", "missing", "damaged", "skipped")
 """valid: measured. invalid_energy: measured, but its energy is withheld. failed: every attempt failed.

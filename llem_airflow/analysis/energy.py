@@ -31,7 +31,7 @@ from llem_airflow.analysis.withheld import (
     unusable,
 )
 from llem_airflow.protocol.result import Meter, Window
-from llem_airflow.results.peer import PEER_METER
+from llem_airflow.results.llenergymeasure import PEER_METER
 
 __all__ = [
     "SEMANTICS_VERSION",

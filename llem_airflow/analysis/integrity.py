@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from llem_airflow.analysis.cycle import HAS_RESULT, read_cycle
 from llem_airflow.analysis.run_rows import cycle_rows
-from llem_airflow.results import CycleRef, ResultReadError, StoredRun, names
+from llem_airflow.results import CycleRef, ResultReadError, StoredRun, layout
 
 ENERGY_TOLERANCE_RATIO = 1e-6
 _COMPLETE = ("experiment_hash", "model", "engine", "engine_version", "meter", "prompts_sha256", "runner")
@@ -40,11 +40,11 @@ class Problem:
 def check_run(run: StoredRun) -> list[Problem]:
     """Problems of a run; an empty list means that its evidence is whole."""
     problems = [problem for ref in run.cycles(repeats=True) for problem in _check_files(ref)]
-    if not run.folder.exists(names.SUMMARY):
+    if not run.folder.exists(layout.SUMMARY):
         step = f"`llem-airflow report {run.url}` does it"
         return [*problems, Problem(run.url, "the run was not aggregated", step)]
     problems += _check_tables(run)
-    if any(problem.where.endswith(names.CYCLES_TABLE) for problem in problems):
+    if any(problem.where.endswith(layout.CYCLES_TABLE) for problem in problems):
         return problems
     stored = {(row["experiment"], row["cycle"]): row for row in cycle_rows(run)}
     present = {(ref.experiment_id, ref.cycle) for ref in run.cycles()}
@@ -62,7 +62,7 @@ def _check_files(ref: CycleRef) -> list[Problem]:
     hashes = ref.provenance().get("sha256")
     if not isinstance(hashes, Mapping):
         step = "the commit was made by another program; nothing vouches for these files"
-        return [Problem(f"{ref.folder.url}/{names.PROVENANCE}", "has no hashes", step)]
+        return [Problem(f"{ref.folder.url}/{layout.PROVENANCE}", "has no hashes", step)]
     problems = []
     present = set(ref.folder.files())
     for name, expected in hashes.items():
@@ -80,7 +80,7 @@ def _check_files(ref: CycleRef) -> list[Problem]:
 def _check_tables(run: StoredRun) -> list[Problem]:
     problems = []
     step = f"aggregate again: `llem-airflow report {run.url} --again`"
-    for name in (names.CYCLES_TABLE, names.EXPERIMENTS_TABLE, names.POWER_TABLE):
+    for name in (layout.CYCLES_TABLE, layout.EXPERIMENTS_TABLE, layout.POWER_TABLE):
         try:
             with run.folder.open(name) as file:
                 rows = pq.ParquetFile(file).metadata.num_rows
@@ -90,7 +90,7 @@ def _check_tables(run: StoredRun) -> list[Problem]:
             )
             continue
         expected = (run.summary() or {}).get("power_rows")
-        if name == names.POWER_TABLE and rows != expected:
+        if name == layout.POWER_TABLE and rows != expected:
             problems.append(
                 Problem(f"{run.url}/{name}", f"has {rows} rows, the summary says {expected}", step)
             )
@@ -100,7 +100,7 @@ def _check_tables(run: StoredRun) -> list[Problem]:
 def _check_numbers(ref: CycleRef, row: dict[str, Any] | None) -> list[Problem]:
     again = "aggregate again: `llem-airflow report RUN --again`"
     if row is None:
-        return [Problem(ref.folder.url, f"has no row in {names.CYCLES_TABLE}", again)]
+        return [Problem(ref.folder.url, f"has no row in {layout.CYCLES_TABLE}", again)]
     cycle, _ = read_cycle(ref, position=None, failed_attempts=0)
     if not cycle.has_result:
         return [Problem(ref.folder.url, cycle.reason, "measure the cycle again")]
@@ -116,7 +116,7 @@ def _check_numbers(ref: CycleRef, row: dict[str, Any] | None) -> list[Problem]:
     problems += [
         Problem(ref.folder.url, flag.message, flag.next_step) for flag in cycle.flags if flag.code in told
     ]
-    where, step = f"{ref.folder.url}/{names.PROVENANCE}", "look at the stream that it names"
+    where, step = f"{ref.folder.url}/{layout.PROVENANCE}", "look at the stream that it names"
     notes = ref.provenance().get("storage_notes")
     problems += [Problem(where, str(note), step) for note in (notes if isinstance(notes, list) else ())]
     absent = [name for name in _COMPLETE if cycle.fingerprint.get(name) in (None, "")]

@@ -14,7 +14,7 @@ from llem_airflow.analysis.history import Point, Trend, trend
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.run_rows import cycle_rows
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO
-from llem_airflow.results import ResultsRoot, StoredRun, names
+from llem_airflow.results import ResultsRoot, StoredRun, layout
 
 RUNS = 400
 """Newest runs that a history has: over a year of nights."""
@@ -30,7 +30,7 @@ def histories(root: ResultsRoot, study: str, metric: str) -> dict[str, Trend]:
         study: Name of the study.
         metric: Name of the metric.
     """
-    runs = [run for run in root.runs(study) if run.folder.exists(names.CYCLES_TABLE)]
+    runs = [run for run in root.runs(study) if run.folder.exists(layout.CYCLES_TABLE)]
     return _trends(runs, metric, THRESHOLD_RATIO)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from llem_airflow.analysis.cycle import HAS_RESULT
-from llem_airflow.results import ResultReadError, StoredRun, names
+from llem_airflow.results import ResultReadError, StoredRun, layout
 
 
 @dataclass(frozen=True)
@@ -148,13 +148,13 @@ def cycle_rows(run: StoredRun) -> list[dict[str, Any]]:
     Raises:
         ResultReadError: The run was not aggregated.
     """
-    if not run.folder.exists(names.CYCLES_TABLE):
+    if not run.folder.exists(layout.CYCLES_TABLE):
         raise ResultReadError(f"{run.url}: not aggregated yet; `llem-airflow report {run.url}` does it")
-    with run.folder.open(names.CYCLES_TABLE) as file:
+    with run.folder.open(layout.CYCLES_TABLE) as file:
         table = pq.read_table(file)
     if absent := sorted(_NEEDED - set(table.column_names)):
         raise ResultReadError(
-            f"{run.url}/{names.CYCLES_TABLE}: there is no column {absent[0]!r}; `llem-airflow report {run.url} "
+            f"{run.url}/{layout.CYCLES_TABLE}: there is no column {absent[0]!r}; `llem-airflow report {run.url} "
             "--again` makes the table anew"
         )
     rows: list[dict[str, Any]] = table.to_pylist()

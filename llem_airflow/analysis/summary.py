@@ -17,8 +17,8 @@ from llem_airflow.analysis.planned import Planned, experiment_factors
 from llem_airflow.analysis.setting import setting
 from llem_airflow.analysis.stated import Derived, derived
 from llem_airflow.analysis.statistics import FEW_CYCLES, SHOWN_FROM_N, Description, describe, slope_ratio
+from llem_airflow.protocol.failures import how_to_rerun
 from llem_airflow.protocol.strict import from_json, to_json
-from llem_airflow.results.again import again
 
 SUMMARY_VERSION = 1
 
@@ -281,7 +281,8 @@ def _doubts(
             _about_all(
                 "incomplete",
                 "not every planned cycle is valid",
-                f"correct what each reason names, then {again()}; where the study has to change, start a new run",
+                f"correct what each reason names, then {how_to_rerun()}; "
+                "where the study has to change, start a new run",
             )
         )
     if 0 < valid < FEW_CYCLES:

@@ -29,7 +29,7 @@ from llem_airflow.protocol.oom import host_oom_kills, oom_kills
 from llem_airflow.protocol.redaction import Redactor, secrets_in
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.strict import ProtocolError
-from llem_airflow.results.held import workplace
+from llem_airflow.results.scratch import scratch_folder
 from llem_airflow.study import GpuRequest
 
 _READ_BYTES = 64 * 1024
@@ -114,7 +114,7 @@ def run_process(
     """
     collect_to.mkdir(parents=True, exist_ok=True)
     with (
-        workplace() as exchange,
+        scratch_folder() as exchange,
         LogSink(collect_to / CONTAINER_LOG, on_line, settings.secrets(), settings.log_bytes) as sink,
         told_without_secrets(sink.redactor),
     ):

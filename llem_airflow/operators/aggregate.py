@@ -18,9 +18,8 @@ from llem_airflow.operators.outcome import baseline_run, cautions, compared, key
 from llem_airflow.operators.quarantine import matches, quarantine
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
 from llem_airflow.operators.settings import settings
-from llem_airflow.protocol.failures import CATEGORIES
+from llem_airflow.protocol.failures import CATEGORIES, how_to_rerun
 from llem_airflow.results import ResultsRoot, StoredRun
-from llem_airflow.results.again import again
 from llem_airflow.study import Study, load_study
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ class LLEMAggregateOperator(BaseOperator):
 
         study = study_of_run(asked, context)
         run = open_run(study, context)
-        run.sweep_commits()
+        run.remove_orphans()
         note_gated(study, run)
         summary = aggregate_run(run)
         self.log.info("Report: %s/report.html", run.url)
@@ -164,7 +163,7 @@ def _report(run: StoredRun, summary: Summary, missing: list[dict[str, Any]]) -> 
         which = "These cycles fail" if by_study == len(missing) else f"{by_study} of them fail"
         advice.append(f"{which} again unless the study is changed: correct it and start a new run.")
     if by_study < len(missing):
-        advice.append(f"To measure just these cycles again, {again()}.")
+        advice.append(f"To measure just these cycles again, {how_to_rerun()}.")
     return (
         f"{len(missing)} of {summary.planned} planned cycles have no result:\n{lines}\n"
         f"What was measured is summarised in {run.url}/report.html; evidence of failed attempts is in "

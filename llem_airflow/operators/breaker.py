@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from airflow.sdk import Context
 
 from llem_airflow.operators.not_begun import skip_noted
-from llem_airflow.results import FailureRef, StoredRun, names
+from llem_airflow.results import FailureRef, StoredRun, layout
 from llem_airflow.study import Experiment, Study
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def skip_when_tripped(
             f"this task (study_execution.max_consecutive_failures: {most}; 0 for any number)"
         )
         skip_noted(run, experiment, cycle, reason)
-    if run.folder.child(names.BREAKER_DIR).create(
+    if run.folder.child(layout.BREAKER_DIR).create(
         f"probe-{state.epoch_ns}", f"{experiment.id} {cycle}".encode()
     ):
         left_s = state.epoch_ns / 1e9 + cooldown_s - time.time_ns() / 1e9

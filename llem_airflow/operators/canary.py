@@ -32,13 +32,13 @@ def note_gated(study: Study, run: StoredRun) -> None:
     if not study.execution.canary:
         return
     begun = {(ref.experiment_id, ref.cycle) for ref in run.cycles()}
-    begun |= {(ref.experiment_id, ref.cycle) for ref in run.failures()} | set(run.left())
+    begun |= {(ref.experiment_id, ref.cycle) for ref in run.failures()} | set(run.not_begun())
     canary_of = canaries(study.experiments)
     reasons = {canary: _why_gated(run, canary, 0) for canary in set(canary_of.values())}
     for each in study.plan.runs:
         reason = reasons[canary_of[each.experiment_id]]
         if reason and (each.experiment_id, each.cycle) not in begun:
-            run.leave_cycle(each.experiment_id, each.cycle, reason)
+            run.mark_not_begun(each.experiment_id, each.cycle, reason)
 
 
 def _why_gated(run: StoredRun, canary: str, retries: int) -> str | None:

@@ -9,7 +9,7 @@ from airflow.sdk import Context
 
 from llem_airflow.operators.settings import settings
 from llem_airflow.operators.window import SCHEDULED, is_scheduled
-from llem_airflow.results import CycleRef, ResultsRoot, StoredRun, names
+from llem_airflow.results import CycleRef, ResultsRoot, StoredRun, layout
 from llem_airflow.study import Study
 
 Cycles = set[tuple[str, int]]
@@ -47,12 +47,12 @@ def left_cycles(run: StoredRun) -> Cycles:
     plan = planned(run.plan())
     begun = {(ref.experiment_id, ref.cycle) for ref in run.cycles()}
     begun |= {(ref.experiment_id, ref.cycle) for ref in run.failures()}
-    left = set(plan.cycles) - begun - set(run.skips())
+    left = set(plan.cycles) - begun - set(run.skipped())
     if plan.precision_target is None:
         return left
     # Cycles above the least number may have been left out because the interval was narrow enough.
     least = int(plan.precision_target["min_cycles"])
-    return {key for key in left if key[1] <= least or key in run.left()}
+    return {key for key in left if key[1] <= least or key in run.not_begun()}
 
 
 def _before(study: Study, run: StoredRun) -> StoredRun | None:
@@ -73,7 +73,7 @@ def _take_over(ref: CycleRef, run: StoredRun) -> None:
     """Store a copy of another run's result; storing it again changes nothing."""
     with tempfile.TemporaryDirectory(prefix="llem-") as folder:
         for name in ref.folder.files():
-            if name != names.PROVENANCE:
+            if name != layout.PROVENANCE:
                 (Path(folder) / name).write_bytes(ref.folder.read(name))
         record = ref.provenance()
         record.setdefault("carried_from", ref.folder.url)

@@ -41,7 +41,7 @@ from llem_airflow.operators.settings import LocalModel, local_model, settings
 from llem_airflow.operators.window import skip_outside_window
 from llem_airflow.protocol.files import config_name
 from llem_airflow.results import StoredRun
-from llem_airflow.results.held import sweep_workplaces, workplace
+from llem_airflow.results.scratch import remove_scratch_orphans, scratch_folder
 from llem_airflow.study import Experiment, PromptsError, Study, experiment_spec, load_study
 
 _ENGINE_GRACE_S = 120.0
@@ -153,7 +153,7 @@ class LLEMExperimentOperator(DockerOperator):
             record |= self._chosen | _of(collected, self.image)
             urls.append(run.commit_cycle(self.experiment.id, self.cycle, collected.folder, record))
 
-        with workplace() as folder:
+        with scratch_folder() as folder:
             try:
                 self._run(run, attempt, model, where.python, folder, store)
             except AttemptFailedError as error:
@@ -276,13 +276,13 @@ class LLEMExperimentOperator(DockerOperator):
             return None
         if without_required_energy(self.experiment, ref):
             return None
-        run.sweep_commits()
+        run.remove_orphans()
         self._clear(patience_s=_ENGINE_GRACE_S if ref.provenance().get("runner") == "container" else 0.0)
         return ref.folder.url
 
     def _clear(self, patience_s: float) -> None:
         """Remove what killed tries left, once the engine answers."""
-        sweep_workplaces()
+        remove_scratch_orphans()
         deadline_s = time.monotonic() + patience_s
         while (engine := self._engine_or_none()) is None and time.monotonic() < deadline_s:
             time.sleep(1)

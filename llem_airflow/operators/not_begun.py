@@ -16,5 +16,5 @@ def skip_noted(run: StoredRun, experiment: Experiment, cycle: int, reason: str) 
     Raises:
         AirflowSkipException: The text names the cycle and the reason.
     """
-    run.leave_cycle(experiment.id, cycle, reason)
+    run.mark_not_begun(experiment.id, cycle, reason)
     raise AirflowSkipException(f"{experiment.id} cycle {cycle}: {reason}")

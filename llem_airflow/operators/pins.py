@@ -10,7 +10,7 @@ import docker
 
 from llem_airflow.container.images import digest
 from llem_airflow.container.settings import BoxSettings
-from llem_airflow.results import StoredRun, names
+from llem_airflow.results import StoredRun, layout
 from llem_airflow.results.folder import json_bytes
 from llem_airflow.study import Experiment
 
@@ -61,4 +61,4 @@ def with_image(api: docker.APIClient, box: BoxSettings, exact: str) -> BoxSettin
 
 
 def _file(kind: str, name: str) -> str:
-    return f"{kind}-{names.folder_name(name)}.json"
+    return f"{kind}-{layout.folder_name(name)}.json"

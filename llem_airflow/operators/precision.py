@@ -23,5 +23,5 @@ def skip_when_precise(study: Study, run: StoredRun, experiment: Experiment, cycl
         run, experiment.id, relative_half_width=target.relative_half_width, min_cycles=target.min_cycles
     )
     if found.met:
-        run.skip_cycle(experiment.id, cycle, f"not needed: {found.reason}")
+        run.mark_skipped(experiment.id, cycle, f"not needed: {found.reason}")
         raise AirflowSkipException(f"{experiment.id} cycle {cycle} is not needed: {found.reason}")

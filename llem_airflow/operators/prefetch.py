@@ -82,7 +82,7 @@ class LLEMPrefetchOperator(LLEMExperimentOperator):
         run = open_run(self.study, context)
         for each in self.study.plan.runs:
             if each.experiment_id in self.experiments:
-                run.leave_cycle(each.experiment_id, each.cycle, f"not begun: {error.headline}")
+                run.mark_not_begun(each.experiment_id, each.cycle, f"not begun: {error.headline}")
 
     def _fetch(
         self, context: Context, run: StoredRun, experiment: Experiment, folder: Path

@@ -30,8 +30,8 @@ from llem_airflow.container.gpus import GpuLookError
 from llem_airflow.container.images import default_images
 from llem_airflow.operators.placement import EngineAwayError, PlacementError, choose_image
 from llem_airflow.operators.settings import installed_runners
+from llem_airflow.protocol.failures import how_to_rerun
 from llem_airflow.results import StoredRun
-from llem_airflow.results.again import again
 from llem_airflow.results.folder import json_bytes
 from llem_airflow.study import Experiment
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _FOLDER, _FILE = "pins", "runners.json"
 _CONNECT_TIMEOUT_S = 10
 _ASK_AGAIN_S = 2.0
-CORRECT = f"correct it, then {again('this task')}"
+CORRECT = f"correct it, then {how_to_rerun('this task')}"
 
 
 @dataclass(frozen=True, slots=True)

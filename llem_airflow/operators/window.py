@@ -9,8 +9,8 @@ from zoneinfo import ZoneInfo
 from airflow.sdk import Context
 
 from llem_airflow.operators.not_begun import skip_noted
+from llem_airflow.protocol.failures import how_to_rerun
 from llem_airflow.results import StoredRun
-from llem_airflow.results.again import again
 from llem_airflow.study import Experiment, Study
 
 SCHEDULED = "scheduled"
@@ -52,7 +52,7 @@ def skip_outside_window(
     left = (
         "the next scheduled run goes on with it"
         if study.airflow.carry_over
-        else f"{again('the task')} to measure it all the same"
+        else f"{how_to_rerun('the task')} to measure it all the same"
     )
     reason = f"not begun: it was {clock:%H:%M} and the window is {window} ({study.airflow.timezone}); {left}"
     skip_noted(run, experiment, cycle, reason)

@@ -6,6 +6,7 @@ same wordings (``failure_texts``); what Docker and its registries say is added o
 
 from __future__ import annotations
 
+import os
 import re
 from typing import NamedTuple
 
@@ -25,6 +26,9 @@ class Category(NamedTuple):
     at_once: bool = False
     by_study: bool = False
 
+
+RESUME_VARIABLE = "LLEM_RESUME_COMMAND"
+"""Set by ``llem-airflow run``, whose Airflow has nobody who could clear a task: the command that goes on with it."""
 
 CATEGORIES: dict[str, Category] = {
     "image_pull": Category(
@@ -123,3 +127,9 @@ def category_of(said: str | None) -> str | None:
     """The table's name for what an error file calls its category; None when it names none that is known."""
     name = SAID_INSIDE.get(said or "", said)
     return name if name in CATEGORIES else None
+
+
+def how_to_rerun(tasks: str = "the failed tasks") -> str:
+    """How a person has cycles measured again here: ``clear the failed tasks``, or the command that resumes the run."""
+    command = os.environ.get(RESUME_VARIABLE)
+    return f"run `{command}`" if command else f"clear {tasks}"

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from llem_airflow.results import names
-from llem_airflow.results.cycles import ResultReadError
+from llem_airflow.results import layout
+from llem_airflow.results.folder import ResultReadError
 from llem_airflow.results.store import StoredRun
 
 TABLES = {
-    "cycles": names.CYCLES_TABLE,
-    "experiments": names.EXPERIMENTS_TABLE,
-    "power": names.POWER_TABLE,
+    "cycles": layout.CYCLES_TABLE,
+    "experiments": layout.EXPERIMENTS_TABLE,
+    "power": layout.POWER_TABLE,
 }
 RELIABILITY = "reliability"
 RELIABILITY_COLUMNS: tuple[tuple[str, Any, str], ...] = (
@@ -49,7 +49,7 @@ def export_table(run: StoredRun, table: str, form: str, target: IO[bytes]) -> in
     Raises:
         ResultReadError: The run was not aggregated, or the table does not open.
     """
-    name = TABLES.get(table, names.SUMMARY)
+    name = TABLES.get(table, layout.SUMMARY)
     if not run.folder.exists(name):
         raise ResultReadError(f"{run.url}: not aggregated yet; `llem-airflow report {run.url}` does it")
     if table == RELIABILITY:

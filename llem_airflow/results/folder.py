@@ -1,4 +1,4 @@
-"""Folder: one folder of a results root, on any file system that fsspec knows."""
+"""Folder: one folder of a results root, on any file system that fsspec knows; files are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from llem_airflow.results.again import again
+from llem_airflow.protocol.failures import how_to_rerun
 
 ABANDONED_NS = 3_600_000_000_000
 """A living writer has written within the hour."""
+
+
+class ResultReadError(ValueError):
+    """A stored file is missing or damaged; the message names it."""
 
 
 class ResultsWriteError(OSError):
@@ -95,6 +99,39 @@ class Folder:
         data: bytes = self.fs.cat_file(f"{self.path}/{name}")
         return data
 
+    def read_evidence(self, name: str) -> bytes:
+        """Content of a file that ought to be there.
+
+        Raises:
+            ResultReadError: It is missing, or cannot be read.
+        """
+        try:
+            return self.read(name)
+        except OSError as error:
+            raise ResultReadError(f"{self.url}/{name}: cannot be read: {first_line(error)}") from error
+
+    def read_object(self, name: str, *, optional: bool = False) -> dict[str, Any]:
+        """The object in a JSON file.
+
+        Args:
+            name: The file.
+            optional: Whether it may be absent, which is an empty object.
+
+        Raises:
+            ResultReadError: It is missing, or holds no object.
+        """
+        try:
+            data = json.loads(self.read(name))
+        except FileNotFoundError as error:
+            if optional:
+                return {}
+            raise ResultReadError(f"{self.url}/{name}: is missing") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise ResultReadError(f"{self.url}/{name}: not JSON: {first_line(error)}") from error
+        if not isinstance(data, dict):
+            raise ResultReadError(f"{self.url}/{name}: expected an object")
+        return data
+
     def open(self, name: str) -> IO[bytes]:
         """A file to read from."""
         file: IO[bytes] = self.fs.open(f"{self.path}/{name}", "rb")
@@ -106,7 +143,7 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file whole: readers see the old content or the new, never a part."""
-        with self.writing(name) as file:
+        with self.atomic_write(name) as file:
             file.write(data)
 
     def create(self, name: str, data: bytes) -> bool:
@@ -129,7 +166,7 @@ class Folder:
         return True
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[IO[bytes]]:
+    def atomic_write(self, name: str) -> Iterator[IO[bytes]]:
         """A file that appears under its name when the block ends well, and not at all otherwise.
 
         Raises:
@@ -142,7 +179,7 @@ class Folder:
                     file.flush()
                     self.fs.put_file(file.name, f"{self.path}/{name}")
             else:
-                with _beside(self.local / name) as file:
+                with _atomic_local(self.local / name) as file:
                     yield file
         except OSError as error:
             raise write_error(error, f"{self.url}/{name}") from error
@@ -182,12 +219,20 @@ def json_lines_bytes(value: Mapping[str, Any]) -> bytes:
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, as far as a message of one line has room for it."""
+    return str(error).split("\n", 1)[0] or type(error).__name__
+
+
 def write_error(error: OSError, where: str) -> ResultsWriteError:
     """The same error with what to do about it."""
     if isinstance(error, ResultsWriteError):
         return error
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        advice = f"the disk is full: free some (`llem-airflow results prune` lists what can go), {again('the task')}"
+        advice = (
+            "the disk is full: free some (`llem-airflow results prune` lists what can go), "
+            f"{how_to_rerun('the task')}"
+        )
     elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         advice = "no permission to write there: check the owner of the results root"
     else:
@@ -196,24 +241,24 @@ def write_error(error: OSError, where: str) -> ResultsWriteError:
 
 
 @contextmanager
-def _beside(target: Path) -> Iterator[IO[bytes]]:
+def _atomic_local(target: Path) -> Iterator[IO[bytes]]:
     target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target)
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    _remove_abandoned(target)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        with aside.open("wb") as file:
+        with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(target)
+        temporary.replace(target)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _sweep(target: Path) -> None:
-    """Remove what killed writers of the same file left; a living one has written within the hour."""
+def _remove_abandoned(target: Path) -> None:
+    """Remove the temporary files of killed writers of the same file; a living one has written within the hour."""
     oldest_ns = time.time_ns() - ABANDONED_NS
-    for aside in target.parent.glob(f".{glob.escape(target.name)}.*"):
-        with suppress(FileNotFoundError):  # another writer swept it
-            if aside.stat().st_mtime_ns < oldest_ns:
-                aside.unlink()
+    for temporary in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        with suppress(FileNotFoundError):  # another writer removed it
+            if temporary.stat().st_mtime_ns < oldest_ns:
+                temporary.unlink()

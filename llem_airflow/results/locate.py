@@ -5,9 +5,9 @@ from __future__ import annotations
 from difflib import get_close_matches
 from pathlib import Path
 
-from llem_airflow.results import names
+from llem_airflow.results import layout
 from llem_airflow.results.folder import Folder
-from llem_airflow.results.store import ResultsRoot, StoredRun, stored_run
+from llem_airflow.results.store import ResultsRoot, StoredRun
 
 
 class NoSuchRunError(LookupError):
@@ -28,7 +28,7 @@ def locate_run(text: str, root: ResultsRoot) -> StoredRun:
     if text == "latest":
         return _newest(some_runs(root))
     if "://" in text or Path(text).is_dir():
-        run = stored_run(Folder.at(text if "://" in text else Path(text).resolve()))
+        run = StoredRun.at(Folder.at(text if "://" in text else Path(text).resolve()))
         if run.is_run():
             return run
     study, _, rest = text.partition("/")
@@ -64,7 +64,7 @@ def run_name(run: StoredRun) -> str:
 
 def _newest(runs: list[StoredRun]) -> StoredRun:
     """The newest run that was brought to its end; one that was broken off only when there is no other."""
-    ended = [run for run in runs if run.folder.exists(names.SUMMARY)]
+    ended = [run for run in runs if run.folder.exists(layout.SUMMARY)]
     return (ended or runs)[-1]
 
 

@@ -10,9 +10,9 @@ from fastapi.responses import HTMLResponse
 
 from llem_airflow.operators.energy_line import line_of
 from llem_airflow.results import CycleRef, StoredRun
-from llem_airflow.results.cycles import FailureRef
 from llem_airflow.results.folder import Folder
-from llem_airflow.results.names import LOG
+from llem_airflow.results.layout import LOG
+from llem_airflow.results.records import FailureRef
 from llem_airflow.web.document import heading, items, page, paragraph, table, verbatim
 
 _TAIL_LINES = 40
@@ -25,7 +25,7 @@ def cycle_page(run: StoredRun, experiment: str, cycle: int) -> HTMLResponse:
     parts = [part for ref in reversed(refs) for part in _measured(ref)]
     parts += [part for ref in reversed(failures) for part in _failed(ref)]
     reasons = [
-        found[experiment, cycle] for found in (run.skips(), run.left()) if (experiment, cycle) in found
+        found[experiment, cycle] for found in (run.skipped(), run.not_begun()) if (experiment, cycle) in found
     ]
     parts += [paragraph(f"Not measured: {reason}") for reason in reasons]
     if not parts:

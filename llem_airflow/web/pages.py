@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse
 
 from llem_airflow.operators.settings import settings
 from llem_airflow.results import ResultsRoot
-from llem_airflow.results.names import REPORT
+from llem_airflow.results.layout import REPORT
 from llem_airflow.web.document import HEADERS, in_theme, page, paragraph
 from llem_airflow.web.evidence import cycle_page
 from llem_airflow.web.seen import seen_run

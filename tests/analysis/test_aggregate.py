@@ -142,7 +142,7 @@ def test_samples_that_cannot_be_copied_as_they_are_are_merged_all_the_same(
     with folder.open("power.parquet") as file:
         table = pq.read_table(file)
     table = table.drop(["sm_clock_mhz"]) if change == "without a column" else table[::-1]
-    with folder.writing("power.parquet") as file:
+    with folder.atomic_write("power.parquet") as file:
         pq.write_table(table, file)
     summary = aggregate_run(run, report=False)
     after = _table(run, "power.parquet")

@@ -20,7 +20,7 @@ from llem_airflow.analysis.latency import (
     ttft_s,
 )
 from llem_airflow.analysis.requests import Requests
-from llem_airflow.results.convert import REQUESTS_SCHEMA
+from llem_airflow.results.parquet import REQUESTS_SCHEMA
 
 # Submitted at 10.000 s; tokens at 10.250, 10.300, 10.400 and 10.550 s.
 REQUEST = {

@@ -102,7 +102,7 @@ def _as_of_older_formulas(run: StoredRun) -> None:
         text and text.replace(f'"energy_semantics": {SEMANTICS_VERSION}', '"energy_semantics": 0')
         for text in table[index].to_pylist()
     ]
-    with run.folder.writing("cycles.parquet") as file:
+    with run.folder.atomic_write("cycles.parquet") as file:
         pq.write_table(table.set_column(index, table.schema.field(index), [older]), file)
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llem_airflow.results import ResultsRoot, names
-from llem_airflow.results.retention import removable, remove
+from llem_airflow.results import ResultsRoot, layout
+from llem_airflow.results.cleanup import removable, remove
 
 DAY_NS = 86_400_000_000_000
 NOW_NS = 20_000 * DAY_NS
@@ -43,7 +43,7 @@ def write(root: ResultsRoot, made: list[Made]) -> None:
         started = {} if each.age_days is None else {"started_epoch_ns": NOW_NS - each.age_days * DAY_NS}
         run.write_plan("x: 1\n", {}, started)
         if each.done:
-            run.folder.write(names.SUMMARY, b"{}")
+            run.folder.write(layout.SUMMARY, b"{}")
 
 
 def kept(made: list[Made], keep_runs: int | None, keep_days: float | None, study: str | None) -> set[str]:

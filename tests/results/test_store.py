@@ -11,8 +11,8 @@ import pytest
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.integrity import check_run
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun
+from llem_airflow.results.cleanup import removable, remove
 from llem_airflow.results.folder import Folder, ResultsWriteError
-from llem_airflow.results.retention import removable, remove
 from tests.results.conftest import RUN_ID
 from tests.results.recorded import EPOCH_NS, Recording, S, plan_json, provenance
 
@@ -215,7 +215,7 @@ def test_a_file_that_was_not_written_to_its_end_never_appears(tmp_path: Path) ->
     folder.write("summary.json", b"old")
 
     def interrupted() -> None:
-        with folder.writing("summary.json") as file:
+        with folder.atomic_write("summary.json") as file:
             file.write(b"ne")
             raise KeyboardInterrupt
 

@@ -1,11 +1,12 @@
-"""Raw streams of an attempt to Parquet: power.csv and requests.jsonl."""
+"""Parquet: the columns of what is stored, the raw streams of an attempt as such files, and reading them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any, Self
 
 import pyarrow as pa
 import pyarrow.csv
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 
 from llem_airflow.protocol import PROTOCOL_VERSION
 from llem_airflow.protocol.records import POWER_COLUMNS
+from llem_airflow.results.folder import Folder, ResultReadError, first_line
 
 _NS = ("t_before_mono_ns", "t_after_mono_ns")
 _WIDE = ("energy_mj", "event_reasons", "memory_used_bytes")
@@ -55,9 +57,85 @@ REQUESTS_SCHEMA = pa.schema(
 )
 """requests.parquet: one row a request."""
 
+POWER_OPTIONS: dict[str, Any] = {
+    "compression": "zstd",
+    "use_dictionary": ["gpu", "error"],
+    "column_encoding": dict.fromkeys((*_NS, "energy_mj"), "DELTA_BINARY_PACKED"),
+}
+"""How power is written: zstd, with times and the counter delta-coded (3 times smaller than the default)."""
+
 _ROWS_PER_BATCH = 5_000
 _ROWS_PER_GROUP = 250_000
 """An hour of 8 GPUs is 288,000 samples; each takes about 100 bytes of memory here."""
+
+
+class GroupedWriter:
+    """Writer of a Parquet file with few row groups, however small the tables that come: readers pay for each group.
+
+    Memory holds one group and one table.
+    """
+
+    def __init__(self, target: Path | IO[bytes], schema: Any, **options: Any) -> None:
+        """Write to ``target``; options are those of ``pq.ParquetWriter``."""
+        self._writer = pq.ParquetWriter(target, schema, **options)
+        self._waiting: list[Any] = []
+        self._waiting_rows = self.rows = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+        finally:
+            self._writer.close()
+
+    def write(self, table: Any) -> None:
+        """Append the rows of a table of the file's schema."""
+        self._waiting.append(table)
+        self._waiting_rows += table.num_rows
+        self.rows += table.num_rows
+        if self._waiting_rows >= _ROWS_PER_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            table = pa.concat_tables(self._waiting).unify_dictionaries().combine_chunks()
+            self._writer.write_table(table, row_group_size=max(self._waiting_rows, 1))
+            self._waiting, self._waiting_rows = [], 0
+
+
+def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> Any:
+    """A Parquet file of a folder as a ``pyarrow.Table``.
+
+    Raises:
+        ResultReadError: It is missing, does not open, or lacks a column.
+    """
+    return decode_table(folder.read_evidence(name), f"{folder.url}/{name}", columns)
+
+
+def decode_table(data: bytes, where: str, columns: list[str] | None = None) -> Any:
+    """A Parquet file in memory as a table.
+
+    Args:
+        data: The file.
+        where: Its name, for the error.
+        columns: The columns to decode; else all.
+
+    Raises:
+        ResultReadError: It does not open, or lacks a column.
+    """
+    try:
+        stored = pq.ParquetFile(pa.BufferReader(data))
+        absent = sorted(set(columns or ()) - set(stored.schema_arrow.names))
+        if absent:
+            raise pa.ArrowInvalid(f"there is no column {absent[0]}")
+        return stored.read(columns=columns, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise ResultReadError(f"{where}: cannot be read: {first_line(error)}") from error
 
 
 def power_to_parquet(source: Path, target: Path) -> int:
@@ -79,12 +157,10 @@ def power_to_parquet(source: Path, target: Path) -> int:
             column_types={name: _csv_type(name) for name in POWER_COLUMNS},
         ),
     )
-    rows = 0
-    with pq.ParquetWriter(target, POWER_SCHEMA, **writer_options()) as writer:
-        for table in _groups(reader):
-            writer.write_table(table)
-            rows += table.num_rows
-    return rows
+    with GroupedWriter(target, POWER_SCHEMA, **POWER_OPTIONS) as writer:
+        for batch in reader:
+            writer.write(_narrow(pa.Table.from_batches([batch])))
+    return writer.rows
 
 
 def requests_to_parquet(source: Path, target: Path) -> tuple[int, int]:
@@ -100,31 +176,6 @@ def requests_to_parquet(source: Path, target: Path) -> tuple[int, int]:
             rows += len(batch)
             broken += bad
     return rows, broken
-
-
-def writer_options() -> dict[str, Any]:
-    """How power is written: zstd, with the time columns delta-coded (3 times smaller than the default)."""
-    return {
-        "compression": "zstd",
-        "use_dictionary": ["gpu", "error", "experiment", "phase"],
-        "column_encoding": dict.fromkeys((*_NS, "energy_mj"), "DELTA_BINARY_PACKED"),
-    }
-
-
-def _groups(reader: Any) -> Iterator[Any]:
-    """What will be row groups: readers pay for each, and so does every run's merged series, which has them all."""
-    waiting: list[Any] = []
-    for batch in reader:
-        waiting.append(_narrow(pa.Table.from_batches([batch])))
-        if sum(table.num_rows for table in waiting) >= _ROWS_PER_GROUP:
-            yield _joined(waiting)
-            waiting = []
-    if waiting:
-        yield _joined(waiting)
-
-
-def _joined(tables: list[Any]) -> Any:
-    return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
 
 
 def _csv_type(name: str) -> Any:

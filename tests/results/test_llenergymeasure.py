@@ -17,7 +17,7 @@ from llem_airflow.analysis.integrity import check_run
 from llem_airflow.analysis.run_rows import cycle_rows
 from llem_airflow.cli import main
 from llem_airflow.results import ResultReadError, ResultsRoot
-from llem_airflow.results.peer import import_folder
+from llem_airflow.results.llenergymeasure import import_folder
 
 BUNDLE = next((Path(__file__).parent / "llenergymeasure").iterdir())
 

@@ -1,4 +1,4 @@
-"""Names of folders and files in a results root, and how foreign text becomes a name that cannot escape it."""
+"""The layout of a results root: names of folders and files, and foreign text as a name that cannot escape it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REPORT = "report.html"
 EXPERIMENTS_DIR = "experiments"
 FAILED_DIR = "failed"
 SKIPPED_DIR = "skipped"
-LEFT_DIR = "left"
+NOT_BEGUN_DIR = "left"
 STAGING_DIR = ".staging"
 BREAKER_DIR = "breaker"
 """Who is the probe of a run whose circuit breaker has tripped."""

@@ -1,4 +1,4 @@
-"""Folders that do not outlive the process that made them, however it ends."""
+"""Scratch folders: locked while they are used, so that the orphans of killed processes are known and removed."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-WORKPLACE = "llem-work-"
+SCRATCH = "llem-work-"
 """How the names of the attempts' folders on their worker begin."""
 
 _TRIES = 100
 
 
 @contextmanager
-def workplace() -> Iterator[Path]:
+def scratch_folder() -> Iterator[Path]:
     """A temporary folder on this worker for one attempt."""
-    with held_folder(Path(tempfile.gettempdir()), WORKPLACE, mode=0o700) as folder:
+    with locked_folder(Path(tempfile.gettempdir()), SCRATCH, mode=0o700) as folder:
         yield folder
 
 
 @contextmanager
-def held_folder(parent: Path, prefix: str, *, mode: int) -> Iterator[Path]:
+def locked_folder(parent: Path, prefix: str, *, mode: int) -> Iterator[Path]:
     """A folder that is locked while it is used.
 
     The kernel takes the lock from a killed process, so what such processes left is known; it is removed first.
@@ -40,7 +40,7 @@ def held_folder(parent: Path, prefix: str, *, mode: int) -> Iterator[Path]:
     # Whoever makes a folder or looks for dead ones holds the parent meanwhile: so none is seen that is made but not
     # locked yet, unless its maker was killed just there.
     with _locked_parent(parent):
-        _remove_dead(parent, prefix)
+        _remove_unlocked(parent, prefix)
         folder = parent / f"{prefix}{uuid.uuid4().hex}"
         folder.mkdir(mode)
         handle = os.open(folder, os.O_RDONLY)
@@ -54,11 +54,11 @@ def held_folder(parent: Path, prefix: str, *, mode: int) -> Iterator[Path]:
         os.close(handle)
 
 
-def sweep(parent: Path, prefix: str) -> None:
+def remove_orphans(parent: Path, prefix: str) -> None:
     """Remove the folders of that beginning whose process is dead."""
     if parent.is_dir():
         with _locked_parent(parent):
-            _remove_dead(parent, prefix)
+            _remove_unlocked(parent, prefix)
 
 
 @contextmanager
@@ -90,18 +90,18 @@ def _lock(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX)
 
 
-def _remove_dead(parent: Path, prefix: str) -> None:
+def _remove_unlocked(parent: Path, prefix: str) -> None:
     # A name with a point before it is one that an earlier version had not locked yet.
-    for left in (*parent.glob(f"{prefix}*"), *parent.glob(f".{prefix}*")):
+    for orphan in (*parent.glob(f"{prefix}*"), *parent.glob(f".{prefix}*")):
         with contextlib.suppress(OSError):  # somebody holds it, it is not ours, or it is gone already
-            handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            handle = os.open(orphan, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(orphan, ignore_errors=True)
             finally:
                 os.close(handle)
 
 
-def sweep_workplaces() -> None:
+def remove_scratch_orphans() -> None:
     """Remove the folders that killed attempts left on this worker."""
-    sweep(Path(tempfile.gettempdir()), WORKPLACE)
+    remove_orphans(Path(tempfile.gettempdir()), SCRATCH)

@@ -8,13 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from llem_airflow.results.held import held_folder, sweep
+from llem_airflow.results.scratch import locked_folder, remove_orphans
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from llem_airflow.results.held import held_folder
-with held_folder(Path(sys.argv[1]), "job-", mode=0o700) as folder:
+from llem_airflow.results.scratch import locked_folder
+with locked_folder(Path(sys.argv[1]), "job-", mode=0o700) as folder:
     print(folder.name, flush=True)
     time.sleep(60)
 """
@@ -31,7 +31,7 @@ def names(parent: Path) -> set[str]:
 
 
 def test_it_is_gone_at_the_end_and_its_parent_is_made(tmp_path: Path) -> None:
-    with held_folder(tmp_path / "new", "job-", mode=0o750) as folder:
+    with locked_folder(tmp_path / "new", "job-", mode=0o750) as folder:
         (folder / "file").write_text("x")
         assert folder.stat().st_mode & 0o777 == 0o750
     assert names(tmp_path / "new") == set()
@@ -44,7 +44,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_a_living_one_s_is
     dead.wait()
     try:
         assert names(tmp_path) == {left, used}
-        with held_folder(tmp_path, "job-", mode=0o700) as mine:
+        with locked_folder(tmp_path, "job-", mode=0o700) as mine:
             assert names(tmp_path) == {used, mine.name}
     finally:
         living.kill()
@@ -57,5 +57,5 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_a_living_one_s_is
 def test_what_is_called_otherwise_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "jobs").mkdir()
     (tmp_path / "job-file").write_text("a file, not a folder")
-    sweep(tmp_path, "job-")
+    remove_orphans(tmp_path, "job-")
     assert names(tmp_path) == {"jobs", "job-file"}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llem_airflow.results.names import cycle_name, failed_name, folder_name, parse_cycle, parse_failed
+from llem_airflow.results.layout import cycle_name, failed_name, folder_name, parse_cycle, parse_failed
 
 
 def test_a_run_id_of_airflow_stays_readable() -> None:

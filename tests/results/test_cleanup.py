@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from llem_airflow.results import ResultsRoot
+from llem_airflow.results.cleanup import remove_run_orphans, remove_study_orphans
 from llem_airflow.results.folder import ABANDONED_NS
-from llem_airflow.results.held import held_folder
-from llem_airflow.results.leftovers import sweep_run, sweep_study
+from llem_airflow.results.scratch import locked_folder
 from tests.results.recorded import Recording, provenance
 
 HOUR_LATER_NS = ABANDONED_NS + 10**9
@@ -43,7 +43,7 @@ def test_what_killed_processes_left_goes_after_an_hour_and_nothing_else(tmp_path
     before = _left(root)
     study, run = ResultsRoot(root).folder.child("nightly"), ResultsRoot(root).run("nightly", "r")
     now_ns = _age_ns(root)
-    swept = [*sweep_run(run.folder, now_ns), *sweep_study(study, now_ns)]
+    swept = [*remove_run_orphans(run.folder, now_ns), *remove_study_orphans(study, now_ns)]
     after = sorted(
         str(path.relative_to(study.path)) for path in Path(study.path).rglob("*") if path.is_file()
     )
@@ -57,15 +57,15 @@ def test_what_is_younger_than_an_hour_stays(tmp_path: Path) -> None:
     root = tmp_path / "results"
     _left(root)
     run = ResultsRoot(root).run("nightly", "r")
-    assert sweep_run(run.folder, _age_ns(root) - 2 * 10**9) == []
+    assert remove_run_orphans(run.folder, _age_ns(root) - 2 * 10**9) == []
 
 
 def test_a_commit_that_takes_hours_is_not_swept(tmp_path: Path) -> None:
     run = ResultsRoot(tmp_path).run("nightly", "r")
-    with held_folder(Path(run.url) / ".staging", "commit-", mode=0o700) as folder:
+    with locked_folder(Path(run.url) / ".staging", "commit-", mode=0o700) as folder:
         (folder / "power.csv").write_text("so far")
         os.utime(folder, (0, 0))
-        assert sweep_run(run.folder, _age_ns(tmp_path)) == []
+        assert remove_run_orphans(run.folder, _age_ns(tmp_path)) == []
         assert (folder / "power.csv").read_text() == "so far"
 
 
@@ -97,7 +97,7 @@ def test_whenever_a_writer_is_killed_the_next_try_stores_once_and_leaves_nothing
         killed = _commit_and_die(root, step)
         run = ResultsRoot(root).run("nightly", "r")
         if run.is_committed("tiny-1", 1):
-            run.sweep_commits()  # as a try does that finds its result stored, and the aggregate
+            run.remove_orphans()  # as a try does that finds its result stored, and the aggregate
         else:
             _commit(root)
         assert [ref.repeat for ref in run.cycles(repeats=True)] == [0]
@@ -126,4 +126,4 @@ def test_two_writers_at_once_do_not_sweep_each_other(tmp_path: Path) -> None:
 
 def test_an_object_store_has_nothing_to_sweep() -> None:
     run = ResultsRoot("memory://leftovers").run("nightly", "r")
-    assert sweep_run(run.folder, 0) == sweep_study(run.folder, 0) == []
+    assert remove_run_orphans(run.folder, 0) == remove_study_orphans(run.folder, 0) == []

@@ -1,0 +1,191 @@
+"""Records: what is stored of a cycle, a failed attempt and a plan, checked when it is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from llem_airflow.protocol import PROTOCOL_VERSION
+from llem_airflow.protocol.result import AttemptError, CycleResult, Meter
+from llem_airflow.protocol.spec import ExperimentSpec
+from llem_airflow.protocol.strict import ProtocolError, from_json
+from llem_airflow.results import layout
+from llem_airflow.results.folder import Folder, ResultReadError
+
+T = TypeVar("T")
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""Old evidence stays readable: from version n to n + 1. Version 1 is the first, so there is no step yet."""
+
+
+@dataclass(frozen=True)
+class CycleRef:
+    """A committed cycle.
+
+    Attributes:
+        folder: Where it lies.
+        experiment_id: ``<slug>-<hash8>``.
+        cycle: Which repetition, from 1.
+        repeat: 0, or k for the k-th later result of the same cycle.
+    """
+
+    folder: Folder
+    experiment_id: str
+    cycle: int
+    repeat: int = 0
+
+    def config(self) -> ExperimentSpec:
+        """What the attempt was told."""
+        return _typed(self.folder, layout.CONFIG, ExperimentSpec)
+
+    def result(self) -> CycleResult:
+        """What the attempt observed."""
+        return _typed(self.folder, layout.RESULT, CycleResult)
+
+    def environment(self) -> dict[str, Any]:
+        """Where it ran; empty when the file is absent."""
+        return self.folder.read_object(layout.ENVIRONMENT, optional=True)
+
+    def provenance(self) -> dict[str, Any]:
+        """Who ran it and how; empty when the file is absent."""
+        return self.folder.read_object(layout.PROVENANCE, optional=True)
+
+    def events(self) -> list[dict[str, Any]]:
+        """Rows of events.jsonl; a line that was cut off is left out."""
+        return _events(self.folder)
+
+    def requests(self, columns: list[str] | None = None) -> Any:
+        """Requests as a ``pyarrow.Table``."""
+        return _table(self.folder, layout.REQUESTS, columns)
+
+    def power(self, columns: list[str] | None = None) -> Any:
+        """Power samples as a ``pyarrow.Table``."""
+        return _table(self.folder, layout.POWER, columns)
+
+    def power_file(self) -> bytes:
+        """Power samples as they are stored, a Parquet file."""
+        return self.folder.read_evidence(layout.POWER)
+
+    def check(self) -> tuple[Meter, Any] | None:
+        """A second sampler's meter and samples of the same window, where there was one."""
+        if not self.folder.exists(layout.METER_CHECK):
+            return None
+        meter = from_json(Meter, self.folder.read_object(layout.METER_CHECK), layout.METER_CHECK)
+        return meter, _table(self.folder, layout.POWER_CHECK, None)
+
+
+@dataclass(frozen=True)
+class FailureRef:
+    """A stored failed attempt.
+
+    Attributes:
+        folder: Where it lies.
+        experiment_id: ``<slug>-<hash8>``.
+        cycle: Which repetition, from 1.
+        attempt: Which try, as the caller counted it.
+        repeat: 0, or k for the k-th later record of the same attempt number.
+    """
+
+    folder: Folder
+    experiment_id: str
+    cycle: int
+    attempt: int
+    repeat: int = 0
+
+    def provenance(self) -> dict[str, Any]:
+        """Who ran it and how it failed, under ``failure``."""
+        return self.folder.read_object(layout.PROVENANCE, optional=True)
+
+    def environment(self) -> dict[str, Any]:
+        """Where it ran, as far as it came; empty when the file is absent."""
+        return self.folder.read_object(layout.ENVIRONMENT, optional=True)
+
+    def error(self) -> AttemptError | None:
+        """What the attempt itself said, if it could."""
+        if not self.folder.exists(layout.ERROR):
+            return None
+        return _typed(self.folder, layout.ERROR, AttemptError)
+
+    def reason(self) -> tuple[str, str]:
+        """(category, one line): from the provenance, else from the attempt's own error, else unknown."""
+        failure = self.provenance().get("failure")
+        if isinstance(failure, dict):
+            message = str(failure.get("message") or failure.get("hint") or "failed")
+            return str(failure.get("category") or "unknown"), message.strip().split("\n", 1)[0]
+        try:
+            error = self.error()
+        except ResultReadError:
+            error = None
+        if error is None:
+            return "unknown", f"see {self.folder.url}"
+        return "engine", f"{error.type}: {error.message}".split("\n", 1)[0]
+
+
+def _events(folder: Folder) -> list[dict[str, Any]]:
+    """Rows of events.jsonl of a folder; empty when there is none."""
+    if not folder.exists(layout.EVENTS):
+        return []
+    rows = []
+    for line in folder.read(layout.EVENTS).splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # the last line of a killed attempt is often half a line
+        if isinstance(row, dict) and isinstance(row.get("t_mono_ns"), int):
+            rows.append(row)
+    return rows
+
+
+def checked_plan(plan: dict[str, Any], where: str) -> dict[str, Any]:
+    """plan.json as it was stored, as far as readers rely on its shape.
+
+    Raises:
+        ResultReadError: A part of it is not of the kind that it must be; the message names the file and the part.
+    """
+    for name, kind in (("experiments", list), ("order", list), ("skipped", list), ("cycles", int)):
+        if name in plan and not isinstance(plan[name], kind):
+            raise ResultReadError(f"{where}: {name}: expected {kind.__name__}, found {plan[name]!r:.40}")
+    for item in plan.get("experiments", ()):
+        if not (isinstance(item, Mapping) and isinstance(item.get("config") or {}, Mapping) and "id" in item):
+            raise ResultReadError(f"{where}: experiments: expected objects with an id, found {item!r:.40}")
+    for entry in plan.get("order", ()):
+        named = isinstance(entry, Mapping) and {"cycle"} < set(entry) & {"cycle", "experiment", "id"}
+        if not (isinstance(entry, str) or named):
+            raise ResultReadError(f"{where}: order: expected experiments, found {entry!r:.40}")
+    return plan
+
+
+def _migrated(data: dict[str, Any], where: str) -> dict[str, Any]:
+    """The object as today's version."""
+    version = data.get("schema_version")
+    if not isinstance(version, int):
+        raise ProtocolError(f"{where}: schema_version is missing")
+    if version > PROTOCOL_VERSION:
+        raise ProtocolError(
+            f"{where}: schema_version {version} was written by a newer llem-airflow (this one reads up to "
+            f"{PROTOCOL_VERSION}); upgrade to read it"
+        )
+    while version < PROTOCOL_VERSION:
+        if version not in MIGRATIONS:
+            raise ProtocolError(f"{where}: schema_version {version} can no longer be read")
+        data = MIGRATIONS[version](data)
+        version += 1
+        data["schema_version"] = version
+    return data
+
+
+def _typed(folder: Folder, name: str, cls: type[T]) -> T:
+    where = f"{folder.url}/{name}"
+    try:
+        return from_json(cls, _migrated(folder.read_object(name), where), where)
+    except ProtocolError as error:
+        raise ResultReadError(str(error)) from error
+
+
+def _table(folder: Folder, name: str, columns: list[str] | None) -> Any:
+    # Airflow imports this room before every task, and Arrow takes half a second that only readers of tables owe.
+    from llem_airflow.results.parquet import read_table  # noqa: PLC0415
+
+    return read_table(folder, name, columns)
