@@ -20,8 +20,6 @@ from collections import Counter
 from pathlib import Path
 
 from llem_airflow.study import Mistake, StudyFileError, load_study
-from llem_airflow.study.schema import json_schema
-from llem_airflow.study.study_keys import TOP_KEYS
 from tests.study.scalars import SCALARS, keys, text_with
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -72,16 +70,7 @@ ODD = [
 
 def words() -> list[str]:
     """Every key of the grammar."""
-    found = set(TOP_KEYS)
-    stack = [json_schema()]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, dict):
-            found |= set(node.get("properties", {}))
-            stack.extend(node.values())
-        elif isinstance(node, list):
-            stack.extend(node)
-    return sorted(found)
+    return sorted({part for path in keys() for name in path for part in name.split(".")})
 
 
 def broken(rng: random.Random, seeds: list[str], keys: list[str]) -> bytes:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llem_airflow.study.fields import leaves
-from llem_airflow.study.keys import EXPERIMENT
-from llem_airflow.study.study_keys import STUDY_ONLY
+from tests.study.golden.schema import key_paths
 
 NUMBERS = [
     "0x_",
@@ -110,15 +108,16 @@ _HEAD = {
 
 def keys() -> list[tuple[str, ...]]:
     """The path of every key and section of a study, and of some that engines and sweeps bring."""
-    ends = [path for section in (STUDY_ONLY, EXPERIMENT) for path, _ in leaves(section)]
-    ends += [
+    found = [tuple(str(part) for part in path if part != 0) for path in key_paths()]
+    found += [
+        ("sweep",),
         ("sweep", "task.random_seed"),
         ("sweep", "group"),
         ("sweep", "vllm.engine_params.x"),
-        ("experiments",),
+        ("transformers", "engine_params", "dtype"),
+        ("unknown",),
     ]
-    ends += [("transformers", "engine_params", "dtype"), ("unknown",)]
-    return sorted({path[:length] for path in ends for length in range(1, len(path) + 1)})
+    return sorted(found)
 
 
 def text_with(path: tuple[str, ...], scalar: str) -> str:

@@ -38,6 +38,17 @@ def schema_lines() -> list[str]:
     return sorted(f"{path}: {text}" for path, text in found.items() if not path.startswith(_MIRRORS))
 
 
+def key_paths() -> list[tuple[str | int, ...]]:
+    """Every key and section of a study, but for the axes of a sweep; a row of a list is its index 0."""
+    paths = []
+    for line in schema_lines():
+        text = line.partition(": ")[0]
+        if not text.startswith("sweep") and not text.endswith("]"):
+            parts = text.replace("[]", ".0").split(".")
+            paths.append(tuple(0 if part == "0" else part for part in parts))
+    return paths
+
+
 def _walk(node: Json, path: str, root: Json) -> Iterator[tuple[str, str]]:
     parts = list(_alternatives(node, root))
     if path:
