@@ -16,8 +16,13 @@ links to them, so that a large study costs little disk to simulate. Each file is
 - summary: every metric of every experiment from cycles.parquet alone.
 - show: what `llem-airflow report` reads: the stored summary.
 
-With --folder the study is kept, and ways can be measured one by one: --ways ours --folder DIR. With --small a cycle
-is 57 samples, for what depends on the number of experiments alone: --small --experiments 1000 --ways ours summary show.
+With --folder the study is kept, and ways can be measured one by one: --ways ours --folder DIR. Cycles can be shorter:
+--samples 300 is a usual window of one GPU, --samples 6000 ten minutes of it, --samples 57 shows what depends on the
+number of experiments alone: --samples 57 --experiments 1000 --ways ours summary show.
+
+The merged series is written by pyarrow's ParquetWriter, from decoded samples. Until it was, the aggregate copied the
+column chunks of each cycle as they were encoded and wrote Parquet footers by hand. What that change costs is in
+llem_airflow/results/README.md: short cycles became cheaper, as they share row groups; long ones are encoded again.
 """
 
 from __future__ import annotations
@@ -54,8 +59,13 @@ from llem_airflow.results.parquet import POWER_OPTIONS
 from tests.results.recorded import EPOCH_NS, Recording, experiment_id, plan_json, provenance
 
 RECORDINGS = 8
-LARGE: dict[str, Any] = {"gpus": 8, "hz": 10.0, "window_s": 280.0}
-SMALL: dict[str, Any] = {"gpus": 1, "hz": 1.0, "window_s": 36.0}
+SIZES: dict[int, dict[str, Any]] = {
+    57: {"gpus": 1, "hz": 1.0, "window_s": 36.0},
+    300: {"gpus": 1, "hz": 10.0, "window_s": 10.0},
+    6_000: {"gpus": 1, "hz": 10.0, "window_s": 580.0},
+    24_000: {"gpus": 8, "hz": 10.0, "window_s": 280.0},
+}
+"""What is recorded, by (about) the samples of a cycle; 20 s of it are before and after the window."""
 
 
 def make(folder: Path, experiments: int, cycles: int, size: dict[str, Any], *, naive_too: bool) -> None:
@@ -219,9 +229,9 @@ def in_a_process(*arguments: str) -> None:
 
 
 def table(folder: Path, options: argparse.Namespace, experiments: int) -> None:
-    small = ("--small",) if options.small else ()
     size = (
-        *small,
+        "--samples",
+        str(options.samples),
         "--experiments",
         str(experiments),
         "--cycles",
@@ -254,14 +264,14 @@ def main() -> None:
     parser.add_argument("--experiments", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--cycles", type=int, default=10)
     parser.add_argument("--naive", type=int, default=10, help="largest size at which the JSON way is tried")
-    parser.add_argument("--small", action="store_true", help="cycles of 57 samples")
+    parser.add_argument("--samples", type=int, choices=SIZES, default=24_000, help="samples of a cycle")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--folder", type=Path, help="keep the study here; one size only")
     parser.add_argument("--only", choices=(*WAYS, "make"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only == "make":
         experiments = options.experiments[0]
-        size = SMALL if options.small else LARGE
+        size = SIZES[options.samples]
         make(options.folder, experiments, options.cycles, size, naive_too=experiments <= options.naive)
     elif options.only:
         measure_here(options.only, options.folder)

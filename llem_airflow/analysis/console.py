@@ -29,9 +29,8 @@ from llem_airflow.analysis.summary import Summary
 from llem_airflow.analysis.table import render_comparison, render_summary, render_trends
 from llem_airflow.analysis.verdict import Verdict
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
-from llem_airflow.results.cleanup import removable, remove, remove_run_orphans, remove_study_orphans
+from llem_airflow.results.cleanup import removable, remove, remove_orphans
 from llem_airflow.results.export import export_table
-from llem_airflow.results.layout import folder_name
 from llem_airflow.results.llenergymeasure import import_folder
 from llem_airflow.results.locate import locate_run, run_name, some_runs
 from llem_airflow.terminal import Rows
@@ -162,12 +161,6 @@ def check(run: str, results_root: str) -> int:
     return 1 if problems else 0
 
 
-def _print_swept(paths: Sequence[str]) -> None:
-    """Nothing that was committed is among them."""
-    for path in paths:
-        _line(f"{path}: left by a killed process over an hour ago, removed")
-
-
 def prune(
     results_root: str, *, study: str | None, keep_runs: int | None, keep_days: float | None, yes: bool
 ) -> int:
@@ -184,9 +177,8 @@ def prune(
         remove(found)
         now = time.time_ns()
         for name in [study] if study else root.studies():
-            _print_swept(remove_study_orphans(root.folder.child(folder_name(name)), now))
-            for run in root.runs(name):
-                _print_swept(remove_run_orphans(run.folder, now))
+            for path in remove_orphans(root.folder.child(layout.folder_name(name)), now):
+                _line(f"{path}: left by a killed process over an hour ago, removed")
     done = "removed" if yes else "would be removed; add --yes to do it"
     plural = "" if len(found) == 1 else "s"
     _line(f"{len(found)} run{plural}, {total:.1f} MB {done}")

@@ -6,19 +6,18 @@ store has none: what is not finished lies on the worker. Nothing goes without ha
 
 from __future__ import annotations
 
-import fcntl
 import math
-import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from llem_airflow.results import layout
 from llem_airflow.results.folder import ABANDONED_NS, Folder, write_error
+from llem_airflow.results.scratch import is_locked
 from llem_airflow.results.store import ResultsRoot, StoredRun
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
@@ -77,7 +76,7 @@ def removable(
         for started_ns, run in known[: max(0, len(known) - (keep_runs or 0))]:
             age_days = (now_epoch_ns - started_ns) / _NS_PER_DAY
             if keep_days is None or age_days >= keep_days:
-                found.append(Removal(run, _size_bytes(run.folder), f"{age_days:.0f} days old"))
+                found.append(Removal(run, int(run.folder.fs.du(run.folder.path)), f"{age_days:.0f} days old"))
     return found
 
 
@@ -100,64 +99,32 @@ def remove(removals: Sequence[Removal]) -> None:
             raise write_error(error, folder.url) from error
 
 
-def _size_bytes(folder: Folder) -> int:
-    return int(folder.fs.du(folder.path))
-
-
-def remove_run_orphans(folder: Folder, now_epoch_ns: int) -> list[str]:
-    """Remove what was left in a run; returns the names.
+def remove_orphans(study: Folder, now_epoch_ns: int) -> list[str]:
+    """Remove what killed commits, writers and removals left in a study.
 
     Args:
-        folder: The run's.
+        study: Its folder.
         now_epoch_ns: The present. What changed within the hour stays, and so does what a living process has locked.
+
+    Returns:
+        What was removed.
     """
-    if folder.local is None:
+    if study.local is None:
         return []
-    staging = folder.local / layout.STAGING_DIR
-    found = list(staging.iterdir()) if staging.is_dir() else []
-    found += [path for path in folder.local.rglob(".*") if path.is_file() and _TEMPORARY.fullmatch(path.name)]
-    removed = _removed(iter(found), now_epoch_ns)
-    with suppress(OSError):  # not there, or a commit is under way
-        staging.rmdir()
-    return removed
-
-
-def remove_study_orphans(folder: Folder, now_epoch_ns: int) -> list[str]:
-    """Remove what killed removals of runs left in a study; returns the names.
-
-    Args:
-        folder: The study's.
-        now_epoch_ns: As for ``remove_run_orphans``.
-    """
-    if folder.local is None or not folder.local.is_dir():
-        return []
-    return _removed(folder.local.glob(f"{_REMOVED}*"), now_epoch_ns)
-
-
-def _removed(paths: Iterator[Path], now_epoch_ns: int) -> list[str]:
+    found = [*study.local.glob(f"{_REMOVED}*"), *study.local.glob(f"*/{layout.STAGING_DIR}/*")]
+    found += [path for path in study.local.rglob(".*") if path.is_file() and _TEMPORARY.fullmatch(path.name)]
     removed = []
-    for path in paths:
+    for path in found:
         with suppress(OSError):  # it is gone already, or not ours
-            if _changed_ns(path) < now_epoch_ns - ABANDONED_NS and not _locked(path):
+            if _changed_ns(path) < now_epoch_ns - ABANDONED_NS and not is_locked(path):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
                 removed.append(str(path))
+    for staging in study.local.glob(f"*/{layout.STAGING_DIR}"):
+        with suppress(OSError):  # a commit is under way
+            staging.rmdir()
     return removed
 
 
 def _changed_ns(path: Path) -> int:
     parts = [path, *path.rglob("*")]
     return max(part.stat(follow_symlinks=False).st_mtime_ns for part in parts)
-
-
-def _locked(path: Path) -> bool:
-    """Whether a living process has locked it, as ``locked_folder`` does."""
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False  # a file system without locks: the age alone decides
-    finally:
-        os.close(handle)
-    return False

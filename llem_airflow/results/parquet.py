@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -64,8 +64,8 @@ POWER_OPTIONS: dict[str, Any] = {
 }
 """How power is written: zstd, with times and the counter delta-coded (3 times smaller than the default)."""
 
-_ROWS_PER_BATCH = 5_000
-_ROWS_PER_GROUP = 250_000
+_LINES_PER_BATCH = 5_000
+ROWS_PER_GROUP = 250_000
 """An hour of 8 GPUs is 288,000 samples; each takes about 100 bytes of memory here."""
 
 
@@ -75,9 +75,19 @@ class GroupedWriter:
     Memory holds one group and one table.
     """
 
-    def __init__(self, target: Path | IO[bytes], schema: Any, **options: Any) -> None:
-        """Write to ``target``; options are those of ``pq.ParquetWriter``."""
+    def __init__(
+        self, target: Path | IO[bytes], schema: Any, *, rows_per_group: int = ROWS_PER_GROUP, **options: Any
+    ) -> None:
+        """Write to ``target``.
+
+        Args:
+            target: File or path.
+            schema: Of the tables.
+            rows_per_group: So many rows at least are a row group; the last one may have fewer.
+            options: As for ``pq.ParquetWriter``.
+        """
         self._writer = pq.ParquetWriter(target, schema, **options)
+        self._rows_per_group = rows_per_group
         self._waiting: list[Any] = []
         self._waiting_rows = self.rows = 0
 
@@ -98,7 +108,7 @@ class GroupedWriter:
         self._waiting.append(table)
         self._waiting_rows += table.num_rows
         self.rows += table.num_rows
-        if self._waiting_rows >= _ROWS_PER_GROUP:
+        if self._waiting_rows >= self._rows_per_group:
             self._flush()
 
     def _flush(self) -> None:
@@ -170,12 +180,20 @@ def requests_to_parquet(source: Path, target: Path) -> tuple[int, int]:
         Rows written, and lines that could not be read.
     """
     rows = broken = 0
-    with pq.ParquetWriter(target, REQUESTS_SCHEMA, compression="zstd") as writer:
-        for batch, bad in _batches(source):
-            writer.write_table(pa.Table.from_pylist(batch, schema=REQUESTS_SCHEMA))
-            rows += len(batch)
-            broken += bad
+    with source.open("rb") as lines, pq.ParquetWriter(target, REQUESTS_SCHEMA, compression="zstd") as writer:
+        while batch := list(itertools.islice(lines, _LINES_PER_BATCH)):
+            found = [row for line in batch if isinstance(row := _decoded(line), dict)]
+            writer.write_table(pa.Table.from_pylist(found, schema=REQUESTS_SCHEMA))
+            rows += len(found)
+            broken += len(batch) - len(found)
     return rows, broken
+
+
+def _decoded(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _csv_type(name: str) -> Any:
@@ -194,22 +212,3 @@ def _narrow(table: Any) -> Any:
             column = pa.compute.round(column)
         columns.append(column.cast(field.type))
     return pa.Table.from_arrays(columns, schema=POWER_SCHEMA)
-
-
-def _batches(source: Path) -> Iterator[tuple[list[dict[str, Any]], int]]:
-    batch: list[dict[str, Any]] = []
-    bad = 0
-    with source.open("rb") as lines:
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if isinstance(row, dict):
-                batch.append(row)
-            else:
-                bad += 1
-            if len(batch) == _ROWS_PER_BATCH:
-                yield batch, bad
-                batch, bad = [], 0
-    yield batch, bad

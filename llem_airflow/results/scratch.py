@@ -26,6 +26,11 @@ def scratch_folder() -> Iterator[Path]:
         yield folder
 
 
+def remove_scratch_orphans() -> None:
+    """Remove the folders that killed attempts left on this worker."""
+    remove_orphans(Path(tempfile.gettempdir()), SCRATCH)
+
+
 @contextmanager
 def locked_folder(parent: Path, prefix: str, *, mode: int) -> Iterator[Path]:
     """A folder that is locked while it is used.
@@ -90,18 +95,27 @@ def _lock(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX)
 
 
+def is_locked(path: Path) -> bool | None:
+    """Whether a living process has locked it; None where the file system has no locks.
+
+    Raises:
+        OSError: It is gone, a link, or not ours.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+    return False
+
+
 def _remove_unlocked(parent: Path, prefix: str) -> None:
     # A name with a point before it is one that an earlier version had not locked yet.
     for orphan in (*parent.glob(f"{prefix}*"), *parent.glob(f".{prefix}*")):
-        with contextlib.suppress(OSError):  # somebody holds it, it is not ours, or it is gone already
-            handle = os.open(orphan, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError):
+            if orphan.is_dir() and is_locked(orphan) is False:
                 shutil.rmtree(orphan, ignore_errors=True)
-            finally:
-                os.close(handle)
-
-
-def remove_scratch_orphans() -> None:
-    """Remove the folders that killed attempts left on this worker."""
-    remove_orphans(Path(tempfile.gettempdir()), SCRATCH)

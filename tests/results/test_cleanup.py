@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from llem_airflow.results import ResultsRoot
-from llem_airflow.results.cleanup import remove_run_orphans, remove_study_orphans
+from llem_airflow.results.cleanup import remove_orphans
 from llem_airflow.results.folder import ABANDONED_NS
 from llem_airflow.results.scratch import locked_folder
 from tests.results.recorded import Recording, provenance
@@ -21,7 +21,7 @@ def _age_ns(root: Path) -> int:
     return max(path.stat().st_mtime_ns for path in root.rglob("*")) + HOUR_LATER_NS
 
 
-def _left(root: Path) -> list[str]:
+def _killed(root: Path) -> list[str]:
     """What a killed commit, a killed write and a killed removal leave."""
     run = ResultsRoot(root).run("nightly", "r")
     run.commit_cycle("tiny-1", 1, Recording().write(root.parent / "out"), provenance())
@@ -40,24 +40,24 @@ def _left(root: Path) -> list[str]:
 
 def test_what_killed_processes_left_goes_after_an_hour_and_nothing_else(tmp_path: Path) -> None:
     root = tmp_path / "results"
-    before = _left(root)
+    before = _killed(root)
     study, run = ResultsRoot(root).folder.child("nightly"), ResultsRoot(root).run("nightly", "r")
     now_ns = _age_ns(root)
-    swept = [*remove_run_orphans(run.folder, now_ns), *remove_study_orphans(study, now_ns)]
+    removed = remove_orphans(study, now_ns)
     after = sorted(
         str(path.relative_to(study.path)) for path in Path(study.path).rglob("*") if path.is_file()
     )
     assert after == [name for name in before if "/." not in name and not name.startswith(".")]
-    assert len(swept) == 5
+    assert len(removed) == 5
     assert run.is_committed("tiny-1", 1)
     assert not (Path(run.url) / ".staging").exists()
 
 
 def test_what_is_younger_than_an_hour_stays(tmp_path: Path) -> None:
     root = tmp_path / "results"
-    _left(root)
-    run = ResultsRoot(root).run("nightly", "r")
-    assert remove_run_orphans(run.folder, _age_ns(root) - 2 * 10**9) == []
+    _killed(root)
+    study = ResultsRoot(root).folder.child("nightly")
+    assert remove_orphans(study, _age_ns(root) - 2 * 10**9) == []
 
 
 def test_a_commit_that_takes_hours_is_not_swept(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_commit_that_takes_hours_is_not_swept(tmp_path: Path) -> None:
     with locked_folder(Path(run.url) / ".staging", "commit-", mode=0o700) as folder:
         (folder / "power.csv").write_text("so far")
         os.utime(folder, (0, 0))
-        assert remove_run_orphans(run.folder, _age_ns(tmp_path)) == []
+        assert remove_orphans(ResultsRoot(tmp_path).folder.child("nightly"), _age_ns(tmp_path)) == []
         assert (folder / "power.csv").read_text() == "so far"
 
 
@@ -125,5 +125,4 @@ def test_two_writers_at_once_do_not_sweep_each_other(tmp_path: Path) -> None:
 
 
 def test_an_object_store_has_nothing_to_sweep() -> None:
-    run = ResultsRoot("memory://leftovers").run("nightly", "r")
-    assert remove_run_orphans(run.folder, 0) == remove_study_orphans(run.folder, 0) == []
+    assert remove_orphans(ResultsRoot("memory://orphans").folder.child("nightly"), 0) == []
