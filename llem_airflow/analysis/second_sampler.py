@@ -6,7 +6,6 @@ from llem_airflow.analysis.energy import EnergyOfWindow, window_energy
 from llem_airflow.analysis.flag import Flag
 from llem_airflow.analysis.samples import columns
 from llem_airflow.protocol.result import Meter, Window
-from llem_airflow.protocol.strict import ProtocolError
 from llem_airflow.results import CycleRef, ResultReadError
 
 AGREE_RATIO = 0.03
@@ -17,7 +16,7 @@ def second_sampler(ref: CycleRef, window: Window, energy: EnergyOfWindow) -> tup
     """A flag when the second sampler of a cycle says something else, or cannot say."""
     try:
         seen = ref.check()
-    except (ResultReadError, ProtocolError) as error:
+    except ResultReadError as error:
         return (_flag(f"The second sampler's series cannot be read: {error}."),)
     return () if seen is None else compared(seen[0], seen[1], window, energy)
 

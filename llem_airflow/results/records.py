@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,7 +22,24 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
 @dataclass(frozen=True)
-class CycleRef:
+class _Stored:
+    """What a cycle and a failed attempt have in common."""
+
+    folder: Folder
+    experiment_id: str
+    cycle: int
+
+    def provenance(self) -> dict[str, Any]:
+        """Who ran it and how, and how it failed (``failure``); empty when the file is absent."""
+        return self.folder.read_object(layout.PROVENANCE, optional=True)
+
+    def environment(self) -> dict[str, Any]:
+        """Where it ran, as far as it came; empty when the file is absent."""
+        return self.folder.read_object(layout.ENVIRONMENT, optional=True)
+
+
+@dataclass(frozen=True)
+class CycleRef(_Stored):
     """A committed cycle.
 
     Attributes:
@@ -31,9 +49,6 @@ class CycleRef:
         repeat: 0, or k for the k-th later result of the same cycle.
     """
 
-    folder: Folder
-    experiment_id: str
-    cycle: int
     repeat: int = 0
 
     def config(self) -> ExperimentSpec:
@@ -44,17 +59,16 @@ class CycleRef:
         """What the attempt observed."""
         return _typed(self.folder, layout.RESULT, CycleResult)
 
-    def environment(self) -> dict[str, Any]:
-        """Where it ran; empty when the file is absent."""
-        return self.folder.read_object(layout.ENVIRONMENT, optional=True)
-
-    def provenance(self) -> dict[str, Any]:
-        """Who ran it and how; empty when the file is absent."""
-        return self.folder.read_object(layout.PROVENANCE, optional=True)
-
     def events(self) -> list[dict[str, Any]]:
-        """Rows of events.jsonl; a line that was cut off is left out."""
-        return _events(self.folder)
+        """Rows of events.jsonl; a line that was cut off, as the last one of a killed attempt, is left out."""
+        rows = []
+        lines = self.folder.read(layout.EVENTS).splitlines() if self.folder.exists(layout.EVENTS) else ()
+        for line in lines:
+            with suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                if isinstance(row, dict) and isinstance(row.get("t_mono_ns"), int):
+                    rows.append(row)
+        return rows
 
     def requests(self, columns: list[str] | None = None) -> Any:
         """Requests as a ``pyarrow.Table``."""
@@ -72,12 +86,12 @@ class CycleRef:
         """A second sampler's meter and samples of the same window, where there was one."""
         if not self.folder.exists(layout.METER_CHECK):
             return None
-        meter = from_json(Meter, self.folder.read_object(layout.METER_CHECK), layout.METER_CHECK)
+        meter = _typed(self.folder, layout.METER_CHECK, Meter, versioned=False)
         return meter, _table(self.folder, layout.POWER_CHECK, None)
 
 
 @dataclass(frozen=True)
-class FailureRef:
+class FailureRef(_Stored):
     """A stored failed attempt.
 
     Attributes:
@@ -88,19 +102,8 @@ class FailureRef:
         repeat: 0, or k for the k-th later record of the same attempt number.
     """
 
-    folder: Folder
-    experiment_id: str
-    cycle: int
     attempt: int
     repeat: int = 0
-
-    def provenance(self) -> dict[str, Any]:
-        """Who ran it and how it failed, under ``failure``."""
-        return self.folder.read_object(layout.PROVENANCE, optional=True)
-
-    def environment(self) -> dict[str, Any]:
-        """Where it ran, as far as it came; empty when the file is absent."""
-        return self.folder.read_object(layout.ENVIRONMENT, optional=True)
 
     def error(self) -> AttemptError | None:
         """What the attempt itself said, if it could."""
@@ -114,28 +117,12 @@ class FailureRef:
         if isinstance(failure, dict):
             message = str(failure.get("message") or failure.get("hint") or "failed")
             return str(failure.get("category") or "unknown"), message.strip().split("\n", 1)[0]
-        try:
+        error = None
+        with suppress(ResultReadError):
             error = self.error()
-        except ResultReadError:
-            error = None
         if error is None:
             return "unknown", f"see {self.folder.url}"
         return "engine", f"{error.type}: {error.message}".split("\n", 1)[0]
-
-
-def _events(folder: Folder) -> list[dict[str, Any]]:
-    """Rows of events.jsonl of a folder; empty when there is none."""
-    if not folder.exists(layout.EVENTS):
-        return []
-    rows = []
-    for line in folder.read(layout.EVENTS).splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # the last line of a killed attempt is often half a line
-        if isinstance(row, dict) and isinstance(row.get("t_mono_ns"), int):
-            rows.append(row)
-    return rows
 
 
 def checked_plan(plan: dict[str, Any], where: str) -> dict[str, Any]:
@@ -167,19 +154,18 @@ def _migrated(data: dict[str, Any], where: str) -> dict[str, Any]:
             f"{where}: schema_version {version} was written by a newer llem-airflow (this one reads up to "
             f"{PROTOCOL_VERSION}); upgrade to read it"
         )
-    while version < PROTOCOL_VERSION:
-        if version not in MIGRATIONS:
+    for step in range(version, PROTOCOL_VERSION):
+        if step not in MIGRATIONS:
             raise ProtocolError(f"{where}: schema_version {version} can no longer be read")
-        data = MIGRATIONS[version](data)
-        version += 1
-        data["schema_version"] = version
+        data = MIGRATIONS[step](data) | {"schema_version": step + 1}
     return data
 
 
-def _typed(folder: Folder, name: str, cls: type[T]) -> T:
+def _typed(folder: Folder, name: str, cls: type[T], *, versioned: bool = True) -> T:
     where = f"{folder.url}/{name}"
+    data = folder.read_object(name)
     try:
-        return from_json(cls, _migrated(folder.read_object(name), where), where)
+        return from_json(cls, _migrated(data, where) if versioned else data, where)
     except ProtocolError as error:
         raise ResultReadError(str(error)) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -10,7 +9,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SCRATCH = "llem-work-"
@@ -78,7 +77,7 @@ def _locked_parent(parent: Path) -> Iterator[None]:
 def _open_locked(parent: Path) -> int:
     for _ in range(_TRIES):
         parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # whoever ended just then has removed the parent
+        with suppress(FileNotFoundError):  # whoever ended just then has removed the parent
             handle = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
             _lock(handle)
             try:
@@ -91,7 +90,7 @@ def _open_locked(parent: Path) -> int:
 
 
 def _lock(handle: int) -> None:
-    with contextlib.suppress(OSError):  # a file system without locks: then nothing is swept either
+    with suppress(OSError):  # a file system without locks: then nothing is swept either
         fcntl.flock(handle, fcntl.LOCK_EX)
 
 
@@ -116,6 +115,6 @@ def is_locked(path: Path) -> bool | None:
 def _remove_unlocked(parent: Path, prefix: str) -> None:
     # A name with a point before it is one that an earlier version had not locked yet.
     for orphan in (*parent.glob(f"{prefix}*"), *parent.glob(f".{prefix}*")):
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             if orphan.is_dir() and is_locked(orphan) is False:
                 shutil.rmtree(orphan, ignore_errors=True)

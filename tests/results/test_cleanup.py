@@ -1,19 +1,28 @@
+"""What the rules keep stays, whatever they are; what killed processes left goes, and nothing else."""
+
 from __future__ import annotations
 
-import itertools
+import math
 import os
-import signal
-import sys
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
-from llem_airflow.results import ResultsRoot
-from llem_airflow.results.cleanup import remove_orphans
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llem_airflow.analysis.aggregate import aggregate_run
+from llem_airflow.results import ResultsRoot, StoredRun, layout
+from llem_airflow.results.cleanup import removable, remove, remove_orphans
 from llem_airflow.results.folder import ABANDONED_NS
 from llem_airflow.results.scratch import locked_folder
-from tests.results.recorded import Recording, provenance
+from tests.results.recorded import EPOCH_NS, Recording, S, plan_json, provenance
 
 HOUR_LATER_NS = ABANDONED_NS + 10**9
+DAY_NS = 86_400_000_000_000
+NOW_NS = 20_000 * DAY_NS
+EXPERIMENT = "tiny-01234567"
 
 
 def _age_ns(root: Path) -> int:
@@ -69,60 +78,96 @@ def test_a_commit_that_takes_hours_is_not_swept(tmp_path: Path) -> None:
         assert (folder / "power.csv").read_text() == "so far"
 
 
-def _commit(root: Path) -> None:
-    ResultsRoot(root).run("nightly", "r").commit_cycle("tiny-1", 1, root.parent / "out", provenance())
-
-
-def _commit_and_die(root: Path, step: int) -> bool:
-    """Commit in a process that SIGKILLs itself at its ``step``-th look at the file system; whether it came that far."""
-    child = os.fork()
-    if child == 0:
-        seen = itertools.count()
-
-        def hook(event: str, _arguments: object) -> None:
-            if event.startswith(("open", "os.", "shutil.", "fcntl.")) and next(seen) == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(hook)
-        _commit(root)
-        os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
-def test_whenever_a_writer_is_killed_the_next_try_stores_once_and_leaves_nothing(tmp_path: Path) -> None:
-    Recording().write(tmp_path / "out")
-    _commit(tmp_path / "warm-up")  # what is imported at the first commit is no step of it
-    for step in itertools.count():
-        root = tmp_path / f"killed-{step}"
-        killed = _commit_and_die(root, step)
-        run = ResultsRoot(root).run("nightly", "r")
-        if run.is_committed("tiny-1", 1):
-            run.remove_orphans()  # as a try does that finds its result stored, and the aggregate
-        else:
-            _commit(root)
-        assert [ref.repeat for ref in run.cycles(repeats=True)] == [0]
-        assert not (Path(run.url) / ".staging").exists(), step
-        if not killed:
-            break
-    assert step > 20
-
-
-def test_two_writers_at_once_do_not_sweep_each_other(tmp_path: Path) -> None:
-    Recording().write(tmp_path / "out")
-    root = tmp_path / "results"
-
-    def write(number: int) -> None:
-        for k in range(5):
-            ResultsRoot(root).run("nightly", "r").commit_failed(
-                f"e-{number}", 1, k + 1, tmp_path / "out", provenance()
-            )
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(write, range(8)))
-    run = ResultsRoot(root).run("nightly", "r")
-    assert len(run.failures()) == 40
-    assert not (Path(run.url) / ".staging").exists()
-
-
 def test_an_object_store_has_nothing_to_sweep() -> None:
     assert remove_orphans(ResultsRoot("memory://orphans").folder.child("nightly"), 0) == []
+
+
+def test_old_runs_can_be_removed(root: ResultsRoot, run: StoredRun, tmp_path: Path) -> None:
+    run.write_plan("model: tiny\n", plan_json([(EXPERIMENT, Recording().hash, {})], cycles=1), {})
+    run.commit_cycle(EXPERIMENT, 1, Recording().write(tmp_path / "out"), provenance())
+    aggregate_run(run, report=False)
+    found = removable(root, now_epoch_ns=EPOCH_NS + 40 * 86_400 * S, keep_days=30)
+    assert [(item.run.url, item.reason) for item in found] == [(run.url, "40 days old")]
+    assert found[0].size_bytes > 1000
+    remove(found)
+    assert root.runs() == []
+
+
+@dataclass(frozen=True)
+class Made:
+    """A run as a test makes it; ``age_days`` None where nobody knows when it began."""
+
+    study: str
+    name: str
+    age_days: int | None
+    done: bool
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> list[Made]:
+    ages = draw(st.lists(st.one_of(st.none(), st.integers(-2, 60)), max_size=8))
+    return [
+        Made(draw(st.sampled_from(["nightly", "weekly", "a b/c"])), f"r{number}", age, draw(st.booleans()))
+        for number, age in enumerate(ages)
+    ]
+
+
+def write(root: ResultsRoot, made: list[Made]) -> None:
+    for each in made:
+        run = root.run(each.study, each.name)
+        started = {} if each.age_days is None else {"started_epoch_ns": NOW_NS - each.age_days * DAY_NS}
+        run.write_plan("x: 1\n", {}, started)
+        if each.done:
+            run.folder.write(layout.SUMMARY, b"{}")
+
+
+def kept(made: list[Made], keep_runs: int | None, keep_days: float | None, study: str | None) -> set[str]:
+    """The specification: what stays."""
+    stays = set()
+    for one in made:
+        newer = [
+            other
+            for other in made
+            if other.study == one.study
+            and other.done
+            and other.age_days is not None
+            and one.age_days is not None
+            and (-other.age_days, other.name) > (-one.age_days, one.name)
+        ]
+        if (
+            not one.done
+            or one.age_days is None
+            or (study is not None and one.study != study)
+            or (keep_runs is not None and len(newer) < keep_runs)
+            or (keep_days is not None and one.age_days < keep_days)
+        ):
+            stays.add(one.name)
+    return stays
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    made=runs(),
+    keep_runs=st.one_of(st.none(), st.integers(0, 10)),
+    keep_days=st.one_of(st.none(), st.sampled_from([0.0, 0.5, 7.0, 30.0, 1e9, math.inf])),
+    study=st.sampled_from([None, "nightly", "a b/c", "no such"]),
+)
+def test_exactly_what_no_rule_keeps_may_go(
+    made: list[Made], keep_runs: int | None, keep_days: float | None, study: str | None
+) -> None:
+    if keep_runs is None and keep_days is None:
+        keep_runs = 3
+    with tempfile.TemporaryDirectory() as folder:
+        root = ResultsRoot(Path(folder))
+        write(root, made)
+        found = removable(root, now_epoch_ns=NOW_NS, keep_runs=keep_runs, keep_days=keep_days, study=study)
+        stay = kept(made, keep_runs, keep_days, study)
+        assert {item.run.run_id for item in found} == {one.name for one in made} - stay
+        remove(found)
+        assert {run.run_id for run in root.runs()} == stay
+
+
+@pytest.mark.parametrize("rule", [{"keep_runs": -1}, {"keep_days": -0.5}, {"keep_days": math.nan}, {}])
+def test_a_rule_that_means_nothing_is_refused(tmp_path: Path, rule: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="keep"):
+        removable(ResultsRoot(tmp_path), now_epoch_ns=NOW_NS, **rule)  # type: ignore[arg-type]  # by name
