@@ -24,6 +24,7 @@ from llem_airflow.analysis.tables import cycles_table, experiments_table
 from llem_airflow.protocol.records import BOARD_STATE
 from llem_airflow.results import CycleRef, FailureRef, StoredRun, layout
 
+NO_METER = "the study asked for no meter"
 CURVES_IN_REPORT = 240
 """A report of more cycles draws the first ones and says so; the merged series has them all."""
 
@@ -147,7 +148,7 @@ def _gather(
 
 def _why_no_power(reading: Reading) -> str:
     if reading.result.meter.kind == "none":
-        return "the study asked for no meter"
+        return NO_METER
     return reading.power.problem or "the series has no samples"
 
 

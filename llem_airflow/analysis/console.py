@@ -30,7 +30,6 @@ from llem_airflow.analysis.table import render_comparison, render_summary, rende
 from llem_airflow.analysis.verdict import Verdict
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
 from llem_airflow.results.cleanup import removable, remove, remove_orphans
-from llem_airflow.results.export import export_table
 from llem_airflow.results.llenergymeasure import import_folder
 from llem_airflow.results.locate import locate_run, run_name, some_runs
 from llem_airflow.terminal import Rows
@@ -182,18 +181,6 @@ def prune(
     done = "removed" if yes else "would be removed; add --yes to do it"
     plural = "" if len(found) == 1 else "s"
     _line(f"{len(found)} run{plural}, {total:.1f} MB {done}")
-    return 0
-
-
-def export(run: str, results_root: str, table: str, form: str, output: Path | None) -> int:
-    """Write a table of a run to a file or to standard output."""
-    found = locate_run(run, ResultsRoot(results_root))
-    if output is None:
-        export_table(found, table, form, sys.stdout.buffer)
-        return 0
-    with output.open("wb") as file:
-        rows = export_table(found, table, form, file)
-    _line(f"{output}: {rows} rows")
     return 0
 
 

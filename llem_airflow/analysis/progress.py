@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llem_airflow.analysis.baseline import aggregated_beside
@@ -22,16 +22,26 @@ RUNS = 400
 log = logging.getLogger(__name__)
 
 
-def histories(root: ResultsRoot, study: str, metric: str) -> dict[str, Trend]:
+def _logged(run: StoredRun, error: Exception) -> None:
+    log.warning("%s is left out of the history: %s", run.url, error)
+
+
+def histories(
+    root: ResultsRoot,
+    study: str,
+    metric: str,
+    on_damaged: Callable[[StoredRun, Exception], None] = _logged,
+) -> dict[str, Trend]:
     """The history of each experiment of a study, by its newest id: one point a run and identity.
 
     Args:
         root: Where the runs lie.
         study: Name of the study.
         metric: Name of the metric.
+        on_damaged: Told of each run whose table does not read; it is left out.
     """
     runs = [run for run in root.runs(study) if run.folder.exists(layout.CYCLES_TABLE)]
-    return _trends(runs, metric, THRESHOLD_RATIO)
+    return _trends(runs, metric, THRESHOLD_RATIO, on_damaged)
 
 
 def history_until(run: StoredRun, metric: str, threshold_ratio: float = THRESHOLD_RATIO) -> dict[str, Trend]:
@@ -53,12 +63,17 @@ def history_until(run: StoredRun, metric: str, threshold_ratio: float = THRESHOL
     return {name: one for name, one in found.items() if one.points[-1].run_id == run.run_id}
 
 
-def _trends(runs: Sequence[StoredRun], metric: str, threshold_ratio: float) -> dict[str, Trend]:
+def _trends(
+    runs: Sequence[StoredRun],
+    metric: str,
+    threshold_ratio: float,
+    on_damaged: Callable[[StoredRun, Exception], None] = _logged,
+) -> dict[str, Trend]:
     points: dict[str, list[Point]] = {}
     labels: dict[str, str] = {}
     newest = 0
     for run in runs[-RUNS:]:
-        groups = _measured(run, metric)
+        groups = _measured(run, metric, on_damaged)
         newest = len(groups) or newest
         for identity, rows in groups.items():
             values = tuple(float(row[metric]) for row in rows)
@@ -72,12 +87,14 @@ def _trends(runs: Sequence[StoredRun], metric: str, threshold_ratio: float) -> d
     }
 
 
-def _measured(run: StoredRun, metric: str) -> dict[str, list[dict[str, Any]]]:
+def _measured(
+    run: StoredRun, metric: str, on_damaged: Callable[[StoredRun, Exception], None]
+) -> dict[str, list[dict[str, Any]]]:
     """Rows with a value of the metric by identity; a damaged table hides no other run."""
     try:
         rows = cycle_rows(run)
     except (OSError, ValueError) as error:
-        log.warning("%s is left out of the history: %s", run.url, error)
+        on_damaged(run, error)
         return {}
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:

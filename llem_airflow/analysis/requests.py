@@ -56,10 +56,11 @@ class Requests:
     disordered: int = 0
 
     @classmethod
-    def of(cls, table: Any) -> Requests:
-        """Those of a table of requests (``COLUMNS``) that were submitted in the window."""
-        measured = pc.equal(table.column("phase").cast(pa.string()), "measure")
-        rows = table.filter(measured)
+    def of(cls, table: Any, phase: str | None = "measure") -> Requests:
+        """Those of a table of requests (``COLUMNS``) that were submitted in a phase, by default in the window."""
+        rows = (
+            table if phase is None else table.filter(pc.equal(table.column("phase").cast(pa.string()), phase))
+        )
         origin_ns = pc.min(rows.column("t_submit_mono_ns")).as_py() or 0
         times = rows.column("token_mono_ns").combine_chunks()
         counts = times.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from llem_airflow.analysis.cycle import HAS_RESULT
 from llem_airflow.results import ResultReadError, StoredRun, layout
+from llem_airflow.results.parquet import read_table
 
 
 @dataclass(frozen=True)
@@ -146,12 +145,11 @@ def cycle_rows(run: StoredRun) -> list[dict[str, Any]]:
     """Rows of cycles.parquet.
 
     Raises:
-        ResultReadError: The run was not aggregated.
+        ResultReadError: The run was not aggregated, or the table does not read.
     """
     if not run.folder.exists(layout.CYCLES_TABLE):
         raise ResultReadError(f"{run.url}: not aggregated yet; `llem-airflow report {run.url}` does it")
-    with run.folder.open(layout.CYCLES_TABLE) as file:
-        table = pq.read_table(file)
+    table = read_table(run.folder, layout.CYCLES_TABLE)
     if absent := sorted(_NEEDED - set(table.column_names)):
         raise ResultReadError(
             f"{run.url}/{layout.CYCLES_TABLE}: there is no column {absent[0]!r}; `llem-airflow report {run.url} "

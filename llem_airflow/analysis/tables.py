@@ -14,7 +14,6 @@ from llem_airflow.analysis.metrics import METRICS
 from llem_airflow.analysis.planned import Planned
 from llem_airflow.analysis.statistics import Description
 from llem_airflow.analysis.summary import ExperimentSummary, Summary
-from llem_airflow.results.export import RELIABILITY_COLUMNS
 
 _TEXT, _WHOLE, _REAL, _TIME = pa.string(), pa.int64(), pa.float64(), pa.timestamp("ns", tz="UTC")
 
@@ -84,6 +83,17 @@ POWER_FACTS: tuple[tuple[str, str], ...] = (
     ("error", "short name of what failed in this reading"),
 )
 """Columns of the merged power.parquet: name, meaning."""
+
+RELIABILITY_COLUMNS: tuple[tuple[str, Any, str], ...] = (
+    ("host", _TEXT, "name of the machine; null where no attempt told it"),
+    ("engine", _TEXT, "name of the engine"),
+    ("cycles", _WHOLE, "planned cycles"),
+    ("valid", _WHOLE, "valid cycles"),
+    ("missed", _WHOLE, "cycles for which no GPU came"),
+    ("failed_attempts", _WHOLE, "attempts that failed, also of cycles that are valid now"),
+    ("reasons", _TEXT, "JSON: number of cycles that are not valid by the reason"),
+)
+"""Columns of the table of reliability, one row a host and engine: name, type, meaning."""
 
 CYCLES_SCHEMA = pa.schema(
     [(name, kind) for name, kind, _ in CYCLE_FACTS] + [(metric.name, _REAL) for metric in METRICS],

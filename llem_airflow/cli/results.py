@@ -153,9 +153,21 @@ def check_results(run: str, results_root: str) -> int:
 )
 def export_results(run: str, results_root: str, table: str, form: str, output: Path | None) -> int:
     """Write a table of a RUN: one row a cycle, an experiment, a sample of power, or a host and engine."""
-    from llem_airflow.analysis import console
+    import sys
 
-    return console.export(run, results_root, table, form, output)
+    from llem_airflow import terminal
+    from llem_airflow.frames.export import export_table
+    from llem_airflow.results import ResultsRoot
+    from llem_airflow.results.locate import locate_run
+
+    found = locate_run(run, ResultsRoot(results_root))
+    if output is None:
+        export_table(found, table, form, sys.stdout.buffer)
+        return 0
+    with output.open("wb") as file:
+        rows = export_table(found, table, form, file)
+    terminal.show(terminal.console(), terminal.Whole(f"{output}: {rows} rows"))
+    return 0
 
 
 @results_group.command("prune")

@@ -16,8 +16,8 @@ from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.console import load_summary
 from llem_airflow.analysis.integrity import check_run
 from llem_airflow.analysis.run_rows import cycle_rows
+from llem_airflow.frames.export import export_table
 from llem_airflow.results import ResultsRoot, StoredRun
-from llem_airflow.results.export import export_table
 from llem_airflow.results.locate import locate_run
 from tests.results.recorded import EPOCH_NS, S
 from tests.results.stored import FROZEN, IDS, make

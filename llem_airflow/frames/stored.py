@@ -1,0 +1,261 @@
+"""Frames of what is stored: runs, experiments, cycles, requests, power."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, overload
+
+import pandas as pd
+import pyarrow as pa
+
+from llem_airflow.analysis.aggregate import NO_METER
+from llem_airflow.analysis.merge import MERGED_SCHEMA
+from llem_airflow.analysis.planned import planned
+from llem_airflow.analysis.summary import Summary
+from llem_airflow.analysis.tables import CYCLES_SCHEMA, EXPERIMENTS_SCHEMA
+from llem_airflow.frames.asked import Both, Problems, Root, Runs, results_root, stored_runs, wanted
+from llem_airflow.frames.swept import Swept
+from llem_airflow.frames.tables import (
+    REQUESTS_TABLE_SCHEMA,
+    cycles_table,
+    experiments_table,
+    requests_table,
+    stored_table,
+    with_run,
+)
+from llem_airflow.frames.typed import joined, rows_table, typed
+from llem_airflow.results import StoredRun, layout
+from llem_airflow.results.locate import run_name, some_runs
+
+_TEXT, _WHOLE, _TIME = pa.string(), pa.int64(), pa.timestamp("ns", tz="UTC")
+_RUNS_SCHEMA = pa.schema(
+    [
+        ("study", _TEXT),
+        ("run_id", _TEXT),
+        ("run", _TEXT),
+        ("state", _TEXT),
+        ("started", _TIME),
+        ("finished", _TIME),
+        ("experiments", _WHOLE),
+        ("planned", _WHOLE),
+        ("valid", _WHOLE),
+        ("energy_kind", _TEXT),
+        ("release", _TEXT),
+        ("dag_id", _TEXT),
+        ("answer", _TEXT),
+        ("url", _TEXT),
+    ]
+)
+
+
+@overload
+def runs_df(root: Root = ..., study: str | None = ..., *, strict: Literal[True] = ...) -> pd.DataFrame: ...
+@overload
+def runs_df(root: Root = ..., study: str | None = ..., *, strict: Literal[False]) -> Both: ...
+def runs_df(root: Root = None, study: str | None = None, *, strict: bool = True) -> pd.DataFrame | Both:
+    """One row a run, oldest first.
+
+    ``run`` is its name in every verb and function; ``state`` is done, not aggregated, or damaged; ``planned`` and
+    ``valid`` count cycles.
+
+    Args:
+        root: Folder or URL of the results, or a ``ResultsRoot``; default: LLEM_RESULTS_ROOT, then ``./results``.
+        study: Only the runs of this study.
+        strict: Raise when a run is damaged; else return the frame and what is wrong.
+
+    Raises:
+        NoSuchRunError: There is no run, or no such folder; the message says what there is.
+        FrameError: Strict, and a run is damaged.
+    """
+    problems = Problems()
+    rows = [_run_row(run, problems) for run in some_runs(results_root(root), study)]
+    return problems.beside(typed(rows_table(rows, _RUNS_SCHEMA)), strict=strict)
+
+
+@overload
+def experiments_df(runs: Runs, *, root: Root = ..., strict: Literal[True] = ...) -> pd.DataFrame: ...
+@overload
+def experiments_df(runs: Runs, *, root: Root = ..., strict: Literal[False]) -> Both: ...
+def experiments_df(runs: Runs, *, root: Root = None, strict: bool = True) -> pd.DataFrame | Both:
+    """One row an experiment: each metric's mean, spread and 95 % interval over cycles, and a column for each swept key.
+
+    Columns are those of experiments.parquet (results/README.md), each ``<metric>_n`` as a whole number.
+
+    Args:
+        runs: As ``runs_df`` gives them, or a run, or several: names, paths, URLs, stored runs.
+        root: Where names are looked up; as for ``runs_df``.
+        strict: Raise when a run cannot be read or was not aggregated; else return the frame and what is wrong.
+
+    Raises:
+        FrameError: Strict, and something cannot be read.
+        NoSuchRunError: A name names no run.
+    """
+    return _of_runs(runs, root, experiments_table, EXPERIMENTS_SCHEMA, strict=strict)
+
+
+@overload
+def cycles_df(runs: Runs, *, root: Root = ..., strict: Literal[True] = ...) -> pd.DataFrame: ...
+@overload
+def cycles_df(runs: Runs, *, root: Root = ..., strict: Literal[False]) -> Both: ...
+def cycles_df(runs: Runs, *, root: Root = None, strict: bool = True) -> pd.DataFrame | Both:
+    """One row a planned cycle, whatever became of it (``status``, ``reason``), with a column for each swept key.
+
+    Columns are those of cycles.parquet (results/README.md). A damaged, failed or missing cycle is a row
+    without numbers.
+
+    Args:
+        runs: As for ``experiments_df``.
+        root: Where names are looked up; as for ``runs_df``.
+        strict: Raise when a run cannot be read or was not aggregated; else return the frame and what is wrong.
+
+    Raises:
+        FrameError: Strict, and something cannot be read.
+        NoSuchRunError: A name names no run.
+    """
+    return _of_runs(runs, root, cycles_table, CYCLES_SCHEMA, strict=strict)
+
+
+@overload
+def requests_df(
+    run: Runs, experiment: Any = ..., cycle: Any = ..., *, root: Root = ..., strict: Literal[True] = ...
+) -> pd.DataFrame: ...
+@overload
+def requests_df(
+    run: Runs, experiment: Any = ..., cycle: Any = ..., *, root: Root = ..., strict: Literal[False]
+) -> Both: ...
+def requests_df(
+    run: Runs,
+    experiment: str | Iterable[str] | None = None,
+    cycle: int | Iterable[int] | None = None,
+    *,
+    root: Root = None,
+    strict: bool = True,
+) -> pd.DataFrame | Both:
+    """One row a request of the committed cycles, also of the warm-up (``phase``), with a column for each swept key.
+
+    ``t_submit``, ``t_first`` and ``t_last`` are in UTC; ``ttft_s``, ``tpot_s`` and ``e2el_s`` are the latencies that
+    the cycle's percentiles are made of. The run need not be aggregated.
+
+    Args:
+        run: A run; several are possible as for ``experiments_df``.
+        experiment: Id of the experiment, or several; default: all.
+        cycle: Which repetition, from 1, or several; default: all.
+        root: Where names are looked up; as for ``runs_df``.
+        strict: Raise when a cycle cannot be read; else return the frame and what is wrong.
+
+    Raises:
+        FrameError: Strict, and a cycle cannot be read.
+        NoSuchRunError: A name names no run.
+        ValueError: There is no such experiment or cycle.
+    """
+    problems, tables, found = Problems(), [], stored_runs(run, root)
+    swept = Swept.of(found, problems)
+    for one, experiments, cycles in _selected(found, experiment, cycle, problems):
+        for ref in one.cycles():
+            if ref.experiment_id in experiments and ref.cycle in cycles:
+                with problems.caught(one, ref.experiment_id, ref.cycle):
+                    tables.append(swept.beside(requests_table(one, ref), one))
+    return problems.beside(typed(joined(tables, REQUESTS_TABLE_SCHEMA)), strict=strict)
+
+
+@overload
+def power_df(
+    run: Runs, experiment: Any = ..., cycle: Any = ..., *, root: Root = ..., strict: Literal[True] = ...
+) -> pd.DataFrame: ...
+@overload
+def power_df(
+    run: Runs, experiment: Any = ..., cycle: Any = ..., *, root: Root = ..., strict: Literal[False]
+) -> Both: ...
+def power_df(
+    run: Runs,
+    experiment: str | Iterable[str] | None = None,
+    cycle: int | Iterable[int] | None = None,
+    *,
+    root: Root = None,
+    strict: bool = True,
+) -> pd.DataFrame | Both:
+    """One row a sample of power (``t_epoch`` in UTC, ``power_instant_mw``, …), with a column for each swept key.
+
+    Columns are those of the merged power.parquet (results/README.md). Of a large run only the row groups of the
+    experiments and cycles asked for are read.
+
+    Args:
+        run: An aggregated run; several are possible as for ``experiments_df``.
+        experiment: Id of the experiment, or several; default: all.
+        cycle: Which repetition, from 1, or several; default: all.
+        root: Where names are looked up; as for ``runs_df``.
+        strict: Raise when samples that a cycle should have are absent; else return the frame and what is wrong.
+
+    Raises:
+        FrameError: Strict, and the run was not aggregated, or samples are absent.
+        NoSuchRunError: A name names no run.
+        ValueError: There is no such experiment or cycle.
+    """
+    problems, tables, found = Problems(), [], stored_runs(run, root)
+    swept = Swept.of(found, problems)
+    for one, experiments, cycles in _selected(found, experiment, cycle, problems):
+        filters: list[Any] = [("experiment", "in", experiments)] if experiment is not None else []
+        filters += [("cycle", "in", cycles)] if cycle is not None else []
+        with problems.caught(one):
+            tables.append(
+                swept.beside(with_run(stored_table(one, layout.POWER_TABLE, filters or None), one), one)
+            )
+            for absent in (one.summary() or {}).get("power_absent", ()):
+                where = absent["experiment"], absent["cycle"]
+                if absent["reason"] != NO_METER and where[0] in experiments and where[1] in cycles:
+                    problems.add(one, f"{one.url}: {where[0]} cycle {where[1]}: {absent['reason']}", *where)
+    return problems.beside(
+        typed(joined(tables, with_run(MERGED_SCHEMA.empty_table(), found[0]).schema)), strict=strict
+    )
+
+
+def _selected(
+    runs: Iterable[StoredRun], experiment: Any, cycle: Any, problems: Problems
+) -> Iterable[tuple[StoredRun, list[str], list[int]]]:
+    """Each run with the experiments and cycles that are meant; one that a run does not have is no problem of others."""
+    there: dict[str, tuple[StoredRun, list[tuple[str, int]]]] = {}
+    for run in runs:
+        refs = [(ref.experiment_id, ref.cycle) for ref in run.cycles()]
+        with problems.caught(run):
+            refs += planned(run.plan()).cycles
+        there[run.url] = run, refs
+    every = [ref for _, refs in there.values() for ref in refs]
+    experiments = wanted(experiment, list(dict.fromkeys(name for name, _ in every)), "experiment")
+    cycles = wanted(cycle, sorted({number for _, number in every}), "cycle")
+    for run, refs in there.values():
+        yield (
+            run,
+            list(dict.fromkeys(name for name, _ in refs if experiments is None or name in experiments)),
+            sorted({number for _, number in refs if cycles is None or number in cycles}),
+        )
+
+
+def _of_runs(
+    runs: Runs, root: Root, table: Callable[[StoredRun], Any], schema: Any, *, strict: bool
+) -> pd.DataFrame | Both:
+    problems, tables, found = Problems(), [], stored_runs(runs, root)
+    swept = Swept.of(found, problems)
+    for run in found:
+        with problems.caught(run):
+            tables.append(swept.beside(table(run), run))
+    return problems.beside(typed(joined(tables, schema)), strict=strict)
+
+
+def _run_row(run: StoredRun, problems: Problems) -> dict[str, Any]:
+    row: dict[str, Any] = {"study": run.study, "run_id": run.run_id, "run": run_name(run), "url": run.url}
+    row |= {"state": "damaged", "started": run.started_epoch_ns() or None}
+    with problems.caught(run):
+        meta, plan, stored = run.meta(), run.plan(), run.summary()
+        row |= {"release": meta.get("version"), "dag_id": meta.get("dag_id")}
+        row |= {"experiments": len(plan.get("experiments", ())), "planned": len(planned(plan).cycles)}
+        row["state"] = "not aggregated"
+        if stored:
+            row["state"] = "damaged"
+            summary = Summary.from_json(stored, f"{run.url}/{layout.SUMMARY}")
+            row |= {name: getattr(summary, name) for name in ("planned", "valid", "energy_kind", "answer")}
+            row |= {
+                "experiments": len(summary.experiments),
+                "finished": summary.finished_epoch_ns,
+                "state": "done",
+            }
+    return row

@@ -1,0 +1,144 @@
+"""The tables of a run as Arrow tables: what the frames and `results export` are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from llem_airflow.analysis.latency import e2el_s, tpot_s, ttft_s
+from llem_airflow.analysis.requests import COLUMNS, Requests
+from llem_airflow.analysis.tables import STATISTICS
+from llem_airflow.analysis.timeline import epoch_ns
+from llem_airflow.results import CycleRef, ResultReadError, StoredRun, layout
+from llem_airflow.results.parquet import REQUESTS_SCHEMA
+
+_NAMES = pa.dictionary(pa.int32(), pa.string())
+_TIME = pa.timestamp("ns", tz="UTC")
+_TIMES = ("t_submit", "t_first", "t_last")
+_LATENCIES = {"ttft_s": ttft_s, "tpot_s": tpot_s, "e2el_s": e2el_s}
+_OF_CYCLE = [("study", _NAMES), ("run_id", _NAMES), ("experiment", _NAMES), ("cycle", pa.int32())]
+
+REQUESTS_TABLE_SCHEMA = pa.schema(
+    [
+        *_OF_CYCLE,
+        *REQUESTS_SCHEMA,
+        *((name, _TIME) for name in _TIMES),
+        *((name, pa.float64()) for name in _LATENCIES),
+    ]
+)
+"""Columns of the requests: where they come from, what is stored of each, its times in UTC, its latencies."""
+
+
+def stored_table(run: StoredRun, name: str, filters: Any = None) -> Any:
+    """A table of an aggregated run.
+
+    Args:
+        run: The run.
+        name: Name of its file.
+        filters: As for ``pq.read_table``: only the row groups that can hold such rows are read.
+
+    Raises:
+        ResultReadError: The run was not aggregated, or the file does not open.
+    """
+    require_aggregated(run, name)
+    try:
+        return pq.read_table(
+            f"{run.folder.path}/{name}", filesystem=run.folder.fs, filters=filters, partitioning=None
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(run, name, error) from error
+
+
+def _unreadable(run: StoredRun, name: str, error: Exception) -> ResultReadError:
+    return ResultReadError(f"{run.url}/{name}: cannot be read: {str(error).splitlines()[0]}")
+
+
+def require_aggregated(run: StoredRun, name: str) -> None:
+    """Raise ResultReadError when a run has no such table, or summary."""
+    if not run.folder.exists(name):
+        raise ResultReadError(f"{run.url}: not aggregated yet; `llem-airflow report {run.url}` does it")
+
+
+def cycles_table(run: StoredRun) -> Any:
+    """The cycles of a run."""
+    return stored_table(run, layout.CYCLES_TABLE)
+
+
+def power_tables(run: StoredRun) -> Iterator[Any]:
+    """The samples of power of a run, a row group at a time; one table without rows where there is none.
+
+    Raises:
+        ResultReadError: The run was not aggregated, or the file does not open.
+    """
+    require_aggregated(run, layout.POWER_TABLE)
+    try:
+        with run.folder.open(layout.POWER_TABLE) as file:
+            stored = pq.ParquetFile(file)
+            for group in range(stored.num_row_groups):
+                yield stored.read_row_group(group)
+            if not stored.num_row_groups:
+                yield stored.schema_arrow.empty_table()
+    except pa.ArrowException as error:
+        raise _unreadable(run, layout.POWER_TABLE, error) from error
+
+
+def experiments_table(run: StoredRun) -> Any:
+    """The experiments of a run; numbers of cycles are whole numbers, also in files that hold them as others."""
+    table = stored_table(run, layout.EXPERIMENTS_TABLE)
+    counts = {f"_{key}" for key, _ in STATISTICS if key == "n"}
+    for index, field in enumerate(table.schema):
+        if field.name[-2:] in counts and pa.types.is_floating(field.type):
+            table = table.set_column(index, field.name, table.column(index).cast(pa.int64()))
+    return table
+
+
+def requests_table(run: StoredRun, ref: CycleRef) -> Any:
+    """The requests of a committed cycle, with absolute times and latencies.
+
+    Raises:
+        ResultReadError: The requests or the result are damaged or absent.
+    """
+    table, anchors = ref.requests(), ref.result().anchors
+    if absent := sorted(set(COLUMNS) - set(table.column_names)):
+        raise ResultReadError(f"{ref.folder.url}/{layout.REQUESTS}: there is no column {absent[0]}")
+    for index, (name, kind) in enumerate(_OF_CYCLE):
+        table = table.add_column(index, name, _same(_cycle_facts(run, ref)[name], kind, table.num_rows))
+    for name in _TIMES:
+        table = table.append_column(name, _absolute(table.column(f"{name}_mono_ns"), anchors))
+    told = Requests.of(table, phase=None)
+    for name, latency in _LATENCIES.items():
+        table = table.append_column(name, pa.array(latency(told), from_pandas=True))
+    return table
+
+
+def with_run(table: Any, run: StoredRun) -> Any:
+    """A table that has no columns for study and run, with them."""
+    for index, (name, text) in enumerate({"study": run.study, "run_id": run.run_id}.items()):
+        table = table.add_column(index, name, _same(text, _NAMES, table.num_rows))
+    return table
+
+
+def _cycle_facts(run: StoredRun, ref: CycleRef) -> dict[str, Any]:
+    return {"study": run.study, "run_id": run.run_id, "experiment": ref.experiment_id, "cycle": ref.cycle}
+
+
+def _same(value: Any, kind: Any, rows: int) -> Any:
+    """One value for all rows."""
+    if not pa.types.is_dictionary(kind):
+        return pa.array(np.full(rows, value), kind)
+    indices = pa.array(np.zeros(rows, dtype=np.int32))
+    return pa.DictionaryArray.from_arrays(indices, pa.array([value], pa.string()))
+
+
+def _absolute(mono_ns: Any, anchors: Sequence[Any]) -> Any:
+    """Monotonic times in UTC; null where the time, or every anchor, is not known."""
+    if not anchors:
+        return pa.nulls(len(mono_ns), _TIME)
+    unknown = pc.is_null(mono_ns).to_numpy(zero_copy_only=False)
+    known = pc.fill_null(mono_ns, 0).to_numpy(zero_copy_only=False)
+    return pa.array(epoch_ns(known, anchors), mask=unknown).cast(_TIME)
