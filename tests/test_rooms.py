@@ -36,7 +36,7 @@ def test_the_command_s_help_loads_no_room() -> None:
     code = (
         "import sys; from click.testing import CliRunner; from llem_airflow.cli import main; "
         "assert CliRunner().invoke(main, ['--help']).exit_code == 0; "
-        "print([m for m in ('airflow', 'docker', 'numpy', 'scipy', 'pyarrow', 'torch') if m in sys.modules])"
+        "print([m for m in ('airflow', 'docker', 'numpy', 'scipy', 'pandas', 'pyarrow', 'torch') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
