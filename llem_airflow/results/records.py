@@ -23,7 +23,13 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 @dataclass(frozen=True)
 class _Stored:
-    """What a cycle and a failed attempt have in common."""
+    """What a cycle and a failed attempt have in common.
+
+    Attributes:
+        folder: Where it lies.
+        experiment_id: ``<slug>-<hash8>``.
+        cycle: Which repetition, from 1.
+    """
 
     folder: Folder
     experiment_id: str
@@ -43,9 +49,6 @@ class CycleRef(_Stored):
     """A committed cycle.
 
     Attributes:
-        folder: Where it lies.
-        experiment_id: ``<slug>-<hash8>``.
-        cycle: Which repetition, from 1.
         repeat: 0, or k for the k-th later result of the same cycle.
     """
 
@@ -95,9 +98,6 @@ class FailureRef(_Stored):
     """A stored failed attempt.
 
     Attributes:
-        folder: Where it lies.
-        experiment_id: ``<slug>-<hash8>``.
-        cycle: Which repetition, from 1.
         attempt: Which try, as the caller counted it.
         repeat: 0, or k for the k-th later record of the same attempt number.
     """

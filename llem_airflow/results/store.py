@@ -20,12 +20,7 @@ class ResultsRoot:
     """The folder or bucket under which all studies and runs lie."""
 
     def __init__(self, url: str | Path, **options: Any) -> None:
-        """Open a root.
-
-        Args:
-            url: ``file:///…``, ``s3://bucket/…``, any URL fsspec knows, or a local path.
-            options: What fsspec needs for that file system, such as ``endpoint_url``.
-        """
+        """Open a root; the arguments are those of ``Folder.at``."""
         self.folder = Folder.at(url, **options)
 
     @property
@@ -214,8 +209,8 @@ class StoredRun:
         """Store what a failed attempt left.
 
         Args:
-            experiment_id: ``<slug>-<hash8>``.
-            cycle: Which repetition, from 1.
+            experiment_id: As for a cycle.
+            cycle: As for a cycle.
             attempt: Which try.
             folder: What could be collected; may be empty or absent.
             provenance: As for a cycle, with ``failure``: ``{"category", "message", "hint", "retryable"}``.
@@ -263,24 +258,20 @@ class StoredRun:
         """
         found: list[CycleRef] = []
         for experiment_id in self.folder.child(layout.EXPERIMENTS_DIR).folders():
-            refs = self._refs(experiment_id)
+            refs = self._results(experiment_id)
             found += refs if repeats else {ref.cycle: ref for ref in refs}.values()
         return found
 
     def cycle(self, experiment_id: str, cycle: int) -> CycleRef | None:
         """The latest result of one cycle, or None."""
-        refs = [ref for ref in self._refs(experiment_id) if ref.cycle == cycle]
-        return refs[-1] if refs else None
+        return {ref.cycle: ref for ref in self._results(experiment_id)}.get(cycle)
 
-    def _refs(self, experiment_id: str) -> list[CycleRef]:
+    def _results(self, experiment_id: str) -> list[CycleRef]:
         """All results of an experiment, by cycle and then by time."""
         root = self._experiment(experiment_id)
         parsed = [(root.child(name), layout.parse_cycle(name)) for name in root.folders()]
-        refs = [
-            CycleRef(folder, experiment_id, *found)
-            for folder, found in parsed
-            if found and folder.exists(layout.RESULT)
-        ]
+        refs = [CycleRef(folder, experiment_id, *found) for folder, found in parsed if found]
+        refs = [ref for ref in refs if ref.folder.exists(layout.RESULT)]
         return sorted(refs, key=lambda ref: (ref.cycle, ref.repeat))
 
     def failures(self) -> list[FailureRef]:

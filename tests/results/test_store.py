@@ -7,7 +7,7 @@ import pytest
 
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.integrity import check_run
-from llem_airflow.results import ResultsRoot, StoredRun
+from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun
 from llem_airflow.results.folder import ResultsWriteError
 from tests.results.conftest import RUN_ID
 from tests.results.recorded import EPOCH_NS, Recording, S, plan_json, provenance
@@ -95,3 +95,27 @@ def test_a_run_is_aggregated_where_it_lies(run: StoredRun, tmp_path: Path) -> No
     aggregate_run(run)
     assert run.folder.read("power.parquet") == first
     assert check_run(run) == []
+
+
+def test_reasons_of_skipped_and_not_begun_cycles_read_back_and_a_damaged_one_is_named(run: StoredRun) -> None:
+    run.mark_skipped(EXPERIMENT, 2, "not needed")
+    run.mark_not_begun(EXPERIMENT, 3, "outside the window")
+    assert (run.skipped(), run.not_begun()) == (
+        {(EXPERIMENT, 2): "not needed"},
+        {(EXPERIMENT, 3): "outside the window"},
+    )
+    run.folder.child("skipped", EXPERIMENT).write("cycle-2.json", b'{"cyc')
+    with pytest.raises(ResultReadError, match=r"skipped/.*/cycle-2\.json: not JSON"):
+        run.skipped()
+
+
+@pytest.mark.parametrize("name", ["run.json", "plan.json", "summary.json"])
+def test_a_file_of_the_run_that_is_no_object_is_named_and_hides_no_run(
+    root: ResultsRoot, run: StoredRun, name: str
+) -> None:
+    run.write_plan("a", {"cycles": 1}, {"dag_id": "energy"})
+    run.folder.write(name, b"[]")
+    (found,) = root.runs()
+    read = {"run.json": found.meta, "plan.json": found.plan, "summary.json": found.summary}[name]
+    with pytest.raises(ResultReadError, match=rf"{name}: expected an object"):
+        read()
