@@ -162,12 +162,18 @@ def import_folder(folder: Path, root: ResultsRoot, study: str | None = None) -> 
     """
     if not folder.is_dir():
         raise ResultReadError(f"{folder}: no such folder; give a results folder of llenergymeasure")
-    bundles, problems = _bundles(folder)
+    bundles, problems = [], []
+    for file in sorted(folder.glob("*/result.json")):
+        try:
+            bundles.append(_bundle(file))
+        except ResultReadError as error:
+            problems.append(str(error))
     if not bundles:
         reasons = "; ".join(problems) or "no folder in it has a result.json"
         raise ResultReadError(
             f"{folder}: nothing to import: {reasons}; give a results folder of llenergymeasure"
         )
+    bundles.sort(key=lambda one: (one.begin_ns, one.folder.name))
     run = root.run(study or folder.resolve().name, f"imported-{folder.resolve().name}")
     run.write_plan(
         f"# Imported from llenergymeasure: {folder.resolve().name}\n",
@@ -181,18 +187,8 @@ def import_folder(folder: Path, root: ResultsRoot, study: str | None = None) -> 
     return run, problems
 
 
-def _bundles(folder: Path) -> tuple[list[_Bundle], list[str]]:
-    found, problems = [], []
-    for file in sorted(folder.glob("*/result.json")):
-        try:
-            found.append(_bundle(file.parent))
-        except ResultReadError as error:
-            problems.append(str(error))
-    return sorted(found, key=lambda one: (one.begin_ns, one.folder.name)), problems
-
-
-def _bundle(folder: Path) -> _Bundle:
-    file = folder / "result.json"
+def _bundle(file: Path) -> _Bundle:
+    folder = file.parent
     # Before the fields, which may be others in another version.
     version = _read(file, _Version).bundle_version
     if version != BUNDLE_VERSION:
@@ -292,17 +288,15 @@ def _devices(one: _Bundle) -> dict[str, float]:
 def _power_rows(
     one: _Bundle, devices: Mapping[str, float], samples: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    rows = []
-    for name, joules in devices.items():
-        rows.append(_row(0, name, energy_mj=0))
-        rows.append(_row(one.window_ns, name, energy_mj=round(joules * 1e3)))
-    summed: dict[tuple[int, str], float] = {}
+    watts = Counter[tuple[int, str]]()
     for sample in samples:
         name = "all-gpus" if "all-gpus" in devices else f"gpu-{sample['gpu_index']}"
-        at_ns = round((sample["timestamp_s"] + 1) * _S)  # the end of the second that it is the mean of
-        summed[at_ns, name] = summed.get((at_ns, name), 0.0) + sample["power_w"]
-    means = ((t_ns, name, watts) for (t_ns, name), watts in summed.items() if name in devices)
-    rows += [_row(t_ns, name, power_average_mw=round(watts * 1e3)) for t_ns, name, watts in means]
+        end_ns = round((sample["timestamp_s"] + 1) * _S)  # of the second that it is the mean of
+        watts[end_ns, name] += sample["power_w"]
+    rows = [_row(0, name, energy_mj=0) for name in devices]
+    rows += [_row(one.window_ns, name, energy_mj=round(joules * 1e3)) for name, joules in devices.items()]
+    means = {key: round(w * 1e3) for key, w in watts.items() if key[1] in devices}
+    rows += [_row(*key, power_average_mw=milliwatts) for key, milliwatts in means.items()]
     return sorted(rows, key=lambda row: int(row["t_before_mono_ns"]))
 
 

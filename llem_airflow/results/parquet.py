@@ -17,30 +17,22 @@ from llem_airflow.protocol.records import POWER_COLUMNS
 from llem_airflow.results.folder import Folder, ResultReadError, first_line
 
 _NS = ("t_before_mono_ns", "t_after_mono_ns")
-_WIDE = ("energy_mj", "event_reasons", "memory_used_bytes")
-_TEXT = ("gpu", "error")
+_NAMES = pa.dictionary(pa.int32(), pa.string())
 _METADATA = {"llem_schema_version": str(PROTOCOL_VERSION)}
+_POWER_TYPES = {
+    **dict.fromkeys(POWER_COLUMNS, pa.int32()),
+    **dict.fromkeys((*_NS, "energy_mj", "event_reasons", "memory_used_bytes"), pa.int64()),
+    **dict.fromkeys(("gpu", "error"), _NAMES),
+}
+_CSV_TYPES = {pa.int32(): pa.float64(), pa.int64(): pa.int64(), _NAMES: pa.string()}
 
-POWER_SCHEMA = pa.schema(
-    [
-        (
-            name,
-            pa.int64()
-            if name in _NS + _WIDE
-            else pa.dictionary(pa.int32(), pa.string())
-            if name in _TEXT
-            else pa.int32(),
-        )
-        for name in POWER_COLUMNS
-    ],
-    metadata=_METADATA,
-)
+POWER_SCHEMA = pa.schema(list(_POWER_TYPES.items()), metadata=_METADATA)
 """power.parquet: int64 nanoseconds, int32 milliwatts, dictionary-coded GPU UUIDs."""
 
 REQUESTS_SCHEMA = pa.schema(
     [
         ("request_id", pa.string()),
-        ("phase", pa.dictionary(pa.int32(), pa.string())),
+        ("phase", _NAMES),
         ("iteration", pa.int32()),
         ("prompt_index", pa.int32()),
         ("batch_size", pa.int32()),
@@ -51,7 +43,7 @@ REQUESTS_SCHEMA = pa.schema(
         ("t_last_mono_ns", pa.int64()),
         ("token_mono_ns", pa.list_(pa.int64())),
         ("output_token_ids", pa.list_(pa.int32())),
-        ("finish_reason", pa.dictionary(pa.int32(), pa.string())),
+        ("finish_reason", _NAMES),
     ],
     metadata=_METADATA,
 )
@@ -164,7 +156,7 @@ def power_to_parquet(source: Path, target: Path) -> int:
             include_columns=POWER_COLUMNS,
             include_missing_columns=True,
             strings_can_be_null=True,
-            column_types={name: _csv_type(name) for name in POWER_COLUMNS},
+            column_types={name: _CSV_TYPES[kind] for name, kind in _POWER_TYPES.items()},
         ),
     )
     with GroupedWriter(target, POWER_SCHEMA, **POWER_OPTIONS) as writer:
@@ -194,12 +186,6 @@ def _decoded(line: bytes) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         return None
-
-
-def _csv_type(name: str) -> Any:
-    if name in _NS + _WIDE:
-        return pa.int64()
-    return pa.string() if name in _TEXT else pa.float64()
 
 
 def _narrow(table: Any) -> Any:
