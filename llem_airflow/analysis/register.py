@@ -11,9 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llem_airflow.analysis.power_series import Floats
 
+Ints = NDArray[np.int64]
 REGISTER_S = 0.1
 """Period of the power registers: 100-101 ms on A100, H100 and GeForce, 20 ms on V100 (arXiv 2312.02741)."""
 PERIOD_OFF_RATIO = 0.015
@@ -84,11 +86,36 @@ class Register:
 
     def last_write(self, t_s: Floats) -> tuple[Floats, Floats]:
         """The last write before each instant, by the sharp move that tells it best, and how far it may be off."""
-        doubts_s = self.off_s + np.abs(t_s[:, None] - self.moves_s) / self.period_s * self.period_off_s
-        best = np.argmin(doubts_s, axis=1)
+        best = self._best_move(t_s)
         since_s = t_s - self.moves_s[best]
         written_s = self.moves_s[best] + np.floor(since_s / self.period_s) * self.period_s
-        return written_s, doubts_s[np.arange(len(t_s)), best] + self.wander_s
+        return written_s, self._doubt_s(t_s, best) + self.wander_s
+
+    def _doubt_s(self, t_s: Floats, move: Ints) -> Floats:
+        """How far a write at an instant may be off, by a move."""
+        return self.off_s[move] + np.abs(t_s - self.moves_s[move]) / self.period_s * self.period_off_s
+
+    def _best_move(self, t_s: Floats) -> Ints:
+        """The move with the least doubt at each instant.
+
+        Doubt grows evenly with the distance from the move. So the best of all moves before an instant is the same for
+        all later ones until a better one comes, and likewise backwards: no instant is compared with every move.
+        """
+        grows = self.moves_s * (self.period_off_s / self.period_s)
+        before = _least_so_far(self.off_s - grows)
+        after = (len(grows) - 1 - _least_so_far((self.off_s + grows)[::-1]))[::-1]
+        at = np.searchsorted(self.moves_s, t_s, side="right")
+        one, other = before[np.maximum(at - 1, 0)], after[np.minimum(at, len(grows) - 1)]
+        nearer = self._doubt_s(t_s, one) <= self._doubt_s(t_s, other)
+        found: Ints = np.where(nearer, one, other)
+        return found
+
+
+def _least_so_far(values: Floats) -> Ints:
+    """The place of the least of all values up to each."""
+    least = np.minimum.accumulate(values)
+    is_new = np.concatenate([[True], least[1:] < least[:-1]])
+    return np.maximum.accumulate(np.where(is_new, np.arange(len(values)), 0))
 
 
 def find_writes(t_s: Floats, call_s: Floats, counter_j: Floats, *, clocked: bool = True) -> Writes:

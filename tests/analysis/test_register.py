@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+import tracemalloc
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llem_airflow.analysis.counter import counter_energy
 from llem_airflow.analysis.power_series import GpuSeries, series_by_gpu
-from llem_airflow.analysis.register import find_register, find_writes
+from llem_airflow.analysis.register import Register, find_register, find_writes
 from tests.analysis.sampled import GPU, at_ns, columns, row
 
 WATTS = 300.0
@@ -130,3 +132,31 @@ def test_a_register_that_is_written_less_than_once_a_second_has_no_uncertainty_t
     found = counter_energy(series(2.0, 0.3, ()), 0.0, 20.0, steps=True)
     assert found.energy_j == pytest.approx(WATTS * 20, rel=0.05)
     assert found.uncertainty_j is None
+
+
+@given(
+    st.integers(1, 12),
+    st.integers(0, 30),
+    st.sampled_from([0.0, 1e-6, 1e-3]),
+    st.randoms(use_true_random=False),
+)
+def test_the_best_move_is_that_of_all_moves(
+    moves: int, instants: int, period_off_s: float, chance: random.Random
+) -> None:
+    moves_s = np.sort([chance.uniform(0, 100) for _ in range(moves)])
+    off_s = np.array([chance.choice([1e-4, 2e-4, chance.uniform(1e-5, 1e-3)]) for _ in range(moves)])
+    t_s = np.array([chance.uniform(-5, 105) for _ in range(instants)] + list(moves_s))
+    _, doubt_s = Register(moves_s, off_s, 0.1, period_off_s, 0.0).last_write(t_s)
+    every_s = off_s + np.abs(t_s[:, None] - moves_s) / 0.1 * period_off_s
+    assert doubt_s == pytest.approx(every_s.min(axis=1), rel=1e-9)
+
+
+def test_a_counter_that_moves_at_every_reading_of_a_long_window_costs_little_memory() -> None:
+    moves_s = np.arange(30_000) / 100.0
+    tracemalloc.start()
+    try:
+        Register(moves_s, np.full(30_000, 1e-4), 0.01, 1e-7, 0.0).last_write(moves_s + 0.001)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 50e6
