@@ -55,7 +55,9 @@ class Problems:
     ) -> None:
         """Keep a problem of a run, or of one of its cycles; of no run where it is not known which."""
         of_run = {"study": run.study, "run_id": run.run_id, "url": run.url} if run else {}
-        self.found.append({**of_run, "experiment": experiment, "cycle": cycle, "problem": problem})
+        row = {**of_run, "experiment": experiment, "cycle": cycle, "problem": problem}
+        if row not in self.found:  # a file that two parts of a frame come from
+            self.found.append(row)
 
     @contextmanager
     def caught(

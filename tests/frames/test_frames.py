@@ -313,6 +313,10 @@ def test_a_run_whose_question_is_damaged_still_has_its_rows(make_run: MakeRun, n
     frame, problems = cycles_df(run.url, strict=False)
     assert len(frame) == 6
     assert problems.empty == (name == "run.json")  # nothing of the frame comes from it
+    for read in (requests_df, power_df):
+        frame, problems = read(run.url, strict=False)
+        assert len(frame) > 100
+        assert len(problems) == (name != "run.json")
     runs, problems = runs_df(root_of(run), strict=False)
     assert len(runs) == 1
     assert problems.empty == (name == "study.yaml")
