@@ -9,16 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from llem_airflow.analysis.sequential import (
-    FAMILY,
-    GROSS_RATIO,
-    LEARNING,
-    QUARTER,
-    Alarm,
-    Watch,
-    watch,
-    without_spikes,
-)
+from llem_airflow.analysis.level_tests import FAMILY, GROSS_RATIO, LEARNING, QUARTER
+from llem_airflow.analysis.noise import without_spikes
+from llem_airflow.analysis.sequential import Alarm, Series, Watch, watch_study
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO, Verdict, compare
 
 MAX_P = 0.001
@@ -149,20 +142,66 @@ def trend(
         experiments: Experiments of the study: they share the budget of false alarms.
         threshold_ratio: Smallest change that matters.
     """
-    ordered = sorted(points, key=lambda point: point.t_epoch_ns)
-    same = [point for point in ordered if point.conditions == ordered[-1].conditions]
-    seen = watch(
-        [point.mean for point in same],
-        [round((point.t_epoch_ns - same[0].t_epoch_ns) / DAY_NS) for point in same],
+    return trends([points], better, experiments=experiments, threshold_ratio=threshold_ratio)[0]
+
+
+def trends(
+    histories: Sequence[Sequence[Point]],
+    better: str,
+    *,
+    experiments: int = 1,
+    threshold_ratio: float = THRESHOLD_RATIO,
+) -> list[Trend]:
+    """What the histories of a study's experiments say: how runs differ by chance is learnt from all of them.
+
+    Args:
+        histories: The runs of each experiment; at least one each.
+        better: ``lower`` or ``higher`` is better.
+        experiments: Experiments of the study: they share the budget of false alarms.
+        threshold_ratio: Smallest change that matters.
+    """
+    ordered = [sorted(points, key=lambda point: point.t_epoch_ns) for points in histories]
+    same = [[one for one in each if one.conditions == each[-1].conditions] for each in ordered]
+    first = min((points[0].t_epoch_ns for points in same), default=0)
+    seen = watch_study(
+        [
+            Series(
+                values=[point.mean for point in points],
+                days=[round((point.t_epoch_ns - first) / DAY_NS) for point in points],
+                runs=[point.t_epoch_ns for point in points],
+            )
+            for points in same
+        ],
         experiments=experiments,
         threshold_ratio=threshold_ratio,
     )
+    return [
+        _trend(
+            points,
+            [one for one in each if one.conditions != each[-1].conditions],
+            watched,
+            better,
+            experiments,
+            threshold_ratio,
+        )
+        for each, points, watched in zip(ordered, same, seen, strict=True)
+    ]
+
+
+def _trend(
+    same: Sequence[Point],
+    left_out: Sequence[Point],
+    seen: Watch,
+    better: str,
+    experiments: int,
+    threshold_ratio: float,
+) -> Trend:
     alarms, verdict = seen.alarms, _verdict(same, seen, better, threshold_ratio)
     if len(same) == 2 and verdict in {Verdict.REGRESSION, Verdict.IMPROVEMENT}:
         alarms = (Alarm(1, 1, same[1].mean / same[0].mean - 1),)
     return Trend(
         points=tuple(same),
-        left_out=tuple(point for point in ordered if point.conditions != ordered[-1].conditions),
+        left_out=tuple(left_out),
         changes=tuple(change_points(same, better, experiments=experiments)),
         alarms=alarms,
         verdict=verdict,
@@ -170,7 +209,7 @@ def trend(
         outlier=seen.outlier and len(same) > 2,
         newest_ratio=seen.newest_ratio,
         detectable_ratio=seen.detectable_ratio,
-        note=_note(len(same), len(ordered) - len(same)) + _cycles_note(same),
+        note=_note(len(same), len(left_out)) + _cycles_note(same),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from llem_airflow.analysis.baseline import aggregated_beside
 from llem_airflow.analysis.cycle import HAS_RESULT
 from llem_airflow.analysis.fingerprint import FACTORS
-from llem_airflow.analysis.history import Point, Trend, trend
+from llem_airflow.analysis.history import Point, Trend, trends
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.run_rows import cycle_rows
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO
@@ -81,10 +81,8 @@ def _trends(
             points.setdefault(identity, []).append(point)
             labels[identity] = str(rows[0]["experiment"])
     better = BY_NAME[metric].better
-    return {
-        labels[identity]: trend(found, better, experiments=newest, threshold_ratio=threshold_ratio)
-        for identity, found in points.items()
-    }
+    found = trends(list(points.values()), better, experiments=newest, threshold_ratio=threshold_ratio)
+    return {labels[identity]: one for identity, one in zip(points, found, strict=True)}
 
 
 def _measured(

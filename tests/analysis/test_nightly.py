@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.nightly import CALM, HARD, delays, drifts_found, false_a_quarter, nightly_verdict, welch
-from llem_airflow.analysis.sequential import QUARTER
+from llem_airflow.analysis.level_tests import QUARTER
 
 
 def test_forty_experiments_have_at_most_one_false_alarm_a_quarter() -> None:

@@ -1,0 +1,243 @@
+"""How nights differ by chance: AR(1) noise and a pattern of the weekday, of each experiment and of a whole study.
+
+Thirty nights tell little of an experiment's own noise. The experiments of a study share a host, so what the others
+say is worth some nights of its own: as many as follow from how much the experiments differ in their noise and how far
+they move together (empirical Bayes, as Smyth 2004 has it for the variances of genes). An experiment unlike the others
+keeps its own (limited translation, Efron and Morris 1972).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+ASSUMED_SD_RATIO = 0.02
+"""How much nights differ as long as nothing else is known."""
+
+ASSUMED_PHI = 0.5
+"""Correlation of one night with the next, likewise."""
+
+SD_WEIGHT, PHI_WEIGHT = 4.0, 10.0
+"""What the assumptions weigh, in nights."""
+
+MEMORY = 91
+"""Nights that a level is known from, and over which experiments are seen to move together."""
+
+POOLED_FROM = 10
+"""Nights from which on an experiment tells the others how nights differ."""
+
+FAR = 3.0
+"""Standard deviations by which an outlier goes beyond the others: a night, or the noise of an experiment."""
+
+_PHI_APART, _LOG_VARIANCE_APART, _APART_WEIGHT = 0.02, 0.1, 4.0
+"""How much experiments differ in their noise as long as few of them tell it: variance of phi, variance of the logarithm
+of the variance, and what both weigh, in experiments."""
+
+_CAUTION = 0.5
+"""Standard errors by which the correlation is taken to be higher than estimated: too low a one makes false alarms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """What each weekday adds, the degrees of freedom it took, and what its error adds to the variance of a night."""
+
+    adds: Floats
+    df: float = 0.0
+    variance: float = 0.0
+
+    @classmethod
+    def of(cls, rest: Floats, weekdays: Integers) -> Pattern:
+        """From three weeks on, as far as it shows against the noise (positive-part James-Stein)."""
+        counts: Integers = np.bincount(weekdays, minlength=7)
+        if counts.min() < 3:
+            return cls(np.zeros(7))
+        centred = rest - rest.mean()
+        means = np.bincount(weekdays, centred, minlength=7) / counts
+        around = centred - means[weekdays]
+        error = float(around @ around) / max(len(rest) - 7, 1) / counts
+        spread = float(np.sum(means**2 / error)) if error.min() > 0 else np.inf
+        kept = max(0.0, 1 - 5 / spread) if spread > 0 else 0.0
+        return cls(kept * means, 6 * kept, 7 * kept / len(rest))
+
+    def beside(self, common: Pattern, share: float) -> Pattern:
+        """Its own and that of the study, whose error is ``share`` of what an experiment's would be."""
+        return Pattern(
+            self.adds + common.adds, self.df + share * common.df, self.variance + share * common.variance
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What is known of the noise of experiments before their own nights.
+
+    Attributes:
+        phi: Correlation of a night with the next.
+        phi_weight: What it weighs, in nights.
+        variance: Variance of what is new in a night.
+        variance_weight: What it weighs, in nights.
+    """
+
+    phi: Floats
+    phi_weight: Floats
+    variance: Floats
+    variance_weight: Floats
+
+    @classmethod
+    def assumed(cls, experiments: int) -> Prior:
+        """As long as nothing is known."""
+        each, variance = np.ones(experiments), ASSUMED_SD_RATIO**2 * (1 - ASSUMED_PHI**2)
+        return cls(ASSUMED_PHI * each, PHI_WEIGHT * each, variance * each, SD_WEIGHT * each)
+
+    @classmethod
+    def pooled(cls, rest: Floats, taken: Floats) -> Prior:
+        """What the other experiments of the study say to each.
+
+        A weight is the one whose sampling variance is that between experiments plus that of their mean.
+
+        Args:
+            rest: Nights of each experiment around its level; NaN where it was not measured.
+            taken: Degrees of freedom that level and pattern took of each.
+        """
+        assumed, seen = cls.assumed(len(rest)), ~np.isnan(rest)
+        nights = seen.sum(axis=1).astype(float)
+        known = nights >= POOLED_FROM
+        if known.sum() < 2:
+            return assumed
+        rows = [row[there][None] for row, there in zip(rest, seen, strict=True)]
+        phi = np.array([float(correlation(row)[0]) if len(row[0]) else 0.0 for row in rows])
+        middle = np.clip(np.median(phi[known], keepdims=True), 0.0, 0.9)
+        df = np.maximum(nights - taken, 1.0)
+        variance = np.array([float(squares(row, middle)[0]) if len(row[0]) else 0.0 for row in rows]) / df
+        log = np.log(np.maximum(variance, np.finfo(float).tiny))
+        errors = (1 - middle[0] ** 2) / np.maximum(nights, 1.0), 2 / df
+        like = _alike(phi, errors[0], known) & _alike(log, errors[1], known)
+        together = _together(rest[like], middle[0])
+        phi_mean, phi_most = _mean_of_others(phi, nights * like, ASSUMED_PHI, PHI_WEIGHT, together)
+        mean, most = _mean_of_others(variance, df * like, assumed.variance[0], SD_WEIGHT, together)
+        phi_apart = _apart(phi[like], errors[0][like], _PHI_APART, together)
+        apart = _apart(log[like], errors[1][like], _LOG_VARIANCE_APART, together)
+        own = known & ~like
+        return cls(
+            np.where(own, assumed.phi, phi_mean),
+            np.where(own, assumed.phi_weight, 1 / (phi_apart / (1 - phi_mean**2) + 1 / phi_most)),
+            np.where(own, assumed.variance, mean),
+            np.where(own, assumed.variance_weight, 1 / (apart / 2 + 1 / most)),
+        )
+
+    def of(self, rows: slice | list[int]) -> Prior:
+        """That of some experiments."""
+        return Prior(self.phi[rows], self.phi_weight[rows], self.variance[rows], self.variance_weight[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """AR(1) noise, one value an experiment: correlation with the night before, and what is new in a night."""
+
+    phi: Floats
+    sd: Floats
+    df: Floats
+
+    @classmethod
+    def of(cls, rest: Floats, taken: Floats, inflation: Floats, prior: Prior) -> Noise:
+        """From the nights around their level and from what is known before them.
+
+        Args:
+            rest: One row an experiment.
+            taken: Degrees of freedom that level and pattern took.
+            inflation: What the error of the pattern adds to the variance of a night, as its share.
+            prior: One value an experiment.
+        """
+        n = rest.shape[1]
+        weight = prior.phi_weight + n
+        phi = np.clip((prior.phi_weight * prior.phi + n * correlation(rest)) / weight, 0.0, 0.9)
+        phi = np.minimum(phi + _CAUTION * ((1 - phi**2) / weight) ** 0.5, 0.9)
+        df = np.maximum(n - taken, 0.0)
+        variance = (squares(rest, phi) + prior.variance_weight * prior.variance) / (
+            prior.variance_weight + df
+        )
+        return cls(phi, (variance * (1 + inflation)) ** 0.5, prior.variance_weight + df)
+
+
+def correlation(rest: Floats) -> Floats:
+    """Correlation of successive nights by row, corrected for its bias of -(1 + 3 phi) / n (Marriott and Pope 1954)."""
+    own = np.sum(rest**2, axis=1)
+    raw = np.sum(rest[:, 1:] * rest[:, :-1], axis=1) / np.where(own > 0, own, 1.0)
+    corrected: Floats = np.minimum(raw + (1 + 3 * raw) / rest.shape[1], 0.95)
+    return corrected
+
+
+def squares(rest: Floats, phi: Floats) -> Floats:
+    """Sum of squares of what is new in each night, by row."""
+    found: Floats = np.sum(whitened(rest, phi) ** 2, axis=1)
+    return found
+
+
+def whitened(rest: Floats, phi: Floats) -> Floats:
+    """What is new in each night: y_t - phi y_(t-1), the first one scaled to the same variance (Prais and Winsten)."""
+    white = rest.copy()
+    white[:, 1:] -= phi[:, None] * rest[:, :-1]
+    white[:, 0] *= (1 - phi**2) ** 0.5
+    return white
+
+
+def _alike(values: Floats, error: Floats, known: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which of those that are known are like the others: within three robust standard deviations."""
+    off = np.abs(values - np.median(values[known]))
+    usual = 1.4826 * np.median(off[known])
+    alike: NDArray[np.bool_] = known & (off <= FAR * np.maximum(usual, error**0.5))
+    return alike
+
+
+def _together(rest: Floats, phi: float) -> float:
+    """Mean squared correlation between the noise of two experiments, over the newest nights."""
+    newest = rest[:, -MEMORY:]
+    new = np.nan_to_num(newest[:, 1:] - phi * newest[:, :-1])
+    k, n = new.shape
+    size = np.sqrt(np.sum(new**2, axis=1, keepdims=True))
+    unit = new / np.where(size > 0, size, 1.0)
+    both = unit @ unit.T if k <= n else unit.T @ unit
+    return float(np.clip((np.sum(both**2) - k) / max(k * (k - 1), 1) - 1 / n, 0.0, 1.0))
+
+
+def _independent(k: int, together: float) -> float:
+    """How many independent experiments tell as much of a variance as all others do."""
+    return max(k, 1) / (1 + (max(k, 1) - 1) * together) - 1
+
+
+def _mean_of_others(
+    own: Floats, weight: Floats, assumed: float, assumed_weight: float, together: float
+) -> tuple[Floats, Floats]:
+    """Mean of the other experiments and of what is assumed, and what it weighs."""
+    k, theirs = int(np.count_nonzero(weight)), weight.sum() - weight
+    mean = (weight @ own - weight * own) / np.where(theirs > 0, theirs, 1.0)
+    worth = theirs * _independent(k, together) / max(k - 1, 1)
+    return (assumed_weight * assumed + worth * mean) / (assumed_weight + worth), assumed_weight + worth
+
+
+def _apart(values: Floats, error: Floats, assumed: float, together: float) -> float:
+    """Variance between experiments: what they show beyond chance, and what is assumed while they are few."""
+    others = _independent(len(values), together)
+    between = float(values.var(ddof=1)) - (1 - together) * float(error.mean()) if len(values) > 1 else 0.0
+    return max(0.0, (_APART_WEIGHT * assumed + others * between) / (_APART_WEIGHT + others))
+
+
+def without_spikes(values: Floats, least: float = ASSUMED_SD_RATIO) -> Floats:
+    """A night far off both neighbours to the same side is an outlier; their mean stands for it.
+
+    Far is 3 robust standard deviations of the step from night to night, and ``least``. Rows are series.
+    """
+    steps = np.diff(values, axis=-1)
+    if steps.shape[-1] < 2:
+        return values.copy()
+    usual = 1.4826 * np.median(np.abs(steps), axis=-1, keepdims=True)
+    limit = np.maximum(FAR * usual, least)
+    up, down = steps[..., :-1], -steps[..., 1:]
+    spikes = (np.minimum(up, down) > limit) | (np.maximum(up, down) < -limit)
+    seen = values.copy()
+    seen[..., 1:-1] = np.where(spikes, (values[..., :-2] + values[..., 2:]) / 2, values[..., 1:-1])
+    return seen
