@@ -1,0 +1,95 @@
+"""What the experiments of a study say of each other's noise, and that nobody looks ahead."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llem_airflow.analysis.noise import PHI_WEIGHT, SD_WEIGHT, Floats, Prior
+from llem_airflow.analysis.sequential import Series, watch_study
+
+NIGHTS = 40
+
+
+def _noise(rng: np.random.Generator, experiments: int, sd: float = 0.01, phi: float = 0.3) -> Floats:
+    """AR(1) around 0, by experiment and night."""
+    rest = rng.normal(0, sd, (experiments, NIGHTS))
+    for night in range(1, NIGHTS):
+        rest[:, night] = phi * rest[:, night - 1] + (1 - phi**2) ** 0.5 * rest[:, night]
+    centred: Floats = rest - rest.mean(axis=1, keepdims=True)
+    return centred
+
+
+def _pooled(rest: Floats) -> Prior:
+    return Prior.pooled(rest, np.ones(len(rest)))
+
+
+def test_experiments_that_are_alike_tell_each_other_their_noise() -> None:
+    prior = _pooled(_noise(np.random.default_rng(1), 40))
+    assert np.median(prior.variance_weight) > 80
+    assert np.median(prior.phi_weight) > 50
+    assert np.median(np.sqrt(prior.variance / (1 - prior.phi**2))) == pytest.approx(0.01, rel=0.1)
+    assert np.median(prior.phi) == pytest.approx(0.3, abs=0.05)
+
+
+def test_copies_of_one_experiment_tell_no_more_than_it_does_itself() -> None:
+    prior = _pooled(np.repeat(_noise(np.random.default_rng(2), 1), 40, axis=0))
+    assert prior.variance_weight.max() < SD_WEIGHT + 2
+    assert prior.phi_weight.max() < PHI_WEIGHT + 2
+
+
+@pytest.mark.parametrize("alone", [_noise(np.random.default_rng(3), 1), np.full((3, NIGHTS), np.nan)])
+def test_without_others_stands_what_is_assumed(alone: Floats) -> None:
+    prior, assumed = _pooled(alone), Prior.assumed(len(alone))
+    assert np.array_equal(prior.variance, assumed.variance)
+    assert np.array_equal(prior.phi_weight, assumed.phi_weight)
+
+
+@pytest.mark.parametrize("times", [0.1, 5])
+def test_an_experiment_unlike_the_others_keeps_its_own_and_tells_them_nothing(times: float) -> None:
+    rest = _noise(np.random.default_rng(4), 20)
+    without = _pooled(rest[1:])
+    rest[0] *= times
+    prior = _pooled(rest)
+    assert (prior.variance_weight[0], prior.phi_weight[0]) == (SD_WEIGHT, PHI_WEIGHT)
+    assert prior.variance[1:] == pytest.approx(without.variance, rel=0.02)
+
+
+def test_the_more_experiments_differ_the_less_they_tell() -> None:
+    rest = _noise(np.random.default_rng(5), 40)
+    differing = rest * np.exp(np.random.default_rng(6).normal(0, 0.5, (40, 1)))
+    assert np.median(_pooled(differing).variance_weight) < 10
+    assert np.median(_pooled(rest).variance_weight) > 80
+
+
+def test_a_new_experiment_hears_the_others() -> None:
+    rest = _noise(np.random.default_rng(7), 20)
+    rest[0, :-3] = np.nan
+    prior = _pooled(rest)
+    assert prior.variance_weight[0] > 50
+    assert prior.variance[0] == pytest.approx(np.median(prior.variance[1:]), rel=0.05)
+
+
+def test_no_night_is_judged_with_later_ones() -> None:
+    rng = np.random.default_rng(8)
+    values = 10 * np.exp(_noise(rng, 6, sd=0.02))
+    values[0, 20:] *= 1.15
+    values[1, 25:] *= 0.85
+    runs = [np.sort(rng.choice(NIGHTS, size, replace=False)) for size in (40, 40, 40, 30, 25, 12)]
+
+    def alarms(until: int) -> list[tuple[int, int]]:
+        seen = [each[each < until] for each in runs]
+        series = [
+            Series(row[each].tolist(), each.tolist(), each.tolist())
+            for row, each in zip(values, seen, strict=True)
+        ]
+        return [
+            (row, int(seen[row][alarm.told]))
+            for row, found in enumerate(watch_study(series))
+            for alarm in found.alarms
+        ]
+
+    told = alarms(NIGHTS)
+    assert {row for row, _ in told} >= {0, 1}
+    for until in range(15, NIGHTS, 3):
+        assert alarms(until) == [each for each in told if each[1] < until]
