@@ -56,3 +56,12 @@ def test_what_making_a_plan_or_a_dag_takes_from_other_rooms_loads_nothing_heavy(
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_frames_load_nothing_that_draws_pages_or_runs_containers() -> None:
+    code = (
+        "import sys; import llem_airflow.frames; "
+        "print([m for m in ('airflow', 'docker', 'jinja2', 'matplotlib', 'torch') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from llem_airflow.analysis.curves import Curve, curve
-from llem_airflow.analysis.cycle import Cycle, Reading, absent_cycle, read_cycle
+from llem_airflow.analysis.cycle import NO_METER, Cycle, Reading, absent_cycle, read_cycle
 from llem_airflow.analysis.merge import PowerMerge
 from llem_airflow.analysis.planned import Planned, planned
 from llem_airflow.analysis.report import ReportData, report_html
@@ -24,7 +24,6 @@ from llem_airflow.analysis.tables import cycles_table, experiments_table
 from llem_airflow.protocol.records import BOARD_STATE
 from llem_airflow.results import CycleRef, FailureRef, StoredRun, layout
 
-NO_METER = "the study asked for no meter"
 CURVES_IN_REPORT = 240
 """A report of more cycles draws the first ones and says so; the merged series has them all."""
 

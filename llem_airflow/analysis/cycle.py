@@ -28,6 +28,9 @@ STATUSES = ("valid", "invalid_energy", "failed", "missed", "missing", "damaged",
 missed: no GPU came. missing: no attempt left a trace. damaged: the stored result cannot be read.
 skipped: left out by the study."""
 
+NO_METER = "the study asked for no meter"
+"""Why a cycle rightly has no samples of power."""
+
 HAS_RESULT = ("valid", "invalid_energy")
 
 

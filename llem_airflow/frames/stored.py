@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 import pandas as pd
 import pyarrow as pa
 
-from llem_airflow.analysis.aggregate import NO_METER
+from llem_airflow.analysis.cycle import NO_METER
 from llem_airflow.analysis.merge import MERGED_SCHEMA
 from llem_airflow.analysis.planned import planned
 from llem_airflow.analysis.summary import Summary
