@@ -71,8 +71,8 @@ def get_provider_info() -> dict[str, Any]:
                         example="/opt/engines/bin/python",
                     ),
                     "runners": _option(
-                        "Runner by engine where neither the worker's variable LLEM_RUNNER_<ENGINE>, the study nor the "
-                        "host's connection names one: a JSON object in the words of a study file.",
+                        "Runner by engine where neither the study, the host's connection nor the worker's variable "
+                        "LLEM_RUNNER_<ENGINE> names one: a JSON object in the words of a study file.",
                         example='{"vllm": "docker:registry/vllm:1", "pytorch": "local"}',
                     ),
                     "plan_cache": _option(
@@ -118,13 +118,29 @@ def _connection_type() -> dict[str, Any]:
                 "Runners",
                 'JSON object: runner by engine, {"vllm": "docker:registry/vllm:1", "pytorch": "local"}',
             ),
-            "gpu_wait_s": _field("GPU wait", "How long to wait for GPUs, in seconds", "number"),
+            "gpu_wait_s": _field(
+                "GPU wait", "How long to wait for GPUs, in seconds; 0 for not at all", "number"
+            ),
             "max_runtime_s": _field("Longest runtime", "Longest life of a container, in seconds", "number"),
             "max_idle_s": _field("Longest silence", "Longest time without output, in seconds", "number"),
+            "max_gpu_idle_s": _field(
+                "Longest GPU idle time",
+                "Longest time in which the GPUs compute nothing, in seconds",
+                "number",
+            ),
+            "keep_failed": _field(
+                "Keep failed",
+                "Stop failed containers and keep them, to be looked at: true or false",
+                "boolean",
+            ),
         },
         "ui-field-behaviour": {
-            "hidden-fields": ["schema", "login", "port"],
-            "relabeling": {"host": "Docker engine", "password": "Hub token (HF_TOKEN)"},
+            "hidden-fields": ["schema", "login"],
+            "relabeling": {
+                "host": "Docker engine",
+                "port": "Port of a host that names none (2375)",
+                "password": "Hub token (HF_TOKEN)",
+            },
             "placeholders": {"host": "unix:///var/run/docker.sock"},
         },
     }

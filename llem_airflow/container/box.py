@@ -21,6 +21,7 @@ from llem_airflow.container.engine import (
     containers_of,
     exchange_of,
     host_facts,
+    keep_container,
     patiently,
     remove_container,
     remove_volume,
@@ -29,7 +30,8 @@ from llem_airflow.container.engine import (
 )
 from llem_airflow.container.exchange import CollectError, collect
 from llem_airflow.container.failures import AttemptFailedError, classify, failure, told_without_secrets
-from llem_airflow.container.gpus import inventory
+from llem_airflow.container.gpu_use import watched
+from llem_airflow.container.gpus import inventory, on_this_machine
 from llem_airflow.container.host_sampler import HostSampler
 from llem_airflow.container.images import digest
 from llem_airflow.container.logs import LogSink
@@ -87,7 +89,7 @@ def run_box(
             cannot store, leaves a container that the next try collects instead of measuring again.
 
     Raises:
-        AttemptFailedError: There is no valid result. Container and volume are gone.
+        AttemptFailedError: There is no valid result. Container and volume are gone, unless they are to be kept.
     """
     collect_to.mkdir(parents=True, exist_ok=True)
     with (
@@ -104,11 +106,12 @@ def run_box(
                     sink.line(
                         "The host's power series does not reach around the window: the container's counts"
                     )
-        except BaseException:
-            # Also a task timeout or a signal: whatever ends the wait, the container does not outlive it.
+        except BaseException as error:
+            # Also a task timeout or a signal: whatever ends the wait, the container does not run on.
             _salvage(run, box)
             with contextlib.suppress(*ENGINE_ERRORS):
-                _discard(run, box)
+                if not (settings.keep_failed and _kept(run, error)):
+                    _discard(run, box)
             raise
     store(collected)
     with contextlib.suppress(*ENGINE_ERRORS):
@@ -195,7 +198,12 @@ def _see_through(run: _Run, box: Box, facts: _Background) -> Collected:
         image=inspection["Config"]["Image"],
         image_digest=image_digest,
         log=run.sink.path,
-        host={**facts.result(), **others, **({"on_cpu": on_cpu} if on_cpu else {})},
+        host={
+            **facts.result(),
+            **others,
+            **({"on_cpu": on_cpu} if on_cpu else {}),
+            **({"privileged": True} if inspection["HostConfig"].get("Privileged") else {}),
+        },
         gpus=box.gpus,
     )
 
@@ -209,7 +217,17 @@ def _watch(run: _Run, box: Box) -> tuple[dict[str, Any], str | None]:
 
     left_s = None if run.settings.wall_clock_s is None else max(0.0, run.settings.wall_clock_s - box.age_s)
     try:
-        with Watchdog(end, wall_clock_s=left_s, silence_s=run.settings.silence_s) as dog:
+        away = not on_this_machine(run.api)
+        with (
+            watched(box.gpus, run.settings.gpu_idle_s, run.sink.line, elsewhere=away) as computes,
+            Watchdog(
+                end,
+                wall_clock_s=left_s,
+                silence_s=run.settings.silence_s,
+                gpu_idle_s=run.settings.gpu_idle_s,
+                computes=computes,
+            ) as dog,
+        ):
             inspection = follow(run.api, box.id, run.sink, dog.heard, patience_s=run.settings.engine_grace_s)
         return inspection, dog.fired
     except GoneError as error:
@@ -279,6 +297,21 @@ def _discard(run: _Run, box: Box) -> None:
     remove_container(run.api, run.attempt.container_name)
     if not box.keep_volume:
         remove_volume(run.api, box.volume)
+
+
+def _kept(run: _Run, error: BaseException) -> bool:
+    """Keep the failed container with its volume, and say where it is; not one that a later try has taken over."""
+    name = keep_container(run.api, run.attempt.container_name)
+    if name is None:
+        return False
+    text = (
+        f"the container is kept with its volume: `docker logs {name}`, `docker inspect {name}`; it goes by "
+        f"`docker rm -v {name}` or, a day old, by `llem-airflow gc`"
+    )
+    run.sink.line(f"keep_failed: {text}")
+    if isinstance(error, AttemptFailedError):
+        error.advise(text)
+    return True
 
 
 class _Background:

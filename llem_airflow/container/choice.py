@@ -1,7 +1,8 @@
 """Which runner and which image an engine's experiments get, and which layer says so; the first that speaks decides.
 
-Runner: the operator's argument, the variable ``LLEM_RUNNER_<ENGINE>``, the study, the host's connection, section
-``[llem]`` of Airflow's configuration, else ``auto``. Each speaks the study file's words (``docker:<image>``, ``local``,
+In order: the operator's argument, the study, the host's connection, the worker's variables ``LLEM_RUNNER_<ENGINE>``
+and ``LLEM_IMAGE_<ENGINE>``, section ``[llem]`` of Airflow's configuration, else ``auto``. Of one layer an image that is
+named as such goes before that of ``docker:<image>``. Each speaks the study file's words (``docker:<image>``, ``local``,
 ``pytorch``).
 """
 
@@ -100,30 +101,31 @@ class Layers:
             RunnerError: A layer says something that cannot be.
         """
         check_variables(self.environ)
-        said = list(self._runners(engine, runner))
-        found, by = next(((named, layer) for named, _, layer, _ in said if named), (AUTO, DEFAULT))
-        high = [(own, layer) for _, own, layer, before_study in said if own and before_study]
-        low = [(own, layer) for _, own, layer, before_study in said if own and not before_study]
-        variable, value = _variable(self.environ, "image", engine)
-        images = [
-            (value, variable),
-            *high,
-            (self.operator_image, "the operator's argument `image`"),
-            (image, "the study"),
-            (self.connection_images.get(engine), "the host's connection (images)"),
-            *low,
-        ]
-        return Choice(found, by, images=tuple((each, layer) for each, layer in images if each))
+        said = list(self._said(engine, runner, image))
+        found, by = next(((named, layer) for named, layer, _ in said if named), (AUTO, DEFAULT))
+        return Choice(found, by, images=tuple(named for _, _, images in said for named in images))
 
-    def _runners(self, engine: str, study: str) -> Iterator[tuple[str, str | None, str, bool]]:
-        """Runner, its image, the layer, and whether it goes before the study; in order."""
-        variable, value = _variable(self.environ, "runner", engine)
+    def _said(
+        self, engine: str, study: str, study_image: str | None
+    ) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
+        """Runner, its layer, and the images that the layer names with theirs; in order of authority."""
+        runner_variable, runner_value = _variable(self.environ, "runner", engine)
+        image_variable, image_value = _variable(self.environ, "image", engine)
         argument, connection = "the operator's argument `runner`", "the host's connection (runners)"
-        yield *_split(self.argument, argument), argument, True
-        yield *_split(value, variable), variable, True
-        yield "" if study == AUTO else study, None, "the study", False
-        yield *_split(self.connection.get(engine), connection), connection, False
-        yield *_split(self.installation.get(engine), "[llem] runners"), "[llem] runners", False
+        for runner, layer, image, image_layer in (
+            (self.argument, argument, self.operator_image, "the operator's argument `image`"),
+            ("" if study == AUTO else study, "the study", study_image, "the study"),
+            (
+                self.connection.get(engine),
+                connection,
+                self.connection_images.get(engine),
+                "the host's connection (images)",
+            ),
+            (runner_value, runner_variable, image_value, image_variable),
+            (self.installation.get(engine), "[llem] runners", None, ""),
+        ):
+            named, own = _split(runner, layer)
+            yield named, layer, [(each, by) for each, by in ((image, image_layer), (own, layer)) if each]
 
 
 def terminal_layers(environ: Mapping[str, str]) -> Layers:

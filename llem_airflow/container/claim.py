@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import docker
 
 from llem_airflow.container.attempt import LABEL_GPUS, Attempt
 from llem_airflow.container.engine import remove_container
 from llem_airflow.container.failures import AttemptFailedError, GPUUnavailableError, failure
+from llem_airflow.container.given import requested
 from llem_airflow.container.gpus import (
     Gpu,
     GpuLookError,
@@ -82,9 +84,8 @@ class Claim:
         except GpuLookError as error:
             raise unknown(error, sink) from error
         number = settings.gpu_ticket or new_ticket(attempt)
-        demand = demand_for(
-            settings.gpu_request, self._known, sink, given=settings.gpus, quota=settings.gpu_quota
-        )
+        request, given = _asked(settings, self._known)
+        demand = demand_for(request, self._known, sink, given=given, quota=settings.gpu_quota)
         self._on_cpu = "" if demand.count else on_cpu(self._known, sink, meter)
         self._ticket = Ticket(api, attempt, number, demand)
         self._begin_s = time.monotonic() - settings.gpu_waited_s
@@ -175,10 +176,19 @@ def _inventory(
         return Inventory(settings.gpu_inventory)
     if settings.gpus:
         return Inventory(tuple(Gpu(gpu) for gpu in settings.gpus))
-    if settings.gpu_request is None or settings.gpu_request.count == 0:
+    asks = settings.gpu_request is not None and settings.gpu_request.count != 0
+    if not asks and not settings.device_requests:
         return Inventory()
     fetch_image()
     return inventory(api, settings.image, attempt)
+
+
+def _asked(settings: BoxSettings, known: Inventory) -> tuple[GpuRequest | None, tuple[str, ...]]:
+    """What is to be chosen, and what is given in any case: what requests made by hand name, nothing is added to it."""
+    if not settings.device_requests:
+        return settings.gpu_request, settings.gpus
+    request = settings.gpu_request and replace(settings.gpu_request, count=0, ids=())
+    return request, requested({"HostConfig": {"DeviceRequests": settings.device_requests}}, known)
 
 
 def unknown(error: GpuLookError, sink: LogSink) -> AttemptFailedError:

@@ -29,13 +29,25 @@ ENGINE_ERRORS = (DockerException, requests.exceptions.RequestException)
 DEFAULT_URL = "unix:///var/run/docker.sock"
 """Where an engine is when nobody names one."""
 
+_PORT = 2375
+"""Where Docker listens without TLS, when nobody names a port."""
+
 LIVE_STATES = ("running", "paused", "restarting")
 _RETRY_EVERY_S = 1.0
 _GLANCE_S = 3
+_STOP_S = 2
+_KEPT = "-kept"
 
 
-def connect(environ: Mapping[str, str] = os.environ, *, timeout_s: int = 60) -> docker.APIClient:
+def connect(
+    environ: Mapping[str, str] = os.environ, *, timeout_s: int = 60, version: str | None = None
+) -> docker.APIClient:
     """A client of the engine that ``DOCKER_HOST`` names.
+
+    Args:
+        environ: Names the engine.
+        timeout_s: Of each call, in seconds.
+        version: Version of its API; None for its newest.
 
     Raises:
         docker.errors.DockerException: Nobody answers there; the text says why.
@@ -43,7 +55,27 @@ def connect(environ: Mapping[str, str] = os.environ, *, timeout_s: int = 60) -> 
     """
     where = kwargs_from_env(environment=dict(environ))
     reach(where.get("base_url") or DEFAULT_URL, timeout_s)
-    return docker.APIClient(**where, version="auto", timeout=timeout_s)
+    return docker.APIClient(**where, version=version or "auto", timeout=timeout_s)
+
+
+def engine_url(host: str | None, port: int | None = None) -> str | None:
+    """URL of the engine that a host (a name, an address, a socket, a URL) and a port name; None where they name none.
+
+    Raises:
+        ValueError: The host holds a port that cannot be one.
+    """
+    if not host or host.startswith("/"):
+        return f"unix://{host}" if host else None
+    scheme, _, rest = host.rpartition("://")
+    if scheme not in ("", "tcp", "http", "https"):
+        return host
+    if rest.count(":") > 1 and "[" not in rest:
+        rest = f"[{rest}]"  # IPv6
+    try:
+        where = rest if urllib.parse.urlsplit(f"//{rest}").port else f"{rest.rstrip('/')}:{port or _PORT}"
+    except ValueError as error:
+        raise ValueError(f"found {host!r}; allowed: a name or URL with a port from 1 to 65535") from error
+    return f"{scheme or 'tcp'}://{where}"
 
 
 def reach(url: str, timeout_s: int) -> None:
@@ -130,9 +162,26 @@ def patiently(call: Callable[[], T], patience_s: float) -> T:
 
 
 def containers_of(api: docker.APIClient, attempt: Attempt) -> list[dict[str, Any]]:
-    """Containers that any try of this attempt's cycle made."""
+    """Containers that any try of this attempt's cycle made, but for those that were kept to be looked at."""
     found: list[dict[str, Any]] = api.containers(all=True, filters={"label": f"{LABEL_KEY}={attempt.key}"})
-    return found
+    return [each for each in found if not is_kept(each)]
+
+
+def is_kept(listed: Mapping[str, Any]) -> bool:
+    """Whether a container failed and was kept to be looked at: nobody takes it over, and gc removes it by its age."""
+    return name_of(listed).endswith(_KEPT)
+
+
+def keep_container(api: docker.APIClient, name: str) -> str | None:
+    """Stop a container, so that it holds no GPU, and keep it under another name; None when it is not there."""
+    kept = f"{name}{_KEPT}"
+    try:
+        api.stop(name, timeout=_STOP_S)
+        remove_container(api, kept)
+        api.rename(name, kept)
+    except NotFound:
+        return None
+    return kept
 
 
 def name_of(listed: Mapping[str, Any]) -> str:

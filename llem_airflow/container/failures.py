@@ -78,6 +78,11 @@ class AttemptFailedError(RuntimeError):
             lines += ["Last lines of output:", *(f"  | {line}" for line in _telling(self.log_tail)[-15:])]
         return "\n".join(lines)
 
+    def advise(self, text: str) -> None:
+        """Add to what a person should do."""
+        self.failure = replace(self.failure, hint=f"{self.failure.hint}; {text}")
+        self.args = (self._text(),)
+
     def blank(self, redactor: Redactor) -> None:
         """Take the secrets out of every text."""
         self.headline, self.evidence = redactor.text(self.headline), redactor.text(self.evidence)

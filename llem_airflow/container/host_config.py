@@ -57,7 +57,8 @@ def create_arguments(
         "name": attempt.container_name,
         "entrypoint": list(settings.entrypoint),
         "command": [f"{EXCHANGE_DIR}/{BUNDLE}"],
-        "working_dir": "/tmp",  # noqa: S108  # the container's own tmpfs
+        "working_dir": settings.working_dir or "/tmp",  # noqa: S108  # the container's own tmpfs
+        "hostname": settings.hostname,
         "user": settings.user,
         "environment": {
             **_HOME,
@@ -78,7 +79,9 @@ def _host_config(
 ) -> dict[str, Any]:
     size = f",size={settings.tmp_size}" if settings.tmp_size else ""
     exchange = Mount(EXCHANGE_DIR, attempt.volume_name, type="volume", no_copy=True)
+    log_options = {"max-size": "256m", "max-file": "2", **settings.log_options}
     config: dict[str, Any] = api.create_host_config(
+        **settings.host_options,
         init=True,  # PID 1 must pass signals on and reap; Python as PID 1 ignores SIGTERM
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],
@@ -91,14 +94,13 @@ def _host_config(
         # Swapping would be measured as slowness; with a limit there is none.
         memswap_limit=settings.mem_limit,
         shm_size=settings.shm_size,
-        nano_cpus=settings.nano_cpus,
         cpuset_cpus=settings.cpuset_cpus,
         cgroup_parent=settings.cgroup_parent,
         runtime=settings.runtime,
         mounts=[exchange, *settings.mounts],
-        device_requests=_device_requests(gpus),
+        device_requests=list(settings.device_requests) or _device_requests(gpus),
         # json-file can be read again from the start by an adopter, whatever the engine's default driver is.
-        log_config=LogConfig(type="json-file", config={"max-size": "256m", "max-file": "2"}),
+        log_config=LogConfig(type="json-file", config=log_options),
     )
     return config
 

@@ -6,11 +6,11 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from llem_airflow.container.failures import AttemptFailedError, classify, failure, headline_of
 from llem_airflow.container.settings import BoxSettings
-from llem_airflow.container.watch import WALL_CLOCK
+from llem_airflow.container.watch import GPU_IDLE, SILENCE, WALL_CLOCK
 from llem_airflow.protocol import PROTOCOL_VERSION
 from llem_airflow.protocol.files import EVENTS, error_name
 from llem_airflow.protocol.result import ERROR_CATEGORIES, AttemptError
@@ -18,6 +18,17 @@ from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.strict import ProtocolError
 
 _NO_NETWORK = "the container has no network: put the model into the models folder, or set network_mode"
+
+
+class Limited(Protocol):
+    """What has limits of time, in seconds."""
+
+    @property
+    def wall_clock_s(self) -> float | None: ...  # noqa: D102
+    @property
+    def silence_s(self) -> float | None: ...  # noqa: D102
+    @property
+    def gpu_idle_s(self) -> float | None: ...  # noqa: D102
 
 
 def failed(
@@ -42,7 +53,7 @@ def failed(
     """
     exit_code = int(state["ExitCode"])
     if fired is not None:
-        return timed_out(folder, fired, limits.wall_clock_s, limits.silence_s, tail, exit_code)
+        return timed_out(folder, fired, limits, tail, exit_code)
     oom_killed = bool(state.get("OOMKilled"))
     said = read_error(folder, spec)
     found = classify(exit_code, "\n".join(tail), oom_killed=oom_killed, error=said)
@@ -59,22 +70,23 @@ def failed(
 
 
 def timed_out(
-    folder: Path,
-    fired: str,
-    wall_clock_s: float | None,
-    silence_s: float | None,
-    tail: tuple[str, ...],
-    exit_code: int | None,
+    folder: Path, fired: str, limits: Limited, tail: tuple[str, ...], exit_code: int | None
 ) -> AttemptFailedError:
     """The failure of an attempt that a watchdog ended."""
-    if fired == WALL_CLOCK:
-        found = failure("timeout_wall_clock")
-        headline = f"it ran longer than its wall clock limit of {wall_clock_s:g} s"
-    else:
-        found = failure("timeout_silence")
-        headline = f"it printed nothing for its silence limit of {silence_s:g} s"
+    category, headline = {
+        WALL_CLOCK: (
+            "timeout_wall_clock",
+            f"it ran longer than its wall clock limit of {limits.wall_clock_s} s",
+        ),
+        SILENCE: ("timeout_silence", f"it printed nothing for its silence limit of {limits.silence_s} s"),
+        GPU_IDLE: ("timeout_gpu_idle", f"its GPUs computed nothing for its limit of {limits.gpu_idle_s} s"),
+    }[fired]
     return AttemptFailedError(
-        found, f"{headline} and was ended", folder=folder, log_tail=tail, exit_code=exit_code
+        failure(category),
+        f"{headline.replace('.0 s', ' s')} and was ended",
+        folder=folder,
+        log_tail=tail,
+        exit_code=exit_code,
     )
 
 

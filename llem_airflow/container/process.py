@@ -20,6 +20,7 @@ from llem_airflow.container.attempt import Attempt
 from llem_airflow.container.bundle import build_bundle
 from llem_airflow.container.collected import CONTAINER_LOG, Collected, read_result
 from llem_airflow.container.failures import AttemptFailedError, classify, headline_of, told_without_secrets
+from llem_airflow.container.gpu_use import watched
 from llem_airflow.container.leased import Leased, leased
 from llem_airflow.container.logs import LogSink
 from llem_airflow.container.outcome import read_error, timed_out, with_error_file
@@ -63,6 +64,7 @@ class ProcessSettings:
         private_environment: Variables whose values are secrets: they appear in no log or file of ours.
         wall_clock_s: Longest life, in seconds, or None.
         silence_s: Longest time without output, in seconds, or None.
+        gpu_idle_s: Longest time in which its GPUs compute nothing, in seconds, or None.
         stop_grace_s: Time between SIGTERM and SIGKILL, in seconds.
         log_bytes: Most bytes of output that are kept in container.log.
         gpu_request: GPUs to choose from those that this machine has, or None for none.
@@ -76,6 +78,7 @@ class ProcessSettings:
     private_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     wall_clock_s: float | None = None
     silence_s: float | None = None
+    gpu_idle_s: float | None = None
     stop_grace_s: float = 10.0
     log_bytes: int = 64 * 1024 * 1024
     gpu_request: GpuRequest | None = None
@@ -178,11 +181,16 @@ def _run(
     process = _spawn(settings, spec, exchange, sink, lease)
     _running[attempt.container_name] = process
     try:
-        with Watchdog(
-            lambda: _end(process, settings.stop_grace_s),
-            wall_clock_s=settings.wall_clock_s,
-            silence_s=settings.silence_s,
-        ) as dog:
+        with (
+            watched(lease.gpus, settings.gpu_idle_s, sink.line) as computes,
+            Watchdog(
+                lambda: _end(process, settings.stop_grace_s),
+                wall_clock_s=settings.wall_clock_s,
+                silence_s=settings.silence_s,
+                gpu_idle_s=settings.gpu_idle_s,
+                computes=computes,
+            ) as dog,
+        ):
             for data in _output(process):
                 dog.heard()
                 sink.feed(data)
@@ -285,7 +293,7 @@ def _check(
         read_result(folder, spec)
     except ProtocolError as problem:
         if fired is not None:
-            ended = timed_out(folder, fired, settings.wall_clock_s, settings.silence_s, tail, exit_code)
+            ended = timed_out(folder, fired, settings, tail, exit_code)
             raise with_error_file(ended, spec) from problem
         said = read_error(folder, spec)
         found = classify(exit_code, "\n".join(tail), oom_killed=oom_killed, error=said)

@@ -10,7 +10,7 @@ from typing import Literal
 import docker
 
 from llem_airflow.container.attempt import LABEL_INSTALLATION, LABEL_KEY
-from llem_airflow.container.engine import LIVE_STATES, name_of, remove_container, remove_volume
+from llem_airflow.container.engine import LIVE_STATES, is_kept, name_of, remove_container, remove_volume
 from llem_airflow.container.gpus import LABEL_PROBE
 from llem_airflow.container.leases import LABEL_TICKET
 from llem_airflow.container.tickets import STALE_S, engine_clock_offset_s
@@ -56,16 +56,17 @@ def find_leftovers(
     Args:
         api: The engine.
         alive: Says whether a live task owns something; None when nobody can be asked.
-        older_than_s: What ``alive`` cannot tell is a leftover from this age on, in seconds.
+        older_than_s: What ``alive`` cannot tell, and a failed container that was kept, is a leftover from this age on,
+            in seconds.
         installation: Only what this Airflow made; None for all.
         running: Which containers that run may be leftovers: none, those that ``alive`` disowns, or all.
     """
     now_s = datetime.datetime.now(datetime.UTC).timestamp() + engine_clock_offset_s(api)
 
-    def left(labels: Mapping[str, str], age_s: float, state: str = "") -> bool:
+    def left(labels: Mapping[str, str], age_s: float, state: str = "", *, kept: bool = False) -> bool:
         if installation is not None and labels.get(LABEL_INSTALLATION) != installation:
             return False
-        owned = alive(labels) if alive is not None else None
+        owned = alive(labels) if alive is not None and not kept else None
         if state in LIVE_STATES and running != "any" and not (running == "disowned" and owned is False):
             return False
         if LABEL_TICKET in labels and not state:
@@ -76,7 +77,7 @@ def find_leftovers(
     used: set[str] = set()
     for container in api.containers(all=True, filters={"label": LABEL_KEY}):
         labels, age_s = container.get("Labels") or {}, now_s - float(container["Created"])
-        if left(labels, age_s, container["State"]):
+        if left(labels, age_s, container["State"], kept=is_kept(container)):
             found.append(Leftover("container", name_of(container), _what(labels), container["State"], age_s))
         else:
             used |= {mount["Name"] for mount in container.get("Mounts") or () if "Name" in mount}

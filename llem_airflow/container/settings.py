@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Any
 
-from docker.types import Mount
+from docker.types import DeviceRequest, Mount
 
 from llem_airflow.container.gpus import Gpu
 from llem_airflow.protocol.redaction import secrets_in
@@ -30,6 +31,8 @@ class BoxSettings:
             volume belongs to root.
         gpus: Device ids that the container gets, once they are free; empty for what ``gpu_request`` says.
         gpu_request: GPUs to choose, or None for none.
+        device_requests: Requests that the container is made with as they are; the GPUs that they name are waited
+            for and leased instead of those of ``gpu_request``.
         gpu_inventory: The host's GPUs where they are configured; empty to ask the driver.
         gpu_quota: GPUs that containers of ours may hold on the host together, or None for any number.
         gpu_wait_s: How long to wait for GPUs, in seconds.
@@ -43,13 +46,17 @@ class BoxSettings:
         user: ``uid[:gid]`` in the container; None for the image's own.
         cgroup_parent: Cgroup below which the container is put, or None.
         extra_labels: Labels besides ours, such as those that a shared host asks for.
+        host_options: Further arguments of ``APIClient.create_host_config``.
+        hostname: Name of the container's host, or None for Docker's.
+        working_dir: Where the bundle is started; None for /tmp.
+        log_options: Options of the json-file log, by name.
         pids_limit: Bound of processes and threads.
-        nano_cpus: Bound of CPU time in 1e-9 CPUs, or None.
         cpuset_cpus: CPUs that it may use (``0-3``), or None for all.
         read_only: Whether the image's own file system is read-only.
         runtime: OCI runtime, or None for the engine's default.
         wall_clock_s: Longest life of the container, in seconds, or None.
         silence_s: Longest time without output, in seconds, or None.
+        gpu_idle_s: Longest time in which its GPUs compute nothing, in seconds, or None.
         stop_grace_s: Time between SIGTERM and SIGKILL, in seconds.
         engine_grace_s: How long an engine may be away, as at a restart, before the attempt fails, in seconds.
         direct_volume: Whether files go into and out of the exchange volume's folder itself where the worker sees it, as
@@ -57,6 +64,7 @@ class BoxSettings:
         pull: ``missing``, ``always`` or ``never``.
         sample_on_host: Whether this worker samples the power as well, beside the container.
         log_bytes: Most bytes of output that are kept in container.log.
+        keep_failed: Whether a container that ran and failed is stopped and kept, to be looked at.
     """
 
     image: str
@@ -67,6 +75,7 @@ class BoxSettings:
     caches: tuple[PurePosixPath, ...] = ()
     gpus: tuple[str, ...] = ()
     gpu_request: GpuRequest | None = None
+    device_requests: tuple[DeviceRequest, ...] = ()
     gpu_inventory: tuple[Gpu, ...] = ()
     gpu_quota: int | None = None
     gpu_wait_s: float = 180.0
@@ -80,19 +89,24 @@ class BoxSettings:
     user: str | None = NON_ROOT
     cgroup_parent: str | None = None
     extra_labels: Mapping[str, str] = field(default_factory=dict)
+    host_options: Mapping[str, Any] = field(default_factory=dict)
+    hostname: str | None = None
+    working_dir: str | None = None
+    log_options: Mapping[str, str] = field(default_factory=dict)
     pids_limit: int = 4096
-    nano_cpus: int | None = None
     cpuset_cpus: str | None = None
     read_only: bool = True
     runtime: str | None = None
     wall_clock_s: float | None = None
     silence_s: float | None = None
+    gpu_idle_s: float | None = None
     stop_grace_s: float = 10.0
     engine_grace_s: float = 120.0
     direct_volume: bool = True
     pull: str = "missing"
     sample_on_host: bool = False
     log_bytes: int = 64 * 1024 * 1024
+    keep_failed: bool = False
 
     def secrets(self) -> list[str]:
         """Values that no log, file or message of ours may show."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from airflow.providers.docker.operators.docker import DockerOperator
 from airflow.sdk import Context
 from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR
+from airflow.sdk.definitions.mappedoperator import OperatorPartial
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout
 
 from llem_airflow.container.attempt import Attempt
@@ -21,8 +22,9 @@ from llem_airflow.container.collected import Collected
 from llem_airflow.container.engine import ENGINE_ERRORS
 from llem_airflow.container.failures import AttemptFailedError, GPUUnavailableError, failure
 from llem_airflow.container.process import ProcessSettings, kill_process, run_process
+from llem_airflow.operators import arguments
 from llem_airflow.operators.baselines import known_baselines
-from llem_airflow.operators.breaker import skip_when_tripped
+from llem_airflow.operators.breaker import pause_when_tripped
 from llem_airflow.operators.canary import skip_after_canary
 from llem_airflow.operators.energy import require_energy, without_required_energy
 from llem_airflow.operators.energy_line import energy_line
@@ -32,12 +34,20 @@ from llem_airflow.operators.host import DEFAULT_CONN_ID, HostSettings, HostSetti
 from llem_airflow.operators.links import EvidenceLink
 from llem_airflow.operators.pinned import EarlierTries, image_record
 from llem_airflow.operators.pins import as_fetched, pinned_model
-from llem_airflow.operators.placement import PlacementError, box_settings, gpu_quota, hub_secrets
+from llem_airflow.operators.placement import (
+    PlacementError,
+    box_settings,
+    first,
+    gpu_quota,
+    hub_secrets,
+    limits,
+)
 from llem_airflow.operators.precision import skip_when_precise
 from llem_airflow.operators.request import cycle_of_run
 from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
 from llem_airflow.operators.runners import CORRECT, choose, engine_of
 from llem_airflow.operators.settings import LocalModel, local_model, settings
+from llem_airflow.operators.waits import AT_MOST_S, LOOK_EVERY_S, thermal_gap
 from llem_airflow.operators.window import skip_outside_window
 from llem_airflow.protocol.files import config_name
 from llem_airflow.results import StoredRun
@@ -64,25 +74,30 @@ class LLEMExperimentOperator(DockerOperator):
             Nothing holds a GPU meanwhile.
         runner: ``container``, ``process`` or ``docker:<image>``, before everything else; default: what the layers of
             container/choice.py say, and on ``auto`` what the run's plan task found out once for the whole study.
-        gpu_wait_s: How long to wait for GPUs that others hold, in seconds, before the try fails (retryable). Default:
-            what the host's connection says, then 180.
+        gpu_wait_s: How long to wait for GPUs that others hold, in seconds, before the try fails (retryable); 0 for not
+            at all. Default: what the host's connection says, then 180.
+        max_gpu_idle_s: End an attempt whose GPUs compute nothing for so long, in seconds, whatever it prints. Default:
+            what the host's connection says, then never. Of two limits the narrower counts.
+        keep_failed: Stop a container that ran and failed and keep it with its volume, to be looked at; ``llem-airflow
+            gc`` removes it when it is a day old. Default: what the host's connection says, then False.
         llem_conn_id: Connection of type ``llem``: the host and what it asks of containers.
         deferrable: Wait in the triggerer, where waiting takes no worker and no pool slot. Where no triggerer runs, the
             task comes back after ``gpu_wait_s`` and waits in the worker.
-        **kwargs: Those of DockerOperator. ``image``: default is what the study says, then the host's connection, then
-            the engine's own for the host's CUDA; the worker's variables ``LLEM_IMAGE_<ENGINE>`` and
-            ``LLEM_RUNNER_<ENGINE>=docker:<image>`` go before all of them. ``auto_remove`` is always ``force``: whatever
-            happens, no container stays.
+        **kwargs: Those of DockerOperator, but for the ones that make no sense here, which are refused by name
+            (``operators/arguments.py`` has all of them; so has the page).
+
+    Raises:
+        ArgumentError: An argument of DockerOperator that an experiment cannot have.
     """
 
-    template_fields = ("image", "docker_conn_id")
+    template_fields: Sequence[str] = ("image", "docker_conn_id", "environment", "env_file", "mounts")
     operator_extra_links = (EvidenceLink(),)
     ui_color = "#fff3e0"
 
     study: Study
     experiment: Experiment
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the keywords are the operator's interface
         self,
         *,
         study: Study | str | Path | None,
@@ -91,11 +106,15 @@ class LLEMExperimentOperator(DockerOperator):
         gap_before_s: float = 0.0,
         runner: str | None = None,
         gpu_wait_s: float | None = None,
+        max_gpu_idle_s: float | None = None,
+        keep_failed: bool | None = None,
         llem_conn_id: str = DEFAULT_CONN_ID,
         deferrable: bool = True,
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("mount_tmp_dir", False)
+        arguments.check_limits(gpu_wait_s=gpu_wait_s, max_gpu_idle_s=max_gpu_idle_s)
+        kwargs = {**arguments.given(kwargs), "mount_tmp_dir": False}
+        keeps = kwargs.get("auto_remove") == "success" or None
         kwargs["auto_remove"] = "force"
         if study is not None:
             self.study = study if isinstance(study, Study) else load_study(study)
@@ -112,6 +131,8 @@ class LLEMExperimentOperator(DockerOperator):
         self.host = HostSettings()
         self.engine_given = "docker_url" in kwargs
         self._gpu_wait_s = gpu_wait_s
+        self.max_gpu_idle_s = max_gpu_idle_s
+        self.keep_failed = keeps if keep_failed is None else keep_failed
         self.gpu_wait = GpuWait(here=not deferrable)
         self._attempt: Attempt | None = None
         self._runner = ""
@@ -142,15 +163,14 @@ class LLEMExperimentOperator(DockerOperator):
             return self._said(run, stored)
         skip_after_canary(self.study, run, self.experiment, self.cycle, self.retries or 0)
         skip_outside_window(self.study, run, self.experiment, self.cycle, context)
-        skip_when_tripped(self.study, run, self.experiment, self.cycle, context)
-        self._wait_gap(run)
+        self._pause(run, context)
         started_epoch_ns = time.time_ns()
         model = local_model(self.experiment.model, where, study_folder=self.study.folder)
         urls: list[str] = []
 
         def store(collected: Collected) -> None:
             record = provenance(attempt, self._runner, started_epoch_ns)
-            record |= self._chosen | _of(collected, self.image)
+            record |= self._chosen | _of(collected, self.image) | self._by_hand()
             urls.append(run.commit_cycle(self.experiment.id, self.cycle, collected.folder, record))
 
         with scratch_folder() as folder:
@@ -168,6 +188,17 @@ class LLEMExperimentOperator(DockerOperator):
         require_energy(self.experiment, run.cycle(self.experiment.id, self.cycle))
         return self._said(run, urls[-1])
 
+    @classmethod
+    def partial(cls, **kwargs: Any) -> OperatorPartial:
+        """As of every operator; arguments that are refused are refused when the DAG is parsed, as without mapping."""
+        arguments.check(kwargs)
+        made: OperatorPartial = super().partial(**kwargs)
+        return made
+
+    def execute_after_pause(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002  # Airflow's
+        """Go on after a pause: everything is looked at again, as others have gone on meanwhile."""
+        return self.execute(context)
+
     def execute_after_wait(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on after the trigger has fired: with the place in the queue, and what is left of the time."""
         self.gpu_wait = GpuWait(here=False, **event)
@@ -179,7 +210,7 @@ class LLEMExperimentOperator(DockerOperator):
         """As every operator; but when nobody ran the trigger, the wait goes on here."""
         if next_method == TRIGGER_FAIL_REPR:
             self.log.warning(
-                "The trigger that waits for GPUs did not answer (%s). Is an `airflow triggerer` running? "
+                "The trigger that waits did not answer (%s). Is an `airflow triggerer` running? "
                 "Waiting in the worker instead",
                 (next_kwargs or {}).get("error"),
             )
@@ -237,7 +268,7 @@ class LLEMExperimentOperator(DockerOperator):
     @property
     def gpu_wait_s(self) -> float:
         """How long to wait for GPUs."""
-        return self._gpu_wait_s or self.host.gpu_wait_s or _GPU_WAIT_S
+        return float(first(self._gpu_wait_s, self.host.gpu_wait_s, _GPU_WAIT_S))
 
     def _asked(self, context: Context) -> tuple[Study, Experiment]:
         """What this run was asked for: the model release of its partition, the choices of the trigger form."""
@@ -323,11 +354,14 @@ class LLEMExperimentOperator(DockerOperator):
             self._images = (self.image, box.image)
             run_box(self.cli, attempt, spec, box, collect_to=folder, on_line=self._line, store=store)
             return
+        if unused := arguments.without_effect(self):
+            self.log.warning("A process is no container: %s have no effect", ", ".join(unused))
+        environment = arguments.environment(self)
         process = ProcessSettings(
             python=python,
-            private_environment={**hub_secrets(self.host), **self.secrets},
-            wall_clock_s=self.experiment.wall_clock_s,
-            silence_s=self.experiment.silence_s,
+            environment=environment,
+            private_environment={**hub_secrets(self.host, environment), **self.secrets},
+            **limits(self),
             gpu_request=self.experiment.gpus,
             gpu_quota=gpu_quota(self.experiment, self.host),
             gpu_wait_s=self.gpu_wait_s,
@@ -338,23 +372,39 @@ class LLEMExperimentOperator(DockerOperator):
     def _line(self, line: str) -> None:
         self.log.info("%s", line)
 
-    def _wait_gap(self, run: StoredRun) -> None:
-        """Let the hardware cool down: wait, holding no GPU, until the gap after the previous cycle has passed."""
-        if self.gap_before_s <= 0:
-            return
-        last_ns = run.last_finished_epoch_ns()
-        if last_ns is None:
-            return
-        left_s = self.gap_before_s - (time.time_ns() - last_ns) / 1e9
-        if left_s > 0:
-            self.log.info("Thermal gap of %g s: %.0f s left", self.gap_before_s, left_s)
-            time.sleep(left_s)
+    def _pause(self, run: StoredRun, context: Context) -> None:
+        """Wait for the breaker's probe, then until the hardware has cooled down; nothing holds a GPU meanwhile.
+
+        In the triggerer; in the worker where there is none, or where the pause is shorter than the way there.
+        """
+        rank = [-self.priority_weight, self._attempt.map_index if self._attempt else -1]
+        said = ""
+        while pause := (
+            pause_when_tripped(self.study, run, self.experiment, self.cycle, context)
+            or thermal_gap(run, self.gap_before_s, rank)
+        ):
+            if pause.text != said:
+                said = pause.text
+                self.log.info("%s: %.0f s left", pause.text, pause.left_s)
+            if pause.trigger is not None and not self.gpu_wait.here:
+                left_s = pause.left_s + AT_MOST_S + _TRIGGERER_LATE_S
+                self.defer(
+                    trigger=pause.trigger,
+                    method_name="execute_after_pause",
+                    timeout=timedelta(seconds=left_s),
+                )
+            time.sleep(min(pause.left_s, LOOK_EVERY_S))
+
+    def _by_hand(self) -> dict[str, Any]:
+        """For the record: what was given instead of our choice."""
+        asked = self.device_requests if self._runner == "container" else None
+        return {"device_requests": [dict(each) for each in asked]} if asked else {}
 
     def _failed(
         self, run: StoredRun, attempt: Attempt, error: AttemptFailedError, started_epoch_ns: int
     ) -> AirflowException:
         """Store the evidence and say what happened, where the evidence lies and what to do."""
-        record = provenance(attempt, self._runner, started_epoch_ns) | self._chosen
+        record = provenance(attempt, self._runner, started_epoch_ns) | self._chosen | self._by_hand()
         if all(self._images) and (engine := self._engine_or_none()) is not None:
             record |= image_record(engine, *self._images)
         record["failure"] = {

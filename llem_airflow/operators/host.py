@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import urlsplit
 
 import docker
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from llem_airflow.container.choice import read_runners
-from llem_airflow.container.engine import ENGINE_ERRORS, connect
+from llem_airflow.container.engine import ENGINE_ERRORS, connect, engine_url
+from llem_airflow.operators.arguments import OUR_LABELS
 from llem_airflow.study.engine_names import ENGINE_ALIASES
 
 DEFAULT_CONN_ID = "llem_default"
-_ENGINE_PORT = 2375
-"""Where Docker listens without TLS, when nobody names a port."""
 
 
 class HostSettingsError(ValueError):
@@ -40,6 +39,8 @@ class HostSettings:
         gpu_wait_s: How long to wait for GPUs, in seconds.
         max_runtime_s: Longest life of a container, in seconds.
         max_idle_s: Longest time without output, in seconds.
+        max_gpu_idle_s: Longest time in which an attempt's GPUs compute nothing, in seconds.
+        keep_failed: Whether failed containers are stopped and kept, to be looked at.
         hub_token: Token for gated models of the hub: the connection's password, which Airflow keeps encrypted.
     """
 
@@ -53,6 +54,8 @@ class HostSettings:
     gpu_wait_s: float | None = None
     max_runtime_s: float | None = None
     max_idle_s: float | None = None
+    max_gpu_idle_s: float | None = None
+    keep_failed: bool | None = None
     hub_token: str | None = field(default=None, repr=False)
 
 
@@ -88,7 +91,11 @@ class LLEMHostHook(BaseHook):
                 "--conn-type llem --conn-host unix:///var/run/docker.sock`"
             ) from error
         extra = {k: v for k, v in conn.extra_dejson.items() if v not in (None, "", {})}
-        read = read_settings(self.llem_conn_id, {"docker_host": _engine_url(conn.host, conn.port), **extra})
+        try:
+            url = engine_url(conn.host, conn.port)
+        except ValueError as error:
+            raise HostSettingsError(f"connection {self.llem_conn_id!r}: host: {error}") from error
+        read = read_settings(self.llem_conn_id, {"docker_host": url, **extra})
         return replace(read, hub_token=conn.password or None)
 
     def test_connection(self) -> tuple[bool, str]:
@@ -100,19 +107,6 @@ class LLEMHostHook(BaseHook):
         except (HostSettingsError, docker.errors.DockerException, *ENGINE_ERRORS) as error:
             return False, str(error)
         return True, f"Docker {version.get('Version')} answers"
-
-
-def _engine_url(host: str | None, port: int | None) -> str | None:
-    """URL of the engine that a connection's host and port name; None where they name none."""
-    if not host or host.startswith("/"):
-        return f"unix://{host}" if host else None
-    scheme, _, rest = host.rpartition("://")
-    if scheme not in ("", "tcp", "http", "https"):
-        return host
-    if rest.count(":") > 1 and "[" not in rest:
-        rest = f"[{rest}]"  # IPv6
-    where = rest if urlsplit(f"//{rest}").port else f"{rest.rstrip('/')}:{port or _ENGINE_PORT}"
-    return f"{scheme or 'tcp'}://{where}"
 
 
 def read_settings(conn_id: str, fields: Mapping[str, Any]) -> HostSettings:
@@ -145,9 +139,32 @@ def _images(value: Any) -> dict[str, str]:
     return {ENGINE_ALIASES.get(name, name): image for name, image in _texts(value).items()}
 
 
+def _labels(value: Any) -> dict[str, str]:
+    found = _texts(value)
+    if ours := [name for name in found if name.startswith(OUR_LABELS)]:
+        raise ValueError(f"{', '.join(ours)}: labels that begin with {OUR_LABELS} are ours")
+    return found
+
+
+def _not_negative(value: Any) -> float:
+    number = float(value)
+    if not 0 <= number < math.inf:
+        raise ValueError("allowed: a number of seconds from 0")
+    return number
+
+
+def _yes_or_no(value: Any) -> bool:
+    found = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
+        str(value).lower()
+    )
+    if found is None:
+        raise ValueError("allowed: true or false")
+    return found
+
+
 def _positive(value: Any) -> float:
     number = float(value)
-    if number <= 0:
+    if not 0 < number < math.inf:
         raise ValueError("allowed: a number above 0")
     return number
 
@@ -160,13 +177,15 @@ def _count(value: Any) -> int:
 
 _READERS: dict[str, Any] = {
     "docker_host": str,
-    "labels": _texts,
+    "labels": _labels,
     "cgroup_parent": str,
     "gpu_quota": _count,
     "shm_size": str,
     "images": _images,
     "runners": lambda value: read_runners(value, "runners"),
-    "gpu_wait_s": _positive,
+    "gpu_wait_s": _not_negative,
     "max_runtime_s": _positive,
     "max_idle_s": _positive,
+    "max_gpu_idle_s": _positive,
+    "keep_failed": _yes_or_no,
 }

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Collection
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from docker.types import Mount
 
@@ -15,6 +14,7 @@ from llem_airflow.container.engine_caches import ENGINE_CACHE, cache_environment
 from llem_airflow.container.images import default_entrypoint, default_image
 from llem_airflow.container.leases import LABEL_TICKET
 from llem_airflow.container.settings import NON_ROOT, BoxSettings
+from llem_airflow.operators import arguments
 from llem_airflow.operators.host import HostSettings
 from llem_airflow.operators.settings import LocalModel, settings
 from llem_airflow.study import Experiment
@@ -69,50 +69,78 @@ def choose_image(
 def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> BoxSettings:
     """Everything about the container that is not the experiment, from the operator's arguments and the study."""
     experiment, host = operator.experiment, operator.host
-    environment, secrets, mounts, caches = _model_access(model, host)
+    said = arguments.environment(operator)
+    environment, secrets, mounts, caches = _model_access(model, host, said)
     user = str(operator.user) if operator.user is not None else NON_ROOT
     compiled = engine_cache(experiment.engine, user)
     mounts.append(_mount(str(ENGINE_CACHE), settings().engine_cache, read_only=False))
+    environment = {
+        **{k: os.environ[k] for k in PASSED_ON if k in os.environ},
+        **cache_environment(compiled),
+        **environment,
+        **said,
+    }
     offline = model is not None or environment.get("HF_HUB_OFFLINE") == "1"
-    box = BoxSettings(
+    log_options = {"max-size": operator.log_opts_max_size, "max-file": operator.log_opts_max_file}
+    return BoxSettings(
         image=operator.image,
-        entrypoint=default_entrypoint(experiment.engine),
-        environment={
-            **{k: os.environ[k] for k in PASSED_ON if k in os.environ},
-            **cache_environment(compiled),
-            **environment,
-            **operator.environment,
-        },
+        entrypoint=arguments.entrypoint(operator) or default_entrypoint(experiment.engine),
+        environment=environment,
         private_environment={**secrets, **operator.secrets},
-        mounts=(*mounts, *(m if isinstance(m, Mount) else Mount(**m) for m in operator.mounts)),
+        mounts=(*mounts, *map(_as_mount, operator.mounts)),
         caches=(*caches, compiled),
         gpu_request=experiment.gpus,
+        device_requests=tuple(operator.device_requests or ()),
         gpu_quota=gpu_quota(experiment, host),
         gpu_wait_s=operator.gpu_wait_s,
         gpu_waited_s=operator.gpu_wait.waited_s,
         gpu_wait_here=operator.gpu_wait.here,
         gpu_ticket=(operator.gpu_wait.ticket or {}).get(LABEL_TICKET, ""),
         mem_limit=None if operator.mem_limit is None else str(operator.mem_limit),
-        shm_size=str(operator.shm_size or host.shm_size or _shm_size(experiment)),
+        shm_size=str(first(operator.shm_size, host.shm_size, _shm_size(experiment))),
         network_mode=operator.network_mode or ("none" if offline else "bridge"),
         user=user,
-        extra_labels=operator.labels if isinstance(operator.labels, dict) else {},
-        wall_clock_s=experiment.wall_clock_s,
-        silence_s=experiment.silence_s,
+        cgroup_parent=host.cgroup_parent,
+        extra_labels={**host.labels, **arguments.labels(operator)},
+        host_options=arguments.host_options(operator),
+        hostname=operator.hostname,
+        working_dir=operator.working_dir,
+        log_options={name: value for name, value in log_options.items() if value is not None},
+        **limits(operator),
         sample_on_host=(operator.study.sections.get("power") or {}).get("sampling") == "host",
         pull="always" if operator.force_pull else "missing",
+        keep_failed=bool(first(operator.keep_failed, host.keep_failed, False)),
     )
-    return _as_the_host_asks(box, host)
 
 
-def _as_the_host_asks(box: BoxSettings, host: HostSettings) -> BoxSettings:
-    return replace(
-        box,
-        cgroup_parent=host.cgroup_parent,
-        extra_labels={**host.labels, **box.extra_labels},
-        wall_clock_s=_least(box.wall_clock_s, host.max_runtime_s),
-        silence_s=_least(box.silence_s, host.max_idle_s),
-    )
+def _as_mount(asked: Mount | dict[str, Any]) -> Mount:
+    """A template makes a plain dict of a Mount, with the keys of Docker's API."""
+    if isinstance(asked, Mount):
+        return asked
+    if "Target" not in asked:
+        return Mount(**asked)
+    made = Mount(asked["Target"], asked.get("Source"))
+    made.update(asked)
+    return made
+
+
+def first(*said: Any) -> Any:
+    """What the first source that says anything says.
+
+    The order of authority, everywhere: the operator's argument, the study, the host's connection, the worker's
+    variables and configuration, our default.
+    """
+    return next((value for value in said if value is not None), None)
+
+
+def limits(operator: LLEMExperimentOperator) -> dict[str, Any]:
+    """Limits of an attempt: no source can loosen another's, so the narrowest counts."""
+    experiment, host = operator.experiment, operator.host
+    return {
+        "wall_clock_s": _least(experiment.wall_clock_s, host.max_runtime_s),
+        "silence_s": _least(experiment.silence_s, host.max_idle_s),
+        "gpu_idle_s": _least(operator.max_gpu_idle_s, host.max_gpu_idle_s),
+    }
 
 
 def _least(*limits_s: float | None) -> float | None:
@@ -134,14 +162,20 @@ def gpu_quota(experiment: Experiment, host: HostSettings) -> int | None:
     return host.gpu_quota
 
 
-def hub_secrets(host: HostSettings) -> dict[str, str]:
-    """Variables with the token for the hub: the host's connection goes before the worker's environment."""
+def hub_secrets(host: HostSettings, said: Collection[str] = ()) -> dict[str, str]:
+    """Variables with the token for the hub: the host's connection goes before the worker's environment.
+
+    Args:
+        host: The host.
+        said: Names of the variables that the operator's arguments set, which go before both.
+    """
     secrets = {name: os.environ[name] for name in _HUB_SECRETS if os.environ.get(name)}
-    return secrets | ({"HF_TOKEN": host.hub_token} if host.hub_token else {})
+    secrets |= {"HF_TOKEN": host.hub_token} if host.hub_token else {}
+    return {name: value for name, value in secrets.items() if name not in said}
 
 
 def _model_access(
-    model: LocalModel | None, host: HostSettings
+    model: LocalModel | None, host: HostSettings, said: Collection[str]
 ) -> tuple[dict[str, str], dict[str, str], list[Mount], tuple[PurePosixPath, ...]]:
     """Environment, secrets, mounts and caches that bring the weights into the container.
 
@@ -152,8 +186,8 @@ def _model_access(
         mount = _mount(model.mount_target, model.host_source, read_only=True)
         return {"HF_HUB_OFFLINE": "1"}, {}, [mount], ()
     mount = _mount(str(_HUB_CACHE.parent), settings().hub_cache, read_only=False)
-    said = {name: os.environ[name] for name in _HUB_VARIABLES if os.environ.get(name)}
-    return {"HF_HOME": str(_HUB_CACHE), **said}, hub_secrets(host), [mount], (_HUB_CACHE,)
+    worker = {name: os.environ[name] for name in _HUB_VARIABLES if os.environ.get(name)}
+    return {"HF_HOME": str(_HUB_CACHE), **worker}, hub_secrets(host, said), [mount], (_HUB_CACHE,)
 
 
 def _shm_size(experiment: Experiment) -> str:

@@ -178,7 +178,9 @@ def decided(
     cycle = LLEMExperimentOperator(
         task_id="runners", study=asked, experiment=asked.experiments[0], **plan.operator_args
     )
-    cycle.render_template_fields(context)
+    # The others may name what only a cycle has.
+    cycle.template_fields = ("image", "docker_conn_id")
+    cycle.render_template_fields(context, plan.get_template_env())
     try:
         cycle.look_at_host()
         return decide(cycle, asked.experiments, patience_s=_ENGINE_PATIENCE_S)

@@ -54,6 +54,9 @@ CATEGORIES: dict[str, Category] = {
         False, "raise the wall clock limit, or make the experiment shorter", by_study=True
     ),
     "timeout_silence": Category(True, "look for a hang in the log, or raise the silence limit", at_once=True),
+    "timeout_gpu_idle": Category(
+        True, "look in the log for what it waited for, or raise max_gpu_idle_s", at_once=True
+    ),
     "permission": Category(False, "give the worker's user the right that the message names"),
     "daemon_down": Category(True, "check that the Docker engine runs at DOCKER_HOST (`llem-airflow doctor`)"),
     "model_access": Category(

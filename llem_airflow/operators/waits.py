@@ -1,0 +1,170 @@
+"""Pauses between cycles, in the triggerer: a task that waits for a time or for another cycle holds no worker.
+
+Every cycle of a run that Airflow starts during a pause waits too. They come back one at a time in the plan's order: one
+when the pause is over, the next when the run has got on; the others would find a new pause and wait again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from llem_airflow.operators import gpu_wait
+from llem_airflow.operators.gpu_wait import now_epoch_s
+from llem_airflow.results import StoredRun
+from llem_airflow.results.folder import Folder
+from llem_airflow.results.store import stored_run
+
+LOOK_EVERY_S = 5.0
+AT_MOST_S = 300.0
+"""So long after its pause a cycle comes back in any case, and looks for itself: another one may have died unnoticed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Why a cycle does not go on now.
+
+    Attributes:
+        text: For the task's log.
+        until_epoch_s: When it looks again, at the latest.
+        trigger: What waits meanwhile; None for a pause that is too short for the way to the triggerer and back.
+    """
+
+    text: str
+    until_epoch_s: float
+    trigger: BaseTrigger | None = None
+
+    @property
+    def left_s(self) -> float:
+        """Time that is left."""
+        return max(0.0, self.until_epoch_s - now_epoch_s())
+
+
+class PauseTrigger(BaseTrigger):
+    """Fires once when a pause is over.
+
+    Args:
+        until_epoch_s: When the pause is over, as far as its task knew.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ("until_epoch_s",)
+
+    def __init__(self, *, until_epoch_s: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
+        self.until_epoch_s = until_epoch_s
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Path of the class and its arguments."""
+        kind = type(self)
+        return f"{kind.__module__}.{kind.__qualname__}", {name: getattr(self, name) for name in self.names}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look until it is over."""
+        settled_s = time.monotonic() + gpu_wait.SETTLE_S
+        while not (await asyncio.to_thread(self.is_over) and time.monotonic() >= settled_s):
+            left_s = max(self.until_epoch_s - now_epoch_s(), settled_s - time.monotonic())
+            await asyncio.sleep(min(LOOK_EVERY_S, left_s) if left_s > 0 else LOOK_EVERY_S)
+        yield TriggerEvent({})  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
+
+    def is_over(self) -> bool:
+        """Whether the task can go on; called in a thread."""
+        return now_epoch_s() >= self.until_epoch_s
+
+
+class RunTrigger(PauseTrigger):
+    """One that looks at the results of its run; triggers of one run share a look."""
+
+    names: ClassVar[tuple[str, ...]] = ("until_epoch_s", "run_url")
+    _lock = threading.Lock()
+    _looks: ClassVar[dict[tuple[type, str], tuple[float, Any]]] = {}
+
+    def __init__(self, *, until_epoch_s: float, run_url: str) -> None:
+        super().__init__(until_epoch_s=until_epoch_s)
+        self.run_url = run_url
+
+    def seen(self) -> Any:
+        """What the last look showed, made again when it is old."""
+        key = (type(self), self.run_url)
+        with self._lock:
+            looked_s, found = self._looks.get(key, (-LOOK_EVERY_S, None))
+            if time.monotonic() - looked_s >= LOOK_EVERY_S:
+                found = self.look(stored_run(Folder.at(self.run_url)))
+                self._looks[key] = (time.monotonic(), found)
+            return found
+
+    @abstractmethod
+    def look(self, run: StoredRun) -> Any:
+        """What decides, from the run's results."""
+
+
+class GapTrigger(RunTrigger):
+    """Fires when the thermal gap after the run's last cycle is over and no earlier cycle waits for the same.
+
+    Args:
+        until_epoch_s: When the gap is over if no other cycle of the run ends meanwhile.
+        run_url: Folder of the run's results.
+        gap_s: The gap, in seconds.
+        rank: Its place among the waiting cycles of the run: priority and map index.
+    """
+
+    names = (*RunTrigger.names, "gap_s", "rank")
+    _waiting: ClassVar[dict[str, dict[int, list[int]]]] = {}
+    _sent: ClassVar[dict[str, int | None]] = {}
+    """When the run's last cycle had ended as a waiting one was last sent on; that one has to end before the next."""
+
+    def __init__(self, *, until_epoch_s: float, run_url: str, gap_s: float, rank: list[int]) -> None:
+        super().__init__(until_epoch_s=until_epoch_s, run_url=run_url)
+        self.gap_s = gap_s
+        self.rank = rank
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look until it is over, in line with the run's others."""
+        line = self._waiting.setdefault(self.run_url, {})
+        line[id(self)] = self.rank
+        try:
+            async for event in super().run():
+                yield event
+        finally:
+            line.pop(id(self), None)
+
+    def look(self, run: StoredRun) -> int | None:
+        """When the run's last cycle ended."""
+        return run.last_finished_epoch_ns()
+
+    def is_over(self) -> bool:
+        """Whether the hardware has cooled down and it is this cycle's turn."""
+        ended_ns = self.seen()
+        over_s = self.until_epoch_s if ended_ns is None else ended_ns / 1e9 + self.gap_s
+        now_s = now_epoch_s()
+        if now_s < over_s:
+            return False
+        with self._lock:
+            first = min(self._waiting.get(self.run_url, {}).values(), default=self.rank)
+            its_turn = self.rank <= first and self._sent.get(self.run_url, -1) != ended_ns
+            if its_turn or now_s >= self.until_epoch_s + AT_MOST_S:
+                self._sent[self.run_url] = ended_ns
+                return True
+        return False
+
+
+def thermal_gap(run: StoredRun, gap_s: float, rank: list[int]) -> Pause | None:
+    """What is left of the pause after the run's last cycle in which the hardware cools down; None to go on.
+
+    Args:
+        run: The run.
+        gap_s: How long it is, in seconds.
+        rank: Place of the cycle among those of its run that wait.
+    """
+    ended_ns = run.last_finished_epoch_ns() if gap_s > 0 else None
+    if ended_ns is None or (until_epoch_s := ended_ns / 1e9 + gap_s) <= now_epoch_s():
+        return None
+    trigger = GapTrigger(until_epoch_s=until_epoch_s, run_url=run.url, gap_s=gap_s, rank=rank)
+    short = gap_s <= gpu_wait.SETTLE_S
+    return Pause(f"Thermal gap of {gap_s:g} s", until_epoch_s, None if short else trigger)
