@@ -30,7 +30,8 @@ def flags(
         environment: The cycle's environment.json; ``gpus`` is what the devices said before the engine was
             loaded.
         host: What the outside saw: ``neighbours``, a list of names;
-            ``foreign_containers``, what each took; ``on_cpu`` and ``neighbours_unknown``, reasons.
+            ``foreign_containers``, what each took; ``on_cpu`` and ``neighbours_unknown``, reasons;
+            ``privileged``, whether its container was.
     """
     said = (environment or {}).get("gpus")
     gpus = [gpu for gpu in said if isinstance(gpu, Mapping)] if isinstance(said, list) else []

@@ -123,6 +123,14 @@ def _on_cpu(seen: Seen) -> str | None:
     return f"It ran on the CPU of a host that has GPUs: {why}." if why else None
 
 
+def _privileged(seen: Seen) -> str | None:
+    return (
+        "Its container was privileged: it could reach every GPU and change the host's settings."
+        if seen.host.get("privileged")
+        else None
+    )
+
+
 def _warmup_not_converged(seen: Seen) -> str | None:
     warmup = seen.result.warmup
     if not warmup.outcome.startswith("cap_"):
@@ -258,6 +266,13 @@ CHECKS = (
         _on_cpu,
         "Say `gpus: {count: 1}` where it must fail instead, or `gpus: {count: 0}` where the CPU is meant.",
         "the kernel's driver or the engine names GPUs",
+    ),
+    Check(
+        "privileged",
+        "info",
+        _privileged,
+        "Leave `privileged` out, or give what it needs by `cap_add` and `device_requests`.",
+        "any privileged container",
     ),
     Check("warmup_not_converged", "warning", _warmup_not_converged, "Raise the warm-up's caps.", _STEADY),
     Check("warmup_not_checked", "info", _warmup_not_checked, "Turn convergence detection on.", _STEADY),

@@ -17,6 +17,7 @@ from llem_airflow.study.engine_names import ENGINE_ALIASES, ENGINES, RUNNERS, sp
 
 AUTO = "auto"
 DEFAULT = "no layer"
+IMAGE_ARGUMENT = "the operator's argument `image`"
 _PREFIX = {"runner": "LLEM_RUNNER_", "image": "LLEM_IMAGE_"}
 _WORDS = "process, container, container:<image> or auto (also local, docker, docker:<image>)"
 
@@ -113,7 +114,7 @@ class Layers:
         image_variable, image_value = _variable(self.environ, "image", engine)
         argument, connection = "the operator's argument `runner`", "the host's connection (runners)"
         for runner, layer, image, image_layer in (
-            (self.argument, argument, self.operator_image, "the operator's argument `image`"),
+            (self.argument, argument, self.operator_image, IMAGE_ARGUMENT),
             ("" if study == AUTO else study, "the study", study_image, "the study"),
             (
                 self.connection.get(engine),

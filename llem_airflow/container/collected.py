@@ -27,7 +27,7 @@ class Collected:
         image_digest: Repository digest of the image, else its id; None for a process.
         log: The log file.
         host: Facts about the engine's host; what else was on it (neighbours.py); ``on_cpu``, why a host that
-            has GPUs gave none.
+            has GPUs gave none; ``privileged``, when its container was.
         gpus: Device ids that it had.
     """
 

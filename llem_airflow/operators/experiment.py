@@ -114,7 +114,7 @@ class LLEMExperimentOperator(DockerOperator):
     ) -> None:
         arguments.check_limits(gpu_wait_s=gpu_wait_s, max_gpu_idle_s=max_gpu_idle_s)
         kwargs = {**arguments.given(kwargs), "mount_tmp_dir": False}
-        keeps = kwargs.get("auto_remove") == "success" or None
+        keeps = {"success": True, "force": False}.get(kwargs.get("auto_remove", ""))
         kwargs["auto_remove"] = "force"
         if study is not None:
             self.study = study if isinstance(study, Study) else load_study(study)
@@ -137,6 +137,7 @@ class LLEMExperimentOperator(DockerOperator):
         self._attempt: Attempt | None = None
         self._runner = ""
         self._chosen: dict[str, str] = {}
+        self._image_asked: str | None = None
         self._images = ("", "")
         self._tries_before_clearing = 0
 
@@ -260,6 +261,7 @@ class LLEMExperimentOperator(DockerOperator):
 
     def _choose(self, run: StoredRun, folder: Path) -> str:
         """Choose runner and image, and note which layers named them; the runner."""
+        self._image_asked = self.image = self.image if self._image_asked is None else self._image_asked
         chosen = choose(self, run, folder)
         self._runner, self.image, self._chosen = chosen.runner, chosen.image, chosen.layers
         self.log.info("%s", chosen)

@@ -128,7 +128,7 @@ class LLEMTextPrefetchOperator(LLEMPrefetchOperator):
         self.study = study_of_run(study_in_form(context), context)
         fetched, image = [], self.image
         for ids in _sharing(self.study, self.runner):
-            self.experiments, self.image = ids, image
+            self.experiments, self._image_asked = ids, image
             try:
                 fetched.append(self._fetch_for(context))
             except (AttemptFinalError, AttemptRetryableError) as error:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from docker.errors import APIError, DockerException
 
 from llem_airflow.container.choice import (
     AUTO,
+    IMAGE_ARGUMENT,
     Choice,
     Layers,
     RunnerError,
@@ -234,6 +235,13 @@ def choice_of(operator: LLEMExperimentOperator, run: StoredRun) -> Choice:
     return known[engine]
 
 
+def _with_own_image(operator: LLEMExperimentOperator, choice: Choice) -> Choice:
+    """What was decided for a run's cycles, with the image that this one's own argument names before all others."""
+    image = layers_of(operator).operator_image
+    own = ((image, IMAGE_ARGUMENT),) if image else ()
+    return replace(choice, images=(*own, *(each for each in choice.images if each[1] != IMAGE_ARGUMENT)))
+
+
 def choose(operator: LLEMExperimentOperator, run: StoredRun, folder: Path) -> Chosen:
     """Choose runner and image of an attempt.
 
@@ -247,7 +255,7 @@ def choose(operator: LLEMExperimentOperator, run: StoredRun, folder: Path) -> Ch
     """
     experiment = operator.experiment
     try:
-        choice = choice_of(operator, run)
+        choice = _with_own_image(operator, choice_of(operator, run))
         layers = {"runner_by": choice.by, "runner_why": choice.why}
         if choice.runner != "container":
             return Chosen(choice.runner, operator.image, layers)

@@ -214,6 +214,11 @@ def test_an_experiment_on_the_cpu_of_a_host_with_gpus_is_flagged() -> None:
     assert (flag.code, flag.severity) == ("on_cpu", "warning")
 
 
+def test_a_privileged_container_is_flagged() -> None:
+    flag = only(of(good_rows(), host={"privileged": True}))
+    assert (flag.code, flag.severity) == ("privileged", "info")
+
+
 def test_a_counter_that_disagrees_with_the_samples() -> None:
     flag = only(of(good_rows(lambda _: 310.0)))
     assert (flag.code, "+3.3%" in flag.message) == ("counter_disagreement", True)

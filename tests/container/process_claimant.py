@@ -20,7 +20,9 @@ from tests.container.programs import HASH, SPEC, program
 
 _PROGRAM = """
 begin = time.monotonic_ns()
-time.sleep({hold_s})
+while time.monotonic_ns() < begin + {hold_s} * 1e9:
+    print("still here", flush=True)
+    time.sleep(0.05)
 told = json.load(open(os.environ["LLEM_CONFIG_PATH"]))
 seen = {{name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")}}
 said = {{"begin": begin, "end": time.monotonic_ns(), "meter": told["meter"]["gpus"], **seen}}
@@ -39,6 +41,8 @@ def main(asked: dict[str, Any]) -> None:
         gpu_quota=asked.get("quota"),
         gpu_wait_s=float(asked.get("wait_s", 60)),
         engine=engine,
+        silence_s=asked.get("silence_s"),
+        gpu_idle_s=asked.get("gpu_idle_s"),
     )
     spec = replace(SPEC, meter=replace(SPEC.meter, kind=str(asked.get("meter", "none"))))
     with tempfile.TemporaryDirectory() as folder:
@@ -47,13 +51,15 @@ def main(asked: dict[str, Any]) -> None:
             who = Attempt("claims", f"{os.getpid()}", str(index), -1, "claim", HASH, 1, 1, "tests")
             target = Path(folder) / str(index)
             said: dict[str, object]
+            lines: list[str] = []
             try:
                 collected = run_process(
-                    who, spec, settings, collect_to=target, on_line=lambda _: None, bundle=text
+                    who, spec, settings, collect_to=target, on_line=lines.append, bundle=text
                 )
                 said = {
                     "gpus": collected.gpus,
                     "host": collected.host,
+                    "told": [line for line in lines if line != "still here"],
                     **json.loads((target / "ran.json").read_text()),
                 }
             except AttemptFailedError as error:
@@ -61,6 +67,7 @@ def main(asked: dict[str, Any]) -> None:
                     "error": error.headline,
                     "category": error.failure.category,
                     "again": error.failure.retryable,
+                    "hint": error.failure.hint,
                 }
             sys.stdout.write(json.dumps(said) + "\n")
             sys.stdout.flush()

@@ -18,6 +18,7 @@ from llem_airflow.container.attempt import Attempt
 from llem_airflow.container.box import clear_box, kill_box, run_box
 from llem_airflow.container.failures import AttemptFailedError
 from llem_airflow.container.logs import LogSink
+from llem_airflow.container.reaper import find_leftovers
 from llem_airflow.container.settings import BoxSettings
 from llem_airflow.container.start import start
 from tests.container.conftest import RunBox, left_of
@@ -511,3 +512,48 @@ def test_hostile_names_stay_in_their_labels() -> None:
     hostile = Attempt("d\n=x", "../../r", "t;rm -rf /", -1, "e" * 500, HASH, 1, 1, "\x1b[31m")
     assert hostile.container_name.replace("-", "").isalnum()
     assert all(len(value) <= 250 and value.isprintable() for value in hostile.labels.values())
+
+
+def test_a_failed_container_is_kept_when_asked_and_the_next_try_goes_on_beside_it(
+    box: RunBox, docker_api: docker.APIClient, this_attempt: Attempt
+) -> None:
+    kept = f"{this_attempt.container_name}-kept"
+    try:
+        with pytest.raises(AttemptFailedError) as caught:
+            box("print('what was wrong'); sys.exit(3)", keep_failed=True)
+        assert f"the container is kept with its volume: `docker logs {kept}`" in str(caught.value)
+        state = docker_api.inspect_container(kept)["State"]
+        assert (state["Running"], state["ExitCode"]) == (False, 3)
+        assert b"what was wrong" in docker_api.logs(kept)
+        docker_api.inspect_volume(this_attempt.volume_name)
+        young = find_leftovers(docker_api, alive=lambda _: False, older_than_s=3600.0)
+        assert not [one for one in young if this_attempt.key in one.name]
+        lines: list[str] = []
+        assert box("result()", who=attempt(2, this_attempt), keep_failed=True, lines=lines).exit_code == 0
+        assert lines == []  # neither taken over nor removed
+        old = find_leftovers(docker_api, alive=lambda _: True, older_than_s=-60.0)
+        assert [one.name for one in old if one.name.startswith(kept)] == [kept]
+    finally:
+        docker_api.remove_container(kept, force=True)
+        docker_api.remove_volume(this_attempt.volume_name)
+
+
+def test_a_container_that_a_limit_ends_is_stopped_before_it_is_kept(
+    box: RunBox, docker_api: docker.APIClient, this_attempt: Attempt
+) -> None:
+    kept = f"{this_attempt.container_name}-kept"
+    try:
+        with pytest.raises(AttemptFailedError, match="wall clock limit of 1 s"):
+            box("time.sleep(60)", keep_failed=True, wall_clock_s=1.0, stop_grace_s=1.0)
+        assert docker_api.inspect_container(kept)["State"]["Running"] is False
+    finally:
+        docker_api.remove_container(kept, force=True)
+        docker_api.remove_volume(this_attempt.volume_name)
+
+
+def test_without_being_asked_nothing_is_kept_and_a_privileged_container_says_so(box: RunBox) -> None:
+    with pytest.raises(AttemptFailedError) as caught:
+        box("sys.exit(3)")
+    assert "kept" not in str(caught.value)
+    assert box("result()", host_options={"privileged": True}).host["privileged"] is True
+    assert "privileged" not in box("result()").host

@@ -34,11 +34,11 @@ def without(layers: Layers, *names: str) -> Layers:
     ("silent", "study", "by"),
     [
         ((), "process", "the operator's argument `runner`"),
-        (("argument",), "process", "LLEM_RUNNER_PYTORCH"),
-        (("argument", "environ"), "process", "the study"),
-        (("argument", "environ"), "auto", "the host's connection (runners)"),
-        (("argument", "environ", "connection"), "auto", "[llem] runners"),
-        (("argument", "environ", "connection", "installation"), "auto", "no layer"),
+        (("argument",), "process", "the study"),
+        (("argument",), "auto", "the host's connection (runners)"),
+        (("argument", "connection"), "auto", "LLEM_RUNNER_PYTORCH"),
+        (("argument", "connection", "environ"), "auto", "[llem] runners"),
+        (("argument", "connection", "environ", "installation"), "auto", "no layer"),
     ],
 )
 def test_the_first_layer_that_speaks_names_the_runner(silent: tuple[str, ...], study: str, by: str) -> None:
@@ -47,13 +47,13 @@ def test_the_first_layer_that_speaks_names_the_runner(silent: tuple[str, ...], s
 
 def test_images_follow_the_same_order() -> None:
     assert [image for image, _ in EVERYWHERE.choice("transformers", "container", "image-study").images] == [
-        "image-variable",
-        "argument",
-        "variable",
         "image-argument",
+        "argument",
         "image-study",
         "image-connection",
         "connection",
+        "image-variable",
+        "variable",
         "installation",
     ]
 

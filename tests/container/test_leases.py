@@ -268,10 +268,34 @@ def test_a_gpu_of_a_foreign_container_is_respected_and_its_holder_named(
         with pytest.raises(GPUUnavailableError, match="held by: 0: container foreign-") as caught:
             box("result()", lines=lines, gpu_request=GpuRequest(1, ids=("0",)), gpu_wait_s=1.5)
         assert box("result()", gpu_request=GpuRequest(1, kind="full")).gpus == (host_gpus.gpus[1].id,)
+        by_hand = (DeviceRequest(count=1, capabilities=[["gpu"]]),)  # the first one
+        with pytest.raises(
+            GPUUnavailableError, match=r"1 GPU\(s\) not free after 0 s; held by: 0: container"
+        ):
+            box("result()", device_requests=by_hand, gpu_wait_s=0.0)
     finally:
         docker_api.remove_container(foreign, force=True)
     assert caught.value.failure.retryable
     assert lines[0].startswith("Waiting for 1 GPU(s), ")
+
+
+@pytest.mark.docker
+@pytest.mark.alone
+def test_requests_by_hand_replace_our_choice_and_are_leased_all_the_same(
+    box: RunBox, host_gpus: Inventory
+) -> None:
+    lines: list[str] = []
+    found = box(
+        "spec = json.load(open(os.environ['LLEM_CONFIG_PATH']))\n"
+        "print(os.environ['NVIDIA_VISIBLE_DEVICES'], spec['meter']['gpus'])\n"
+        "result()",
+        lines=lines,
+        gpu_request=GpuRequest(2, ids=("0", "2:0")),
+        device_requests=(DeviceRequest(device_ids=["1"], capabilities=[["gpu", "utility"]]),),
+    )
+    uuid_ = host_gpus.gpus[1].id
+    assert found.gpus == (uuid_,)
+    assert lines == [f"1 ['{uuid_}']"]
 
 
 @pytest.mark.docker

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.triggers.base import BaseTrigger
 
-from llem_airflow.operators import LLEMAggregateOperator
-from llem_airflow.operators.breaker import skip_when_tripped, tripped
+from llem_airflow.operators import LLEMAggregateOperator, gpu_wait, waits
+from llem_airflow.operators.breaker import ProbeTrigger, pause_when_tripped, tripped
 from llem_airflow.operators.evidence import open_run
+from llem_airflow.operators.waits import Pause, PauseTrigger
 from llem_airflow.results import StoredRun
-from llem_airflow.study import load_study_text
+from llem_airflow.study import Experiment, load_study_text
 from tests.results.recorded import Recording, provenance, variant
 
 STUDY = load_study_text("""\
@@ -60,11 +65,11 @@ def work(run: StoredRun, tmp_path: Path, experiment: Any, cycle: int, *, ago_s: 
     )
 
 
-def begin(run: StoredRun, try_number: int = 1) -> list[float]:
-    """Begin the last cycle; the pauses that it makes first, in seconds."""
-    pauses: list[float] = []
-    skip_when_tripped(STUDY, run, THIRD, 2, context(try_number), sleep=pauses.append)
-    return pauses
+def begin(
+    run: StoredRun, try_number: int = 1, experiment: Experiment = THIRD, cycle: int = 2
+) -> Pause | None:
+    """Begin a cycle; the pause that it makes first."""
+    return pause_when_tripped(STUDY, run, experiment, cycle, context(try_number))
 
 
 def three_failures(run: StoredRun, *, ago_s: float) -> None:
@@ -75,83 +80,125 @@ def three_failures(run: StoredRun, *, ago_s: float) -> None:
 def test_fewer_failures_than_allowed_change_nothing(run: StoredRun) -> None:
     fail(run, FIRST, 1, ago_s=5)
     fail(run, SECOND, 1, ago_s=3)
-    assert begin(run) == []
+    assert begin(run) is None
 
 
 def test_tries_of_one_cycle_are_one_failure(run: StoredRun) -> None:
     for attempt in (1, 2, 3, 4):
         fail(run, FIRST, 1, ago_s=20 - attempt, attempt=attempt)
-    assert begin(run) == []
+    assert begin(run) is None
 
 
 def test_a_cycle_that_worked_in_between_starts_the_count_again(run: StoredRun, tmp_path: Path) -> None:
     three_failures(run, ago_s=5)
     work(run, tmp_path, FIRST, 2, ago_s=10)
-    assert begin(run) == []
+    assert begin(run) is None
 
 
 def test_a_busy_gpu_says_nothing_about_the_study(run: StoredRun) -> None:
     for experiment in STUDY.experiments:
         fail(run, experiment, 1, ago_s=5, category="gpu_unavailable")
-    assert begin(run) == []
+    assert begin(run) is None
 
 
-def test_after_so_many_failures_the_next_cycle_waits_for_the_cooldown_and_is_the_probe(
+def test_after_so_many_failures_the_next_cycle_waits_for_the_cooldown_in_the_triggerer_and_is_the_probe(
     run: StoredRun,
 ) -> None:
     three_failures(run, ago_s=5)
-    (pause_s,) = begin(run)
-    assert 0 < pause_s <= 55
+    pause = begin(run)
+    assert pause is not None
+    assert 50 < pause.left_s <= 55
+    assert "This cycle is the probe, after a pause of 60 s" in pause.text
+    assert isinstance(pause.trigger, PauseTrigger)
+    assert not pause.trigger.is_over()
 
 
-class WaitsError(Exception):
-    """Raised in the place of a wait for the probe."""
-
-
-def waits(_seconds: float) -> None:
-    raise WaitsError
+def test_when_it_comes_back_from_the_pause_it_is_still_the_probe(run: StoredRun) -> None:
+    three_failures(run, ago_s=59)
+    assert begin(run) is not None
+    time.sleep(1.1)
+    assert begin(run) is None
+    other = begin(run, experiment=SECOND)
+    assert other is not None
+    assert isinstance(other.trigger, ProbeTrigger)
 
 
 def test_of_many_that_begin_at_once_exactly_one_is_the_probe(run: StoredRun) -> None:
     three_failures(run, ago_s=300)
-
-    def begins(number: int) -> bool:
-        try:
-            skip_when_tripped(STUDY, run, THIRD, number, context(), sleep=waits)
-        except WaitsError:
-            return False
-        return True
-
     with ThreadPoolExecutor(8) as pool:
-        assert sum(pool.map(begins, range(8))) == 1
+        pauses = list(pool.map(lambda number: begin(run, cycle=number), range(8)))
+    assert pauses.count(None) == 1
+    waiting = [pause for pause in pauses if pause is not None]
+    assert all(isinstance(pause.trigger, ProbeTrigger) for pause in waiting)
 
 
-def test_the_others_go_on_when_the_probe_works_and_are_skipped_when_it_fails(
-    run: StoredRun, tmp_path: Path
+def fires(monkeypatch: pytest.MonkeyPatch, trigger: BaseTrigger | None, within_s: float = 1.0) -> bool:
+    """Whether a trigger, as Airflow's database brings it back, fires soon."""
+    monkeypatch.setattr(gpu_wait, "SETTLE_S", 0.0)
+    monkeypatch.setattr(waits, "LOOK_EVERY_S", 0.05)
+    assert trigger is not None
+    path, arguments = trigger.serialize()
+    module, _, kind = path.rpartition(".")
+    made = getattr(import_module(module), kind)(**json.loads(json.dumps(arguments)))
+
+    async def first() -> bool:
+        async for event in made.run():
+            return event.payload == {}
+        return False
+
+    async def soon() -> bool:
+        try:
+            return await asyncio.wait_for(first(), within_s)
+        except TimeoutError:
+            return False
+
+    return asyncio.run(soon())
+
+
+def test_the_others_wait_for_the_probe_s_end_and_go_on_when_it_works(
+    run: StoredRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     three_failures(run, ago_s=300)
-    assert begin(run) == []  # the probe
-
-    skip_when_tripped(
-        STUDY, run, SECOND, 2, context(), sleep=lambda _: work(run, tmp_path, THIRD, 2, ago_s=0)
-    )
+    assert begin(run) is None  # the probe
+    waiting = begin(run, experiment=SECOND)
+    assert waiting is not None
+    assert not fires(monkeypatch, waiting.trigger)
+    work(run, tmp_path, THIRD, 2, ago_s=0)
+    assert fires(monkeypatch, waiting.trigger)
+    assert begin(run, experiment=SECOND) is None
     for experiment in STUDY.experiments:
         fail(run, experiment, 1, ago_s=-1, attempt=2)
-    skip_when_tripped(STUDY, run, FIRST, 2, context(), sleep=lambda _: None)  # the probe of the next opening
+    assert begin(run, experiment=FIRST) is not None  # the probe of the next opening
 
 
-def test_the_others_are_skipped_when_the_probe_fails_or_never_ends(run: StoredRun) -> None:
+def test_the_others_are_skipped_when_the_probe_fails_or_never_ends(
+    run: StoredRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     three_failures(run, ago_s=300)
-    assert begin(run) == []  # the probe
+    assert begin(run) is None  # the probe
+    waiting = begin(run, experiment=SECOND)
+    assert waiting is not None
+    name = f"breaker/probe-{tripped(run, 3, 60).epoch_ns}"  # type: ignore[union-attr]  # it is
+    long_ago = f"{THIRD.id} 2 {time.time_ns() / 1e9 - 60 - 2 * (SECOND.wall_clock_s or 0) - 1:.0f}"
+    (Path(run.url) / name).write_text(long_ago)
     with pytest.raises(AirflowSkipException, match="The probe has not ended within"):
-        skip_when_tripped(STUDY, run, SECOND, 2, context(), sleep=lambda _: None)
+        begin(run, experiment=SECOND)
+    fail(run, THIRD, 2, ago_s=0)
+    assert fires(monkeypatch, waiting.trigger)
     with pytest.raises(AirflowSkipException, match="A probe after a pause of 60 s failed too"):
-        skip_when_tripped(STUDY, run, SECOND, 2, context(), sleep=lambda _: fail(run, THIRD, 2, ago_s=0))
+        begin(run, experiment=SECOND)
+
+
+def test_a_probe_that_an_older_release_noted_counts(run: StoredRun) -> None:
+    three_failures(run, ago_s=300)
+    run.folder.child("breaker").create(f"probe-{tripped(run, 3, 60).epoch_ns}", f"{FIRST.id} 2".encode())  # type: ignore[union-attr]  # it is
+    assert begin(run) is not None
+    assert begin(run, experiment=FIRST) is None
 
 
 def test_after_the_cooldown_the_probe_begins_at_once(run: StoredRun) -> None:
     three_failures(run, ago_s=300)
-    assert begin(run) == []
+    assert begin(run) is None
 
 
 def test_when_the_probe_fails_too_the_rest_is_skipped_with_the_reason(run: StoredRun) -> None:
@@ -169,14 +216,14 @@ def test_when_the_probe_fails_too_the_rest_is_skipped_with_the_reason(run: Store
 def test_when_the_probe_works_the_study_goes_on(run: StoredRun, tmp_path: Path) -> None:
     three_failures(run, ago_s=300)
     work(run, tmp_path, FIRST, 2, ago_s=5)
-    assert begin(run) == []
+    assert begin(run) is None
     assert tripped(run, 3, 60) is None
 
 
 def test_what_has_begun_and_what_a_person_clears_is_measured(run: StoredRun) -> None:
     three_failures(run, ago_s=300)
     fail(run, FIRST, 2, ago_s=5)
-    assert begin(run, try_number=2) == []
+    assert begin(run, try_number=2) is None
 
 
 def test_zero_is_for_any_number(run: StoredRun) -> None:

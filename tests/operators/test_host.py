@@ -67,6 +67,39 @@ def test_the_operator_s_arguments_go_before_the_host_s() -> None:
     assert (box.shm_size, box.extra_labels["ds01.user"], box.gpu_wait_s) == ("8g", "bob", 7)
 
 
+@pytest.mark.parametrize(
+    ("connection", "argument", "found"), [(60, 0, 0), (0, None, 0), (60, None, 60), (None, None, 180)]
+)
+def test_no_time_to_wait_is_a_time_of_its_own(
+    connection: float | None, argument: float | None, found: float
+) -> None:
+    assert placed({"gpu_wait_s": connection}, gpu_wait_s=argument).gpu_wait_s == found
+
+
+@pytest.mark.parametrize(
+    ("connection", "arguments", "found"),
+    [
+        (True, {}, True),
+        ("true", {"keep_failed": False}, False),
+        (None, {"keep_failed": True}, True),
+        (None, {"auto_remove": "success"}, True),
+        (None, {"auto_remove": "force"}, False),
+        (True, {"auto_remove": "force"}, False),
+        (None, {}, False),
+    ],
+)
+def test_a_failed_container_is_kept_as_the_argument_says_then_the_host(
+    connection: object, arguments: dict[str, Any], found: bool
+) -> None:
+    assert placed({"keep_failed": connection}, **arguments).keep_failed is found
+
+
+def test_of_two_limits_of_idle_time_the_narrower_counts() -> None:
+    assert placed({"max_gpu_idle_s": 900}, max_gpu_idle_s=60).gpu_idle_s == 60
+    assert placed({"max_gpu_idle_s": 30}, max_gpu_idle_s=60).gpu_idle_s == 30
+    assert placed({}).gpu_idle_s is None
+
+
 def test_more_gpus_than_the_quota_is_a_mistake_and_no_wait() -> None:
     with pytest.raises(
         PlacementError, match=r"asks for 3 GPUs and the host's quota is 2: lower `gpus.count`"
@@ -79,7 +112,10 @@ def test_more_gpus_than_the_quota_is_a_mistake_and_no_wait() -> None:
     [
         ("gpu_quota", 0, "gpu_quota: found 0; allowed: a whole number from 1"),
         ("gpu_quota", "1.5", "gpu_quota: found '1.5'; "),
-        ("gpu_wait_s", -1, "gpu_wait_s: found -1; allowed: a number above 0"),
+        ("gpu_wait_s", -1, "gpu_wait_s: found -1; allowed: a number of seconds from 0"),
+        ("max_gpu_idle_s", 0, "max_gpu_idle_s: found 0; allowed: a number above 0"),
+        ("keep_failed", "maybe", "keep_failed: found 'maybe'; allowed: true or false"),
+        ("labels", {"llem.gpus": "0"}, "labels that begin with llem. are ours"),
         ("labels", "ada", "labels: found 'ada'; "),
         ("labels", {"user": 7}, "allowed: a JSON object of texts"),
         ("cgroup", "x", "'cgroup' is not known; known are: cgroup_parent, docker_host, gpu_quota"),
@@ -126,6 +162,15 @@ def test_host_and_port_of_a_connection_name_the_engine(
     assert LLEMHostHook("gpu1").settings().docker_host == url
 
 
+@pytest.mark.parametrize("host", ["gpu1:99999", "tcp://gpu1:x"])
+def test_a_port_that_cannot_be_is_a_mistake_of_the_connection(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_GPU1", json.dumps({"conn_type": "llem", "host": host}))
+    with pytest.raises(HostSettingsError, match=r"host: found .* allowed: a name or URL"):
+        LLEMHostHook("gpu1").settings()
+
+
 def test_without_a_connection_everything_is_as_usual_and_a_missing_one_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -170,7 +215,7 @@ def test_the_form_has_every_field_that_is_read() -> None:
     read_settings("x", dict.fromkeys(form["conn-fields"]))
     standard = {"docker_host", "hub_token"}  # host and password
     assert set(form["conn-fields"]) == set(HostSettings.__slots__) - standard
-    assert not {"host", "password"} & set(form["ui-field-behaviour"]["hidden-fields"])
+    assert not {"host", "port", "password"} & set(form["ui-field-behaviour"]["hidden-fields"])
 
 
 def image(environ: dict[str, str], study_image: str | None = None) -> tuple[str, str]:
@@ -179,10 +224,11 @@ def image(environ: dict[str, str], study_image: str | None = None) -> tuple[str,
     return choose_image(layers.choice("vllm", image=study_image), experiment)
 
 
-def test_an_image_comes_from_the_worker_then_the_study_then_the_host() -> None:
-    assert image({"LLEM_IMAGE_VLLM": "worker:1"}, "study:1") == ("worker:1", "LLEM_IMAGE_VLLM")
-    assert image({}, "study:1") == ("study:1", "the study")
-    assert image({}) == ("host:1", "the host's connection (images)")
+def test_an_image_comes_from_the_study_then_the_host_then_the_worker() -> None:
+    worker = {"LLEM_IMAGE_VLLM": "worker:1"}
+    assert image(worker, "study:1") == ("study:1", "the study")
+    assert image(worker) == ("host:1", "the host's connection (images)")
+    assert Layers(environ=worker).choice("vllm").images == (("worker:1", "LLEM_IMAGE_VLLM"),)
 
 
 def test_the_default_image_fits_the_driver_s_cuda_and_is_the_cpu_s_without_a_gpu() -> None:

@@ -214,9 +214,12 @@ def test_image_and_its_layer_are_recorded(
     assert named.layers == {
         "runner_by": "the operator's argument `runner`",
         "runner_why": "",
-        "image_by": "LLEM_IMAGE_VLLM",
+        "image_by": "the operator's argument `runner`",
     }
-    assert named.image == "of/worker"
+    assert named.image == "of/argument"
+    named = choose(operator(asked, image="of/argument"), run, tmp_path)
+    assert (named.image, named.layers["image_by"]) == ("of/argument", "the operator's argument `image`")
+    assert choose(operator(asked), run, tmp_path).image == "of/study"
 
 
 @pytest.mark.parametrize(
