@@ -96,6 +96,7 @@ class Rows:
         right: Titles of the columns that stand to the right.
         whole: The first column is copied whole: it is never folded.
         spaced: An empty line before each row.
+        styles: Style of each row's cells; none for plain ones.
     """
 
     def __init__(
@@ -106,8 +107,10 @@ class Rows:
         right: Sequence[str] = (),
         whole: bool = False,
         spaced: bool = False,
+        styles: Sequence[str] = (),
     ) -> None:
         self.titles, self.rows, self.right, self.whole, self.spaced = titles, rows, right, whole, spaced
+        self.styles = styles or [""] * len(rows)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         widths = self._widths(console, options)
@@ -118,10 +121,10 @@ class Rows:
         for title, width in zip(self.titles, widths, strict=True):
             table.add_column(width=width, justify="right" if title in self.right else "left")
         table.add_row(*(Folding(title, "bold") for title in self.titles))
-        for row in self.rows:
+        for row, style in zip(self.rows, self.styles, strict=True):
             if self.spaced:
                 table.add_row()
-            table.add_row(*(Folding(cell) for cell in row))
+            table.add_row(*(Folding(cell, style) for cell in row))
         yield table
 
     def _widths(self, console: Console, options: ConsoleOptions) -> list[int] | None:
@@ -144,8 +147,8 @@ class Rows:
         return widths
 
     def _blocks(self) -> RenderResult:
-        for row in self.rows:
+        for row, style in zip(self.rows, self.styles, strict=True):
             yield Whole(row[0], "bold") if self.whole else Folding(row[0], "bold")
             for title, cell in zip(self.titles[1:], row[1:], strict=True):
                 if cell:
-                    yield Folding(f"  {title}: {' '.join(cell.split())}", indent=4)
+                    yield Folding(f"  {title}: {' '.join(cell.split())}", style, indent=4)

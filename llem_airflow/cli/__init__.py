@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from llem_airflow import __version__
-from llem_airflow.cli import host, results, running, studies
+from llem_airflow.cli import gpus, host, results, running, studies
 from llem_airflow.cli.edge import EXIT_CODES, Edge
 
 
@@ -15,5 +15,5 @@ def main() -> None:
     """Energy benchmarks of LLM inference as Airflow DAGs."""
 
 
-for _verb in (*studies.VERBS, *running.VERBS, *results.VERBS, *host.VERBS):
+for _verb in (*studies.VERBS, *running.VERBS, *results.VERBS, *host.VERBS, *gpus.VERBS):
     main.add_command(_verb)

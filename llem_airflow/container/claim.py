@@ -22,16 +22,19 @@ from llem_airflow.container.gpus import (
 )
 from llem_airflow.container.leases import (
     LABEL_EXCLUSIVE,
+    LABEL_QUOTA,
     LABEL_TICKET,
     Demand,
     Holder,
+    advice,
+    over_quota,
     said,
     settle,
 )
 from llem_airflow.container.logs import LogSink
 from llem_airflow.container.process_gpus import everyone
 from llem_airflow.container.settings import BoxSettings
-from llem_airflow.container.tickets import Ticket, engine_now_epoch_s, new_ticket
+from llem_airflow.container.tickets import Seen, Ticket, engine_now_epoch_s, new_ticket
 from llem_airflow.study import GpuRequest
 
 LABEL_ON_CPU = "llem.on_cpu"
@@ -104,7 +107,7 @@ class Claim:
             seen = self._ticket.look(self._known, engine_now_epoch_s(self._api))
             if seen.chosen is not None:
                 return seen.chosen
-            self._wait(seen.held)
+            self._wait(seen)
 
     def _host_is_wanted(self) -> bool:
         """Whether somebody waits for the host alone: without GPUs to wait for, all others would overtake it."""
@@ -120,6 +123,8 @@ class Claim:
             lease[LABEL_GPUS] = ",".join(gpus)
         if self._ticket.demand.exclusive_host:
             lease[LABEL_EXCLUSIVE] = "host"
+        if gpus and self._ticket.demand.quota is not None:
+            lease[LABEL_QUOTA] = str(self._ticket.demand.quota)
         if self._on_cpu:
             lease[LABEL_ON_CPU] = self._on_cpu
         return lease
@@ -150,14 +155,15 @@ class Claim:
         """Leave the queue."""
         self._ticket.give_back()
 
-    def _wait(self, held: list[Holder]) -> None:
+    def _wait(self, seen: Seen) -> None:
         left_s = self._begin_s + self._settings.gpu_wait_s - time.monotonic()
         wanted = f"{self._ticket.demand.count} GPU(s)" if self._ticket.demand.count else "the host"
         waited = f" after {self._settings.gpu_wait_s:g} s" if left_s <= 0 else ""
+        held = f"{over_quota(self._ticket.demand, seen.held)}held by: {said(seen.held)}"
         if left_s <= 0 or not self._settings.gpu_wait_here:
             raise GPUUnavailableError(
-                failure("gpu_unavailable"),
-                f"{wanted} not free{waited}; held by: {said(held)}",
+                failure("gpu_unavailable", hint=advice(seen.held)),
+                f"{wanted} not free{waited}; {held}",
                 folder=self._sink.path.parent,
                 log_tail=self._sink.tail,
                 ticket=self._ticket.labels if left_s > 0 else None,
@@ -165,7 +171,7 @@ class Claim:
         self._ticket.hold()
         if time.monotonic() - self._said_s >= _SAY_EVERY_S:
             self._said_s = time.monotonic()
-            self._sink.line(f"Waiting for {wanted}, {left_s:.0f} s left; held by: {said(held)}")
+            self._sink.line(f"Waiting for {wanted}, {left_s:.0f} s left; {held}")
         time.sleep(min(_LOOK_EVERY_S, left_s))
 
 

@@ -149,7 +149,7 @@ def _image(api: docker.APIClient, engine: str, environ: Mapping[str, str]) -> st
     if named := environ.get(f"LLEM_IMAGE_{engine.upper()}"):
         return named
     try:
-        return default_image(engine, host_cuda_major(api, _python_images(environ)))
+        return default_image(engine, host_cuda_major(api, python_images(environ)))
     except GpuLookError:  # the line about GPUs says so
         return default_image(engine)
 
@@ -163,7 +163,7 @@ def _how_to_get(name: str) -> str:
 
 
 def _gpus(api: docker.APIClient, environ: Mapping[str, str]) -> Check:
-    present = next((name for name in _python_images(environ) if digest(api, name) is not None), None)
+    present = next((name for name in python_images(environ) if digest(api, name) is not None), None)
     if present is None:
         named = " has the NVIDIA runtime and" if engine_names_gpus(api) else ""
         return Check(
@@ -181,7 +181,8 @@ def _gpus(api: docker.APIClient, environ: Mapping[str, str]) -> Check:
     return Check("gpu", FAIL if found.hidden else WARN, found.absent, fix)
 
 
-def _python_images(environ: Mapping[str, str]) -> list[str]:
+def python_images(environ: Mapping[str, str]) -> list[str]:
+    """Images with Python that an engine may have, from whose containers its host's driver can be asked."""
     named = [environ[name] for engine in ENGINES if (name := f"LLEM_IMAGE_{engine.upper()}") in environ]
     return [*named, *(image for engine in ENGINES for image in default_images(engine))]
 

@@ -14,7 +14,7 @@ from llem_airflow.container.attempt import Attempt
 from llem_airflow.container.claim import demand_for, on_cpu, unknown
 from llem_airflow.container.failures import AttemptFailedError, GPUUnavailableError, failure
 from llem_airflow.container.gpus import GpuLookError, Inventory, kernel_gpus, local_inventory
-from llem_airflow.container.leases import Demand, Holder, said
+from llem_airflow.container.leases import Demand, Holder, advice, over_quota, said
 from llem_airflow.container.logs import LogSink
 from llem_airflow.container.process_gpus import ProcessLease, take
 from llem_airflow.container.tickets import new_ticket
@@ -106,7 +106,8 @@ def _wait(
         left_s = begin_s + settings.gpu_wait_s - time.monotonic()
         wanted = f"{demand.count} GPU(s)" if demand.count else "the host"
         if left_s <= 0:
-            raise _busy(f"{wanted} not free after {settings.gpu_wait_s:g} s", held, sink)
+            quota = over_quota(demand, held)
+            raise _busy(f"{wanted} not free after {settings.gpu_wait_s:g} s; {quota}", held, sink)
         if time.monotonic() - said_s >= _SAY_EVERY_S:
             said_s = time.monotonic()
             sink.line(f"Waiting for {wanted}, {left_s:.0f} s left; held by: {said(held)}")
@@ -116,8 +117,8 @@ def _wait(
 
 def _busy(text: str, held: list[Holder], sink: LogSink) -> GPUUnavailableError:
     return GPUUnavailableError(
-        failure("gpu_unavailable"),
-        f"{text}; held by: {said(held)}",
+        failure("gpu_unavailable", hint=advice(held)),
+        f"{text}held by: {said(held)}",
         folder=sink.path.parent,
         log_tail=sink.tail,
         ticket=None,

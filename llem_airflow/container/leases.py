@@ -28,6 +28,15 @@ LABEL_TICKET = "llem.ticket"
 LABEL_EXCLUSIVE = "llem.exclusive"
 """``host`` when no other experiment may run on the host meanwhile."""
 
+_OWNER = re.compile(r"(^|[._-])(user|owner)$", re.IGNORECASE)
+_TOLD = 3
+_IN_ANY_CASE = (
+    "`llem-airflow gpus` shows all holders and who waits; raise gpu_wait_s, or ask for fewer (`gpus`)"
+)
+
+LABEL_QUOTA = "llem.quota"
+"""GPUs that experiments may hold on the host together, as the claim's connection says."""
+
 OBSERVERS = re.compile(r"dcgm-exporter|nvidia[_-]gpu[_-]exporter|nvidia-smi|nvtop|cadvisor|device-plugin")
 """Images that are given every GPU in order to watch it; they hold none."""
 
@@ -44,6 +53,10 @@ class Holder:
         ticket: Its claim's ticket; empty when it is not ours.
         exclusive_host: Whether it wants the host for itself.
         what: What people call it: experiment and DAG, or the image.
+        owner: Whose it is, as far as labels or the process's user say; empty when nobody says.
+        since_epoch_s: When it got them, in seconds since 1970, or None when it is not known.
+        pid: The process, or 0 for a container and for what cannot be told.
+        quota: The host's quota that its claim went by, or None.
     """
 
     container: str
@@ -53,6 +66,10 @@ class Holder:
     ticket: str
     exclusive_host: bool
     what: str
+    owner: str = ""
+    since_epoch_s: float | None = None
+    pid: int = 0
+    quota: int | None = None
 
     @property
     def live(self) -> bool:
@@ -114,13 +131,39 @@ def _holder(
         what = f"{labels.get('llem.experiment', '?')} of DAG {labels.get('llem.dag_id', '?')}"
         exclusive = labels.get(LABEL_EXCLUSIVE) == "host"
         return Holder(
-            listed["Id"], name_of(listed), gpus, state, labels.get(LABEL_TICKET, ""), exclusive, what
+            listed["Id"],
+            name_of(listed),
+            gpus,
+            state,
+            labels.get(LABEL_TICKET, ""),
+            exclusive,
+            what,
+            owner=_owner(labels),
+            since_epoch_s=float(listed["Created"]),
+            quota=int(labels.get(LABEL_QUOTA) or 0) or None,
         )
     if state not in LIVE_STATES or OBSERVERS.search(str(listed.get("Image"))):
         return None
     gpus, privileged = given_to(api, listed["Id"], known, info)
     what = f"{listed['Image']}{', privileged' * privileged}"
-    return Holder(listed["Id"], name_of(listed), gpus, state, "", False, what) if gpus else None
+    if not gpus:
+        return None
+    return Holder(
+        listed["Id"],
+        name_of(listed),
+        gpus,
+        state,
+        "",
+        False,
+        what,
+        owner=_owner(labels),
+        since_epoch_s=float(listed["Created"]),
+    )
+
+
+def _owner(labels: Mapping[str, str]) -> str:
+    """Who a container's labels say that it is of, as shared hosts label containers (``ds01.user``)."""
+    return next((value for name, value in sorted(labels.items()) if _OWNER.search(name) and value), "")
 
 
 def given_to(
@@ -171,8 +214,7 @@ def choose(
         demand.exclusive_host and any(holder.ticket for holder in held)
     ):
         return None
-    ours = sum(len(holder.gpus) for holder in held if holder.ticket)
-    if demand.quota is not None and demand.count and ours + demand.count > demand.quota:
+    if over_quota(demand, held):
         return None
     taken = [gpu for holder in held for gpu in holder.gpus]
     for ahead in waiting:
@@ -181,6 +223,19 @@ def choose(
         taken += _pick(ahead, taken, known)
     mine = _pick(demand, taken, known)
     return tuple(mine) if len(mine) == demand.count else None
+
+
+def held_by_ours(held: Iterable[Holder]) -> int:
+    """GPUs that experiments hold together; these count for a quota."""
+    return sum(len(holder.gpus) for holder in held if holder.ticket)
+
+
+def over_quota(demand: Demand, held: Iterable[Holder]) -> str:
+    """Why a claim has to wait for others of ours whatever is free, for people; empty when no quota is in its way."""
+    ours = held_by_ours(held)
+    if demand.quota is None or not demand.count or ours + demand.count <= demand.quota:
+        return ""
+    return f"experiments hold {ours} of the {demand.quota} that the host's gpu_quota allows; "
 
 
 def _pick(demand: Demand, taken: Iterable[str], known: Inventory) -> list[str]:
@@ -225,6 +280,26 @@ def settle(
             return False, None
         pause()
     return False, rival
+
+
+def advice(held: Iterable[Holder]) -> str:
+    """What one can do about GPUs that are not free: whom to ask, what to look at, what to stop."""
+    told = list(dict.fromkeys(_about(holder) for holder in held if holder.gpus or holder.exclusive_host))
+    more = [f"and {len(told) - _TOLD} more"] if len(told) > _TOLD else []
+    return "; ".join([*told[:_TOLD], *more, _IN_ANY_CASE])
+
+
+def _about(holder: Holder) -> str:
+    if holder.ticket:
+        return f"{holder.name} is an experiment ({holder.what}): wait for its end, or end its task in Airflow"
+    whom = f"ask {holder.owner}" if holder.owner else "ask whoever started it"
+    if holder.container:
+        return (
+            f"{holder.name}: {whom}, look (`docker top {holder.name}`), stop it (`docker stop {holder.name}`)"
+        )
+    if holder.pid:
+        return f"process {holder.pid}: {whom}, look (`ps -o user,etime,args -p {holder.pid}`)"
+    return f"GPU {', '.join(holder.gpus)}: `nvidia-smi` on the host says more"
 
 
 def said(held: Iterable[Holder]) -> str:

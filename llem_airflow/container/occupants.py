@@ -6,9 +6,11 @@ the lease and needs none of this, but it does not know what people start beside 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import docker
 
@@ -68,12 +70,18 @@ def _on(gpu: Gpu) -> list[Holder]:
         return [] if error.value in _NOT_SEEN_FROM_HERE else [_in_trouble(gpu, error)]
     named = [(process, _name(process.pid)) for process in processes]
     working = [
-        f"process {process.pid} ({name}, {(process.usedGpuMemory or 0) / 1e9:.1f} GB)"
+        _holder(
+            gpu,
+            f"process {process.pid} ({name}, {(process.usedGpuMemory or 0) / 1e9:.1f} GB)",
+            owner=user_name(Path(f"/proc/{process.pid}")),
+            since_epoch_s=_since_epoch_s(process.pid),
+            pid=process.pid,
+        )
         for process, name in named
         if not _WATCHERS.search(name)
     ]
     if working:
-        return [_holder(gpu, text) for text in working]
+        return working
     if used_bytes > IDLE_BYTES and not named:
         return [_holder(gpu, f"{used_bytes / 1e9:.1f} GB in use by a process that cannot be seen")]
     return []
@@ -85,8 +93,26 @@ def _in_trouble(gpu: Gpu, error: Exception) -> Holder:
     return Holder("", name, (gpu.id,), "running", "", exclusive_host=False, what="see `nvidia-smi`")
 
 
-def _holder(gpu: Gpu, name: str) -> Holder:
-    return Holder("", name, (gpu.id,), "running", "", exclusive_host=False, what=_ON_THE_HOST)
+def _holder(gpu: Gpu, name: str, **known: Any) -> Holder:
+    return Holder("", name, (gpu.id,), "running", "", exclusive_host=False, what=_ON_THE_HOST, **known)
+
+
+def user_name(path: Path) -> str:
+    """The user that a file or a process (``/proc/<pid>``) is of; empty when that cannot be told."""
+    try:
+        return path.owner()
+    except (OSError, KeyError):
+        return ""
+
+
+def _since_epoch_s(pid: int) -> float | None:
+    """When a process began, from the kernel's count of ticks since the boot."""
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        (boot,) = re.findall(r"^btime (\d+)$", Path("/proc/stat").read_text(encoding="utf-8"), re.MULTILINE)
+    except (OSError, ValueError, IndexError):
+        return None
+    return int(boot) + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _name(pid: int) -> str:

@@ -20,7 +20,7 @@ import docker
 from llem_airflow.container.attempt import Attempt
 from llem_airflow.container.gpus import Inventory, on_this_machine
 from llem_airflow.container.leases import Demand, Holder, choose, clashes, holders
-from llem_airflow.container.occupants import occupants
+from llem_airflow.container.occupants import occupants, user_name
 
 ENV_FOLDER = "LLEM_GPU_LOCKS"
 _SUFFIX = ".lease"
@@ -148,6 +148,17 @@ def _lease(path: Path) -> Holder | None:
             gpus = tuple(str(gpu) for gpu in said["gpus"])
             name = f"process {int(said['pid'])}"
             exclusive = bool(said["exclusive_host"])
-            return Holder("", name, gpus, "running", str(said["ticket"]), exclusive, str(said["what"]))
+            return Holder(
+                "",
+                name,
+                gpus,
+                "running",
+                str(said["ticket"]),
+                exclusive,
+                str(said["what"]),
+                owner=user_name(path),
+                since_epoch_s=path.stat().st_mtime,
+                pid=int(said["pid"]),
+            )
     path.unlink()
     return None

@@ -17,12 +17,11 @@ from docker.errors import APIError
 
 from llem_airflow.container.attempt import Attempt
 from llem_airflow.container.gpus import Inventory, on_this_machine
-from llem_airflow.container.leases import LABEL_EXCLUSIVE, LABEL_TICKET, Demand, Holder, choose
+from llem_airflow.container.leases import LABEL_EXCLUSIVE, LABEL_QUOTA, LABEL_TICKET, Demand, Holder, choose
 from llem_airflow.container.occupants import occupants
 from llem_airflow.container.process_gpus import everyone
 
 LABEL_COUNT = "llem.wants"
-LABEL_QUOTA = "llem.quota"
 LABEL_CANDIDATES = "llem.candidates"
 RENEW_S = 10.0
 STALE_S = 45.0
@@ -113,13 +112,8 @@ class Ticket:
 
     def _before(self, engine_now_epoch_s: float) -> list[dict[str, str]]:
         """Labels of the tickets before this one that somebody still holds."""
-        listed = self.api.volumes(filters={"label": LABEL_TICKET}).get("Volumes") or []
-        return [
-            volume["Labels"]
-            for volume in listed
-            if volume["Labels"][LABEL_TICKET] < self.number
-            and engine_now_epoch_s - _created_epoch_s(volume["CreatedAt"]) <= STALE_S
-        ]
+        held = held_tickets(self.api, engine_now_epoch_s)
+        return [labels for labels in held if labels[LABEL_TICKET] < self.number]
 
     def look(self, known: Inventory, engine_now_epoch_s: float) -> Seen:
         """What this claim can have now."""
@@ -129,6 +123,20 @@ class Ticket:
         ahead = _demands(before, known, {holder.ticket for holder in held})
         chosen = choose(self.demand, held, ahead, known)
         return Seen(chosen, held, len(ahead), any(map(self._of_my_run, before)))
+
+
+def held_tickets(api: docker.APIClient, engine_now_epoch_s: float) -> list[dict[str, str]]:
+    """Labels of the tickets that somebody still holds; of one that is just being renewed twice the same."""
+    return [
+        volume["Labels"]
+        for volume in api.volumes(filters={"label": LABEL_TICKET}).get("Volumes") or []
+        if engine_now_epoch_s - _created_epoch_s(volume["CreatedAt"]) <= STALE_S
+    ]
+
+
+def since_epoch_s(number: str) -> float:
+    """When a ticket was taken, in seconds since 1970."""
+    return int(number.partition("-")[0]) / 1e9
 
 
 def _demands(before: Iterable[Mapping[str, str]], known: Inventory, served: Collection[str]) -> list[Demand]:

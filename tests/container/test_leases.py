@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import docker
@@ -26,7 +27,17 @@ from llem_airflow.container.gpus import (
     has_nvidia,
     inventory,
 )
-from llem_airflow.container.leases import OBSERVERS, Demand, Holder, choose, holders, said, settle
+from llem_airflow.container.leases import (
+    OBSERVERS,
+    Demand,
+    Holder,
+    advice,
+    choose,
+    holders,
+    over_quota,
+    said,
+    settle,
+)
 from llem_airflow.container.tickets import Ticket
 from llem_airflow.study import GpuRequest
 from tests.container.conftest import RunBox
@@ -224,6 +235,29 @@ def host_gpus(docker_api: docker.APIClient, python_image: str) -> Inventory:
     return found
 
 
+def test_what_one_can_do_names_whom_to_ask_what_to_look_at_and_what_to_stop() -> None:
+    ours = holder("llem-1-try1", A, ticket="1")
+    theirs = replace(holder("train", B), owner="ada")
+    bare = replace(holder("process 7 (python, 3.0 GB)", C), container="", owner="bob", pid=7)
+    text = advice([ours, theirs, bare])
+    assert "llem-1-try1 is an experiment (an image): wait for its end, or end its task in Airflow" in text
+    assert "train: ask ada, look (`docker top train`), stop it (`docker stop train`)" in text
+    assert "process 7: ask bob, look (`ps -o user,etime,args -p 7`)" in text
+    assert text.endswith("raise gpu_wait_s, or ask for fewer (`gpus`)")
+    many = [holder(f"x{number}", A) for number in range(5)]
+    assert "and 2 more" in advice(many)
+    assert advice([]).startswith("`llem-airflow gpus` shows all holders")
+
+
+def test_a_quota_that_is_used_up_is_told() -> None:
+    held = [holder("x", A, ticket="1"), holder("y", B)]
+    assert over_quota(Demand(1, (C,), quota=1), held) == (
+        "experiments hold 1 of the 1 that the host's gpu_quota allows; "
+    )
+    assert over_quota(Demand(1, (C,), quota=2), held) == ""
+    assert over_quota(Demand(quota=1), held) == ""
+
+
 @pytest.mark.docker
 def test_the_hosts_gpus_are_found_with_their_slices(
     docker_api: docker.APIClient, python_image: str, host_gpus: Inventory
@@ -254,10 +288,11 @@ def test_a_box_gets_exactly_the_gpu_that_it_claimed(box: RunBox, host_gpus: Inve
 def test_a_gpu_of_a_foreign_container_is_respected_and_its_holder_named(
     box: RunBox, docker_api: docker.APIClient, python_image: str, host_gpus: Inventory
 ) -> None:
+    name = f"foreign-{uuid.uuid4()}"
     foreign = docker_api.create_container(
         python_image,
         ["python3", "-c", "import time; time.sleep(300)"],
-        name=f"foreign-{uuid.uuid4()}",
+        name=name,
         host_config=docker_api.create_host_config(
             device_requests=[DeviceRequest(device_ids=["0"], capabilities=[["gpu"]])], init=True
         ),
@@ -267,6 +302,7 @@ def test_a_gpu_of_a_foreign_container_is_respected_and_its_holder_named(
     try:
         with pytest.raises(GPUUnavailableError, match="held by: 0: container foreign-") as caught:
             box("result()", lines=lines, gpu_request=GpuRequest(1, ids=("0",)), gpu_wait_s=1.5)
+        assert f"stop it (`docker stop {name}`)" in caught.value.failure.hint
         assert box("result()", gpu_request=GpuRequest(1, kind="full")).gpus == (host_gpus.gpus[1].id,)
         by_hand = (DeviceRequest(count=1, capabilities=[["gpu"]]),)  # the first one
         with pytest.raises(

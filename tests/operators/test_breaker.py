@@ -143,7 +143,7 @@ def fires(monkeypatch: pytest.MonkeyPatch, trigger: BaseTrigger | None, within_s
 
     async def first() -> bool:
         async for event in made.run():
-            return event.payload == {}
+            return bool(event.payload == {})
         return False
 
     async def soon() -> bool:
