@@ -97,7 +97,8 @@ def test_a_task_shows_its_configuration(tmp_path: Path) -> None:
 
 
 def test_the_configuration_is_never_a_template_field() -> None:
-    assert set(LLEMExperimentOperator.template_fields) == {"image", "docker_conn_id"}
+    templated = {"image", "docker_conn_id", "environment", "env_file", "mounts"}  # as in DockerOperator
+    assert set(LLEMExperimentOperator.template_fields) == templated
 
 
 def test_an_unknown_experiment_is_named_with_the_known_ones(tmp_path: Path) -> None:
