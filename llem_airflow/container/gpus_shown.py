@@ -98,7 +98,7 @@ def _headline(host: HostGpus) -> str:
 
 def _rows(host: HostGpus) -> list[tuple[tuple[str, ...], str]]:
     """Cells and style of each device and of whatever else holds something."""
-    found = []
+    found: list[tuple[tuple[str, ...], str]] = []
     split = {gpu.parent for gpu in host.known.gpus}
     for gpu in host.known.gpus:
         holders = host.holders_of(gpu.id)

@@ -20,7 +20,6 @@ from llem_airflow.operators import gpu_wait
 from llem_airflow.operators.gpu_wait import now_epoch_s
 from llem_airflow.results import StoredRun
 from llem_airflow.results.folder import Folder
-from llem_airflow.results.store import stored_run
 
 LOOK_EVERY_S = 5.0
 AT_MOST_S = 300.0
@@ -95,7 +94,7 @@ class RunTrigger(PauseTrigger):
         with self._lock:
             looked_s, found = self._looks.get(key, (-LOOK_EVERY_S, None))
             if time.monotonic() - looked_s >= LOOK_EVERY_S:
-                found = self.look(stored_run(Folder.at(self.run_url)))
+                found = self.look(StoredRun.at(Folder.at(self.run_url)))
                 self._looks[key] = (time.monotonic(), found)
             return found
 
