@@ -67,7 +67,7 @@ class PauseTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look until it is over."""
         settled_s = time.monotonic() + gpu_wait.SETTLE_S
-        while not (await asyncio.to_thread(self.is_over) and time.monotonic() >= settled_s):
+        while not (time.monotonic() >= settled_s and await asyncio.to_thread(self.is_over)):
             left_s = max(self.until_epoch_s - now_epoch_s(), settled_s - time.monotonic())
             await asyncio.sleep(min(LOOK_EVERY_S, left_s) if left_s > 0 else LOOK_EVERY_S)
         yield TriggerEvent({})  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
@@ -147,10 +147,9 @@ class GapTrigger(RunTrigger):
         with self._lock:
             first = min(self._waiting.get(self.run_url, {}).values(), default=self.rank)
             its_turn = self.rank <= first and self._sent.get(self.run_url, -1) != ended_ns
-            if its_turn or now_s >= self.until_epoch_s + AT_MOST_S:
+            if its_turn:
                 self._sent[self.run_url] = ended_ns
-                return True
-        return False
+        return its_turn or now_s >= self.until_epoch_s + AT_MOST_S
 
 
 def thermal_gap(run: StoredRun, gap_s: float, rank: list[int]) -> Pause | None:

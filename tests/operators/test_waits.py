@@ -109,6 +109,15 @@ def test_the_next_comes_back_when_the_run_has_got_on(run: StoredRun) -> None:
     assert fired(run, *waiting, for_s=2.0, ends_after_s=1.0) == [1, 2]
 
 
+def test_a_turn_is_not_lost_on_a_scheduler_that_cannot_know_yet_that_the_task_was_deferred(
+    run: StoredRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_wait, "SETTLE_S", 0.6)
+    ended(run, ago_s=1)
+    assert fired(run, trigger(run, 1), for_s=0.4) == []
+    assert fired(run, trigger(run, 1)) == [1]
+
+
 def test_a_cycle_that_ends_meanwhile_begins_the_gap_anew(run: StoredRun) -> None:
     ended(run)
     assert fired(run, trigger(run, 1, gap_s=1.0), for_s=0.7, ends_after_s=0.6) == []
