@@ -9,6 +9,7 @@ from typing import Any
 from llem_airflow.analysis.labels import distinct_labels, factor_label, factors, narrow_factor_label
 from llem_airflow.container.choice import AUTO, Choice, Layers, RunnerError, said_by_engine
 from llem_airflow.study import Experiment, Study
+from llem_airflow.wording import counted
 
 ADHOC_DOC = """# A study from the trigger form
 
@@ -54,15 +55,11 @@ def study_doc(study: Study, layers: Callable[[], Layers]) -> str:
         said, runners = {}, f"No run can be planned: {_code(str(error))}\n\n"
     planned, cycles = len(study.experiments), len(study.plan.runs)
     return (
-        f"# {plain(study.name)}\n\n{_count(planned, 'experiment')}, {_count(cycles, 'cycle')} to measure"
+        f"# {plain(study.name)}\n\n{counted(planned, 'experiment')}, {counted(cycles, 'cycle')} to measure"
         f"{_where(said)}, from {plain(study.path.name) if study.path else 'text'}. "
         "The *Energy* tab of a run shows its report.\n\n"
         f"{_experiments(study)}{runners}{_releases(study)}{_yaml(study.text)}"
     )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _where(said: Mapping[str, Choice]) -> str:
@@ -113,7 +110,7 @@ def _releases(study: Study) -> str:
 def _yaml(text: str) -> str:
     lines = text.splitlines()
     more = len(lines) - _SHOWN_LINES
-    told = f"\n… and {more} more lines in the file\n" if more > 0 else ""
+    told = f"\n… and {counted(more, 'more line')} in the file\n" if more > 0 else ""
     return "The study:\n\n" + _fenced("\n".join(lines[:_SHOWN_LINES]), "yaml") + told
 
 

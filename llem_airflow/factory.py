@@ -34,6 +34,7 @@ from llem_airflow.study.canary import CANARY_CYCLE, canaries
 from llem_airflow.study.not_runnable import not_runnable
 from llem_airflow.study.plan_cache import cached_study
 from llem_airflow.timetables.nightly import deadline_of, schedule_of, start_of
+from llem_airflow.wording import counted
 
 __all__ = [
     "INVALID_TAG", "StudyTaskGroup", "adhoc_dag", "study_asset", "study_dag", "study_dags", "study_params",
@@ -84,7 +85,7 @@ def _study_dag(
     dag = DAG(
         dag_id=dag_id,
         dag_display_name=dag_id if settings.dag_id else study.name,
-        description=f"{len(study.experiments)} experiments x {study.cycles} cycles",
+        description=f"{counted(len(study.experiments), 'experiment')} x {counted(study.cycles, 'cycle')}",
         doc_md=None if only else study_doc(study, lambda: parse_time_layers(operator_args)),
         # One run per model release, or when the study says, or when somebody asks.
         schedule=schedule_of(study),

@@ -24,6 +24,7 @@ from llem_airflow.results import ResultsRoot, StoredRun, layout
 from llem_airflow.study import Study
 from llem_airflow.study.asked import Request, requested
 from llem_airflow.study.engine_names import OWN_ENGINES
+from llem_airflow.wording import counted
 
 INTERRUPTED = 130
 _END_S = 4.0
@@ -100,7 +101,9 @@ def run_and_show(
     run = root.run(study.name, f"{_MANUAL}{began.isoformat()}")
     left = _missing(asked, run)
     goes_on = f", goes on with {len(left)} that have no result" if earlier else ""
-    _say(f"{study.name}: {len(asked.experiments)} experiments x {asked.cycles} cycles{goes_on}")
+    _say(
+        f"{study.name}: {counted(len(asked.experiments), 'experiment')} x {counted(asked.cycles, 'cycle')}{goes_on}"
+    )
     _say(f"Run: {run.url}")
     _say(f"Airflow's log: {home.airflow / 'run.log'}")
     with (

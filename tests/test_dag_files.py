@@ -83,6 +83,8 @@ def test_one_broken_study_of_ten_leaves_nine_dags_as_they_were(tmp_path: Path) -
     assert len(before.dags) == 10
     assert len(healthy) == 9
     assert set(after.dags) - healthy == {"invalid.s4"}
+    # Airflow's list is searched by how names begin.
+    assert after.dags["invalid.s4"].dag_display_name == "s4.yaml has mistakes"
     for dag_id in healthy:
         assert DagSerialization.to_dict(after.dags[dag_id]) == DagSerialization.to_dict(before.dags[dag_id])
 
@@ -96,6 +98,7 @@ def test_of_two_files_that_want_one_dag_id_airflow_gets_the_first_and_the_mistak
     (tmp_path / "studies" / "b.yaml").write_text(AXIS.replace("[1, 2]", "[4, 8]"))
     dags = DagBag(tmp_path, load_op_links=False).dags
     assert set(dags) == {"s", "invalid.b"}
+    assert dags["s"].description == "2 experiments x 1 cycle"
     assert any("batch_size-1-" in task_id for task_id in dags["s"].task_ids)
 
 

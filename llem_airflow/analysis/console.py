@@ -33,6 +33,7 @@ from llem_airflow.results.cleanup import removable, remove, remove_orphans
 from llem_airflow.results.llenergymeasure import import_folder
 from llem_airflow.results.locate import locate_run, run_name, some_runs
 from llem_airflow.terminal import Rows
+from llem_airflow.wording import counted
 
 
 def report_run(
@@ -154,9 +155,8 @@ def check(run: str, results_root: str) -> int:
     problems = check_run(found)
     for problem in problems:
         _line(f"{problem.where}: {problem.what}. Next step: {problem.next_step}.")
-    count = len(problems) or "no"
-    plural = "" if len(problems) == 1 else "s"
-    _line(f"{found.url}: {cycles} cycles, {count} problem{plural}")
+    count = counted(len(problems), "problem") if problems else "no problems"
+    _line(f"{found.url}: {counted(cycles, 'cycle')}, {count}")
     return 1 if problems else 0
 
 
@@ -179,8 +179,7 @@ def prune(
             for path in remove_orphans(root.folder.child(layout.folder_name(name)), now):
                 _line(f"{path}: left by a killed process over an hour ago, removed")
     done = "removed" if yes else "would be removed; add --yes to do it"
-    plural = "" if len(found) == 1 else "s"
-    _line(f"{len(found)} run{plural}, {total:.1f} MB {done}")
+    _line(f"{counted(len(found), 'run')}, {total:.1f} MB {done}")
     return 0
 
 
@@ -206,9 +205,9 @@ def _print_comparison(found: Compared) -> None:
     for report in found.reports:
         _print(render_comparison(report))
     if len(found.reports) > 1:
-        counted = Counter(str(report.verdict) for report in found.reports)
+        verdicts = Counter(str(report.verdict) for report in found.reports)
         _print(
-            f"{len(found.reports)} pairs: " + ", ".join(f"{n} {what}" for what, n in counted.most_common())
+            f"{len(found.reports)} pairs: " + ", ".join(f"{n} {what}" for what, n in verdicts.most_common())
         )
     for title, missing in (("baseline", found.only_baseline), ("candidate", found.only_candidate)):
         for name in missing:

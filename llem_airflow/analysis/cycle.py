@@ -22,6 +22,7 @@ from llem_airflow.analysis.timeline import Phase, phases
 from llem_airflow.protocol.result import CycleResult, Window
 from llem_airflow.results import CycleRef, FailureRef, ResultReadError
 from llem_airflow.results.parquet import REQUESTS_SCHEMA
+from llem_airflow.wording import counted
 
 STATUSES = ("valid", "invalid_energy", "failed", "missed", "missing", "damaged", "skipped")
 """valid: measured. invalid_energy: measured, but its energy is withheld. failed: every attempt failed.
@@ -62,6 +63,7 @@ class Cycle:
         cycle: Which repetition, from 1; None for a point that the study left out.
         status: One of STATUSES.
         reason: Why the status is not ``valid``; empty otherwise.
+        next_step: What to do about it, where the attempt said it.
         position: Place in the run order, from 0; None if it was not planned.
         failed_attempts: Attempts that failed before.
         hash: Identity of the experiment, 16 hex digits.
@@ -112,6 +114,7 @@ class Cycle:
     flags: tuple[Flag, ...] = ()
     measures: Mapping[str, float | None] = field(default_factory=dict)
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    next_step: str = ""
 
     @property
     def has_result(self) -> bool:
@@ -153,6 +156,7 @@ def absent_cycle(
         image_digest=record.get("image_digest"),
         started_epoch_ns=_epoch(record, "started_epoch_ns"),
         finished_epoch_ns=_epoch(record, "finished_epoch_ns"),
+        next_step=failures[-1].advice(),
     )
 
 
@@ -336,7 +340,8 @@ def _request_flags(requests: Requests, window: Window) -> list[Flag]:
             found.append(
                 _flag(
                     "empty_answers",
-                    f"{empty} of {n} requests got no token; they count in requests and energy, and have no TTFT",
+                    f"{empty} of {counted(n, 'request')} got no token; they count in requests and energy, "
+                    "and have no TTFT",
                     "look at the prompts' finish_reason in requests.parquet, or fix the lengths (leave ignore_eos out)",
                 )
             )
@@ -344,8 +349,8 @@ def _request_flags(requests: Requests, window: Window) -> list[Flag]:
             found.append(
                 _flag(
                     "requests_disagree",
-                    f"requests.parquet has {n} requests and {tokens} output tokens, the result says "
-                    f"{window.requests} and {window.output_tokens}",
+                    f"requests.parquet has {counted(n, 'request')} and {counted(tokens, 'output token')}, "
+                    f"the result says {window.requests} and {window.output_tokens}",
                     "measure this cycle again; the engine adapter or the collection lost rows",
                 )
             )

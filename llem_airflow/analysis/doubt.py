@@ -15,8 +15,13 @@ _UNITS = (
     r"%|J/token|token/s|tok/s|[munkMG]?[sWJ]|Wh|min|h|[kM]?Hz|[KMG]i?B|bytes|degrees|iterations|readings|reads|"
     r"(?:output |power )?(?:tokens|samples)|requests|cycles|times?\b|CPUs|cores|devices"
 )
-_QUANTITY = re.compile(rf"(?<![\w.:/#-])([+\-\N{{MINUS SIGN}}]?\d[\d,]*(?:\.\d+)?)(?=\s?({_UNITS})(?!\w))")
-"""A number with a unit behind it. A number without one may be a name: a process id, a device, a port."""
+_OF = r"\s?|\sof\s(?:the\s(?:host's\s)?)?\d[\d,.]*\s"
+_QUANTITY = re.compile(
+    rf"(?<![\w.:/#-])([+\-\N{{MINUS SIGN}}]?\d[\d,]*(?:\.\d+)?)(?=(?:{_OF})({_UNITS})(?!\w))"
+)
+"""A number with a unit behind it, as both of ``3 of 24 requests``.
+
+A number without one may be a name: a process id, a device, a port."""
 
 _LESS_IS_WORSE = {"short_window", "few_samples", "baseline_above_load"}
 _UNRANKED = {"requests_disagree", "warmup_not_converged", "warmup_not_checked"}

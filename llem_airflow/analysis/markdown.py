@@ -8,14 +8,13 @@ from typing import Any
 from llem_airflow.analysis import quantity
 from llem_airflow.analysis.comparing import TWO_RUNS
 from llem_airflow.analysis.doubt import places_text
-from llem_airflow.analysis.labels import experiment_labels
 from llem_airflow.analysis.metrics import HEADLINE
 from llem_airflow.analysis.report import grouped_doubts
 from llem_airflow.analysis.report_cells import Column, columns, metric_cell
 from llem_airflow.analysis.report_since import since_section
 from llem_airflow.analysis.setting import setting_texts
 from llem_airflow.analysis.since import Since
-from llem_airflow.analysis.summary import ExperimentSummary, Summary
+from llem_airflow.analysis.summary import ExperimentSummary, Summary, missing_text
 
 PLACES = 12
 """So many places of a doubt are listed; of more, the number of the others is told."""
@@ -28,13 +27,11 @@ def report_markdown(summary: Summary, since: Since | None = None) -> str:
         summary: The summary of the run.
         since: The comparison with the run before, if there is one.
     """
+    begun = f", {quantity.when(summary.started_epoch_ns)}" if summary.started_epoch_ns else ""
     lines = [
         f"# {summary.study}: energy report",
         "",
-        (
-            f"Run `{summary.run_id}`, {quantity.when(summary.started_epoch_ns)}; "
-            f"{summary.valid} of {summary.planned} planned cycles valid."
-        ),
+        (f"Run `{summary.run_id}`{begun}; {summary.valid} of {summary.planned} planned cycles valid."),
         "",
     ]
     if summary.answer:
@@ -43,21 +40,16 @@ def report_markdown(summary: Summary, since: Since | None = None) -> str:
         lines += [f"- {name}: {_plain(value)}" for name, value in setting_texts(summary.setting)] + [""]
     if summary.is_estimate:
         lines += ["**Energy is an estimate** (~): no power meter was read; do not publish it.", ""]
-    shown = columns(summary.experiments, HEADLINE)
-    lines += _table(
-        ("Experiment", *(c.title + " (estimate)" * c.estimate for c in shown), "n"),
-        [
-            [label, *(_cell(e, c) for c in shown), f"{e.valid}/{e.planned}"]
-            for label, e in zip(experiment_labels(summary.experiments), summary.experiments, strict=True)
-        ],
-    )
-    lines += ["Mean over cycles, in brackets the 95 % t interval of the mean.", ""]
+    labels = summary.labels
+    if any(e.metrics for e in summary.experiments):
+        lines += _headline(summary)
     lines += _since_lines(since, summary)
     lines += _derived_lines(summary)
     if summary.missing:
         lines += ["## Not measured", ""]
         lines += [
-            f"- {item['experiment']} cycle {item['cycle']}: {item['status']}: {_plain(item['reason'])}"
+            f"- {_plain(labels.get(item['experiment'], item['experiment']))} cycle {item['cycle']}: "
+            f"{item['status']}: {_plain(missing_text(item))}"
             for item in summary.missing
         ]
         lines.append("")
@@ -74,12 +66,19 @@ def report_markdown(summary: Summary, since: Since | None = None) -> str:
     return "\n".join(lines)
 
 
+def _headline(summary: Summary) -> list[str]:
+    shown = columns(summary.experiments, HEADLINE)
+    labels = summary.labels
+    titles = ("Experiment", *(c.title + " (estimate)" * c.estimate for c in shown), "n")
+    rows = [
+        [labels[e.id], *(_cell(e, c) for c in shown), f"{e.valid}/{e.planned}"] for e in summary.experiments
+    ]
+    return [*_table(titles, rows), "Mean over cycles, in brackets the 95 % t interval of the mean.", ""]
+
+
 def _since_lines(since: Since | None, summary: Summary) -> list[str]:
     """What changed since the run before, the gravest verdict first."""
-    labels = dict(
-        zip((e.id for e in summary.experiments), experiment_labels(summary.experiments), strict=True)
-    )
-    found = since_section(since, labels)
+    found = since_section(since, summary.labels)
     if since is None or found is None:
         return []
     before = f"run `{found['run_id']}`"
@@ -148,11 +147,8 @@ def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _derived_lines(summary: Summary) -> list[str]:
     """CO2e and cost, where the study states an intensity or a price."""
-    found = [
-        (label, one)
-        for label, e in zip(experiment_labels(summary.experiments), summary.experiments, strict=True)
-        for one in e.derived
-    ]
+    labels = summary.labels
+    found = [(labels[e.id], one) for e in summary.experiments for one in e.derived]
     if not found:
         return []
     rows = [

@@ -45,7 +45,7 @@ def _few_samples(seen: Seen) -> str | None:
     fewest = min((gpu.samples for gpu in seen.energy.gpus), default=0)
     if not seen.known or fewest >= 0.9 * expected - 1:
         return None
-    return f"{fewest} power samples in the window where {expected:.0f} were due."
+    return f"{fewest} of {expected:.0f} power samples that were due are in the window."
 
 
 def _gap(seen: Seen) -> str | None:

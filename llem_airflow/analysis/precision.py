@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llem_airflow.analysis.cycle import read_cycle
 from llem_airflow.analysis.statistics import describe
 from llem_airflow.results import StoredRun
+from llem_airflow.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,9 @@ def precision(values: Sequence[float], *, relative_half_width: float, min_cycles
         return Precision(n, ratio, met=False, reason=f"{n} of at least {max(min_cycles, 2)} cycles")
     met = ratio <= relative_half_width
     word = "reached" if met else "not reached"
-    reason = f"half width {ratio:.2%} of the mean after {n} cycles; {relative_half_width:.2%} {word}"
+    reason = (
+        f"half width {ratio:.2%} of the mean after {counted(n, 'cycle')}; {relative_half_width:.2%} {word}"
+    )
     return Precision(n, ratio, met, reason)
 
 

@@ -14,7 +14,7 @@ from llem_airflow.analysis import plots, quantity
 from llem_airflow.analysis.curves import Curve
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.doubt import Doubt, grouped, places_text
-from llem_airflow.analysis.labels import experiment_labels, short
+from llem_airflow.analysis.labels import short
 from llem_airflow.analysis.metrics import BY_NAME, HEADLINE, METRICS
 from llem_airflow.analysis.planned import flatten
 from llem_airflow.analysis.power_plots import power_overlay, power_panels
@@ -24,6 +24,7 @@ from llem_airflow.analysis.report_since import since_section
 from llem_airflow.analysis.setting import setting_texts
 from llem_airflow.analysis.since import Since
 from llem_airflow.analysis.summary import ExperimentSummary, Summary
+from llem_airflow.wording import counted
 
 PANELS_UP_TO = 8
 """With more experiments than this, the cycles of each are drawn over each other, folded away, and not printed."""
@@ -53,12 +54,11 @@ class ReportData:
 def report_html(data: ReportData) -> str:
     """The page. The same data gives the same bytes."""
     summary = data.summary
-    labels = experiment_labels(summary.experiments)
-    experiments = summary.experiments
+    by_id, experiments = summary.labels, summary.experiments
+    labels = list(by_id.values())
     best = fronts(experiments)
     headline = columns(experiments, HEADLINE)
     all_estimates = only_estimates(experiments)
-    by_id = dict(zip((e.id for e in experiments), labels, strict=True))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -72,11 +72,14 @@ def report_html(data: ReportData) -> str:
         "places": places_text,
         "short": short,
         "sentence": quantity.sentence,
+        "counted": counted,
+        "called": lambda place: _called(place, by_id),
     }
     return environment.get_template("report.html.j2").render(
         version=__version__,
         unfolded=len(experiments) <= PANELS_UP_TO,
         summary=summary,
+        anything=any(row.has_result for row in data.cycles),
         meta=data.meta,
         labels=by_id,
         setting=setting_texts(summary.setting),
@@ -90,7 +93,9 @@ def report_html(data: ReportData) -> str:
             for e, label in zip(experiments, labels, strict=True)
         ],
         doubts=grouped_doubts(summary),
-        statistics=[(e, label, _statistics(e)) for e, label in zip(experiments, labels, strict=True)],
+        statistics=[
+            (e, label, _statistics(e)) for e, label in zip(experiments, labels, strict=True) if e.metrics
+        ],
         forest=plots.forest(experiments, "energy_per_output_token_j", labels, data.cycles)
         or plots.forest(experiments, "output_tokens_per_s", labels, data.cycles),
         trade_off=plots.trade_off(experiments, best, FRONTS, labels),
@@ -109,12 +114,16 @@ def report_html(data: ReportData) -> str:
 
 def grouped_doubts(summary: Summary) -> list[tuple[Doubt, list[str]]]:
     """Each kind of doubt once, with where it was seen."""
-    labels = experiment_labels(summary.experiments)
+    labels = summary.labels
     return grouped(
-        (label, doubt)
-        for label, experiment in zip(labels, summary.experiments, strict=True)
-        for doubt in experiment.doubts
+        (labels[experiment.id], doubt) for experiment in summary.experiments for doubt in experiment.doubts
     )
+
+
+def _called(place: str, labels: Mapping[str, str]) -> str:
+    """``<id> cycle 1`` with the experiment's name."""
+    experiment, _, cycle = place.rpartition(" cycle ")
+    return f"{labels.get(experiment, experiment)} cycle {cycle}"
 
 
 def _facts(environment: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -56,7 +56,8 @@ def _offloaded(seen: Seen) -> str | None:
 def _estimate(seen: Seen) -> str | None:
     if seen.energy.kind != "estimate":
         return None
-    return f"Energy is an estimate, not a measurement. {seen.result.meter.note}"
+    how = seen.result.meter.note.removeprefix("Estimate, not a measurement: ")
+    return f"Energy is an estimate, not a measurement: {how}"
 
 
 def _reported(seen: Seen) -> str | None:
@@ -83,7 +84,7 @@ def _foreign_load(seen: Seen) -> str | None:
         return None
     return (
         f"Other processes used {others:.1f} of the host's {cpu.cores} cores in the window, the experiment "
-        f"{cpu.own_s / duration_s:.1f}; their power is in the number."
+        f"{cpu.own_s / duration_s:.1f} cores; their power is in the number."
     )
 
 

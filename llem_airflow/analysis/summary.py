@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llem_airflow.analysis import quantity
 from llem_airflow.analysis.answer import answer
 from llem_airflow.analysis.contrast import Contrast, Measured
 from llem_airflow.analysis.cycle import Cycle
@@ -103,7 +104,8 @@ class Summary:
         valid: Planned cycles with a valid result.
         energy_kind: measured | estimate | attributed | none | mixed.
         experiments: In the order of the plan.
-        missing: Planned cycles without a result: ``{"experiment", "cycle", "status", "reason"}``.
+        missing: Planned cycles without a result: ``{"experiment", "cycle", "status", "reason"}``, and
+            ``next_step`` where one is known.
         skipped: Points that the study left out: ``{"rule", "reason", "point"}``.
         reliability: Per host and engine: how many cycles, how many valid, how many for which no GPU came,
             failed attempts, reasons.
@@ -135,6 +137,13 @@ class Summary:
     answer: str | None = None
     contrasts: tuple[Contrast, ...] = ()
     setting: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What each experiment is called, by its id."""
+        return dict(
+            zip((each.id for each in self.experiments), experiment_labels(self.experiments), strict=True)
+        )
 
     @property
     def is_estimate(self) -> bool:
@@ -339,7 +348,15 @@ def _is_missing(row: Cycle, plan: Planned) -> bool:
 
 def _missing(row: Cycle) -> dict[str, Any]:
     reason = row.reason or "the study requires energy, and no meter gave any"
-    return {"experiment": row.experiment, "cycle": row.cycle, "status": row.status, "reason": reason}
+    told = {"experiment": row.experiment, "cycle": row.cycle, "status": row.status, "reason": reason}
+    return {**told, "next_step": row.next_step} if row.next_step else told
+
+
+def missing_text(item: Mapping[str, Any]) -> str:
+    """Why a cycle has no result, and what to do about it where that is known."""
+    if not item.get("next_step"):
+        return str(item["reason"])
+    return f"{quantity.sentence(str(item['reason']))} Next step: {item['next_step']}"
 
 
 def _reliability(cycles: Sequence[Cycle]) -> tuple[dict[str, Any], ...]:

@@ -11,13 +11,13 @@ from llem_airflow.analysis import quantity
 from llem_airflow.analysis.comparing import PairReport
 from llem_airflow.analysis.doubt import places_text
 from llem_airflow.analysis.history import Trend
-from llem_airflow.analysis.labels import experiment_labels, factor_changes, short
+from llem_airflow.analysis.labels import factor_changes, short
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.report import grouped_doubts
 from llem_airflow.analysis.report_cells import only_estimates
 from llem_airflow.analysis.report_since import changes_text
 from llem_airflow.analysis.setting import setting_texts
-from llem_airflow.analysis.summary import ExperimentSummary, Summary
+from llem_airflow.analysis.summary import ExperimentSummary, Summary, missing_text
 from llem_airflow.analysis.verdict import Verdict
 from llem_airflow.terminal import Folding, Rows, Whole
 
@@ -33,16 +33,17 @@ _COLUMNS = (
 
 def render_summary(summary: Summary) -> RenderableType:
     """The headline table, what is missing, and the reasons to doubt."""
+    labels = summary.labels
     estimates = only_estimates(summary.experiments)
     marks = ["\n(estimate)" * (estimates and BY_NAME[name].energy) for name, _ in _COLUMNS]
     titles = ["Experiment", *(label + mark for (_, label), mark in zip(_COLUMNS, marks, strict=True)), "n"]
     rows = [
         (
-            label,
+            labels[experiment.id],
             *(_cell(experiment, name, tag=not estimates) for name, _ in _COLUMNS),
             f"{experiment.valid}/{experiment.planned}",
         )
-        for label, experiment in zip(experiment_labels(summary.experiments), summary.experiments, strict=True)
+        for experiment in summary.experiments
         if experiment.valid
     ]
     table = Rows(titles, rows, right=titles[1:], spaced=True)
@@ -56,12 +57,18 @@ def render_summary(summary: Summary) -> RenderableType:
             Text("~ an estimate: no power meter was read; do not publish these joules.", style="yellow")
         )
     parts += [
-        Folding(f"{label}: {one.label}: ~ {quantity.number(one.mean)} {one.unit} estimate, from {one.basis}")
-        for label, experiment in zip(experiment_labels(summary.experiments), summary.experiments, strict=True)
+        Folding(
+            f"{labels[experiment.id]}: {one.label}: ~ {quantity.number(one.mean)} {one.unit} estimate, from {one.basis}"
+        )
+        for experiment in summary.experiments
         for one in experiment.derived
     ]
     parts += [
-        Folding(f"{item['status']}: {item['experiment']} cycle {item['cycle']}: {item['reason']}", "red")
+        Folding(
+            f"{item['status']}: {labels.get(item['experiment'], item['experiment'])} cycle {item['cycle']}: "
+            f"{missing_text(item)}",
+            "red",
+        )
         for item in summary.missing
     ]
     for doubt, places in grouped_doubts(summary):

@@ -256,7 +256,7 @@ class Attempt:
         if now_ns - self._last_line_ns >= _STEP_LINE_EVERY_NS:
             self._check_wall_clock()
             self._last_line_ns = now_ns
-            self._log.say(f"{tokens} tokens of this batch")
+            self._log.say(f"{tokens} token{'s' * (tokens != 1)} of this batch")
 
     def _line(self, done: float, total: float, text: str, *, last: bool) -> None:
         if not last and seconds_since(self._last_line_ns) < _PASS_LINE_EVERY_S:

@@ -143,7 +143,8 @@ def judge(
 
 def _without_a_gate(n: int, elapsed_s: float, cv: float | None, rules: WarmupRules) -> Verdict:
     if n >= rules.min_iterations:
-        return Verdict("fixed", cv, f"{n} iterations in {elapsed_s:.0f} s, as the study asks, without a gate")
+        done = f"{n} iteration{'s' * (n != 1)}"
+        return Verdict("fixed", cv, f"{done} in {elapsed_s:.0f} s, as the study asks, without a gate")
     asked = f"{n} of the {rules.min_iterations} iterations that the study asks for"
     return Verdict("cap_time", cv, f"{asked} in {elapsed_s:.0f} s; it may take {rules.max_duration_s:.0f} s")
 

@@ -17,6 +17,7 @@ from llem_airflow.operators.not_begun import skip_noted
 from llem_airflow.operators.waits import Pause, PauseTrigger, RunTrigger
 from llem_airflow.results import FailureRef, StoredRun, layout
 from llem_airflow.study import Experiment, Study
+from llem_airflow.wording import counted
 
 _LONG_S = 3600.0
 _PROBES_TRIES = 2
@@ -94,8 +95,8 @@ def pause_when_tripped(
         return None
     category, message = state.last.reason()
     failed = (
-        f"{state.cycles} cycles in a row failed, the last one {state.last.experiment_id} cycle {state.last.cycle} "
-        f"[{category}]: {message}"
+        f"{counted(state.cycles, 'cycle')} in a row failed, the last one "
+        f"{state.last.experiment_id} cycle {state.last.cycle} [{category}]: {message}"
     )
     if state.probe_failed:
         reason = (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llem_airflow.wording import counted
+
 if TYPE_CHECKING:
     from llem_airflow.analysis.cycle import Cycle
     from llem_airflow.results import CycleRef
@@ -22,7 +24,7 @@ def line_of(row: Cycle) -> str:
     """The line of a cycle that was read: ``Energy 12.3 J (counter, board), 384 output tokens, 32 mJ/token``."""
     if row.status == "damaged":
         return f"The stored result cannot be read: {row.reason}"
-    said = [_energy(row), f"{row.measures.get('output_tokens') or 0:,.0f} output tokens"]
+    said = [_energy(row), counted(round(row.measures.get("output_tokens") or 0), "output token")]
     per_token_j = row.measures.get("energy_per_output_token_j")
     if per_token_j is not None:
         said.append(_per_token(per_token_j))

@@ -32,6 +32,7 @@ from llem_airflow.operators.evidence import attempt_of, cut_short, provenance, r
 from llem_airflow.operators.gpu_wait import GpuFreeTrigger, GpuWait, now_epoch_s
 from llem_airflow.operators.host import DEFAULT_CONN_ID, HostSettings, HostSettingsError, LLEMHostHook
 from llem_airflow.operators.links import EvidenceLink
+from llem_airflow.operators.missing import require_model
 from llem_airflow.operators.pinned import EarlierTries, image_record
 from llem_airflow.operators.pins import as_fetched, pinned_model
 from llem_airflow.operators.placement import (
@@ -179,7 +180,8 @@ class LLEMExperimentOperator(DockerOperator):
                 self._run(run, attempt, model, where.python, folder, store)
             except AttemptFailedError as error:
                 self._wait_in_the_triggerer(attempt, error)
-                raise self._failed(run, attempt, error, started_epoch_ns) from error
+                # Its text has all that is known; a log that ends with its causes hides it.
+                raise self._failed(run, attempt, error, started_epoch_ns) from None
             except (AirflowTaskTimeout, *ENGINE_ERRORS) as error:
                 raise self._failed(run, attempt, cut_short(error, folder), started_epoch_ns) from error
             finally:
@@ -356,6 +358,7 @@ class LLEMExperimentOperator(DockerOperator):
             self._images = (self.image, box.image)
             run_box(self.cli, attempt, spec, box, collect_to=folder, on_line=self._line, store=store)
             return
+        require_model(self.experiment, model, self.study.folder, folder)
         if unused := arguments.without_effect(self):
             self.log.warning("A process is no container: %s have no effect", ", ".join(unused))
         environment = arguments.environment(self)

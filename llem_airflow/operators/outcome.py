@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.study import Study
+from llem_airflow.wording import counted
 
 if TYPE_CHECKING:
     from llem_airflow.analysis.compare_named import Compared
@@ -103,7 +104,7 @@ def worse(trends: Mapping[str, Trend], run: StoredRun, metric: str) -> list[str]
     """A sentence for each experiment whose newest run tells a regression."""
     return [
         f"{run.study}/{run.folder.name}#{name}: {metric}: {one.state}; now {one.points[-1].mean:.4g}, "
-        f"{len(one.points)} runs"
+        f"{counted(len(one.points), 'run')}"
         for name, one in trends.items()
         if str(one.verdict) == "regression"
     ]
@@ -156,5 +157,5 @@ def _sentence(report: PairReport, metric: str) -> str:
     )
     return (
         f"{what}: {metric} {change}{bounds}, {' -> '.join(means)}, "
-        f"n = {one.n_baseline} and {one.n_candidate} cycles{why}{answers}"
+        f"n = {one.n_baseline} and {counted(one.n_candidate, 'cycle')}{why}{answers}"
     )

@@ -18,6 +18,7 @@ from llem_airflow.operators import arguments
 from llem_airflow.operators.host import HostSettings
 from llem_airflow.operators.settings import LocalModel, settings
 from llem_airflow.study import Experiment
+from llem_airflow.wording import counted
 
 if TYPE_CHECKING:
     from llem_airflow.operators.experiment import LLEMExperimentOperator
@@ -156,8 +157,8 @@ def gpu_quota(experiment: Experiment, host: HostSettings) -> int | None:
     asked = len(experiment.gpus.ids) or experiment.gpus.count or 0
     if host.gpu_quota is not None and asked > host.gpu_quota:
         raise PlacementError(
-            f"{experiment.id} asks for {asked} GPUs and the host's quota is {host.gpu_quota}: lower `gpus.count`, or "
-            "raise gpu_quota of the host's connection"
+            f"{experiment.id} asks for {counted(asked, 'GPU')} and the host's quota is {host.gpu_quota}: lower "
+            "`gpus.count`, or raise gpu_quota of the host's connection"
         )
     return host.gpu_quota
 

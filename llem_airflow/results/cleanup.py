@@ -19,6 +19,7 @@ from llem_airflow.results import layout
 from llem_airflow.results.folder import ABANDONED_NS, Folder, write_error
 from llem_airflow.results.scratch import is_locked
 from llem_airflow.results.store import ResultsRoot, StoredRun
+from llem_airflow.wording import counted
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 _REMOVED = ".removed-"
@@ -76,7 +77,8 @@ def removable(
         for started_ns, run in known[: max(0, len(known) - (keep_runs or 0))]:
             age_days = (now_epoch_ns - started_ns) / _NS_PER_DAY
             if keep_days is None or age_days >= keep_days:
-                found.append(Removal(run, int(run.folder.fs.du(run.folder.path)), f"{age_days:.0f} days old"))
+                size_bytes = int(run.folder.fs.du(run.folder.path))
+                found.append(Removal(run, size_bytes, f"{counted(round(age_days), 'day')} old"))
     return found
 
 

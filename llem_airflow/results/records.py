@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from llem_airflow.protocol import PROTOCOL_VERSION
+from llem_airflow.protocol.failures import advice
 from llem_airflow.protocol.result import AttemptError, CycleResult, Meter
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.strict import ProtocolError, from_json
@@ -111,18 +112,30 @@ class FailureRef(_Stored):
             return None
         return _typed(self.folder, layout.ERROR, AttemptError)
 
+    def advice(self) -> str:
+        """What to do, as a sentence; empty when the attempt's record does not say it."""
+        failure = self.provenance().get("failure")
+        hint = str(failure.get("hint") or "") if isinstance(failure, dict) else ""
+        return advice(hint) if hint else ""
+
     def reason(self) -> tuple[str, str]:
         """(category, one line): from the provenance, else from the attempt's own error, else unknown."""
         failure = self.provenance().get("failure")
         if isinstance(failure, dict):
             message = str(failure.get("message") or failure.get("hint") or "failed")
-            return str(failure.get("category") or "unknown"), message.strip().split("\n", 1)[0]
+            return str(failure.get("category") or "unknown"), _headline(message)
         error = None
         with suppress(ResultReadError):
             error = self.error()
         if error is None:
             return "unknown", f"see {self.folder.url}"
-        return "engine", f"{error.type}: {error.message}".split("\n", 1)[0]
+        return "engine", _headline(f"{error.type}: {error.message}")
+
+
+def _headline(message: str) -> str:
+    """The first line; with those below it where it only announces them."""
+    first = message.strip().split("\n", 1)[0].rstrip()
+    return " ".join(message.split()) if first.endswith(":") else first
 
 
 def checked_plan(plan: dict[str, Any], where: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from llem_airflow.study import Study
 from llem_airflow.timetables.api import AirflowApi, AirflowApiError
 from llem_airflow.timetables.release_dates import release_date, releases_of
+from llem_airflow.wording import counted
 
 REPROCESS = ("none", "failed", "completed")
 _ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
@@ -60,9 +61,8 @@ def backfill(
         body = _request(study, dag_id, names, reprocess)
         if wanted := _wanted(api, body, names, say):
             states |= _follow(api, dag_id, _created(api, body), wanted, say, poll_s)
-    say(
-        f"{len(states)} runs: {', '.join(f'{name} {state}' for name, state in states.items()) or 'nothing to do'}"
-    )
+    ended = ", ".join(f"{name} {state}" for name, state in states.items()) or "nothing to do"
+    say(f"{counted(len(states), 'run')}: {ended}")
     return 0 if all(state == "success" for state in states.values()) else 1
 
 

@@ -46,12 +46,13 @@ def _measured(ref: CycleRef) -> Iterator[str]:
 
 
 def _failed(ref: FailureRef) -> Iterator[str]:
+    from llem_airflow.analysis.quantity import sentence  # noqa: PLC0415 - as above
+
     category, message = ref.reason()
-    failure = ref.provenance().get("failure") or {}
     yield heading(f"Attempt {ref.attempt} failed: {category}")
-    yield paragraph(message)
-    if hint := failure.get("hint"):
-        yield paragraph(str(hint))
+    yield paragraph(sentence(message))
+    if advice := ref.advice():
+        yield paragraph(f"What to do: {advice}")
     if ref.folder.exists(LOG):
         lines = ref.folder.read(LOG).decode("utf-8", "replace").splitlines()
         yield verbatim("\n".join(lines[-_TAIL_LINES:]))

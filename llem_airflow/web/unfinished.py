@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.web.document import heading, items, page, paragraph, table, verbatim
 from llem_airflow.web.seen import SeenRun
+from llem_airflow.wording import counted
 
 _TITLES = {
     "queued": "This run waits to start",
@@ -24,9 +25,11 @@ _FAILED = {"failed", "up_for_retry"}
 def unfinished_page(seen: SeenRun, run: StoredRun | None, root: ResultsRoot) -> HTMLResponse:
     """What is going on in a run, or what ended it."""
     parts = [_said(seen, run, root)]
-    for task in [each for each in seen.tasks if each.state in _FAILED][:_SHOWN]:
-        why = verbatim(task.failure) if task.failure else paragraph("Its log says why.")
-        parts += [heading(f"{task.name} failed"), why]
+    for failure, named in list(_failures(seen).items())[:_SHOWN]:
+        parts += [
+            heading(f"{_some(named)} failed"),
+            verbatim(failure) if failure else paragraph("The log says why."),
+        ]
     if run is not None and (failures := run.failures()):
         parts.append(heading("Attempts that failed"))
         parts.append(
@@ -46,7 +49,7 @@ def _said(seen: SeenRun, run: StoredRun | None, root: ResultsRoot) -> str:
     if run is not None:
         planned = run.plan().get("runs", 0)
         attempts = len(run.failures())
-        failed = f", {attempts} attempt{'s' * (attempts != 1)} failed" if attempts else ""
+        failed = f", {counted(attempts, 'attempt')} failed" if attempts else ""
         last = "" if seen.ended else " The report appears when the task aggregate has run."
         return paragraph(f"{len(run.cycles())} of {planned} planned cycles are measured{failed}.{last}")
     if not seen.ended:
@@ -59,11 +62,24 @@ def _said(seen: SeenRun, run: StoredRun | None, root: ResultsRoot) -> str:
     return paragraph("No cycle was measured.")
 
 
+def _failures(seen: SeenRun) -> dict[str, list[str]]:
+    """Names of the failed tasks by what they failed with: one mistake can end several."""
+    found: dict[str, list[str]] = {}
+    for task in seen.tasks:
+        if task.state in _FAILED:
+            found.setdefault(task.failure, []).append(task.name)
+    return found
+
+
+def _some(named: list[str]) -> str:
+    more = f", and {len(named) - 3} more" if len(named) > 3 else ""
+    return "; ".join(named[:3]) + more
+
+
 def _states(seen: SeenRun) -> Iterator[tuple[str, str, str]]:
     for state, count in seen.counts().items():
         named = [task.name for task in seen.tasks if task.state == state]
-        more = f", and {len(named) - 3} more" if len(named) > 3 else ""
-        yield state.replace("_", " "), str(count), "; ".join(named[:3]) + more
+        yield state.replace("_", " "), str(count), _some(named)
 
 
 def comparison_page(seen: SeenRun) -> HTMLResponse:

@@ -47,6 +47,23 @@ def test_the_worst_end_is_the_one_that_harms(code: str, messages: list[str], tol
     assert told.lower() in summed_up(code, said).lower()
 
 
+def test_of_so_many_is_a_quantity_with_the_unit_of_the_whole() -> None:
+    """The numbers of a flag whose unit stands behind the whole: one sentence for many cycles, not one for each."""
+    said = [
+        (f"cycle {k}", f"Others used {a} of the host's 2 cores, the experiment {b} cores.")
+        for k, (a, b) in enumerate((("1.4", "0.6"), ("1.6", "0.4")), 1)
+    ]
+    assert summed_up("foreign_load", said) == (
+        "Others used 1.4 to 1.6 of the host's 2 cores, the experiment 0.4 to 0.6 cores. Worst: 1.6 cores in cycle 2."
+    )
+    due = [
+        (f"cycle {k}", f"{n} of {m} power samples are in it.") for k, (n, m) in enumerate(((9, 50), (7, 62)))
+    ]
+    assert summed_up("few_samples", due) == (
+        "7 to 9 of 50 to 62 power samples are in it. Worst: 7 power samples in cycle 1."
+    )
+
+
 def test_numbers_that_are_names_are_never_made_a_range() -> None:
     said = [(f"cycle {k}", f"Somebody computed: pid {pid}, GPU-{pid}.") for k, pid in ((1, 17), (2, 99))]
     assert summed_up("foreign_process", said) == (

@@ -94,7 +94,7 @@ def test_only_a_board_s_window_is_held_against_its_register(
 def test_few_samples() -> None:
     rows = [one for i, one in enumerate(good_rows()) if i % 4]
     flag = only(of(rows))
-    assert (flag.code, flag.message[:40]) == ("few_samples", "451 power samples in the window where 60")
+    assert (flag.code, flag.message[:40]) == ("few_samples", "451 of 600 power samples that were due a")
 
 
 def test_a_gap() -> None:
@@ -146,7 +146,7 @@ def test_load_of_other_processes_is_told_where_the_meter_counts_the_whole_host(k
 
     assert "foreign_load" not in seen(60.0, 70.0)
     assert (
-        "used 1.0 of the host's 2 cores in the window, the experiment 0.7"
+        "used 1.0 of the host's 2 cores in the window, the experiment 0.7 cores"
         in seen(42.0, 102.0)["foreign_load"]
     )
 

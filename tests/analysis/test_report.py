@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 from rich.console import Console
 
@@ -48,6 +49,44 @@ def test_the_page_needs_nothing_from_outside_and_no_script(make_run: MakeRun) ->
     assert "<script" not in page
     assert not re.search(r'(src|href)="(?!#)', page)
     assert "@import" not in page
+
+
+def test_a_run_that_measured_nothing_begins_with_why_and_shows_no_empty_tables(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run({}, cycles=1)
+    (tmp_path / "left").mkdir()
+    failed = {
+        "category": "model_missing",
+        "message": "the attempt failed: ValueError: no tokenizer from one of:\n(1) a file,\n(2) a class",
+        "hint": "put the tokenizer's files next to the weights",
+    }
+    run.commit_failed(IDS[0], 1, 1, tmp_path / "left", {"failure": failed})
+    page = _text(page_of(run))
+    assert re.findall("Not measured|Reasons to doubt|Result|Efficiency|All statistics|no energy", page) == [
+        "Not measured",
+        "Reasons to doubt",
+    ]
+    summary = Summary.from_json(run.summary() or {})
+    reason = (
+        "model_missing: the attempt failed: ValueError: no tokenizer from one of: (1) a file, (2) a class"
+    )
+    step = "Next step: Put the tokenizer's files next to the weights."
+    for text in (page, _terminal(summary), report_markdown(summary)):
+        told = re.sub(r"\s+", " ", text)
+        assert reason in told.replace("Model_missing", "model_missing")
+        assert step in told
+        assert "batch_size 1" in told
+        assert "1 cycles" not in told
+    assert "2 of 2 planned cycles" not in page
+    assert f" | {ABSENT} | " not in report_markdown(summary).split("## Reliability")[0]
+    assert IDS[0] not in _terminal(summary)
+
+
+def _terminal(summary: Summary) -> str:
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(render_summary(summary))
+    return console.export_text()
 
 
 def test_what_is_folded_away_is_printed_where_there_are_few_experiments(make_run: MakeRun) -> None:
@@ -216,4 +255,4 @@ def test_the_terminal_table_shows_estimates_intervals_and_n(make_run: MakeRun) -
     assert "~ 3.64" in text
     assert "estimate" in text
     assert "2/2" in text
-    assert f"missing: {IDS[1]} cycle 1" in text
+    assert "missing: batch_size 4 cycle 1" in text

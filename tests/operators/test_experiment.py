@@ -116,6 +116,29 @@ def test_a_cycle_runs_as_a_process_and_is_stored_and_a_missing_one_fails_the_agg
     assert summary["valid"] == 1
 
 
+def test_a_model_that_is_nowhere_is_told_at_once_with_where_it_was_looked_for(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    study = study_at(tmp_path, "process", STUDY.replace(tiny_model.name, "tiny-lama-random"))
+    with pytest.raises(AirflowException) as caught:
+        operator(study).execute(context())
+    for text in (
+        str(tiny_model.parent.resolve()),
+        f"did you mean '{tiny_model.name}'?",
+        "[model_missing]",
+        "Evidence: ",
+    ):
+        assert text in str(caught.value)
+    (failed,) = ResultsRoot(tmp_path / "results").run("one", "manual__x").failures()
+    assert failed.reason()[0] == "model_missing"
+    assert "models folder" in failed.advice()
+    assert not failed.folder.exists("events.jsonl")  # no process began
+    # A log that goes on with the causes ends with what helps least.
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
 @pytest.mark.docker
 @pytest.mark.engine
 def test_a_cycle_runs_in_a_container_and_nothing_stays(

@@ -37,6 +37,18 @@ def test_mistakes_of_a_plan_are_shown_as_they_are_and_as_text() -> None:
     assert "http-equiv='refresh'" not in page
 
 
+def test_one_mistake_that_ended_several_tasks_is_shown_once() -> None:
+    page = told(
+        "failed",
+        SeenTask("plan", "failed", "study:3:1: engnie"),
+        SeenTask("cycle", "failed", ""),
+        SeenTask("aggregate", "failed", "study:3:1: engnie"),
+    )
+    assert page.count("study:3:1: engnie") == 1
+    assert "<h2>plan; aggregate failed</h2>" in page
+    assert "<h2>cycle failed</h2><p>The log says why.</p>" in page
+
+
 def test_a_run_at_work_says_how_far_it_is_and_is_looked_at_again(make_run: MakeRun) -> None:
     run = make_run({(0, 1): ESTIMATE}, cycles=2)
     page = told("running", SeenTask("batch_size 8, cycle 1", "running", ""), run=run)
@@ -103,7 +115,8 @@ def test_the_evidence_of_a_failed_attempt_has_its_reason_and_last_lines(
     record = {"failure": {"category": "image_pull", "message": "no such image", "hint": "pull it"}}
     run.commit_failed(IDS[0], 1, 1, tmp_path / "left", record)
     page = bytes(cycle_page(run, IDS[0], 1).body).decode()
-    for text in ("Attempt 1 failed: image_pull", "no such image", "pull it", "&lt;first&gt;\nlast line"):
+    told_what = "<p>No such image.</p><p>What to do: Pull it.</p>"
+    for text in ("Attempt 1 failed: image_pull", told_what, "&lt;first&gt;\nlast line"):
         assert text in page
     assert "no such image" in told("running", run=run)
 

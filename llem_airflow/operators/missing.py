@@ -1,0 +1,43 @@
+"""A model that is nowhere is told before a process starts, with where it was looked for: the library takes a minute."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from llem_airflow.container.failures import AttemptFailedError, failure
+from llem_airflow.container.models import missing_model
+from llem_airflow.operators.settings import LocalModel, settings
+from llem_airflow.study import Experiment
+from llem_airflow.study.engine_names import OWN_ENGINES
+
+_OF_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_HINT = "correct task.model, or put the model into the models folder ([llem] models_dir)"
+
+
+def require_model(
+    experiment: Experiment, found: LocalModel | None, study_folder: Path | None, folder: Path
+) -> None:
+    """Look for a model that has no directory here.
+
+    ``owner/name`` is the hub's, which may want a token that the attempt has and this task has not; what a third
+    party's engine makes of a name is its own.
+
+    Args:
+        experiment: Its model is looked for.
+        found: Its directory, if it has one.
+        study_folder: Folder of the study's file.
+        folder: Where the attempt's evidence is.
+
+    Raises:
+        AttemptFailedError: It is neither in the models folder nor on the hub, or the hub cannot be asked.
+    """
+    if found or experiment.engine not in OWN_ENGINES or _OF_THE_HUB.fullmatch(experiment.model):
+        return
+    why = missing_model(experiment.model, settings().models_dir, study_folder)
+    if why is None:
+        return
+    hub_is_sure = missing_model(experiment.model, settings().models_dir, study_folder, elsewhere=True)
+    raise AttemptFailedError(
+        failure("model_missing", retryable=not hub_is_sure, hint=_HINT), why, folder=folder
+    )
