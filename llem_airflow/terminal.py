@@ -151,4 +151,5 @@ class Rows:
             yield Whole(row[0], "bold") if self.whole else Folding(row[0], "bold")
             for title, cell in zip(self.titles[1:], row[1:], strict=True):
                 if cell:
-                    yield Folding(f"  {title}: {' '.join(cell.split())}", style, indent=4)
+                    lines = ", ".join(" ".join(line.split()) for line in cell.splitlines())
+                    yield Folding(f"  {' '.join(title.split())}: {lines}", style, indent=4)

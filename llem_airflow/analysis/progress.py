@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,7 +42,10 @@ def histories(
         on_damaged: Told of each run whose table does not read; it is left out.
     """
     runs = [run for run in root.runs(study) if run.folder.exists(layout.CYCLES_TABLE)]
-    return _trends(runs, metric, THRESHOLD_RATIO, on_damaged)
+    found = _trends(runs, metric, THRESHOLD_RATIO, on_damaged)
+    shared = Counter(name for name, _, _ in found)
+    # An experiment of several releases has one id, and a history for each of them.
+    return {f"{name} of {release}" if shared[name] > 1 else name: one for name, release, one in found}
 
 
 def history_until(run: StoredRun, metric: str, threshold_ratio: float = THRESHOLD_RATIO) -> dict[str, Trend]:
@@ -60,7 +64,7 @@ def history_until(run: StoredRun, metric: str, threshold_ratio: float = THRESHOL
     ]
     earlier.sort(key=lambda other: other.started_epoch_ns())
     found = _trends([*earlier, run], metric, threshold_ratio)
-    return {name: one for name, one in found.items() if one.points[-1].run_id == run.run_id}
+    return {name: one for name, _, one in found if one.points[-1].run_id == run.run_id}
 
 
 def _trends(
@@ -68,9 +72,10 @@ def _trends(
     metric: str,
     threshold_ratio: float,
     on_damaged: Callable[[StoredRun, Exception], None] = _logged,
-) -> dict[str, Trend]:
+) -> list[tuple[str, str, Trend]]:
+    """(id of the experiment, release, its history) of each identity."""
     points: dict[str, list[Point]] = {}
-    labels: dict[str, str] = {}
+    told: dict[str, tuple[str, str]] = {}
     newest = 0
     for run in runs[-RUNS:]:
         groups = _measured(run, metric, on_damaged)
@@ -79,10 +84,10 @@ def _trends(
             values = tuple(float(row[metric]) for row in rows)
             point = Point(run.run_id, run.started_epoch_ns(), values, _conditions(rows))
             points.setdefault(identity, []).append(point)
-            labels[identity] = str(rows[0]["experiment"])
+            told[identity] = str(rows[0]["experiment"]), str(run.meta().get("version") or identity[:8])
     better = BY_NAME[metric].better
     found = trends(list(points.values()), better, experiments=newest, threshold_ratio=threshold_ratio)
-    return {labels[identity]: one for identity, one in zip(points, found, strict=True)}
+    return [(*told[identity], one) for identity, one in zip(points, found, strict=True)]
 
 
 def _measured(

@@ -47,11 +47,16 @@ def render_summary(summary: Summary) -> RenderableType:
         if experiment.valid
     ]
     table = Rows(titles, rows, right=titles[1:], spaced=True)
-    shown = table if rows else Text("No cycle has a valid result.", style="red")
+    said = Text("" if summary.answer else "No cycle has a valid result.", style="red")
     title = Whole(f"{summary.study} · {summary.run_id}", "italic")
     head = [Folding(summary.answer, "bold")] if summary.answer else []
     told = "; ".join(f"{name} {value}" for name, value in setting_texts(summary.setting))
-    parts: list[RenderableType] = [title, *head, *([Folding(told, "dim")] if told else []), shown]
+    parts: list[RenderableType] = [
+        title,
+        *head,
+        *([Folding(told, "dim")] if told else []),
+        table if rows else said,
+    ]
     if summary.is_estimate:
         parts.append(
             Text("~ an estimate: no power meter was read; do not publish these joules.", style="yellow")
@@ -158,6 +163,6 @@ def _cell(experiment: ExperimentSummary, name: str, *, tag: bool) -> str:
         return quantity.ABSENT
     unit, factor = quantity.scale(BY_NAME[name], found.all.mean)
     estimate = BY_NAME[name].energy and experiment.energy_kind == "estimate"
-    text = ("~ " if estimate else "") + quantity.number(found.all.mean * factor)
-    text += f"\n{quantity.interval(found.all, factor)}"
-    return f"{text}\n{unit}" + ("\nestimate" if estimate and tag else "")
+    text = ("~ " if estimate else "") + f"{quantity.number(found.all.mean * factor)} {unit}"
+    text += " estimate" if estimate and tag else ""
+    return f"{text}\n{quantity.interval(found.all, factor)}"
