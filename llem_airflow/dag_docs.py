@@ -71,20 +71,27 @@ def _where(said: Mapping[str, Choice]) -> str:
 
 
 def _experiments(study: Study) -> str:
-    """What sets each experiment apart; its model only where a run measures that one."""
+    """What sets each experiment apart; its model only where a run measures that one.
+
+    What is equal in all of them is said once: Airflow's window has room for three narrow columns.
+    """
     shown = list(study.experiments[:_SHOWN])
-    titles, columns = ["experiment", "engine"], [[plain(e.engine) for e in shown]]
+    own = {"engine": [e.engine for e in study.experiments]}
     if not any(version.model for version in study.versions):
-        titles.append("model")
-        columns.append([plain(e.model) for e in shown])
-    names = task_labels(study.experiments)[:_SHOWN]
-    ids = [e.id for e in shown]
-    if names != ids:
+        own["model"] = [e.model for e in study.experiments]
+    titles, columns = ["experiment"], [task_labels(study.experiments)[:_SHOWN]]
+    for title, values in own.items():
+        if len(set(values)) > 1:
+            titles.append(title)
+            columns.append(values[:_SHOWN])
+    if columns[0] != (ids := [e.id for e in shown]):
         titles.append("id of its task group")
-        columns.append([plain(name) for name in ids])
-    rows = zip(map(plain, names), *columns, strict=True)
+        columns.append(ids)
+    same = [f"{title} {plain(values[0])}" for title, values in own.items() if len(set(values)) == 1]
+    told = f"Measured with {' and '.join(same)}.\n\n" if same else ""
+    rows = zip(*(map(plain, column) for column in columns), strict=True)
     more = len(study.experiments) - len(shown)
-    return _table(titles, rows) + (f"… and {more} more\n\n" if more else "")
+    return told + _table(titles, rows) + (f"… and {more} more\n\n" if more else "")
 
 
 def _releases(study: Study) -> str:

@@ -125,6 +125,15 @@ def test_a_model_that_no_release_measures_is_listed_nowhere() -> None:
     assert "| task.model | that of the run's release |" in (cycle.doc_md or "")
 
 
+def test_what_is_equal_in_all_experiments_is_said_once_and_what_differs_is_a_column() -> None:
+    said = shown(prose())
+    assert "Measured with engine transformers and model lab/my_tiny_model." in said
+    assert "| experiment | id of its task group |" in prose()
+    several = prose(STUDY.replace("sweep: {", "sweep: {task.model: [lab/one, lab/two], "))
+    assert "Measured with engine transformers." in several
+    assert "| experiment | model | id of its task group |" in several
+
+
 def test_the_study_s_file_is_shown_as_it_is() -> None:
     text = STUDY + "# a fence: ```` and <b>markup</b>\n"
     assert page(text).endswith(f"`````yaml\n{text.rstrip()}\n`````\n")

@@ -113,6 +113,11 @@ def show_history(study: str, results_root: str, metric: str, *, as_json: bool = 
     """Print how a metric of a study's experiments went over its runs."""
     if metric not in BY_NAME:
         raise ValueError(f"{metric!r} is no metric; there are: {', '.join(BY_NAME)}")
+    if BY_NAME[metric].better == "-":
+        judged = ", ".join(one.name for one in BY_NAME.values() if one.better != "-")
+        raise ValueError(
+            f"{metric}: more of it is neither better nor worse, so no history can judge it; use {judged}"
+        )
     root = ResultsRoot(results_root)
     some_runs(root, study)
     trends = histories(root, study, metric)

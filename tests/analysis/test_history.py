@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.history import DAY_NS, Point, change_points, trend
+from llem_airflow.analysis.progress import histories, history_until
 from llem_airflow.analysis.verdict import Verdict
+from llem_airflow.results import ResultsRoot
+from tests.results.recorded import Recording, experiment_id, plan_json, provenance, variant
 
 
 def _points(means: list[float], conditions: list[str] | None = None) -> list[Point]:
@@ -178,3 +184,22 @@ def test_cycles_that_follow_each_other_within_a_run_are_told() -> None:
 
     assert "cycles of a run follow each other (correlation 0." in note(0.5)
     assert sum("follow each other" in note(0.0) for _ in range(20)) == 0
+
+
+def test_a_release_hides_the_history_of_no_other_one(tmp_path: Path) -> None:
+    """Releases share the ids of their experiments; what is measured, and so the identity, differs."""
+    root = ResultsRoot(tmp_path / "results")
+    name, config = experiment_id(0, "a" * 16), {"engine": "transformers"}
+    releases = [("r1", "1" * 16), ("r2", "2" * 16), ("r1", "1" * 16)]
+    for night, (release, identity) in enumerate(releases):
+        run = root.run("watch", f"night-{night}")
+        run.write_plan("", plan_json([(name, identity, config)], 1), {"dag_id": "watch", "version": release})
+        variant(Recording(), hash=identity, cycle=1, config=config).write(tmp_path / f"out-{night}")
+        run.commit_cycle(name, 1, tmp_path / f"out-{night}", provenance(3600.0 * night))
+        aggregate_run(run)
+    found = histories(root, "watch", "energy_per_output_token_j")
+    assert {key: [one.run_id for one in trend.points] for key, trend in found.items()} == {
+        f"{name} of r1": ["night-0", "night-2"],
+        f"{name} of r2": ["night-1"],
+    }
+    assert list(history_until(root.run("watch", "night-2"), "energy_per_output_token_j")) == [name]
