@@ -111,6 +111,13 @@ def test_history_follows_an_experiment_over_runs(make_run: MakeRun) -> None:
     assert re.search(r"2\s+43\.6 J/token\s+regression: step", found.output)
 
 
+def test_history_of_a_metric_that_cannot_become_worse_says_which_can(make_run: MakeRun) -> None:
+    found = _llem(_run(make_run), "history", "nightly", "--metric", "energy_j")
+    assert found.exit_code == 2
+    assert "energy_j: more of it is neither better nor worse" in found.output
+    assert "energy_per_output_token_j" in found.output
+
+
 def test_history_of_an_unknown_metric_says_which_there_are(make_run: MakeRun) -> None:
     found = _llem(_run(make_run), "history", "nightly", "--metric", "joules")
     assert found.exit_code == 2
