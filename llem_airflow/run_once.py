@@ -100,7 +100,7 @@ def run_and_show(
     began = _began(earlier) if earlier else datetime.now(UTC)
     run = root.run(study.name, f"{_MANUAL}{began.isoformat()}")
     left = _missing(asked, run)
-    goes_on = f", goes on with {len(left)} that have no result" if earlier else ""
+    goes_on = f", goes on with the {counted(len(left), 'cycle')} without a result" if earlier else ""
     _say(
         f"{study.name}: {counted(len(asked.experiments), 'experiment')} x {counted(asked.cycles, 'cycle')}{goes_on}"
     )
@@ -146,7 +146,7 @@ def _show_end(run: StoredRun, asked: Study, code: int, home: Home) -> int:
         where = f" in {run.url}" if kept else ""
         _say(f"Ended with Ctrl-C. {kept} of {len(asked.plan.runs)} cycles are measured and kept{where}.")
     if missing and (code == INTERRUPTED or code):
-        _say(f"`{_resume_command(asked)}` measures the {len(missing)} that have no result.")
+        _say(f"`{_resume_command(asked)}` measures the {counted(len(missing), 'cycle')} without a result.")
     return INTERRUPTED if code == INTERRUPTED else int(bool(code))
 
 

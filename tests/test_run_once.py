@@ -95,8 +95,8 @@ def test_resume_goes_on_with_the_newest_unfinished_run(place: Place) -> None:
     assert wanted.run == run
     assert began == BEGAN
     assert wanted.conf()["cycles"] == 2
-    assert "goes on with 1 that have no result" in done.output
-    assert f"`llem-airflow run {place.file} --resume` measures the 1 that have no result." in done.output
+    assert "goes on with the 1 cycle without a result" in done.output
+    assert f"`llem-airflow run {place.file} --resume` measures the 1 cycle without a result." in done.output
     assert "clear" not in done.output.lower()
 
 
@@ -120,7 +120,7 @@ def test_ctrl_c_is_130_and_says_what_is_kept_and_how_to_go_on(place: Place) -> N
     done = place.run("--resume")
     assert done.exit_code == 130
     assert f"1 of 4 cycles are measured and kept in {run.url}." in done.output
-    assert "--resume` measures the 3 that have no result." in done.output
+    assert "--resume` measures the 3 cycles without a result." in done.output
 
 
 def test_a_model_that_is_missing_is_told_before_anything_starts(place: Place) -> None:

@@ -159,6 +159,7 @@ def export_results(run: str, results_root: str, table: str, form: str, output: P
     from llem_airflow.frames.export import export_table
     from llem_airflow.results import ResultsRoot
     from llem_airflow.results.locate import locate_run
+    from llem_airflow.wording import counted
 
     found = locate_run(run, ResultsRoot(results_root))
     if output is None:
@@ -166,7 +167,7 @@ def export_results(run: str, results_root: str, table: str, form: str, output: P
         return 0
     with output.open("wb") as file:
         rows = export_table(found, table, form, file)
-    terminal.show(terminal.console(), terminal.Whole(f"{output}: {rows} rows"))
+    terminal.show(terminal.console(), terminal.Whole(f"{output}: {counted(rows, 'row')}"))
     return 0
 
 
