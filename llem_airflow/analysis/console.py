@@ -120,7 +120,7 @@ def show_history(study: str, results_root: str, metric: str, *, as_json: bool = 
         )
     root = ResultsRoot(results_root)
     some_runs(root, study)
-    trends = histories(root, study, metric)
+    trends = {str(name): one for name, one in histories(root, study, metric).items()}
     if as_json:
         sys.stdout.write(json.dumps(history_json(trends, metric, study), indent=1, allow_nan=False) + "\n")
         return 0

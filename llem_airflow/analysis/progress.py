@@ -6,7 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from llem_airflow.analysis.baseline import aggregated_beside
 from llem_airflow.analysis.cycle import HAS_RESULT
@@ -27,13 +27,28 @@ def _logged(run: StoredRun, error: Exception) -> None:
     log.warning("%s is left out of the history: %s", run.url, error)
 
 
+class Followed(NamedTuple):
+    """What a history is of.
+
+    Attributes:
+        experiment: Id of the experiment.
+        release: Its release, where the study has histories of the same experiment for several; else empty.
+    """
+
+    experiment: str
+    release: str
+
+    def __str__(self) -> str:
+        return f"{self.experiment} of {self.release}" if self.release else self.experiment
+
+
 def histories(
     root: ResultsRoot,
     study: str,
     metric: str,
     on_damaged: Callable[[StoredRun, Exception], None] = _logged,
-) -> dict[str, Trend]:
-    """The history of each experiment of a study, by its newest id: one point a run and identity.
+) -> dict[Followed, Trend]:
+    """The history of each experiment of a study, by its newest id, and of each release: one point a run and identity.
 
     Args:
         root: Where the runs lie.
@@ -44,8 +59,7 @@ def histories(
     runs = [run for run in root.runs(study) if run.folder.exists(layout.CYCLES_TABLE)]
     found = _trends(runs, metric, THRESHOLD_RATIO, on_damaged)
     shared = Counter(name for name, _, _ in found)
-    # An experiment of several releases has one id, and a history for each of them.
-    return {f"{name} of {release}" if shared[name] > 1 else name: one for name, release, one in found}
+    return {Followed(name, release * (shared[name] > 1)): one for name, release, one in found}
 
 
 def history_until(run: StoredRun, metric: str, threshold_ratio: float = THRESHOLD_RATIO) -> dict[str, Trend]:

@@ -108,7 +108,7 @@ def history_df(
     trends = histories(where, study, metric, on_damaged=lambda run, error: problems.add(run, str(error)))
     swept, by_id = Swept.of(runs, problems), {run.run_id: run for run in runs}
     rows = []
-    for experiment, trend in trends.items():
+    for (experiment, _), trend in trends.items():
         keys = swept.of_experiment(by_id[trend.points[-1].run_id], experiment)
         rows += [row | keys for row in _history_rows(study, experiment, trend, metric)]
     table = rows_table(rows, _history_schema(metric))

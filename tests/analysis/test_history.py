@@ -198,7 +198,7 @@ def test_a_release_hides_the_history_of_no_other_one(tmp_path: Path) -> None:
         run.commit_cycle(name, 1, tmp_path / f"out-{night}", provenance(3600.0 * night))
         aggregate_run(run)
     found = histories(root, "watch", "energy_per_output_token_j")
-    assert {key: [one.run_id for one in trend.points] for key, trend in found.items()} == {
+    assert {str(key): [one.run_id for one in trend.points] for key, trend in found.items()} == {
         f"{name} of r1": ["night-0", "night-2"],
         f"{name} of r2": ["night-1"],
     }
