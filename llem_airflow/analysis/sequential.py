@@ -92,6 +92,8 @@ def watch_study(
         experiments: Experiments that share the budget.
         threshold_ratio: Smallest step that matters. A drift matters from half of it on, because it goes on.
     """
+    if not series:
+        return []
     study = _Study(series, experiments, threshold_ratio)
     study.walk()
     return [study.watched(row) for row in range(len(series))]

@@ -83,6 +83,12 @@ def test_a_run_that_measured_nothing_begins_with_why_and_shows_no_empty_tables(
     assert IDS[0] not in _terminal(summary)
 
 
+def test_a_run_that_measured_nothing_after_another_one_has_its_report(make_run: MakeRun) -> None:
+    for night in ("r1", "r2"):
+        page = page_of(make_run({}, cycles=1, run_id=night))
+        assert "Nothing was measured" in page
+
+
 def _terminal(summary: Summary) -> str:
     console = Console(width=200, file=io.StringIO(), record=True)
     console.print(render_summary(summary))
