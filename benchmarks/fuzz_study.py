@@ -19,7 +19,7 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-from llem_airflow.study import Mistake, StudyFileError, load_study
+from llem_airflow.study import Problem, StudyFileError, load_study
 from tests.study.scalars import SCALARS, keys, text_with
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -150,13 +150,13 @@ def check(path: Path) -> str:
         AssertionError: The report has no place, or the place is not in the file.
     """
     begin = time.process_time()
-    mistakes: tuple[Mistake, ...] | None = None
+    mistakes: tuple[Problem, ...] | None = None
     report = ""
     try:
         study = load_study(path)
         json.dumps(study.plan.to_json(), allow_nan=False)
     except StudyFileError as error:
-        mistakes = error.mistakes
+        mistakes = error.problems
         report = str(error)
     assert time.process_time() - begin < LONGEST_S, "it took too long"
     if mistakes is None:

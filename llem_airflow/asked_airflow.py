@@ -14,18 +14,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from llem_airflow.study import Mistake, Notice, Study
-from llem_airflow.study.not_runnable import not_runnable
-from llem_airflow.study.prompts import prompt_mistakes
+from llem_airflow.study import Problem, Study, StudyWarning
+from llem_airflow.study.plan.findings import not_runnable
+from llem_airflow.study.prompts import prompt_problems
 
 _CANNOT_RUN = "cannot-run"
 
 
-def dag_mistakes(study: Study) -> tuple[Mistake, ...]:
+def dag_mistakes(study: Study) -> tuple[Problem, ...]:
     """What keeps the study from becoming a DAG; where Airflow is installed, also what it refuses."""
     with _airflow("llem_airflow.factory") as factory:
         if factory is not None:
-            found: tuple[Mistake, ...] = factory.dag_mistakes(study)
+            found: tuple[Problem, ...] = factory.dag_mistakes(study)
             return found
     return tuple(not_runnable(study))
 
@@ -35,16 +35,17 @@ def with_what_keeps_it(study: Study) -> Study:
     # Airflow is asked only for what is not known without it: its import takes seconds.
     known = dag_mistakes(study) if _runs_by_itself(study) else not_runnable(study)
     told = tuple(
-        Notice(_CANNOT_RUN, f"cannot run: {one.path}: {one.found}; {one.allowed}".rstrip("; "), one.line)
-        for one in (*known, *prompt_mistakes(study))
+        StudyWarning(
+            _CANNOT_RUN, f"cannot run: {one.path}: {one.found}; {one.allowed}".rstrip("; "), one.line
+        )
+        for one in (*known, *prompt_problems(study))
     )
-    notices = (*told, *_results_root(), *study.notices)
-    return replace(study, notices=notices, plan=replace(study.plan, notices=notices))
+    return replace(study, plan=replace(study.plan, warnings=(*told, *_results_root(), *study.warnings)))
 
 
 def next_runs(study: Study) -> list[datetime]:
     """The next three moments at which Airflow runs the study by itself; none where Airflow is not installed."""
-    refused = any(notice.code == _CANNOT_RUN for notice in study.notices)
+    refused = any(notice.code == _CANNOT_RUN for notice in study.warnings)
     if refused or not _runs_by_itself(study):
         return []
     with _airflow("llem_airflow.timetables.nightly") as nightly:
@@ -52,7 +53,7 @@ def next_runs(study: Study) -> list[datetime]:
         return found
 
 
-def _results_root() -> Iterator[Notice]:
+def _results_root() -> Iterator[StudyWarning]:
     """A notice where the results root of this environment cannot be written; Airflow may name another one."""
     root = os.environ.get("LLEM_RESULTS_ROOT", "results")
     if "://" in root:
@@ -60,7 +61,9 @@ def _results_root() -> Iterator[Notice]:
     path = Path(root).absolute()
     nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
     if not os.path.isdir(nearest) or not os.access(nearest, os.W_OK):  # noqa: PTH112  # Path.is_dir() may raise
-        yield Notice("results-root", f"the results root {path} cannot be written here: set LLEM_RESULTS_ROOT")
+        yield StudyWarning(
+            "results-root", f"the results root {path} cannot be written here: set LLEM_RESULTS_ROOT"
+        )
 
 
 def _runs_by_itself(study: Study) -> bool:

@@ -28,11 +28,11 @@ from llem_airflow.operators.retries import FailureRetryPolicy
 from llem_airflow.operators.settings import parse_time_layers
 from llem_airflow.operators.settings import settings as installed
 from llem_airflow.operators.siblings import precede, sibling
+from llem_airflow.plan_cache import cached_study
 from llem_airflow.release_dags import ALL, EACH, release_dags, study_asset
-from llem_airflow.study import Mistake, PlannedCycle, Study, StudyFileError, load_study
-from llem_airflow.study.canary import CANARY_CYCLE, canaries
-from llem_airflow.study.not_runnable import not_runnable
-from llem_airflow.study.plan_cache import cached_study
+from llem_airflow.study import PlannedCycle, Problem, Study, StudyFileError, load_study
+from llem_airflow.study.plan.findings import not_runnable
+from llem_airflow.study.plan.order import CANARY_CYCLE, canaries
 from llem_airflow.timetables.nightly import deadline_of, schedule_of, start_of
 from llem_airflow.wording import counted
 
@@ -318,7 +318,7 @@ def _made(study: Study, dag_args: dict[str, Any]) -> list[DAG]:
     return _study_dags(study, dag_args)
 
 
-def dag_mistakes(study: Study, **dag_args: Any) -> tuple[Mistake, ...]:
+def dag_mistakes(study: Study, **dag_args: Any) -> tuple[Problem, ...]:
     """What keeps a study from becoming a DAG: what it says of times and releases, and whatever Airflow refuses."""
     return refused(study, lambda small: _study_dags(small, dag_args))
 

@@ -15,8 +15,8 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from llem_airflow.dag_docs import invalid_doc, plain
 from llem_airflow.operators.failure_text import keep_failure
-from llem_airflow.study import Mistake, Study, StudyFileError
-from llem_airflow.study.dag_ids import INVALID_PREFIX, dag_id_of, plain_name
+from llem_airflow.study import Problem, Study, StudyFileError
+from llem_airflow.study.names import INVALID_PREFIX, dag_id_of, plain_name
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class FolderDags:
         self._files[dag_id] = path
 
 
-def refused(study: Study, build: Callable[[Study], Iterable[DAG]]) -> tuple[Mistake, ...]:
+def refused(study: Study, build: Callable[[Study], Iterable[DAG]]) -> tuple[Problem, ...]:
     """What Airflow refuses in a study, as its DAG processor would: there it takes every DAG of the file along.
 
     It is told by the DAGs of one cycle: the others differ in nothing that Airflow could refuse.
@@ -128,10 +128,10 @@ def refused(study: Study, build: Callable[[Study], Iterable[DAG]]) -> tuple[Mist
             dag.validate()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
             DagSerialization.to_dict(dag)
     except StudyFileError as error:
-        return error.mistakes
+        return error.problems
     except Exception as error:  # noqa: BLE001  # whatever it is, it is the finding
         said = " ".join(f"{error}".split())[:500] or type(error).__name__
-        return (study.mistake(("airflow",), f"Airflow makes no DAG of it: {said}", "change what this names"),)
+        return (study.problem(("airflow",), f"Airflow makes no DAG of it: {said}", "change what this names"),)
     return ()
 
 

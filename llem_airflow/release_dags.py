@@ -19,7 +19,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from llem_airflow.dag_docs import plain
 from llem_airflow.operators import LLEMCompareOperator
 from llem_airflow.study import Study
-from llem_airflow.study.dag_ids import dag_id_of
+from llem_airflow.study.names import dag_id_of
 from llem_airflow.timetables.release_dates import releases_of
 
 EACH, ALL = ".compare", ".compare_all"
@@ -53,7 +53,7 @@ def release_dags(study: Study, *, known: bool = True) -> list[DAG]:
     names = list(releases_of(study)) if study.versions else []
     if len(names) < 2:
         return []
-    wanted = study.airflow.regression
+    wanted = study.airflow.compared
     baseline = wanted.baseline if wanted is not None and wanted.baseline in names else names[0]
     how: dict[str, Any] = {"task_id": "compare", "retries": 0, "baseline": f"{study.name}@{baseline}"}
     if wanted is not None:

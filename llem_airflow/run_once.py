@@ -22,8 +22,8 @@ from llem_airflow.progress import RunProgress
 from llem_airflow.protocol.failures import RESUME_VARIABLE
 from llem_airflow.results import ResultsRoot, StoredRun, layout
 from llem_airflow.study import Study
-from llem_airflow.study.asked import Request, requested
-from llem_airflow.study.engine_names import OWN_ENGINES
+from llem_airflow.study.names import OWN_ENGINES
+from llem_airflow.study.plan.request import Request, requested
 from llem_airflow.wording import counted
 
 INTERRUPTED = 130

@@ -165,7 +165,7 @@ def test_a_name_that_airflow_takes_for_no_dag_id_becomes_one_like_it(
     (dag,) = study_dags(tmp_path).values()
     assert (dag.dag_id, dag.dag_display_name) == (dag_id, name)
     assert INVALID_TAG not in dag.tags
-    notices = [notice.code for notice in load_study(tmp_path / "file.yaml").notices]
+    notices = [notice.code for notice in load_study(tmp_path / "file.yaml").warnings]
     assert notices == (["dag-id"] if name != dag_id else [])
     monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", dag_id)
     assert set(study_dags(tmp_path)) == {dag_id}

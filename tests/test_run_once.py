@@ -15,7 +15,7 @@ from llem_airflow.embedded import Home
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.run_once import Wanted
 from llem_airflow.study import Study, load_study
-from llem_airflow.study.asked import Request
+from llem_airflow.study.plan.request import Request
 from tests.results.recorded import Recording, provenance, variant
 
 STUDY = """

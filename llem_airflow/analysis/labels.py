@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from llem_airflow.study.engine_names import ENGINES
+from llem_airflow.study.names import ENGINES
 
 NAMED_BY_VALUE = ("engine", "model")
 LONGEST = 80

@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from llem_airflow.container.choice import Choice
-from llem_airflow.study.study import Experiment, Plan, Study
+from llem_airflow.study.plan.model import Experiment, Plan, Study
 from llem_airflow.terminal import Folding, Rows, show
 
 SHOWN_EXPERIMENTS = 40
@@ -46,7 +46,7 @@ def print_plan(
             show(console, part)
     if order:
         show(console, _order(study.plan))
-    show(console, *(Folding(f"note: {notice}", "yellow") for notice in study.notices))
+    show(console, *(Folding(f"note: {notice}", "yellow") for notice in study.warnings))
 
 
 def _funnel(plan: Plan) -> Text:
@@ -65,9 +65,9 @@ def _totals(study: Study) -> Text:
     plan = study.plan
     gaps_s = sum(run.gap_before_s for run in plan.runs)
     gpus = "one where there is one" if plan.gpus is None else "none" if plan.gpus == 0 else str(plan.gpus)
-    order = study.execution.experiment_order
+    order: str = study.execution.experiment_order
     several = len(plan.experiments) > 1 and plan.cycles > 1
-    if several and "experiment_order" not in (study.sections.get("study_execution") or {}):
+    if several and "experiment_order" not in study.execution.model_fields_set:
         order += " (not set in the file; `llem run` shuffles then: experiment_order: shuffle)"
     return Text(
         f"at most {span(plan.wall_clock_s)} one after the other (of it {span(gaps_s)} pauses); "

@@ -41,14 +41,14 @@ def run_once(
     Exit code 0 when every planned cycle has a result, 1 when not, 130 after Ctrl-C; --resume goes on from there.
     """
     from llem_airflow.study import StudyFileError, load_study
-    from llem_airflow.study.asked import Request, names_in
-    from llem_airflow.study.not_runnable import not_runnable
-    from llem_airflow.study.prompts import prompt_mistakes
+    from llem_airflow.study.plan.findings import not_runnable
+    from llem_airflow.study.plan.request import Request, names_in
+    from llem_airflow.study.prompts import prompt_problems
 
     if resume and (release or experiments or cycles):
         raise click.UsageError("--resume goes on with what that run was asked for: leave out what to measure")
     study = load_study(study_file)
-    if mistakes := [*not_runnable(study), *prompt_mistakes(study)]:
+    if mistakes := [*not_runnable(study), *prompt_problems(study)]:
         raise StudyFileError(mistakes)
     request = Request(release, experiments=names_in(experiments), cycles=cycles, dry_run=dry_run)
     from llem_airflow.embedded import Home

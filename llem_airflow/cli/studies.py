@@ -59,7 +59,7 @@ def _missing_models(study: Study) -> list[str]:
     A name with an owner is the hub's, which a plan need not reach.
     """
     from llem_airflow.container.models import missing_model
-    from llem_airflow.study.engine_names import OWN_ENGINES
+    from llem_airflow.study.names import OWN_ENGINES
 
     folder = Path(os.environ.get("LLEM_MODELS_DIR") or "build/models").resolve()
     ours = [each for each in study.experiments if each.engine in OWN_ENGINES]
@@ -105,7 +105,7 @@ _STARTER = Path(__file__).parent / "starter.yaml"
 @click.command("schema")
 def print_schema() -> None:
     """Print the JSON Schema of study files, for editors."""
-    from llem_airflow.study.schema import json_schema
+    from llem_airflow.study.config.docs import json_schema
 
     click.echo(json.dumps(json_schema(), indent=1))
 

@@ -1,4 +1,4 @@
-"""``llem-airflow validate``: every mistake of every file, and nothing else."""
+"""``llem-airflow validate``: every problem of every file, and nothing else."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from typing import Any
 import click
 
 from llem_airflow.study.load import load_study
-from llem_airflow.study.mistakes import Mistake, StudyFileError
-from llem_airflow.study.prompts import prompt_mistakes
-from llem_airflow.study.study import Study
+from llem_airflow.study.plan.model import Study
+from llem_airflow.study.problems import Problem, StudyFileError
+from llem_airflow.study.prompts import prompt_problems
 
 
 @dataclass(slots=True)
 class _File:
     path: Path
     study: Study | None = None
-    mistakes: tuple[Mistake, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        notices = self.study.notices if self.study is not None and not self.mistakes else ()
+        warnings = self.study.warnings if self.study is not None and not self.problems else ()
         return {
             "file": str(self.path),
-            "ok": not self.mistakes,
-            "mistakes": [mistake.to_json() for mistake in self.mistakes],
-            "notices": [notice.to_json() for notice in notices],
+            "ok": not self.problems,
+            "mistakes": [problem.to_json() for problem in self.problems],
+            "notices": [warning.to_json() for warning in warnings],
         }
 
     def show(self) -> None:
-        if self.mistakes:
-            click.echo(str(StudyFileError(self.mistakes)), err=True)
+        if self.problems:
+            click.echo(str(StudyFileError(self.problems)), err=True)
         elif self.study is not None:
             click.echo(
                 f"{self.path}: {len(self.study.experiments)} experiments, {len(self.study.plan.runs)} runs"
             )
-            for notice in self.study.notices:
-                click.echo(f"{self.path}: note: {notice}")
+            for warning in self.study.warnings:
+                click.echo(f"{self.path}: note: {warning}")
 
 
 def check_files(
-    paths: Iterable[Path], refused: Callable[[Study], Iterable[Mistake]], *, as_json: bool
+    paths: Iterable[Path], refused: Callable[[Study], Iterable[Problem]], *, as_json: bool
 ) -> int:
-    """Check each file and print what is wrong; mistakes go to standard error, or as JSON to standard output.
+    """Check each file and print what is wrong; problems go to standard error, or as JSON to standard output.
 
     Args:
         paths: The files.
@@ -57,24 +57,24 @@ def check_files(
     """
     files = [_checked(path, refused) for path in paths]
     for file in files:
-        file.mistakes += tuple(_taken(file, files))
+        file.problems += tuple(_taken(file, files))
     if as_json:
         click.echo(json.dumps({"format": 1, "files": [file.to_json() for file in files]}, indent=1))
     else:
         for file in files:
             file.show()
-    return 2 if any(file.mistakes for file in files) else 0
+    return 2 if any(file.problems for file in files) else 0
 
 
-def _checked(path: Path, refused: Callable[[Study], Iterable[Mistake]]) -> _File:
+def _checked(path: Path, refused: Callable[[Study], Iterable[Problem]]) -> _File:
     try:
         study = load_study(path)
     except StudyFileError as error:
-        return _File(path, mistakes=error.mistakes)
-    return _File(path, study, (*refused(study), *prompt_mistakes(study)))
+        return _File(path, problems=error.problems)
+    return _File(path, study, (*refused(study), *prompt_problems(study)))
 
 
-def _taken(file: _File, files: Iterable[_File]) -> Iterable[Mistake]:
+def _taken(file: _File, files: Iterable[_File]) -> Iterable[Problem]:
     """Of two files of one folder that want one DAG id, only the first would be run."""
     for other in files:
         if (
@@ -86,4 +86,4 @@ def _taken(file: _File, files: Iterable[_File]) -> Iterable[Mistake]:
         ):
             where = ("airflow", "dag_id") if file.study.airflow.dag_id else ("study_name",)
             found = f"the DAG id {file.study.dag_id!r} is also that of {other.path}"
-            yield file.study.mistake(where, found, "set study_name or airflow.dag_id in one of them")
+            yield file.study.problem(where, found, "set study_name or airflow.dag_id in one of them")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llem_airflow.study.engine_names import ENGINE_ALIASES, ENGINES, RUNNERS, split_runner
+from llem_airflow.study.names import ENGINE_ALIASES, ENGINES, RUNNERS, split_runner
 
 AUTO = "auto"
 DEFAULT = "no layer"

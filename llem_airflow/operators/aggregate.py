@@ -114,7 +114,7 @@ class LLEMAggregateOperator(BaseOperator):
 
     def _comparison(self, study: Study, run: StoredRun, context: Context) -> dict[str, Any] | None:
         """The run against its history or a release, when the study asks for that and there is something earlier."""
-        wanted = study.airflow.regression
+        wanted = study.airflow.compared
         baseline = baseline_run(study, run, ResultsRoot(settings().results_root))
         if wanted is None or baseline is None:
             return None
@@ -136,7 +136,7 @@ class LLEMAggregateOperator(BaseOperator):
             "method": "history",
             "verdicts": {name: str(one.verdict) for name, one in trends.items()},
             "states": {name: one.state for name, one in trends.items()},
-            "worse": worse(trends, run, study.airflow.regression.metric if study.airflow.regression else ""),
+            "worse": worse(trends, run, study.airflow.compared.metric if study.airflow.compared else ""),
             "cautions": sorted({f"{one.note[0].upper()}{one.note[1:]}." for one in trends.values()}),
         }
 
@@ -144,7 +144,7 @@ class LLEMAggregateOperator(BaseOperator):
         found = compared(study, baseline, run)
         for report in found.reports:
             self.log.info("%s: %s against %s", report.candidate, report.verdict, report.baseline)
-        metric = study.airflow.regression.metric if study.airflow.regression else ""
+        metric = study.airflow.compared.metric if study.airflow.compared else ""
         return {
             "method": "two runs",
             "verdicts": {one.candidate.rpartition("#")[2]: str(one.verdict) for one in found.reports},

@@ -6,7 +6,7 @@ from llem_airflow.operators.not_begun import skip_noted
 from llem_airflow.operators.quarantine import matches, quarantine
 from llem_airflow.results import StoredRun
 from llem_airflow.study import Experiment, Study
-from llem_airflow.study.canary import CANARY_CYCLE, canaries
+from llem_airflow.study.plan.order import CANARY_CYCLE, canaries
 
 
 def skip_after_canary(study: Study, run: StoredRun, experiment: Experiment, cycle: int, retries: int) -> None:

@@ -15,7 +15,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 from llem_airflow.container.choice import read_runners
 from llem_airflow.container.engine import ENGINE_ERRORS, connect, engine_url
 from llem_airflow.operators.arguments import OUR_LABELS
-from llem_airflow.study.engine_names import ENGINE_ALIASES
+from llem_airflow.study.names import ENGINE_ALIASES
 
 DEFAULT_CONN_ID = "llem_default"
 

@@ -57,7 +57,7 @@ def baseline_run(study: Study, run: StoredRun, root: ResultsRoot) -> StoredRun |
         run_of_release,
     )
 
-    wanted = study.airflow.regression
+    wanted = study.airflow.compared
     if wanted is None:
         return None
     if wanted.baseline == PREVIOUS:
@@ -71,7 +71,7 @@ def compared(study: Study, baseline: StoredRun, run: StoredRun) -> Compared:
     from llem_airflow.analysis.compare_named import Compared, How  # noqa: PLC0415 - SciPy, which no other task needs
     from llem_airflow.analysis.comparing import compare_runs  # noqa: PLC0415 - likewise
 
-    wanted = study.airflow.regression
+    wanted = study.airflow.compared
     how = How(metric=wanted.metric, threshold_ratio=wanted.threshold_ratio) if wanted else How()
     reports = compare_runs(baseline, run, metric=how.metric, threshold_ratio=how.threshold_ratio)
     return Compared(tuple(reports))
@@ -96,7 +96,7 @@ def nightly(study: Study, run: StoredRun) -> dict[str, Trend]:
     """The nightly verdict: the history of each experiment that the run measured, by its id."""
     from llem_airflow.analysis.progress import history_until  # noqa: PLC0415 - SciPy, which no other task needs
 
-    wanted = study.airflow.regression
+    wanted = study.airflow.compared
     return history_until(run, wanted.metric, wanted.threshold_ratio) if wanted else {}
 
 

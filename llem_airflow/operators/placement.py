@@ -108,7 +108,7 @@ def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> 
         working_dir=operator.working_dir,
         log_options={name: value for name, value in log_options.items() if value is not None},
         **limits(operator),
-        sample_on_host=(operator.study.sections.get("power") or {}).get("sampling") == "host",
+        sample_on_host=operator.study.keys.power.sampling == "host",
         pull="always" if operator.force_pull else "missing",
         keep_failed=bool(first(operator.keep_failed, host.keep_failed, False)),
     )

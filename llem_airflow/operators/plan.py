@@ -20,8 +20,8 @@ from llem_airflow.operators.runners import decide, pin_choices
 from llem_airflow.operators.settings import settings
 from llem_airflow.results import StoredRun
 from llem_airflow.study import Study, StudyFileError, load_study
-from llem_airflow.study.not_runnable import not_runnable
-from llem_airflow.study.prompts import prompt_mistakes
+from llem_airflow.study.plan.findings import not_runnable
+from llem_airflow.study.prompts import prompt_problems
 
 _SHOWN = 500
 _ENGINE_PATIENCE_S = 15.0
@@ -204,7 +204,7 @@ def check_study(study: Study) -> None:
     Raises:
         AirflowFailException: Every reason, with its place in the study.
     """
-    if mistakes := [*not_runnable(study), *prompt_mistakes(study)]:
+    if mistakes := [*not_runnable(study), *prompt_problems(study)]:
         raise AirflowFailException(str(StudyFileError(mistakes)))
 
 
@@ -230,7 +230,7 @@ def show_plan(operator: BaseOperator, study: Study) -> None:
         len(study.plan.runs),
         hours,
     )
-    for notice in study.notices:
+    for notice in study.warnings:
         log.warning("%s", notice)
     for run in study.plan.runs[:_SHOWN]:
         log.info("  %s cycle %s", run.experiment_id, run.cycle)

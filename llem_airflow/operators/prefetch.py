@@ -23,7 +23,7 @@ from llem_airflow.operators.settings import local_model, settings
 from llem_airflow.operators.siblings import precede
 from llem_airflow.results import StoredRun
 from llem_airflow.study import Experiment, Study
-from llem_airflow.study.engine_names import split_runner
+from llem_airflow.study.names import split_runner
 
 PREFETCH_TASK_ID = "prefetch"
 

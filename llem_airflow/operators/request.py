@@ -9,8 +9,16 @@ from airflow.sdk import Context, Param
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from llem_airflow.study import Experiment, Study, StudyFileError, load_study_text
-from llem_airflow.study.asked import SHOWN, Request, RunRequestError, altered, names_in, requested, wanted
-from llem_airflow.study.engine_names import ENGINES
+from llem_airflow.study.names import ENGINES
+from llem_airflow.study.plan.request import (
+    SHOWN,
+    Request,
+    RunRequestError,
+    altered,
+    names_in,
+    requested,
+    wanted,
+)
 
 __all__ = [
     "RunRequest",

@@ -1,6 +1,8 @@
 """The question: study files become experiments and plans. No Airflow, no Docker, no engine.
 
-The public names load when they are first used: a program that only offers the command pays nothing for them.
+``config`` says what a file may say, ``file`` reads text into checked values with their places, ``plan`` makes runs of
+them; ``load`` is the whole way. The public names load when they are first used: a program that only offers the command
+pays nothing for them.
 """
 
 from __future__ import annotations
@@ -9,24 +11,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llem_airflow.study.config.study import AirflowSection, Execution, ModelVersion, PrecisionTarget
     from llem_airflow.study.load import load_study, load_study_text
-    from llem_airflow.study.mistakes import Mistake, Notice, PromptsError, StudyFileError
-    from llem_airflow.study.sections import (
-        AirflowSection,
-        Execution,
-        GpuRequest,
-        ModelVersion,
-        PrecisionTarget,
-    )
+    from llem_airflow.study.plan.model import Experiment, GpuRequest, Plan, PlannedCycle, Study
+    from llem_airflow.study.problems import Problem, PromptsError, StudyFileError, StudyWarning
     from llem_airflow.study.spec import experiment_spec
-    from llem_airflow.study.study import Experiment, Plan, PlannedCycle, Study
 
 _HOMES = {
+    "config.study": ("AirflowSection", "Execution", "ModelVersion", "PrecisionTarget"),
     "load": ("load_study", "load_study_text"),
-    "mistakes": ("Mistake", "Notice", "PromptsError", "StudyFileError"),
-    "sections": ("AirflowSection", "Execution", "GpuRequest", "ModelVersion", "PrecisionTarget"),
+    "plan.model": ("Experiment", "GpuRequest", "Plan", "PlannedCycle", "Study"),
+    "problems": ("Problem", "PromptsError", "StudyFileError", "StudyWarning"),
     "spec": ("experiment_spec",),
-    "study": ("Experiment", "Plan", "PlannedCycle", "Study"),
 }
 
 __all__ = [
@@ -34,15 +30,15 @@ __all__ = [
     "Execution",
     "Experiment",
     "GpuRequest",
-    "Mistake",
     "ModelVersion",
-    "Notice",
     "Plan",
     "PlannedCycle",
     "PrecisionTarget",
+    "Problem",
     "PromptsError",
     "Study",
     "StudyFileError",
+    "StudyWarning",
     "experiment_spec",
     "load_study",
     "load_study_text",

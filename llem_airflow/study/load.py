@@ -1,22 +1,21 @@
-"""A study file -> Study."""
+"""A study file -> Study: the whole way on one page."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from llem_airflow.study.canary import CANARY_CYCLE, canaries
-from llem_airflow.study.dag_ids import plain_name
-from llem_airflow.study.engine_names import ENGINE_ALIASES, split_runner
-from llem_airflow.study.expand import Expansion, Unique, expand
-from llem_airflow.study.identity import Slugs, canonical_json, digest
-from llem_airflow.study.mistakes import StudyFileError
-from llem_airflow.study.notices import notices_of
-from llem_airflow.study.order import Run, gaps_s, ordered
-from llem_airflow.study.sections import Execution, GpuRequest, execution_of, thermal
-from llem_airflow.study.study import Duplicates, Experiment, Plan, PlannedCycle, Study, put_together
-from llem_airflow.study.written import Written, read_written
-from llem_airflow.study.yaml_text import Source, read_text
+from llem_airflow.study.config.experiment import GPU_METERS
+from llem_airflow.study.config.paths import Config
+from llem_airflow.study.file.document import Document, read_document
+from llem_airflow.study.file.yaml import Source, read_text
+from llem_airflow.study.names import plain_name
+from llem_airflow.study.plan.expand import Expansion, Unique, expand
+from llem_airflow.study.plan.findings import warnings_of
+from llem_airflow.study.plan.identity import Slugs, canonical_json, digest
+from llem_airflow.study.plan.model import Duplicates, Experiment, GpuRequest, Plan, PlannedCycle, Study
+from llem_airflow.study.plan.order import CANARY_CYCLE, Run, canaries, gaps_s, ordered
+from llem_airflow.study.plan.sweep import parse_sweep
+from llem_airflow.study.problems import Problem, StudyFileError, StudyWarning
 
 MOST_RUNS = 1_000_000
 """Longest plan: it is held in memory, in every process that reads the study."""
@@ -26,7 +25,7 @@ def load_study(path: str | Path) -> Study:
     """Read a study file.
 
     Raises:
-        StudyFileError: The file cannot be used; the text lists every mistake with its place.
+        StudyFileError: The file cannot be used; the text lists every problem with its place.
     """
     file = Path(path)
     text = read_text(file, str(path))
@@ -42,55 +41,46 @@ def load_study_text(text: str, *, name: str = "<text>", folder: Path | None = No
         folder: What relative paths in it are relative to.
 
     Raises:
-        StudyFileError: The text cannot be used; the error lists every mistake with its place.
+        StudyFileError: The text cannot be used; the error lists every problem with its place.
     """
     return _load(Source(name, text), name=Path(name).stem.strip("<>"), path=None, folder=folder)
 
 
 def _load(source: Source, *, name: str, path: Path | None, folder: Path | None) -> Study:
-    written = read_written(source, folder)
-    sections = written.sections
-    wanted = sections.get("study_execution") or {}
-    expansion = expand(written, collapse=wanted.get("deduplicate_equivalent", True))
-    cools = thermal(unique.config for unique in expansion.uniques)
-    execution = execution_of(wanted, thermal=cools)
-    _bounded(source, len(expansion.uniques) * execution.n_cycles)
-    experiments = _experiments(written, expansion, execution)
-    notices = notices_of(written, expansion, execution, experiments)
-    return put_together(
-        sections,
-        _plan(expansion, experiments, execution, notices),
-        name=sections.get("study_name") or plain_name(name),
+    problems: set[Problem] = set()
+    document = read_document(source, folder, problems)
+    sweep = parse_sweep(source.value.get("sweep"), document.reporter(problems))
+    if problems:
+        raise StudyFileError(problems)
+    expansion = expand(document, sweep)
+    execution = document.keys.study_execution
+    if (count := len(expansion.uniques) * execution.cycles) > MOST_RUNS:
+        found = f"the plan has {count:,} cycles to run"
+        document.refuse(("study_execution",), found, f"at most {MOST_RUNS:,}: fewer points, or fewer cycles")
+    experiments = _experiments(document, expansion)
+    # A machine that gets hot must cool down between experiments; an estimate from the CPU's load needs no pauses.
+    hot = any(unique.config["measurement"]["meter"] in GPU_METERS for unique in expansion.uniques)
+    gaps = execution.gaps_s(hot=hot)
+    warnings = warnings_of(document, sweep, expansion, experiments, gaps[0])
+    return Study(
+        name=document.keys.study_name or plain_name(name),
         path=path,
         folder=folder,
         text=source.text,
-        thermal=cools,
+        plan=_plan(document, expansion, experiments, gaps, warnings),
+        keys=document.keys,
     )
 
 
-def _bounded(source: Source, count: int) -> None:
-    if count > MOST_RUNS:
-        found = f"the plan has {count:,} cycles to run"
-        path = ("study_execution",)
-        raise StudyFileError(
-            [
-                source.mistake(
-                    path, found, f"at most {MOST_RUNS:,}: fewer points, or fewer cycles", of_key=True
-                )
-            ]
-        )
-
-
-def _experiments(written: Written, expansion: Expansion, execution: Execution) -> tuple[Experiment, ...]:
+def _experiments(document: Document, expansion: Expansion) -> tuple[Experiment, ...]:
     slugs = Slugs(expansion.varied)
-    runners = _runners(written.sections)
-    indices = (written.sections.get("study_execution") or {}).get("gpu_indices")
+    places, execution = document.keys.places(), document.keys.study_execution
     taken: set[str] = set()
     result = []
     for unique in expansion.uniques:
         config = unique.config
         slug = slugs.slug(config)
-        runner, image = runners.get(config["engine"], ("auto", None))
+        runner, image = places.get(config["engine"], ("auto", None))
         result.append(
             Experiment(
                 id=_id(slug, unique, taken),
@@ -101,7 +91,7 @@ def _experiments(written: Written, expansion: Expansion, execution: Execution) -
                 config=config,
                 runner=runner,
                 image=image,
-                gpus=_gpus(config, indices),
+                gpus=_gpus(config, execution.gpu_indices),
                 wall_clock_s=execution.experiment_timeout_s,
                 silence_s=execution.silence_s,
             )
@@ -117,18 +107,7 @@ def _id(slug: str, unique: Unique, taken: set[str]) -> str:
     return name
 
 
-def _runners(sections: dict[str, Any]) -> dict[str, tuple[str, str | None]]:
-    """Runner and image per engine; ``images:`` wins over ``container:<image>``."""
-    result: dict[str, tuple[str, str | None]] = {}
-    for name, text in (sections.get("runners") or {}).items():
-        result[ENGINE_ALIASES.get(name, name)] = split_runner(text) or ("auto", None)
-    for name, image in (sections.get("images") or {}).items():
-        engine = ENGINE_ALIASES.get(name, name)
-        result[engine] = (result.get(engine, ("auto", None))[0], image)
-    return result
-
-
-def _gpus(config: dict[str, Any], indices: list[int] | None) -> GpuRequest:
+def _gpus(config: Config, indices: list[int] | None) -> GpuRequest:
     """What the experiment asks for: ``gpus:``, else gpu_indices, else what meter and parallelism imply."""
     asked = config.get("gpus")
     if asked is not None:
@@ -145,46 +124,47 @@ def _gpus(config: dict[str, Any], indices: list[int] | None) -> GpuRequest:
     return GpuRequest(count=None if config["measurement"]["meter"] in {"auto", "nvml"} else 0)
 
 
-def _canaries_first(runs: list[Run], experiments: tuple[Experiment, ...]) -> list[Run]:
-    first = set(canaries(experiments).values())
-    return sorted(runs, key=lambda run: not (run[1] == CANARY_CYCLE and experiments[run[0]].id in first))
-
-
 def _plan(
-    expansion: Expansion, experiments: tuple[Experiment, ...], execution: Execution, notices: tuple[Any, ...]
+    document: Document,
+    expansion: Expansion,
+    experiments: tuple[Experiment, ...],
+    gaps: tuple[float, float],
+    warnings: tuple[StudyWarning, ...],
 ) -> Plan:
-    seed = execution.shuffle_seed
-    if seed is None:
-        seed = int(digest(canonical_json([experiment.hash for experiment in experiments]))[:8], 16)
-    order = execution.experiment_order
-    runs = ordered(len(experiments), execution.n_cycles, order, seed)
-    if execution.canary:
-        runs = _canaries_first(runs, experiments)
-    gaps = gaps_s(runs, order, execution.experiment_gap_s, execution.cycle_gap_s)
-    planned = tuple(
-        PlannedCycle(experiments[index].id, cycle, position, gap)
-        for position, ((index, cycle), gap) in enumerate(zip(runs, gaps, strict=True))
-    )
-    bound_s = sum(gaps) + len(runs) * execution.experiment_timeout_s
+    execution = document.keys.study_execution
+    runs = _runs(document, experiments)
+    pauses_s = gaps_s(runs, execution.experiment_order, *gaps)
+    bound_s = sum(pauses_s) + len(runs) * execution.experiment_timeout_s
     counts = [experiment.gpus.count for experiment in experiments]
     known = [count for count in counts if count is not None]
     return Plan(
-        runs=planned,
+        runs=tuple(
+            PlannedCycle(experiments[index].id, cycle, position, pause_s)
+            for position, ((index, cycle), pause_s) in enumerate(zip(runs, pauses_s, strict=True))
+        ),
         declared=expansion.declared,
         valid=expansion.valid,
         skipped=tuple(expansion.skipped),
-        duplicates=_duplicates(expansion, experiments),
-        cycles=execution.n_cycles,
+        duplicates=tuple(
+            Duplicates(experiment.id, tuple(unique.members), tuple(sorted(unique.ignored)))
+            for unique, experiment in zip(expansion.uniques, experiments, strict=True)
+            if len(unique.members) > 1
+        ),
+        cycles=execution.cycles,
         experiments=experiments,
         wall_clock_s=min(bound_s, execution.wall_clock_timeout_s or bound_s),
         gpus=max(known, default=0) if len(known) == len(counts) or max(known, default=0) > 1 else None,
-        notices=notices,
+        warnings=warnings,
     )
 
 
-def _duplicates(expansion: Expansion, experiments: tuple[Experiment, ...]) -> tuple[Duplicates, ...]:
-    return tuple(
-        Duplicates(experiment.id, tuple(unique.members), tuple(sorted(unique.ignored)))
-        for unique, experiment in zip(expansion.uniques, experiments, strict=True)
-        if len(unique.members) > 1
-    )
+def _runs(document: Document, experiments: tuple[Experiment, ...]) -> list[Run]:
+    execution = document.keys.study_execution
+    seed = execution.shuffle_seed
+    if seed is None:
+        seed = int(digest(canonical_json([experiment.hash for experiment in experiments]))[:8], 16)
+    runs = ordered(len(experiments), execution.cycles, execution.experiment_order, seed)
+    if not execution.canary:
+        return runs
+    first = set(canaries(experiments).values())
+    return sorted(runs, key=lambda run: not (run[1] == CANARY_CYCLE and experiments[run[0]].id in first))

@@ -1,31 +1,31 @@
-"""The prompt set of an experiment: the builtin set, a file, a dataset of the hub, or prompts made from token ids."""
+"""The prompt set of an experiment: the builtin set, a file, a dataset of the hub, or prompts made from token ids.
+
+Everything that can be wrong with a file is told with file and row, before anything starts.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import random
-import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from llem_airflow.protocol.spec import Prompts, Synthetic
-from llem_airflow.study.hub import SUFFIXES, fetch, names_dataset
-from llem_airflow.study.identity import canonical_json
-from llem_airflow.study.keys import BUILTIN, STANDING_IN
-from llem_airflow.study.mistakes import Mistake, PromptsError
-from llem_airflow.study.prompt_files import MAX_FILE_BYTES, Record, read_prompts
-from llem_airflow.study.study import Study
-
-BUILTIN_FILE = Path(__file__).parent / "data" / "prompts.jsonl"
-_SYNTHETIC = re.compile(r"synthetic:(\d{1,7})x(\d{1,7})\Z")
+from llem_airflow.study.config.experiment import BUILTIN, BUILTIN_FILE, STANDING_IN, SYNTHETIC
+from llem_airflow.study.names import HUB_DATASET, PROMPT_FILES, names_dataset
+from llem_airflow.study.plan.identity import canonical_json
+from llem_airflow.study.plan.model import Study
+from llem_airflow.study.problems import Problem, PromptsError
 
 
 def synthetic(source: str) -> Synthetic | None:
     """``synthetic:512x128`` as token counts, or None when the source is something else."""
-    match = _SYNTHETIC.match(source)
-    if match is None or "0" in {match[1].lstrip("0") or "0", match[2].lstrip("0") or "0"}:
-        return None
-    return Synthetic(input_tokens=int(match[1]), output_tokens=int(match[2]))
+    match = SYNTHETIC.match(source)
+    return None if match is None else Synthetic(input_tokens=int(match[1]), output_tokens=int(match[2]))
 
 
 def load_prompts(source: str, n_prompts: int, order: str, *, seed: int, folder: Path | None) -> Prompts:
@@ -52,7 +52,7 @@ def load_prompts(source: str, n_prompts: int, order: str, *, seed: int, folder: 
     return Prompts(resolved, _sha256(canonical_json(list(items))), items, n_prompts)
 
 
-def prompt_mistakes(study: Study) -> list[Mistake]:
+def prompt_problems(study: Study) -> list[Problem]:
     """What is wrong with the prompts of a study, as far as the files are here: nothing is fetched.
 
     A dataset of the hub, and an absolute path that does not exist on this machine, are left to the worker.
@@ -61,7 +61,7 @@ def prompt_mistakes(study: Study) -> list[Mistake]:
     for experiment in study.experiments:
         dataset = experiment.config["task"]["dataset"]
         needed[dataset["source"]] = max(dataset["n_prompts"], needed.get(dataset["source"], 0))
-    mistakes = []
+    problems = []
     for source, n_prompts in needed.items():
         if synthetic(source) is not None or names_dataset(source):
             continue
@@ -72,8 +72,9 @@ def prompt_mistakes(study: Study) -> list[Mistake]:
             read_prompts(path, source, n_prompts)
         except PromptsError as error:
             where, _, found = f"{error}".partition(": ")
-            mistakes.append(study.mistake(tuple(where.split(".")), found, ""))
-    return mistakes
+            value = source if where.endswith("source") else n_prompts
+            problems.append(study.problem(tuple(where.split(".")), found, "", value=value))
+    return problems
 
 
 def _sha256(text: str) -> str:
@@ -84,19 +85,9 @@ def _file(source: str, folder: Path | None) -> tuple[Path, str]:
     """The file, and the source's full name: of the hub's, with its commit."""
     if source == BUILTIN or source in STANDING_IN:
         return BUILTIN_FILE, source
-    if source.startswith("synthetic:"):
-        raise PromptsError(
-            f"task.dataset.source: {source!r}: write synthetic:<input tokens>x<output tokens>, "
-            "for example synthetic:512x128"
-        )
     if names_dataset(source):
         found = fetch(source, MAX_FILE_BYTES)
         return found.path, found.source
-    if not source.endswith(SUFFIXES):
-        raise PromptsError(
-            f"task.dataset.source: {source!r} is no source of prompts; use {BUILTIN!r}, synthetic:<in>x<out>, "
-            "a .jsonl or .parquet file with a column 'prompt', or a dataset of the hub as owner/name"
-        )
     path = Path(os.path.expanduser(source))  # noqa: PTH111  # Path.expanduser() raises for an unknown ~name
     return (path if path.is_absolute() or folder is None else folder / path), source
 
@@ -107,3 +98,286 @@ def _ordered(records: list[Record], n_prompts: int, order: str, seed: int) -> tu
     elif order == "grouped":
         records.sort(key=lambda pair: str(pair[0].get("source", "")))
     return tuple(prompt for _, prompt in records[:n_prompts])
+
+
+COLUMNS = ("prompt", "text", "instruction", "input", "question")
+"""Fields of a record that may hold the prompt, in the order in which they are tried."""
+MAX_FILE_BYTES = 256 * 1024 * 1024
+MAX_LINE_BYTES = 16 * 1024 * 1024
+_MOST_UNPACKED_BYTES = 4 * MAX_FILE_BYTES
+
+Record = tuple[dict[str, Any], str]
+"""A record of the file and its prompt."""
+
+_BEGINS = {
+    b"version https://git-lfs": ("is a Git LFS pointer, not the file", "fetch it: git lfs pull"),
+    b"\x1f\x8b": ("is compressed with gzip", "unpack it: gunzip"),
+    b"\x28\xb5\x2f\xfd": ("is compressed with zstd", "unpack it: unzstd"),
+    b"BZh": ("is compressed with bzip2", "unpack it: bunzip2"),
+    b"\xfd7zXZ": ("is compressed with xz", "unpack it: unxz"),
+    b"PK\x03\x04": ("is a ZIP archive", "unpack it"),
+    b"\xff\xfe": ("is UTF-16", "save it as UTF-8"),
+    b"\xfe\xff": ("is UTF-16", "save it as UTF-8"),
+}
+_PARQUET = b"PAR1"
+
+
+def read_prompts(path: Path, source: str, n_prompts: int) -> list[Record]:
+    """Every record that holds a prompt, with it.
+
+    Records without one, and header lines (keys that begin with ``_``), are left out.
+
+    Args:
+        path: The file: JSON lines, or Parquet.
+        source: What the study calls it.
+        n_prompts: How many there must be at least.
+
+    Raises:
+        PromptsError: It cannot be read, a prompt cannot be used, or there are too few; with the row, from 1.
+    """
+    left_out: dict[str, list[int]] = {}
+    try:
+        records = [
+            found
+            for row, record in _rows(path, source)
+            if (found := _prompt_of(record, source, row, left_out))
+        ]
+    except FileNotFoundError:
+        raise _wrong(source, f"no such file: {path}", "paths are relative to the study file") from None
+    except OSError as error:
+        raise _wrong(source, f"cannot be read: {error.strerror or error}", "check the file") from error
+    if len(records) >= n_prompts:
+        return records
+    rest = ", ".join(f"{len(rows)} {why}, the first in row {rows[0]}" for why, rows in left_out.items())
+    rest = f" ({rest})" if rest else ""
+    if not records:
+        raise PromptsError(
+            f"task.dataset.source: {source!r} has no prompts: no record has one of the columns {', '.join(COLUMNS)} "
+            f"with a text in it{rest}"
+        )
+    raise PromptsError(
+        f"task.dataset.n_prompts: {source!r} has {len(records)} usable prompts{rest} but n_prompts is {n_prompts}; "
+        f"set n_prompts to {len(records)} or less, or name a larger file"
+    )
+
+
+def _rows(path: Path, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    if path.is_dir():
+        raise _wrong(source, "is a folder", "name a .jsonl or .parquet file")
+    if path.exists() and not path.is_file():  # opening a pipe waits for ever
+        raise _wrong(source, "is no regular file", "name a .jsonl or .parquet file")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise _wrong(source, f"is larger than {MAX_FILE_BYTES // 1024**2} MiB", "use a sample of it")
+    with path.open("rb") as file:
+        begin = file.read(32)
+    if not begin:
+        raise _wrong(source, "is empty", "each line is one JSON object with a prompt")
+    for sign, (what, hint) in _BEGINS.items():
+        if begin.startswith(sign):
+            raise _wrong(source, what, hint)
+    if begin.startswith(_PARQUET) != (path.suffix == ".parquet"):
+        is_one = begin.startswith(_PARQUET)
+        raise _wrong(
+            source, "is Parquet" if is_one else "is no Parquet file", "rename it, or save it as it is named"
+        )
+    return _parquet(path, source) if path.suffix == ".parquet" else _lines(path, source)
+
+
+def _lines(path: Path, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise _at(
+                    f"{source}:{number}",
+                    f"the line is longer than {MAX_LINE_BYTES // 1024**2} MiB",
+                    "shorten it",
+                )
+            record = _json(line, f"{source}:{number}", first=number == 1)
+            if record is not None and not any(key.startswith("_") for key in record):
+                yield number, record
+
+
+def _json(line: bytes, place: str, *, first: bool) -> dict[str, Any] | None:
+    """The record of a line, or None for an empty one."""
+    each = "each line is one JSON object"
+    try:
+        text = line.decode("utf-8-sig" if first else "utf-8")
+        record = json.loads(text) if text.strip() else {}
+    except UnicodeDecodeError as error:
+        raise _at(
+            place, f"cannot be read: byte 0x{line[error.start]:02x} is not UTF-8", "save the file as UTF-8"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise _at(place, f"not JSON: {error}", each) from error
+    if not isinstance(record, dict):
+        raise _at(place, "not an object", each)
+    return record if text.strip() else None
+
+
+def _parquet(path: Path, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow as pa  # noqa: PLC0415  # reading a study loads no Arrow
+    import pyarrow.parquet as pq  # noqa: PLC0415  # as above
+
+    row = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            known = file.schema_arrow.names
+            wanted = [name for name in (*COLUMNS, "source") if known.count(name) == 1]
+            if not set(wanted) & set(COLUMNS):
+                raise _wrong(
+                    source,
+                    f"has no prompts: none of its columns ({', '.join(known[:20])}) is one of {', '.join(COLUMNS)}",
+                    "rename the column that holds them",
+                )
+            unpacked = sum(file.metadata.row_group(n).total_byte_size for n in range(file.num_row_groups))
+            if unpacked > _MOST_UNPACKED_BYTES:
+                raise _wrong(source, f"unpacks to {unpacked / 1024**3:.1f} GiB", "use a sample of it")
+            for batch in file.iter_batches(columns=wanted, batch_size=1024):
+                for record in batch.to_pylist():
+                    row += 1
+                    yield row, record
+    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
+        if isinstance(error, PromptsError):
+            raise
+        reason = f"{error}".strip().partition("\n")[0][:200]
+        after = f" after row {row}" if row else ""
+        raise _wrong(
+            source, f"is a broken or cut-off Parquet file{after}: {reason}", "copy or make it again"
+        ) from error
+
+
+def _prompt_of(
+    record: dict[str, Any], source: str, row: int, left_out: dict[str, list[int]]
+) -> Record | None:
+    there = [name for name in COLUMNS if name in record]
+    for column in there:
+        prompt = record[column]
+        if isinstance(prompt, str) and prompt.strip():
+            return record, _usable(prompt.strip(), f"{source}:{row}", column)
+    why = "without such a column" if not there else "empty"
+    if there and not (record[there[0]] is None or isinstance(record[there[0]], str)):
+        why = "of another type than text"
+    left_out.setdefault(why, []).append(row)
+    return None
+
+
+def _usable(prompt: str, place: str, column: str) -> str:
+    """The prompt, which an engine's tokenizer and the files of the evidence can hold."""
+    if "\0" in prompt:
+        raise _at(place, f"{column} has the character U+0000", "delete it")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        sign = ord(prompt[error.start])
+        raise _at(
+            place,
+            f"{column} has U+{sign:04X}, half of a character",
+            "write the whole character, or delete it",
+        ) from error
+    return prompt
+
+
+def _wrong(source: str, what: str, hint: str) -> PromptsError:
+    return PromptsError(f"task.dataset.source: {source!r}: {what}; {hint}")
+
+
+def _at(place: str, what: str, hint: str) -> PromptsError:
+    return PromptsError(f"task.dataset.source: {place}: {what}; {hint}")
+
+
+_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a dataset.
+
+    Attributes:
+        path: Where it lies in the cache.
+        source: Its name with the commit, so that the same prompts can be had again.
+    """
+
+    path: Path
+    source: str
+
+
+def fetch(source: str, most_bytes: int) -> HubFile:
+    """Bring the file into the cache; without a hub, take it from there.
+
+    Args:
+        source: ``owner/name[@revision][:file]``; without a file, the dataset's only one.
+        most_bytes: Largest file that is fetched.
+
+    Raises:
+        PromptsError: It cannot be had; the text says why and what to do.
+    """
+    try:
+        import huggingface_hub as hub  # noqa: PLC0415  # optional, and wanted by such studies only
+        from huggingface_hub import errors  # noqa: PLC0415  # as above
+    except ModuleNotFoundError:
+        raise _wrong(
+            source, "needs the hub's client, which is not installed here", "pip install 'llem-airflow[hub]'"
+        ) from None
+    name, revision, file = _parts(source)
+    client = hub.HfApi()
+    # What its HTTP client raises by itself is no OSError; its class differs between versions.
+    own = (one for one in errors.HfHubHTTPError.__bases__ if issubclass(one, Exception))
+    failures: tuple[type[Exception], ...] = (OSError, ValueError, *own)
+    try:
+        facts = client.dataset_info(name, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
+        file = _chosen(source, file, facts.siblings or [], most_bytes)
+        path = client.hf_hub_download(name, file, repo_type="dataset", revision=revision)
+    except PromptsError:
+        raise
+    except errors.GatedRepoError as error:
+        raise _wrong(
+            source, "is gated", "accept its terms on the hub and give the worker a token (HF_TOKEN)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise _wrong(source, f"has no revision {revision!r}", "name a branch, a tag or a commit") from error
+    except errors.RepositoryNotFoundError as error:
+        hint = "check the name; a private dataset needs HF_TOKEN"
+        raise _wrong(source, f"is not on the hub {client.endpoint}", hint) from error
+    except failures as error:
+        cached = (
+            hub.try_to_load_from_cache(name, file, revision=revision, repo_type="dataset") if file else None
+        )
+        if not isinstance(cached, str):
+            raise _unreachable(source, client.endpoint, error) from error
+        path = cached
+    commit = Path(path).parts[Path(path).parts.index("snapshots") + 1]
+    return HubFile(Path(path), f"{name}@{commit}:{file}")
+
+
+def _parts(source: str) -> tuple[str, str | None, str | None]:
+    match = HUB_DATASET.match(source)
+    if match is None:
+        raise ValueError(source)
+    return match[1], match[2], match[3]
+
+
+def _chosen(source: str, wanted: str | None, files: list[Any], most_bytes: int) -> str:
+    sizes = {one.rfilename: one.size or 0 for one in files if one.rfilename.endswith(PROMPT_FILES)}
+    listed = ", ".join(sorted(sizes)[:8]) + (", …" if len(sizes) > 8 else "")
+    if not sizes:
+        raise _wrong(source, "has no .jsonl or .parquet file", "save its prompts as a .jsonl file")
+    if wanted is None and len(sizes) > 1:
+        raise _wrong(source, "has several files", f"name one, as in owner/name:file; it has {listed}")
+    chosen = wanted or next(iter(sizes))
+    if chosen not in sizes:
+        raise _wrong(source, "has no such file to read", f"it has {listed}")
+    if sizes[chosen] > most_bytes:
+        raise _wrong(source, f"{chosen} is larger than {most_bytes // 1024**2} MiB", "use a sample of it")
+    return chosen
+
+
+def _unreachable(source: str, endpoint: str, error: Exception) -> PromptsError:
+    said = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
+    return _wrong(
+        source,
+        f"the hub {endpoint} cannot be asked ({said}), and the file is not in this worker's cache",
+        "save the prompts as a .jsonl file beside the study, or fetch them once where the hub can be reached "
+        "and name the file, as in owner/name:file",
+    )

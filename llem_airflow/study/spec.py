@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from llem_airflow.protocol import PROTOCOL_VERSION
 from llem_airflow.protocol.spec import ExperimentSpec, Limits, MeterSpec, ModelSource
+from llem_airflow.study.plan.model import Experiment, Study
 from llem_airflow.study.prompts import load_prompts
-from llem_airflow.study.study import Experiment, Study
 
 
 def experiment_spec(

@@ -16,7 +16,7 @@ from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from airflow.timetables.base import TimeRestriction
 from airflow.timetables.trigger import CronTriggerTimetable as CronInTheScheduler
 
-from llem_airflow.study import Mistake, Study, StudyFileError
+from llem_airflow.study import Problem, Study, StudyFileError
 from llem_airflow.timetables.release_dates import releases_of
 from llem_airflow.timetables.releases import ModelReleaseTimetable
 
@@ -149,5 +149,5 @@ def _fires(cron: CronInTheScheduler, after: pendulum.DateTime) -> Iterator[pendu
         )
 
 
-def _mistake(study: Study, key: str, found: str, allowed: str) -> Mistake:
-    return study.mistake(("airflow", key), found, allowed)
+def _mistake(study: Study, key: str, found: str, allowed: str) -> Problem:
+    return study.problem(("airflow", key), found, allowed)

@@ -24,7 +24,7 @@ def releases_of(study: Study) -> dict[str, str]:
     releases: dict[str, str] = {}
     if study.airflow.schedule is not None:
         mistakes.append(
-            study.mistake(
+            study.problem(
                 ("airflow", "schedule"),
                 "a study with `versions` runs once per release",
                 "remove the schedule",
@@ -35,16 +35,16 @@ def releases_of(study: Study) -> dict[str, str]:
         if version.released is None:
             missing = f"the release {version.name!r} has no date"
             mistakes.append(
-                study.mistake(where, missing, "add `released: 2026-03-01`; a backfill walks over dates")
+                study.problem(where, missing, "add `released: 2026-03-01`; a backfill walks over dates")
             )
             continue
         if version.name in releases:
             mistakes.append(
-                study.mistake(where, f"the name {version.name!r} is taken", "name each release once")
+                study.problem(where, f"the name {version.name!r} is taken", "name each release once")
             )
             continue
         if problem := problem_with({**releases, version.name: version.released}):
-            mistakes.append(study.mistake(where, problem, ""))
+            mistakes.append(study.problem(where, problem, ""))
             continue
         releases[version.name] = version.released
     if mistakes:

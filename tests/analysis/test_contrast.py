@@ -9,7 +9,7 @@ import pytest
 from llem_airflow.analysis.answer import ENERGY, SPEED, answer
 from llem_airflow.analysis.contrast import HIGHER, LOWER, SAME, UNDECIDED, Measured, contrasts
 from llem_airflow.analysis.cycle import Cycle
-from llem_airflow.study.order import ordered
+from llem_airflow.study.plan.order import ordered
 
 
 def _cycles(

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic.fields import FieldInfo
 
-from llem_airflow.study.engine_names import ENGINE_ALIASES
-from llem_airflow.study.fields import Leaf, What, leaves
-from llem_airflow.study.keys import EXPERIMENT
-from llem_airflow.study.notices import NO_EFFECT
-from llem_airflow.study.rules import rules_of
-from llem_airflow.study.study_keys import STUDY_ONLY, TOP_KEYS
+from llem_airflow.study.config.docs import values
+from llem_airflow.study.config.experiment import Experiment
+from llem_airflow.study.config.study import StudyKeys
+from llem_airflow.study.names import ENGINE_ALIASES
+from llem_airflow.study.plan.findings import NO_EFFECT
+from llem_airflow.study.plan.rules import rules_of
 from tests.study.texts import HEAD, study
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 WARMUP = "llem_airflow.measurement.warmup"
 ENGINES = ("transformers", "vllm", "tensorrt")
 TRANSFORMERS = "llem_airflow.measurement.engines.transformers"
-SPEC, LOAD, PLANNING = "llem_airflow.study.spec", "llem_airflow.study.load", "llem_airflow.study.sections"
+SPEC, LOAD, PLANNING = "llem_airflow.study.spec", "llem_airflow.study.load", "llem_airflow.study.config.study"
 FACTORY = "llem_airflow.factory"
 NIGHTLY = "llem_airflow.timetables.nightly"
 OUTCOME = "llem_airflow.operators.outcome"
@@ -40,7 +41,7 @@ READERS: dict[str, str] = {
     "task.dataset.n_prompts": f"{SPEC}:n_prompts",
     "task.dataset.order": f"{SPEC}:order",
     "measurement.meter": f"{SPEC}:meter",
-    "measurement.energy_sampler": "llem_airflow.study.settle:energy_sampler",
+    "measurement.energy_sampler": "llem_airflow.study.config.experiment:energy_sampler",
     "measurement.power_hz": f"{SPEC}:power_hz",
     "measurement.min_window_seconds": f"{SPEC}:min_window_seconds",
     "measurement.cpu_idle_watts": f"{SPEC}:cpu_idle_watts",
@@ -57,7 +58,7 @@ READERS: dict[str, str] = {
         for key in ("enabled", "n_prompts", "thermal_floor_seconds", "convergence_detection", "cv_threshold")
     },
     **{f"offline.warmup.{key}": f"{WARMUP}:{key}" for key in ("min_prompts", "max_prompts", "window_size")},
-    "sampling_preset": "llem_airflow.study.settle:sampling_preset",
+    "sampling_preset": "llem_airflow.study.plan.resolve:sampling_preset",
     "passthrough_kwargs": "llem_airflow.measurement.generation:passthrough_kwargs",
     **{f"gpus.{key}": f"llem_airflow.container.gpus:{key}" for key in ("count", "kind", "ids", "memory_gb")},
     "gpus.exclusive": "llem_airflow.container.claim:exclusive",
@@ -84,11 +85,11 @@ READERS: dict[str, str] = {
     },
     "study_name": f"{LOAD}:study_name",
     "power.sampling": "llem_airflow.operators.placement:sampling",
-    "base": "llem_airflow.study.written:base",
-    "study_execution.n_cycles": f"{LOAD}:n_cycles",
+    "base": "llem_airflow.study.file.document:base",
+    "study_execution.n_cycles": f"{PLANNING}:n_cycles",
     "study_execution.experiment_order": f"{LOAD}:experiment_order",
-    "study_execution.experiment_gap_seconds": f"{LOAD}:experiment_gap_s",
-    "study_execution.cycle_gap_seconds": f"{LOAD}:cycle_gap_s",
+    "study_execution.experiment_gap_seconds": f"{PLANNING}:experiment_gap_s",
+    "study_execution.cycle_gap_seconds": f"{PLANNING}:cycle_gap_s",
     "study_execution.shuffle_seed": f"{LOAD}:shuffle_seed",
     "study_execution.precision_target.relative_half_width": "llem_airflow.operators.precision:relative_half_width",
     "study_execution.precision_target.min_cycles": "llem_airflow.operators.precision:min_cycles",
@@ -98,7 +99,7 @@ READERS: dict[str, str] = {
     "study_execution.experiment_timeout_seconds": f"{LOAD}:experiment_timeout_s",
     "study_execution.stdout_silence_timeout_seconds": f"{LOAD}:silence_s",
     "study_execution.wall_clock_timeout_hours": f"{FACTORY}:wall_clock_timeout_s",
-    "study_execution.deduplicate_equivalent": f"{LOAD}:deduplicate_equivalent",
+    "study_execution.deduplicate_equivalent": "llem_airflow.study.plan.expand:deduplicate_equivalent",
     "study_execution.gpu_indices": f"{LOAD}:gpu_indices",
     "study_execution.max_consecutive_failures": "llem_airflow.operators.breaker:max_consecutive_failures",
     "study_execution.circuit_breaker_cooldown_seconds": "llem_airflow.operators.breaker:breaker_cooldown_s",
@@ -122,14 +123,14 @@ READERS: dict[str, str] = {
     **{f"output.carbon.{key}": f"{STATED}:{key}" for key in ("g_per_kwh", "source", "year")},
     **{f"output.price.{key}": f"{STATED}:{key}" for key in ("per_kwh", "currency", "source", "year")},
     "versions.name": "llem_airflow.timetables.release_dates:name",
-    "versions.model": "llem_airflow.study.study:model",
-    "versions.revision": "llem_airflow.study.study:revision",
+    "versions.model": "llem_airflow.study.plan.model:model",
+    "versions.revision": "llem_airflow.study.plan.model:revision",
     "versions.released": "llem_airflow.timetables.release_dates:released",
 }
 
 
-def _all_keys() -> dict[str, What]:
-    keys = {".".join(path): what for section in (EXPERIMENT, STUDY_ONLY) for path, what in leaves(section)}
+def _all_keys() -> dict[str, FieldInfo]:
+    keys = {".".join(path): field for model in (Experiment, StudyKeys) for path, _, field in values(model)}
     older = set(ENGINE_ALIASES)
     return {key: what for key, what in keys.items() if not set(key.split(".")) & older}
 
@@ -145,7 +146,7 @@ def _reader(key: str) -> str | None:
     if key.startswith("server."):
         return f"{SPEC}:{SERVER}"
     if key.startswith(("runners.", "images.")):
-        return f"{LOAD}:{key.split('.', 1)[0]}"
+        return f"{PLANNING}:{key.split('.', 1)[0]}"
     return READERS.get(key)
 
 
@@ -166,10 +167,6 @@ def test_the_table_of_readers_has_no_keys_that_do_not_exist() -> None:
     assert set(READERS) <= set(_all_keys())
 
 
-def test_the_keys_of_the_sweep_are_the_only_ones_outside_the_tables() -> None:
-    assert set(TOP_KEYS) - set(EXPERIMENT.keys) - set(STUDY_ONLY.keys) == {"sweep", "experiments"}
-
-
 OTHER: dict[str, Any] = {
     "measurement.measurement_methodology": "steady_state",
     "measurement.measurement_window": "[0, 5]",
@@ -182,11 +179,9 @@ OTHER: dict[str, Any] = {
 
 @pytest.mark.parametrize("key", sorted(_without_effect() - {"version"}))
 def test_a_key_without_effect_is_told_when_it_is_set(key: str) -> None:
-    what = _all_keys()[key]
-    assert isinstance(what, Leaf)
-    value = OTHER.get(key, str(not what.default).lower())
+    value = OTHER.get(key, str(not _all_keys()[key].default).lower())
     *parts, last = key.split(".")
     text = "".join(f"{part}: {{" for part in parts) + f"{last}: {value}" + "}" * len(parts) + "\n"
     head = HEAD.replace("measurement: {meter: cpu-estimate}\n", "")
-    told = [str(notice) for notice in study(text, head=head).notices]
+    told = [str(notice) for notice in study(text, head=head).warnings]
     assert any(f"{key} has no effect here: " in line for line in told)

@@ -14,9 +14,6 @@ from tests.study.texts import HEAD, report, study
 
 NO_TASK = "serving_mode: offline\nmeasurement: {meter: cpu-estimate}\n"
 _DAG_ID = re.compile(r"[\w.-]{1,250}\Z")
-late = pytest.mark.xfail(strict=True, reason="only `validate` asks croniter, where Airflow is installed")
-unplaced = pytest.mark.xfail(strict=True, reason="the place is that of the fixed key, or of none")
-later = pytest.mark.xfail(strict=True, reason="only `validate` and the run itself look at the source")
 
 
 COMES = [
@@ -52,7 +49,6 @@ def test_a_schedule_that_comes_is_accepted(cron: str) -> None:
     assert study(f"airflow: {{schedule: '{cron}'}}\n").airflow.schedule == cron
 
 
-@late
 @pytest.mark.parametrize("cron", NEVER)
 def test_a_schedule_that_never_comes_is_refused_with_its_place(cron: str) -> None:
     text = report(f"airflow: {{schedule: '{cron}'}}\n")
@@ -101,7 +97,7 @@ def test_any_name_of_a_study_gives_an_id_that_airflow_takes_and_says_so(name: st
         f'{HEAD}study_name: "{name}"\n' if "\t" not in name else HEAD + "study_name: a b\n"
     )
     assert _DAG_ID.match(found.dag_id)
-    told = [notice for notice in found.notices if notice.code == "dag-id"]
+    told = [notice for notice in found.warnings if notice.code == "dag-id"]
     assert [found.dag_id in notice.message and notice.line == 4 for notice in told] == [True] * (
         found.dag_id != found.name
     )
@@ -145,29 +141,26 @@ WRONG_SOURCES = [
 @pytest.mark.parametrize("source", [*WRONG_SOURCES, "none.jsonl", "none.parquet"])
 def test_validate_tells_a_source_without_prompts_with_its_place(tmp_path: Path, source: str) -> None:
     (line,) = validated(tmp_path, _task(source))
-    assert line.startswith(f"study.yaml:3:44: task.dataset.source: '{source}'")
+    assert line.startswith("study.yaml:3:44: task.dataset.source: ")
+    assert f"'{source}'" in line
 
 
-@later
 @pytest.mark.parametrize("source", WRONG_SOURCES)
 def test_a_text_that_names_no_source_is_refused_when_it_is_read(source: str) -> None:
     assert report(_task(source), head="").startswith("study.yaml:3:44: task.dataset.source: ")
 
 
-@later
 @pytest.mark.parametrize("source", WRONG_SOURCES[:2])
 def test_a_swept_text_that_names_no_source_is_refused_at_its_value(source: str) -> None:
     text = report(f"sweep: {{task.dataset.source: [builtin, '{source}']}}\n")
     assert text.startswith("study.yaml:4:40: sweep.task.dataset.source[1]: ")
 
 
-@later
 def test_more_prompts_than_the_builtin_set_has_are_refused_when_they_are_read() -> None:
     text = report(_task("builtin", ", n_prompts: 100000"), head="")
     assert text.startswith("study.yaml:3:66: task.dataset.n_prompts: 'builtin' has ")
 
 
-@unplaced
 @pytest.mark.parametrize(
     ("body", "place"),
     [

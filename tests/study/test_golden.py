@@ -71,9 +71,6 @@ def test_enough_is_kept() -> None:
     assert sum("whole" in line for line in plans.read_lines()) >= 25
 
 
-@pytest.mark.xfail(
-    strict=True, reason="two problems of one value that are found alike come in the order of a set"
-)
 def test_a_report_is_the_same_in_every_process() -> None:
     code = (
         "from tests.study.texts import report; print(report('airflow: {retry_delay: .inf, deadline: .nan}'))"

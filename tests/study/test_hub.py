@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from llem_airflow.protocol.spec import Prompts
-from llem_airflow.study.hub import names_dataset
-from llem_airflow.study.mistakes import PromptsError
+from llem_airflow.study.names import names_dataset
+from llem_airflow.study.problems import PromptsError
 from llem_airflow.study.prompts import load_prompts
 from tests.standins.hub import COMMIT, TOKEN, Hub, point_to, serve
 

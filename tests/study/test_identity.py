@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llem_airflow.study.identity import Slugs, canonical_json, experiment_hash, remember
+from llem_airflow.study.plan.identity import Slugs, canonical_json, experiment_hash
 from tests.study.texts import HEAD, study
 
 JSON = st.recursive(
@@ -40,13 +40,6 @@ def test_canonical_json_survives_its_own_round_trip(value: Any) -> None:
 @given(JSON)
 def test_the_order_of_keys_never_matters(value: Any) -> None:
     assert canonical_json(_shuffled(value)) == canonical_json(value)
-
-
-@given(JSON)
-def test_remembered_texts_change_nothing(value: Any) -> None:
-    known: dict[int, str] = {}
-    remember(value, known)
-    assert canonical_json(value, known) == canonical_json(value)
 
 
 def test_whole_numbers_are_the_same_with_and_without_a_point() -> None:

@@ -79,9 +79,11 @@ def test_silence_of_zero_is_no_limit() -> None:
 
 def test_a_precision_target_plans_the_most_cycles_and_tells_so() -> None:
     found = study("study_execution: {precision_target: {max_cycles: 8, min_cycles: 3}}\n")
-    assert found.execution.precision_target == PrecisionTarget(0.02, 3, 8)
+    assert found.execution.precision_target == PrecisionTarget(
+        relative_half_width=0.02, min_cycles=3, max_cycles=8
+    )
     assert found.cycles == 8
-    assert "3 to 8 cycles: the plan shows the most" in str(found.notices[0])
+    assert "3 to 8 cycles: the plan shows the most" in str(found.warnings[0])
 
 
 def test_the_airflow_section_has_defaults_and_reads_durations() -> None:
@@ -100,7 +102,7 @@ def test_the_airflow_section_has_defaults_and_reads_durations() -> None:
     found = study(body).airflow
     assert (found.retry_delay_s, found.tags, found.start_date, found.priority) == (
         5400,
-        ("a",),
+        ["a"],
         "2026-01-01",
         3,
     )
@@ -145,7 +147,7 @@ def test_runner_and_image_are_per_engine_with_the_older_names(
 
 def test_mixed_runners_are_told() -> None:
     found = study("engine: [vllm, transformers]\nrunners: {vllm: container, transformers: process}\n")
-    assert [notice.code for notice in found.notices] == ["mixed-runners"]
+    assert [notice.code for notice in found.warnings] == ["mixed-runners"]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +223,7 @@ def test_base_is_inherited_and_its_study_keys_are_ignored(tmp_path: Path) -> Non
     assert (found.name, found.cycles, found.experiments[0].engine) == ("s", 3, "vllm")
     assert found.experiments[0].config["task"]["max_output_tokens"] == 5
     assert found.experiments[0].model == "org/model"
-    assert "line 2: task.model come from the base file 'base.yaml'" in [str(n) for n in found.notices]
+    assert "line 2: task.model come from the base file 'base.yaml'" in [str(n) for n in found.warnings]
 
 
 def test_a_missing_base_is_a_mistake_at_its_key(tmp_path: Path) -> None:
@@ -249,16 +251,16 @@ def test_a_base_that_is_its_own_base_does_no_harm(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("count", "word"), [(101, "large"), (501, "very large"), (2001, "extremely large")])
 def test_large_studies_are_told(count: int, word: str) -> None:
     found = study(f"sweep:\n  task.random_seed: {{min: 1, max: {count}, num: {count}}}\n")
-    assert str(found.notices[0]).startswith(f"{word} study: {count:,} experiments")
+    assert str(found.warnings[0]).startswith(f"{word} study: {count:,} experiments")
 
 
 def test_one_hundred_experiments_are_not_worth_a_word() -> None:
-    assert study("sweep:\n  task.random_seed: {min: 1, max: 100, num: 100}\n").notices == ()
+    assert study("sweep:\n  task.random_seed: {min: 1, max: 100, num: 100}\n").warnings == ()
 
 
 def test_a_sweep_of_which_most_is_skipped_is_told() -> None:
     found = study("sweep:\n  vllm.sampling_params.top_p: [0.5, 2, 3]\n")
-    assert [str(n) for n in found.notices] == [
+    assert [str(n) for n in found.warnings] == [
         "2 of 3 points are known not to work; see the rules in the plan"
     ]
 
@@ -266,7 +268,7 @@ def test_a_sweep_of_which_most_is_skipped_is_told() -> None:
 def test_unknown_engine_keys_pass_through_and_a_close_one_is_told_with_its_line() -> None:
     found = study("vllm: {engine_params: {gpu_memory_utilisation: 0.5, brand_new: {a: [1]}}}\nengine: vllm\n")
     assert found.experiments[0].config["vllm"]["engine_params"]["brand_new"] == {"a": [1]}
-    notice, other = map(str, found.notices)
+    notice, other = map(str, found.warnings)
     assert other.startswith(
         "line 4: vllm.engine_params.brand_new is not a known key and passes through; an engine"
     )
@@ -278,7 +280,7 @@ def test_unknown_engine_keys_pass_through_and_a_close_one_is_told_with_its_line(
 
 def test_a_section_of_an_engine_that_never_runs_is_told() -> None:
     assert "vllm: is not used: no experiment runs vllm" in str(
-        study("vllm: {engine_params: {}}\n").notices[0]
+        study("vllm: {engine_params: {}}\n").warnings[0]
     )
 
 
@@ -297,7 +299,7 @@ def test_a_section_of_an_engine_that_never_runs_is_told() -> None:
     ],
 )
 def test_study_keys_without_effect_are_told(body: str) -> None:
-    assert [notice.code for notice in study(body).notices] == ["no-effect"]
+    assert [notice.code for notice in study(body).warnings] == ["no-effect"]
 
 
 @pytest.mark.parametrize(
@@ -310,23 +312,23 @@ def test_study_keys_without_effect_are_told(body: str) -> None:
     ],
 )
 def test_study_keys_with_what_they_need_are_not_told(body: str) -> None:
-    assert study(body).notices == ()
+    assert study(body).warnings == ()
 
 
 def test_who_asks_to_be_told_of_a_regression_gets_the_defaults_of_the_comparison() -> None:
-    found = study("airflow: {notify_on: [regression]}\n").airflow.regression
+    found = study("airflow: {notify_on: [regression]}\n").airflow.compared
     assert found is not None
     assert (found.metric, found.threshold_ratio, found.baseline) == (
         "energy_per_output_token_j",
         0.02,
         "previous",
     )
-    assert study("airflow: {notify_on: [failure]}\n").airflow.regression is None
+    assert study("airflow: {notify_on: [failure]}\n").airflow.compared is None
 
 
 def test_null_output_length_is_told() -> None:
     found = study(head=HEAD.replace("org/model", "org/model, max_output_tokens: null"))
-    assert "task.max_output_tokens: null is taken as 256" in str(found.notices[0])
+    assert "task.max_output_tokens: null is taken as 256" in str(found.warnings[0])
     assert found.experiments[0].config["task"]["max_output_tokens"] == 256
 
 
@@ -339,8 +341,8 @@ def test_experiments_and_versions_are_found_by_name() -> None:
 
 
 def test_two_hashes_that_begin_alike_get_longer_ids() -> None:
-    from llem_airflow.study.expand import Unique  # noqa: PLC0415  # a private part, for a case of one in 2**32
     from llem_airflow.study.load import _id  # noqa: PLC0415
+    from llem_airflow.study.plan.expand import Unique  # noqa: PLC0415  # a private part, for a case of one in 2**32
 
     taken: set[str] = set()
     one, two = (_id("slug", Unique({}, f"aaaaaaaa0000000{n}", []), taken) for n in range(2))
@@ -373,6 +375,6 @@ def test_a_value_that_is_none_of_the_allowed_ones_is_told_with_them() -> None:
 def test_burstiness_tells_that_its_sense_is_not_that_of_vllm() -> None:
     head = "serving_mode: server\nengine: vllm\ntask: {model: m}\n"
     found = study("server: {traffic: {rate: 2, arrival: gamma, burstiness: 0.5}}\n", head=head)
-    (told,) = [str(notice) for notice in found.notices if notice.code == "burstiness"]
+    (told,) = [str(notice) for notice in found.warnings if notice.code == "burstiness"]
     assert "0.5 is the coefficient of variation" in told
     assert told.endswith("would be 4")

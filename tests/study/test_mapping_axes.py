@@ -18,7 +18,6 @@ HEAD: dict[str, Any] = {
 COMPILATION = "vllm.engine_params.compilation_config"
 OTHERS = "transformers.sampling_params.watermarking_config"
 LEVELS = [{"level": 1}, {"level": 3}]
-waits = pytest.mark.xfail(strict=True, reason="a list of mappings is always taken for a group")
 
 
 def values(study: dict[str, Any], *path: str) -> list[Any]:
@@ -40,7 +39,6 @@ def levels(sweep: dict[str, Any], **study: Any) -> list[Any]:
     return values({"sweep": sweep, **study}, *COMPILATION.split("."))
 
 
-@waits
 @pytest.mark.parametrize(
     "axis",
     [
@@ -56,18 +54,15 @@ def test_mappings_at_a_free_key_of_an_engine_are_the_values_of_an_axis(axis: lis
     assert levels({COMPILATION: axis}) == axis
 
 
-@waits
 def test_mappings_and_null_may_be_mixed() -> None:
     assert levels({COMPILATION: [None, *LEVELS]}) == [None, *LEVELS]
 
 
-@waits
 def test_the_older_name_of_the_engine_does_the_same() -> None:
     study = {"engine": "transformers", "sweep": {OTHERS.replace("transformers", "pytorch"): LEVELS}}
     assert values(study, *OTHERS.split(".")) == LEVELS
 
 
-@waits
 def test_an_axis_of_mappings_is_crossed_with_other_axes() -> None:
     assert levels({"task.random_seed": [1, 2], COMPILATION: LEVELS}) == [*LEVELS, *LEVELS]
 
@@ -77,13 +72,11 @@ def test_a_variant_of_a_group_may_hold_a_mapping_or_a_list_of_them() -> None:
     assert levels({"group": [{COMPILATION: LEVELS[0]}, {COMPILATION: LEVELS[1]}]}) == LEVELS
 
 
-@waits
 def test_mappings_of_a_key_that_is_a_mapping_are_the_values_of_an_axis() -> None:
     found = values({"sweep": {"passthrough_kwargs": [{"x": 1}, {"x": 2}]}}, "passthrough_kwargs")
     assert found == [{"x": 1}, {"x": 2}]
 
 
-@waits
 def test_the_values_of_such_a_key_are_checked_where_they_stand() -> None:
     with pytest.raises(StudyFileError, match=r"sweep\.passthrough_kwargs\[1\]: 'task' is a key of the study"):
         values({"sweep": {"passthrough_kwargs": [{"x": 1}, {"task": 2}]}})

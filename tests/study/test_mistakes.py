@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llem_airflow.study import StudyFileError, load_study_text
-from llem_airflow.study.mistakes import SHOWN_MISTAKES, Mistake, closest
+from llem_airflow.study.problems import SHOWN_PROBLEMS, Problem, closest
 from tests.study.texts import HEAD, report
 
 
@@ -114,8 +114,8 @@ def test_a_flood_of_mistakes_is_counted() -> None:
     body = "experiments: [" + ", ".join(["{x: 1}"] * 200) + "]\n"
     with pytest.raises(StudyFileError) as caught:
         load_study_text(HEAD + body)
-    assert len(caught.value.mistakes) == 200
-    assert str(caught.value).splitlines()[-1] == f"... and {200 - SHOWN_MISTAKES} more mistakes"
+    assert len(caught.value.problems) == 200
+    assert str(caught.value).splitlines()[-1] == f"... and {200 - SHOWN_PROBLEMS} more problems"
 
 
 def test_an_absurd_integer_is_a_mistake_and_not_a_traceback() -> None:
@@ -125,7 +125,7 @@ def test_an_absurd_integer_is_a_mistake_and_not_a_traceback() -> None:
 
 
 def test_a_mistake_is_plain_json() -> None:
-    mistake = Mistake("f.yaml", 1, 2, "a.b", "found x", "allowed: y", "z")
+    mistake = Problem("f.yaml", 1, 2, "a.b", "found x", "allowed: y", "z")
     assert mistake.to_json() == {
         "file": "f.yaml",
         "line": 1,

@@ -38,45 +38,11 @@ A_VALUE = {
 }
 """Keys of which null is a value of its own, as it was before there were defaults."""
 
-REFUSED_TODAY = frozenset(
-    """
-    airflow.carry_over airflow.catchup airflow.max_active_cycles airflow.notify_on airflow.priority
-    airflow.regression.baseline airflow.regression.metric airflow.regression.threshold_ratio airflow.regression
-    airflow.retries airflow.retry_delay airflow.tags airflow.timezone engine gpus.count gpus.exclusive gpus.kind
-    gpus images.hf images.huggingface images.pytorch images.tensorrt-llm images.tensorrt images.tensorrt_llm
-    images.transformers images.trtllm images.vllm measurement.baseline.cache_ttl_seconds
-    measurement.baseline.drift_threshold measurement.baseline.strategy measurement.baseline.validation_interval
-    measurement.cpu_idle_watts measurement.cpu_max_watts measurement.latency_profiling
-    measurement.measurement_methodology measurement.meter measurement.min_window_seconds measurement.power_hz
-    measurement.require_energy measurement.steady_state_auto_detect measurement.warmup_discard_fraction
-    offline.warmup.convergence_detection offline.warmup.cv_threshold offline.warmup.enabled
-    offline.warmup.max_prompts offline.warmup.min_prompts offline.warmup.n_prompts offline.warmup.window_size
-    output.carbon output.price output.save_timeseries power.sampling runners.hf runners.huggingface
-    runners.pytorch runners.tensorrt-llm runners.tensorrt runners.tensorrt_llm runners.transformers
-    runners.trtllm runners.vllm server.cooldown_seconds server.traffic.arrival
-    server.traffic.ramp_exclusion_seconds server.traffic.slo.percentile server.traffic.slo.tpot_ms
-    server.traffic.slo.ttft_ms server.traffic.slo server.traffic.window_seconds server.warmup.duration_seconds
-    server.warmup.mode server.warmup.timeout_seconds study_execution.allow_missing_cycles study_execution.canary
-    study_execution.circuit_breaker_cooldown_seconds study_execution.deduplicate_equivalent
-    study_execution.experiment_order study_execution.experiment_timeout_seconds
-    study_execution.max_consecutive_failures study_execution.n_cycles
-    study_execution.precision_target.max_cycles study_execution.precision_target.min_cycles
-    study_execution.precision_target.relative_half_width study_execution.precision_target
-    study_execution.skip_preflight study_execution.stdout_silence_timeout_seconds task.dataset.n_prompts
-    task.dataset.order task.dataset.source task.random_seed
-    """.split()  # noqa: SIM905  # quoted one by one they would fill a page
-)
-"""Keys of which null is refused or taken for a value: the models of the rewrite are to leave them out."""
-
 
 def _keys() -> list[Any]:
-    waits = pytest.mark.xfail(strict=True, reason="null is refused, or taken for an empty section or a value")
     paths = (path for path in key_paths() if path not in A_VALUE)
     texts = {path: ".".join(map(str, path)) for path in paths}
-    return [
-        pytest.param(path, id=text, marks=[waits] if text in REFUSED_TODAY else [])
-        for path, text in texts.items()
-    ]
+    return [pytest.param(path, id=text) for path, text in texts.items()]
 
 
 def outcome(study: dict[str, Any]) -> Any:
@@ -125,7 +91,7 @@ def test_null_is_a_value_only_where_it_says_so(path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param("versions: [null]", marks=pytest.mark.xfail(strict=True, reason="a TypeError")),
+        "versions: [null]",
         "experiments: [null]",
         "airflow: {tags: [null]}",
         "engine: [null]",

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from llem_airflow.study.order import balanced, gaps_s, ordered, williams
+from llem_airflow.study.plan.order import balanced, gaps_s, ordered, williams
 from tests.study.texts import HEAD, study
 
 THREE = "sweep:\n  task.random_seed: [1, 2, 3]\n"
@@ -71,7 +71,7 @@ def test_a_latin_square_says_whether_it_is_balanced(count: int, cycles: int, exp
 
 def test_an_unbalanced_latin_square_is_told() -> None:
     body = THREE + "study_execution: {n_cycles: 3, experiment_order: latin_square}\n"
-    texts = [str(notice) for notice in study(body).notices]
+    texts = [str(notice) for notice in study(body).warnings]
     assert texts == ["latin_square of 3 experiments is balanced for 6 cycles or a multiple of it, not for 3"]
 
 

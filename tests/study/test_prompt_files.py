@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from llem_airflow.cli import main
 from llem_airflow.study import load_study
-from llem_airflow.study.mistakes import PromptsError
-from llem_airflow.study.prompts import load_prompts, prompt_mistakes
+from llem_airflow.study.problems import PromptsError
+from llem_airflow.study.prompts import load_prompts, prompt_problems
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 GOOD = b'{"prompt": "a"}\n{"prompt": "b"}\n'
@@ -61,8 +61,6 @@ WHOLE = parquet(prompt=[f"question {n}" for n in range(3000)])
         ("p.jsonl", GOOD.decode().encode("utf-16"), r"'p.jsonl': is UTF-16; save it as UTF-8"),
         ("p.jsonl", b'{"prompt": "' + b"x" * (17 * 1024**2) + b'"}', r"p.jsonl:1: the line is longer than 16 MiB"),
         ("p.jsonl", b'{"prompt": "a"}\n', r"'p.jsonl' has 1 usable prompts but n_prompts is 2; set"),
-        ("p.csv", b"prompt\na\nb\n", r"'p.csv' is no source of prompts"),
-        ("p.txt", b"a\nb\n", r"'p.txt' is no source of prompts"),
     ],
 )  # fmt: skip
 def test_each_fault_is_one_mistake_with_file_and_row(
@@ -101,7 +99,7 @@ def test_a_file_is_read_once_for_the_largest_number_that_is_asked_for(tmp_path: 
         "serving_mode: offline\nmeasurement: {meter: none}\ntask: {model: m, dataset: {source: p.jsonl}}\n"
         "sweep: {task.dataset.n_prompts: [1, 2, 7]}\n"
     )
-    (mistake,) = prompt_mistakes(load_study(tmp_path / "s.yaml"))
+    (mistake,) = prompt_problems(load_study(tmp_path / "s.yaml"))
     assert "'p.jsonl' has 2 usable prompts but n_prompts is 7" in mistake.found
 
 
@@ -111,7 +109,7 @@ def test_prompts_of_the_hub_and_of_another_machine_are_left_to_the_worker(tmp_pa
             "serving_mode: offline\nmeasurement: {meter: none}\n"
             f"task: {{model: m, dataset: {{source: '{source}'}}}}\n"
         )
-        assert prompt_mistakes(load_study(tmp_path / "s.yaml")) == []
+        assert prompt_problems(load_study(tmp_path / "s.yaml")) == []
 
 
 JSONISH = st.recursive(

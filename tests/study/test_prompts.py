@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llem_airflow.study.mistakes import PromptsError
-from llem_airflow.study.prompts import BUILTIN_FILE, load_prompts, synthetic
+from llem_airflow.study.config.experiment import BUILTIN_FILE
+from llem_airflow.study.problems import PromptsError
+from llem_airflow.study.prompts import load_prompts
 
 
 def _load(source: str, n: int = 2, order: str = "interleaved", folder: Path | None = None) -> tuple[str, ...]:
@@ -105,11 +106,6 @@ def test_a_file_without_a_column_of_prompts_says_which_are_looked_for(tmp_path: 
         _load("prompts.jsonl", folder=tmp_path)
 
 
-def test_a_word_that_names_no_source_is_told_what_does() -> None:
-    with pytest.raises(PromptsError, match="'humaneval' is no source of prompts; use 'builtin', synthetic:"):
-        _load("humaneval")
-
-
 def test_synthetic_prompts_are_described_not_written() -> None:
     prompts = load_prompts("synthetic:512x128", 4, "interleaved", seed=1, folder=None)
     assert prompts.items == ()
@@ -119,12 +115,3 @@ def test_synthetic_prompts_are_described_not_written() -> None:
         128,
         4,
     )
-
-
-@pytest.mark.parametrize(
-    "source", ["synthetic:", "synthetic:0x5", "synthetic:5x0", "synthetic:5", "synthetic:axb"]
-)
-def test_a_slip_in_synthetic_says_how_to_write_it(source: str) -> None:
-    assert synthetic(source) is None
-    with pytest.raises(PromptsError, match="for example synthetic:512x128"):
-        _load(source)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llem_airflow.study import Mistake, StudyFileError, load_study_text
-from llem_airflow.study.yaml_text import Source
+from llem_airflow.study import Problem, StudyFileError, load_study_text
+from llem_airflow.study.file.yaml import Source
 from tests.study.texts import study
 
 PLAIN = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=8)
@@ -96,12 +96,12 @@ def test_axes_and_written_out_experiments_are_the_same_experiments(sweep: dict[s
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_is_a_study_or_a_located_report(text: str) -> None:
-    mistakes: tuple[Mistake, ...] = ()
+    mistakes: tuple[Problem, ...] = ()
     try:
         load_study_text(text)
         pytest.fail("random text is no study")
     except StudyFileError as error:
-        mistakes = error.mistakes
+        mistakes = error.problems
     assert mistakes
     assert all(mistake.line >= 1 and mistake.column >= 1 for mistake in mistakes)
 

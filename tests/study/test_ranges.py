@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llem_airflow.study.ranges import RangeError, expand_range
+from llem_airflow.study.plan.sweep import RangeError, expand_range
 
 
 @pytest.mark.parametrize(

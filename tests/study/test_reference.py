@@ -3,14 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import llem_airflow.study
-from llem_airflow.study.reference import key_reference
+from llem_airflow.study.config.docs import key_reference
 from tests.study.texts import report
 
 README = (Path(llem_airflow.study.__file__).parent / "README.md").read_text("utf-8")
 
 
 def test_the_readme_has_the_key_reference_of_the_tables() -> None:
-    assert key_reference() in README, "run python -m llem_airflow.study.reference"
+    assert key_reference() in README, "run python -m llem_airflow.study.config.docs"
 
 
 def test_the_sample_of_mistakes_in_the_readme_is_what_is_said() -> None:

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from llem_airflow.study.engine_names import ENGINES
-from llem_airflow.study.expand import base_config
-from llem_airflow.study.fields import leaves
-from llem_airflow.study.keys import EXPERIMENT
-from llem_airflow.study.rules import Condition, Rule, lookup, relevant, rules_of, without
-from llem_airflow.study.settle import settled, with_deltas
-from llem_airflow.study.vocabulary import known_keys
+from llem_airflow.study.config.docs import values
+from llem_airflow.study.config.experiment import Experiment, known_keys
+from llem_airflow.study.config.paths import lookup, with_values, without
+from llem_airflow.study.file.document import Document
+from llem_airflow.study.file.yaml import Source
+from llem_airflow.study.names import ENGINES
+from llem_airflow.study.plan.resolve import Batch
+from llem_airflow.study.plan.rules import Condition, Rule, relevant, rules_of
 from tests.study.texts import HEAD, report, study
 
 RULES = [
@@ -46,11 +47,20 @@ def _meeting(condition: Condition) -> list[tuple[tuple[str, ...], Any]]:
     return [(condition.path, value if condition.operator == "is" else "none-of-them")]
 
 
+def _plain(fixed: dict[str, Any], engine: str) -> dict[str, Any]:
+    """The configuration of an experiment of which this is written."""
+    batch = Batch(Document(Source("s.yaml", "a: 1")), (), fixed | {"engine": engine}, set())
+    point = batch.point(())
+    assert point is not None, batch.problems
+    return point.config
+
+
 def _point(engine: str, rule: Rule) -> dict[str, Any]:
     deltas = [delta for condition in rule.conditions for delta in _meeting(condition)]
     mode = "server" if any(path[0] == "server" for path, _ in deltas) else "offline"
-    fixed = {"serving_mode": mode, "task": {"model": "m"}, "measurement": {"meter": "auto"}}
-    return with_deltas(settled(base_config(fixed, engine)), tuple(deltas))
+    fixed: dict[str, Any] = {"serving_mode": mode, "task": {"model": "m"}, "measurement": {"meter": "auto"}}
+    fixed |= {"server": {"traffic": {"rate": 1}}} if mode == "server" else {}
+    return with_values(_plain(fixed, engine), deltas)
 
 
 @EVERY_RULE
@@ -60,13 +70,13 @@ def test_a_rule_applies_to_a_point_made_for_it(engine: str, rule: Rule) -> None:
 
 @EVERY_RULE
 def test_no_rule_excludes_a_plain_experiment(engine: str, rule: Rule) -> None:
-    plain = settled(base_config({"serving_mode": "offline", "task": {"model": "m"}}, engine))
+    plain = _plain({"serving_mode": "offline", "task": {"model": "m"}}, engine)
     assert not (rule.invalid and rule.applies(plain))
 
 
 @EVERY_RULE
 def test_a_rule_speaks_of_keys_that_exist_and_says_where_it_was_read(engine: str, rule: Rule) -> None:
-    ours = {path for path, _ in leaves(EXPERIMENT)}
+    ours = {path for path, _, _ in values(Experiment)}
     for path in [*rule.ignores, *(path for condition in rule.conditions for path in condition.paths())]:
         known = path in ours or (path[0] in ENGINES and path[2] in known_keys(path[0], path[1]))
         assert known, path
@@ -175,7 +185,7 @@ def test_a_temperature_of_zero_is_greedy_whatever_do_sample_says() -> None:
 
 def test_keys_without_effect_are_told_with_their_line() -> None:
     head = HEAD.replace("cpu-estimate", "cpu-estimate, latency_profiling: true")
-    assert [str(n) for n in study(head=head).notices] == [
+    assert [str(n) for n in study(head=head).warnings] == [
         "line 3: measurement.latency_profiling has no effect here: the time of every token is always recorded"
     ]
 
@@ -186,7 +196,7 @@ def test_transformers_in_server_mode_is_known_not_to_work() -> None:
 
 
 def test_relevant_rules_are_those_that_some_point_can_meet() -> None:
-    base = settled(base_config({"serving_mode": "offline", "task": {"model": "m"}}, "vllm"))
+    base = _plain({"serving_mode": "offline", "task": {"model": "m"}}, "vllm")
     ids = {rule.id for rule in relevant(rules_of("vllm"), base, {("vllm", "sampling_params", "top_p")})}
     assert {"vllm-top-p", "vllm-top-p-above-one"} <= ids
     assert "vllm-dtype" not in ids

@@ -19,7 +19,7 @@ def outcome(text: str) -> str:
     else:
         json.dumps(study.plan.to_json(), allow_nan=False).encode()
         return ""
-    assert all(one.line >= 1 and one.column >= 1 and one.found for one in refused.mistakes)
+    assert all(one.line >= 1 and one.column >= 1 and one.found for one in refused.problems)
     report = f"{refused}"
     report.encode()
     return report

@@ -6,7 +6,7 @@ import pytest
 
 from llem_airflow.protocol.spec import ExperimentSpec, Limits, MeterSpec
 from llem_airflow.study import Study, experiment_spec
-from llem_airflow.study.mistakes import PromptsError
+from llem_airflow.study.problems import PromptsError
 from tests.study.texts import HEAD, study
 
 
@@ -88,7 +88,7 @@ def test_server_mode_parses_plans_and_says_that_it_does_not_run_yet() -> None:
 
 def test_a_dataset_that_is_not_shipped_is_stood_in_for_and_that_is_told() -> None:
     found = study(head=HEAD.replace("org/model", "org/model, dataset: {source: aienergyscore}"))
-    assert [notice.code for notice in found.notices] == ["stand-in"]
+    assert [notice.code for notice in found.warnings] == ["stand-in"]
     assert len(_spec(found).prompts.items) == 100
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llem_airflow.study import StudyFileError, load_study, load_study_text
-from llem_airflow.study.yaml_text import MAX_BYTES, Source, resolve
+from llem_airflow.study.file.yaml import MAX_BYTES, Source, resolve
 from tests.study.texts import HEAD, report, study
 
 

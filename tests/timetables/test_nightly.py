@@ -70,12 +70,18 @@ def test_a_night_never_overlaps_the_one_before_and_past_nights_are_not_caught_up
         ("carry_over: true", r"airflow\.carry_over: it holds for scheduled runs"),
         (
             'schedule: "0 0 30 2 *"',
-            r"5:21: airflow\.schedule: '0 0 30 2 \*' never comes: there is no such date",
+            r"5:21: airflow\.schedule: found '0 0 30 2 \*' \(text\), which never comes",
         ),
-        ('schedule: "0 0 2 * * *"', r"airflow\.schedule: found '0 0 2 \* \* \*', which has 6 fields"),
+        (
+            'schedule: "0 0 2 * * *"',
+            r"airflow\.schedule: found '0 0 2 \* \* \*' \(text\), which has 6 fields",
+        ),
         ('schedule: "@every 5m"', r"airflow\.schedule: found '@every 5m'"),
         ('schedule: "@never"', r"airflow\.schedule: found '@never'"),
-        ('schedule: "R 0 * * *"', r"airflow\.schedule: found 'R 0 \* \* \*', with a hashed or random field"),
+        (
+            'schedule: "R 0 * * *"',
+            r"airflow\.schedule: found 'R 0 \* \* \*' \(text\), with a hashed or random field",
+        ),
         ('schedule: "@continuous"', r"Airflow runs @continuous only from a start_date on; add start_date"),
         (
             'schedule: "0 12 * * *", window: "22:00-06:00"',

@@ -15,7 +15,7 @@ from llem_airflow.measurement.engines.record import RECORDS, Record, drift, engi
 from llem_airflow.measurement.failure import MeasurementError, recognise
 from llem_airflow.measurement.prompts import prompt_set
 from llem_airflow.protocol.spec import ExperimentSpec
-from llem_airflow.study.rules import rules_of
+from llem_airflow.study.plan.rules import rules_of
 from tests.measurement.engines import recorded_api
 from tests.measurement.engines.recorded_api import Stage, install, without
 from tests.measurement.running import spec_of

@@ -16,7 +16,7 @@ from llem_airflow.measurement.failure import attempt_error
 from llem_airflow.measurement.prompts import batches, prompt_set
 from llem_airflow.protocol.result import AttemptError
 from llem_airflow.protocol.spec import Synthetic
-from llem_airflow.study.rules import rules_of
+from llem_airflow.study.plan.rules import rules_of
 from tests.measurement.running import Ran, run, spec_of
 
 pytestmark = pytest.mark.engine

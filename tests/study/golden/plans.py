@@ -20,6 +20,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from llem_airflow.study import Experiment, PromptsError, Study, StudyFileError, experiment_spec, load_study
 from tests.study.golden.reports import FOLDER, STUDY
 
@@ -52,7 +54,7 @@ def answer(line: Line) -> Line:
             "order": digest([plan["order"], plan["gaps"]]),
             "plan": digest(plan),
             "notices": notices,
-            "sections": digest([study.name, study.airflow, study.execution, study.output, study.versions]),
+            "sections": digest(_sections(study)),
             "spec": _spec(study),
         }
     if study.versions:
@@ -63,6 +65,55 @@ def answer(line: Line) -> Line:
     if "whole" in line:
         answered["whole"] = plan
     return {name: line[name] for name in INPUTS if name in line} | answered
+
+
+AIRFLOW = [
+    "dag_id",
+    "schedule",
+    "timezone",
+    "start_date",
+    "catchup",
+    "window",
+    "carry_over",
+    "deadline_s",
+    "tags",
+    "owner",
+    "retries",
+    "retry_delay_s",
+    "max_active_cycles",
+    "pool",
+    "priority",
+    "notify_on",
+]
+EXECUTION = [
+    "experiment_order",
+    "shuffle_seed",
+    "allow_missing_cycles",
+    "canary",
+    "experiment_timeout_s",
+    "silence_s",
+    "wall_clock_timeout_s",
+    "deduplicate_equivalent",
+    "max_consecutive_failures",
+    "breaker_cooldown_s",
+]
+
+
+def _sections(study: Study) -> list[Any]:
+    """What the study says beside its experiments, by the names under which it is read."""
+    hot = any(each.config["measurement"]["meter"] in {"auto", "nvml", "rapl"} for each in study.experiments)
+    gap_s, long_gap_s = study.execution.gaps_s(hot=hot)
+    target = study.execution.precision_target
+    airflow = {name: getattr(study.airflow, name) for name in AIRFLOW}
+    execution = {name: getattr(study.execution, name) for name in EXECUTION}
+    gaps = {"n_cycles": study.cycles, "experiment_gap_s": gap_s, "cycle_gap_s": long_gap_s}
+    return [
+        study.name,
+        airflow | {"regression": study.airflow.compared},
+        execution | gaps | {"precision_target": target},
+        study.output,
+        study.versions,
+    ]
 
 
 def _named(experiments: Sequence[Experiment]) -> list[str]:
@@ -101,6 +152,8 @@ def digest(value: Any) -> str:
 
 def plain(value: Any) -> Any:
     """The value as JSON, with whole numbers without a point."""
+    if isinstance(value, BaseModel):
+        return plain(value.model_dump())
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, dict):

@@ -121,7 +121,7 @@ def loaded() -> list[str]:
     except Exception as error:  # noqa: BLE001  # told as an answer, so that the other cases are asked all the same
         return [f"TRACEBACK {error!r}"]
     count = f"{len(study.experiments)} experiments, {len(study.plan.runs)} runs"
-    return [f"accepted: {count}", *(f"note: {notice}" for notice in study.notices)]
+    return [f"accepted: {count}", *(f"note: {notice}" for notice in study.warnings)]
 
 
 def validated() -> list[str]:

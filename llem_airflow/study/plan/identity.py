@@ -3,7 +3,8 @@
 In the hash: everything of the experiment's configuration with its defaults, older names replaced: engine,
 serving mode, task, measurement, warm-up or traffic, engine arguments, sampling, number and kind of GPUs
 when asked for. Not in the hash: where (runner, image, GPU ids, results), when (Airflow, gaps, order), how
-often (cycles), limits, names, and the SLO bounds, which classify a result without changing it.
+often (cycles), limits, names, the SLO bounds, which classify a result without changing it, and keys of ours that
+never have an effect, or belong to a warm-up that is off, which count as left out.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from functools import cache
 from hashlib import sha256
 from typing import Any
 
-from llem_airflow.study.mistakes import dotted
+from llem_airflow.study.config.experiment import section_model
+from llem_airflow.study.config.paths import Config, lookup, with_values, without
+from llem_airflow.study.plan.rules import Rule, rules_of
 
 HASH_DIGITS = 16
 MOST_SLUG = 51
@@ -23,21 +27,12 @@ MOST_SLUG = 51
 _NOT_IN_ID = re.compile(r"[^a-z0-9_]+")
 
 
-def canonical_json(value: Any, known: dict[int, str] | None = None) -> str:
-    """The one JSON text of a value: keys sorted, no spaces, whole numbers without a point.
-
-    Args:
-        value: Plain JSON data.
-        known: Texts of mappings that many experiments share, by ``id()``; the caller keeps them alive.
-    """
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: keys sorted, no spaces, whole numbers without a point."""
     if isinstance(value, dict):
-        text = known.get(id(value)) if known is not None else None
-        if text is not None:
-            return text
-        items = [f"{_text(key)}:{canonical_json(value[key], known)}" for key in sorted(value)]
-        return "{" + ",".join(items) + "}"
+        return "{" + ",".join([f"{_text(key)}:{canonical_json(value[key])}" for key in sorted(value)]) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join([canonical_json(item, known) for item in value]) + "]"
+        return "[" + ",".join([canonical_json(item) for item in value]) + "]"
     return _scalar(value)
 
 
@@ -59,33 +54,41 @@ def _scalar(value: Any) -> str:
 _text = json.encoder.encode_basestring_ascii
 
 
-def remember(value: Any, known: dict[int, str]) -> None:
-    """Put the texts of every mapping in ``value`` into ``known``."""
-    if isinstance(value, dict):
-        for child in value.values():
-            remember(child, known)
-        known[id(value)] = canonical_json(value, known)
-
-
 def digest(text: str) -> str:
     """The first 16 hex digits of the text's SHA-256."""
     return sha256(text.encode()).hexdigest()[:HASH_DIGITS]
 
 
-def identity_view(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without what does not change the measurement."""
+def identity_view(config: Config) -> Config:
+    """The configuration, or some of its sections, without what does not change the measurement."""
+    for rule in _neutral_rules():
+        if rule.section in config and rule.applies(config):
+            values = [(path, lookup(defaults(path[0]), path[1:])) for path in rule.ignores]
+            config = with_values(config, values)
     gpus, server = config.get("gpus"), config.get("server")
     if gpus is not None:
         config = config | {"gpus": {"count": gpus["count"], "kind": gpus["kind"]}}
-    if server is not None and "slo" in server.get("traffic", {}):
-        traffic = {name: value for name, value in server["traffic"].items() if name != "slo"}
-        config = config | {"server": server | {"traffic": traffic}}
-    return config
+    return config if server is None else without(config, ("server", "traffic", "slo"))
 
 
-def experiment_hash(config: dict[str, Any], known: dict[int, str] | None = None) -> str:
+NEEDED: dict[str, Config] = {"task": {"model": "-"}, "server": {"traffic": {"rate": 1}}}
+"""What must be written of a section, with any values."""
+
+
+@cache
+def _neutral_rules() -> tuple[Rule, ...]:
+    return tuple(rule for rule in rules_of("") if rule.neutral)
+
+
+@cache
+def defaults(section: str) -> Config:
+    """A section of an experiment of which nothing is written but what must be."""
+    return section_model(section).model_validate(NEEDED.get(section, {})).config()
+
+
+def experiment_hash(config: Config) -> str:
     """Identity of an experiment: 16 hex digits, the same on every machine and Python version."""
-    return digest(canonical_json(identity_view(config), known))
+    return digest(canonical_json(identity_view(config)))
 
 
 class Slugs:
@@ -129,8 +132,3 @@ def _piece(name: str, value: Any) -> str:
 
 def _word(text: str) -> str:
     return _NOT_IN_ID.sub("-", text.lower()).strip("-")[:40].strip("-")
-
-
-def path_text(path: tuple[str, ...]) -> str:
-    """The path as a dotted key."""
-    return dotted(path)

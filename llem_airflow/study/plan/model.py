@@ -8,20 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llem_airflow.study.dag_ids import dag_id_of
-from llem_airflow.study.identity import experiment_hash
-from llem_airflow.study.mistakes import Mistake, Notice
-from llem_airflow.study.sections import (
-    AirflowSection,
-    Execution,
-    GpuRequest,
-    ModelVersion,
-    Output,
-    airflow_of,
-    execution_of,
-    output_of,
-)
-from llem_airflow.study.settle import with_deltas
+from llem_airflow.study.config.paths import Config, with_values
+from llem_airflow.study.config.study import AirflowSection, Execution, ModelVersion, Output, StudyKeys
+from llem_airflow.study.file.yaml import Source
+from llem_airflow.study.names import dag_id_of
+from llem_airflow.study.plan.identity import experiment_hash
+from llem_airflow.study.problems import KeyPath, Problem, StudyWarning
 
 PLAN_FORMAT = 1
 """Version of ``Plan.to_json``; keys may be added within a version, never changed or removed."""
@@ -42,6 +34,30 @@ def _named(items: Sequence[T], name: str) -> T | None:
         found: T | None = items.named(name)
         return found
     return next((item for item in items if getattr(item, "name", None) == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class GpuRequest:
+    """The GPUs that one experiment asks for.
+
+    Attributes:
+        count: How many; None is "one if the host has an NVIDIA runtime, else none".
+        kind: any | full | mig.
+        ids: Exactly these, by UUID or index; empty for any.
+        memory_gb: Memory that each must have, in gigabytes, or None.
+        exclusive: gpu | host.
+    """
+
+    count: int | None
+    kind: str = "any"
+    ids: tuple[str, ...] = ()
+    memory_gb: float | None = None
+    exclusive: str = "gpu"
+
+    @property
+    def asked(self) -> int:
+        """GPUs to reckon with: those that it names or counts, else one."""
+        return len(self.ids) or self.count or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +83,7 @@ class Experiment:
     hash: str
     engine: str
     model: str
-    config: dict[str, Any]
+    config: Config
     runner: str
     image: str | None
     gpus: GpuRequest
@@ -92,7 +108,7 @@ class Experiment:
             deltas.append((("task", "model"), version.model))
         if version.revision is not None:
             deltas.append(((self.engine, "engine_params", "revision"), version.revision))
-        config = with_deltas(self.config, tuple(deltas))
+        config = with_values(self.config, deltas)
         return replace(self, config=config, model=config["task"]["model"], hash=experiment_hash(config))
 
 
@@ -162,7 +178,7 @@ class Plan:
         experiments: The experiments.
         wall_clock_s: Upper bound of the run, gaps included, one cycle at a time, in seconds.
         gpus: Most GPUs that one experiment asks for; None is "one where there is one".
-        notices: What the user should know.
+        warnings: What the user should know.
     """
 
     runs: Sequence[PlannedCycle]
@@ -174,7 +190,7 @@ class Plan:
     experiments: Sequence[Experiment]
     wall_clock_s: float
     gpus: int | None
-    notices: tuple[Notice, ...]
+    warnings: tuple[StudyWarning, ...]
 
     def run(self, experiment_id: str, cycle: int) -> PlannedCycle | None:
         """The planned cycle, or None when it is not in the plan."""
@@ -210,7 +226,7 @@ class Plan:
             ],
             "wall_clock_s": self.wall_clock_s,
             "gpus": self.gpus,
-            "notices": [notice.to_json() for notice in self.notices],
+            "notices": [warning.to_json() for warning in self.warnings],
         }
 
 
@@ -224,12 +240,7 @@ class Study:
         folder: What relative paths in it are relative to, or None.
         text: The file's text.
         plan: What would run.
-        airflow: Section ``airflow``.
-        execution: Section ``study_execution``.
-        output: Section ``output``.
-        versions: Model releases that a backfill walks over.
-        notices: What the user should know.
-        sections: The study-level sections as the file has them, without defaults.
+        keys: The study-level keys.
     """
 
     name: str
@@ -237,12 +248,32 @@ class Study:
     folder: Path | None
     text: str = field(repr=False)
     plan: Plan = field(repr=False)
-    airflow: AirflowSection
-    execution: Execution
-    output: Output
-    versions: tuple[ModelVersion, ...]
-    notices: tuple[Notice, ...] = ()
-    sections: dict[str, Any] = field(default_factory=dict, repr=False)
+    keys: StudyKeys = field(repr=False)
+
+    @property
+    def airflow(self) -> AirflowSection:
+        """Section ``airflow``."""
+        return self.keys.airflow
+
+    @property
+    def execution(self) -> Execution:
+        """Section ``study_execution``."""
+        return self.keys.study_execution
+
+    @property
+    def output(self) -> Output:
+        """Section ``output``."""
+        return self.keys.output
+
+    @property
+    def versions(self) -> Sequence[ModelVersion]:
+        """Model releases that a backfill walks over."""
+        return self.keys.versions
+
+    @property
+    def warnings(self) -> tuple[StudyWarning, ...]:
+        """What the user should know."""
+        return self.plan.warnings
 
     @property
     def experiments(self) -> Sequence[Experiment]:
@@ -259,11 +290,17 @@ class Study:
         """Id of its DAG: ``airflow.dag_id``, else its name as far as Airflow takes it."""
         return self.airflow.dag_id or dag_id_of(self.name)
 
-    def mistake(self, path: tuple[str | int, ...], found: str, allowed: str) -> Mistake:
-        """A mistake that shows only when the study is to run, with its place in the file."""
-        from llem_airflow.study.yaml_text import Source  # noqa: PLC0415  # most tasks need no YAML
+    def problem(self, path: KeyPath, found: str, allowed: str, *, value: Any = None) -> Problem:
+        """A problem that shows only when the study is to run, with its place in the file.
 
-        return Source(str(self.path or self.name), self.text).mistake(path, found, allowed)
+        Args:
+            path: The key.
+            found: What is wrong.
+            allowed: What to do.
+            value: The key's value that is wrong, which a sweep or one experiment may have.
+        """
+        source = Source(str(self.path or self.name), self.text)
+        return source.problem(path if value is None else source.find(path, value), found, allowed)
 
     def experiment(self, experiment_id: str) -> Experiment:
         """The experiment of that id.
@@ -288,39 +325,3 @@ class Study:
                 return each
         known = ", ".join(each.name for each in self.versions) or "none"
         raise KeyError(f"the study {self.name!r} has no version {name!r}; it has {known}")
-
-
-def put_together(
-    sections: dict[str, Any],
-    plan: Plan,
-    *,
-    name: str,
-    path: Path | None,
-    folder: Path | None,
-    text: str,
-    thermal: bool,
-) -> Study:
-    """A study from its sections and its plan.
-
-    Args:
-        sections: The study-level sections, without defaults.
-        plan: What would run.
-        name: Name of the study.
-        path: As in Study.
-        folder: As in Study.
-        text: As in Study.
-        thermal: The machine needs its pauses.
-    """
-    return Study(
-        name=name,
-        path=path,
-        folder=folder,
-        text=text,
-        plan=plan,
-        airflow=airflow_of(sections.get("airflow") or {}),
-        execution=execution_of(sections.get("study_execution") or {}, thermal=thermal),
-        output=output_of(sections.get("output") or {}),
-        versions=tuple(ModelVersion(**row) for row in sections.get("versions") or ()),
-        notices=plan.notices,
-        sections=sections,
-    )

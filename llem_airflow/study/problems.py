@@ -1,16 +1,16 @@
-"""What is wrong with a study file: every mistake at once, each with its place and what to write instead."""
+"""What is wrong with a study file: every problem at once, each with its place and what to write instead."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """Keys and list indices from the top of a file down to a value."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mistake:
+class Problem:
     """One thing that is wrong.
 
     Attributes:
@@ -38,16 +38,16 @@ class Mistake:
         return f"{where}{what}; {self.allowed}.{meant}" if self.allowed else f"{where}{what}.{meant}"
 
     def to_json(self) -> dict[str, object]:
-        """The mistake as plain JSON."""
+        """The problem as plain JSON."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
+class StudyWarning:
     """Something the user should know although the study runs.
 
     Attributes:
-        code: Short stable name of the kind of notice.
+        code: Short stable name of the kind of warning.
         message: One sentence.
         line: Line of the study file it is about, from 1, or None.
     """
@@ -60,32 +60,32 @@ class Notice:
         return f"line {self.line}: {self.message}" if self.line else self.message
 
     def to_json(self) -> dict[str, object]:
-        """The notice as plain JSON."""
+        """The warning as plain JSON."""
         return {"code": self.code, "message": self.message, "line": self.line}
 
 
-SHOWN_MISTAKES = 50
-"""More than this many mistakes are counted, not printed: nobody reads them, and logs stay bounded."""
+SHOWN_PROBLEMS = 50
+"""More than this many problems are counted, not printed: nobody reads them, and logs stay bounded."""
 
 
 class StudyFileError(ValueError):
     """A study file cannot be used; its text is the whole readable report.
 
     Attributes:
-        mistakes: Every mistake, in the order of the file.
+        problems: Every problem, in the order of the file.
     """
 
-    def __init__(self, mistakes: Iterable[Mistake]) -> None:
-        self.mistakes = tuple(
-            sorted(set(mistakes), key=lambda m: (m.file, m.line, m.column, m.path, m.found))
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(
+            sorted(set(problems), key=lambda m: (m.file, m.line, m.column, m.path, m.found))
         )
-        lines = [str(mistake) for mistake in self.mistakes[:SHOWN_MISTAKES]]
-        if len(self.mistakes) > SHOWN_MISTAKES:
-            lines.append(f"... and {len(self.mistakes) - SHOWN_MISTAKES} more mistakes")
+        lines = [str(problem) for problem in self.problems[:SHOWN_PROBLEMS]]
+        if len(self.problems) > SHOWN_PROBLEMS:
+            lines.append(f"... and {len(self.problems) - SHOWN_PROBLEMS} more problems")
         super().__init__("\n".join(lines))
 
 
-def dotted(path: Path) -> str:
+def dotted(path: KeyPath) -> str:
     """The path as people write it: ``experiments[2].task.model``."""
     text = ""
     for part in path:
@@ -97,7 +97,7 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     """The known name that ``word`` is probably a slip of, or None."""
     if len(word) > 100:
         return None
-    from difflib import get_close_matches  # noqa: PLC0415  # only a file with a mistake pays for it
+    from difflib import get_close_matches  # noqa: PLC0415  # only a file with a problem pays for it
 
     lowered = {name.lower(): name for name in known}
     key = word.lower().replace("-", "_").replace(" ", "_")

@@ -14,8 +14,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from llem_airflow.study.mistakes import Mistake, StudyFileError, dotted, show
-from llem_airflow.study.mistakes import Path as KeyPath
+from llem_airflow.study.problems import KeyPath, Problem, StudyFileError, dotted, show
 
 MAX_BYTES = 1024 * 1024
 MAX_NODES = 100_000
@@ -82,12 +81,33 @@ class Source:
         chosen = key_node if of_key else node
         return chosen.line + 1, chosen.column + 1
 
-    def mistake(
+    def has(self, path: KeyPath) -> bool:
+        """Whether the file has a value at the path."""
+        node: Any = self.value
+        for part in path:
+            if isinstance(node, dict):
+                if part not in node:
+                    return False
+            elif not isinstance(node, list) or not isinstance(part, int) or part >= len(node):
+                return False
+            node = node[part]
+        return True
+
+    def find(self, path: KeyPath, value: Any) -> KeyPath:
+        """Where the file first says that a key has a value: at the key, as an axis, in a group or an experiment."""
+        dotted_path = dotted(path)
+        for place, found in _values(self.value):
+            keys = [part for part in place if isinstance(part, str)]
+            if found == value and f".{'.'.join(keys)}".endswith(f".{dotted_path}"):
+                return place
+        return path
+
+    def problem(
         self, path: KeyPath, found: str, allowed: str, suggestion: str | None = None, *, of_key: bool = False
-    ) -> Mistake:
-        """A mistake at the value (or key) at ``path``."""
+    ) -> Problem:
+        """A problem at the value (or key) at ``path``."""
         line, column = self.place(path, of_key=of_key)
-        return Mistake(self.name, line, column, dotted(path), found, allowed, suggestion)
+        return Problem(self.name, line, column, dotted(path), found, allowed, suggestion)
 
 
 def read_text(path: Path, name: str) -> str:
@@ -103,21 +123,21 @@ def read_text(path: Path, name: str) -> str:
     except (OSError, ValueError):
         kind = ""  # opening it says why
     if kind:
-        raise StudyFileError([Mistake(name, 1, 1, "", f"this is {kind}", "name a study file (.yaml)")])
+        raise StudyFileError([Problem(name, 1, 1, "", f"this is {kind}", "name a study file (.yaml)")])
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise StudyFileError([Mistake(name, 1, 1, "", "the file does not exist", "check the path")]) from None
+        raise StudyFileError([Problem(name, 1, 1, "", "the file does not exist", "check the path")]) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise StudyFileError(
-            [Mistake(name, 1, 1, "", f"cannot be read: {reason}", "check the path")]
+            [Problem(name, 1, 1, "", f"cannot be read: {reason}", "check the path")]
         ) from error
     if len(data) > MAX_BYTES:
         found = f"the file is larger than {MAX_BYTES // 1024 // 1024} MiB"
         raise StudyFileError(
-            [Mistake(name, 1, 1, "", found, "a study is a short text; use sweep axes and base files")]
+            [Problem(name, 1, 1, "", found, "a study is a short text; use sweep axes and base files")]
         )
     return _decode(data, name)
 
@@ -130,7 +150,7 @@ def _decode(data: bytes, name: str) -> str:
         line = before.count(b"\n") + 1
         column = error.start - (before.rfind(b"\n") + 1) + 1
         found = f"byte 0x{data[error.start]:02x} is not UTF-8"
-        raise StudyFileError([Mistake(name, line, column, "", found, "save the file as UTF-8")]) from None
+        raise StudyFileError([Problem(name, line, column, "", found, "save the file as UTF-8")]) from None
 
 
 def plain(node: Node) -> Any:
@@ -143,6 +163,15 @@ def plain(node: Node) -> Any:
     return value
 
 
+def _values(value: Any, place: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Every value that holds no others, with its place."""
+    if isinstance(value, (dict, list)):
+        for part, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _values(child, (*place, part))
+    else:
+        yield place, value
+
+
 class _Builder:
     """Turns the event stream into nodes, without recursion and within bounds."""
 
@@ -150,7 +179,7 @@ class _Builder:
         self.name = name
         self.text = text
         self.anchors: dict[str, Node] = {}
-        self.mistakes: list[Mistake] = []
+        self.problems: list[Problem] = []
         self.nodes = 0
 
     def build(self) -> Node:
@@ -171,8 +200,8 @@ class _Builder:
             root = self._document(yaml.parse(self.text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
         except yaml.YAMLError as error:
             raise StudyFileError([_syntax(self.name, self.text, error)]) from error
-        if self.mistakes:
-            raise StudyFileError(self.mistakes)
+        if self.problems:
+            raise StudyFileError(self.problems)
         if root is None or not isinstance(root.value, dict):
             found = (
                 "the file is empty"
@@ -180,12 +209,12 @@ class _Builder:
                 else f"found {show(plain(root))} at the top"
             )
             raise StudyFileError(
-                [Mistake(self.name, 1, 1, "", found, "a study is a mapping of keys; see `llem-airflow init`")]
+                [Problem(self.name, 1, 1, "", found, "a study is a mapping of keys; see `llem-airflow init`")]
             )
         return root
 
     def _stop(self, line: int, column: int, found: str, allowed: str) -> NoReturn:
-        raise StudyFileError([*self.mistakes, Mistake(self.name, line + 1, column + 1, "", found, allowed)])
+        raise StudyFileError([*self.problems, Problem(self.name, line + 1, column + 1, "", found, allowed)])
 
     def _document(self, events: Iterator[Any]) -> Node | None:
         stack: list[tuple[Node, list[Node], str | None]] = []
@@ -312,8 +341,8 @@ class _Builder:
     def _tag(self, event: Any) -> None:
         mark = event.start_mark
         tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")[:60]
-        self.mistakes.append(
-            Mistake(
+        self.problems.append(
+            Problem(
                 self.name,
                 mark.line + 1,
                 mark.column + 1,
@@ -324,7 +353,7 @@ class _Builder:
         )
 
     def _note(self, node: Node, found: str, allowed: str) -> None:
-        self.mistakes.append(Mistake(self.name, node.line + 1, node.column + 1, "", found, allowed))
+        self.problems.append(Problem(self.name, node.line + 1, node.column + 1, "", found, allowed))
 
 
 def _unstorable(character: str) -> tuple[str, str]:
@@ -354,20 +383,20 @@ def _key_text(key: Any) -> str:
     return str(key).lower() if isinstance(key, bool) else str(key)
 
 
-def _syntax(name: str, text: str, error: yaml.YAMLError) -> Mistake:
+def _syntax(name: str, text: str, error: yaml.YAMLError) -> Problem:
     """PyYAML's complaint in our form."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if mark is None:
         position = getattr(error, "position", 0)
         line = text[:position].count("\n")
         found = str(getattr(error, "reason", error)).strip().splitlines()[0]
-        return Mistake(name, line + 1, 1, "", f"not YAML: {found}", "remove the character")
+        return Problem(name, line + 1, 1, "", f"not YAML: {found}", "remove the character")
     lines = text.splitlines()
     line_text = lines[mark.line] if mark.line < len(lines) else ""
     indent = line_text[: len(line_text) - len(line_text.lstrip())]
     if "\t" in indent or (line_text[mark.column : mark.column + 1] == "\t"):
         column = line_text.index("\t") + 1
-        return Mistake(
+        return Problem(
             name,
             mark.line + 1,
             column,
@@ -378,7 +407,7 @@ def _syntax(name: str, text: str, error: yaml.YAMLError) -> Mistake:
     problem = getattr(error, "problem", None) or str(error)
     context = getattr(error, "context", None)
     found = f"not YAML: {problem}" + (f" ({context})" if context else "")
-    return Mistake(
+    return Problem(
         name,
         mark.line + 1,
         mark.column + 1,

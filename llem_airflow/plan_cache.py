@@ -22,24 +22,25 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
-from llem_airflow import __version__
-from llem_airflow.study.mistakes import Notice
-from llem_airflow.study.sections import GpuRequest, thermal
-from llem_airflow.study.study import (
+from llem_airflow import __version__, study
+from llem_airflow.study.file.document import read_document
+from llem_airflow.study.file.yaml import Source, read_text
+from llem_airflow.study.load import load_study
+from llem_airflow.study.plan.model import (
     ByName,
     Duplicates,
     Experiment,
+    GpuRequest,
     Plan,
     PlannedCycle,
     Skipped,
     Study,
-    put_together,
 )
-from llem_airflow.study.yaml_text import read_text
+from llem_airflow.study.problems import StudyWarning
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 _KEPT = 64
 """Entries that stay; the oldest go. One study that is edited makes one entry for each text."""
 _SCALARS = ("declared", "valid", "cycles", "wall_clock_s", "gpus")
@@ -69,7 +70,7 @@ def cached_study(path: str | Path, folder: Path) -> Study:
     except _UNREADABLE as error:
         log.info("the expanded study %s cannot be used and is made anew: %s", entry, error)
     begun_ns = time.time_ns()
-    study = _load(path)
+    study = load_study(path)
     try:
         _store(entry, study, begun_ns)
     except (sqlite3.Error, OSError) as error:
@@ -81,12 +82,6 @@ def cached_study(path: str | Path, folder: Path) -> Study:
     return study
 
 
-def _load(path: str | Path) -> Study:
-    from llem_airflow.study.load import load_study  # noqa: PLC0415 - most tasks find an entry and need no YAML
-
-    return load_study(path)
-
-
 def _key(file: Path, text: str) -> str:
     parts = (str(FORMAT), __version__, _code(), str(file.absolute()), text)
     return sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
@@ -95,7 +90,7 @@ def _key(file: Path, text: str) -> str:
 @cache
 def _code() -> str:
     """Changes with the code that expands, whose version stays the same while somebody works on it."""
-    files = sorted(Path(__file__).parent.glob("**/*.[pj][ys]*"))
+    files = sorted(Path(study.__file__).parent.glob("**/*.[pj][ys]*"))
     return " ".join(f"{file.name}:{(found := file.stat()).st_size}:{found.st_mtime_ns}" for file in files)
 
 
@@ -110,18 +105,11 @@ def _stored(entry: Path, file: Path, text: str) -> Study:
         skipped=_Rows(rows, "skipped", sizes["skipped"], lambda row: Skipped(**row)),
         duplicates=_Rows(rows, "duplicates", sizes["duplicates"], _duplicates),
         experiments=_Rows(rows, "experiments", sizes["experiments"], _experiment),
-        notices=tuple(starmap(Notice, head["notices"])),
+        warnings=tuple(starmap(StudyWarning, head["warnings"])),
         **head["plan"],
     )
-    return put_together(
-        head["sections"],
-        plan,
-        name=head["name"],
-        path=file,
-        text=text,
-        folder=file.parent,
-        thermal=head["thermal"],
-    )
+    keys = read_document(Source(str(file), text), file.parent, set()).keys
+    return Study(head["name"], file, file.parent, text, plan, keys)
 
 
 def _experiment(row: dict[str, Any]) -> Experiment:
@@ -139,9 +127,7 @@ def _store(entry: Path, study: Study, begun_ns: int) -> None:
     tables: dict[str, Sequence[Any]] = {name: getattr(study.plan, name) for name in _TABLES}
     head = {
         "name": study.name,
-        "sections": study.sections,
-        "thermal": thermal(each.config for each in study.experiments),
-        "notices": [(each.code, each.message, each.line) for each in study.plan.notices],
+        "warnings": [(each.code, each.message, each.line) for each in study.warnings],
         "plan": {name: getattr(study.plan, name) for name in _SCALARS},
         "sizes": {kind: len(rows) for kind, rows in tables.items()},
         "base": None if base is None else {"path": str(base), "sha256": _digest(base)},
@@ -168,7 +154,7 @@ def _store(entry: Path, study: Study, begun_ns: int) -> None:
 
 
 def _base_of(study: Study) -> Path | None:
-    name = study.sections.get("base")
+    name = study.keys.base
     if name is None or study.path is None:
         return None
     return Path(study.path.parent, os.path.expanduser(name))  # noqa: PTH111  # as when it was read
@@ -257,5 +243,5 @@ class _Rows(ByName[T], Generic[T]):
                 self._all = tuple(map(self._make, rows))
             except _UNREADABLE as error:
                 log.info("the expanded study %s cannot be used: %s", self._entry.entry, error)
-                self._all = tuple(getattr(_load(self._entry.study).plan, self._kind))
+                self._all = tuple(getattr(load_study(self._entry.study).plan, self._kind))
         return self._all

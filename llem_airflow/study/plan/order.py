@@ -1,9 +1,12 @@
-"""In which order the cycles of the experiments run, and where the machine rests between them."""
+"""In which order the cycles of the experiments run, which go first as canaries, and where the machine rests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from typing import Any
+
+from llem_airflow.study.plan.model import Experiment
 
 Run = tuple[int, int]
 """Index of the experiment and its cycle, from 1."""
@@ -84,3 +87,25 @@ def _williams_row(count: int, number: int) -> list[int]:
     row = [((step + 1) // 2 if step % 2 else (count - step // 2) % count) + shift for step in range(count)]
     row = [item % count for item in row]
     return row if number < count else row[::-1]
+
+
+CANARY_CYCLE = 1
+"""Canaries run in the first cycle."""
+
+
+def canaries(experiments: Iterable[Experiment]) -> dict[str, str]:
+    """Id of the canary of each experiment: of its engine and model the one that handles the fewest tokens."""
+    groups: dict[tuple[str, str], list[Experiment]] = {}
+    for experiment in experiments:
+        groups.setdefault((experiment.engine, experiment.model), []).append(experiment)
+    return {each.id: min(group, key=_tokens).id for group in groups.values() for each in group}
+
+
+def _tokens(experiment: Experiment) -> float:
+    """Tokens of one pass over the prompts, at most; endless where the study sets no bound."""
+    task: dict[str, Any] = experiment.config["task"]
+    read, written = task.get("max_input_tokens"), task.get("max_output_tokens")
+    prompts = task["dataset"].get("n_prompts")
+    if read is None or written is None or prompts is None:
+        return float("inf")
+    return float(prompts * (read + written))

@@ -17,12 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llem_airflow.study.engine_names import OWN_ENGINES
+from llem_airflow.study.config.paths import Config, KeyPath, lookup
+from llem_airflow.study.names import OWN_ENGINES
 
-Config = dict[str, Any]
-KeyPath = tuple[str, ...]
-
-_FOLDER = Path(__file__).parent / "data"
+_FOLDER = Path(__file__).parents[1] / "data"
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
@@ -104,6 +102,7 @@ class Rule:
         version: Versions of the engine it was read for.
         source: Where it was read.
         notice: Tell the user when it applies.
+        neutral: The keys in ``ignores`` are left out of the hash, too.
     """
 
     id: str
@@ -114,6 +113,12 @@ class Rule:
     version: str
     source: str
     notice: bool
+    neutral: bool
+
+    @property
+    def section(self) -> str:
+        """The section of the keys that it makes idle; all its conditions look there, too."""
+        return self.ignores[0][0] if self.ignores else ""
 
     def applies(self, config: Config) -> bool:
         """Whether every condition holds."""
@@ -127,29 +132,6 @@ class Rule:
                 known = "" if "must" in self.reason else f"; allowed: {', '.join(map(str, condition.value))}"
                 return f"{self.reason} ({found}{known})"
         return self.reason
-
-
-def lookup(config: Config, path: KeyPath) -> Any:
-    """The value at a path, or None."""
-    node: Any = config
-    for key in path:
-        if not isinstance(node, dict):
-            return None
-        node = node.get(key)
-    return node
-
-
-def without(config: Config, path: KeyPath) -> Config:
-    """The configuration without one key; the rest is shared."""
-    head, *rest = path
-    if head not in config:
-        return config
-    result = dict(config)
-    if not rest:
-        del result[head]
-    elif isinstance(result[head], dict):
-        result[head] = without(result[head], tuple(rest))
-    return result
 
 
 @cache
@@ -169,13 +151,14 @@ def relevant(rules: tuple[Rule, ...], base: Config, varied: set[KeyPath]) -> tup
 
 def _can_apply(rule: Rule, base: Config, varied: set[KeyPath]) -> bool:
     for condition in rule.conditions:
-        touched = any(_overlap(path, other) for path in condition.paths() for other in varied)
+        touched = any(overlap(path, other) for path in condition.paths() for other in varied)
         if not touched and not condition.holds(base):
             return False
     return True
 
 
-def _overlap(one: KeyPath, other: KeyPath) -> bool:
+def overlap(one: KeyPath, other: KeyPath) -> bool:
+    """Whether one of two paths lies below the other."""
     length = min(len(one), len(other))
     return one[:length] == other[:length]
 
@@ -194,6 +177,7 @@ def _rule(entry: dict[str, Any]) -> Rule:
         version=entry["version"],
         source=entry["source"],
         notice=entry.get("notice", False),
+        neutral=entry.get("neutral", False),
     )
 
 

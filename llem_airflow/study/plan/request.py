@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from llem_airflow.study import Experiment, ModelVersion, Study
-from llem_airflow.study.identity import experiment_hash
-from llem_airflow.study.settle import with_deltas
+from llem_airflow.study.config.paths import with_values
+from llem_airflow.study.config.study import ModelVersion
+from llem_airflow.study.plan.identity import experiment_hash
+from llem_airflow.study.plan.model import Experiment, Study
 
 SHOWN = 200
 
@@ -92,7 +93,7 @@ def altered(study: Study, experiment: Experiment, request: Request) -> Experimen
     if study.versions:
         experiment = experiment.at_version(_version(study, request.version))
     if request.n_prompts is not None:
-        config = with_deltas(experiment.config, ((("task", "dataset", "n_prompts"), request.n_prompts),))
+        config = with_values(experiment.config, ((("task", "dataset", "n_prompts"), request.n_prompts),))
         experiment = replace(experiment, config=config, hash=experiment_hash(config))
     return experiment
 

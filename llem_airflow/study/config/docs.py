@@ -1,0 +1,219 @@
+"""What the models say of the keys: the JSON Schema for editors, the reference for readers, the words of a message.
+
+``python -m llem_airflow.study.config.docs`` prints the key reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, get_origin
+
+from pydantic.fields import FieldInfo
+
+from llem_airflow.study.config.base import Section, is_mapping, keys_of, model_of
+from llem_airflow.study.config.experiment import Experiment
+from llem_airflow.study.config.study import StudyKeys
+from llem_airflow.study.names import ENGINE_ALIASES, ENGINES
+
+Schema = dict[str, Any]
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+KINDS = {"integer": "whole number", "number": "number", "string": "text", "object": "mapping"}
+_OLD = {"pytorch": "transformers"}
+"""Older names of engines that the schema offers; the others are accepted all the same."""
+_BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum"}
+
+
+@cache
+def _properties(model: type[Section]) -> dict[str, Schema]:
+    return dict(model.model_json_schema()["properties"])
+
+
+def value_schema(model: type[Section], key: str) -> Schema:
+    """The JSON Schema of a key that holds a value, with its bounds; ``type`` is a list where null is a value."""
+    schema = {k: v for k, v in _properties(model)[key].items() if k not in {"title", "anyOf"}}
+    field = keys_of(model)[key]
+    options = [each for each in _properties(model)[key].get("anyOf", ()) if each != {"type": "null"}]
+    schema = (options[0] if options else {}) | schema
+    schema = {k: v for k, v in schema.items() if k not in _BOUNDS and not (k == "default" and v is None)}
+    for bound in field.metadata:
+        schema |= {word: getattr(bound, name) for name, word in _BOUNDS.items() if hasattr(bound, name)}
+    if options and isinstance(schema.get("type"), str):
+        schema["type"] = [schema["type"], "null"]
+    return schema
+
+
+def _nullable(schema: Schema) -> Schema:
+    """Null is the same as leaving a key out, so it is always accepted."""
+    kinds = schema.get("type", [])
+    if kinds:
+        schema["type"] = [*dict.fromkeys([*([kinds] if isinstance(kinds, str) else kinds), "null"])]
+    if "enum" in schema:
+        schema["enum"] = [*schema["enum"], None]
+    return schema
+
+
+def _section(model: type[Section], description: str | None = None) -> Schema:
+    return {
+        "type": ["object", "null"],
+        "description": description or model.__doc__,
+        "properties": {key: _key(model, key, field) for key, field in keys_of(model).items()},
+        "additionalProperties": False,
+    }
+
+
+def _key(model: type[Section], key: str, field: FieldInfo) -> Schema:
+    inner = model_of(field)
+    if inner is None:
+        schema = value_schema(model, key)
+        return schema if field.is_required() else _nullable(schema)
+    if get_origin(field.annotation) is not list:
+        return _section(inner, field.description)
+    row = _section(inner) | {
+        "required": [name for name, each in keys_of(inner).items() if each.is_required()]
+    }
+    return {"type": ["array", "null"], "items": row, "description": field.description}
+
+
+def json_schema() -> Schema:
+    """The schema of a whole study file, for editors and other tools."""
+    own = _section(Experiment)["properties"]
+    experiment = {**own, **{alias: own[engine] for alias, engine in _OLD.items()}}
+    entry = {"type": "object", "properties": experiment, "additionalProperties": False}
+    name = value_schema(Experiment, "engine")
+    engine = {"anyOf": [own["engine"], {"type": "array", "items": name, "minItems": 1}]}
+    properties = {
+        **_section(StudyKeys)["properties"],
+        **experiment,
+        "engine": engine,
+        "sweep": _sweep(),
+        "experiments": {"type": ["array", "null"], "items": entry, "description": "Written-out experiments."},
+    }
+    return {
+        "$schema": DIALECT,
+        "title": "llem-airflow study",
+        "description": "One question about the energy of LLM inference: what runs, how often, in what order.",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def _object(properties: Schema) -> Schema:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [*properties],
+        "additionalProperties": False,
+    }
+
+
+def _sweep() -> Schema:
+    """Axes by their dotted keys, free keys of the engines by pattern, and groups by any other name."""
+    number = {"type": "number"}
+    linear = _object({"min": number, "max": number, "num": {"type": "integer", "minimum": 1}})
+    ranges = [linear, _object({"log": {"type": "object"}}), _object({"pow2": {"type": "object"}})]
+    properties: Schema = {}
+    for path, model, field in values(Experiment):
+        value = value_schema(model, path[-1])
+        if is_mapping(field):
+            continue
+        for head in (path[0], *(alias for alias, engine in _OLD.items() if engine == path[0])):
+            axis = {"anyOf": [{"type": "array", "items": value, "minItems": 1}, value, *ranges]}
+            properties[".".join((head, *path[1:]))] = axis
+    free = {"anyOf": [{"type": "array", "minItems": 1}, {"type": ["string", "number", "boolean"]}, *ranges]}
+    engines = "|".join((*ENGINES, *_OLD))
+    return {
+        "type": ["object", "null"],
+        "description": "Axes (dotted key: list or range), which multiply, and groups (name: mappings).",
+        "properties": properties,
+        "patternProperties": {rf"^({engines})\.(engine_params|sampling_params)\..+$": free},
+        "additionalProperties": {"type": "array", "items": {"type": "object"}, "minItems": 1},
+    }
+
+
+def values(
+    model: type[Section], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], type[Section], FieldInfo]]:
+    """Every key below a model that holds a value: its path, the model that it is a field of, and the field."""
+    for key, field in keys_of(model).items():
+        inner = model_of(field)
+        if inner is None:
+            yield (*path, key), model, field
+        else:
+            yield from values(inner, (*path, key))
+
+
+def allowed(schema: Schema) -> str:
+    """What may be written for a value, in words."""
+    null = ", or null" if isinstance(schema.get("type"), list) and "null" in schema["type"] else ""
+    if "enum" in schema:
+        return f"{', '.join(name for name in schema['enum'] if name not in {None, *ENGINE_ALIASES})}{null}"
+    return f"{_kind(schema)}{null}"
+
+
+def _kind(schema: Schema) -> str:
+    kinds = schema.get("type", "any")
+    names = [kind for kind in ([kinds] if isinstance(kinds, str) else kinds) if kind != "null"]
+    return " or ".join(_word(kind, schema) for kind in names)
+
+
+def _word(kind: str, schema: Schema) -> str:
+    if kind == "array":
+        items = schema.get("items", {})
+        inner = ", ".join(items["enum"]) if "enum" in items else f"{KINDS.get(items.get('type'), 'value')}s"
+        return f"a list of {inner}{' that is not empty' if schema.get('minItems') else ''}"
+    if kind == "boolean":
+        return "true or false"
+    if kind not in KINDS:
+        return "any value"
+    return f"{'' if kind == 'string' else 'a '}{KINDS[kind]}{_bounds(schema)}"
+
+
+def _bounds(schema: Schema) -> str:
+    if schema.get("minLength"):
+        return " that is not empty"
+    bounds = [schema.get(word) for word in ("minimum", "exclusiveMinimum", "maximum")]
+    least, above, most = [None if bound is None else f"{bound:.12g}" for bound in bounds]
+    if least and most:
+        return f" from {least} to {most}"
+    if above:
+        return f" above {above}" + (f", at most {most}" if most else "")
+    return f", {least} or more" if least else ""
+
+
+def key_reference() -> str:
+    """Two Markdown tables: keys of an experiment, keys of the study."""
+    parts = []
+    for title, model in (("Keys of an experiment", Experiment), ("Keys of the study", StudyKeys)):
+        rows = "\n".join(_rows(model, ()))
+        parts.append(
+            f"### {title}\n\n| key | value | default | meaning |\n| --- | --- | --- | --- |\n{rows}\n"
+        )
+    return "\n".join(parts)
+
+
+def _rows(model: type[Section], path: tuple[str, ...]) -> Iterator[str]:
+    for key, field in keys_of(model).items():
+        if key in ENGINE_ALIASES:
+            continue
+        inner = model_of(field)
+        if inner is not None:
+            name = f"{key}[]" if get_origin(field.annotation) is list else key
+            yield from _rows(inner, (*path, name))
+            continue
+        value = allowed(value_schema(model, key))
+        yield f"| `{'.'.join((*path, key))}` | {value} | {_default(field)} | {field.description} |"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "**required**"
+    if field.default is None:
+        return ""
+    return str(field.default).lower() if isinstance(field.default, bool) else f"{field.default}"
+
+
+if __name__ == "__main__":
+    print(key_reference())  # noqa: T201  # a page for the README

@@ -1,0 +1,503 @@
+"""Every key of an experiment: the part of the study file that can be fixed, swept or given per entry."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, create_model
+
+from llem_airflow.study.config.base import Consistent, Contradiction, Section, keys_of, model_of
+from llem_airflow.study.config.paths import Config
+from llem_airflow.study.config.types import Engine, Mapped, Number, Text, Whole, refuse
+from llem_airflow.study.names import INSTALLED_ENGINES, PROMPT_FILES, names_dataset
+from llem_airflow.study.problems import show
+
+BUILTIN = "builtin"
+"""The prompt set that is shipped."""
+BUILTIN_FILE = Path(__file__).parents[1] / "data" / "prompts.jsonl"
+SYNTHETIC = re.compile(r"synthetic:(0*[1-9]\d{0,6})x(0*[1-9]\d{0,6})\Z")
+"""Prompts made of so many random tokens, with so many tokens of output."""
+STANDING_IN = {"aienergyscore": "AIEnergyScore"}
+"""Datasets of llenergymeasure that are not shipped; the builtin set stands in for them, with a warning."""
+GPU_METERS = ("auto", "nvml", "rapl")
+"""Meters of a machine that gets hot: pauses and warm-up floors have their full defaults with them."""
+SAMPLER_METER = {"auto": "auto", "nvml": "nvml", "zeus": "nvml", "codecarbon": "cpu-estimate", None: "none"}
+"""What a file's ``energy_sampler`` (llenergymeasure's word) means as a ``meter``."""
+PRESETS: dict[str, dict[str, float]] = {
+    "deterministic": {"temperature": 0.0},
+    "standard": {"temperature": 1.0, "top_p": 0.95},
+    "creative": {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.1},
+    "factual": {"temperature": 0.3},
+}
+"""Sampling presets: what is written under ``sampling_params`` wins over them."""
+KEPT = "Kept for llenergymeasure files"
+
+
+_FILE = Path(__file__).parents[1] / "data" / "engine-keys.json"
+
+PARTS = ("engine_params", "sampling_params")
+
+
+@cache
+def known_keys(engine: str, part: str) -> tuple[str, ...]:
+    """Keys that the engine is known to have, sorted."""
+    return tuple(json.loads(_FILE.read_text("utf-8")).get(engine, {}).get(part, ()))
+
+
+class FlatKeys(Mapping[str, str]):
+    """Where the flat keys of older files are now: ``vllm.dtype`` is ``vllm.engine_params.dtype``.
+
+    Reads the vocabulary only when a file has such a key.
+    """
+
+    def __init__(self, engine: str) -> None:
+        self.engine = engine
+
+    def __getitem__(self, key: str) -> str:
+        for part in PARTS:
+            if key in known_keys(self.engine, part):
+                return f"it is {self.engine}.{part}.{key}"
+        if self.engine == "transformers" and key in {
+            "batch_size",
+            "torch_compile",
+            "allow_tf32",
+            "autocast_enabled",
+        }:
+            return f"it is transformers.llem_execution.{key}"
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for part in PARTS for key in known_keys(self.engine, part))
+
+    def __len__(self) -> int:
+        return sum(len(known_keys(self.engine, part)) for part in PARTS)
+
+
+def _source(text: str) -> str:
+    """What names no source of prompts, as far as that is known without looking for it."""
+    if text.startswith("synthetic:") and not SYNTHETIC.match(text):
+        form = "write synthetic:<input tokens>x<output tokens>, for example synthetic:512x128"
+        raise refuse(f"found {show(text)}", form)
+    named = text in {BUILTIN, *STANDING_IN} or text.startswith("synthetic:") or text.endswith(PROMPT_FILES)
+    if not named and not names_dataset(text):
+        raise refuse(
+            f"found {show(text)}, which is no source of prompts",
+            f"use {BUILTIN!r}, synthetic:<in>x<out>, a .jsonl or .parquet file with a column 'prompt', or a dataset of "
+            "the hub as owner/name",
+        )
+    return text
+
+
+@cache
+def builtin_prompts() -> int:
+    """How many prompts the set has that is shipped."""
+    return sum('"prompt"' in line for line in BUILTIN_FILE.read_text("utf-8").splitlines())
+
+
+class Dataset(Consistent):
+    """The prompts."""
+
+    source: Annotated[Text, AfterValidator(_source)] = Field(
+        BUILTIN,
+        description="`builtin`, a .jsonl or .parquet path relative to this file, `synthetic:<in>x<out>` tokens, or a "
+        "dataset of the hub: `owner/name[@revision][:file]`.",
+    )
+    n_prompts: Whole = Field(100, ge=1, le=1_000_000, description="How many prompts make one pass.")
+    order: Literal["interleaved", "grouped", "shuffled"] = Field(
+        "interleaved", description="Order of the prompts."
+    )
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """More prompts than the shipped set has."""
+        if self.source in {BUILTIN, *STANDING_IN} and self.n_prompts > (most := builtin_prompts()):
+            found = f"{self.source!r} has {most} prompts but n_prompts is {self.n_prompts}"
+            yield ("n_prompts", "source"), found, f"set n_prompts to {most} or less, or name a file"
+
+
+class Task(Section):
+    """What is measured: model, prompts, lengths."""
+
+    moved: ClassVar = {"dataset_name": "use task.dataset.source", "n_prompts": "use task.dataset.n_prompts"}
+
+    model: Text = Field(description="Hub id, path or name under the models folder.")
+    random_seed: Whole = Field(42, description="Seed of sampling and of the prompt order.")
+    max_input_tokens: Whole | None = Field(
+        256, ge=1, description="Prompts are cut to this many tokens; null for no cut."
+    )
+    max_output_tokens: Whole | None = Field(
+        256, ge=1, description="Tokens generated per request; null is 256."
+    )
+    dataset: Dataset = Field(Dataset(), description="The prompts.")
+
+    def config(self) -> Config:
+        """The section as it is measured: lengths are fixed so that cycles do the same work."""
+        return self.model_dump() | {"max_output_tokens": self.max_output_tokens or 256}
+
+
+class Baseline(Section):
+    """Idle power, measured before each window."""
+
+    enabled: bool | None = Field(None, description="Measure idle power (default: where power is measured).")
+    duration_seconds: Number | None = Field(
+        None, ge=5, le=120, description="Length of each baseline, in seconds (default 30)."
+    )
+    strategy: Literal["validated", "cached", "fresh"] = Field(
+        "validated",
+        description="`fresh`: in every cycle. `cached`: once per experiment and run, then taken over while device, "
+        "driver and limits stay the same. `validated`: so, with a look now and then whether it still holds.",
+    )
+    cache_ttl_seconds: Number = Field(
+        7200, ge=60, description="Idle power older than this is measured again, in seconds."
+    )
+    validation_interval: Whole = Field(
+        5, ge=1, description="`validated`: every so many cycles looks whether it still holds."
+    )
+    drift_threshold: Number = Field(
+        0.1,
+        ge=0.01,
+        le=0.5,
+        description="`validated`: relative change of the bare device's power from which it is measured again.",
+    )
+
+
+def _span(value: list[float]) -> list[float]:
+    if len(value) != 2 or not 0 <= value[0] < value[1]:
+        raise refuse(f"found {show(value)}", "allowed: [begin_s, end_s] with 0 <= begin < end")
+    return value
+
+
+class Measurement(Consistent):
+    """How it is measured."""
+
+    moved: ClassVar = {"warmup": "it has moved to offline.warmup"}
+
+    meter: Literal["auto", "nvml", "rapl", "cpu-estimate", "none"] | None = Field(
+        None, description="What reads the power (default auto: nvml, then rapl, then cpu-estimate)."
+    )
+    energy_sampler: Literal["auto", "nvml", "zeus", "codecarbon"] | None = Field(
+        "auto", description="The meter, in llenergymeasure's word; null for none."
+    )
+    power_hz: Number = Field(10, gt=0, le=1000, description="Power samples per second.")
+    min_window_seconds: Number = Field(
+        30,
+        ge=0,
+        le=86400,
+        description="The prompt set is repeated until the window is this long, in seconds.",
+    )
+    cpu_idle_watts: Number = Field(
+        10, ge=0, le=10000, description="Assumed idle power of the CPU for cpu-estimate, in watts."
+    )
+    cpu_max_watts: Number = Field(
+        65, gt=0, le=10000, description="Assumed full power of the CPU for cpu-estimate, in watts."
+    )
+    require_energy: bool = Field(False, description="A cycle whose energy is withheld counts as missing.")
+    latency_profiling: bool = Field(False, description=f"{KEPT}: token times are always recorded.")
+    measurement_methodology: Literal["total", "windowed", "steady_state"] = Field(
+        "total", description=f"{KEPT}."
+    )
+    measurement_window: Annotated[list[Number], AfterValidator(_span)] | None = Field(
+        None, description=f"{KEPT}: [begin_s, end_s]."
+    )
+    warmup_discard_fraction: Number = Field(0.1, ge=0, le=0.999, description=f"{KEPT}.")
+    warmup_discard_seconds: Number | None = Field(None, ge=0, description=f"{KEPT}.")
+    steady_state_auto_detect: bool = Field(False, description=f"{KEPT}.")
+    baseline: Baseline = Field(Baseline(), description="Idle power, measured before each window.")
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """A window that is not given, two meters, a CPU that idles at more than its most."""
+        if self.measurement_methodology == "windowed" and self.measurement_window is None:
+            found = "measurement_methodology is 'windowed' but there is no measurement_window"
+            yield ("measurement_methodology",), found, "add measurement_window: [begin_s, end_s]"
+        if self.meter not in {None, SAMPLER_METER[self.energy_sampler]} and self.energy_sampler != "auto":
+            sampler = "null" if self.energy_sampler is None else repr(self.energy_sampler)
+            found = f"meter {self.meter!r} contradicts energy_sampler {sampler}"
+            yield ("meter", "energy_sampler"), found, "keep one of them"
+        idle, most = self.cpu_idle_watts, self.cpu_max_watts
+        if idle >= most:
+            found = f"cpu_idle_watts {idle:g} is not below cpu_max_watts {most:g}"
+            yield ("cpu_idle_watts", "cpu_max_watts"), found, "the idle power is the smaller one"
+
+    def config(self) -> Config:
+        """The section as it is measured: one word for the meter."""
+        found = self.model_dump()
+        sampler = found.pop("energy_sampler")
+        found["meter"] = self.meter or SAMPLER_METER[sampler]
+        return found
+
+
+def _floor(value: float) -> float:
+    """Llenergymeasure's lower bound, with 0 (off) allowed because an estimate needs no thermal floor."""
+    if 0 < value < 30:
+        raise refuse(f"found {value:g}", "allowed: 0 (off), or 30 seconds or more")
+    return value
+
+
+class Warmup(Section):
+    """Iterations before the measured window."""
+
+    enabled: bool = Field(True, description="Warm up.")
+    n_prompts: Whole | None = Field(
+        None, ge=1, description="Length of a fixed warm-up, in iterations; writing it asks for one (5)."
+    )
+    thermal_floor_seconds: Annotated[Number, AfterValidator(_floor)] | None = Field(
+        None,
+        ge=0,
+        le=3600,
+        description="Shortest warm-up, in seconds (default 60 where power is measured, else 0).",
+    )
+    convergence_detection: bool | None = Field(
+        None, description="Warm up until latency and power are steady (default, unless n_prompts is given)."
+    )
+    cv_threshold: Number = Field(
+        0.05,
+        ge=0.01,
+        le=0.5,
+        description="Steady when the coefficient of variation of the latency is at most this.",
+    )
+    min_prompts: Whole | None = Field(
+        None, ge=1, description="Fewest warm-up iterations (default: window_size)."
+    )
+    max_prompts: Whole = Field(40, ge=5, description="Most warm-up iterations.")
+    window_size: Whole = Field(10, ge=3, description="Last iterations over which the variation is taken.")
+
+
+class Offline(Section):
+    """Batch inference over a fixed prompt set."""
+
+    warmup: Warmup = Field(Warmup(), description="Iterations before the measured window.")
+
+    def config(self) -> Config:
+        """The section as it is measured: a warm-up of fixed length only where its length is written."""
+        found = self.model_dump()
+        warmup = found["warmup"]
+        if warmup["convergence_detection"] is None:
+            warmup["convergence_detection"] = warmup["n_prompts"] is None
+        if warmup["n_prompts"] is None:
+            warmup["n_prompts"] = 5
+        if warmup["min_prompts"] is None:
+            warmup["min_prompts"] = min(warmup["window_size"], warmup["max_prompts"])
+        return found
+
+
+class Slo(Section):
+    """Bounds that classify a result; not part of the identity."""
+
+    ttft_ms: Number | None = Field(None, gt=0, description="Bound on time to first token, in milliseconds.")
+    tpot_ms: Number | None = Field(None, gt=0, description="Bound on time per output token, in milliseconds.")
+    percentile: Number = Field(0.99, gt=0, le=1, description="The quantile the bounds apply to.")
+
+
+class Traffic(Section):
+    """The arrivals."""
+
+    moved: ClassVar = {"window_requests": "not supported: a window is a duration; use window_seconds"}
+
+    rate: Number = Field(gt=0, description="Requests per second.")
+    arrival: Literal["poisson", "gamma"] = Field(
+        "poisson", description="Distribution of the gaps between arrivals."
+    )
+    burstiness: Number | None = Field(
+        None,
+        gt=0,
+        description="Coefficient of variation of the gaps, for gamma: larger is burstier, 1 is poisson. vLLM's "
+        "`--burstiness` is the other way round: it is 1 / this squared.",
+    )
+    window_seconds: Number = Field(240, gt=0, description="Length of the measured window, in seconds.")
+    ramp_exclusion_seconds: Number = Field(30, ge=0, description="Load before the window, in seconds.")
+    concurrency_cap: Whole | None = Field(None, ge=1, description="Most requests in flight.")
+    seed: Whole | None = Field(None, description="Seed of the arrivals.")
+    slo: Slo | None = Field(None, description="Bounds that classify a result; not part of the identity.")
+
+
+class ServerWarmup(Section):
+    """Load before the measured window."""
+
+    mode: Literal["composite", "fixed"] = Field(
+        "composite", description="Wait for steady power and temperature, or a fixed time."
+    )
+    timeout_seconds: Number = Field(900, gt=0, description="Longest composite warm-up, in seconds.")
+    duration_seconds: Number = Field(300, ge=0, description="Length of a fixed warm-up, in seconds.")
+
+
+class Server(Section):
+    """Online serving under a traffic pattern."""
+
+    traffic: Traffic = Field(description="The arrivals.")
+    warmup: ServerWarmup = Field(ServerWarmup(), description="Load before the measured window.")
+    cooldown_seconds: Number = Field(0, ge=0, description="Pause after a rate level, in seconds.")
+
+    def config(self) -> Config:
+        """The section as it is measured, with the bounds as they are written."""
+        found = self.model_dump()
+        del found["traffic"]["slo"]
+        if self.traffic.slo is not None:
+            found["traffic"]["slo"] = self.traffic.slo.model_dump(exclude_unset=True, exclude_none=True)
+        return found
+
+
+class Gpus(Section):
+    """The GPUs of one experiment."""
+
+    count: Whole | None = Field(None, ge=0, le=64, description="How many (default: as many as ids, else 1).")
+    kind: Literal["any", "full", "mig"] = Field("any", description="Whole GPUs, MIG slices, or either.")
+    ids: list[str] | None = Field(None, min_length=1, description="Exactly these: UUIDs or indices as text.")
+    memory_gb: Number | None = Field(None, gt=0, description="Memory that each must have, in gigabytes.")
+    exclusive: Literal["gpu", "host"] = Field(
+        "gpu", description="No other experiment on the same GPU, or on the whole host."
+    )
+
+    def config(self) -> Config:
+        """The section as it is measured."""
+        return self.model_dump() | {"count": len(self.ids or "1") if self.count is None else self.count}
+
+
+CHAT = "Put each prompt into the model's chat template."
+
+
+class Execution(Section):
+    """What the measuring code does around the engine."""
+
+    chat_template: bool | None = Field(None, description=CHAT)
+
+
+class TransformersExecution(Consistent):
+    """What the measuring code does around the transformers engine."""
+
+    batch_size: Whole | None = Field(None, ge=1, description="Prompts per batch (default 1).")
+    chat_template: bool | None = Field(None, description=CHAT)
+    torch_compile: bool | None = Field(None, description="Compile the model with torch.compile.")
+    torch_compile_mode: Text | None = Field(None, description="Mode of torch.compile.")
+    torch_compile_backend: Text | None = Field(None, description="Backend of torch.compile.")
+    allow_tf32: bool | None = Field(None, description="Allow TF32 matrix products.")
+    autocast_enabled: bool | None = Field(None, description="Generate under torch.autocast.")
+    autocast_dtype: Literal["float16", "bfloat16"] | None = Field(None, description="Type under autocast.")
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Settings of a compilation that is switched off."""
+        for name in ("torch_compile_mode", "torch_compile_backend"):
+            if getattr(self, name) is not None and self.torch_compile is False:
+                advice = "set torch_compile: true or drop it"
+                yield (name, "torch_compile"), f"{name} is set but torch_compile is false", advice
+
+
+class EngineSection(Section):
+    """An engine: what passes through to it, and what is done around it."""
+
+    engine_params: Mapped = Field(
+        {}, description="Arguments of the engine's constructor; unknown keys pass through."
+    )
+    sampling_params: Mapped = Field(
+        {}, description="Arguments of the engine's sampling; unknown keys pass through."
+    )
+    llem_execution: Execution = Field(
+        Execution(), description="What the measuring code does around the engine."
+    )
+
+
+class Transformers(EngineSection):
+    """The transformers engine."""
+
+    moved: ClassVar = FlatKeys("transformers")
+
+    llem_execution: TransformersExecution = Field(  # type: ignore[assignment]  # its own keys instead
+        TransformersExecution(), description="What the measuring code does around the transformers engine."
+    )
+
+
+class Vllm(EngineSection):
+    """The vLLM engine."""
+
+    moved: ClassVar = FlatKeys("vllm")
+
+
+class Tensorrt(EngineSection):
+    """The TensorRT-LLM engine."""
+
+    moved: ClassVar = FlatKeys("tensorrt")
+
+
+def _not_ours(value: dict[str, Any]) -> dict[str, Any]:
+    taken = sorted(set(value) & set(Experiment.model_fields))
+    if taken:
+        found = f"{taken[0]!r} is a key of the study itself"
+        raise refuse(found, f"write {taken[0]}: at the top level instead")
+    return value
+
+
+class OwnExperiment(Section):
+    """One experiment, with the engines of this package."""
+
+    moved: ClassVar = {
+        "model": "it is task.model",
+        "dataset": "it is task.dataset",
+        "harness": "its keys have moved to <engine>.llem_execution",
+        "warmup": "it is offline.warmup",
+        "baseline": "it is measurement.baseline",
+        "batch_size": "it is transformers.llem_execution.batch_size",
+        "n_prompts": "it is task.dataset.n_prompts",
+        "max_output_tokens": "it is task.max_output_tokens",
+        "max_input_tokens": "it is task.max_input_tokens",
+    }
+
+    serving_mode: Literal["offline", "server"] = Field(description="Batch inference or online serving.")
+    engine: Engine = Field("transformers", description="The inference engine.")
+    task: Task = Field(description="What is measured: model, prompts, lengths.")
+    measurement: Measurement = Field(Measurement(), description="How it is measured.")
+    offline: Offline = Field(Offline(), description="Batch inference over a fixed prompt set.")
+    server: Server | None = Field(None, description="Online serving under a traffic pattern.")
+    sampling_preset: Literal["deterministic", "standard", "creative", "factual"] | None = Field(
+        None, description="Named sampling values."
+    )
+    passthrough_kwargs: Annotated[Mapped, AfterValidator(_not_ours)] | None = Field(
+        None, description="More arguments for the engine."
+    )
+    gpus: Gpus | None = Field(None, description="The GPUs of one experiment.")
+    transformers: Transformers = Field(Transformers(), description="The transformers engine.")
+    vllm: Vllm = Field(Vllm(), description="The vLLM engine.")
+    tensorrt: Tensorrt = Field(Tensorrt(), description="The TensorRT-LLM engine.")
+
+
+_plugins: dict[str, Any] = {
+    name: (EngineSection, Field(EngineSection(), description=f"The installed engine {name}."))
+    for name in INSTALLED_ENGINES
+}
+Experiment: type[OwnExperiment] = create_model("Experiment", __base__=OwnExperiment, **_plugins)
+"""One experiment, with the engines of other packages beside ours."""
+
+
+def section_model(name: str) -> type[Section]:
+    """The model of a section of an experiment."""
+    found = model_of(keys_of(Experiment)[name])
+    if found is None:
+        raise KeyError(name)
+    return found
+
+
+def with_sampling(engine: str, section: Config, preset: str | None) -> Config:
+    """The section of the experiment's engine with the preset's values and, for transformers, whether it samples."""
+    given, sampling = PRESETS.get(preset or "", {}), section["sampling_params"]
+    sampling = given | {
+        name: value for name, value in sampling.items() if value is not None or name not in given
+    }
+    if engine == "transformers":
+        sampling = sampling | {"do_sample": _samples(sampling)}
+    return section | {"sampling_params": sampling}
+
+
+def _samples(sampling: Config) -> Any:
+    """Whether transformers draws tokens at random.
+
+    ``generate`` decodes greedily unless do_sample is set, whatever the temperature, and refuses a temperature of 0
+    when it is set: here a temperature that is written down is applied, and 0 is greedy as in the other engines.
+    """
+    temperature, wanted = sampling.get("temperature"), sampling.get("do_sample")
+    if not isinstance(temperature, (int, float)):
+        return False if wanted is None else wanted
+    if wanted is None:
+        return temperature > 0
+    return False if temperature == 0 else wanted

@@ -1,0 +1,196 @@
+"""Values against the models: what pydantic says, in the file's own words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
+
+from llem_airflow.study.config.base import FRAGMENT, Section, keys_of, model_of, takes_null
+from llem_airflow.study.config.docs import allowed, value_schema
+from llem_airflow.study.config.types import finite
+from llem_airflow.study.problems import KeyPath, closest, show
+
+Report = Callable[..., None]
+"""``report(path, found, allowed, suggestion=None, of_key=False)`` notes one problem."""
+Of = TypeVar("Of", bound=Section)
+WRONG: Any = object()
+"""Stands for a value that was reported."""
+
+
+def check(
+    model: type[Of],
+    value: Any,
+    path: KeyPath,
+    report: Report,
+    *,
+    stage: Literal["whole", "part", "rest"] = "whole",
+) -> Of | None:
+    """The value as the model; every problem goes to ``report``, also those of keys beside a wrong one.
+
+    Args:
+        model: The model of the section.
+        value: What the file has.
+        path: Where it has it.
+        report: Takes the problems.
+        stage: ``part``: this is a part of an experiment, of which nothing is missing yet and nothing contradicts.
+            ``rest``: the parts were reported, only what contradicts is new.
+    """
+    told: set[KeyPath] = set()
+    while True:
+        try:
+            return model.model_validate(value, context=FRAGMENT if stage == "part" else None)
+        except ValidationError as error:
+            wrong = [_Wrong(model, each) for each in error.errors(include_url=False)]
+        for each in wrong:
+            known = stage == "rest" and each.kind != "contradiction"
+            if each.place not in told and not known and not (stage == "part" and each.kind == "missing"):
+                each.tell(path, report)
+            told.add(each.place)
+        rest = value
+        for each in wrong:
+            rest = _without(rest, each.place)
+        if rest == value or not isinstance(rest, dict):
+            return None
+        value = rest
+
+
+@cache
+def _adapter(model: type[Section], key: str) -> TypeAdapter[Any]:
+    field = keys_of(model)[key]
+    kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
+
+
+def check_value(model: type[Section], key: str, value: Any, path: KeyPath, report: Report) -> Any:
+    """One value of a key in canonical form, or WRONG."""
+    try:
+        return _adapter(model, key).validate_python(value)
+    except ValidationError as error:
+        wrong = [
+            _Wrong(model, each | {"loc": (key, *each["loc"])}) for each in error.errors(include_url=False)
+        ]
+    for each in {each.place: each for each in reversed(wrong)}.values():
+        each.tell(path, report, below=1)
+    return WRONG
+
+
+def check_free(value: Any, path: KeyPath, report: Report) -> Any:
+    """A value that passes through to an engine, or WRONG."""
+    try:
+        return finite(value)
+    except PydanticCustomError as error:
+        said = error.context or {}
+        report((*path, *said["path"]), said["found"], said["allowed"])
+        return WRONG
+
+
+def _without(value: Any, place: KeyPath) -> Any:
+    """The value without a key; of a list that has something wrong, without the list."""
+    if not place or not isinstance(value, dict) or place[0] not in value:
+        return value
+    head, *rest = place
+    if not rest or isinstance(rest[0], int) or not isinstance(value[head], dict):
+        return {key: child for key, child in value.items() if key != head}
+    return value | {head: _without(value[head], tuple(rest))}
+
+
+class _Wrong:
+    """One error of pydantic.
+
+    Attributes:
+        kind: Its type.
+        place: The key's path below the model, without what pydantic adds for unions.
+    """
+
+    def __init__(self, model: type[Section], error: Any) -> None:
+        self.kind, self.value, self.said = error["type"], error["input"], error.get("ctx", {})
+        place: list[str | int] = []
+        self.owner: type[Section] = model
+        inner: type[Section] | None = model
+        for part in error["loc"]:
+            if isinstance(part, str):
+                if inner is None:
+                    break
+                self.owner, inner = inner, model_of(keys_of(inner).get(part))
+            place.append(part)
+        self.place: KeyPath = tuple(place)
+        self.model = inner
+
+    def tell(self, path: KeyPath, report: Report, *, below: int = 0) -> None:
+        """Report it at its place below ``path``, which has so many of its keys."""
+        where = (*path, *self.place[below:])
+        if self.kind == "refused":
+            report((*where, *self.said["path"]), self.said["found"], self.said["allowed"])
+        elif self.kind == "contradiction":
+            for keys, found, advice in self.said["problems"]:
+                written = next(((key,) for key in keys if key in self.value), ())
+                report((*where, *written), found, advice)
+        elif self.kind == "extra_forbidden":
+            unknown(self.owner, str(self.place[-1]), where[:-1], report)
+        elif self.kind == "missing":
+            report(where[:-1], f"the key {self.place[-1]!r} is missing", f"add `{self.place[-1]}: ...`")
+        elif self.model is not None:
+            keys = ", ".join(keys_of(self.model))
+            words = "a list of mappings" if self.kind == "list_type" else f"a mapping with the keys {keys}"
+            report(where, f"found {show(self.value)}", f"allowed: {words}"[:300])
+        else:
+            self._tell_value(where, report)
+
+    def _tell_value(self, where: KeyPath, report: Report) -> None:
+        key = next(str(part) for part in reversed(self.place) if isinstance(part, str))
+        schema = value_schema(self.owner, key)
+        if isinstance(self.place[-1], int):
+            schema = schema.get("items", {})
+        choices = [name for name in schema.get("enum", ()) if name is not None]
+        meant = closest(self.value, choices) if isinstance(self.value, str) and choices else None
+        report(
+            where,
+            f"found {show(self.value)}",
+            f"allowed: {allowed(schema)}{_hint(schema, self.value)}",
+            meant,
+        )
+
+
+def _hint(schema: Mapping[str, Any], value: Any) -> str:
+    kinds = schema.get("type", [])
+    kinds = {kinds} if isinstance(kinds, str) else set(kinds)
+    if "enum" in schema:
+        return ""
+    if "string" in kinds and isinstance(value, (int, float)):
+        return " (put it in quotes)"
+    if kinds & {"integer", "number", "boolean"} and isinstance(value, str) and value.strip():
+        text = value.strip()
+        if text.replace(".", "", 1).lstrip("-").isdigit() or text.lower() in {"true", "false"}:
+            return " (without quotes)"
+    return ""
+
+
+def unknown(model: type[Section], name: str, path: KeyPath, report: Report) -> None:
+    """Report a key that the section does not have: where it is now, or which was probably meant."""
+    if name in model.moved:
+        report((*path, name), f"{name!r} is not a key here", model.moved[name], of_key=True)
+        return
+    known = list(keys_of(model))
+    meant = closest(name, known)
+    words = "no such key" if meant else f"allowed keys: {', '.join(known)}"
+    report((*path, name), f"unknown key {name!r}"[:120], words[:400], meant, of_key=True)
+
+
+def without_nulls(model: type[Section], value: Any) -> Any:
+    """The mapping without keys whose null means that they are left out; unknown keys stay, to be reported."""
+    if isinstance(value, list):
+        return [without_nulls(model, row) for row in value]
+    if not isinstance(value, dict):
+        return value
+    fields, found = keys_of(model), {}
+    for key, child in value.items():
+        field = fields.get(key)
+        if child is None and field is not None and not takes_null(field):
+            continue
+        inner = model_of(field)
+        found[key] = child if inner is None else without_nulls(inner, child)
+    return found

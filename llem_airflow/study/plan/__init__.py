@@ -1,0 +1,1 @@
+"""From checked values to runs: sweep, rules, identity, order, the plan."""

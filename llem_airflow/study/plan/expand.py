@@ -1,0 +1,279 @@
+"""The points of a study: which can run, and which are the same measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from llem_airflow.study.config.paths import Config, KeyPath, leaf_paths, lookup, merged
+from llem_airflow.study.file.document import Document
+from llem_airflow.study.names import ENGINES
+from llem_airflow.study.plan.identity import digest
+from llem_airflow.study.plan.model import Skipped
+from llem_airflow.study.plan.resolve import Batch, Point
+from llem_airflow.study.plan.rules import Rule, rules_of
+from llem_airflow.study.plan.sweep import MOST_POINTS, Sweep, Variant
+from llem_airflow.study.problems import KeyPath as FilePath
+from llem_airflow.study.problems import Problem, StudyFileError, StudyWarning, dotted
+
+
+@dataclass(slots=True)
+class Unique:
+    """A point that runs, and the points that are the same measurement.
+
+    Attributes:
+        config: Its configuration.
+        hash: Identity of the configuration as declared.
+        members: Hashes of the points it stands for, its own first.
+        ignored: Keys in which they differ and that have no effect.
+    """
+
+    config: Config
+    hash: str
+    members: list[str]
+    ignored: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Expansion:
+    """Every point of a study.
+
+    Attributes:
+        declared: How many points the file declares.
+        valid: How many can run.
+        skipped: The others, with the rule.
+        uniques: The experiments.
+        varied: Keys that differ between points, for their names.
+        fired: Rules whose effect the user should know.
+    """
+
+    declared: int = 0
+    valid: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+    uniques: list[Unique] = field(default_factory=list)
+    varied: list[KeyPath] = field(default_factory=list)
+    fired: dict[str, Rule] = field(default_factory=dict)
+
+
+def expand(document: Document, sweep: Sweep) -> Expansion:
+    """Expand a study.
+
+    Raises:
+        StudyFileError: Keys are missing or contradict each other, modes are mixed, or nothing is left to run.
+    """
+    engines = _engines(document, sweep)
+    count = sum(sweep.count(engine) for engine in engines)
+    if count > MOST_POINTS:
+        document.refuse(
+            ("sweep",), f"the sweep has {count:,} points", f"at most {MOST_POINTS:,}; drop an axis"
+        )
+    checks = _Checks(document, sweep)
+    mode = checks.run(engines)
+    expansion = Expansion()
+    judge = _Judge(expansion, collapse=document.keys.study_execution.deduplicate_equivalent)
+    for origin, written, variants in _batches(document, sweep, engines):
+        varied = set() if origin else sweep.paths()
+        batch = Batch(document, origin, written | {"serving_mode": mode}, varied)
+        judge.batch(batch, variants)
+        checks.problems |= batch.problems
+    if checks.problems:
+        raise StudyFileError(checks.problems)
+    expansion.varied = _varied(document, sweep, expansion)
+    if not expansion.uniques:
+        _nothing_left(document, sweep, expansion)
+    return expansion
+
+
+def _batches(
+    document: Document, sweep: Sweep, engines: list[str]
+) -> Iterator[tuple[FilePath, Config, Iterator[Variant]]]:
+    if sweep or not document.entries:
+        for engine in engines:
+            yield (), document.fixed | {"engine": engine}, sweep.points(engine)
+    for index, entry in enumerate(document.entries):
+        engine = entry.get("engine") or document.default_engine
+        yield ("experiments", index), merged(document.fixed, entry) | {"engine": engine}, iter([()])
+
+
+def _engines(document: Document, sweep: Sweep) -> list[str]:
+    """The engines whose sweep is run: those listed, else the scopes seen plus one written explicitly."""
+    if sweep.engines:
+        return sweep.engines
+    if document.engines is not None and len(document.engines) > 1:
+        return document.engines
+    scopes = sweep.scopes()
+    return sorted(scopes.union(document.engines or ())) if scopes else document.engines or ["transformers"]
+
+
+class _Judge:
+    """Decides for each point: skipped, the same as an earlier one, or an experiment."""
+
+    def __init__(self, expansion: Expansion, *, collapse: bool) -> None:
+        self.expansion, self.collapse = expansion, collapse
+        self.seen: dict[str, Unique] = {}
+        self.declared: set[str] = set()
+
+    def batch(self, batch: Batch, variants: Iterator[Variant]) -> None:
+        """Judge the points of a batch."""
+        invalid = batch.invalid
+        for variant in variants:
+            self.expansion.declared += 1
+            point = batch.point(variant)
+            if point is None:
+                continue
+            rule = next((rule for rule in invalid if rule.applies(point.config)), None)
+            if rule is None:
+                self._valid(point)
+            else:
+                shown = {dotted(path): value for path, value, _ in variant} | {"engine": batch.engine}
+                self.expansion.skipped.append(Skipped(rule.id, rule.told(point.config), shown))
+        self.expansion.fired |= batch.fired
+
+    def _valid(self, point: Point) -> None:
+        self.expansion.valid += 1
+        own = digest(point.identity())
+        idle = [path for section in point.sections.values() for path in section.idle]
+        key = digest(point.effective()) if idle else own
+        leader = self.seen.get(key)
+        if leader is None or (not self.collapse and own not in self.declared):
+            unique = Unique(point.config, own, [])
+            self.expansion.uniques.append(unique)
+            leader = leader or self.seen.setdefault(key, unique)
+        self.declared.add(own)
+        leader.members.append(own)
+        if idle and len(leader.members) > 1:
+            leader.ignored |= {dotted(p) for p in idle if lookup(point.config, p) != lookup(leader.config, p)}
+
+
+def _varied(document: Document, sweep: Sweep, expansion: Expansion) -> list[KeyPath]:
+    """Keys in which the experiments differ, in the order in which the file names them.
+
+    An axis of which one value is left still counts: the experiment keeps the name, and so the history, that it had
+    beside the others.
+    """
+    paths = dict.fromkeys(delta.path for variant in sweep.variants() for delta in variant)
+    for entry in document.entries:
+        paths |= dict.fromkeys(leaf_paths(entry))
+    paths[("engine",)] = None
+    axes = {
+        dimension.variants[0][0].path
+        for dimension in sweep.dimensions
+        if len(dimension.variants) == 1 == len(dimension.variants[0])
+    }
+    configs = [unique.config for unique in expansion.uniques]
+    return [path for path in paths if path in axes or _differs(configs, path)]
+
+
+def _differs(configs: list[Config], path: KeyPath) -> bool:
+    if not configs:
+        return False
+    first = lookup(configs[0], path)
+    return any(lookup(config, path) != first for config in configs)
+
+
+def _nothing_left(document: Document, sweep: Sweep, expansion: Expansion) -> None:
+    reasons = list(dict.fromkeys(f"[{skip.rule}] {skip.reason}" for skip in expansion.skipped))
+    first = expansion.skipped[0]
+    rule = next(rule for rule in rules_of(first.point["engine"]) if rule.id == first.rule)
+    where = ("sweep",) if sweep else ("experiments",) if document.entries else rule.conditions[0].path
+    what = "the experiment" if expansion.declared == 1 else f"each of the {expansion.declared} points"
+    found = f"nothing is left to run: {what} is known not to work: {'; '.join(reasons[:5])}"
+    document.refuse(where, found, "change or drop these keys")
+
+
+_NEEDED: dict[KeyPath, str] = {
+    ("serving_mode",): "add serving_mode: offline (a fixed prompt set) or serving_mode: server",
+    ("task", "model"): "add task: {model: ...}",
+    ("server", "traffic", "rate"): "add server: {traffic: {rate: <requests per second>}}",
+}
+
+
+class _Checks:
+    """What can only be said of whole experiments: required keys, one serving mode, sections that fit."""
+
+    def __init__(self, document: Document, sweep: Sweep) -> None:
+        self.document, self.sweep = document, sweep
+        self.problems: set[Problem] = set()
+
+    def run(self, engines: list[str]) -> str:
+        """The serving mode of all experiments.
+
+        Raises:
+            StudyFileError: Something is missing or does not fit.
+        """
+        document = self.document
+        modes = {delta.value for v in self.sweep.variants() for delta in v if delta.path == ("serving_mode",)}
+        if self.sweep or not document.entries:
+            modes |= self._of(document.fixed, self.sweep.paths(), ())
+        for index, entry in enumerate(document.entries):
+            modes |= self._of(merged(document.fixed, entry), set(), ("experiments", index))
+            self._entry_engine(entry, index)
+        if len(modes) > 1:
+            found = "the study mixes serving_mode offline and server"
+            self._note(self._mode_path(), found, "make one study for each mode")
+        elif modes:
+            self._foreign("server" if modes == {"offline"} else "offline", *modes)
+        if self.problems:
+            raise StudyFileError(self.problems)
+        self._foreign_engines(engines)
+        return str(modes.pop())
+
+    def _note(self, path: FilePath, found: str, allowed: str) -> None:
+        self.problems.add(self.document.source.problem(path, found, allowed, of_key=True))
+
+    def _mode_path(self) -> FilePath:
+        for index, entry in enumerate(self.document.entries):
+            if "serving_mode" in entry:
+                return ("experiments", index, "serving_mode")
+        return ("serving_mode",) if self.document.source.has(("serving_mode",)) else ("sweep", "serving_mode")
+
+    def _of(self, config: Config, swept: set[KeyPath], path: FilePath) -> set[str]:
+        """The serving mode of an experiment, whose required keys are looked for."""
+        mode = config.get("serving_mode")
+        for key, advice in _NEEDED.items():
+            needed = key[0] != "server" or mode == "server"
+            if needed and lookup(config, key) is None and key not in swept:
+                self._note(path or key[:1], f"the key {'.'.join(key)!r} is missing", advice)
+        return {mode} if mode else set()
+
+    def _entry_engine(self, entry: Config, index: int) -> None:
+        where = ("experiments", index)
+        if "engine" not in entry and len(self.document.engines or ()) > 1:
+            found = "the study lists several engines and this entry names none"
+            self._note(where, found, "add engine: ... to it")
+        engine = entry.get("engine") or self.document.default_engine
+        for other in ENGINES:
+            if other != engine and entry.get(other):
+                advice = f"set engine: {other} or drop {other}:"
+                self._note((*where, other), f"keys of {other} in an experiment of {engine}", advice)
+
+    def _foreign(self, section: str, mode: str) -> None:
+        """Keys of the other mode's section are a problem: nothing would read them."""
+        value = self.document.source.value
+        places: list[FilePath] = [(section,)] if value.get(section) is not None else []
+        places += [("sweep", name) for name in value.get("sweep") or {} if name.split(".")[0] == section]
+        places += [
+            ("experiments", i, section) for i, entry in enumerate(self.document.entries) if section in entry
+        ]
+        for place in places:
+            found = f"the keys of {section} have no place in serving_mode: {mode}"
+            self._note(place, found, f"drop {section}: or set serving_mode: {section}")
+
+    def _foreign_engines(self, engines: list[str]) -> None:
+        """Fixed sections of engines that the study never runs are told, not refused: a base may hold them."""
+        used = {*engines, *(entry.get("engine", "") for entry in self.document.entries)}
+        source = self.document.source
+        swept = source.value.get("sweep")
+        idle: list[tuple[FilePath, str, str]] = [
+            ((name,), "unused-section", f"{name}: is not used: no experiment runs {name}")
+            for name in source.value
+        ]
+        idle += [
+            (("sweep", key), "unused-axis", f"{key} is not used: {key.split('.')[0]} is not in engine:")
+            for key in (swept if isinstance(swept, dict) else ())
+        ]
+        for path, code, text in idle:
+            head = str(path[-1]).split(".")[0]
+            if head in ENGINES and head not in used:
+                line = source.place(path, of_key=True)[0]
+                self.document.warnings.append(StudyWarning(code, text, line))

@@ -1,0 +1,281 @@
+"""What the user should know of a study: why it could never run; its size, skips, keys without effect or misspelt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any
+
+from llem_airflow.study.config.experiment import BUILTIN, PARTS, STANDING_IN, known_keys
+from llem_airflow.study.config.paths import Config, lookup
+from llem_airflow.study.file.document import Document
+from llem_airflow.study.names import ENGINES, INVALID_PREFIX, RESERVED_DAG_IDS, dag_id_of
+from llem_airflow.study.plan.expand import Expansion
+from llem_airflow.study.plan.model import Experiment, Study
+from llem_airflow.study.plan.order import balanced
+from llem_airflow.study.plan.sweep import Sweep
+from llem_airflow.study.problems import KeyPath, Problem, StudyWarning
+
+_SCHEDULE = (("airflow", "schedule"), "add `airflow.schedule`")
+NO_EFFECT = {
+    ("study_execution", "skip_preflight"): "every attempt finds out by itself what it needs",
+    ("output", "results_dir"): "the results root is a setting of the installation (LLEM_RESULTS_ROOT)",
+    ("output", "save_timeseries"): "the power series is the evidence and is always kept",
+    ("version",): "this is not a version of our format",
+}
+"""Study-level keys of llenergymeasure files that are accepted and change nothing here, and why."""
+
+NEEDS = {
+    ("airflow", "catchup"): _SCHEDULE,
+    ("airflow", "start_date"): _SCHEDULE,
+    ("airflow", "timezone"): _SCHEDULE,
+    ("airflow", "retry_delay"): (("airflow", "retries"), "let `airflow.retries` be 1 or more"),
+    ("study_execution", "circuit_breaker_cooldown_seconds"): (
+        ("study_execution", "max_consecutive_failures"),
+        "let `study_execution.max_consecutive_failures` be 1 or more",
+    ),
+}
+"""Study-level keys that work only with another one, which they need to be set and not 0; and what to do.
+
+``window`` and ``carry_over`` without a schedule, which would change what is measured, are problems."""
+
+SIZES = ((2000, "extremely large"), (500, "very large"), (100, "large"))
+
+
+def warnings_of(
+    document: Document, sweep: Sweep, expansion: Expansion, experiments: tuple[Experiment, ...], gap_s: float
+) -> tuple[StudyWarning, ...]:
+    """Every warning, each once.
+
+    Args:
+        document: The study file.
+        sweep: Its sweep.
+        expansion: Its points.
+        experiments: Its experiments.
+        gap_s: Pause between two of them, in seconds.
+    """
+    found = [*document.warnings]
+    found += _without_effect(document, expansion)
+    found += _unused_seed(document)
+    found += _size(document, expansion, gap_s)
+    found += _order(document, len(experiments))
+    found += _name(document)
+    found += _runners(experiments)
+    found += _datasets(experiments)
+    found += _open_ended(document)
+    found += _burstiness(experiments)
+    found += _unknown_engine_keys(document, sweep)
+    return tuple(dict.fromkeys(found))
+
+
+def _without_effect(document: Document, expansion: Expansion) -> Iterator[StudyWarning]:
+    for path, why in NO_EFFECT.items():
+        if path != ("version",) and _differs(document, path):
+            yield _idle(document, path, why)
+    for path, (needed, advice) in NEEDS.items():
+        by_date = needed[1] == "schedule" and document.keys.versions
+        if _differs(document, path) and not _key(document, needed) and not by_date:
+            yield _idle(document, path, f"it works with {'.'.join(needed)}; {advice}")
+    for rule in expansion.fired.values():
+        for key in rule.ignores:
+            text = f"{'.'.join(key)} has no effect here: {rule.reason}"
+            yield StudyWarning("no-effect", text, _line(document, key))
+
+
+def _key(document: Document, path: tuple[str, ...]) -> Any:
+    """The value of a study-level key, by its name in the file."""
+    return lookup(document.keys.model_dump(by_alias=True), path)
+
+
+def _differs(document: Document, path: tuple[str, ...]) -> bool:
+    """Whether the file says something else than the key's default."""
+    return bool(_key(document, path) != lookup(type(document.keys)().model_dump(by_alias=True), path))
+
+
+def _idle(document: Document, path: tuple[str, ...], why: str) -> StudyWarning:
+    line = document.source.place(path, of_key=True)[0]
+    return StudyWarning("no-effect", f"{'.'.join(path)} has no effect here: {why}", line)
+
+
+def _unused_seed(document: Document) -> Iterator[StudyWarning]:
+    execution = document.keys.study_execution
+    if execution.shuffle_seed is not None and execution.experiment_order != "shuffle":
+        why = (
+            f"the order is {execution.experiment_order}; `study_execution.experiment_order: shuffle` uses it"
+        )
+        yield _idle(document, ("study_execution", "shuffle_seed"), why)
+
+
+def _line(document: Document, path: tuple[str, ...]) -> int | None:
+    """The line in which a key of an experiment is written, fixed or as an axis."""
+    value: Any = document.source.value
+    if lookup(value, path) is not None:
+        return document.source.place(path, of_key=True)[0]
+    axis = ".".join(path)
+    if axis in (value.get("sweep") or {}):
+        return document.source.place(("sweep", axis), of_key=True)[0]
+    return None
+
+
+def _size(document: Document, expansion: Expansion, gap_s: float) -> Iterator[StudyWarning]:
+    execution = document.keys.study_execution
+    count = len(expansion.uniques)
+    word = next((word for bound, word in SIZES if count > bound), None)
+    if word is not None:
+        hours = count * execution.cycles * gap_s / 3600
+        rest = f"; the gaps alone take {hours:.0f} h" if hours >= 1 else ""
+        text = f"{word} study: {count:,} experiments, {count * execution.cycles:,} cycles{rest}"
+        yield StudyWarning("size", text)
+    skipped = len(expansion.skipped)
+    if skipped * 2 > expansion.declared:
+        text = f"{skipped} of {expansion.declared} points are known not to work; see the rules in the plan"
+        yield StudyWarning("skipped", text)
+    if (target := execution.precision_target) is not None:
+        yield StudyWarning(
+            "adaptive",
+            f"{target.min_cycles} to {target.max_cycles} cycles: the plan shows the most; "
+            f"an experiment stops when its interval is within {target.relative_half_width:.1%} of the mean",
+        )
+
+
+def _name(document: Document) -> Iterator[StudyWarning]:
+    name = document.keys.study_name
+    if name and not document.keys.airflow.dag_id and dag_id_of(name) != name:
+        text = f"Airflow takes no DAG id {_short(name)}: the DAG is {dag_id_of(name)}; airflow.dag_id sets another"
+        yield StudyWarning("dag-id", text, document.source.place(("study_name",))[0])
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 60 else f"{name[:57]}...")
+
+
+def _order(document: Document, count: int) -> Iterator[StudyWarning]:
+    execution = document.keys.study_execution
+    if execution.experiment_order == "latin_square" and not balanced(count, execution.cycles, "latin_square"):
+        rows = count if count % 2 == 0 else 2 * count
+        text = f"latin_square of {count} experiments is balanced for {rows} cycles or a multiple of it, "
+        yield StudyWarning("not-balanced", f"{text}not for {execution.cycles}")
+
+
+def _runners(experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning]:
+    pinned = {experiment.runner for experiment in experiments} - {"auto"}
+    if len(pinned) > 1:
+        yield StudyWarning(
+            "mixed-runners",
+            "the study runs some engines as processes and others in containers: they do not compare",
+        )
+
+
+def _datasets(experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning]:
+    for name in dict.fromkeys(experiment.config["task"]["dataset"]["source"] for experiment in experiments):
+        if name in STANDING_IN:
+            yield StudyWarning(
+                "stand-in",
+                f"the prompts of {STANDING_IN[name]} are not shipped: the set {BUILTIN!r} stands in for them",
+            )
+
+
+def _burstiness(experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning]:
+    """VLLM's option of this name has the opposite sense: the shape of the gamma distribution, 1 / cv**2."""
+    for experiment in experiments:
+        traffic = (experiment.config.get("server") or {}).get("traffic") or {}
+        if traffic.get("arrival") == "gamma" and traffic.get("burstiness") is not None:
+            cv = traffic["burstiness"]
+            text = (
+                f"server.traffic.burstiness {cv:g} is the coefficient of variation of the gaps: larger is burstier; "
+                f"vLLM's --burstiness means the opposite and would be {1 / cv**2:.3g}"
+            )
+            yield StudyWarning("burstiness", text)
+            return
+
+
+def _open_ended(document: Document) -> Iterator[StudyWarning]:
+    task = document.source.value.get("task")
+    if isinstance(task, dict) and task.get("max_output_tokens", 0) is None:
+        text = (
+            "task.max_output_tokens: null is taken as 256: lengths are fixed so that cycles do the same work"
+        )
+        yield StudyWarning("null", text, document.source.place(("task", "max_output_tokens"), of_key=True)[0])
+
+
+def _unknown_engine_keys(document: Document, sweep: Sweep) -> Iterator[StudyWarning]:
+    """Keys that nothing is known of, or that are probably misspelt, in the parts that pass through to an engine."""
+    for engine, part, name, path in _engine_keys(document, sweep):
+        known = known_keys(engine, part)
+        if name in known or not known:  # nothing is recorded of an installed engine
+            continue
+        meant = get_close_matches(name, known, n=1, cutoff=0.8) if len(name) < 100 else []
+        line = document.source.place(path, of_key=True)[0]
+        text = f"{engine}.{part}.{name[:60]} is not a known key and passes through; "
+        if meant:
+            yield StudyWarning("slip", f"{text}did you mean {meant[0]!r}?", line)
+        else:
+            yield StudyWarning(
+                "unknown-key", f"{text}an engine that does not know it fails when it starts", line
+            )
+
+
+def _engine_keys(document: Document, sweep: Sweep) -> Iterator[tuple[str, str, str, KeyPath]]:
+    yield from _names(document.fixed, ())
+    for variant in sweep.variants():
+        for path, _, place in variant:
+            if len(path) >= 3 and path[0] in ENGINES and path[1] in PARTS:
+                yield path[0], path[1], path[2], place[:2]
+    for index, entry in enumerate(document.entries):
+        yield from _names(entry, ("experiments", index))
+
+
+def _names(config: Config, before: KeyPath) -> Iterator[tuple[str, str, str, KeyPath]]:
+    for engine in ENGINES:
+        for part in PARTS:
+            for name in (config.get(engine) or {}).get(part) or ():
+                yield engine, part, name, (*before, engine, part, name)
+
+
+def not_runnable(study: Study) -> list[Problem]:
+    """Why no run of the study could end well, each with its place; empty when nothing is known against it."""
+    found = [*_server(study), *_reserved(study), *_too_short(study)]
+    return [study.problem(*each) for each in found]
+
+
+def _server(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
+    if any(each.config["serving_mode"] == "server" for each in study.experiments):
+        yield (
+            ("serving_mode",),
+            "found server, which cannot run yet: such a study can only be planned",
+            "use serving_mode: offline to measure",
+        )
+
+
+def _reserved(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
+    if study.dag_id in RESERVED_DAG_IDS or study.dag_id.startswith(INVALID_PREFIX):
+        where: KeyPath = ("airflow", "dag_id") if study.airflow.dag_id else ("study_name",)
+        yield (
+            where,
+            f"the DAG would be called {study.dag_id!r}, as one of llem-airflow's own",
+            "name it otherwise",
+        )
+
+
+def _too_short(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
+    """Limits that end every cycle before it can be done."""
+    limits = (
+        ("experiment_timeout_seconds", study.execution.experiment_timeout_s),
+        ("wall_clock_timeout_hours", study.execution.wall_clock_timeout_s),
+    )
+    needed_s = min(map(least_s, study.experiments), default=0.0)
+    for key, limit_s in limits:
+        if limit_s is not None and limit_s <= needed_s:
+            needs = f"{needed_s:g} s at least: warm-up, idle power and measurement.min_window_seconds"
+            found = f"it ends a cycle after {limit_s:g} s, and each takes {needs}"
+            yield ("study_execution", key), found, "raise it, or shorten the window"
+
+
+def least_s(experiment: Experiment) -> float:
+    """Seconds that a cycle takes at least: its window, and the idle power and the warm-up that the study asks for."""
+    measurement = experiment.config["measurement"]
+    baseline = measurement["baseline"]
+    warmup = (experiment.config.get("offline") or {}).get("warmup") or {}
+    idle_s = (baseline["duration_seconds"] or 0) if baseline["enabled"] else 0
+    warm_s = (warmup.get("thermal_floor_seconds") or 0) if warmup.get("enabled") else 0
+    return float(measurement["min_window_seconds"] + idle_s + warm_s)

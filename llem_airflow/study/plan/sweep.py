@@ -1,0 +1,446 @@
+"""The ``sweep:`` block: axes, groups and shorthands -> the points they stand for, each value checked once."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from llem_airflow.study.config.base import Section, is_mapping, keys_of, model_of, takes_null
+from llem_airflow.study.config.experiment import EngineSection, Experiment
+from llem_airflow.study.config.study import SWEEP_KEYS, StudyKeys
+from llem_airflow.study.file.check import WRONG, Report, check_free, check_value, unknown
+from llem_airflow.study.names import ENGINES, canonical_key
+from llem_airflow.study.problems import KeyPath, closest, show
+
+MOST_POINTS = 200_000
+
+
+class Delta(NamedTuple):
+    """A key, as a path, the value it is set to, and where the file says so."""
+
+    path: tuple[str, ...]
+    value: Any
+    place: KeyPath = ()
+
+
+Variant = tuple[Delta, ...]
+
+
+class Key(NamedTuple):
+    """A dotted key: its path, and the model and the name of its field; no model below a mapping of any keys."""
+
+    path: tuple[str, ...]
+    model: type[Section] | None = None
+
+    @property
+    def section(self) -> type[Section] | None:
+        """The model of the section that the key is."""
+        return None if self.model is None else model_of(keys_of(self.model)[self.path[-1]])
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is a mapping of any keys of an engine, each of which can be swept."""
+        model = self.model
+        return (
+            model is not None
+            and issubclass(model, EngineSection)
+            and is_mapping(keys_of(model)[self.path[-1]])
+        )
+
+    @property
+    def leaves_out_null(self) -> bool:
+        """Whether null means that the key is left out."""
+        return self.model is not None and not takes_null(keys_of(self.model)[self.path[-1]])
+
+    @property
+    def takes_mapping(self) -> bool:
+        """Whether a value of the key can be a mapping, so that a list of mappings is an axis and no group."""
+        return self.model is None or is_mapping(keys_of(self.model)[self.path[-1]])
+
+
+@dataclass(slots=True)
+class Dimension:
+    """An axis or a group: alternatives of which each point takes one.
+
+    Attributes:
+        name: Its key in the sweep.
+        engine: The engine it is limited to, or None.
+        group: Whether it is a group; groups are applied after axes.
+        variants: The alternatives.
+    """
+
+    name: str
+    engine: str | None
+    group: bool
+    variants: list[Variant]
+
+    def of(self, engine: str) -> list[Variant]:
+        """The alternatives for one engine: those that set keys of another engine are not for it."""
+        fitting = [variant for variant in self.variants if engines_of(variant) <= {engine}]
+        return fitting or [()]
+
+
+@dataclass(slots=True)
+class Sweep:
+    """A parsed sweep."""
+
+    dimensions: list[Dimension] = field(default_factory=list)
+    engines: list[str] = field(default_factory=list)
+    """Engines of a swept ``engine`` key."""
+
+    def __bool__(self) -> bool:
+        """Whether it sweeps anything."""
+        return bool(self.dimensions or self.engines)
+
+    def variants(self) -> Iterator[Variant]:
+        """Every alternative of every axis and group."""
+        return (variant for dimension in self.dimensions for variant in dimension.variants)
+
+    def scopes(self) -> set[str]:
+        """Engines that some key or group of the sweep names."""
+        named = {dimension.engine for dimension in self.dimensions if dimension.engine is not None}
+        return named.union(*map(engines_of, self.variants()))
+
+    def paths(self) -> set[tuple[str, ...]]:
+        """Every key that the sweep sets."""
+        return {delta.path for variant in self.variants() for delta in variant}
+
+    def points(self, engine: str) -> Iterator[Variant]:
+        """The points of one engine: groups outermost, then axes, the last fastest; groups win over axes."""
+        groups, axes = self._of(engine)
+        for overlay in itertools.product(*groups):
+            after = tuple(itertools.chain.from_iterable(overlay))
+            for values in itertools.product(*axes):
+                yield tuple(itertools.chain.from_iterable(values)) + after
+
+    def count(self, engine: str) -> int:
+        """How many points the engine has."""
+        product = 1
+        for variants in itertools.chain(*self._of(engine)):
+            product *= len(variants)
+        return product
+
+    def _of(self, engine: str) -> tuple[list[list[Variant]], list[list[Variant]]]:
+        mine = [dimension for dimension in self.dimensions if dimension.engine in {None, engine}]
+        groups = [dimension.of(engine) for dimension in mine if dimension.group]
+        # Axes of all engines come before those of one engine: plans have the order of llenergymeasure.
+        axes = sorted((one for one in mine if not one.group), key=lambda one: one.engine is not None)
+        return groups, [dimension.of(engine) for dimension in axes]
+
+
+def engines_of(variant: Variant) -> set[str]:
+    """The engines whose sections the variant sets, or that it names."""
+    return {
+        path[0] if path[0] in ENGINES else value
+        for path, value, _ in variant
+        if path[0] in ENGINES or path == ("engine",)
+    }
+
+
+def parse_sweep(value: Any, report: Report) -> Sweep:
+    """Read the block; every problem goes to ``report``."""
+    sweep = Sweep()
+    if value is None:
+        return sweep
+    if not isinstance(value, dict):
+        report(("sweep",), f"found {show(value)}", "allowed: a mapping of axes (dotted key: list) and groups")
+        return sweep
+    seen: dict[str, str] = {}
+    for name, content in value.items():
+        key, path = canonical_key(name), ("sweep", name)
+        if key in seen:
+            report(path, f"is the same key as {seen[key]!r}", "keep one of them", of_key=True)
+            continue
+        seen[key] = name
+        if key == "engine":
+            sweep.engines = _engine_axis(content, path, report)
+            continue
+        mappings = isinstance(content, list) and any(isinstance(item, dict) for item in content)
+        found = _known(key)
+        axis = not mappings or (found is not None and found.takes_mapping)
+        sweep.dimensions.append((_axis if axis else _group)(key, content, path, report))
+    return sweep
+
+
+def _engine_axis(content: Any, path: KeyPath, report: Report) -> list[str]:
+    values = _axis_values(content, path, report)
+    checked = [
+        check_value(Experiment, "engine", item, (*path, index), report) for index, item in enumerate(values)
+    ]
+    return [name for name in dict.fromkeys(checked) if name is not WRONG]
+
+
+def _scope(key: str) -> str | None:
+    """The engine that a dotted key or the name of a group is limited to."""
+    head, dot, _ = key.partition(".")
+    return head if dot and head in ENGINES else None
+
+
+def _axis(key: str, content: Any, path: KeyPath, report: Report) -> Dimension:
+    values = _axis_values(content, path, report)
+    where = resolve_key(key, path, report) if values else None
+    variants: list[Variant] = []
+    if where is not None:
+        for index, item in enumerate(values):
+            place = (*path, index) if isinstance(content, list) else path
+            variants.append(_deltas(where, item, place, report))
+    return Dimension(key, _scope(key), group=False, variants=variants)
+
+
+def _axis_values(content: Any, path: KeyPath, report: Report) -> list[Any]:
+    if isinstance(content, dict):
+        try:
+            return list(expand_range(content))
+        except RangeError as error:
+            report(path, f"sweep axis {path[-1]!r}: {error}"[:300], "write a list of values or a range")
+            return []
+    values = content if isinstance(content, list) else [content]
+    if not values:
+        report(path, f"the axis {path[-1]!r} is empty"[:200], "give it at least one value")
+    return values
+
+
+def _walk(parts: tuple[str, ...]) -> tuple[Key | None, type[Section] | None, int]:
+    """The key of a path; else the model that lacks a part, None where a value has no keys, and which part."""
+    model: type[Section] | None = Experiment
+    for depth, part in enumerate(parts):
+        if model is None:
+            return None, None, depth
+        found = keys_of(model).get(part)
+        if found is None:
+            return None, model, depth
+        if depth == len(parts) - 1:
+            return Key(parts, model), None, 0
+        if issubclass(model, EngineSection) and is_mapping(found):
+            return (Key(parts) if all(parts) else None), None, depth + 1
+        model = model_of(found)
+    return None, Experiment, 0
+
+
+def _known(key: str) -> Key | None:
+    return _walk(tuple(key.split(".")))[0]
+
+
+def resolve_key(key: str, path: KeyPath, report: Report) -> Key | None:
+    """What a dotted key names; an unknown one is reported."""
+    parts = tuple(key.split("."))
+    found, model, depth = _walk(parts)
+    if found is not None:
+        return found
+    if model is None:
+        said = f"{'.'.join(parts[:depth])!r} holds a value, it has no key {parts[depth]!r}"
+        report(path, said[:200], "sweep the key itself", of_key=True)
+    else:
+        _unknown_axis(model, parts, depth, path, report)
+    return None
+
+
+def _unknown_axis(
+    model: type[Section], parts: tuple[str, ...], depth: int, path: KeyPath, report: Report
+) -> None:
+    name, before = parts[depth], ".".join(parts[:depth])
+    found = f"unknown key {'.'.join(parts)!r}"[:160]
+    if depth == 0 and (name in keys_of(StudyKeys) or name in SWEEP_KEYS):
+        found = f"{name!r} belongs to the whole study and cannot be swept"
+        report(path, found, "write it at the top level", of_key=True)
+    elif name in model.moved:
+        report(path, found, model.moved[name], of_key=True)
+    elif len(parts) == 1 and (deep := _deep(name)):
+        report(path, found, "an axis is a full dotted key", deep, of_key=True)
+    else:
+        meant = closest(name, keys_of(model))
+        suggestion = ".".join(filter(None, (before, meant))) if meant else None
+        words = f"allowed keys{' of ' + before if before else ''}: {', '.join(keys_of(model))}"
+        report(path, found, "no such key" if meant else words[:300], suggestion, of_key=True)
+
+
+def _deep(name: str, model: type[Section] = Experiment, before: str = "") -> str | None:
+    """The full dotted key of a bare name, when some section has it."""
+    for key, each in keys_of(model).items():
+        if key == name and before:
+            return before + key
+        inner = model_of(each)
+        if inner is not None and (found := _deep(name, inner, f"{before}{key}.")):
+            return found
+    return None
+
+
+def _deltas(key: Key, value: Any, place: KeyPath, report: Report) -> Variant:
+    """What setting a key comes to; a mapping for a section is taken apart into its values."""
+    section = key.section
+    if section is None and key.is_open and isinstance(value, dict):
+        parts = [(Key((*key.path, name)), child, (*place, name)) for name, child in value.items()]
+        return tuple(delta for each in parts for delta in _deltas(*each, report))
+    if section is None:
+        checked = _checked(key, value, place, report)
+        return () if checked is WRONG else (Delta(key.path, checked, place),)
+    if value is None:
+        return ()
+    if not isinstance(value, dict):
+        report(place, f"found {show(value)} for the section {'.'.join(key.path)!r}", "sweep one of its keys")
+        return ()
+    found: list[Delta] = []
+    for name, child in value.items():
+        if name not in keys_of(section):
+            unknown(section, name, place, report)
+        else:
+            found += _deltas(Key((*key.path, name), section), child, (*place, name), report)
+    return tuple(found)
+
+
+def _checked(key: Key, value: Any, place: KeyPath, report: Report) -> Any:
+    if key.model is None:
+        return check_free(value, place, report)
+    return check_value(key.model, key.path[-1], value, place, report)
+
+
+def _group(key: str, content: list[Any], path: KeyPath, report: Report) -> Dimension:
+    found = Dimension(key, _scope(key), group=True, variants=[])
+    named = _known(key)
+    if not all(isinstance(item, dict) for item in content):
+        advice = "an axis lists plain values, a group lists mappings"
+        report(path, f"{path[-1]!r} mixes mappings and plain values"[:200], advice)
+    elif named is not None and named.section is None:
+        advice = "give the group a name of its own"
+        report(path, f"the group {key!r} is named like a key that can be an axis", advice, of_key=True)
+    else:
+        for index, variant in enumerate(content):
+            found.variants += _variants(variant, (*path, index), report)
+        if len(found.variants) > MOST_POINTS:
+            said = f"the group has {len(found.variants):,} variants"
+            report(path, said, f"at most {MOST_POINTS:,}", of_key=True)
+    return found
+
+
+def _variants(variant: dict[str, Any], path: KeyPath, report: Report) -> list[Variant]:
+    """One entry of a group; lists in it span a small grid."""
+    choices: list[list[Variant]] = []
+    total = 1
+    for name, value in variant.items():
+        where = resolve_key(canonical_key(name), (*path, name), report)
+        if where is None:
+            continue
+        if value is None and where.leaves_out_null:
+            continue
+        if isinstance(value, list) and not value:
+            report((*path, name), f"the list of {name!r} is empty"[:200], "give it at least one value")
+            continue
+        items = [((*path, name, i), item) for i, item in enumerate(value)] if isinstance(value, list) else []
+        choices.append([_deltas(where, item, at, report) for at, item in items or [((*path, name), value)]])
+        total *= len(choices[-1])
+    if total > MOST_POINTS:
+        report(path, f"this variant is a grid of {total:,} points", f"at most {MOST_POINTS:,}")
+        return []
+    return [tuple(itertools.chain.from_iterable(combination)) for combination in itertools.product(*choices)]
+
+
+MOST_VALUES = 100_000
+
+SHAPES = "{min, max, num}, {log: {min, max, num}} or {pow2: {min, max}}"
+
+Number = int | float
+
+
+class RangeError(ValueError):
+    """A shorthand is wrong; the text says what is wrong with it."""
+
+
+def expand_range(shorthand: dict[str, Any]) -> list[Number]:
+    """The values that the shorthand stands for, ascending, each once.
+
+    Raises:
+        RangeError: It is not one of the shapes, or its numbers make no range.
+    """
+    keys = set(shorthand)
+    if keys == {"min", "max", "num"}:
+        return _linear(*_bounds(shorthand), _num(shorthand["num"]))
+    if keys == {"log"}:
+        inner = _inner("log", shorthand["log"], {"min", "max", "num"})
+        return _log(*_bounds(inner), _num(inner["num"]))
+    if keys == {"pow2"}:
+        return _pow2(*_bounds(_inner("pow2", shorthand["pow2"], {"min", "max"})))
+    raise RangeError(
+        f"a mapping with the keys {', '.join(sorted(map(str, keys))) or 'none'} is no range; "
+        f"the shapes are {SHAPES}"
+    )
+
+
+def _inner(name: str, value: Any, keys: set[str]) -> dict[str, Any]:
+    if not isinstance(value, dict) or set(value) != keys:
+        raise RangeError(f"{name} needs exactly the keys {', '.join(sorted(keys))}; the shapes are {SHAPES}")
+    return value
+
+
+def _bounds(shorthand: dict[str, Any]) -> tuple[Number, Number]:
+    low, high = (_finite(name, shorthand[name]) for name in ("min", "max"))
+    if low > high:
+        raise RangeError(f"min {low} is above max {high}")
+    return low, high
+
+
+def _finite(name: str, value: Any) -> Number:
+    if type(value) is int and abs(value) < 2**63:
+        return value
+    if type(value) is float and math.isfinite(value):
+        return value
+    raise RangeError(f"{name} must be a finite number")
+
+
+def _num(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise RangeError("num must be a whole number, 1 or more")
+    if value > MOST_VALUES:
+        raise RangeError(f"num is above {MOST_VALUES:,}")
+    return value
+
+
+def _linear(low: Number, high: Number, num: int) -> list[Number]:
+    if num == 1:
+        return [low]
+    if isinstance(low, int) and isinstance(high, int) and (high - low) % (num - 1) == 0:
+        step = (high - low) // (num - 1)
+        return _once([low + step * index for index in range(num)])
+    inside = [_clean(low + (high - low) * index / (num - 1)) for index in range(1, num - 1)]
+    return _once([float(low), *inside, float(high)])
+
+
+def _log(low: Number, high: Number, num: int) -> list[Number]:
+    if low <= 0:
+        raise RangeError(f"log needs min above 0, found {low}")
+    if num == 1:
+        return [low]
+    # exp of logs, not a power of the ratio: high / low can overflow
+    step = (math.log(high) - math.log(low)) / (num - 1)
+    values = [
+        float(low),
+        *(_clean(math.exp(math.log(low) + step * index)) for index in range(1, num - 1)),
+        float(high),
+    ]
+    if isinstance(low, int) and isinstance(high, int) and all(value.is_integer() for value in values):
+        return _once([int(value) for value in values])
+    return _once(values)
+
+
+def _pow2(low: Number, high: Number) -> list[Number]:
+    if low <= 0:
+        raise RangeError(f"pow2 needs min above 0, found {low}")
+    first, last = math.floor(math.log2(low)) - 1, math.ceil(math.log2(high)) + 1
+    powers: list[Number] = [
+        2**exponent if exponent >= 0 else 2.0**exponent for exponent in range(first, last + 1)
+    ]
+    inside = [power for power in powers if low <= power <= high]
+    if not inside:
+        raise RangeError(f"no power of two lies between {low} and {high}")
+    return inside if all(isinstance(power, int) for power in inside) else [float(power) for power in inside]
+
+
+def _clean(value: float) -> float:
+    """Without binary noise: 0.30000000000000004 is 0.3."""
+    return float(f"{value:.10g}")
+
+
+def _once(values: list[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
