@@ -51,7 +51,8 @@ def folded(text: str, width: int) -> list[str]:
     for piece in pieces(text):
         if len(lines[-1]) + len(piece.rstrip()) > width and lines[-1]:
             lines.append("")
-        lines[-1] += piece
+        # A space before the first word of a line would take the room that the word needs.
+        lines[-1] += piece if lines[-1] or len(piece.rstrip()) <= width else piece.lstrip()
         while len(lines[-1].rstrip()) > width:
             lines[-1:] = [lines[-1][:width], lines[-1][width:]]
     return [line.rstrip() for line in lines]

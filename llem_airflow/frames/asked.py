@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import yaml
 
 from llem_airflow.frames.typed import rows_table, typed
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun
@@ -66,7 +65,7 @@ class Problems:
         experiment: str | None = None,
         cycle: int | None = None,
         *,
-        errors: tuple[type[Exception], ...] = (OSError, ValueError, yaml.YAMLError, pa.ArrowException),
+        errors: tuple[type[Exception], ...] = (OSError, ValueError, pa.ArrowException),
     ) -> Iterator[None]:
         """Keep what reading in the block raises, and go on."""
         try:

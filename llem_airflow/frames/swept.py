@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import yaml
 
 from llem_airflow.analysis.labels import factors
 from llem_airflow.frames.asked import Problems
 from llem_airflow.frames.typed import column, kind_of
 from llem_airflow.results import StoredRun
+from llem_airflow.study.file.yaml import Source
+from llem_airflow.study.names import canonical_key
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,8 @@ class Swept:
 
 def _axes(study_text: str | None) -> dict[str, None]:
     """The plain axes of a study's sweep: with one value, or where one was measured alone, no experiment differs."""
-    text = yaml.safe_load(study_text or "")
-    sweep = text.get("sweep") if isinstance(text, Mapping) else None
-    return dict.fromkeys(str(key) for key in sweep) if isinstance(sweep, Mapping) else {}
+    sweep = Source("study.yaml", study_text).value.get("sweep") if study_text else None
+    return dict.fromkeys(map(canonical_key, sweep)) if isinstance(sweep, Mapping) else {}
 
 
 def _at(config: Any, key: str) -> Any:

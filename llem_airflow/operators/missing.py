@@ -9,7 +9,7 @@ from llem_airflow.container.failures import AttemptFailedError, failure
 from llem_airflow.container.models import missing_model
 from llem_airflow.operators.settings import LocalModel, settings
 from llem_airflow.study import Experiment
-from llem_airflow.study.engine_names import OWN_ENGINES
+from llem_airflow.study.names import OWN_ENGINES
 
 _OF_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HINT = "correct task.model, or put the model into the models folder ([llem] models_dir)"

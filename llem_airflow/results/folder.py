@@ -119,7 +119,7 @@ class Folder:
         """
         try:
             data = json.loads(self.read(name))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             if optional:
                 return {}
             raise ResultReadError(f"{self.url}/{name}: is missing") from error

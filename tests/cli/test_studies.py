@@ -101,10 +101,13 @@ def test_plan_says_which_layer_names_runner_and_image(
     assert "runner of transformers: process (the study)\n" in said
     assert "runner of vllm: container ([llem] runners), image of/installation ([llem] runners)\n" in said
     monkeypatch.setenv("LLEM_RUNNER_PYTORCH", "docker:of/variable")
-    plan = json.loads(_run("plan", "--json", file).stdout)["runners"]["transformers"]
-    assert (plan["runner"], plan["by"]) == ("container", "LLEM_RUNNER_PYTORCH")
-    assert plan["images"] == [["of/variable", "LLEM_RUNNER_PYTORCH"]]
+    monkeypatch.setenv("LLEM_RUNNER_VLLM", "docker:of/variable")
+    plan = json.loads(_run("plan", "--json", file).stdout)["runners"]
+    assert (plan["transformers"]["runner"], plan["transformers"]["by"]) == ("process", "the study")
+    assert (plan["vllm"]["runner"], plan["vllm"]["by"]) == ("container", "LLEM_RUNNER_VLLM")
+    assert plan["vllm"]["images"][0] == ["of/variable", "LLEM_RUNNER_VLLM"]
     monkeypatch.delenv("AIRFLOW__LLEM__RUNNERS")
+    monkeypatch.delenv("LLEM_RUNNER_VLLM")
     assert (
         "nowhere/docker.sock: No such file or directory: a run fails until it answers"
         in _run("plan", file).output
