@@ -106,7 +106,7 @@ class _Study:
         self._experiments, self._threshold_ratio = experiments, threshold_ratio
         order = {run: at for at, run in enumerate(sorted({run for one in series for run in one.runs}))}
         self._runs = [np.array([order[run] for run in one.runs]) for one in series]
-        shape = len(series), max(len(one.values) for one in series)
+        shape = len(series), max((len(one.values) for one in series), default=0)
         self._values, self._weekdays = np.zeros(shape), np.zeros(shape, dtype=np.int64)
         self._weekday_of_run = np.zeros(len(order), dtype=np.int64)
         for row, one in enumerate(series):
