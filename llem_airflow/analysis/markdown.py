@@ -42,8 +42,7 @@ def report_markdown(summary: Summary, since: Since | None = None) -> str:
         lines += ["**Energy is an estimate** (~): no power meter was read; do not publish it.", ""]
     labels = summary.labels
     if any(e.metrics for e in summary.experiments):
-        lines += _headline(summary)
-    lines += _since_lines(since, summary)
+        lines += [*_headline(summary), *_since_lines(since, summary)]
     lines += _derived_lines(summary)
     if summary.missing:
         lines += ["## Not measured", ""]

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llem_airflow.analysis import quantity
 from llem_airflow.analysis.answer import answer
 from llem_airflow.analysis.contrast import Contrast, Measured
 from llem_airflow.analysis.cycle import Cycle
@@ -356,7 +355,7 @@ def missing_text(item: Mapping[str, Any]) -> str:
     """Why a cycle has no result, and what to do about it where that is known."""
     if not item.get("next_step"):
         return str(item["reason"])
-    return f"{quantity.sentence(str(item['reason']))} Next step: {item['next_step']}"
+    return f"{str(item['reason']).rstrip('.')}. Next step: {item['next_step']}"
 
 
 def _reliability(cycles: Sequence[Cycle]) -> tuple[dict[str, Any], ...]:

@@ -12,7 +12,6 @@ from llem_airflow.study import Experiment
 from llem_airflow.study.names import OWN_ENGINES
 
 _OF_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_HINT = "correct task.model, or put the model into the models folder ([llem] models_dir)"
 
 
 def require_model(
@@ -38,6 +37,8 @@ def require_model(
     if why is None:
         return
     hub_is_sure = missing_model(experiment.model, settings().models_dir, study_folder, elsewhere=True)
+    seen, _, advice = why.rpartition(". ")
+    hint = f"{advice[:1].lower()}{advice[1:]} ([llem] models_dir)"
     raise AttemptFailedError(
-        failure("model_missing", retryable=not hub_is_sure, hint=_HINT), why, folder=folder
+        failure("model_missing", retryable=not hub_is_sure, hint=hint), seen, folder=folder
     )

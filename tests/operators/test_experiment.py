@@ -132,7 +132,9 @@ def test_a_model_that_is_nowhere_is_told_at_once_with_where_it_was_looked_for(
         assert text in str(caught.value)
     (failed,) = ResultsRoot(tmp_path / "results").run("one", "manual__x").failures()
     assert failed.reason()[0] == "model_missing"
-    assert "models folder" in failed.advice()
+    assert failed.advice() == (
+        "Correct task.model, or set LLEM_MODELS_DIR to the folder that has it ([llem] models_dir)."
+    )
     assert not failed.folder.exists("events.jsonl")  # no process began
     # A log that goes on with the causes ends with what helps least.
     assert caught.value.__cause__ is None
