@@ -95,7 +95,7 @@ def trade_off(
         figure = Figure(figsize=(WIDTH_IN, height_in * len(metrics)), layout="constrained")
         panels = figure.subplots(len(metrics), 1, squeeze=False)[:, 0]
         for axes, (name, metric) in zip(panels, metrics.items(), strict=True):
-            axes.set_ylabel(f"Energy per output token, {unit}" + (" (estimate)" if estimate else ""))
+            axes.set_ylabel(f"Energy per output token, {unit}" + ("\n(estimate)" if estimate else ""))
             _trade_off_panel(axes, experiments, metric, factor, fronts[name])
             points = _points(experiments, metric)
             named = points if len(points) <= NAMED_UP_TO else [p for p in points if p[0] in fronts[name]]

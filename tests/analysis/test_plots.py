@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,6 +123,20 @@ def test_every_point_of_energy_against_speed_has_its_name() -> None:
         heights.append(float(found[0][0] or found[0][1]))
     apart = np.diff(sorted(heights))
     assert apart.min() > 8, "names of points that lie on each other do not cover each other"
+
+
+def test_the_name_of_an_axis_is_no_longer_than_the_axis() -> None:
+    """Two experiments make the lowest panels: the longest line of 10 pt letters fits into 3 in."""
+    drawn = [
+        replace(_measured(name, [5.0, 5.1, 5.0], [10.0, 10.0, 10.1])[0], energy_kind="estimate")
+        for name in ("a", "b")
+    ]
+    picture = trade_off(drawn, {"a": set(), "b": set()}, {"a": SPEED, "b": LATENCY}, ["a", "b"])
+    assert picture is not None
+    lines = re.findall(r"rotate\(-90\)[^>]*>([^<]+)</t|<tspan[^>]*>([^<]+)</tspan>", picture)
+    told = [one or other for one, other in lines]
+    assert "(estimate)" in told
+    assert max(map(len, told)) <= 34
 
 
 def test_unbeaten_is_told_only_where_intervals_separate() -> None:
