@@ -29,7 +29,12 @@ def cycle_page(run: StoredRun, experiment: str, cycle: int) -> HTMLResponse:
     ]
     parts += [paragraph(f"Not measured: {reason}") for reason in reasons]
     if not parts:
-        parts = [paragraph("It has not left anything yet: no attempt has ended.")]
+        parts = [
+            paragraph(
+                "No attempt has left a result or an error: none has ended yet, or it ended together with its worker; "
+                "then the log of the task says more."
+            )
+        ]
     query = urlencode({"dag_id": run.meta().get("dag_id", ""), "run_id": run.run_id})
     report = f"<p><a href='run?{html.escape(query)}'>Report of the run</a></p>"
     return page(f"{experiment}, cycle {cycle}", *parts, report)

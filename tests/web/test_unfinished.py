@@ -103,7 +103,7 @@ def test_the_evidence_of_a_cycle_has_its_line_its_doubts_and_its_files(make_run:
     assert "<a href='run?dag_id=nightly&amp;run_id=r1'>" in page
     assert "result.json" in page
     assert run.url in page
-    assert "not left anything yet" in bytes(cycle_page(run, IDS[1], 1).body).decode()
+    assert "No attempt has left a result or an error" in bytes(cycle_page(run, IDS[1], 1).body).decode()
 
 
 def test_the_evidence_of_a_failed_attempt_has_its_reason_and_last_lines(
