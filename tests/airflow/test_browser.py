@@ -93,6 +93,8 @@ def test_a_study_that_is_pasted_into_the_form_is_measured_and_its_report_is_a_ta
 def test_the_page_of_an_invalid_study_shows_its_mistakes_with_line_and_column(
     process_airflow: AirflowServer, page: Page
 ) -> None:
+    page.goto(f"{process_airflow.url}/dags?name_pattern=broken")  # the list searches by how names begin
+    page.get_by_role("link", name="broken.yaml has mistakes").first.wait_for()
     page.goto(f"{process_airflow.url}/dags/invalid.broken")
     page.get_by_role("button", name="Dag Docs").click()
     dialog = page.get_by_role("dialog")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llem_airflow.web.document import HEADERS, in_theme
-from tests.analysis.conftest import MakeRun, make_run
+from tests.analysis.conftest import IDS, MakeRun, make_run
 from tests.analysis.test_report import ESTIMATE, page_of
 from tests.browser import chromium_page
 
@@ -47,3 +48,20 @@ def test_nothing_but_our_own_script_may_run() -> None:
     policy = HEADERS["Content-Security-Policy"]
     assert re.search(r"script-src 'sha256-[A-Za-z0-9+/=]{44}'$", policy)
     assert "default-src 'none'" in policy
+
+
+def test_why_nothing_was_measured_is_read_on_a_phone_without_moving_the_table(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = make_run({}, cycles=1)
+    (tmp_path / "left").mkdir()
+    message = (
+        "the model 'lab/a-model-with-a-long-name' is not to be had: /srv/models/of/everybody has none of it"
+    )
+    failed = {"category": "model_missing", "message": message, "hint": "correct task.model"}
+    run.commit_failed(IDS[0], 1, 1, tmp_path / "left", {"failure": failed})
+    with chromium_page(width=400) as page:
+        page.set_content(page_of(run))
+        hidden = page.locator(".reasons").evaluate("one => one.scrollWidth - one.parentElement.clientWidth")
+        assert hidden <= 0
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
