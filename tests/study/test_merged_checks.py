@@ -115,3 +115,19 @@ def test_no_experiment_of_a_sweep_contradicts_itself(tmp_path: Path, key: str, v
         return
     found = [each.config["measurement"] for each in study.experiments]
     assert all(one["cpu_idle_watts"] < one["cpu_max_watts"] for one in found)
+
+
+@pytest.mark.parametrize(
+    ("key", "fixed"), [("cpu_max_watts", "cpu_idle_watts"), ("cpu_idle_watts", "cpu_max_watts")]
+)
+def test_a_point_that_contradicts_itself_is_told_at_the_value_that_makes_it_so(
+    tmp_path: Path, key: str, fixed: str
+) -> None:
+    study = HEAD | {
+        "measurement": {"meter": "cpu-estimate", fixed: 40},
+        "sweep": {f"measurement.{key}": [40, 41, 39]},
+    }
+    with pytest.raises(StudyFileError) as caught:
+        loaded(tmp_path, study, {})
+    refused = {"cpu_max_watts": [0, 2], "cpu_idle_watts": [0, 1]}[key]
+    assert [one.path for one in caught.value.problems] == [f"sweep.measurement.{key}[{n}]" for n in refused]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -28,6 +28,7 @@ def check(
     report: Report,
     *,
     stage: Literal["whole", "part", "rest"] = "whole",
+    swept: Collection[KeyPath] = (),
 ) -> Of | None:
     """The value as the model; every problem goes to ``report``, also those of keys beside a wrong one.
 
@@ -38,6 +39,7 @@ def check(
         report: Takes the problems.
         stage: ``part``: this is a part of an experiment, of which nothing is missing yet and nothing contradicts.
             ``rest``: the parts were reported, only what contradicts is new.
+        swept: Paths of keys that a sweep sets: of keys that contradict each other, one of these is told.
     """
     told: set[KeyPath] = set()
     while True:
@@ -48,7 +50,7 @@ def check(
         for each in wrong:
             known = stage == "rest" and each.kind != "contradiction"
             if each.place not in told and not known and not (stage == "part" and each.kind == "missing"):
-                each.tell(path, report)
+                each.tell(path, report, swept=swept)
             told.add(each.place)
         rest = value
         for each in wrong:
@@ -120,15 +122,15 @@ class _Wrong:
         self.place: KeyPath = tuple(place)
         self.model = inner
 
-    def tell(self, path: KeyPath, report: Report, *, below: int = 0) -> None:
+    def tell(self, path: KeyPath, report: Report, *, below: int = 0, swept: Collection[KeyPath] = ()) -> None:
         """Report it at its place below ``path``, which has so many of its keys."""
         where = (*path, *self.place[below:])
         if self.kind == "refused":
             report((*where, *self.said["path"]), self.said["found"], self.said["allowed"])
         elif self.kind == "contradiction":
             for keys, found, advice in self.said["problems"]:
-                written = next(((key,) for key in keys if key in self.value), ())
-                report((*where, *written), found, advice)
+                written = [(*where, key) for key in keys if key in self.value]
+                report(next((key for key in written if key in swept), (*written, where)[0]), found, advice)
         elif self.kind == "extra_forbidden":
             unknown(self.owner, str(self.place[-1]), where[:-1], report)
         elif self.kind == "missing":

@@ -149,7 +149,8 @@ class Batch:
         written = {name: self._written.get(name) or {}}
         written = with_values(written, ((path, value) for path, value, _ in deltas))
         report = self._document.reporter(self.problems, self._origin, deltas[::-1])
-        section = check(section_model(name), written[name], (name,), report)
+        swept = {path for path, _, _ in deltas}
+        section = check(section_model(name), written[name], (name,), report, swept=swept)
         found = None
         if section is not None:
             config = section.config()
