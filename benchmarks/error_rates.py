@@ -102,11 +102,13 @@ def shipped(
     n: int,
     cv: float,
     change: float,
+    apart: float = 0.0,
 ) -> tuple[float, float, float]:
     """Two runs of many experiments through ``compare_runs``, as `compare` and the alarm call it.
 
     Every experiment has the five independent metrics of a comparison and energy per request, which says the same as
-    energy per token. Energy of ``changed`` experiments became worse.
+    energy per token. Energy of ``changed`` experiments became worse. ``apart`` is the standard deviation of the
+    logarithm of the experiments' CV.
 
     Returns:
         Share of false ones among the alarms (the rate that Benjamini-Hochberg holds), share of runs with a false
@@ -117,8 +119,9 @@ def shipped(
     with tempfile.TemporaryDirectory() as folder:
         runs = [ResultsRoot(folder).run("s", name) for name in ("a", "b")]
         for _ in range(repeats):
-            before = _rows(rng, np.ones(experiments), n, cv)
-            after = _rows(rng, 1 + change * truth, n, cv)
+            cvs = cv * np.exp(rng.normal(0, apart, experiments))
+            before = _rows(rng, np.ones(experiments), n, cvs)
+            after = _rows(rng, 1 + change * truth, n, cvs)
             found = compare_runs(RunRows(runs[0], before), RunRows(runs[1], after))
             alarm = np.array([one.verdict in ALARMS for one in found])
             false_share.append((alarm & ~truth).sum() / max(alarm.sum(), 1))
@@ -127,10 +130,12 @@ def shipped(
     return float(np.mean(false_share)), float(np.mean(any_false)), float(np.mean(hits))
 
 
-def _rows(rng: np.random.Generator, levels: np.ndarray, n: int, cv: float) -> tuple[dict[str, Any], ...]:
+def _rows(
+    rng: np.random.Generator, levels: np.ndarray, n: int, cvs: np.ndarray
+) -> tuple[dict[str, Any], ...]:
     facts = {"status": "valid", "fingerprint": "{}", "energy_kind": "measured", "doubtful": False}
     rows = []
-    for index, level in enumerate(levels):
+    for index, (level, cv) in enumerate(zip(levels, cvs, strict=True)):
         for cycle in range(1, n + 1):
             values = dict(zip(COMPARED[:5], 100 * rng.normal(1, cv, 5), strict=True))
             values[COMPARED[0]] *= level
@@ -201,17 +206,23 @@ def print_shipped(rng: np.random.Generator, repeats: int) -> None:
         "\nTwo runs as `compare` judges them: false alarms and power, by experiments and how many of them changed"
     )
     print(
-        "| experiments | changed | n | CV | change | false among alarms | runs with a false alarm | found |"
+        "| experiments | CV apart | changed | n | CV | change | false among alarms | runs with a false alarm | found |"
     )
-    print("|---" * 8 + "|")
-    for experiments, all_changed in ((1, (0, 1)), (8, (0, 1, 8)), (40, (0, 1, 4, 12, 40))):
+    print("|---" * 9 + "|")
+    for experiments, apart, all_changed in (
+        (1, 0.0, (0, 1)),
+        (8, 0.0, (0, 1, 8)),
+        (8, 0.6, (0, 1)),
+        (40, 0.0, (0, 1, 4, 12, 40)),
+        (40, 0.6, (0, 1)),
+    ):
         for n, cv, change in ((3, 0.01, 0.05), (5, 0.02, 0.06)):
             for changed in all_changed:
-                times = max(repeats // {1: 2, 8: 8, 40: 40}[experiments], 10)
-                shares = shipped(rng, experiments, changed, times, n=n, cv=cv, change=change)
+                times = max(int(repeats * {1: 1, 8: 0.4, 40: 0.1}[experiments]), 10)
+                shares = shipped(rng, experiments, changed, times, n=n, cv=cv, change=change, apart=apart)
                 cells = [f"{share:.3f}" for share in shares[:2]] + [f"{shares[2]:.3f}" if changed else "-"]
                 print(
-                    f"| {experiments} | {changed} | {n} | {cv:.0%} | {change:.0%} | "
+                    f"| {experiments} | {apart:.1f} | {changed} | {n} | {cv:.0%} | {change:.0%} | "
                     + " | ".join(cells)
                     + " |",
                     flush=True,

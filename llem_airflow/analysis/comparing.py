@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from llem_airflow.analysis.answers import AnswerCheck, check_answers
 from llem_airflow.analysis.fingerprint import FACTORS
 from llem_airflow.analysis.labels import differing_keys
 from llem_airflow.analysis.metrics import BY_NAME
+from llem_airflow.analysis.moderated import Usual
 from llem_airflow.analysis.planned import flatten
 from llem_airflow.analysis.run_rows import RunRows, Side
 from llem_airflow.analysis.verdict import (
@@ -21,6 +21,7 @@ from llem_airflow.analysis.verdict import (
     adjusted,
     compare,
     compare_pairs,
+    usual_error,
 )
 from llem_airflow.results import ResultReadError, StoredRun
 
@@ -122,14 +123,26 @@ def compare_runs(
     before, after = RunRows.of(baseline), RunRows.of(candidate)
     ours = before.sides(without_flagged=without_flagged)
     theirs = after.sides(without_flagged=without_flagged)
+    pairs = [
+        (ours[one], theirs[other])
+        for one, other in matched(before, after, factor).items()
+        if one in ours and other in theirs
+    ]
+    usual = {name: _usual(pairs, name) for name in (metric, *COMPARED)}
     return corrected(
         [
             compare_sides(
-                ours[one], theirs[other], ignore=ignore, metric=metric, threshold_ratio=threshold_ratio
+                one, other, ignore=ignore, metric=metric, threshold_ratio=threshold_ratio, usual=usual
             )
-            for one, other in matched(before, after, factor).items()
-            if one in ours and other in theirs
+            for one, other in pairs
         ]
+    )
+
+
+def _usual(pairs: Sequence[tuple[Side, Side]], metric: str) -> Usual | None:
+    """What all experiments of two runs say of how much cycles differ in a metric."""
+    return usual_error(
+        (list(one.values(metric).values()), list(other.values(metric).values())) for one, other in pairs
     )
 
 
@@ -170,6 +183,7 @@ def compare_sides(
     paired: bool = False,
     metric: str = COMPARED[0],
     threshold_ratio: float = THRESHOLD_RATIO,
+    usual: Mapping[str, Usual | None] | None = None,
 ) -> PairReport:
     """Compare two sides, when their conditions are equal.
 
@@ -180,13 +194,13 @@ def compare_sides(
         paired: Cycle k of one was measured next to cycle k of the other.
         metric: The metric that comes first and whose verdict counts.
         threshold_ratio: Smallest difference that matters.
+        usual: What all experiments say of how much cycles differ, by metric.
 
     Raises:
         ValueError: ``paired``, and the cycles were not measured next to each other.
     """
     if paired:
         _require_neighbours(baseline, candidate)
-    test = partial(compare_pairs if paired else compare, threshold_ratio=threshold_ratio)
     ours, theirs = baseline.conditions(), candidate.conditions()
     if not (ours and theirs):
         ours, theirs = ({"cycles_with_a_result": [str(len(one.rows))]} for one in (baseline, candidate))
@@ -203,7 +217,9 @@ def compare_sides(
     return PairReport(
         baseline=baseline.name,
         candidate=candidate.name,
-        metrics=_metrics(baseline, candidate, wanted, test, paired=paired),
+        metrics=_metrics(
+            baseline, candidate, wanted, threshold_ratio, {} if usual is None else usual, paired=paired
+        ),
         factors=factors,
         differences=differences,
         answers=_answers(baseline, candidate),
@@ -268,16 +284,25 @@ def _require_neighbours(baseline: Side, candidate: Side) -> None:
 
 
 def _metrics(
-    baseline: Side, candidate: Side, wanted: Sequence[str], test: Callable[..., Comparison], *, paired: bool
+    baseline: Side,
+    candidate: Side,
+    wanted: Sequence[str],
+    threshold_ratio: float,
+    usual: Mapping[str, Usual | None],
+    *,
+    paired: bool,
 ) -> dict[str, Comparison]:
     found = {}
     for name in wanted:
-        ours, theirs = baseline.values(name), candidate.values(name)
+        ours, theirs, better = baseline.values(name), candidate.values(name), BY_NAME[name].better
         if paired:
             cycles = sorted(ours.keys() & theirs.keys())
-            ours, theirs = {k: ours[k] for k in cycles}, {k: theirs[k] for k in cycles}
-        if ours and theirs:
-            found[name] = test(list(ours.values()), list(theirs.values()), BY_NAME[name].better)
+            pairs = [ours[k] for k in cycles], [theirs[k] for k in cycles]
+            if cycles:
+                found[name] = compare_pairs(*pairs, better, threshold_ratio=threshold_ratio)
+        elif ours and theirs:
+            sides = list(ours.values()), list(theirs.values())
+            found[name] = compare(*sides, better, threshold_ratio=threshold_ratio, usual=usual.get(name))
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
 from llem_airflow.analysis.metrics import positive_threshold
+from llem_airflow.analysis.moderated import Usual
 from llem_airflow.analysis.statistics import mean_of
 
 THRESHOLD_RATIO = 0.02
@@ -63,7 +64,7 @@ class Comparison:
         mann_whitney_p: Second opinion without normality; cannot fall below 0.1 at n = 3.
         hedges_g: Standardised difference, corrected for small n.
         detectable_ratio: Smallest increase that would have been found with 80 % power.
-        method: ``welch`` or ``paired``.
+        method: ``welch``, ``moderated welch`` (with what the other experiments say of the spread) or ``paired``.
         better: ``lower`` or ``higher`` is better.
         verdict: What it comes to.
         threshold_ratio: Smallest difference that matters; the margin of the equivalence test, too.
@@ -123,6 +124,16 @@ class _Effect:
             size = math.log(mean_b) - math.log(mean_a) if is_log else float(other.mean() - one.mean())
         return cls(size, one, other, is_log, least_ratio)
 
+    def error(self) -> tuple[float, float]:
+        """Squared standard error of ``size`` and its degrees of freedom (Welch-Satterthwaite; 0 without spread)."""
+        n, m = len(self.baseline), len(self.candidate)
+        with np.errstate(all="ignore"):
+            va, vb = _variance(self.baseline) / n, _variance(self.candidate) / m
+        if va + vb == 0.0:
+            return 0.0, 0.0
+        share = va / (va + vb)
+        return va + vb, 1.0 / (share**2 / (n - 1) + (1.0 - share) ** 2 / (m - 1))
+
     def ratio(self, size: float) -> float:
         """A size as a change of the baseline."""
         ratio = math.expm1(min(size, _LARGEST_LOG)) if self.is_log else size
@@ -143,6 +154,7 @@ def compare(
     *,
     threshold_ratio: float = THRESHOLD_RATIO,
     alpha: float = ALPHA,
+    usual: Usual | None = None,
 ) -> Comparison:
     """Welch's comparison of two independent sets of cycles.
 
@@ -150,7 +162,8 @@ def compare(
     of freedom; equivalence by two one-sided tests at the threshold, which is a share of the baseline's mean. None, NaN
     and infinite values are not known, and left out.
 
-    ``alpha`` is the risk of the interval; a smaller one than 5 % makes several intervals hold together.
+    ``alpha`` is the risk of the interval; a smaller one than 5 % makes several intervals hold together. ``usual`` is
+    what the other experiments of the two runs say of how much cycles differ.
 
     Raises:
         ValueError: ``better`` or ``threshold_ratio`` is not one that there is.
@@ -162,13 +175,13 @@ def compare(
     if min(a) == max(a) and min(b) == max(b):
         return _decided(_without_spread(bare))
     effect = _Effect.of(a, b)
-    with np.errstate(all="ignore"):
-        va, vb = _variance(effect.baseline) / len(a), _variance(effect.candidate) / len(b)
-    if va + vb == 0.0:
+    variance, df = effect.error()
+    if variance == 0.0:
         return _decided(_without_spread(bare))
-    share = va / (va + vb)
-    df = 1.0 / (share**2 / (len(a) - 1) + (1.0 - share) ** 2 / (len(b) - 1))
-    found = _tested(bare, effect, math.sqrt(va + vb), df, alpha)
+    if usual is not None:
+        bare = replace(bare, method="moderated welch")
+        variance, df = usual.beside(variance, df)
+    found = _tested(bare, effect, math.sqrt(variance), df, alpha)
     if found.p is None:
         return found
     mann_whitney = float(stats.mannwhitneyu(a, b, alternative="two-sided").pvalue)
@@ -212,6 +225,19 @@ def compare_pairs(
         return _decided(_without_spread(bare))
     found = _tested(bare, effect, math.sqrt(variance), len(a) - 1.0, alpha)
     return _decided(replace(found, hedges_g=hedges_g(a, b))) if found.p is not None else found
+
+
+def usual_error(sides: Iterable[tuple[Sequence[float | None], Sequence[float | None]]]) -> Usual | None:
+    """What the experiments of two runs say together of how much cycles differ; None where fewer than two tell it.
+
+    Args:
+        sides: Values of the baseline and of the candidate, by experiment.
+    """
+    errors = []
+    for a, b in ((_known(one), _known(other)) for one, other in sides):
+        if min(len(a), len(b)) > 1 and _difference(mean_of(a), mean_of(b), nothing=False)[0] is not None:
+            errors.append(_Effect.of(a, b).error())
+    return Usual.of([(error, df) for error, df in errors if error > 0.0 and math.isfinite(error)])
 
 
 def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
