@@ -6,11 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special, stats
+from scipy import special, stats
 
 from llem_airflow.analysis.metrics import positive_threshold
 from llem_airflow.analysis.moderated import Usual
@@ -267,19 +266,7 @@ def hedges_g(a: Sequence[float], b: Sequence[float]) -> float | None:
 
 def detectable_difference(se: float, df: float, alpha: float = ALPHA, power: float = POWER) -> float:
     """Smallest true difference that a two-sided t test finds with the given power, in the unit of ``se``."""
-    return _noncentrality(round(df, 2), alpha, power) * se
-
-
-@lru_cache(maxsize=4096)
-def _noncentrality(df: float, alpha: float, power: float) -> float:
-    """Kept by degrees of freedom: a report asks for hundreds, and each takes milliseconds to find."""
-    critical = float(special.stdtrit(df, 1 - alpha / 2))
-
-    def shortfall(ncp: float) -> float:
-        # The other tail adds less than 1e-6 at any power of interest.
-        return float(stats.nct.sf(critical, df, ncp)) - power
-
-    return float(optimize.brentq(shortfall, 0.0, critical + 60.0))
+    return float(special.nctdtrinc(df, 1 - power, special.stdtrit(df, 1 - alpha / 2))) * se
 
 
 def _known(values: Sequence[float | None]) -> list[float]:

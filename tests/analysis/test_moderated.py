@@ -14,14 +14,14 @@ ALARMS = {Verdict.REGRESSION, Verdict.IMPROVEMENT}
 
 def test_one_change_of_eight_is_found_from_three_cycles() -> None:
     """By its own variance alone it is in less than half."""
-    false, _, found = shipped(np.random.default_rng(1), 8, 1, 30, n=3, cv=0.01, change=0.05)
+    false, _, found = shipped(np.random.default_rng(1), 8, 1, 16, n=3, cv=0.01, change=0.05)
     assert found >= 0.85
     assert false <= 0.1
 
 
 @pytest.mark.parametrize("apart", [0.0, 0.6])
 def test_flat_experiments_make_few_false_alarms_also_where_they_differ(apart: float) -> None:
-    _, runs_with_one, _ = shipped(np.random.default_rng(2), 8, 0, 60, n=3, cv=0.01, change=0.0, apart=apart)
+    _, runs_with_one, _ = shipped(np.random.default_rng(2), 8, 0, 40, n=3, cv=0.01, change=0.0, apart=apart)
     assert runs_with_one <= 0.1
 
 
