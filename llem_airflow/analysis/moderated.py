@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+_FROM = 4
+"""Experiments from which on they tell each other their spread: two or three would make false alarms of a noisy one."""
+
 _APART, _APART_WEIGHT = 1.0, 16
 """Variance between experiments of the logarithm of the variance, as long as few tell it, and what that weighs, in
 experiments; with more of them than that it weighs as much as they do. Of three cycles a side, experiments cannot tell
@@ -30,12 +33,12 @@ class Usual:
 
     @classmethod
     def of(cls, errors: Sequence[tuple[float, float]]) -> Usual | None:
-        """From the squared standard error and the degrees of freedom of each; None from fewer than two.
+        """From the squared standard error and the degrees of freedom of each; None from fewer than four.
 
         Formula: moments of the logarithms e = ln v - psi(df/2) + ln(df/2); their variance beyond trigamma(df/2) is
         that between experiments.
         """
-        if len(errors) < 2:
+        if len(errors) < _FROM:
             return None
         v, df = np.array(errors).T
         e = np.log(v) - special.psi(df / 2) + np.log(df / 2)

@@ -227,7 +227,7 @@ def compare_pairs(
 
 
 def usual_error(sides: Iterable[tuple[Sequence[float | None], Sequence[float | None]]]) -> Usual | None:
-    """What the experiments of two runs say together of how much cycles differ; None where fewer than two tell it.
+    """What the experiments of two runs say together of how much cycles differ; None where too few tell it.
 
     Args:
         sides: Values of the baseline and of the candidate, by experiment.

@@ -38,11 +38,12 @@ def test_the_more_experiments_differ_the_less_they_say() -> None:
     assert df(0.0) > 4
 
 
-def test_one_experiment_alone_and_one_without_spread_stay_as_they_are() -> None:
+def test_few_experiments_and_those_without_spread_stay_as_they_are() -> None:
     noisy, exact = ([1.0, 1.01, 1.02], [1.05, 1.06, 1.08]), ([1.0] * 3, [1.1] * 3)
-    assert usual_error([noisy]) is None
-    assert usual_error([noisy, exact, ([0.0] * 3, [0.0] * 3), ([1.0], [2.0])]) is None
-    usual = usual_error([noisy, noisy])
+    assert usual_error([noisy] * 3) is None
+    assert usual_error([*[noisy] * 3, exact, ([0.0] * 3, [0.0] * 3), ([1.0], [2.0])]) is None
+    usual = usual_error([noisy] * 4)
+    assert usual is not None
     assert compare(*exact, "lower", usual=usual) == compare(*exact, "lower")
 
 
