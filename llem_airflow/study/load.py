@@ -59,8 +59,8 @@ def _load(source: Source, *, name: str, path: Path | None, folder: Path | None) 
         document.refuse(("study_execution",), found, f"at most {MOST_RUNS:,}: fewer points, or fewer cycles")
     experiments = _experiments(document, expansion)
     # A machine that gets hot must cool down between experiments; an estimate from the CPU's load needs no pauses.
-    hot = any(unique.config["measurement"]["meter"] in GPU_METERS for unique in expansion.uniques)
-    gaps = execution.gaps_s(hot=hot)
+    needs_cooldown = any(unique.config["measurement"]["meter"] in GPU_METERS for unique in expansion.uniques)
+    gaps = execution.gaps_s(needs_cooldown=needs_cooldown)
     warnings = warnings_of(document, sweep, expansion, experiments, gaps[0])
     return Study(
         name=document.keys.study_name or plain_name(name),

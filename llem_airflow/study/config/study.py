@@ -131,10 +131,13 @@ class Execution(Section):
         """Cycles of each experiment that are planned."""
         return self.n_cycles if self.precision_target is None else self.precision_target.max_cycles
 
-    def gaps_s(self, *, hot: bool) -> tuple[float, float]:
-        """The pause between runs and between blocks, in seconds; ``hot``: the machine must cool down between them."""
+    def gaps_s(self, *, needs_cooldown: bool) -> tuple[float, float]:
+        """The pause between runs and between blocks, in seconds; longer where the machine must cool down."""
         short_s, long_s = self.experiment_gap_s, self.cycle_gap_s
-        return 60.0 * hot if short_s is None else short_s, 300.0 * hot if long_s is None else long_s
+        return (
+            60.0 * needs_cooldown if short_s is None else short_s,
+            300.0 * needs_cooldown if long_s is None else long_s,
+        )
 
 
 class Carbon(Section):

@@ -1,7 +1,7 @@
 """Combinations that an engine refuses or ignores, as data: study/data/rules-<engine>.json.
 
 A rule is ``{"id", "effect", "when", "ignores", "reason", "version", "source"}``. ``effect`` is ``invalid``
-(the point is skipped) or ``dormant`` (the engine ignores the keys in ``ignores``). ``when`` is a list of
+(the point is skipped) or ``no-effect`` (the engine ignores the keys in ``ignores``). ``when`` is a list of
 conditions, all of which must hold: ``[key, operator, value, default]``. A value ``{"key": other}`` compares
 with another key. A key that is absent or null makes its condition false unless it has a default; ``unset``
 is the operator for absent keys.

@@ -101,8 +101,10 @@ EXECUTION = [
 
 def _sections(study: Study) -> list[Any]:
     """What the study says beside its experiments, by the names under which it is read."""
-    hot = any(each.config["measurement"]["meter"] in {"auto", "nvml", "rapl"} for each in study.experiments)
-    gap_s, long_gap_s = study.execution.gaps_s(hot=hot)
+    needs_cooldown = any(
+        each.config["measurement"]["meter"] in {"auto", "nvml", "rapl"} for each in study.experiments
+    )
+    gap_s, long_gap_s = study.execution.gaps_s(needs_cooldown=needs_cooldown)
     target = study.execution.precision_target
     airflow = {name: getattr(study.airflow, name) for name in AIRFLOW}
     execution = {name: getattr(study.execution, name) for name in EXECUTION}
