@@ -38,7 +38,7 @@ quickstart-docker: model image  ## the same, each cycle in a fresh container
 	@DOCKER_HOST=$$(.ci/need-engine) LLEM_IMAGE_TRANSFORMERS=$$(images/build cpu) $(llem) run $(study) --runner container
 
 airflow: install  ## Airflow's scheduler and UI on the DAGs of this folder (the page and the password are printed)
-	@$(llem) ui --dags dags
+	@LLEM_RUNNER_TRANSFORMERS=$${LLEM_RUNNER_TRANSFORMERS:-process} $(llem) ui --dags dags
 
 engine:
 	@.ci/need-engine >/dev/null

@@ -60,7 +60,7 @@ def test_a_study_states_its_electricity_and_an_intensity_without_a_source_is_a_m
     with pytest.raises(StudyFileError) as caught:
         study("output: {carbon: {g_per_kwh: 360}, price: {per_kwh: 0, currency: EUR, source: x, year: 12}}\n")
     text = str(caught.value)
-    assert "output.carbon: 'source' is missing; write all of g_per_kwh, source, year." in text
-    assert "output.carbon: 'year' is missing" in text
+    assert "output.carbon: the key 'source' is missing; add `source: ...`." in text
+    assert "output.carbon: the key 'year' is missing" in text
     assert "output.price.per_kwh" in text
-    assert "found 12; allowed: the year that it is about" in text
+    assert "found 12 (whole number); allowed: a whole number from 1990 to 2100" in text
