@@ -110,13 +110,15 @@ def test_a_person_reads_the_same_at_any_width(busy: tuple[str, Inventory], colum
 
 @pytest.mark.docker
 def test_watching_says_it_again_until_ctrl_c(docker_api: docker.APIClient, cpu_image: str) -> None:
-    code = "from llem_airflow.cli import main; main()"
+    # A test run in the background of a shell ignores the signal, and so would this process.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from llem_airflow.cli import main; main()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code, "gpus", "--watch", "--json"],
         stdout=subprocess.PIPE,
         text=True,
-        # A test run in the background of a shell ignores the signal, and so would this process.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as watching:
         assert watching.stdout is not None
         looks = [json.loads(watching.stdout.readline()) for _ in range(2)]
