@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from llem_airflow.frames.typed import rows_table, typed
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun
+from llem_airflow.results.folder import first_line
 from llem_airflow.results.locate import locate_run
 
 Root = ResultsRoot | str | Path | None
@@ -71,7 +72,7 @@ class Problems:
         try:
             yield
         except errors as error:
-            self.add(run, (str(error) or type(error).__name__).splitlines()[0], experiment, cycle)
+            self.add(run, first_line(error), experiment, cycle)
 
     def beside(self, frame: pd.DataFrame, *, strict: bool) -> pd.DataFrame | Both:
         """The frame with the problems beside it, or, if strict, the frame alone.

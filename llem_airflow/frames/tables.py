@@ -15,6 +15,7 @@ from llem_airflow.analysis.requests import COLUMNS, Requests
 from llem_airflow.analysis.tables import STATISTICS
 from llem_airflow.analysis.timeline import epoch_ns
 from llem_airflow.results import CycleRef, ResultReadError, StoredRun, layout
+from llem_airflow.results.folder import first_line
 from llem_airflow.results.parquet import REQUESTS_SCHEMA
 
 _NAMES = pa.dictionary(pa.int32(), pa.string())
@@ -55,7 +56,7 @@ def stored_table(run: StoredRun, name: str, filters: Any = None) -> Any:
 
 
 def _unreadable(run: StoredRun, name: str, error: Exception) -> ResultReadError:
-    return ResultReadError(f"{run.url}/{name}: cannot be read: {str(error).splitlines()[0]}")
+    return ResultReadError(f"{run.url}/{name}: cannot be read: {first_line(error)}")
 
 
 def require_aggregated(run: StoredRun, name: str) -> None:

@@ -66,3 +66,9 @@ def leaf_paths(value: Mapping[str, Any], before: KeyPath = ()) -> Iterator[KeyPa
             yield from leaf_paths(child, (*before, key))
         else:
             yield (*before, key)
+
+
+def overlap(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Whether one of two paths lies below the other."""
+    length = min(len(one), len(other))
+    return one[:length] == other[:length]

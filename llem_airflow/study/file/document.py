@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from llem_airflow.study.config.base import keys_of, model_of, takes_null
 from llem_airflow.study.config.experiment import Experiment
-from llem_airflow.study.config.paths import Config, merged
+from llem_airflow.study.config.paths import Config, merged, overlap
 from llem_airflow.study.config.study import SWEEP_KEYS, StudyKeys
 from llem_airflow.study.file.check import WRONG, Report, check, check_value, unknown, without_nulls
 from llem_airflow.study.file.yaml import Source, read_text
@@ -60,7 +60,7 @@ class Document:
 
         def report(path: KeyPath, *said: Any, of_key: bool = False) -> None:
             for key, _, place in places:
-                if path[: len(key)] == key or key[: len(path)] == path:
+                if overlap(path, key):
                     problems.add(self.source.problem((*place, *path[len(key) :]), *said, of_key=of_key))
                     return
             if self.base is not None and not self.source.has((*origin, *path)) and self.base.has(path):
@@ -166,8 +166,13 @@ def _checked(key: str, content: Any, where: KeyPath, report: Report) -> Any:
 def _engine_list(content: list[Any], path: KeyPath, report: Report) -> list[str]:
     if not content:
         report(path, "the list of engines is empty", "name at least one engine")
+    return engine_names(content, path, report)
+
+
+def engine_names(values: list[Any], path: KeyPath, report: Report) -> list[str]:
+    """The engines of a list, each once."""
     names = [
-        check_value(Experiment, "engine", item, (*path, index), report) for index, item in enumerate(content)
+        check_value(Experiment, "engine", item, (*path, index), report) for index, item in enumerate(values)
     ]
     return [name for name in dict.fromkeys(names) if name is not WRONG]
 

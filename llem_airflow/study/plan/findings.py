@@ -8,6 +8,7 @@ from typing import Any
 
 from llem_airflow.study.config.experiment import BUILTIN, PARTS, STANDING_IN, known_keys
 from llem_airflow.study.config.paths import Config, lookup
+from llem_airflow.study.config.study import StudyKeys
 from llem_airflow.study.file.document import Document
 from llem_airflow.study.names import ENGINES, INVALID_PREFIX, RESERVED_DAG_IDS, dag_id_of
 from llem_airflow.study.plan.expand import Expansion
@@ -69,27 +70,18 @@ def warnings_of(
 
 
 def _without_effect(document: Document, expansion: Expansion) -> Iterator[StudyWarning]:
+    said, default = (keys.model_dump(by_alias=True) for keys in (document.keys, StudyKeys()))
     for path, why in NO_EFFECT.items():
-        if path != ("version",) and _differs(document, path):
+        if path != ("version",) and lookup(said, path) != lookup(default, path):
             yield _idle(document, path, why)
     for path, (needed, advice) in NEEDS.items():
         by_date = needed[1] == "schedule" and document.keys.versions
-        if _differs(document, path) and not _key(document, needed) and not by_date:
+        if lookup(said, path) != lookup(default, path) and not lookup(said, needed) and not by_date:
             yield _idle(document, path, f"it works with {'.'.join(needed)}; {advice}")
     for rule in expansion.fired.values():
         for key in rule.ignores:
             text = f"{'.'.join(key)} has no effect here: {rule.reason}"
             yield StudyWarning("no-effect", text, _line(document, key))
-
-
-def _key(document: Document, path: tuple[str, ...]) -> Any:
-    """The value of a study-level key, by its name in the file."""
-    return lookup(document.keys.model_dump(by_alias=True), path)
-
-
-def _differs(document: Document, path: tuple[str, ...]) -> bool:
-    """Whether the file says something else than the key's default."""
-    return bool(_key(document, path) != lookup(type(document.keys)().model_dump(by_alias=True), path))
 
 
 def _idle(document: Document, path: tuple[str, ...], why: str) -> StudyWarning:

@@ -105,9 +105,7 @@ class Slugs:
         if self.name_model:
             parts.append(_word(str(config["task"]["model"]).rstrip("/").rsplit("/", 1)[-1]))
         for path in self.varied:
-            value: Any = config
-            for key in path:
-                value = value.get(key) if isinstance(value, dict) else None
+            value = lookup(config, path)
             if value is not None:
                 parts.append(self._piece(path, value))
         return "-".join(part for part in parts if part)[:MOST_SLUG].strip("-_")

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from llem_airflow.study.config.base import FRAGMENT
+from llem_airflow.study.config.base import Section as ConfigSection
 from llem_airflow.study.config.experiment import Experiment, section_model, with_sampling
-from llem_airflow.study.config.paths import Config, KeyPath, lookup, merged, with_values, without
+from llem_airflow.study.config.paths import Config, KeyPath, lookup, merged, overlap, with_values, without
 from llem_airflow.study.file.check import check
 from llem_airflow.study.file.document import Document
 from llem_airflow.study.names import OWN_ENGINES
 from llem_airflow.study.plan.identity import NEEDED, canonical_json, identity_view
-from llem_airflow.study.plan.rules import Rule, overlap, relevant, rules_of
+from llem_airflow.study.plan.rules import Rule, relevant, rules_of
 from llem_airflow.study.plan.sweep import Delta, Variant
 from llem_airflow.study.problems import Problem
 
@@ -112,10 +113,14 @@ class Batch:
         for name in names:
             written = merged(NEEDED.get(name, {}), self._written.get(name) or {})
             with suppress(ValidationError):
-                config = section_model(name).model_validate(written, context=FRAGMENT).config()
-                preset = self._scalars.get("sampling_preset")
-                found[name] = with_sampling(name, config, preset) if name == self.engine else config
+                section = section_model(name).model_validate(written, context=FRAGMENT)
+                found[name] = self._config(name, section, self._scalars.get("sampling_preset"))
         return found
+
+    def _config(self, name: str, section: ConfigSection, preset: str | None) -> Config:
+        """A section as it is measured; the engine's has the sampling of the preset."""
+        config = section.config()
+        return with_sampling(name, config, preset) if name == self.engine else config
 
     @property
     def invalid(self) -> list[Rule]:
@@ -151,10 +156,7 @@ class Batch:
         report = self._document.reporter(self.problems, self._origin, deltas[::-1])
         swept = {path for path, _, _ in deltas}
         section = check(section_model(name), written[name], (name,), report, swept=swept)
-        found = None
-        if section is not None:
-            config = section.config()
-            found = self._judged(name, with_sampling(name, config, preset) if name == self.engine else config)
+        found = None if section is None else self._judged(name, self._config(name, section, preset))
         if len(self._moving) != 1:  # else each point has its own, and keeping it would only cost memory
             self._known[key] = found
         return found

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llem_airflow.study.config.paths import Config, KeyPath, lookup
+from llem_airflow.study.config.paths import Config, KeyPath, lookup, overlap
 from llem_airflow.study.names import OWN_ENGINES
 
 _FOLDER = Path(__file__).parents[1] / "data"
@@ -155,12 +155,6 @@ def _can_apply(rule: Rule, base: Config, varied: set[KeyPath]) -> bool:
         if not touched and not condition.holds(base):
             return False
     return True
-
-
-def overlap(one: KeyPath, other: KeyPath) -> bool:
-    """Whether one of two paths lies below the other."""
-    length = min(len(one), len(other))
-    return one[:length] == other[:length]
 
 
 def _rule(entry: dict[str, Any]) -> Rule:

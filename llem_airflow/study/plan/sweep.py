@@ -12,6 +12,7 @@ from llem_airflow.study.config.base import Section, is_mapping, keys_of, model_o
 from llem_airflow.study.config.experiment import EngineSection, Experiment
 from llem_airflow.study.config.study import SWEEP_KEYS, StudyKeys
 from llem_airflow.study.file.check import WRONG, Report, check_free, check_value, unknown
+from llem_airflow.study.file.document import engine_names
 from llem_airflow.study.names import ENGINES, canonical_key
 from llem_airflow.study.problems import KeyPath, closest, show
 
@@ -156,21 +157,13 @@ def parse_sweep(value: Any, report: Report) -> Sweep:
             continue
         seen[key] = name
         if key == "engine":
-            sweep.engines = _engine_axis(content, path, report)
+            sweep.engines = engine_names(_axis_values(content, path, report), path, report)
             continue
         mappings = isinstance(content, list) and any(isinstance(item, dict) for item in content)
         found = _known(key)
         axis = not mappings or (found is not None and found.takes_mapping)
         sweep.dimensions.append((_axis if axis else _group)(key, content, path, report))
     return sweep
-
-
-def _engine_axis(content: Any, path: KeyPath, report: Report) -> list[str]:
-    values = _axis_values(content, path, report)
-    checked = [
-        check_value(Experiment, "engine", item, (*path, index), report) for index, item in enumerate(values)
-    ]
-    return [name for name in dict.fromkeys(checked) if name is not WRONG]
 
 
 def _scope(key: str) -> str | None:
@@ -214,7 +207,7 @@ def _walk(parts: tuple[str, ...]) -> tuple[Key | None, type[Section] | None, int
             return None, model, depth
         if depth == len(parts) - 1:
             return Key(parts, model), None, 0
-        if issubclass(model, EngineSection) and is_mapping(found):
+        if Key(parts[: depth + 1], model).is_open:
             return (Key(parts) if all(parts) else None), None, depth + 1
         model = model_of(found)
     return None, Experiment, 0
