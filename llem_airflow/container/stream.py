@@ -29,7 +29,8 @@ def follow(
     """Feed the container's output to ``sink`` until it has ended.
 
     A connection that ends before the container does (a proxy's idle timeout, an engine's restart) is taken up
-    again where it broke: no line is lost and none comes twice.
+    again where it broke: no line is lost and none comes twice. What a container wrote last is read once more
+    when it has ended: an engine may end the stream of a container that ends before it has sent everything.
 
     Args:
         api: The engine.
@@ -52,6 +53,7 @@ def follow(
             last = _read(api, container, sink, heard, last)
             inspection = patiently(lambda: _ended(api, container), patience_s)
             if not inspection["State"]["Running"]:
+                _read(api, container, sink, heard, last, follow=False)
                 sink.finish()
                 return inspection
     except NotFound as error:
@@ -59,12 +61,18 @@ def follow(
 
 
 def _read(
-    api: docker.APIClient, container: str, sink: LogSink, heard: Callable[[], None], last: bytes
+    api: docker.APIClient,
+    container: str,
+    sink: LogSink,
+    heard: Callable[[], None],
+    last: bytes,
+    *,
+    follow: bool = True,
 ) -> bytes:
     """Read until the connection ends; returns the time of the last message."""
     resume = last
     try:
-        stream = api.logs(container, stream=True, follow=True, timestamps=True, since=_seconds(last))
+        stream = api.logs(container, stream=True, follow=follow, timestamps=True, since=_seconds(last))
         try:
             for message in stream:
                 stamped = _STAMP.match(message)

@@ -115,6 +115,32 @@ def test_taking_over_and_ending_need_only_the_documented_calls(
     assert proxy.refused == []
 
 
+def test_a_connection_that_breaks_while_the_container_ends_loses_no_line(
+    docker_api: docker.APIClient, python_image: str, tmp_path: Path, this_attempt: Attempt, clean: None
+) -> None:
+    broken: list[str] = []
+
+    def break_the_first(call: Call) -> None:
+        if call.path.endswith("/logs") and not broken:
+            broken.append(call.path)
+            docker_api.wait(call.path.split("/")[2], timeout=60)
+            raise ConnectionResetError
+
+    engine = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
+    settings = BoxSettings(python_image, user=None, direct_volume=False)
+    code = program(tmp_path, "for i in range(2000): print('line', i)\nresult()")
+    lines: list[str] = []
+    with (
+        EngineProxy(tmp_path / "engine.sock", engine, after=break_the_first) as proxy,
+        connect({"DOCKER_HOST": proxy.url}) as api,
+    ):
+        run_box(
+            api, this_attempt, SPEC, settings, collect_to=tmp_path / "out", on_line=lines.append, bundle=code
+        )
+    assert broken
+    assert lines == [f"line {i}" for i in range(2000)]
+
+
 def test_what_is_not_documented_does_not_pass(
     through: docker.APIClient, proxy: EngineProxy, python_image: str
 ) -> None:
