@@ -26,9 +26,9 @@ from pathlib import Path
 import docker
 from airflow.providers.docker.operators.docker import DockerOperator
 
-from llem_airflow.container.box import run_box
-from llem_airflow.container.settings import BoxSettings
-from tests.container.programs import HASH, RESULT, SPEC, attempt
+from llem_airflow.runners.box import run_box
+from llem_airflow.runners.settings import BoxSettings
+from tests.runners.programs import HASH, RESULT, SPEC, attempt
 
 SHELL = f"printf %s '{RESULT}' > $LLEM_OUTPUT_DIR/{HASH}_result.json"
 FLOOD_BYTES = 200_000_000

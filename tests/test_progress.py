@@ -38,7 +38,7 @@ def test_a_failed_task_shows_the_text_of_its_exception_and_no_traceback(tmp_path
         "2026-11-22T01:47:01.702715Z [error    ] Task failed with exception     [task] loc=task_runner.py:1676",
         "Traceback (most recent call last):",
         '  File "x.py", line 1, in f',
-        "llem_airflow.container.failures.AttemptFailedError: inner",
+        "llem_airflow.runners.failures.AttemptFailedError: inner",
         "",
         "The above exception was the direct cause of the following exception:",
         "Traceback (most recent call last):",

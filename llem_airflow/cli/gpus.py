@@ -25,7 +25,7 @@ def show_gpus(hosts: tuple[str, ...], *, watch: bool, as_json: bool) -> int:
     the engine's own machine only). Below are how much of the host's quota is in use and the queue of waiting tasks.
     Nothing is changed. Exit code 2 when a host's engine does not answer.
     """
-    from llem_airflow.container.gpus_shown import show_hosts
+    from llem_airflow.runners.gpus_shown import show_hosts
 
     return show_hosts(hosts, watch=watch, as_json=as_json)
 

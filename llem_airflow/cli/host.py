@@ -30,7 +30,7 @@ def collect_garbage(
     Airflow's database says whose task is alive, where Airflow is installed here; else their age decides. Nothing is
     touched that llem-airflow has not made, that another Airflow has made, or, without --force, that runs.
     """
-    from llem_airflow.container.terminal import collect
+    from llem_airflow.runners.terminal import collect
 
     return collect(older_than_h * 3600, installation, remove=yes, as_json=as_json, force=force)
 
@@ -39,7 +39,7 @@ def collect_garbage(
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def show_doctor(*, as_json: bool) -> int:
     """Check engine, GPUs, images, disk, memory, rights and credentials; exit code 1 when something fails."""
-    from llem_airflow.container.terminal import diagnose
+    from llem_airflow.runners.terminal import diagnose
 
     return diagnose(as_json=as_json)
 
@@ -53,7 +53,7 @@ def check_engine(engine: str, image: str | None) -> int:
     Exit code 0 when every recorded call still fits, 1 when not (each difference is printed), 2 when it could
     not be compared.
     """
-    from llem_airflow.container.engine_check import check_engine as check
+    from llem_airflow.runners.engine_check import check_engine as check
 
     return check(engine, image)
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from rich.console import Console, Group
 from rich.text import Text
 
-from llem_airflow.container.choice import Choice
+from llem_airflow.runners.choice import Choice
 from llem_airflow.study.plan.model import Experiment, Plan, Study
 from llem_airflow.terminal import Folding, Rows, show
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def show_plan(study_file: Path, *, as_json: bool, order: bool) -> int:
     """Show what a STUDY would run: no GPU, no Docker and no Airflow is needed."""
     from llem_airflow.asked_airflow import with_what_keeps_it
-    from llem_airflow.container.choice import said_by_engine, terminal_layers
+    from llem_airflow.runners.choice import said_by_engine, terminal_layers
     from llem_airflow.study import load_study
 
     study = with_what_keeps_it(load_study(study_file))
@@ -43,8 +43,8 @@ def print_whole_plan(study: Study, *, order: bool = False) -> None:
     """Print a plan with what is said about where each engine runs."""
     from llem_airflow.asked_airflow import next_runs
     from llem_airflow.cli.plan import print_plan
-    from llem_airflow.container.choice import said_by_engine, terminal_layers
-    from llem_airflow.container.engine import seen_from_here
+    from llem_airflow.runners.choice import said_by_engine, terminal_layers
+    from llem_airflow.runners.engine import seen_from_here
     from llem_airflow.terminal import console
 
     choices = said_by_engine(terminal_layers(os.environ), study.experiments)
@@ -58,7 +58,7 @@ def _missing_models(study: Study) -> list[str]:
 
     A name with an owner is the hub's, which a plan need not reach.
     """
-    from llem_airflow.container.models import missing_model
+    from llem_airflow.runners.models import missing_model
     from llem_airflow.study.names import OWN_ENGINES
 
     folder = Path(os.environ.get("LLEM_MODELS_DIR") or "build/models").resolve()

@@ -10,14 +10,14 @@ from typing import Any
 from airflow.sdk import Context
 
 from llem_airflow import __version__
-from llem_airflow.container.attempt import Attempt
-from llem_airflow.container.collected import CONTAINER_LOG
-from llem_airflow.container.failures import AttemptFailedError, classify
-from llem_airflow.container.logs import TAIL_LINES
 from llem_airflow.operators.request import RunRequest, study_of_run
 from llem_airflow.operators.settings import settings
 from llem_airflow.operators.window import run_type
 from llem_airflow.results import ResultsRoot, StoredRun
+from llem_airflow.runners.attempt import Attempt
+from llem_airflow.runners.collected import CONTAINER_LOG
+from llem_airflow.runners.failures import AttemptFailedError, classify
+from llem_airflow.runners.logs import TAIL_LINES
 from llem_airflow.study import Experiment, Study
 
 

@@ -16,12 +16,6 @@ from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR
 from airflow.sdk.definitions.mappedoperator import OperatorPartial
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout
 
-from llem_airflow.container.attempt import Attempt
-from llem_airflow.container.box import clear_box, kill_box, run_box
-from llem_airflow.container.collected import Collected
-from llem_airflow.container.engine import ENGINE_ERRORS
-from llem_airflow.container.failures import AttemptFailedError, GPUUnavailableError, failure
-from llem_airflow.container.process import ProcessSettings, kill_process, run_process
 from llem_airflow.operators import arguments
 from llem_airflow.operators.baselines import known_baselines
 from llem_airflow.operators.breaker import pause_when_tripped
@@ -53,6 +47,12 @@ from llem_airflow.operators.window import skip_outside_window
 from llem_airflow.protocol.files import config_name
 from llem_airflow.results import StoredRun
 from llem_airflow.results.scratch import remove_scratch_orphans, scratch_folder
+from llem_airflow.runners.attempt import Attempt
+from llem_airflow.runners.box import clear_box, kill_box, run_box
+from llem_airflow.runners.collected import Collected
+from llem_airflow.runners.engine import ENGINE_ERRORS
+from llem_airflow.runners.failures import AttemptFailedError, GPUUnavailableError, failure
+from llem_airflow.runners.process import ProcessSettings, kill_process, run_process
 from llem_airflow.study import Experiment, PromptsError, Study, experiment_spec, load_study
 
 _ENGINE_GRACE_S = 120.0
@@ -74,7 +74,7 @@ class LLEMExperimentOperator(DockerOperator):
         gap_before_s: Thermal gap: wait until this long after the end of the run's previous cycle, in seconds.
             Nothing holds a GPU meanwhile.
         runner: ``container``, ``process`` or ``docker:<image>``, before everything else; default: what the layers of
-            container/choice.py say, and on ``auto`` what the run's plan task found out once for the whole study.
+            runners/choice.py say, and on ``auto`` what the run's plan task found out once for the whole study.
         gpu_wait_s: How long to wait for GPUs that others hold, in seconds, before the try fails (retryable); 0 for not
             at all. Default: what the host's connection says, then 180.
         max_gpu_idle_s: End an attempt whose GPUs compute nothing for so long, in seconds, whatever it prints. Default:

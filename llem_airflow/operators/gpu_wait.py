@@ -14,9 +14,9 @@ from airflow.sdk.exceptions import AirflowException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from docker.utils import parse_host
 
-from llem_airflow.container.attempt import Attempt
-from llem_airflow.container.engine import ENGINE_ERRORS, connect
-from llem_airflow.container.waiting import Sight, Waiting
+from llem_airflow.runners.attempt import Attempt
+from llem_airflow.runners.engine import ENGINE_ERRORS, connect
+from llem_airflow.runners.waiting import Sight, Waiting
 
 _LOOK_EVERY_S = 2.0
 _LOOK_AT_LEAST_EVERY_S = 8.0

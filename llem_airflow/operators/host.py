@@ -12,9 +12,9 @@ import docker
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
-from llem_airflow.container.choice import read_runners
-from llem_airflow.container.engine import ENGINE_ERRORS, connect, engine_url
 from llem_airflow.operators.arguments import OUR_LABELS
+from llem_airflow.runners.choice import read_runners
+from llem_airflow.runners.engine import ENGINE_ERRORS, connect, engine_url
 from llem_airflow.study.names import ENGINE_ALIASES
 
 DEFAULT_CONN_ID = "llem_default"

@@ -8,10 +8,10 @@ from typing import Any
 
 from airflow.sdk import BaseOperator, Context
 
-from llem_airflow.container.engine import connect
-from llem_airflow.container.reaper import find_leftovers, remove_leftovers
 from llem_airflow.operators.host import DEFAULT_CONN_ID, LLEMHostHook
 from llem_airflow.operators.settings import settings
+from llem_airflow.runners.engine import connect
+from llem_airflow.runners.reaper import find_leftovers, remove_leftovers
 
 States = Callable[..., Mapping[str, Mapping[str, str | None]]]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from llem_airflow.container.failures import AttemptFailedError, failure
-from llem_airflow.container.models import missing_model
 from llem_airflow.operators.settings import LocalModel, settings
+from llem_airflow.runners.failures import AttemptFailedError, failure
+from llem_airflow.runners.models import missing_model
 from llem_airflow.study import Experiment
 from llem_airflow.study.names import OWN_ENGINES
 

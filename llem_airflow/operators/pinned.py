@@ -11,11 +11,11 @@ from typing import Any
 
 import docker
 
-from llem_airflow.container.images import digest
-from llem_airflow.container.settings import BoxSettings
 from llem_airflow.operators.pins import with_image
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.results import FailureRef, ResultReadError, StoredRun
+from llem_airflow.runners.images import digest
+from llem_airflow.runners.settings import BoxSettings
 
 
 @dataclass(frozen=True)

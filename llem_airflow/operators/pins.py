@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import docker
 
-from llem_airflow.container.images import digest
-from llem_airflow.container.settings import BoxSettings
 from llem_airflow.results import StoredRun, layout
 from llem_airflow.results.folder import json_bytes
+from llem_airflow.runners.images import digest
+from llem_airflow.runners.settings import BoxSettings
 from llem_airflow.study import Experiment
 
 log = logging.getLogger(__name__)

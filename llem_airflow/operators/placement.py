@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from docker.types import Mount
 
-from llem_airflow.container.choice import Choice
-from llem_airflow.container.engine_caches import ENGINE_CACHE, cache_environment, engine_cache
-from llem_airflow.container.images import default_entrypoint, default_image
-from llem_airflow.container.leases import LABEL_TICKET
-from llem_airflow.container.settings import NON_ROOT, BoxSettings
 from llem_airflow.operators import arguments
 from llem_airflow.operators.host import HostSettings
 from llem_airflow.operators.settings import LocalModel, settings
+from llem_airflow.runners.choice import Choice
+from llem_airflow.runners.engine_caches import ENGINE_CACHE, cache_environment, engine_cache
+from llem_airflow.runners.images import default_entrypoint, default_image
+from llem_airflow.runners.leases import LABEL_TICKET
+from llem_airflow.runners.settings import NON_ROOT, BoxSettings
 from llem_airflow.study import Experiment
 from llem_airflow.wording import counted
 

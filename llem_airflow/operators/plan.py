@@ -9,7 +9,6 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context, conf
 from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped
 
-from llem_airflow.container.choice import Choice
 from llem_airflow.operators.carry import carry_over
 from llem_airflow.operators.evidence import open_run
 from llem_airflow.operators.experiment import LLEMExperimentOperator
@@ -19,6 +18,7 @@ from llem_airflow.operators.request import RunRequest, study_in_form, study_of_r
 from llem_airflow.operators.runners import decide, pin_choices
 from llem_airflow.operators.settings import settings
 from llem_airflow.results import StoredRun
+from llem_airflow.runners.choice import Choice
 from llem_airflow.study import Study, StudyFileError, load_study
 from llem_airflow.study.plan.findings import not_runnable
 from llem_airflow.study.prompts import prompt_problems

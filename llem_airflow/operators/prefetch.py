@@ -10,8 +10,6 @@ from typing import Any
 
 from airflow.sdk import Context
 
-from llem_airflow.container.failures import AttemptFailedError
-from llem_airflow.container.fetch import fetch_image, fetch_model
 from llem_airflow.operators.evidence import attempt_of, open_run
 from llem_airflow.operators.experiment import LLEMExperimentOperator
 from llem_airflow.operators.pins import model_name, pin
@@ -22,6 +20,8 @@ from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableEr
 from llem_airflow.operators.settings import local_model, settings
 from llem_airflow.operators.siblings import precede
 from llem_airflow.results import StoredRun
+from llem_airflow.runners.failures import AttemptFailedError
+from llem_airflow.runners.fetch import fetch_image, fetch_model
 from llem_airflow.study import Experiment, Study
 from llem_airflow.study.names import split_runner
 

@@ -10,8 +10,8 @@ import requests
 from airflow.sdk import RetryDecision, RetryPolicy
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from llem_airflow.container.failures import Failure, classify
 from llem_airflow.protocol.failures import CATEGORIES
+from llem_airflow.runners.failures import Failure, classify
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -49,7 +49,7 @@ class AttemptFinalError(AirflowFailException):
 class FailureRetryPolicy(RetryPolicy):
     """Retry what can pass, at once or after the task's ``retry_delay``; fail at once what cannot.
 
-    It reads the kind of failure that ``llem_airflow.container.failures`` tells. Errors of the Docker engine and of the
+    It reads the kind of failure that ``llem_airflow.runners.failures`` tells. Errors of the Docker engine and of the
     network that reach the task otherwise are told apart in the same way; all others follow Airflow's own rules. The
     number of tries stays that of the task.
     """

@@ -14,7 +14,12 @@ import docker
 from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 from docker.errors import APIError, DockerException
 
-from llem_airflow.container.choice import (
+from llem_airflow.operators.placement import EngineAwayError, PlacementError, choose_image
+from llem_airflow.operators.settings import installed_runners
+from llem_airflow.protocol.failures import how_to_rerun
+from llem_airflow.results import StoredRun
+from llem_airflow.results.folder import json_bytes
+from llem_airflow.runners.choice import (
     AUTO,
     IMAGE_ARGUMENT,
     Choice,
@@ -23,17 +28,12 @@ from llem_airflow.container.choice import (
     said_by_engine,
     settled,
 )
-from llem_airflow.container.claim import LOOK_HINT
-from llem_airflow.container.cuda import host_cuda_major
-from llem_airflow.container.engine import DEFAULT_URL, ENGINE_ERRORS, is_installed_here, reach
-from llem_airflow.container.failures import AttemptFailedError, classify, failure
-from llem_airflow.container.gpus import GpuLookError
-from llem_airflow.container.images import default_images
-from llem_airflow.operators.placement import EngineAwayError, PlacementError, choose_image
-from llem_airflow.operators.settings import installed_runners
-from llem_airflow.protocol.failures import how_to_rerun
-from llem_airflow.results import StoredRun
-from llem_airflow.results.folder import json_bytes
+from llem_airflow.runners.claim import LOOK_HINT
+from llem_airflow.runners.cuda import host_cuda_major
+from llem_airflow.runners.engine import DEFAULT_URL, ENGINE_ERRORS, is_installed_here, reach
+from llem_airflow.runners.failures import AttemptFailedError, classify, failure
+from llem_airflow.runners.gpus import GpuLookError
+from llem_airflow.runners.images import default_images
 from llem_airflow.study import Experiment
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import Any
 from airflow.configuration import AIRFLOW_HOME
 from airflow.sdk import conf
 
-from llem_airflow.container.choice import Layers, read_runners
-from llem_airflow.container.models import model_folder
+from llem_airflow.runners.choice import Layers, read_runners
+from llem_airflow.runners.models import model_folder
 
 MODELS_MOUNT = PurePosixPath("/models")
 """Where a model directory appears in an experiment's container."""

@@ -11,7 +11,7 @@ import docker
 import pytest
 from docker.types import DeviceRequest
 
-from llem_airflow.container.attempt import Attempt
+from llem_airflow.runners.attempt import Attempt
 from tests.airflow.database import database
 from tests.airflow.server import AirflowServer
 from tests.browser import chromium_page

@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx
 from docker.errors import APIError
 
-from llem_airflow.container.engine import ENGINE_ERRORS
 from llem_airflow.results import ResultsRoot
+from llem_airflow.runners.engine import ENGINE_ERRORS
 from tests.chaos.points import (
     AFTER_CREATION,
     AIRFLOW,
@@ -32,7 +32,7 @@ from tests.chaos.points import (
     Point,
 )
 from tests.chaos.world import DAG_ID, World, wait_for
-from tests.container.engine_proxy import Call
+from tests.runners.engine_proxy import Call
 
 MOMENT_S = 240.0
 RECOVERY_S = 360.0

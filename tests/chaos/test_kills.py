@@ -17,8 +17,8 @@ from llem_airflow.results import ResultsRoot
 from tests.chaos.kill import Outcome, kill_side_by_side
 from tests.chaos.points import CREATED, EXPERIMENT, FEW, MEASURING, STORED, TASK, Point
 from tests.chaos.world import DAG_ID, TASK_ID, World
-from tests.container.engine_proxy import Call
-from tests.container.test_engine_proxy import allowed
+from tests.runners.engine_proxy import Call
+from tests.runners.test_engine_proxy import allowed
 from tests.standins.build import Standins
 
 pytestmark = [pytest.mark.airflow, pytest.mark.docker, pytest.mark.timeout(900)]

@@ -19,11 +19,11 @@ from typing import Any, Protocol
 
 import docker
 
-from llem_airflow.container.attempt import LABEL_KEY, Attempt
-from llem_airflow.container.engine import ENGINE_ERRORS
-from llem_airflow.container.reaper import find_leftovers, remove_leftovers
+from llem_airflow.runners.attempt import LABEL_KEY, Attempt
+from llem_airflow.runners.engine import ENGINE_ERRORS
+from llem_airflow.runners.reaper import find_leftovers, remove_leftovers
 from tests.airflow.server import AirflowServer
-from tests.container.engine_proxy import Call, EngineProxy
+from tests.runners.engine_proxy import Call, EngineProxy
 
 log = logging.getLogger(__name__)
 

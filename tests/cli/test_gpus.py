@@ -20,12 +20,12 @@ from click.testing import CliRunner, Result
 from docker.types import DeviceRequest
 
 from llem_airflow.cli import main
-from llem_airflow.container.attempt import LABEL_GPUS
-from llem_airflow.container.gpus import Gpu, Inventory, inventory
-from llem_airflow.container.gpus_shown import _span
-from llem_airflow.container.leases import LABEL_QUOTA, LABEL_TICKET, Demand
-from llem_airflow.container.tickets import Ticket, new_ticket
-from tests.container.programs import attempt
+from llem_airflow.runners.attempt import LABEL_GPUS
+from llem_airflow.runners.gpus import Gpu, Inventory, inventory
+from llem_airflow.runners.gpus_shown import _span
+from llem_airflow.runners.leases import LABEL_QUOTA, LABEL_TICKET, Demand
+from llem_airflow.runners.tickets import Ticket, new_ticket
+from tests.runners.programs import attempt
 from tests.standins.build import Standins
 
 SLEEP = ["python3", "-c", "import time; time.sleep(300)"]
@@ -142,7 +142,9 @@ def test_a_port_that_cannot_be_is_a_mistake() -> None:
     assert (done.exit_code, "allowed: a name or URL with a port" in done.output) == (2, True)
 
 
-LOOK = "import json; from llem_airflow.container.who import look, to_json; print(json.dumps(to_json(look(None))))"
+LOOK = (
+    "import json; from llem_airflow.runners.who import look, to_json; print(json.dumps(to_json(look(None))))"
+)
 
 
 def test_without_an_engine_processes_are_holders_with_their_user_and_since_when(
@@ -162,7 +164,7 @@ def test_without_an_engine_processes_are_holders_with_their_user_and_since_when(
 
 
 def test_a_whole_gpu_and_its_slice_are_told_apart() -> None:
-    from llem_airflow.container.who import Held, HostGpus  # noqa: PLC0415
+    from llem_airflow.runners.who import Held, HostGpus  # noqa: PLC0415
 
     board, part = Gpu("GPU-a", "0"), Gpu("MIG-a", "0:0", parent="GPU-a")
     held = (

@@ -11,11 +11,11 @@ from typing import Any
 import docker
 from docker.types import Mount
 
-from llem_airflow.container.attempt import Attempt
-from llem_airflow.container.box import BoxSettings, run_box
 from llem_airflow.protocol.files import ENVIRONMENT, REQUESTS, result_name
 from llem_airflow.protocol.result import CycleResult
 from llem_airflow.protocol.spec import ExperimentSpec
+from llem_airflow.runners.attempt import Attempt
+from llem_airflow.runners.box import BoxSettings, run_box
 from tests.measurement.running import HASH, spec_of
 
 PROMPTS = (

@@ -7,9 +7,9 @@ from pathlib import Path
 import docker
 import pytest
 
-from llem_airflow.container.failures import AttemptFailedError
 from llem_airflow.protocol.files import error_name
 from llem_airflow.protocol.result import AttemptError
+from llem_airflow.runners.failures import AttemptFailedError
 from tests.engines.boxes import experiment, observe
 from tests.measurement.running import HASH
 

@@ -71,7 +71,7 @@ def in_clean(clean: Path, *command: str, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def bundle(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    code = "import sys, pathlib, llem_airflow.container.bundle as b; print(b.build_bundle(pathlib.Path(sys.argv[1])))"
+    code = "import sys, pathlib, llem_airflow.runners.bundle as b; print(b.build_bundle(pathlib.Path(sys.argv[1])))"
     return Path(in_clean(clean, "python", "-c", code, str(tmp_path_factory.mktemp("bundles"))))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from llem_airflow.container.bundle import build_bundle
+from llem_airflow.runners.bundle import build_bundle
 
 WITNESSED = "engine-metrics.jsonl"
 

@@ -12,15 +12,15 @@ from airflow.providers.docker.operators.docker import DockerOperator
 from airflow.sdk import DAG
 from docker.types import DeviceRequest, Mount, Ulimit
 
-from llem_airflow.container.attempt import Attempt
-from llem_airflow.container.host_config import create_arguments
 from llem_airflow.factory import study_dag, study_dags
 from llem_airflow.operators import LLEMExperimentOperator, LLEMTextCycleOperator
 from llem_airflow.operators.arguments import ARGUMENTS, ArgumentError, Honoured, Refused, table
 from llem_airflow.operators.placement import box_settings
 from llem_airflow.operators.runners import engine_of
+from llem_airflow.runners.attempt import Attempt
+from llem_airflow.runners.host_config import create_arguments
 from llem_airflow.study import Study, load_study_text
-from tests.container.programs import HASH, attempt
+from tests.runners.programs import HASH, attempt
 
 PAGE = Path(__file__).parents[2] / "llem_airflow/operators/README.md"
 TEXT = """\

@@ -15,10 +15,10 @@ import pytest
 from airflow.sdk.exceptions import TaskDeferred
 from docker.types import DeviceRequest
 
-from llem_airflow.container.waiting import Sight
 from llem_airflow.operators import gpu_wait
 from llem_airflow.operators.gpu_wait import GpuFreeTrigger, GpuWait, now_epoch_s
 from llem_airflow.operators.retries import AttemptRetryableError
+from llem_airflow.runners.waiting import Sight
 from tests.operators.test_experiment import STUDY, context, operator, study_at
 
 WAITS = STUDY.replace("study_name: one", "study_name: waits") + 'gpus: {ids: ["1"]}\n'

@@ -14,11 +14,11 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 import llem_airflow
-from llem_airflow.container.choice import Choice, Layers
 from llem_airflow.factory import study_dag
 from llem_airflow.operators import LLEMExperimentOperator
 from llem_airflow.operators.host import HostSettings, HostSettingsError, LLEMHostHook, read_settings
 from llem_airflow.operators.placement import PlacementError, box_settings, choose_image
+from llem_airflow.runners.choice import Choice, Layers
 from llem_airflow.study import Study, load_study_text
 from tests.operators.test_experiment import context
 from tests.test_factory import write

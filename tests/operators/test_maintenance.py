@@ -14,9 +14,9 @@ from typing import Any
 import docker
 import pytest
 
-from llem_airflow.container.attempt import Attempt
 from llem_airflow.operators import LLEMCollectGarbageOperator
 from llem_airflow.operators.maintenance import is_alive
+from llem_airflow.runners.attempt import Attempt
 
 LABELS = {"llem.dag_id": "d", "llem.run_id": "r", "llem.task_id": "t", "llem.map_index": "3"}
 

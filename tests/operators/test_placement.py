@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from docker.types import Mount
 
-from llem_airflow.container.settings import BoxSettings
 from llem_airflow.operators import LLEMExperimentOperator
 from llem_airflow.operators.host import HostSettings
 from llem_airflow.operators.placement import box_settings, hub_secrets
 from llem_airflow.operators.settings import LocalModel
+from llem_airflow.runners.settings import BoxSettings
 from llem_airflow.study import load_study_text
 
 LOCAL = LocalModel(Path("/m"), "/m", "/models/m", "/models/m")

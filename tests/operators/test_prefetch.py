@@ -15,7 +15,6 @@ import docker
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from llem_airflow.container.images import exact_name
 from llem_airflow.factory import study_dag
 from llem_airflow.operators import (
     LLEMAggregateOperator,
@@ -25,6 +24,7 @@ from llem_airflow.operators import (
 )
 from llem_airflow.operators.evidence import open_run
 from llem_airflow.operators.pins import model_name, pin, pinned
+from llem_airflow.runners.images import exact_name
 from llem_airflow.study import Study, load_study_text
 
 TEXT = """\

@@ -12,8 +12,6 @@ from airflow.sdk import DAG, RetryAction
 from airflow.sdk.exceptions import AirflowFailException
 
 import llem_airflow.operators
-from llem_airflow.container.failure_patterns import CATEGORIES
-from llem_airflow.container.failures import failure
 from llem_airflow.factory import adhoc_dag, study_dag
 from llem_airflow.operators.retries import (
     AT_ONCE,
@@ -21,6 +19,8 @@ from llem_airflow.operators.retries import (
     AttemptRetryableError,
     FailureRetryPolicy,
 )
+from llem_airflow.runners.failure_patterns import CATEGORIES
+from llem_airflow.runners.failures import failure
 from tests.test_factory import write
 
 POLICY = FailureRetryPolicy()

@@ -12,7 +12,6 @@ import docker
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from llem_airflow.container.failures import AttemptFailedError
 from llem_airflow.factory import study_dag
 from llem_airflow.operators import LLEMExperimentOperator, LLEMPlanOperator, plan, runners
 from llem_airflow.operators.evidence import open_run
@@ -20,6 +19,7 @@ from llem_airflow.operators.placement import EngineAwayError, PlacementError
 from llem_airflow.operators.prefetch import _sharing
 from llem_airflow.operators.runners import choose, decide, engine_of, pinned_choices
 from llem_airflow.results import ResultsRoot
+from llem_airflow.runners.failures import AttemptFailedError
 from llem_airflow.study import Study, load_study_text
 
 TEXT = """\

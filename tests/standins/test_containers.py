@@ -16,9 +16,9 @@ from docker.errors import APIError
 from docker.types import DeviceRequest
 
 from llem_airflow.analysis.energy import window_energy
-from llem_airflow.container.bundle import build_bundle
 from llem_airflow.protocol.result import Meter, Window
 from llem_airflow.protocol.strict import from_json
+from llem_airflow.runners.bundle import build_bundle
 from tests.parts import missing
 from tests.standins.gpus import built, read_columns
 

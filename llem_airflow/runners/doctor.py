@@ -1,0 +1,249 @@
+"""The doctor: what this machine has for running experiments, each line with what to do about it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+from docker.errors import APIError
+
+from llem_airflow.runners.cuda import host_cuda_major
+from llem_airflow.runners.engine import ENGINE_ERRORS, connect
+from llem_airflow.runners.failures import classify
+from llem_airflow.runners.gpus import GpuLookError, engine_names_gpus, inventory
+from llem_airflow.runners.images import default_image, default_images, digest
+from llem_airflow.runners.reaper import find_leftovers
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+ENGINES = ("transformers", "vllm", "tensorrt")
+_OLDEST_API = (1, 41)
+_DISK_WARN_BYTES, _DISK_FAIL_BYTES = 50 * 10**9, 5 * 10**9
+_MEMORY_WARN_BYTES = 8 * 10**9
+_CONNECT_TIMEOUT_S = 5
+_DAY_S = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding.
+
+    Attributes:
+        name: What was looked at.
+        status: ok | warn | fail.
+        text: What was found.
+        fix: What to do; empty when it is ok.
+    """
+
+    name: str
+    status: str
+    text: str
+    fix: str = ""
+
+
+def examine(environ: Mapping[str, str] = os.environ) -> list[Check]:
+    """Look at everything that an experiment needs. Never raises: what cannot be looked at is a finding."""
+    checks: list[Check] = []
+    try:
+        with connect(environ, timeout_s=_CONNECT_TIMEOUT_S) as api:
+            checks += _engine(api, environ)
+    except ENGINE_ERRORS as error:
+        checks.append(_no_engine(error, environ))
+    return [*checks, _results(environ), _process_runner(), _token(environ)]
+
+
+def worst(checks: list[Check]) -> int:
+    """Exit code: 1 when something fails, else 0."""
+    return int(any(check.status == FAIL for check in checks))
+
+
+def _no_engine(error: Exception, environ: Mapping[str, str]) -> Check:
+    where = environ.get("DOCKER_HOST") or "/var/run/docker.sock"
+    found = classify(None, "", error=error)
+    text = f"no engine answers at {where}: {_reason(error)}"
+    if found.category == "permission":
+        return Check(
+            "engine", FAIL, text, "add your user to the group `docker` and log in again, or set DOCKER_HOST"
+        )
+    if not any(map(shutil.which, ("docker", "dockerd"))) and not environ.get("DOCKER_HOST"):
+        fix = "install Docker, or run without containers: `runners: {transformers: process}` in the study"
+        return Check("engine", WARN, f"{text}; Docker is not installed", fix)
+    return Check("engine", FAIL, text, "start it (`systemctl start docker`), or correct DOCKER_HOST")
+
+
+def _reason(error: BaseException) -> str:
+    for sign, words in (
+        ("ermission denied", "permission denied"),
+        ("No such file", "there is no such socket"),
+        ("Name or service not known", "its name cannot be resolved (DNS)"),
+        ("Temporary failure in name resolution", "its name cannot be resolved (DNS)"),
+        ("No address associated with hostname", "its name cannot be resolved (DNS)"),
+        ("Connection refused", "nobody listens there"),
+        ("timed out", f"it did not answer in {_CONNECT_TIMEOUT_S} s"),
+    ):
+        if sign in str(error):
+            return words
+    return str(error)
+
+
+def _engine(api: docker.APIClient, environ: Mapping[str, str]) -> list[Check]:
+    info = api.info()
+    looks: tuple[Callable[[], Check | list[Check]], ...] = (
+        lambda: _version(api, info),
+        lambda: _rights(api),
+        lambda: _images(api, environ),
+        lambda: _gpus(api, environ),
+        lambda: _disk(info),
+        lambda: _memory(info),
+        lambda: _leftovers(api),
+    )
+    checks: list[Check] = []
+    for look in looks:
+        try:
+            found = look()
+        except ENGINE_ERRORS as error:
+            found = Check("engine", WARN, f"it refused a question: {error}", "look at the engine's log")
+        checks += found if isinstance(found, list) else [found]
+    return checks
+
+
+def _version(api: docker.APIClient, info: Mapping[str, Any]) -> Check:
+    text = f"Docker {info.get('ServerVersion')} (API {api.api_version}) on {info.get('OperatingSystem')}"
+    if tuple(int(part) for part in str(api.api_version).split(".")) < _OLDEST_API:
+        return Check("engine", FAIL, text, "update Docker to 20.10 or newer")
+    return Check("engine", OK, text)
+
+
+def _rights(api: docker.APIClient) -> Check:
+    name = f"llem-doctor-{os.getpid()}"
+    try:
+        api.create_volume(name)
+        api.remove_volume(name)
+    except APIError as error:
+        fix = "a proxy or policy in front of the engine must allow volumes, containers and the archive API"
+        return Check("permissions", FAIL, f"volumes cannot be made: {error.explanation or error}", fix)
+    return Check("permissions", OK, "volumes can be made and removed")
+
+
+def _images(api: docker.APIClient, environ: Mapping[str, str]) -> list[Check]:
+    checks = []
+    for engine in ENGINES:
+        name = _image(api, engine, environ)
+        if digest(api, name) is not None:
+            checks.append(Check(f"image {engine}", OK, name))
+            continue
+        there = [image for image in default_images(engine) if digest(api, image) is not None]
+        text = f"{name} is not on this engine" + f"; {', '.join(there)} is" * bool(there)
+        checks.append(Check(f"image {engine}", WARN, text, f"{_how_to_get(name)}, if you use it"))
+    return checks
+
+
+def _image(api: docker.APIClient, engine: str, environ: Mapping[str, str]) -> str:
+    """What an attempt with a GPU would take on this host, when neither study nor connection name one."""
+    if named := environ.get(f"LLEM_IMAGE_{engine.upper()}"):
+        return named
+    try:
+        return default_image(engine, host_cuda_major(api, python_images(environ)))
+    except GpuLookError:  # the line about GPUs says so
+        return default_image(engine)
+
+
+def _how_to_get(name: str) -> str:
+    if name.startswith("llem-airflow/pytorch-cpu"):
+        return "`images/build cpu`"
+    if name.startswith("llem-airflow/"):
+        return "images/pytorch/README.md says how to build it"
+    return f"`docker pull {name}`"
+
+
+def _gpus(api: docker.APIClient, environ: Mapping[str, str]) -> Check:
+    present = next((name for name in python_images(environ) if digest(api, name) is not None), None)
+    if present is None:
+        named = " has the NVIDIA runtime and" if engine_names_gpus(api) else ""
+        return Check(
+            "gpu", WARN, f"not known: the engine{named} has no image to ask the driver from", "build an image"
+        )
+    try:
+        found = inventory(api, present)
+    except GpuLookError as error:
+        return Check("gpu", FAIL, f"not known: {error}", "`nvidia-smi` on the engine's host says more")
+    if found.gpus:
+        names = ", ".join(f"{gpu.index} {gpu.name}" for gpu in found.gpus)
+        seen = f"seen from a container of {present}"
+        return Check("gpu", OK, f"driver {found.driver}, CUDA {found.cuda_major}: {names}; {seen}")
+    fix = "for a GPU: install the driver and the NVIDIA Container Toolkit; without one, power is an estimate"
+    return Check("gpu", FAIL if found.hidden else WARN, found.absent, fix)
+
+
+def python_images(environ: Mapping[str, str]) -> list[str]:
+    """Images with Python that an engine may have, from whose containers its host's driver can be asked."""
+    named = [environ[name] for engine in ENGINES if (name := f"LLEM_IMAGE_{engine.upper()}") in environ]
+    return [*named, *(image for engine in ENGINES for image in default_images(engine))]
+
+
+def _disk(info: Mapping[str, Any]) -> Check:
+    root = Path(str(info.get("DockerRootDir") or ""))
+    try:
+        free_bytes = shutil.disk_usage(root).free
+    except OSError:
+        return Check(
+            "disk", WARN, f"{root} cannot be seen from here", "look at the engine's host: `docker system df`"
+        )
+    text = f"{free_bytes / 1e9:.0f} GB free for images and volumes"
+    status = OK if free_bytes > _DISK_WARN_BYTES else WARN if free_bytes > _DISK_FAIL_BYTES else FAIL
+    return Check(
+        "disk", status, text, "" if status == OK else "make room: `docker system df`, `llem-airflow gc`"
+    )
+
+
+def _memory(info: Mapping[str, Any]) -> Check:
+    total_bytes = int(info.get("MemTotal") or 0)
+    text = f"{total_bytes / 1e9:.0f} GB, {info.get('NCPU')} CPUs"
+    if total_bytes < _MEMORY_WARN_BYTES:
+        return Check("memory", WARN, text, "models of more than a billion parameters will not fit")
+    return Check("memory", OK, text)
+
+
+def _leftovers(api: docker.APIClient) -> Check:
+    left = find_leftovers(api, older_than_s=_DAY_S)
+    if left:
+        return Check(
+            "leftovers", WARN, f"{len(left)} of ours are older than a day", "`llem-airflow gc --yes`"
+        )
+    return Check("leftovers", OK, "none older than a day")
+
+
+def _results(environ: Mapping[str, str]) -> Check:
+    root = environ.get("LLEM_RESULTS_ROOT") or "results"
+    if "://" in root and not root.startswith("file://"):
+        return Check("results", OK, f"{root} (not tried from here)")
+    path = Path(root.removeprefix("file://")).absolute()
+    try:
+        nearest = next(folder for folder in (path, *path.parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError:
+        return Check(
+            "results", FAIL, f"{path} cannot be written", "correct the rights, or set LLEM_RESULTS_ROOT"
+        )
+    return Check("results", OK, f"{path}, {shutil.disk_usage(nearest).free / 1e9:.0f} GB free")
+
+
+def _process_runner() -> Check:
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        fix = "`pip install 'llem-airflow[pytorch]'`, if you want experiments without containers"
+        return Check("process runner", WARN, f"{' and '.join(missing)} not installed here", fix)
+    return Check("process runner", OK, "torch and transformers are installed here")
+
+
+def _token(environ: Mapping[str, str]) -> Check:
+    if environ.get("HF_TOKEN") or environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return Check("hub token", OK, "set (its value is never shown)")
+    return Check("hub token", WARN, "HF_TOKEN is not set", "needed only for gated models")

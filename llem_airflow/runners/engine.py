@@ -1,0 +1,246 @@
+"""The engine: small calls that every step needs, patient where the engine may be restarting."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import docker
+import requests
+from docker.errors import APIError, DockerException, NotFound
+from docker.utils import kwargs_from_env
+
+from llem_airflow.protocol.files import EXCHANGE_DIR
+from llem_airflow.protocol.redaction import Redactor
+from llem_airflow.runners.attempt import LABEL_KEY, Attempt
+
+T = TypeVar("T")
+
+ENGINE_ERRORS = (DockerException, requests.exceptions.RequestException)
+"""What a call to the engine can raise."""
+
+DEFAULT_URL = "unix:///var/run/docker.sock"
+"""Where an engine is when nobody names one."""
+
+_PORT = 2375
+"""Where Docker listens without TLS, when nobody names a port."""
+
+LIVE_STATES = ("running", "paused", "restarting")
+_RETRY_EVERY_S = 1.0
+_GLANCE_S = 3
+_STOP_S = 2
+_KEPT = "-kept"
+
+
+def connect(
+    environ: Mapping[str, str] = os.environ, *, timeout_s: int = 60, version: str | None = None
+) -> docker.APIClient:
+    """A client of the engine that ``DOCKER_HOST`` names.
+
+    Args:
+        environ: Names the engine.
+        timeout_s: Of each call, in seconds.
+        version: Version of its API; None for its newest.
+
+    Raises:
+        docker.errors.DockerException: Nobody answers there; the text says why.
+        requests.exceptions.RequestException: It did not answer in time.
+    """
+    where = kwargs_from_env(environment=dict(environ))
+    reach(where.get("base_url") or DEFAULT_URL, timeout_s)
+    return docker.APIClient(**where, version=version or "auto", timeout=timeout_s)
+
+
+def engine_url(host: str | None, port: int | None = None) -> str | None:
+    """URL of the engine that a host (a name, an address, a socket, a URL) and a port name; None where they name none.
+
+    Raises:
+        ValueError: The host holds a port that cannot be one.
+    """
+    if not host or host.startswith("/"):
+        return f"unix://{host}" if host else None
+    scheme, _, rest = host.rpartition("://")
+    if scheme not in ("", "tcp", "http", "https"):
+        return host
+    if rest.count(":") > 1 and "[" not in rest:
+        rest = f"[{rest}]"  # IPv6
+    try:
+        where = rest if urllib.parse.urlsplit(f"//{rest}").port else f"{rest.rstrip('/')}:{port or _PORT}"
+    except ValueError as error:
+        raise ValueError(f"found {host!r}; allowed: a name or URL with a port from 1 to 65535") from error
+    return f"{scheme or 'tcp'}://{where}"
+
+
+def reach(url: str, timeout_s: int) -> None:
+    """Open a connection to an engine and close it.
+
+    Raises:
+        docker.errors.DockerException: Nobody answers there; the text says why.
+    """
+    try:
+        _knock(url, timeout_s)
+    except PermissionError as error:
+        raise DockerException(
+            f"permission denied while trying to connect to the Docker daemon socket at {url}"
+        ) from error
+    except OSError as error:
+        raise DockerException(
+            f"cannot connect to the Docker daemon at {url}: {error.strerror or error}"
+        ) from error
+
+
+def seen_from_here(environ: Mapping[str, str] = os.environ, *, engines: int = 1) -> str:
+    """What a study's ``auto`` would find on this machine, for people.
+
+    Args:
+        environ: ``DOCKER_HOST`` names an engine.
+        engines: How many engines the study has.
+    """
+    if not environ.get("DOCKER_HOST") and not is_installed_here():
+        found = f"there is no Docker engine ({DEFAULT_URL.removeprefix('unix://')} does not exist)"
+        return (
+            f"{found}: processes"
+            if engines == 1
+            else f"{found}, and {engines} engines need containers: a run fails"
+        )
+    try:
+        reach(str(kwargs_from_env(environment=dict(environ)).get("base_url") or DEFAULT_URL), _GLANCE_S)
+    except DockerException as error:
+        return (
+            f"{error}: a run fails until it answers, or until the study says `runners: {{<engine>: process}}`"
+        )
+    return f"a Docker engine listens at {environ.get('DOCKER_HOST') or DEFAULT_URL}: containers"
+
+
+def is_installed_here() -> bool:
+    """Whether this machine has the default socket of an engine, be it one that answers or not."""
+    try:
+        Path(DEFAULT_URL.removeprefix("unix://")).stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _knock(url: str, timeout_s: int) -> None:
+    """Open a connection and close it: docker-py says less about why it cannot, and leaves a socket open."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme in ("unix", "http+unix"):
+        with socket.socket(socket.AF_UNIX) as knock:
+            knock.settimeout(timeout_s)
+            knock.connect(parts.path)
+    elif parts.hostname and parts.scheme in ("tcp", "http", "https"):  # ssh has a way of its own
+        with socket.create_connection((parts.hostname, parts.port or 2375), timeout_s):
+            pass
+
+
+def patiently(call: Callable[[], T], patience_s: float) -> T:
+    """Call the engine; while it cannot be reached, again, for up to ``patience_s`` seconds.
+
+    Raises:
+        docker.errors.APIError: The engine answered, with a refusal.
+        requests.exceptions.RequestException: It stayed away.
+    """
+    begin_s = time.monotonic()
+    while True:
+        try:
+            return call()
+        except requests.exceptions.HTTPError:
+            raise
+        except requests.exceptions.RequestException:
+            if time.monotonic() - begin_s >= patience_s:
+                raise
+            time.sleep(_RETRY_EVERY_S)
+
+
+def containers_of(api: docker.APIClient, attempt: Attempt) -> list[dict[str, Any]]:
+    """Containers that any try of this attempt's cycle made, but for those that were kept to be looked at."""
+    found: list[dict[str, Any]] = api.containers(all=True, filters={"label": f"{LABEL_KEY}={attempt.key}"})
+    return [each for each in found if not is_kept(each)]
+
+
+def is_kept(listed: Mapping[str, Any]) -> bool:
+    """Whether a container failed and was kept to be looked at: nobody takes it over, and gc removes it by its age."""
+    return name_of(listed).endswith(_KEPT)
+
+
+def keep_container(api: docker.APIClient, name: str) -> str | None:
+    """Stop a container, so that it holds no GPU, and keep it under another name; None when it is not there."""
+    kept = f"{name}{_KEPT}"
+    try:
+        api.stop(name, timeout=_STOP_S)
+        remove_container(api, kept)
+        api.rename(name, kept)
+    except NotFound:
+        return None
+    return kept
+
+
+def name_of(listed: Mapping[str, Any]) -> str:
+    """Name of a container as the list gives it."""
+    return str(listed["Names"][0]).lstrip("/") if listed.get("Names") else str(listed["Id"])[:12]
+
+
+def exchange_of(mounts: Iterable[Mapping[str, Any]]) -> str | None:
+    """Name of the volume that is mounted as the exchange."""
+    return next((str(mount["Name"]) for mount in mounts if mount.get("Destination") == EXCHANGE_DIR), None)
+
+
+def remove_container(api: docker.APIClient, name: str) -> bool:
+    """Remove a container, running or not; False when there is none of that name."""
+    try:
+        api.remove_container(name, force=True)
+    except NotFound:
+        return False
+    except APIError as error:
+        if error.status_code != 409:  # somebody else is removing it already
+            raise
+    return True
+
+
+def remove_volume(api: docker.APIClient, name: str | None) -> None:
+    """Remove a volume if it is there and unused."""
+    if name is None:
+        return
+    try:
+        api.remove_volume(name)
+    except APIError as error:
+        if error.status_code not in (404, 409):
+            raise
+
+
+def sweep_volumes(api: docker.APIClient, attempt: Attempt) -> None:
+    """Remove volumes that earlier tries of this cycle left without a container."""
+    listed = api.volumes(filters={"label": f"{LABEL_KEY}={attempt.key}"})
+    for volume in listed.get("Volumes") or []:
+        remove_volume(api, volume["Name"])
+
+
+def host_facts(api: docker.APIClient) -> dict[str, Any]:
+    """Facts about the engine's host; none when it does not answer."""
+    facts: dict[str, Any] = {}
+    with contextlib.suppress(*ENGINE_ERRORS):
+        info = api.info()
+        facts = {
+            "name": info.get("Name"),
+            "engine_id": info.get("ID"),
+            "engine_version": info.get("ServerVersion"),
+            "kernel": info.get("KernelVersion"),
+            "operating_system": info.get("OperatingSystem"),
+            "cpus": info.get("NCPU"),
+            "memory_bytes": info.get("MemTotal"),
+        }
+    return facts
+
+
+def write_inspection(inspection: Mapping[str, Any], redactor: Redactor, path: Path) -> None:
+    """Keep what the engine says of a container, without its secrets."""
+    path.write_text(redactor.text(json.dumps(inspection, indent=1, sort_keys=True)), encoding="utf-8")

@@ -1,0 +1,172 @@
+"""The exchange: what goes into a box before its start and comes out after its end, by the archive API.
+
+Where this process sees the volume's folder itself, it goes that shorter way (volume_folder.py).
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+import docker
+
+from llem_airflow.protocol.files import BUNDLE, EXCHANGE_DIR, OUT_DIR, config_name
+from llem_airflow.protocol.redaction import Redactor
+from llem_airflow.protocol.spec import ExperimentSpec
+from llem_airflow.runners.volume_folder import fill, plain_files
+
+MAX_FILES = 200
+MAX_BYTES = 4 * 1024**3
+"""Most that is taken out of one box. A whole day of samples is below 1 GiB."""
+
+
+class CollectError(RuntimeError):
+    """What the box wrote could not be brought out."""
+
+
+def hand_in(
+    api: docker.APIClient,
+    container: str,
+    direct: Path | None,
+    bundle: Path,
+    spec: ExperimentSpec,
+    user: str | None,
+) -> None:
+    """Put bundle and spec into the exchange volume, and the folder for what comes out.
+
+    Args:
+        api: The engine.
+        container: Id of the created container.
+        direct: The volume's folder, where it is to be seen.
+        bundle: The bundle to run.
+        spec: What the attempt is told.
+        user: The container's user, who must be able to write into ``out/``.
+    """
+    files = {BUNDLE: bundle.read_bytes(), config_name(spec.experiment_hash): spec.dumps().encode()}
+    owner = _owner(user)
+    if direct is not None:
+        fill(direct, files, OUT_DIR, owner)
+        return
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in files.items():
+            _add_file(archive, name, content)
+        archive.addfile(_out_folder(owner))
+    api.put_archive(container, EXCHANGE_DIR, buffer.getvalue())
+
+
+def shared_folder(name: str) -> bytes:
+    """The archive of one empty folder in which every user may write, as in /tmp: for a cache that containers share."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        entry = tarfile.TarInfo(name)
+        entry.type, entry.mode = tarfile.DIRTYPE, 0o1777
+        archive.addfile(entry)
+    return buffer.getvalue()
+
+
+def collect(
+    api: docker.APIClient,
+    container: str,
+    folder: Path,
+    redactor: Redactor,
+    direct: Path | None = None,
+) -> tuple[str, ...]:
+    """Bring the files of ``out/`` into ``folder``.
+
+    Only plain files directly in ``out/`` are taken: a name cannot lead outside, and a link is not followed.
+
+    Args:
+        api: The engine.
+        container: Id of the container, running or not.
+        folder: Where the files go.
+        redactor: Blanks the secrets in what comes out.
+        direct: The volume's folder, where it is to be seen.
+
+    Returns:
+        Names of the files.
+
+    Raises:
+        CollectError: There is more than the bounds allow, or the archive is broken.
+        docker.errors.APIError: The engine refused.
+    """
+    if direct is not None:
+        return tuple(_take(plain_files(direct, OUT_DIR), folder, redactor))
+    return _unpack(api, container, folder, redactor)
+
+
+def _unpack(api: docker.APIClient, container: str, folder: Path, redactor: Redactor) -> tuple[str, ...]:
+    chunks, _ = api.get_archive(container, f"{EXCHANGE_DIR}/{OUT_DIR}")
+    try:
+        with tarfile.open(fileobj=_Reader(chunks), mode="r|") as archive:
+            names = tuple(_take(_members(archive), folder, redactor))
+        for _ in chunks:  # what follows the archive's end, so that the connection can be used again
+            pass
+    except tarfile.TarError as error:
+        raise CollectError(f"the archive of {OUT_DIR}/ is broken: {error}") from error
+    return names
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, int, IO[bytes]]]:
+    for member in archive:
+        parent, _, name = member.name.partition("/")
+        if not member.isreg() or parent != OUT_DIR or not name or "/" in name or name in (".", ".."):
+            continue
+        source = archive.extractfile(member)
+        if source is not None:
+            with source:
+                yield name, member.size, source
+
+
+def _take(files: Iterator[tuple[str, int, IO[bytes]]], folder: Path, redactor: Redactor) -> Iterator[str]:
+    total_bytes = 0
+    for count, (name, size_bytes, source) in enumerate(files, start=1):
+        total_bytes += size_bytes
+        if count > MAX_FILES or total_bytes > MAX_BYTES:
+            raise CollectError(f"{OUT_DIR}/ holds more than {MAX_FILES} files or {MAX_BYTES} bytes")
+        clean_name = redactor.text(name)
+        with (folder / clean_name).open("wb") as target:
+            redactor.copy(source, target)
+        yield clean_name
+
+
+def _add_file(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    info.mode = 0o444
+    archive.addfile(info, io.BytesIO(content))
+
+
+def _owner(user: str | None) -> tuple[int, int] | None:
+    """Uid and gid of the container's user; None for a name, as only the image knows the number."""
+    uid, _, gid = (user or "0").partition(":")
+    return (int(uid), int(gid or 0)) if uid.isdecimal() and (gid.isdecimal() or not gid) else None
+
+
+def _out_folder(owner: tuple[int, int] | None) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(OUT_DIR)
+    info.type = tarfile.DIRTYPE
+    # The volume belongs to this attempt alone, so everybody may write where the user's number is not known.
+    (info.uid, info.gid), info.mode = owner or (0, 0), 0o755 if owner else 0o777
+    return info
+
+
+class _Reader(io.RawIOBase):
+    """The chunks of a response as something that tarfile can read."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._rest = b""
+
+    def read(self, size: int = -1) -> bytes:
+        while size < 0 or len(self._rest) < size:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                break
+            self._rest += chunk
+        size = len(self._rest) if size < 0 else size
+        out, self._rest = self._rest[:size], self._rest[size:]
+        return out

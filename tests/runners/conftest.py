@@ -1,0 +1,66 @@
+"""Nothing of ours may be left on the engine, whatever a test did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+
+from llem_airflow.runners.attempt import LABEL_KEY, Attempt
+from llem_airflow.runners.box import run_box
+from llem_airflow.runners.collected import Collected
+from llem_airflow.runners.settings import BoxSettings
+from tests.runners.programs import SPEC, attempt, program
+
+RunBox = Callable[..., Collected]
+
+
+@pytest.fixture
+def this_attempt() -> Attempt:
+    return attempt()
+
+
+def left_of(api: docker.APIClient, one: Attempt) -> list[str]:
+    """Names of the containers and volumes of an attempt's cycle that are there."""
+    wanted = {"label": f"{LABEL_KEY}={one.key}"}
+    containers = [str(found["Names"]) for found in api.containers(all=True, filters=wanted)]
+    return containers + [found["Name"] for found in api.volumes(filters=wanted)["Volumes"] or []]
+
+
+@pytest.fixture
+def clean(docker_api: docker.APIClient, this_attempt: Attempt) -> Iterator[None]:
+    """Checks that nothing is left, and removes what is."""
+    yield
+    left = left_of(docker_api, this_attempt)
+    wanted = {"label": f"{LABEL_KEY}={this_attempt.key}"}
+    for container in docker_api.containers(all=True, filters=wanted):
+        docker_api.remove_container(container["Id"], force=True)
+    for volume in docker_api.volumes(filters=wanted)["Volumes"] or []:
+        docker_api.remove_volume(volume["Name"])
+    assert left == []
+
+
+@pytest.fixture
+def box(
+    docker_api: docker.APIClient, python_image: str, tmp_path: Path, this_attempt: Attempt, clean: None
+) -> RunBox:
+    """Runs a program in a box: ``box("print(1)", wall_clock_s=3)``."""
+
+    def run(
+        text: str, *, lines: list[str] | None = None, who: Attempt = this_attempt, **settings: Any
+    ) -> Collected:
+        return run_box(
+            docker_api,
+            who,
+            SPEC,
+            replace(BoxSettings(python_image, direct_volume=False), **settings),
+            collect_to=tmp_path / "collected",
+            on_line=(lines if lines is not None else []).append,
+            bundle=program(tmp_path, text),
+        )
+
+    return run
