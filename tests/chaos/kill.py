@@ -36,6 +36,8 @@ from tests.runners.engine_proxy import Call
 
 MOMENT_S = 240.0
 RECOVERY_S = 360.0
+RUNS_AT_MOST = 5
+_TOO_LATE = "ended before the kill"
 
 
 @dataclass
@@ -70,8 +72,20 @@ class Outcome:
         return self.state == "success" and self.results == 1 and not self.left and self.foreign_lives
 
 
+class _TooLateError(RuntimeError):
+    """What was to be killed had ended by itself before the signal could reach it."""
+
+
 def kill_at(world: World, point: Point) -> Outcome:
-    """Run the study once, kill at the point, and see what comes of it."""
+    """Run the study, kill at the point, and see what comes of it; once more where the run ended before the kill."""
+    for _ in range(RUNS_AT_MOST):
+        outcome = _kill_once(world, point)
+        if outcome.state != _TOO_LATE:
+            break
+    return outcome
+
+
+def _kill_once(world: World, point: Point) -> Outcome:
     outcome = Outcome(point)
     try:
         run_id = world.trigger()
@@ -83,6 +97,9 @@ def kill_at(world: World, point: Point) -> Outcome:
     try:
         if not trap.sprung.wait(MOMENT_S):
             outcome.state = "the moment did not come"
+            return outcome
+        if trap.too_late:
+            outcome.state = _TOO_LATE
             return outcome
         begin_s = time.monotonic()
         _bring_back(world, point)
@@ -146,6 +163,7 @@ class _Trap:
         self._task_pid = 0
         self._created = False
         self._times = 0
+        self.too_late = False
         self._once = threading.Lock()
         self.sprung, self.over = threading.Event(), threading.Event()
         moment = point.moment
@@ -191,7 +209,10 @@ class _Trap:
 
     def _spring(self) -> None:
         if self._once.acquire(blocking=False):
-            self._kills()[self._point.actor]()
+            try:
+                self._kills()[self._point.actor]()
+            except (_TooLateError, ProcessLookupError):
+                self.too_late = True
             self.sprung.set()
 
     def _kills(self) -> dict[str, Callable[[], object]]:
@@ -209,13 +230,17 @@ class _Trap:
     def _processes(self) -> list[int]:
         """The container's init and the process that it started, as the host numbers them."""
         found = self._world.container_of(self._run_id)
-        assert found is not None
+        if found is None:
+            raise _TooLateError
         try:
             listed = self._world.api.top(found["Id"], ps_args="-eo pid,ppid")["Processes"]
         except APIError as error:
-            raise RuntimeError(f"cannot list the container's processes: {error}") from error
+            raise _TooLateError from error
         init = int(found["State"]["Pid"])
-        return [init, *(int(pid) for pid, parent in listed if int(parent) == init)]
+        children = [int(pid) for pid, parent in listed if int(parent) == init]
+        if not children:
+            raise _TooLateError
+        return [init, *children]
 
 
 def _parent(pid: int) -> int:
