@@ -10,7 +10,7 @@ from rich.text import Text
 
 from llem_airflow.analysis import quantity
 from llem_airflow.analysis.history import Point, Trend
-from llem_airflow.protocol.strict import to_json
+from llem_airflow.protocol.typed_json import to_json
 from llem_airflow.terminal import Folding, Rows
 
 

@@ -18,7 +18,7 @@ from llem_airflow.analysis.setting import setting
 from llem_airflow.analysis.stated import Derived, derived
 from llem_airflow.analysis.statistics import FEW_CYCLES, SHOWN_FROM_N, Description, describe, slope_ratio
 from llem_airflow.protocol.failures import how_to_rerun
-from llem_airflow.protocol.strict import from_json, to_json
+from llem_airflow.protocol.typed_json import from_json, to_json
 
 SUMMARY_VERSION = 1
 

@@ -11,14 +11,12 @@ from pathlib import Path
 
 import llem_airflow
 from llem_airflow.measurement.attempt import Attempt
-from llem_airflow.measurement.engines.record import engine_check
-from llem_airflow.measurement.events import EventLog
 from llem_airflow.measurement.failure import attempt_error
-from llem_airflow.measurement.signals import on_termination
-from llem_airflow.measurement.storage import write_error, write_result
+from llem_airflow.measurement.output import EventLog, write_error, write_result
+from llem_airflow.measurement.process import on_termination
 from llem_airflow.protocol.files import ENV_CONFIG_PATH, ENV_OUTPUT_DIR, EVENTS
 from llem_airflow.protocol.spec import ExperimentSpec
-from llem_airflow.protocol.strict import ProtocolError
+from llem_airflow.protocol.typed_json import ProtocolError
 
 EXIT_FAILED = 1
 EXIT_NO_SPEC = 2
@@ -27,13 +25,11 @@ _STOP_SAMPLER_S = 2.0
 
 
 def main() -> int:
-    """Run one attempt; or, with ``--engine-check NAME``, compare the image's engine with its record.
+    """Run one attempt.
 
     Returns:
         0 after a result, 1 after a failure, 2 without a readable spec; 128 + number after a signal.
     """
-    if sys.argv[1:2] == ["--engine-check"]:
-        return engine_check("".join(sys.argv[2:3]))
     try:
         config = Path(os.environ[ENV_CONFIG_PATH])
         out = Path(os.environ[ENV_OUTPUT_DIR])

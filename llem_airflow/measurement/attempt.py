@@ -9,22 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import llem_airflow
-from llem_airflow.measurement.alive import look_every_s, sign_of_life
 from llem_airflow.measurement.baseline import CONTEXT_S, Baselines, baseline_rules
-from llem_airflow.measurement.bundle import bundle_sha256
-from llem_airflow.measurement.clock import anchor, seconds_since
-from llem_airflow.measurement.cpu import cpu_time, spent
 from llem_airflow.measurement.engines.contract import Engine, EngineFacts, Prompt
 from llem_airflow.measurement.engines.registry import open_engine
-from llem_airflow.measurement.environment import boot_id, environment, settings
-from llem_airflow.measurement.events import EventLog
+from llem_airflow.measurement.environment import boot_id, bundle_sha256, environment, settings
 from llem_airflow.measurement.failure import MeasurementError
-from llem_airflow.measurement.peaks import host_memory
-from llem_airflow.measurement.powertail import Recent, recent
+from llem_airflow.measurement.output import EventLog, anchor, seconds_since, write_json
+from llem_airflow.measurement.process import cpu_time, host_memory, look_every_s, sign_of_life, spent
 from llem_airflow.measurement.prompts import batches, prompt_set
+from llem_airflow.measurement.recent_power import Recent, recent
 from llem_airflow.measurement.requests import BatchTotals, RequestLog
 from llem_airflow.measurement.sampler import Sampler, start_sampler
-from llem_airflow.measurement.storage import write_json
 from llem_airflow.measurement.warmup import MEASURED_KINDS, Verdict, WarmupRules, judge, warmup_rules
 from llem_airflow.protocol import PROTOCOL_VERSION
 from llem_airflow.protocol.files import ENVIRONMENT, POWER, REQUESTS

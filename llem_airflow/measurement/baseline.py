@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llem_airflow.measurement.clock import seconds_since
-from llem_airflow.measurement.events import EventLog
-from llem_airflow.measurement.powertail import mean_power_w
+from llem_airflow.measurement.output import EventLog, seconds_since
+from llem_airflow.measurement.recent_power import mean_power_w
 from llem_airflow.measurement.warmup import MEASURED_KINDS
 from llem_airflow.protocol.spec import KnownBaselines
-from llem_airflow.protocol.strict import to_json
+from llem_airflow.protocol.typed_json import to_json
 
 # Clocks fall some seconds after a load has ended; the quiet before keeps that out of the baseline. What is
 # only estimated from CPU time has no such tail.

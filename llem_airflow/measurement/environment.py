@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
 import re
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from llem_airflow.measurement.engines.contract import EngineFacts
 from llem_airflow.protocol import PROTOCOL_VERSION
 from llem_airflow.protocol.redaction import is_secret_name
 from llem_airflow.protocol.result import Anchor
-from llem_airflow.protocol.strict import to_json
+from llem_airflow.protocol.typed_json import to_json
 
 SETTINGS = re.compile(
     r"^(OMP_|KMP_|GOMP_|MKL_|OPENBLAS_|CUDA_|NVIDIA_|PYTORCH_|TORCH|NCCL_|VLLM_|TLLM_|TRTLLM_|TOKENIZERS_|HF_HUB_OFFLINE|"
@@ -73,6 +75,19 @@ def environment(
 def boot_id() -> str | None:
     """Tells one boot of this host from another; the same in all its containers."""
     return _read("/proc/sys/kernel/random/boot_id")
+
+
+def bundle_sha256() -> str | None:
+    """Hash of the members of the bundle that this runs from; None outside one.
+
+    Formula: sha256 over the lines "name CRC-32 size", sorted. The names and contents decide, not how they were packed.
+    """
+    bundle = Path(__file__).parents[2]  # the folder of the package, or llem.pyz itself
+    if not bundle.is_file():
+        return None
+    with zipfile.ZipFile(bundle) as archive:
+        lines = sorted(f"{one.filename} {one.CRC:08x} {one.file_size}\n" for one in archive.infolist())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def settings() -> dict[str, str]:

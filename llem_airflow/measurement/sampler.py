@@ -24,7 +24,7 @@ from llem_airflow.measurement.sampling import TAIL_S, Sampling, say_to
 from llem_airflow.protocol.records import POWER_COLUMNS
 from llem_airflow.protocol.result import Meter
 from llem_airflow.protocol.spec import MeterSpec
-from llem_airflow.protocol.strict import from_json, to_json
+from llem_airflow.protocol.typed_json import from_json, to_json
 
 START_TIMEOUT_S = 60.0
 """A cold start of the driver on a host with many GPUs and no persistence mode takes tens of seconds."""

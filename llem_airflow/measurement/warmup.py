@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from llem_airflow.measurement.powertail import TEMPERATURE_SPAN_S, Recent
+from llem_airflow.measurement.recent_power import TEMPERATURE_SPAN_S, Recent
 
 MEASURED_KINDS = ("nvml", "rapl")
 

@@ -19,12 +19,14 @@ class Category(NamedTuple):
         hint: What to do, for a person.
         at_once: Whether the next try need not wait: what failed is over, or has waited already.
         by_study: Whether, as a rule, only another study helps: the same tasks would fail again.
+        outside_only: Whether only those who look at the attempt from outside can tell it: no error file names it.
     """
 
     retryable: bool
     hint: str
     at_once: bool = False
     by_study: bool = False
+    outside_only: bool = False
 
 
 RESUME_VARIABLE = "LLEM_RESUME_COMMAND"
@@ -32,9 +34,13 @@ RESUME_VARIABLE = "LLEM_RESUME_COMMAND"
 
 CATEGORIES: dict[str, Category] = {
     "image_pull": Category(
-        False, "check the image's name and tag, and that the engine can log in to its registry"
+        False,
+        "check the image's name and tag, and that the engine can log in to its registry",
+        outside_only=True,
     ),
-    "image_config": Category(False, "the image cannot run it: check its name, its entrypoint and its Python"),
+    "image_config": Category(
+        False, "the image cannot run it: check its name, its entrypoint and its Python", outside_only=True
+    ),
     "gpu_access": Category(
         False, "check the NVIDIA driver and the NVIDIA Container Toolkit (`llem-airflow doctor`)"
     ),
@@ -53,12 +59,19 @@ CATEGORIES: dict[str, Category] = {
     "timeout_wall_clock": Category(
         False, "raise the wall clock limit, or make the experiment shorter", by_study=True
     ),
-    "timeout_silence": Category(True, "look for a hang in the log, or raise the silence limit", at_once=True),
+    "timeout_silence": Category(
+        True, "look for a hang in the log, or raise the silence limit", at_once=True, outside_only=True
+    ),
     "timeout_gpu_idle": Category(
-        True, "look in the log for what it waited for, or raise max_gpu_idle_s", at_once=True
+        True,
+        "look in the log for what it waited for, or raise max_gpu_idle_s",
+        at_once=True,
+        outside_only=True,
     ),
     "permission": Category(False, "give the worker's user the right that the message names"),
-    "daemon_down": Category(True, "check that the Docker engine runs at DOCKER_HOST (`llem-airflow doctor`)"),
+    "daemon_down": Category(
+        True, "check that the Docker engine runs at DOCKER_HOST (`llem-airflow doctor`)", outside_only=True
+    ),
     "model_access": Category(
         False, "accept the model's licence on the hub; give a token by HF_TOKEN or the host's connection"
     ),
@@ -78,15 +91,21 @@ CATEGORIES: dict[str, Category] = {
         True,
         "read the traceback in the evidence; if it comes again, report it to the engine's project",
         at_once=True,
+        outside_only=True,
     ),
     "killed": Category(
-        True, "something outside ended it: look for a host policy (idle or runtime limits)", at_once=True
+        True,
+        "something outside ended it: look for a host policy (idle or runtime limits)",
+        at_once=True,
+        outside_only=True,
     ),
     "name_conflict": Category(
-        True, "another container has this name: `llem-airflow gc` removes leftovers of ours"
+        True,
+        "another container has this name: `llem-airflow gc` removes leftovers of ours",
+        outside_only=True,
     ),
-    "cancelled": Category(True, "it was cancelled: run it again"),
-    "unknown": Category(True, "read the log in the evidence"),
+    "cancelled": Category(True, "it was cancelled: run it again", outside_only=True),
+    "unknown": Category(True, "read the log in the evidence", outside_only=True),
 }
 
 SAID_INSIDE = {

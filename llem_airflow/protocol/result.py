@@ -6,26 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from llem_airflow.protocol.strict import read_versioned, to_json
+from llem_airflow.protocol.failures import CATEGORIES, SAID_INSIDE
+from llem_airflow.protocol.typed_json import read_versioned, to_json
 
-ERROR_CATEGORIES = (
-    "bad_parameter",
-    "disk_full",
-    "driver_mismatch",
-    "engine_missing",
-    "gpu_access",
-    "gpu_unavailable",
-    "meter_unavailable",
-    "model_gated",
-    "model_missing",
-    "network",
-    "out_of_memory_gpu",
-    "out_of_memory_host",
-    "permission",
-    "timeout",
-    "tokenizer_missing",
+ERROR_CATEGORIES = tuple(
+    sorted({name for name, category in CATEGORIES.items() if not category.outside_only} | set(SAID_INSIDE))
 )
-"""What an attempt can recognise about its own failure."""
+"""What an error file may call a failure: names of the table of failures, and its own words for some of them."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llem_airflow.protocol.strict import read_versioned, to_json
+from llem_airflow.protocol.typed_json import read_versioned, to_json
 
 METER_KINDS = ("auto", "nvml", "rapl", "cpu-estimate", "none")
 

@@ -19,7 +19,7 @@ from typing import Any
 from llem_airflow import __version__
 from llem_airflow.protocol import files as raw
 from llem_airflow.protocol.result import CycleResult
-from llem_airflow.protocol.strict import ProtocolError
+from llem_airflow.protocol.typed_json import ProtocolError
 from llem_airflow.results import layout
 from llem_airflow.results.folder import (
     Folder,

@@ -12,7 +12,7 @@ from llem_airflow.protocol import PROTOCOL_VERSION
 from llem_airflow.protocol.failures import advice
 from llem_airflow.protocol.result import AttemptError, CycleResult, Meter
 from llem_airflow.protocol.spec import ExperimentSpec
-from llem_airflow.protocol.strict import ProtocolError, from_json
+from llem_airflow.protocol.typed_json import ProtocolError, from_json
 from llem_airflow.results import layout
 from llem_airflow.results.folder import Folder, ResultReadError
 

@@ -14,7 +14,7 @@ from docker.errors import DockerException, NotFound
 
 from llem_airflow.protocol.files import EVENTS, EXCHANGE_DIR
 from llem_airflow.protocol.spec import ExperimentSpec
-from llem_airflow.protocol.strict import ProtocolError
+from llem_airflow.protocol.typed_json import ProtocolError
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.bundle import build_bundle
 from llem_airflow.runners.claim import LABEL_ON_CPU

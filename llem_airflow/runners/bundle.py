@@ -73,7 +73,7 @@ def _members() -> Iterator[tuple[str, Path]]:
     yield "llem_airflow/__init__.py", package / "__init__.py"
     for room in ("protocol", "measurement"):
         for path in (package / room).rglob("*"):
-            if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith("."):
+            if path.suffix == ".py":
                 yield f"llem_airflow/{path.relative_to(package).as_posix()}", path
     yield "pynvml.py", pynvml_file()
     for entry in importlib.metadata.entry_points(group=ENGINES_GROUP):

@@ -9,7 +9,7 @@ from typing import Any
 from llem_airflow.protocol.files import result_name
 from llem_airflow.protocol.result import CycleResult
 from llem_airflow.protocol.spec import ExperimentSpec
-from llem_airflow.protocol.strict import ProtocolError
+from llem_airflow.protocol.typed_json import ProtocolError
 
 CONTAINER_LOG = "container.log"
 INSPECT = "inspect.json"

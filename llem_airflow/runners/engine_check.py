@@ -6,13 +6,13 @@ import contextlib
 import io
 import sys
 import tarfile
+from pathlib import Path
 
 import docker
 from docker.errors import APIError
 from docker.types import DeviceRequest
 
-from llem_airflow.protocol.files import BUNDLE
-from llem_airflow.runners.bundle import build_bundle
+from llem_airflow.runners import engine_api
 from llem_airflow.runners.engine import ENGINE_ERRORS, connect
 from llem_airflow.runners.failures import classify
 from llem_airflow.runners.gpus import has_nvidia
@@ -22,6 +22,7 @@ LABEL_CHECK = "llem.check"
 """Marks the container of a check; it holds no GPU for anybody."""
 
 _FOLDER = "/tmp"  # noqa: S108  # the container's own, there in every image
+_CHECKER = "llem-engine-api"
 _IMPORT_TIMEOUT_S = 900
 _USER_ERROR = 2
 
@@ -62,7 +63,7 @@ def _ask(api: docker.APIClient, engine: str, image: str) -> int:
     identity: str = api.create_container(
         image,
         entrypoint=list(default_entrypoint(engine)),
-        command=[f"{_FOLDER}/{BUNDLE}", "--engine-check", engine],
+        command=[f"{_FOLDER}/{_CHECKER}/recorded.py", engine],
         labels={LABEL_CHECK: "1"},
         environment={"HOME": _FOLDER, "PYTHONUNBUFFERED": "1"},
         host_config=api.create_host_config(
@@ -86,10 +87,13 @@ def _ask(api: docker.APIClient, engine: str, image: str) -> int:
 
 
 def _archive() -> bytes:
-    content = build_bundle().read_bytes()
-    info = tarfile.TarInfo(BUNDLE)
-    info.size, info.mode = len(content), 0o444
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.addfile(info, io.BytesIO(content))
+        archive.add(Path(engine_api.__file__).parent, _CHECKER, filter=_readable)
     return buffer.getvalue()
+
+
+def _readable(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """The member as any user of the image may read it; None leaves it out."""
+    info.mode, info.uid, info.gid, info.uname, info.gname = 0o555, 0, 0, "", ""
+    return None if "__pycache__" in info.name else info

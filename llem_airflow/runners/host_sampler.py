@@ -21,7 +21,7 @@ from typing import Any
 from llem_airflow.protocol.files import METER_CHECK, POWER, POWER_CHECK, result_name
 from llem_airflow.protocol.result import CycleResult, Meter
 from llem_airflow.protocol.spec import ExperimentSpec, MeterSpec
-from llem_airflow.protocol.strict import to_json
+from llem_airflow.protocol.typed_json import to_json
 from llem_airflow.runners.failures import AttemptFailedError, failure
 
 _START_S = 60.0

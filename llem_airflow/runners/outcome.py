@@ -12,7 +12,7 @@ from llem_airflow.protocol import PROTOCOL_VERSION
 from llem_airflow.protocol.files import EVENTS, error_name
 from llem_airflow.protocol.result import ERROR_CATEGORIES, AttemptError
 from llem_airflow.protocol.spec import ExperimentSpec
-from llem_airflow.protocol.strict import ProtocolError
+from llem_airflow.protocol.typed_json import ProtocolError
 from llem_airflow.runners.failures import AttemptFailedError, classify, failure, headline_of
 from llem_airflow.runners.settings import BoxSettings
 from llem_airflow.runners.watch import GPU_IDLE, SILENCE, WALL_CLOCK

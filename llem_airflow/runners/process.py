@@ -20,7 +20,7 @@ from llem_airflow.protocol.files import BUNDLE, ENV_CONFIG_PATH, ENV_OUTPUT_DIR,
 from llem_airflow.protocol.oom import host_oom_kills, oom_kills
 from llem_airflow.protocol.redaction import Redactor, secrets_in
 from llem_airflow.protocol.spec import ExperimentSpec
-from llem_airflow.protocol.strict import ProtocolError
+from llem_airflow.protocol.typed_json import ProtocolError
 from llem_airflow.results.scratch import scratch_folder
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.bundle import build_bundle

@@ -12,7 +12,7 @@ import docker
 from docker.errors import APIError, ImageNotFound, NotFound
 
 from llem_airflow.protocol.spec import ExperimentSpec
-from llem_airflow.protocol.strict import ProtocolError
+from llem_airflow.protocol.typed_json import ProtocolError
 from llem_airflow.runners.attempt import LABEL_GPUS, Attempt
 from llem_airflow.runners.claim import Claim
 from llem_airflow.runners.collected import read_result

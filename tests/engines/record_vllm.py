@@ -1,7 +1,7 @@
 """Record the API of the vLLM in an image: what our calls are checked against where that version cannot run.
 
 docker run --rm -i --network none --entrypoint python3 IMAGE - <tests/engines/record_vllm.py \
-    >llem_airflow/measurement/engines/recorded/vllm-0.34.json
+    >llem_airflow/runners/engine_api/vllm-0.34.json
 """
 
 from __future__ import annotations

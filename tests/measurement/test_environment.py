@@ -5,9 +5,9 @@ import platform
 
 import pytest
 
-from llem_airflow.measurement.clock import anchor
 from llem_airflow.measurement.engines.contract import EngineFacts
 from llem_airflow.measurement.environment import environment, settings
+from llem_airflow.measurement.output import anchor
 
 
 def test_it_holds_what_decides_comparability_and_nothing_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from llem_airflow.measurement.sampling import TickWatch
 from llem_airflow.protocol.records import POWER_COLUMNS
 from llem_airflow.protocol.result import Window
 from llem_airflow.protocol.spec import MeterSpec
-from llem_airflow.protocol.strict import to_json
+from llem_airflow.protocol.typed_json import to_json
 from tests.standins.gpus import read_columns
 
 ESTIMATE = MeterSpec(kind="cpu-estimate")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from llem_airflow.measurement.powertail import Recent
+from llem_airflow.measurement.recent_power import Recent
 from llem_airflow.measurement.warmup import (
     WarmupRules,
     coefficient_of_variation,

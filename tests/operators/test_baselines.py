@@ -11,8 +11,8 @@ import pytest
 
 from llem_airflow.analysis.energy import window_energy
 from llem_airflow.measurement.baseline import BaselineRules, Baselines
-from llem_airflow.measurement.events import EventLog
 from llem_airflow.measurement.meters.reading import Reading
+from llem_airflow.measurement.output import EventLog
 from llem_airflow.operators.baselines import known_baselines
 from llem_airflow.protocol.records import POWER_COLUMNS
 from llem_airflow.protocol.spec import idle_conditions

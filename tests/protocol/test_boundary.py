@@ -22,7 +22,7 @@ from llem_airflow.protocol.spec import (
     Prompts,
     Synthetic,
 )
-from llem_airflow.protocol.strict import ProtocolError
+from llem_airflow.protocol.typed_json import ProtocolError
 
 SPEC = ExperimentSpec(
     schema_version=1,

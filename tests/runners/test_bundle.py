@@ -39,7 +39,7 @@ def test_it_holds_protocol_measurement_and_the_driver_binding_only(tmp_path: Pat
     tops = {name.split("/")[1] for name in names if name.startswith("llem_airflow/")}
     assert tops == {"__init__.py", "protocol", "measurement"}
     assert {"__main__.py", "pynvml.py"} <= names
-    assert not [name for name in names if "__pycache__" in name]
+    assert {name.rpartition(".")[2] for name in names if name.startswith("llem_airflow/")} == {"py"}
 
 
 def test_it_starts_with_nothing_installed(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_an_engine_package_without_a_list_of_its_files_is_told(
 
 def test_the_bundle_names_the_code_that_runs_from_it(tmp_path: Path) -> None:
     """The same for the same code, however it was packed; another one for edited code; none outside a bundle."""
-    ask = "from llem_airflow.measurement.bundle import bundle_sha256; print(bundle_sha256())"
+    ask = "from llem_airflow.measurement.environment import bundle_sha256; print(bundle_sha256())"
 
     def said(path: Path) -> str:
         told = {"PYTHONPATH": str(path), "PATH": os.environ["PATH"]}

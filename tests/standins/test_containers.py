@@ -17,7 +17,7 @@ from docker.types import DeviceRequest
 
 from llem_airflow.analysis.energy import window_energy
 from llem_airflow.protocol.result import Meter, Window
-from llem_airflow.protocol.strict import from_json
+from llem_airflow.protocol.typed_json import from_json
 from llem_airflow.runners.bundle import build_bundle
 from tests.parts import missing
 from tests.standins.gpus import built, read_columns
@@ -33,7 +33,7 @@ import json, pathlib, sys, time
 sys.path.insert(0, "/llem.pyz")
 from llem_airflow.measurement.sampler import start_sampler
 from llem_airflow.protocol.spec import MeterSpec
-from llem_airflow.protocol.strict import to_json
+from llem_airflow.protocol.typed_json import to_json
 sampler = start_sampler(MeterSpec(kind="nvml"), pathlib.Path("/tmp/power.csv"))
 gpus = sampler.describe_gpus()
 begin_ns = sampler.wait_for_tick()

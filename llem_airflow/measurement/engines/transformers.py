@@ -12,9 +12,8 @@ import transformers
 from transformers.generation.streamers import BaseStreamer
 
 from llem_airflow.measurement.engines.contract import Completion, EngineFacts, Prompt, Vocabulary
-from llem_airflow.measurement.engines.flops import model_counts
-from llem_airflow.measurement.engines.source import source_facts, source_of
-from llem_airflow.measurement.engines.tokenizing import encode_texts, vocabulary_of
+from llem_airflow.measurement.engines.model_size import model_counts
+from llem_airflow.measurement.engines.model_source import encode_texts, source_facts, source_of, vocabulary_of
 from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.generation import engine_params, generation, llem_execution
 from llem_airflow.protocol.spec import ExperimentSpec

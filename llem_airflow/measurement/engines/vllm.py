@@ -19,9 +19,14 @@ from llem_airflow.measurement.engines.contract import (
     Vocabulary,
     only_answer,
 )
-from llem_airflow.measurement.engines.source import source_facts, source_of, weights_folder
-from llem_airflow.measurement.engines.tokenizing import encode_texts, vocabulary_of
-from llem_airflow.measurement.engines.weights import weight_counts
+from llem_airflow.measurement.engines.model_size import weight_counts
+from llem_airflow.measurement.engines.model_source import (
+    encode_texts,
+    source_facts,
+    source_of,
+    vocabulary_of,
+    weights_folder,
+)
 from llem_airflow.measurement.generation import engine_params, generation, llem_execution, request_arguments
 from llem_airflow.protocol.spec import ExperimentSpec
 

@@ -5,11 +5,12 @@ A named meter that cannot read is an error, never a fallback.
 
 from __future__ import annotations
 
+from typing import Any
+
 from llem_airflow.measurement.meters.cpu_estimate import CpuEstimateMeter
-from llem_airflow.measurement.meters.nothing import NoMeter
 from llem_airflow.measurement.meters.nvml import NoDriverError, NvmlMeter
 from llem_airflow.measurement.meters.rapl import RaplMeter
-from llem_airflow.measurement.meters.reading import MeterUnavailableError, OpenMeter
+from llem_airflow.measurement.meters.reading import MeterFacts, MeterUnavailableError, OpenMeter, Reading
 from llem_airflow.protocol.spec import METER_KINDS, MeterSpec
 
 
@@ -46,3 +47,25 @@ def _first_available(spec: MeterSpec) -> OpenMeter:
         return RaplMeter()
     except MeterUnavailableError:
         return CpuEstimateMeter(spec.cpu_idle_w, spec.cpu_max_w)
+
+
+class NoMeter:
+    """Reads nothing."""
+
+    ticks = False
+    facts = MeterFacts("none", "none", "none", (), "No meter was asked for: energy is not known.")
+
+    def read(self) -> tuple[Reading, ...]:
+        """Nothing."""
+        return ()
+
+    def counters(self) -> tuple[Reading, ...]:
+        """Nothing."""
+        return ()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Nothing."""
+        return []
+
+    def close(self) -> None:
+        """Nothing to let go of."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from llem_airflow.measurement.engines.record import Record, RecordedClass
+from llem_airflow.runners.engine_api.recorded import Record, RecordedClass
 
 
 @dataclasses.dataclass

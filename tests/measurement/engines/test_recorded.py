@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import io
+import subprocess
 import sys
+import tarfile
 import types
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,11 @@ from typing import Any
 import pytest
 
 from llem_airflow.measurement.engines.contract import Completion, Engine, only_answer
-from llem_airflow.measurement.engines.record import RECORDS, Record, drift, engine_check, load_record
 from llem_airflow.measurement.failure import MeasurementError, recognise
 from llem_airflow.measurement.prompts import prompt_set
 from llem_airflow.protocol.spec import ExperimentSpec
+from llem_airflow.runners.engine_api.recorded import RECORDS, Record, drift, engine_check, load_record
+from llem_airflow.runners.engine_check import _archive
 from llem_airflow.study.plan.rules import rules_of
 from tests.measurement.engines import recorded_api
 from tests.measurement.engines.recorded_api import Stage, install, without
@@ -261,6 +265,20 @@ def test_the_engine_check_says_when_there_is_nothing_to_check(capsys: pytest.Cap
     assert "there is a record of vllm and tensorrt" in capsys.readouterr().out
     assert engine_check("tensorrt") == 2
     assert "tensorrt_llm is not in this image" in capsys.readouterr().out
+
+
+def test_the_engine_check_runs_in_any_image_from_its_own_files_alone(tmp_path: Path) -> None:
+    with tarfile.open(fileobj=io.BytesIO(_archive())) as archive:
+        archive.extractall(tmp_path, filter="tar")
+    script = next(tmp_path.rglob("recorded.py"))
+    assert {path.suffix for path in script.parent.iterdir()} == {".py", ".json"}
+    assert not [
+        path for path in (script.parent, *script.parent.iterdir()) if path.stat().st_mode & 0o555 != 0o555
+    ]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(script), "vllm"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "engine-check: vllm is not in this image\n")
 
 
 @pytest.mark.parametrize("answers", [[1], [0, 1], []])

@@ -6,8 +6,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from llem_airflow.measurement.engines.source import source_facts, weights_folder
-from llem_airflow.measurement.engines.weights import weight_counts
+from llem_airflow.measurement.engines.model_size import weight_counts
+from llem_airflow.measurement.engines.model_source import source_facts, weights_folder
 from llem_airflow.protocol.spec import ModelSource
 from tests.measurement.running import spec_of
 from tests.standins.hub import COMMIT, point_to, serve

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from llem_airflow.measurement.powertail import Recent, recent
+from llem_airflow.measurement.recent_power import Recent, recent
 from llem_airflow.protocol.records import POWER_COLUMNS
 
 

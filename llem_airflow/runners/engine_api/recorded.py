@@ -1,14 +1,19 @@
-"""An engine's recorded API: does a call fit it, and does an image still have it?"""
+"""An engine's recorded API: does a call fit it, and does an image still have it?
+
+This file and the records beside it are copied into the image's container and run there: the standard library only, and
+Python 3.10-clean.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import importlib
-import importlib.resources
 import inspect
 import json
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 RECORDS: dict[str, tuple[str, ...]] = {"vllm": ("0.33", "0.32"), "tensorrt": ("1.2",)}
@@ -91,8 +96,7 @@ def load_record(engine: str, version: str | None = None) -> Record:
         version: Version of the library, such as ``0.32.0+cpu``; the newest record where there is none of it.
     """
     minor = next((one for one in RECORDS[engine] if f"{version}.".startswith(f"{one}.")), RECORDS[engine][0])
-    folder = importlib.resources.files("llem_airflow.measurement.engines.recorded")
-    data = json.loads(folder.joinpath(f"{engine}-{minor}.json").read_text(encoding="utf-8"))
+    data = json.loads(Path(__file__).with_name(f"{engine}-{minor}.json").read_text(encoding="utf-8"))
     classes = {name: _recorded_class(name, entry) for name, entry in data["classes"].items()}
     return Record(data["library"], data["version"], data["source"], data["executed"], classes)
 
@@ -225,3 +229,7 @@ def engine_check(engine: str) -> int:
         print(f"  {line}")
     print(f"{len(found)} differences" if found else "every recorded call still fits")
     return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(engine_check(sys.argv[1]))

@@ -1,9 +1,10 @@
-"""events.jsonl: phases and progress, appended and flushed line by line, and the lines a person reads."""
+"""What an attempt writes: events.jsonl line by line with what a person reads, JSON files whole, and its instants."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llem_airflow.protocol.files import error_name, result_name
 from llem_airflow.protocol.records import PHASES
+from llem_airflow.protocol.result import Anchor, AttemptError, CycleResult
 
 
 class EventLog:
@@ -86,3 +89,51 @@ class EventLog:
         """Close the file."""
         with self._lock:
             self._file.close()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader sees all of it or nothing, even after a crash of the machine."""
+    aside = path.with_name(path.name + ".part")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object whole."""
+    write_whole(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_result(out: Path, result: CycleResult) -> None:
+    """Write the result: the attempt has succeeded from here on."""
+    write_whole(out / result_name(result.experiment_hash), result.dumps() + "\n")
+
+
+def write_error(out: Path, experiment_hash: str, error: AttemptError) -> None:
+    """Write why the attempt failed."""
+    write_whole(out / error_name(experiment_hash), error.dumps() + "\n")
+
+
+def anchor() -> Anchor:
+    """One instant on the monotonic and the wall clock, read closest to each other of five tries."""
+    best: tuple[int, Anchor] | None = None
+    for _ in range(5):
+        before_ns = time.monotonic_ns()
+        epoch_ns = time.time_ns()
+        after_ns = time.monotonic_ns()
+        if best is None or after_ns - before_ns < best[0]:
+            best = (after_ns - before_ns, Anchor(mono_ns=(before_ns + after_ns) // 2, epoch_ns=epoch_ns))
+    assert best is not None
+    return best[1]
+
+
+def seconds_since(t_mono_ns: int) -> float:
+    """Time since an instant of the monotonic clock, in seconds."""
+    return (time.monotonic_ns() - t_mono_ns) / 1e9

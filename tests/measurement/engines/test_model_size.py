@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llem_airflow.measurement.engines.weights import weight_counts
+from llem_airflow.measurement.engines.model_size import weight_counts
 
 
 def write(folder: Path, tensors: dict[str, tuple[str, list[int]]], **config: object) -> Path:
@@ -59,7 +59,7 @@ def test_a_folder_without_safetensors_is_unknown(tmp_path: Path) -> None:
 def test_headers_and_the_loaded_model_agree(tiny_model: Path) -> None:
     import transformers  # noqa: PLC0415  # heavy, and only here
 
-    from llem_airflow.measurement.engines.flops import model_counts  # noqa: PLC0415  # as above
+    from llem_airflow.measurement.engines.model_size import model_counts  # noqa: PLC0415  # as above
 
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model)
     assert weight_counts(tiny_model) == model_counts(model)

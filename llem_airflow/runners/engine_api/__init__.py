@@ -1,0 +1,1 @@
+"""The API of vLLM and TensorRT-LLM that our calls were written against, and what compares an image with it."""
