@@ -78,10 +78,11 @@ class _TooLateError(RuntimeError):
 
 def kill_at(world: World, point: Point) -> Outcome:
     """Run the study, kill at the point, and see what comes of it; once more where the run ended before the kill."""
-    for _ in range(RUNS_AT_MOST):
-        outcome = _kill_once(world, point)
+    outcome = _kill_once(world, point)
+    for _ in range(RUNS_AT_MOST - 1):
         if outcome.state != _TOO_LATE:
             break
+        outcome = _kill_once(world, point)
     return outcome
 
 

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import json
+import re
 import shlex
 import urllib.parse
 from collections.abc import Callable
@@ -21,7 +22,9 @@ PRINTABLE = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc",
 WRITTEN: dict[str, Callable[[str], str]] = {
     "plain": str,
     "URL": lambda text: urllib.parse.quote(text, safe=""),
-    "URL, small letters": lambda text: urllib.parse.quote(text, safe="").replace("%2F", "%2f"),
+    "URL, small letters": lambda text: re.sub(
+        r"%..", lambda one: one[0].lower(), urllib.parse.quote(text, safe="")
+    ),
     "URL path": urllib.parse.quote,
     "form": urllib.parse.quote_plus,
     "JSON": json.dumps,
