@@ -32,7 +32,7 @@ from airflow.providers.docker.operators.docker import DockerOperator
 from airflow.sdk import DAG
 from airflow.serialization.serialized_objects import DagSerialization
 
-from llem_airflow.embedded import SETTINGS
+from llem_airflow.cli.embedded import SETTINGS
 from llem_airflow.factory import study_dag
 from llem_airflow.study import load_study
 from tests.airflow.server import AirflowServer
@@ -130,7 +130,7 @@ import gc, os, sys, time
 import airflow.sdk.execution_time.task_runner
 from airflow.dag_processing.dagbag import BundleDagBag
 from importlib import import_module
-from llem_airflow.preload import FOR_TASKS
+from llem_airflow.factory.preload import FOR_TASKS
 from pathlib import Path
 for name in FOR_TASKS if sys.argv[2] == "preloaded" else ():
     import_module(name)
@@ -196,15 +196,15 @@ def measure_parse(sizes: Sequence[int]) -> None:
 ENDS = """\
 # airflow dag
 from pathlib import Path
-from llem_airflow import factory
+from llem_airflow.factory import study, study_dags
 
-class Ends(factory.LLEMExperimentOperator):
+class Ends(study.LLEMExperimentOperator):
     def execute(self, context):
         return None
 
-factory.LLEMExperimentOperator = Ends
-factory.fetch_first = lambda *_: None  # there is no model to fetch
-factory.study_dags(Path(__file__).parent / "studies", globals())
+study.LLEMExperimentOperator = Ends
+study.fetch_first = lambda *_: None  # there is no model to fetch
+study_dags(Path(__file__).parent / "studies", globals())
 """
 
 

@@ -10,7 +10,7 @@ import pytest
 from airflow.dag_processing.dagbag import DagBag
 from airflow.serialization.serialized_objects import DagSerialization
 
-from llem_airflow.embedded import SETTINGS
+from llem_airflow.cli.embedded import SETTINGS
 from llem_airflow.factory import INVALID_TAG
 from llem_airflow.study import load_study
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.text import Text
 
-from llem_airflow import terminal
 from llem_airflow.analysis import quantity
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.compare_named import Compared, How, compare_named
@@ -32,8 +31,9 @@ from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
 from llem_airflow.results.cleanup import removable, remove, remove_orphans
 from llem_airflow.results.llenergymeasure import import_folder
 from llem_airflow.results.locate import locate_run, run_name, some_runs
-from llem_airflow.terminal import Rows
-from llem_airflow.wording import counted
+from llem_airflow.text import terminal
+from llem_airflow.text.terminal import Rows
+from llem_airflow.text.wording import counted
 
 
 def report_run(

@@ -22,7 +22,7 @@ from llem_airflow.analysis.timeline import Phase, phases
 from llem_airflow.protocol.result import CycleResult, Window
 from llem_airflow.results import CycleRef, FailureRef, ResultReadError
 from llem_airflow.results.parquet import REQUESTS_SCHEMA
-from llem_airflow.wording import counted
+from llem_airflow.text.wording import counted
 
 STATUSES = ("valid", "invalid_energy", "failed", "missed", "missing", "damaged", "skipped")
 """valid: measured. invalid_energy: measured, but its energy is withheld. failed: every attempt failed.

@@ -11,7 +11,7 @@ from rich.text import Text
 from llem_airflow.analysis import quantity
 from llem_airflow.analysis.history import Point, Trend
 from llem_airflow.protocol.typed_json import to_json
-from llem_airflow.terminal import Folding, Rows
+from llem_airflow.text.terminal import Folding, Rows
 
 
 def render_runs(trends: Mapping[str, Trend], metric: str) -> RenderableType:

@@ -17,7 +17,7 @@ from llem_airflow.analysis.report_cells import itl_is_tpot
 from llem_airflow.analysis.statistics import Description
 from llem_airflow.analysis.summary import ExperimentSummary
 from llem_airflow.analysis.svg import INK, LINE, MUTED, PAPER, SERIES, WIDTH_IN, drawing, inline_svg
-from llem_airflow.wording import counted
+from llem_airflow.text.wording import counted
 
 NAMED_UP_TO = 40
 """With more points than this, the picture of energy against speed names the unbeaten ones alone."""

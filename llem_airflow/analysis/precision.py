@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from llem_airflow.analysis.cycle import read_cycle
 from llem_airflow.analysis.statistics import describe
 from llem_airflow.results import StoredRun
-from llem_airflow.wording import counted
+from llem_airflow.text.wording import counted
 
 
 @dataclass(frozen=True, slots=True)

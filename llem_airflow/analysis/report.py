@@ -24,7 +24,7 @@ from llem_airflow.analysis.report_since import since_section
 from llem_airflow.analysis.setting import setting_texts
 from llem_airflow.analysis.since import Since
 from llem_airflow.analysis.summary import ExperimentSummary, Summary
-from llem_airflow.wording import counted
+from llem_airflow.text.wording import counted
 
 PANELS_UP_TO = 8
 """With more experiments than this, the cycles of each are drawn over each other, folded away, and not printed."""

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 
 from llem_airflow.analysis import quantity
 from llem_airflow.analysis.summary import Summary
-from llem_airflow.terminal import Rows
+from llem_airflow.text.terminal import Rows
 
 _CYCLE_TITLES = (
     "Experiment",

@@ -19,7 +19,7 @@ from llem_airflow.analysis.report_since import changes_text
 from llem_airflow.analysis.setting import setting_texts
 from llem_airflow.analysis.summary import ExperimentSummary, Summary, missing_text
 from llem_airflow.analysis.verdict import Verdict
-from llem_airflow.terminal import Folding, Rows, Whole
+from llem_airflow.text.terminal import Folding, Rows, Whole
 
 _COLUMNS = (
     ("energy_per_output_token_j", "Energy per output token"),

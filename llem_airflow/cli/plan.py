@@ -11,7 +11,7 @@ from rich.text import Text
 
 from llem_airflow.runners.choice import Choice
 from llem_airflow.study.plan.model import Experiment, Plan, Study
-from llem_airflow.terminal import Folding, Rows, show
+from llem_airflow.text.terminal import Folding, Rows, show
 
 SHOWN_EXPERIMENTS = 40
 

@@ -155,11 +155,11 @@ def export_results(run: str, results_root: str, table: str, form: str, output: P
     """Write a table of a RUN: one row a cycle, an experiment, a sample of power, or a host and engine."""
     import sys
 
-    from llem_airflow import terminal
     from llem_airflow.frames.export import export_table
     from llem_airflow.results import ResultsRoot
     from llem_airflow.results.locate import locate_run
-    from llem_airflow.wording import counted
+    from llem_airflow.text import terminal
+    from llem_airflow.text.wording import counted
 
     found = locate_run(run, ResultsRoot(results_root))
     if output is None:

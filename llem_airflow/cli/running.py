@@ -51,8 +51,8 @@ def run_once(
     if mistakes := [*not_runnable(study), *prompt_problems(study)]:
         raise StudyFileError(mistakes)
     request = Request(release, experiments=names_in(experiments), cycles=cycles, dry_run=dry_run)
-    from llem_airflow.embedded import Home
-    from llem_airflow.run_once import run_and_show
+    from llem_airflow.cli.embedded import Home
+    from llem_airflow.cli.run_once import run_and_show
 
     return run_and_show(study, Home.here(), request, show_plan=print_whole_plan, runner=runner, resume=resume)
 
@@ -71,8 +71,8 @@ def run_once(
 )
 def start_ui(dags_folder: Path, port: int) -> int:
     """Start Airflow's scheduler and UI on this folder's DAGs and results."""
-    from llem_airflow.embedded import Home
-    from llem_airflow.embedded import start_ui as start
+    from llem_airflow.cli.embedded import Home
+    from llem_airflow.cli.embedded import start_ui as start
 
     return start(Home.here(), dags_folder.resolve(), port)
 
@@ -94,8 +94,8 @@ def backfill_releases(study_file: Path, url: str, versions: str | None, **option
 
     The variable AIRFLOW_TOKEN, or AIRFLOW_USER and AIRFLOW_PASSWORD, say who asks.
     """
+    from llem_airflow.cli.backfill import backfill_and_show
     from llem_airflow.study import load_study
-    from llem_airflow.timetables.terminal import backfill_and_show
 
     return backfill_and_show(load_study(study_file), url, versions, **options)
 

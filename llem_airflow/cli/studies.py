@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--order", is_flag=True, help="Show every run in its order, with the pauses.")
 def show_plan(study_file: Path, *, as_json: bool, order: bool) -> int:
     """Show what a STUDY would run: no GPU, no Docker and no Airflow is needed."""
-    from llem_airflow.asked_airflow import with_what_keeps_it
+    from llem_airflow.cli.airflow_checks import with_what_keeps_it
     from llem_airflow.runners.choice import said_by_engine, terminal_layers
     from llem_airflow.study import load_study
 
@@ -41,11 +41,11 @@ def show_plan(study_file: Path, *, as_json: bool, order: bool) -> int:
 
 def print_whole_plan(study: Study, *, order: bool = False) -> None:
     """Print a plan with what is said about where each engine runs."""
-    from llem_airflow.asked_airflow import next_runs
+    from llem_airflow.cli.airflow_checks import next_runs
     from llem_airflow.cli.plan import print_plan
     from llem_airflow.runners.choice import said_by_engine, terminal_layers
     from llem_airflow.runners.engine import seen_from_here
-    from llem_airflow.terminal import console
+    from llem_airflow.text.terminal import console
 
     choices = said_by_engine(terminal_layers(os.environ), study.experiments)
     unknown = any(choice.runner == "auto" for choice in choices.values())
@@ -76,7 +76,7 @@ _OF_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 @click.option("--json", "as_json", is_flag=True, help="Print the mistakes as JSON.")
 def validate_studies(study_files: tuple[Path, ...], *, as_json: bool) -> int:
     """Check study files, every mistake with its line; exit code 2 when there is one. For pre-commit."""
-    from llem_airflow.asked_airflow import dag_mistakes
+    from llem_airflow.cli.airflow_checks import dag_mistakes
     from llem_airflow.cli.validate import check_files
 
     return check_files(study_files, dag_mistakes, as_json=as_json)

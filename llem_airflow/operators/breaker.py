@@ -17,7 +17,7 @@ from llem_airflow.operators.not_begun import skip_noted
 from llem_airflow.operators.waits import Pause, PauseTrigger, RunTrigger
 from llem_airflow.results import FailureRef, StoredRun, layout
 from llem_airflow.study import Experiment, Study
-from llem_airflow.wording import counted
+from llem_airflow.text.wording import counted
 
 _LONG_S = 3600.0
 _PROBES_TRIES = 2

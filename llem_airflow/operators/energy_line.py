@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llem_airflow.wording import counted
+from llem_airflow.text.wording import counted
 
 if TYPE_CHECKING:
     from llem_airflow.analysis.cycle import Cycle

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.study import Study
-from llem_airflow.wording import counted
+from llem_airflow.text.wording import counted
 
 if TYPE_CHECKING:
     from llem_airflow.analysis.compare_named import Compared

@@ -18,7 +18,7 @@ from llem_airflow.runners.images import default_entrypoint, default_image
 from llem_airflow.runners.leases import LABEL_TICKET
 from llem_airflow.runners.settings import NON_ROOT, BoxSettings
 from llem_airflow.study import Experiment
-from llem_airflow.wording import counted
+from llem_airflow.text.wording import counted
 
 if TYPE_CHECKING:
     from llem_airflow.operators.experiment import LLEMExperimentOperator

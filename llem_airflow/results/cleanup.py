@@ -19,7 +19,7 @@ from llem_airflow.results import layout
 from llem_airflow.results.folder import ABANDONED_NS, Folder, write_error
 from llem_airflow.results.scratch import is_locked
 from llem_airflow.results.store import ResultsRoot, StoredRun
-from llem_airflow.wording import counted
+from llem_airflow.text.wording import counted
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 _REMOVED = ".removed-"

@@ -12,7 +12,7 @@ from llem_airflow.runners.doctor import python_images
 from llem_airflow.runners.engine import ENGINE_ERRORS, connect, engine_url, is_installed_here
 from llem_airflow.runners.failures import classify
 from llem_airflow.runners.who import Held, HostGpus, look, to_json
-from llem_airflow.terminal import Folding, Rows, console, show
+from llem_airflow.text.terminal import Folding, Rows, console, show
 
 _LOOK_EVERY_S = 2.0
 _STYLES = {"free": "green", "task": "cyan", "container": "yellow", "process": "yellow", "split": "dim"}

@@ -15,7 +15,7 @@ from llem_airflow.runners.doctor import examine, worst
 from llem_airflow.runners.engine import ENGINE_ERRORS, LIVE_STATES, connect
 from llem_airflow.runners.failures import classify
 from llem_airflow.runners.reaper import Alive, find_leftovers, owners, remove_leftovers
-from llem_airflow.terminal import Folding, console, show
+from llem_airflow.text.terminal import Folding, console, show
 
 _STYLES = {"ok": "", "warn": "yellow", "fail": "bold red"}
 

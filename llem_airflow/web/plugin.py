@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import conf
 
-from llem_airflow import preload
+from llem_airflow.factory import preload
 from llem_airflow.timetables.releases import ModelReleaseTimetable
 
 URL_PREFIX = "/llem"

@@ -8,9 +8,9 @@ from typing import Any
 from fastapi.responses import HTMLResponse
 
 from llem_airflow.results import ResultsRoot, StoredRun
+from llem_airflow.text.wording import counted
 from llem_airflow.web.document import heading, items, page, paragraph, table, verbatim
 from llem_airflow.web.seen import SeenRun
-from llem_airflow.wording import counted
 
 _TITLES = {
     "queued": "This run waits to start",

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from llem_airflow.embedded import sqlite_url
+from llem_airflow.cli.embedded import sqlite_url
 from tests.measurement.running import PLUGIN
 
 REPOSITORY = Path(__file__).parents[2]

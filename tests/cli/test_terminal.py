@@ -18,7 +18,7 @@ from rich.console import Console
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.cli import main
 from llem_airflow.results import StoredRun
-from llem_airflow.terminal import Rows, folded, pieces, show
+from llem_airflow.text.terminal import Rows, folded, pieces, show
 from tests.analysis.conftest import IDS, MakeRun, make_run
 from tests.results.recorded import Recording
 from tests.study.texts import HEAD

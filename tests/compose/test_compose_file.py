@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llem_airflow import __version__
-from llem_airflow.embedded import SETTINGS
+from llem_airflow.cli.embedded import SETTINGS
 from tests import parts
 from tests.compose.stack import FILE, compose_command, make_env
 

@@ -20,8 +20,8 @@ from llem_airflow.operators.host import HostSettings, HostSettingsError, LLEMHos
 from llem_airflow.operators.placement import PlacementError, box_settings, choose_image
 from llem_airflow.runners.choice import Choice, Layers
 from llem_airflow.study import Study, load_study_text
+from tests.factory.test_study import write
 from tests.operators.test_experiment import context
-from tests.test_factory import write
 
 DS01 = {
     "labels": '{"ds01.user": "ada", "ds01.managed": "true"}',

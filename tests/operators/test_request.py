@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+from llem_airflow.factory import study_params
 from llem_airflow.operators.quarantine import matches
 from llem_airflow.operators.request import (
     RunRequest,
     RunRequestError,
     cycle_of_run,
-    form,
     requested,
     study_in_form,
 )
@@ -95,7 +95,7 @@ def test_a_cycle_that_is_not_asked_for_is_skipped_with_the_reason() -> None:
 
 
 def test_every_field_of_the_form_has_a_default_that_its_own_schema_accepts() -> None:
-    for name, field in form(RELEASES).items():
+    for name, field in study_params(RELEASES).items():
         assert field.resolve() == field.value, name
 
 

@@ -21,7 +21,7 @@ from llem_airflow.operators.retries import (
 )
 from llem_airflow.runners.failure_patterns import CATEGORIES
 from llem_airflow.runners.failures import failure
-from tests.test_factory import write
+from tests.factory.test_study import write
 
 POLICY = FailureRetryPolicy()
 

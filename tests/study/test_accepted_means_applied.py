@@ -23,8 +23,8 @@ WARMUP = "llem_airflow.measurement.warmup"
 ENGINES = ("transformers", "vllm", "tensorrt")
 TRANSFORMERS = "llem_airflow.measurement.engines.transformers"
 SPEC, LOAD, PLANNING = "llem_airflow.study.spec", "llem_airflow.study.load", "llem_airflow.study.config.study"
-FACTORY = "llem_airflow.factory"
-NIGHTLY = "llem_airflow.timetables.nightly"
+FACTORY = "llem_airflow.factory.study"
+SCHEDULE = "llem_airflow.factory.schedule"
 OUTCOME = "llem_airflow.operators.outcome"
 STATED = "llem_airflow.analysis.stated"
 SERVER = "serving_mode"
@@ -104,10 +104,10 @@ READERS: dict[str, str] = {
     "study_execution.max_consecutive_failures": "llem_airflow.operators.breaker:max_consecutive_failures",
     "study_execution.circuit_breaker_cooldown_seconds": "llem_airflow.operators.breaker:breaker_cooldown_s",
     "airflow.dag_id": f"{FACTORY}:dag_id",
-    "airflow.schedule": f"{NIGHTLY}:schedule",
-    "airflow.timezone": f"{NIGHTLY}:timezone",
-    "airflow.start_date": f"{NIGHTLY}:start_date",
-    "airflow.deadline": f"{NIGHTLY}:deadline_s",
+    "airflow.schedule": f"{SCHEDULE}:schedule",
+    "airflow.timezone": f"{SCHEDULE}:timezone",
+    "airflow.start_date": f"{SCHEDULE}:start_date",
+    "airflow.deadline": f"{SCHEDULE}:deadline_s",
     "airflow.window": "llem_airflow.operators.window:window",
     "airflow.carry_over": "llem_airflow.operators.carry:carry_over",
     "airflow.catchup": f"{FACTORY}:catchup",

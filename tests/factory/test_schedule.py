@@ -13,9 +13,9 @@ from airflow.serialization.serialized_objects import DagSerialization
 from airflow.timetables.base import TimeRestriction
 
 from llem_airflow.factory import study_dag
+from llem_airflow.factory.schedule import next_runs
 from llem_airflow.operators.late import tell_late
 from llem_airflow.study import StudyFileError, load_study_text
-from llem_airflow.timetables.nightly import next_runs
 
 TEXT = """\
 study_name: nightly

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import MutableMapping, Sequence
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +11,11 @@ from typing import Any
 from airflow.sdk import DAG, TaskGroup, TriggerRule, get_parsing_context
 from airflow.sdk.definitions.param import ParamsDict
 
-from llem_airflow.dag_docs import ADHOC_DOC, ExperimentDocs, study_doc, task_labels
-from llem_airflow.folder_dags import INVALID_TAG, FolderDags, files_naming, refused, study_files
+from llem_airflow.factory.docs import ADHOC_DOC, ExperimentDocs, study_doc, task_labels
+from llem_airflow.factory.form import study_params
+from llem_airflow.factory.plan_cache import cached_study
+from llem_airflow.factory.releases import study_asset
+from llem_airflow.factory.schedule import deadline_of, schedule_of, start_of
 from llem_airflow.operators import (
     LLEMAggregateOperator,
     LLEMExperimentOperator,
@@ -23,25 +24,14 @@ from llem_airflow.operators import (
     LLEMTextCycleOperator,
 )
 from llem_airflow.operators.prefetch import PREFETCH_TASK_ID, LLEMTextPrefetchOperator, fetch_first
-from llem_airflow.operators.request import form
 from llem_airflow.operators.retries import FailureRetryPolicy
 from llem_airflow.operators.settings import parse_time_layers
 from llem_airflow.operators.settings import settings as installed
 from llem_airflow.operators.siblings import precede, sibling
-from llem_airflow.plan_cache import cached_study
-from llem_airflow.release_dags import ALL, EACH, release_dags, study_asset
-from llem_airflow.study import PlannedCycle, Problem, Study, StudyFileError, load_study
+from llem_airflow.study import PlannedCycle, Study, StudyFileError, load_study
 from llem_airflow.study.plan.findings import not_runnable
 from llem_airflow.study.plan.order import CANARY_CYCLE, canaries
-from llem_airflow.timetables.nightly import deadline_of, schedule_of, start_of
-from llem_airflow.wording import counted
-
-__all__ = [
-    "INVALID_TAG", "StudyTaskGroup", "adhoc_dag", "study_asset", "study_dag", "study_dags", "study_params",
-]  # fmt: skip
-
-log = logging.getLogger(__name__)
-study_params = form
+from llem_airflow.text.wording import counted
 
 PLAN_TASK_ID = "plan"
 CYCLE_TASK_ID = "cycle"
@@ -70,11 +60,11 @@ def study_dag(
         ValueError: ``render`` is none of the three.
     """
     if not isinstance(study, Study):
-        study = _read(study)
-    return _study_dag(study, chain=chain, render=render, **operator_args)
+        study = read_study(study)
+    return build_dag(study, chain=chain, render=render, **operator_args)
 
 
-def _study_dag(
+def build_dag(
     study: Study, *, known: bool = True, chain: bool = False, render: str = "auto", **operator_args: Any
 ) -> DAG:
     """The DAG of a study; one that is not ``known`` is not found by the Airflow that reads the DAG file."""
@@ -103,7 +93,7 @@ def _study_dag(
         _study_tasks(study, operator_args, chain=chain, render=render, only=only)
     # Only now: every task that is made copies and checks the parameters that its DAG has already, which for a thousand
     # tasks takes half a minute. A run gives them to its tasks from the DAG all the same.
-    dag.params = ParamsDict(form(study, offer=only is None))
+    dag.params = ParamsDict(study_params(study, offer=only is None))
     return dag
 
 
@@ -120,7 +110,7 @@ def adhoc_dag(dag_id: str = "llem_adhoc", **operator_args: Any) -> DAG:
         doc_md=ADHOC_DOC,
         schedule=None,
         tags=["llem"],
-        params=form(None),
+        params=study_params(None),
         max_active_tasks=1,
     ) as dag:
         plan = LLEMPlanTextOperator(task_id=PLAN_TASK_ID, operator_args=operator_args, retries=0)
@@ -170,7 +160,12 @@ class StudyTaskGroup(TaskGroup):
             _study_tasks(study, operator_args or {}, chain=False, render=render, only=None)
 
 
-def _check_render(render: str) -> None:
+def check_render(render: str) -> None:
+    """Refuse a way to render that is not known.
+
+    Raises:
+        ValueError: It is none of RENDERS.
+    """
     if render not in RENDERS:
         raise ValueError(f"render {render!r} is not known; use one of: {', '.join(RENDERS)}")
 
@@ -184,7 +179,7 @@ def _default_args(study: Study) -> dict[str, Any]:
     return args | ({"owner": study.airflow.owner} if study.airflow.owner else {})
 
 
-def _read(path: str | Path) -> Study:
+def read_study(path: str | Path) -> Study:
     """The study of a file; for one cycle's task it need not be expanded again."""
     if get_parsing_context().task_id in {None, PLAN_TASK_ID, AGGREGATE_TASK_ID}:
         return load_study(path)  # for all tasks, or for one that reads all experiments
@@ -201,7 +196,7 @@ def _study_tasks(
     study: Study, operator_args: dict[str, Any], *, chain: bool, render: str, only: str | None
 ) -> None:
     """Plan, cycles and aggregate in the current DAG or group; of the cycles only the wanted one where one is named."""
-    _check_render(render)
+    check_render(render)
     mapped = render == "mapped" or (render == "auto" and not chain and len(study.experiments) > MAPPED_ABOVE)
     plan = LLEMPlanOperator(task_id=PLAN_TASK_ID, study=study, operator_args=operator_args, retries=0)
     aggregate = LLEMAggregateOperator(
@@ -246,85 +241,6 @@ def _gate(study: Study, tasks: dict[tuple[str, int], LLEMExperimentOperator]) ->
         if canary is not None and canary is not gated:
             gated.trigger_rule = TriggerRule.NONE_FAILED
             precede([canary], [gated])
-
-
-def study_dags(
-    folder: str | Path | MutableMapping[str, Any],
-    namespace: MutableMapping[str, Any] | str | Path | None = None,
-    *,
-    strict: bool = False,
-    **dag_args: Any,
-) -> dict[str, DAG]:
-    """Make a DAG of each study file (``*.yaml``, ``*.yml``) in a folder.
-
-    A file that cannot become a DAG, whatever the reason, becomes one tagged ``llem:invalid`` that shows it, and takes
-    no other study down. Of two files that ask for one DAG id the first by name has it, and both say so. A worker,
-    which parses the file for one task, builds that task's DAG only.
-
-    Args:
-        folder: Where the study files lie. ``study_dags(globals(), folder)`` is the same as
-            ``study_dags(folder, globals())``.
-        namespace: ``globals()`` of the DAG file, where the DAGs are put. Airflow also finds them without it.
-        strict: Raise on a file with mistakes instead.
-        **dag_args: As for :func:`study_dag`.
-
-    Returns:
-        The DAGs by id.
-
-    Raises:
-        StudyFileError: A file has mistakes and ``strict`` is set.
-        FileNotFoundError: The folder does not exist.
-        ValueError: ``render`` is none of the three.
-    """
-    _check_render(dag_args.get("render", "auto"))
-    if isinstance(folder, MutableMapping):
-        folder, namespace = namespace, folder  # type: ignore[assignment] # told apart below
-    if not isinstance(folder, str | Path):
-        raise TypeError(f"study_dags needs a folder of study files, not {folder!r}")
-    if not (folder := Path(folder)).is_dir():
-        raise FileNotFoundError(f"study folder {folder} does not exist")
-    paths = study_files(folder)
-    wanted = get_parsing_context().dag_id
-    some = files_naming(paths, wanted.removesuffix(EACH).removesuffix(ALL)) if wanted else paths
-    dags = _dags_of(some, strict=strict, dag_args=dag_args)
-    if wanted is not None and wanted not in dags:
-        dags = _dags_of(paths, strict=strict, dag_args=dag_args)
-    if isinstance(namespace, MutableMapping):
-        namespace.update({f"study_{index}": dag for index, dag in enumerate(dags.values())})
-    return dags
-
-
-def _dags_of(paths: Sequence[Path], *, strict: bool, dag_args: dict[str, Any]) -> dict[str, DAG]:
-    found = FolderDags()
-    for path in paths:
-        try:
-            found.add(path, _made(_read(path), dag_args))
-        except StudyFileError as error:
-            if strict:
-                raise
-            found.refuse(path, str(error))
-        except Exception as error:
-            if strict:
-                raise
-            log.exception("%s cannot become a DAG", path)
-            found.refuse(path, f"{path}: {type(error).__name__}: {error}")
-    return found.registered()
-
-
-def _made(study: Study, dag_args: dict[str, Any]) -> list[DAG]:
-    """The DAGs of a study; only a worker does not look whether Airflow stores them: it reads what was stored."""
-    if get_parsing_context().dag_id is None and (mistakes := dag_mistakes(study, **dag_args)):
-        raise StudyFileError(mistakes)
-    return _study_dags(study, dag_args)
-
-
-def dag_mistakes(study: Study, **dag_args: Any) -> tuple[Problem, ...]:
-    """What keeps a study from becoming a DAG: what it says of times and releases, and whatever Airflow refuses."""
-    return refused(study, lambda small: _study_dags(small, dag_args))
-
-
-def _study_dags(study: Study, dag_args: dict[str, Any]) -> list[DAG]:
-    return [_study_dag(study, known=False, **dag_args), *release_dags(study, known=False)]
 
 
 def _cycle_tasks(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from llem_airflow.progress import RunProgress
+from llem_airflow.cli.progress import RunProgress
 
 OPERATOR = "airflow.task.operators.llem_airflow.operators.experiment.LLEMExperimentOperator"
 

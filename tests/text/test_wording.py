@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llem_airflow.wording import counted
+from llem_airflow.text.wording import counted
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llem_airflow import terminal
+from llem_airflow.text import terminal
 
 SETTINGS = {
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",

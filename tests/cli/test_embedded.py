@@ -15,9 +15,8 @@ from urllib.request import Request, urlopen
 import pytest
 from click.testing import CliRunner
 
-from llem_airflow import embedded
-from llem_airflow.cli import main
-from llem_airflow.embedded import Home, start_ui
+from llem_airflow.cli import embedded, main
+from llem_airflow.cli.embedded import Home, start_ui
 
 
 def free_port() -> int:

@@ -23,9 +23,9 @@ _CANNOT_RUN = "cannot-run"
 
 def dag_mistakes(study: Study) -> tuple[Problem, ...]:
     """What keeps the study from becoming a DAG; where Airflow is installed, also what it refuses."""
-    with _airflow("llem_airflow.factory") as factory:
-        if factory is not None:
-            found: tuple[Problem, ...] = factory.dag_mistakes(study)
+    with _airflow("llem_airflow.factory.folder") as folder:
+        if folder is not None:
+            found: tuple[Problem, ...] = folder.dag_mistakes(study)
             return found
     return tuple(not_runnable(study))
 
@@ -48,8 +48,8 @@ def next_runs(study: Study) -> list[datetime]:
     refused = any(notice.code == _CANNOT_RUN for notice in study.warnings)
     if refused or not _runs_by_itself(study):
         return []
-    with _airflow("llem_airflow.timetables.nightly") as nightly:
-        found: list[datetime] = [] if nightly is None else nightly.next_runs(study, datetime.now(UTC))
+    with _airflow("llem_airflow.factory.schedule") as schedule:
+        found: list[datetime] = [] if schedule is None else schedule.next_runs(study, datetime.now(UTC))
         return found
 
 

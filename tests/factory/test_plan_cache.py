@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llem_airflow.plan_cache import cached_study
+from llem_airflow.factory.plan_cache import cached_study
 from llem_airflow.study import Study, StudyFileError, load_study
 
 SHIPPED = sorted((Path(__file__).parents[2] / "dags" / "studies").glob("*.y*ml"))
@@ -135,7 +135,7 @@ def test_rows_that_are_gone_when_they_are_looked_at_are_expanded(
 
 def test_processes_that_write_one_entry_at_a_time_leave_one_that_is_right(rich: Path, kept: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from llem_airflow.plan_cache import cached_study; "
+        "import sys; from pathlib import Path; from llem_airflow.factory.plan_cache import cached_study; "
         "cached_study(sys.argv[1], Path(sys.argv[2]))"
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, str(rich), str(kept)]) for _ in range(4)]

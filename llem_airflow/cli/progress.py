@@ -16,7 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from llem_airflow.terminal import Folding, Whole, show
+from llem_airflow.text.terminal import Folding, Whole, show
 
 _OURS = re.compile(
     r"^\S+ \[(?P<level>\w+)\s*\] (?P<text>.*?)\s*\[airflow\.task\.operators\.llem_airflow[^\]]*\](?: loc=\S+)?\s*$"

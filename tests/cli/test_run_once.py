@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from llem_airflow import run_once
-from llem_airflow.cli import main
-from llem_airflow.embedded import Home
+from llem_airflow.cli import main, run_once
+from llem_airflow.cli.embedded import Home
+from llem_airflow.cli.run_once import Wanted
 from llem_airflow.results import ResultsRoot, StoredRun
-from llem_airflow.run_once import Wanted
 from llem_airflow.study import Study, load_study
 from llem_airflow.study.plan.request import Request
 from tests.results.recorded import Recording, provenance, variant

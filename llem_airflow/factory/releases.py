@@ -16,7 +16,7 @@ from airflow.sdk import (
 )
 from airflow.sdk.exceptions import AirflowSkipException
 
-from llem_airflow.dag_docs import plain
+from llem_airflow.factory.docs import plain
 from llem_airflow.operators import LLEMCompareOperator
 from llem_airflow.study import Study
 from llem_airflow.study.names import dag_id_of

@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from llem_airflow import terminal
 from llem_airflow.analysis.planned import planned
 from llem_airflow.analysis.summary import Summary
 from llem_airflow.analysis.table import render_summary
-from llem_airflow.embedded import CannotStartError, Home, end, migrate
-from llem_airflow.progress import RunProgress
+from llem_airflow.cli.embedded import CannotStartError, Home, end, migrate
+from llem_airflow.cli.progress import RunProgress
 from llem_airflow.protocol.failures import RESUME_VARIABLE
 from llem_airflow.results import ResultsRoot, StoredRun, layout
 from llem_airflow.runners.models import missing_model
 from llem_airflow.study import Study
 from llem_airflow.study.names import OWN_ENGINES
 from llem_airflow.study.plan.request import Request, requested
-from llem_airflow.wording import counted
+from llem_airflow.text import terminal
+from llem_airflow.text.wording import counted
 
 INTERRUPTED = 130
 _END_S = 4.0

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from airflow.sdk import DAG, Context, task
+from airflow.sdk import DAG, Context, get_parsing_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from llem_airflow.dag_docs import invalid_doc, plain
+from llem_airflow.factory.docs import invalid_doc, plain
+from llem_airflow.factory.releases import ALL, EACH, release_dags
+from llem_airflow.factory.study import build_dag, check_render, read_study
 from llem_airflow.operators.failure_text import keep_failure
 from llem_airflow.study import Problem, Study, StudyFileError
 from llem_airflow.study.names import INVALID_PREFIX, dag_id_of, plain_name
@@ -21,6 +23,85 @@ from llem_airflow.study.names import INVALID_PREFIX, dag_id_of, plain_name
 log = logging.getLogger(__name__)
 
 INVALID_TAG = "llem:invalid"
+
+
+def study_dags(
+    folder: str | Path | MutableMapping[str, Any],
+    namespace: MutableMapping[str, Any] | str | Path | None = None,
+    *,
+    strict: bool = False,
+    **dag_args: Any,
+) -> dict[str, DAG]:
+    """Make a DAG of each study file (``*.yaml``, ``*.yml``) in a folder.
+
+    A file that cannot become a DAG, whatever the reason, becomes one tagged ``llem:invalid`` that shows it, and takes
+    no other study down. Of two files that ask for one DAG id the first by name has it, and both say so. A worker,
+    which parses the file for one task, builds that task's DAG only.
+
+    Args:
+        folder: Where the study files lie. ``study_dags(globals(), folder)`` is the same as
+            ``study_dags(folder, globals())``.
+        namespace: ``globals()`` of the DAG file, where the DAGs are put. Airflow also finds them without it.
+        strict: Raise on a file with mistakes instead.
+        **dag_args: As for :func:`study_dag`.
+
+    Returns:
+        The DAGs by id.
+
+    Raises:
+        StudyFileError: A file has mistakes and ``strict`` is set.
+        FileNotFoundError: The folder does not exist.
+        ValueError: ``render`` is none of the three.
+    """
+    check_render(dag_args.get("render", "auto"))
+    if isinstance(folder, MutableMapping):
+        folder, namespace = namespace, folder  # type: ignore[assignment] # told apart below
+    if not isinstance(folder, str | Path):
+        raise TypeError(f"study_dags needs a folder of study files, not {folder!r}")
+    if not (folder := Path(folder)).is_dir():
+        raise FileNotFoundError(f"study folder {folder} does not exist")
+    paths = study_files(folder)
+    wanted = get_parsing_context().dag_id
+    some = files_naming(paths, wanted.removesuffix(EACH).removesuffix(ALL)) if wanted else paths
+    dags = _dags_of(some, strict=strict, dag_args=dag_args)
+    if wanted is not None and wanted not in dags:
+        dags = _dags_of(paths, strict=strict, dag_args=dag_args)
+    if isinstance(namespace, MutableMapping):
+        namespace.update({f"study_{index}": dag for index, dag in enumerate(dags.values())})
+    return dags
+
+
+def _dags_of(paths: Sequence[Path], *, strict: bool, dag_args: dict[str, Any]) -> dict[str, DAG]:
+    found = FolderDags()
+    for path in paths:
+        try:
+            found.add(path, _made(read_study(path), dag_args))
+        except StudyFileError as error:
+            if strict:
+                raise
+            found.refuse(path, str(error))
+        except Exception as error:
+            if strict:
+                raise
+            log.exception("%s cannot become a DAG", path)
+            found.refuse(path, f"{path}: {type(error).__name__}: {error}")
+    return found.registered()
+
+
+def _made(study: Study, dag_args: dict[str, Any]) -> list[DAG]:
+    """The DAGs of a study; only a worker does not look whether Airflow stores them: it reads what was stored."""
+    if get_parsing_context().dag_id is None and (mistakes := dag_mistakes(study, **dag_args)):
+        raise StudyFileError(mistakes)
+    return _study_dags(study, dag_args)
+
+
+def dag_mistakes(study: Study, **dag_args: Any) -> tuple[Problem, ...]:
+    """What keeps a study from becoming a DAG: what it says of times and releases, and whatever Airflow refuses."""
+    return refused(study, lambda small: _study_dags(small, dag_args))
+
+
+def _study_dags(study: Study, dag_args: dict[str, Any]) -> list[DAG]:
+    return [build_dag(study, known=False, **dag_args), *release_dags(study, known=False)]
 
 
 def study_files(folder: Path) -> list[Path]:

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
+from llem_airflow.cli.airflow_api import AirflowApi, AirflowApiError
+from llem_airflow.cli.backfill import BackfillError, backfill, backfill_and_show, ranges_of
 from llem_airflow.study import load_study_text
-from llem_airflow.timetables.api import AirflowApi, AirflowApiError
-from llem_airflow.timetables.backfill import BackfillError, backfill, ranges_of
-from llem_airflow.timetables.terminal import backfill_and_show
 
 TEXT = """\
 study_name: watch

@@ -11,8 +11,8 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow.serialization.serialized_objects import DagSerialization
 
 from llem_airflow.factory import study_dags
+from llem_airflow.factory.releases import release_dags
 from llem_airflow.operators import LLEMCompareOperator
-from llem_airflow.release_dags import release_dags
 from llem_airflow.study import load_study_text
 
 TEXT = """\

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from llem_airflow.dag_docs import invalid_doc, plain
 from llem_airflow.factory import study_dag, study_dags
+from llem_airflow.factory.docs import invalid_doc, plain
 from llem_airflow.study import load_study_text
 
 STUDY = """\

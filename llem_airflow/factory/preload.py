@@ -18,7 +18,7 @@ FOR_TASKS = (
     "airflow.sdk.execution_time.supervisor",
     "airflow.sdk.execution_time.task_runner",
     "airflow.dag_processing.dagbag",
-    "llem_airflow.factory",
+    "llem_airflow.factory.folder",
     "llem_airflow.study.load",
 )
 """Nothing that starts threads when it is imported, as NumPy does: they do not survive a fork."""

@@ -1,0 +1,1 @@
+"""How text is written for people: counted nouns, and what a terminal shows."""
