@@ -196,3 +196,25 @@ def test_every_column_of_the_cycles_is_filled_by_a_row() -> None:
         "doubtful",
     }
     assert [name for name, _, _ in CYCLE_FACTS if name not in row] == []
+
+
+def test_a_fingerprint_holds_what_decides_whether_two_results_compare() -> None:
+    """A field that is left out makes results of other conditions equal: each is named here once more."""
+    one = Recording()
+    told = {
+        "gpus": [dict.fromkeys(describe_board(SilentNvml(), None), "x")],
+        "driver": "570",
+        "cpu": {"model": "m"},
+        "cgroup": {"cpus": 2.0},
+    }
+    found = fingerprint(one.spec(), one.result(), told, {"runner": "container"}, semantics_version=3)
+    assert set(found) == {
+        *("experiment_hash", "model", "model_revision", "engine", "engine_version", "image_digest"),
+        *("gpus", "driver", "cpu", "cpu_limit", "runner", "meter", "energy_kind"),
+        *("prompts_sha256", "n_prompts", "measured_by", "energy_semantics"),
+    }
+    assert (found["n_prompts"], found["energy_semantics"]) == (one.spec().prompts.n_prompts, 3)
+    assert set(found["gpus"][0]) == {
+        *("uuid", "name", "driver_version", "power_limit_w", "enforced_power_limit_w"),
+        *("ecc_mode", "mig_mode", "persistence_mode"),
+    }

@@ -55,3 +55,24 @@ def test_agreement_counts_equal_positions() -> None:
 def test_only_a_long_repetition_is_a_loop() -> None:
     assert loops([1, *[5] * 8])
     assert not loops([5] * 7)
+
+
+@pytest.mark.parametrize(("tokens", "may_be_the_same"), [(22, True), (18, True), (23, False), (17, False)])
+def test_lengths_may_differ_by_a_tenth(tokens: int, may_be_the_same: bool) -> None:
+    found = check_answers([_row(0, None, 20)], [_row(0, None, tokens)])
+    assert found.finding == ("cannot tell" if may_be_the_same else "suspicious")
+
+
+@pytest.mark.parametrize(("other", "finding"), [(1, "same"), (2, "differs")])
+def test_answers_are_the_same_up_to_one_token_in_a_hundred(other: int, finding: str) -> None:
+    answer = list(range(100))
+    found = check_answers([_row(0, answer)], [_row(0, [*answer[:-other], *[-1] * other])])
+    assert found.finding == finding
+
+
+@pytest.mark.parametrize(("looping", "finding"), [(1, "differs"), (2, "suspicious")])
+def test_one_answer_in_ten_may_end_in_one_repeated_token(looping: int, finding: str) -> None:
+    broken = [*range(12), *[7] * 8]
+    before = [_row(prompt, ANSWER) for prompt in range(10)]
+    after = [_row(prompt, broken if prompt < looping else ANSWER) for prompt in range(10)]
+    assert check_answers(before, after).finding == finding

@@ -427,3 +427,9 @@ def test_a_counter_reset_is_seen_wherever_it_happens(power_w: int, where: int) -
     energy = of(rows)
     assert energy.gpus[0].counter_resets == 1
     assert energy.energy_j == pytest.approx(power_w * 10.0)
+
+
+@pytest.mark.parametrize(("prefill_s", "told"), [(0.15, False), (0.25, True)])
+def test_a_prefill_is_resolved_from_two_samples_on(prefill_s: float, told: bool) -> None:
+    energy = of(samples(lambda _: 100.0), requests=measured(requests(prefill_s)))
+    assert (energy.prefill_j is not None, energy.decode_j is not None) == (told, told)

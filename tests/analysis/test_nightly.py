@@ -18,7 +18,8 @@ from benchmarks.nightly import (
     nightly_verdict,
     welch,
 )
-from llem_airflow.analysis.level_tests import QUARTER
+from llem_airflow.analysis.level_tests import QUARTER, Nights
+from llem_airflow.analysis.noise import Pattern, Prior
 from llem_airflow.analysis.sequential import Series, watch_study
 
 
@@ -65,3 +66,13 @@ def test_an_outlier_before_a_step_does_not_delay_it(before: int) -> None:
 def test_a_drift_of_three_percent_a_year_is_told() -> None:
     assert drifts_found(np.random.default_rng(4), CALM, 0.03, 4) == 1.0
     assert drifts_found(np.random.default_rng(5), CALM, 0.0, 4) == 0.0
+
+
+@pytest.mark.parametrize(("before", "margin"), [(1, 0.023262), (4, 0.018390), (100, 0.016531)])
+def test_the_margin_of_the_newest_night_is_that_of_a_prediction(before: int, margin: float) -> None:
+    """Of one more night beside the mean of those before: 1.64485 sd sqrt(1 + 1 / n), with the noise known to be 1 %."""
+    sure = Prior(np.zeros(1), np.full(1, 1e15), np.full(1, 0.01**2), np.full(1, 1e15))
+    nights = Nights(np.zeros((1, before + 1)), [[0]], [Pattern(np.zeros(7))], sure, experiments=1)
+    found = nights.newest()
+    assert found is not None
+    assert found[1] == pytest.approx(margin, rel=1e-3)

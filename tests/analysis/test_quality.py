@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pynvml
 import pytest
 
 from llem_airflow.analysis.energy import window_energy
@@ -423,3 +424,23 @@ def test_a_smaller_last_batch_of_each_pass_is_no_drift() -> None:
     ]
     assert iteration_bias_ratio(events) == pytest.approx(0.0)
     assert iteration_bias_ratio([]) is None
+
+
+@pytest.mark.parametrize("bit", [1 << place for place in range(9)])
+def test_a_clock_event_slows_the_gpu_where_heat_or_its_supply_is_the_reason(bit: int) -> None:
+    """The reasons of nvml.h; idle, set clocks, sync boost and the display's clock are no slowdown."""
+    slowdown = {
+        pynvml.nvmlClocksEventReasonSwThermalSlowdown,
+        pynvml.nvmlClocksEventReasonHwSlowdown,
+        pynvml.nvmlClocksEventReasonHwThermalSlowdown,
+        pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
+    }
+    wanted = ["throttled"] if bit in slowdown else []
+    wanted += ["power_capped"] if bit == pynvml.nvmlClocksEventReasonSwPowerCap else []
+    assert [flag.code for flag in of(good_rows(event_reasons=bit))] == wanted
+
+
+@pytest.mark.parametrize(("set_by_s", "told"), [(0.5, False), (0.6, True), (-0.5, False), (-0.6, True)])
+def test_a_wall_clock_that_was_set_by_more_than_half_a_second_is_told(set_by_s: float, told: bool) -> None:
+    anchors = (Anchor(0, 10**18), Anchor(10**10, 10**18 + 10**10 + round(set_by_s * 1e9)))
+    assert [flag.code for flag in of(good_rows(), anchors=anchors)] == ["clock_step"] * told

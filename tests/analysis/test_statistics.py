@@ -129,3 +129,9 @@ def test_the_t_interval_covers_as_it_says() -> None:
 def test_drift_over_the_study_is_found() -> None:
     assert slope_ratio([0, 1, 2, 3], [100.0, 101.0, 102.0, 103.0]) == pytest.approx(1 / 101.5)
     assert slope_ratio([0, 1, 2], [1.0, 2.0, 3.0]) is None
+
+
+@pytest.mark.parametrize(("far", "told"), [(5.18, ()), (3.5 * 1.4826, ()), (5.20, (6, 7))])
+def test_an_outlier_lies_beyond_three_and_a_half_scaled_deviations(far: float, told: tuple[int, ...]) -> None:
+    """The median is 0 and its absolute deviation 1, so that the limit is 3.5 x 1.4826 = 5.1891."""
+    assert outliers([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0, far, -far]) == told

@@ -95,9 +95,10 @@ def test_a_cycle_that_worked_in_between_starts_the_count_again(run: StoredRun, t
     assert begin(run) is None
 
 
-def test_a_busy_gpu_says_nothing_about_the_study(run: StoredRun) -> None:
+@pytest.mark.parametrize("category", ["gpu_unavailable", "cancelled"])
+def test_a_busy_gpu_and_a_cancelled_cycle_say_nothing_about_the_study(run: StoredRun, category: str) -> None:
     for experiment in STUDY.experiments:
-        fail(run, experiment, 1, ago_s=5, category="gpu_unavailable")
+        fail(run, experiment, 1, ago_s=5, category=category)
     assert begin(run) is None
 
 
