@@ -34,8 +34,8 @@ def get_provider_info() -> dict[str, Any]:
             {"integration-name": "LLEM", "python-modules": ["llem_airflow.operators.gpu_wait"]},
         ],
         "extra-links": [
-            "llem_airflow.operators.links.ReportLink",
-            "llem_airflow.operators.links.EvidenceLink",
+            "llem_airflow.operators.ui.ReportLink",
+            "llem_airflow.operators.ui.EvidenceLink",
         ],
         "config": {
             "llem": {

@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from llem_airflow.factory.docs import invalid_doc, plain
 from llem_airflow.factory.releases import ALL, EACH, release_dags
 from llem_airflow.factory.study import build_dag, check_render, read_study
-from llem_airflow.operators.failure_text import keep_failure
+from llem_airflow.operators.ui import keep_failure
 from llem_airflow.study import Problem, Study, StudyFileError
 from llem_airflow.study.names import INVALID_PREFIX, dag_id_of, plain_name
 

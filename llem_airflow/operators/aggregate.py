@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from llem_airflow.operators.canary import note_gated
 from llem_airflow.operators.evidence import open_run
-from llem_airflow.operators.failure_text import keeps_failure
-from llem_airflow.operators.lineage import run_lineage
-from llem_airflow.operators.links import ReportLink
+from llem_airflow.operators.gates import matches, note_gated, quarantine
 from llem_airflow.operators.notify import tell
 from llem_airflow.operators.outcome import baseline_run, cautions, compared, key_numbers, nightly, said, worse
-from llem_airflow.operators.quarantine import matches, quarantine
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
 from llem_airflow.operators.settings import settings
+from llem_airflow.operators.ui import ReportLink, keeps_failure
 from llem_airflow.protocol.failures import CATEGORIES, how_to_rerun
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.study import Study, load_study
@@ -168,4 +168,51 @@ def _report(run: StoredRun, summary: Summary, missing: list[dict[str, Any]]) -> 
         f"{len(missing)} of {summary.planned} planned cycles have no result:\n{lines}\n"
         f"What was measured is summarised in {run.url}/report.html; evidence of failed attempts is in "
         f"{run.url}/failed. {' '.join(advice)} Or set study_execution.allow_missing_cycles: true to accept such runs."
+    )
+
+
+def run_lineage(study: Study | None, outcome: Mapping[str, Any]) -> Any:
+    """What a run read and wrote, for OpenLineage where its provider is installed.
+
+    The models that were measured as inputs, the run's results as output, the key numbers as a facet of the run.
+
+    Args:
+        study: What was measured, as far as it is known.
+        outcome: What the aggregate returned.
+
+    Returns:
+        An OperatorLineage, or None where there is no OpenLineage.
+    """
+    if not find_spec("airflow.providers.openlineage"):
+        return None
+    import attrs  # noqa: PLC0415 - OpenLineage's facets are attrs classes, and it is an optional dependency
+    from airflow.providers.common.compat.openlineage.facet import Dataset, RunFacet  # noqa: PLC0415
+    from airflow.providers.openlineage.extractors import OperatorLineage  # noqa: PLC0415
+
+    @attrs.define
+    class EnergyRunFacet(RunFacet):  # type: ignore[misc]  # untyped where OpenLineage is not installed
+        """Key numbers of a run; the same as in the asset event."""
+
+        study: str
+        planned: int
+        valid: int
+        energyKind: str  # noqa: N815 - OpenLineage's facets are in camel case
+        experiments: dict[str, Any]
+        comparison: dict[str, Any] | None
+
+    url = urlsplit(outcome["run"])
+    models = sorted({each.model for each in study.experiments}) if study else []
+    return OperatorLineage(
+        inputs=[Dataset(namespace="model", name=model) for model in models],
+        outputs=[Dataset(namespace=f"{url.scheme or 'file'}://{url.netloc}", name=url.path)],
+        run_facets={
+            "llem_energy": EnergyRunFacet(
+                study=outcome["study"],
+                planned=outcome["planned"],
+                valid=outcome["valid"],
+                energyKind=outcome["energy_kind"],
+                experiments=outcome["experiments"],
+                comparison=outcome.get("comparison"),
+            )
+        },
     )

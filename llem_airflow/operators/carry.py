@@ -7,8 +7,8 @@ from pathlib import Path
 
 from airflow.sdk import Context
 
+from llem_airflow.operators.evidence import SCHEDULED, is_scheduled
 from llem_airflow.operators.settings import settings
-from llem_airflow.operators.window import SCHEDULED, is_scheduled
 from llem_airflow.results import CycleRef, ResultsRoot, StoredRun, layout
 from llem_airflow.study import Study
 

@@ -9,10 +9,10 @@ from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from llem_airflow.analysis.metrics import deciding_metric, positive_threshold
-from llem_airflow.operators.failure_text import keeps_failure
 from llem_airflow.operators.notify import tell
 from llem_airflow.operators.outcome import cautions, changes, said
 from llem_airflow.operators.settings import settings
+from llem_airflow.operators.ui import keeps_failure
 from llem_airflow.results import ResultReadError, ResultsRoot
 from llem_airflow.results.locate import NoSuchRunError, locate_run
 

@@ -1,42 +1,100 @@
-"""``measurement.require_energy``: a stored cycle without a defensible energy fails its task."""
+"""What stored cycles say of energy: one line for a task's log, and the idle power that later cycles take over."""
 
 from __future__ import annotations
 
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+import time
+from typing import TYPE_CHECKING
 
-from llem_airflow.results import CycleRef
+from llem_airflow.protocol.spec import IdlePower, KnownBaselines, idle_conditions
+from llem_airflow.results import CycleRef, ResultReadError, StoredRun
 from llem_airflow.study import Experiment
+from llem_airflow.text.wording import counted
+
+if TYPE_CHECKING:
+    from llem_airflow.analysis.cycle import Cycle
 
 
-def without_required_energy(experiment: Experiment, ref: CycleRef) -> tuple[str, str] | None:
-    """Code and sentence of why a stored cycle has no energy although its study requires one; None when all is well."""
-    if not experiment.config["measurement"].get("require_energy"):
-        return None
-    from llem_airflow.analysis.cycle import read_cycle  # noqa: PLC0415 - NumPy and Arrow, for those who ask only
+def energy_line(ref: CycleRef) -> str:
+    """The line of a stored cycle."""
+    # NumPy and Arrow only now, after the measurement.
+    from llem_airflow.analysis.cycle import read_cycle  # noqa: PLC0415
 
-    row, reading = read_cycle(ref, position=None, failed_attempts=0)
-    if row.measures.get("energy_j") is not None:
-        return None
-    withheld = reading.energy.withheld if reading else ()
-    code = withheld[0].code if withheld else row.status
-    return code, "; ".join(reason.message for reason in withheld) or row.reason
+    row, _ = read_cycle(ref, position=None, failed_attempts=0)
+    return line_of(row)
 
 
-def require_energy(experiment: Experiment, ref: CycleRef | None) -> None:
-    """Fail the task of a cycle that is stored and has no energy.
+def line_of(row: Cycle) -> str:
+    """The line of a cycle that was read: ``Energy 12.3 J (counter, board), 384 output tokens, 32 mJ/token``."""
+    if row.status == "damaged":
+        return f"The stored result cannot be read: {row.reason}"
+    said = [_energy(row), counted(round(row.measures.get("output_tokens") or 0), "output token")]
+    per_token_j = row.measures.get("energy_per_output_token_j")
+    if per_token_j is not None:
+        said.append(_per_token(per_token_j))
+    return ", ".join(said)
 
-    Raises:
-        AirflowException: Its energy is withheld; another try measures again.
-        AirflowFailException: Nothing was asked to measure energy, so that no try would.
+
+def _energy(row: Cycle) -> str:
+    joules = row.measures.get("energy_j")
+    if joules is None:
+        return f"No energy ({row.reason or 'the study asks for no meter'})"
+    uncertainty = f" ± {_number(row.energy_uncertainty_j)}" if row.energy_uncertainty_j else ""
+    # An estimate has no other source than its meter; what is measured need not say so.
+    kind = None if row.energy_kind == "measured" else row.energy_kind
+    sources = [kind, row.energy_source, row.energy_boundary]
+    if row.energy_kind == "estimate":
+        sources = [kind, row.fingerprint.get("meter")]
+    return f"Energy {_number(joules)}{uncertainty} J ({', '.join(str(each) for each in sources if each)})"
+
+
+def _per_token(joules: float) -> str:
+    return f"{_number(joules)} J/token" if joules >= 0.1 else f"{_number(joules * 1000)} mJ/token"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def known_idle_power(run: StoredRun, experiment: Experiment, cycle: int) -> KnownBaselines | None:
+    """The idle power of the newest earlier cycle of this run that measured it, where it may be taken over.
+
+    The study's strategy decides whether it may, and its age.
+
+    Whether it holds on the device that this cycle is given, only the attempt itself can see.
     """
-    found = without_required_energy(experiment, ref) if ref else None
-    if found is None or ref is None:
-        return
-    code, why = found
-    text = (
-        f"{ref.experiment_id} cycle {ref.cycle}: stored, but its energy is withheld and the study says "
-        f"`measurement.require_energy: true`. {code}: {why}\nEvidence: {ref.folder.url}"
+    said = experiment.config["measurement"]["baseline"]
+    if said["strategy"] == "fresh" or said["enabled"] is False:
+        return None
+    reuses = 0
+    for number in range(cycle - 1, 0, -1):
+        ref = run.cycle(experiment.id, number)
+        if ref is None:
+            continue
+        try:
+            kinds = {str(event.get("phase")) for event in ref.events() if event.get("event") == "phase_end"}
+            if "baseline_bare" not in kinds:
+                reuses += 1
+                continue
+            if time.time_ns() - int(ref.provenance()["finished_epoch_ns"]) > said["cache_ttl_seconds"] * 1e9:
+                return None
+            due = said["strategy"] == "validated" and (reuses + 1) % said["validation_interval"] == 0
+            return _known(ref, check=due)
+        except (ResultReadError, KeyError):
+            return None
+    return None
+
+
+def _known(ref: CycleRef, *, check: bool) -> KnownBaselines | None:
+    from llem_airflow.analysis.cycle import read_cycle  # noqa: PLC0415 - NumPy and Arrow, for those who need it only
+
+    _, reading = read_cycle(ref, position=None, failed_attempts=0)
+    phases = reading.energy.baselines if reading else ()
+    if not phases:
+        return None
+    environment = ref.environment()
+    return KnownBaselines(
+        measured_in=f"cycle {ref.cycle}",
+        conditions=idle_conditions(environment.get("boot_id"), environment.get("gpus") or ()),
+        phases=tuple(IdlePower(one.name, one.power_w, one.sd_w, one.samples) for one in phases),
+        check=check,
     )
-    if code == "no_meter":
-        raise AirflowFailException(f"{text}\nChoose another `measurement.meter` than `none`.")
-    raise AirflowException(text)

@@ -12,13 +12,25 @@ from airflow.sdk import Context
 from llem_airflow import __version__
 from llem_airflow.operators.request import RunRequest, study_of_run
 from llem_airflow.operators.settings import settings
-from llem_airflow.operators.window import run_type
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.collected import CONTAINER_LOG
 from llem_airflow.runners.failures import AttemptFailedError, classify
 from llem_airflow.runners.logs import TAIL_LINES
 from llem_airflow.study import Experiment, Study
+
+SCHEDULED = "scheduled"
+
+
+def is_scheduled(context: Context) -> bool:
+    """Whether the schedule started this run, not a person, a backfill or an asset."""
+    return run_type(context) == SCHEDULED
+
+
+def run_type(context: Context) -> str | None:
+    """How the run came about, in Airflow's words."""
+    found: Any = getattr(context.get("dag_run"), "run_type", None)
+    return None if found is None else str(getattr(found, "value", found))
 
 
 def run_of(study: Study, context: Context) -> StoredRun:

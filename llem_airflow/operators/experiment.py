@@ -17,18 +17,18 @@ from airflow.sdk.definitions.mappedoperator import OperatorPartial
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout
 
 from llem_airflow.operators import arguments
-from llem_airflow.operators.baselines import known_baselines
-from llem_airflow.operators.breaker import pause_when_tripped
-from llem_airflow.operators.canary import skip_after_canary
-from llem_airflow.operators.energy import require_energy, without_required_energy
-from llem_airflow.operators.energy_line import energy_line
+from llem_airflow.operators.energy import energy_line, known_idle_power
 from llem_airflow.operators.evidence import attempt_of, cut_short, provenance, run_of
+from llem_airflow.operators.gates import Candidate, check, require_energy, without_required_energy
 from llem_airflow.operators.gpu_wait import GpuFreeTrigger, GpuWait, now_epoch_s
 from llem_airflow.operators.host import DEFAULT_CONN_ID, HostSettings, HostSettingsError, LLEMHostHook
-from llem_airflow.operators.links import EvidenceLink
-from llem_airflow.operators.missing import require_model
-from llem_airflow.operators.pinned import EarlierTries, image_record
-from llem_airflow.operators.pins import as_fetched, pinned_model
+from llem_airflow.operators.inputs import (
+    EarlierTries,
+    as_fetched,
+    image_record,
+    pinned_model,
+    require_model,
+)
 from llem_airflow.operators.placement import (
     PlacementError,
     box_settings,
@@ -37,13 +37,12 @@ from llem_airflow.operators.placement import (
     hub_secrets,
     limits,
 )
-from llem_airflow.operators.precision import skip_when_precise
 from llem_airflow.operators.request import cycle_of_run
 from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
 from llem_airflow.operators.runners import CORRECT, choose, engine_of
 from llem_airflow.operators.settings import LocalModel, local_model, settings
+from llem_airflow.operators.ui import EvidenceLink
 from llem_airflow.operators.waits import AT_MOST_S, LOOK_EVERY_S, thermal_gap
-from llem_airflow.operators.window import skip_outside_window
 from llem_airflow.protocol.files import config_name
 from llem_airflow.results import StoredRun
 from llem_airflow.results.scratch import remove_scratch_orphans, scratch_folder
@@ -165,13 +164,10 @@ class LLEMExperimentOperator(DockerOperator):
         self.study, self.experiment = self._asked(context)
         self.look_at_host()
         run = run_of(self.study, context)
-        skip_when_precise(self.study, run, self.experiment, self.cycle)
         attempt = self._attempt = attempt_of(context, self.experiment, self.cycle)
         if stored := self._stored_by_an_earlier_try(run, context):
             self.log.info("An earlier try of this task has stored the result: %s", stored)
             return self._said(run, stored)
-        skip_after_canary(self.study, run, self.experiment, self.cycle, self.retries or 0)
-        skip_outside_window(self.study, run, self.experiment, self.cycle, context)
         self._pause(run, context)
         started_epoch_ns = time.time_ns()
         model = local_model(self.experiment.model, where, study_folder=self.study.folder)
@@ -350,7 +346,7 @@ class LLEMExperimentOperator(DockerOperator):
                 experiment_spec(
                     self.study, self.experiment, self.cycle, model_path=model_path, revision=commit
                 ),
-                known_baselines=known_baselines(run, self.experiment, self.cycle),
+                known_baselines=known_idle_power(run, self.experiment, self.cycle),
             )
             spec = earlier.pin_model(spec)
         except (PlacementError, PromptsError, NotImplementedError) as error:
@@ -385,16 +381,14 @@ class LLEMExperimentOperator(DockerOperator):
         self.log.info("%s", line)
 
     def _pause(self, run: StoredRun, context: Context) -> None:
-        """Wait for the breaker's probe, then until the hardware has cooled down; nothing holds a GPU meanwhile.
+        """Pass every gate, then wait until the hardware has cooled down; nothing holds a GPU meanwhile.
 
         In the triggerer; in the worker where there is none, or where the pause is shorter than the way there.
         """
         rank = [-self.priority_weight, self._attempt.map_index if self._attempt else -1]
+        candidate = Candidate(self.study, run, self.experiment, self.cycle, context, self.retries or 0)
         said = ""
-        while pause := (
-            pause_when_tripped(self.study, run, self.experiment, self.cycle, context)
-            or thermal_gap(run, self.gap_before_s, rank)
-        ):
+        while pause := check(candidate) or thermal_gap(run, self.gap_before_s, rank):
             if pause.text != said:
                 said = pause.text
                 self.log.info("%s: %.0f s left", pause.text, pause.left_s)

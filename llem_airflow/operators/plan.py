@@ -12,11 +12,11 @@ from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped
 from llem_airflow.operators.carry import carry_over
 from llem_airflow.operators.evidence import open_run
 from llem_airflow.operators.experiment import LLEMExperimentOperator
-from llem_airflow.operators.failure_text import keeps_failure
 from llem_airflow.operators.placement import PlacementError
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
 from llem_airflow.operators.runners import decide, pin_choices
 from llem_airflow.operators.settings import settings
+from llem_airflow.operators.ui import keeps_failure
 from llem_airflow.results import StoredRun
 from llem_airflow.runners.choice import Choice
 from llem_airflow.study import Study, StudyFileError, load_study

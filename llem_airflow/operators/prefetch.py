@@ -12,7 +12,8 @@ from airflow.sdk import Context
 
 from llem_airflow.operators.evidence import attempt_of, open_run
 from llem_airflow.operators.experiment import LLEMExperimentOperator
-from llem_airflow.operators.pins import model_name, pin
+from llem_airflow.operators.gates import Reason, note
+from llem_airflow.operators.inputs import model_name, pin
 from llem_airflow.operators.placement import box_settings
 from llem_airflow.operators.plan import LLEMPlanOperator
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
@@ -82,7 +83,7 @@ class LLEMPrefetchOperator(LLEMExperimentOperator):
         run = open_run(self.study, context)
         for each in self.study.plan.runs:
             if each.experiment_id in self.experiments:
-                run.mark_not_begun(each.experiment_id, each.cycle, f"not begun: {error.headline}")
+                note(run, each.experiment_id, each.cycle, Reason("fetch", error.headline))
 
     def _fetch(
         self, context: Context, run: StoredRun, experiment: Experiment, folder: Path

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from fastapi.responses import HTMLResponse
 
-from llem_airflow.operators.energy_line import line_of
+from llem_airflow.operators.energy import line_of
 from llem_airflow.results import CycleRef, StoredRun
 from llem_airflow.results.folder import Folder
 from llem_airflow.results.layout import LOG

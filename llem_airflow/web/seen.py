@@ -12,7 +12,7 @@ from airflow.models.xcom import XComModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from llem_airflow.operators.failure_text import FAILURE_KEY
+from llem_airflow.operators.ui import FAILURE_KEY
 
 COMPARISON_KEYS = {"verdict", "outcomes", "changes", "said"}
 """What the result of a comparison has."""

@@ -143,7 +143,7 @@ def test_an_image_that_does_not_exist_is_a_failed_task_that_says_what_to_do(
     assert "What to do:" in log
     aggregate = airflow.task_log("noimage", run["dag_run_id"], "aggregate")
     assert "2 of 2 planned cycles have no result" in aggregate
-    assert f"not begun: image {NO_SUCH_IMAGE} cannot be pulled" in aggregate
+    assert f"skipped: image {NO_SUCH_IMAGE} cannot be pulled" in aggregate
     assert ours(docker_api, airflow) == []
 
 
@@ -183,7 +183,7 @@ def test_cycles_that_fail_one_after_the_other_stop_the_run_after_a_probe(
     ended = sorted(state for name, state in states.items() if "cycle" in name)
     assert ended == ["failed", "failed", "skipped", "skipped"]
     aggregate = airflow.task_log("stops", run["dag_run_id"], "aggregate")
-    assert "not begun: 2 cycles in a row failed, the last one" in aggregate
+    assert "skipped: 2 cycles in a row failed, the last one" in aggregate
     assert "A probe after a pause of 1 s failed too" in aggregate
     assert ours(docker_api, airflow) == []
 

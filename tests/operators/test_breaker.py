@@ -16,8 +16,8 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from airflow.triggers.base import BaseTrigger
 
 from llem_airflow.operators import LLEMAggregateOperator, gpu_wait, waits
-from llem_airflow.operators.breaker import ProbeTrigger, pause_when_tripped, tripped
 from llem_airflow.operators.evidence import open_run
+from llem_airflow.operators.gates import Candidate, ProbeTrigger, check, tripped
 from llem_airflow.operators.waits import Pause, PauseTrigger
 from llem_airflow.results import StoredRun
 from llem_airflow.study import Experiment, load_study_text
@@ -69,7 +69,7 @@ def begin(
     run: StoredRun, try_number: int = 1, experiment: Experiment = THIRD, cycle: int = 2
 ) -> Pause | None:
     """Begin a cycle; the pause that it makes first."""
-    return pause_when_tripped(STUDY, run, experiment, cycle, context(try_number))
+    return check(Candidate(STUDY, run, experiment, cycle, context(try_number)))
 
 
 def three_failures(run: StoredRun, *, ago_s: float) -> None:
@@ -207,7 +207,7 @@ def test_when_the_probe_fails_too_the_rest_is_skipped_with_the_reason(run: Store
     fail(run, FIRST, 2, ago_s=5)
     with pytest.raises(
         AirflowSkipException,
-        match=r"not begun: 4 cycles in a row failed, the last one .* \[crash\]: it fell. A probe after a pause of 60 s "
+        match=r"skipped: 4 cycles in a row failed, the last one .* \[crash\]: it fell. A probe after a pause of 60 s "
         r"failed too. Correct the cause, then clear this task",
     ):
         begin(run)
@@ -257,9 +257,7 @@ def test_a_run_that_was_stopped_is_not_green_and_says_why(run: StoredRun) -> Non
     fail(run, FIRST, 2, ago_s=5)
     with pytest.raises(AirflowSkipException):
         begin(run)
-    with pytest.raises(
-        AirflowFailException, match=rf"{THIRD.id} cycle 2: not begun: 4 cycles in a row failed"
-    ):
+    with pytest.raises(AirflowFailException, match=rf"{THIRD.id} cycle 2: skipped: 4 cycles in a row failed"):
         LLEMAggregateOperator(task_id="aggregate", study=STUDY).execute(
             {**context(), "outlet_events": {}, "dag_run": None}  # type: ignore[typeddict-item]
         )

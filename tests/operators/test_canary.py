@@ -1,4 +1,4 @@
-"""The cheapest experiment of a group goes first, and when it fails the others are not begun."""
+"""The cheapest experiment of a group goes first, and when it fails the others are skipped."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from llem_airflow.factory import study_dag
 from llem_airflow.operators import LLEMAggregateOperator, LLEMExperimentOperator, LLEMPlanOperator
-from llem_airflow.operators.canary import skip_after_canary
+from llem_airflow.operators.gates import Candidate, check
 from llem_airflow.results import ResultsRoot, StoredRun
-from llem_airflow.study import load_study_text
+from llem_airflow.study import Experiment, load_study_text
 from tests.results.recorded import Recording, provenance, variant
 
 STUDY = load_study_text("""\
@@ -49,6 +49,10 @@ def fail(run: StoredRun, model: str, attempt: int = 2, *, retryable: bool = True
     run.commit_failed(SMALL[model].id, 1, attempt, Path("nothing"), {"failure": failure})
 
 
+def begin(run: StoredRun, experiment: Experiment) -> None:
+    assert check(Candidate(STUDY, run, experiment, 1, CONTEXT, retries=1)) is None
+
+
 def test_the_canaries_come_first_in_the_plan_and_each_cycle_is_planned_once() -> None:
     first = [(run.experiment_id, run.cycle) for run in STUDY.plan.runs[:2]]
     assert first == [(SMALL["a"].id, 1), (SMALL["b"].id, 1)]
@@ -72,19 +76,19 @@ def test_airflow_starts_no_other_task_of_the_group_when_the_canary_has_failed() 
 def test_what_has_no_such_task_before_it_is_skipped_with_the_reason(run: StoredRun) -> None:
     fail(run, "a")
     with pytest.raises(
-        AirflowSkipException, match=rf"not begun: the canary {SMALL['a'].id} failed: no such model"
+        AirflowSkipException, match=rf"skipped: the canary {SMALL['a'].id} failed: no such model"
     ):
-        skip_after_canary(STUDY, run, LARGE["a"], 1, retries=1)
-    skip_after_canary(STUDY, run, SMALL["a"], 1, retries=1)
-    skip_after_canary(STUDY, run, LARGE["b"], 1, retries=1)
+        begin(run, LARGE["a"])
+    begin(run, SMALL["a"])
+    begin(run, LARGE["b"])
 
 
 def test_a_canary_that_is_tried_again_gates_nothing_yet(run: StoredRun) -> None:
     fail(run, "a", attempt=1)
-    skip_after_canary(STUDY, run, LARGE["a"], 1, retries=1)
+    begin(run, LARGE["a"])
     fail(run, "b", attempt=1, retryable=False)
     with pytest.raises(AirflowSkipException):
-        skip_after_canary(STUDY, run, LARGE["b"], 1, retries=1)
+        begin(run, LARGE["b"])
 
 
 def test_a_canary_that_was_measured_after_all_or_is_in_quarantine_gates_nothing(
@@ -94,9 +98,9 @@ def test_a_canary_that_was_measured_after_all_or_is_in_quarantine_gates_nothing(
     fail(run, "b")
     variant(Recording(), hash=SMALL["a"].hash, config=SMALL["a"].config).write(tmp_path / "out")
     run.commit_cycle(SMALL["a"].id, 1, tmp_path / "out", provenance())
-    skip_after_canary(STUDY, run, LARGE["a"], 1, retries=1)
+    begin(run, LARGE["a"])
     monkeypatch.setenv("AIRFLOW_VAR_LLEM_QUARANTINE", SMALL["b"].id)
-    skip_after_canary(STUDY, run, LARGE["b"], 1, retries=1)
+    begin(run, LARGE["b"])
 
 
 def test_the_run_says_of_each_cycle_that_it_is_missing_because_of_its_canary(run: StoredRun) -> None:
@@ -105,5 +109,5 @@ def test_the_run_says_of_each_cycle_that_it_is_missing_because_of_its_canary(run
     with pytest.raises(AirflowFailException) as failed:
         LLEMAggregateOperator(task_id="aggregate", study=STUDY).execute(CONTEXT)
     lines = str(failed.value).splitlines()
-    assert f"  {LARGE['b'].id} cycle 2: not begun: the canary {SMALL['b'].id} failed: no such model" in lines
-    assert sum("not begun" in line for line in lines) == 6
+    assert f"  {LARGE['b'].id} cycle 2: skipped: the canary {SMALL['b'].id} failed: no such model" in lines
+    assert sum("skipped: " in line for line in lines) == 6

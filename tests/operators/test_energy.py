@@ -11,7 +11,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException
 
 from llem_airflow.operators import LLEMExperimentOperator
-from llem_airflow.operators.energy import require_energy
+from llem_airflow.operators.gates import require_energy
 from llem_airflow.results import CycleRef, ResultsRoot
 from llem_airflow.study import Study, load_study_text
 from tests.measurement.running import HASH, Ran, run_on_gpu

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from llem_airflow.analysis.cycle import Cycle
-from llem_airflow.operators.energy_line import energy_line, line_of
+from llem_airflow.operators.energy import energy_line, line_of
 from tests.analysis.conftest import MakeRun, make_run
 from tests.analysis.test_report import ESTIMATE
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llem_airflow.operators import LLEMAggregateOperator
-from llem_airflow.operators.lineage import run_lineage
+from llem_airflow.operators.aggregate import run_lineage
 from llem_airflow.study import load_study_text
 
 STUDY = load_study_text(

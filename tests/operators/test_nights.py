@@ -14,9 +14,9 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, D
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.integrity import check_run
 from llem_airflow.operators import LLEMAggregateOperator, LLEMPlanOperator
-from llem_airflow.operators.window import skip_outside_window
+from llem_airflow.operators.gates import Candidate, skip, window
 from llem_airflow.results import ResultsRoot, StoredRun
-from llem_airflow.study import Study, load_study_text
+from llem_airflow.study import Experiment, Study, load_study_text
 from tests.results.recorded import Recording, provenance, variant
 
 TEXT = """\
@@ -80,33 +80,40 @@ def night(root: ResultsRoot, day: int) -> StoredRun:
     return root.run("nights", context(day)["ti"].run_id)
 
 
+def begin(root: ResultsRoot, experiment: Experiment, cycle: int, where: Any, now: datetime) -> None:
+    """Begin a cycle of the second night at that time."""
+    candidate = Candidate(STUDY, night(root, 2), experiment, cycle, where)
+    if reason := window(candidate, now):
+        skip(candidate, reason)
+
+
 def test_inside_the_window_a_cycle_begins_also_after_midnight(root: ResultsRoot) -> None:
-    skip_outside_window(STUDY, night(root, 2), FIRST, 1, context(), MIDNIGHT)
+    begin(root, FIRST, 1, context(), MIDNIGHT)
     assert night(root, 2).not_begun() == {}
 
 
 def test_after_the_window_a_cycle_is_skipped_and_the_reason_is_in_the_results(root: ResultsRoot) -> None:
     with pytest.raises(
         AirflowSkipException,
-        match=r"not begun: it was 06:00 and the window is 22:00-06:00 \(Europe/Berlin\); the next scheduled run",
+        match=r"skipped: it was 06:00 and the window is 22:00-06:00 \(Europe/Berlin\); the next scheduled run",
     ):
-        skip_outside_window(STUDY, night(root, 2), FIRST, 1, context(), MORNING)
+        begin(root, FIRST, 1, context(), MORNING)
     assert list(night(root, 2).not_begun()) == [(FIRST.id, 1)]
 
 
 def test_what_a_person_asks_for_and_what_has_begun_is_not_held_back(root: ResultsRoot) -> None:
     for where in (context(run_type="manual"), context(run_type="backfill"), context(try_number=2)):
-        skip_outside_window(STUDY, night(root, 2), FIRST, 1, where, MORNING)
+        begin(root, FIRST, 1, where, MORNING)
 
 
 def test_a_night_that_left_something_is_red_and_says_what_and_why(root: ResultsRoot, tmp_path: Path) -> None:
     planned(context())
     measure(night(root, 2), tmp_path, (FIRST, 1), (SECOND, 1), (FIRST, 2))
     with pytest.raises(AirflowSkipException):
-        skip_outside_window(STUDY, night(root, 2), SECOND, 2, context(), MORNING)
+        begin(root, SECOND, 2, context(), MORNING)
     with pytest.raises(
         AirflowFailException,
-        match=rf"1 of 4 planned cycles have no result:\n  {SECOND.id} cycle 2: not begun: it was 06:00 and the window",
+        match=rf"1 of 4 planned cycles have no result:\n  {SECOND.id} cycle 2: skipped: it was 06:00 and the window",
     ):
         LLEMAggregateOperator(task_id="aggregate", study=STUDY).execute(context())
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException
 
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.operators.precision import skip_when_precise
+from llem_airflow.operators.gates import Candidate, check
 from llem_airflow.results import StoredRun
 from llem_airflow.study import Experiment, Study
 from tests.analysis.conftest import IDS, MakeRun, make_run
@@ -37,9 +39,9 @@ def measured(make_run: MakeRun, half_width: float) -> StoredRun:
 def test_a_cycle_that_is_not_needed_is_skipped_and_the_store_says_why(make_run: MakeRun) -> None:
     run = measured(make_run, 0.02)
     with pytest.raises(
-        AirflowSkipException, match=r"cycle 4 is not needed: half width 0\.\d+% of the mean after 3"
+        AirflowSkipException, match=r"cycle 4: not needed: half width 0\.\d+% of the mean after 3"
     ):
-        skip_when_precise(*_with_run(0.02, run), cycle=4)
+        begin(0.02, run, cycle=4)
     assert run.skipped()[IDS[0], 4].startswith("not needed: half width 0.")
     summary = aggregate_run(run, report=False)
     assert summary.experiments[0].precision_met is True
@@ -48,8 +50,8 @@ def test_a_cycle_that_is_not_needed_is_skipped_and_the_store_says_why(make_run: 
 
 def test_a_cycle_that_is_needed_is_measured(make_run: MakeRun) -> None:
     run = measured(make_run, 0.0001)
-    skip_when_precise(*_with_run(0.0001, run), cycle=4)
-    skip_when_precise(*_with_run(0.02, run), cycle=2)
+    begin(0.0001, run, cycle=4)
+    begin(0.02, run, cycle=2)
     assert run.skipped() == {}
 
 
@@ -59,6 +61,7 @@ def test_a_target_that_was_not_reached_is_a_reason_to_doubt(make_run: MakeRun) -
     assert "precision_not_met" in [doubt.code for doubt in first.doubts]
 
 
-def _with_run(half_width: float, run: StoredRun) -> tuple[Study, StoredRun, Experiment]:
+def begin(half_width: float, run: StoredRun, cycle: int) -> None:
     wanted, experiment = asked(half_width)
-    return wanted, run, experiment
+    context: Any = {"ti": SimpleNamespace(try_number=1)}
+    assert check(Candidate(wanted, run, experiment, cycle, context)) is None

@@ -23,7 +23,7 @@ from llem_airflow.operators import (
     LLEMTextPrefetchOperator,
 )
 from llem_airflow.operators.evidence import open_run
-from llem_airflow.operators.pins import model_name, pin, pinned
+from llem_airflow.operators.inputs import model_name, pin, pinned
 from llem_airflow.runners.images import exact_name
 from llem_airflow.study import Study, load_study_text
 
@@ -106,7 +106,7 @@ def test_an_image_that_is_not_to_be_had_fails_once_with_a_hint_and_the_report_sa
     with pytest.raises(Exception, match=r"image llem-airflow/none:1 cannot be pulled") as caught:
         fetch("llem-airflow/none:1")
     assert "What to do: " in str(caught.value)
-    with pytest.raises(AirflowFailException, match="not begun: image llem-airflow/none:1 cannot be pulled"):
+    with pytest.raises(AirflowFailException, match="skipped: image llem-airflow/none:1 cannot be pulled"):
         LLEMAggregateOperator(task_id="aggregate", study=study("llem-airflow/none:1")).execute(context())
 
 

@@ -9,7 +9,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from llem_airflow.factory import study_params
-from llem_airflow.operators.quarantine import matches
+from llem_airflow.operators.gates import matches
 from llem_airflow.operators.request import (
     RunRequest,
     RunRequestError,

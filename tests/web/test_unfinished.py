@@ -8,7 +8,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from llem_airflow.analysis import quantity
-from llem_airflow.operators.failure_text import FAILURE_KEY, keeps_failure
+from llem_airflow.operators.ui import FAILURE_KEY, keeps_failure
 from llem_airflow.results import ResultsRoot
 from llem_airflow.web.evidence import cycle_page
 from llem_airflow.web.seen import SeenRun, SeenTask

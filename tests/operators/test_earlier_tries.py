@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llem_airflow.operators.pinned import EarlierTries
+from llem_airflow.operators.inputs import EarlierTries
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.study import experiment_spec, load_study_text

@@ -13,7 +13,7 @@ from llem_airflow.analysis.energy import window_energy
 from llem_airflow.measurement.baseline import BaselineRules, Baselines
 from llem_airflow.measurement.meters.reading import Reading
 from llem_airflow.measurement.output import EventLog
-from llem_airflow.operators.baselines import known_baselines
+from llem_airflow.operators.energy import known_idle_power
 from llem_airflow.protocol.records import POWER_COLUMNS
 from llem_airflow.protocol.spec import idle_conditions
 from llem_airflow.results import ResultsRoot, StoredRun
@@ -57,7 +57,7 @@ def begun(ran: Ran) -> list[str]:
 def test_idle_power_of_an_earlier_cycle_is_taken_over_and_subtracted(first: Ran, tmp_path: Path) -> None:
     cached = experiment("strategy: cached")
     run = stored(tmp_path, cached, 1, first)
-    known = known_baselines(run, cached, 2)
+    known = known_idle_power(run, cached, 2)
     assert known is not None
     assert (known.measured_in, known.check) == ("cycle 1", False)
     second = run_on_gpu(tmp_path, "const 250", known)
@@ -72,7 +72,7 @@ def test_idle_power_of_an_earlier_cycle_is_taken_over_and_subtracted(first: Ran,
     assert energy.baselines[0].power_w == pytest.approx(250, rel=0.01)
     assert energy.active_j == pytest.approx(0.0, abs=5.0)
     run = stored(tmp_path, cached, 2, second)
-    third = known_baselines(run, cached, 3)
+    third = known_idle_power(run, cached, 3)
     assert third is not None
     assert third.measured_in == "cycle 1"  # never what was itself taken over
 
@@ -85,12 +85,12 @@ def test_it_is_measured_again_when_the_study_says_so_or_it_is_too_old(
     strategy: str, age_s: float, first: Ran, tmp_path: Path
 ) -> None:
     of = experiment(strategy)
-    assert known_baselines(stored(tmp_path, of, 1, first, age_s=age_s), of, 2) is None
+    assert known_idle_power(stored(tmp_path, of, 1, first, age_s=age_s), of, 2) is None
 
 
 def test_without_an_earlier_cycle_there_is_nothing_to_take_over(tmp_path: Path) -> None:
     run = ResultsRoot(str(tmp_path)).run("idle", "manual__1")
-    assert known_baselines(run, experiment("strategy: cached"), 2) is None
+    assert known_idle_power(run, experiment("strategy: cached"), 2) is None
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_every_so_many_cycles_validated_looks_whether_it_still_holds(
     now_w: int, holds: bool, said: str, first: Ran, tmp_path: Path
 ) -> None:
     of = experiment("strategy: validated, validation_interval: 1")
-    known = known_baselines(stored(tmp_path, of, 1, first), of, 2)
+    known = known_idle_power(stored(tmp_path, of, 1, first), of, 2)
     assert known is not None
     assert known.check
     rows = [Reading(at, at, "GPU", now_w * 1000).line() for at in range(0, 10**9, 10**8)]
@@ -122,7 +122,7 @@ def test_what_was_measured_on_another_device_or_under_another_limit_is_not_taken
     first: Ran, tmp_path: Path
 ) -> None:
     of = experiment("strategy: cached")
-    known = known_baselines(stored(tmp_path, of, 1, first), of, 2)
+    known = known_idle_power(stored(tmp_path, of, 1, first), of, 2)
     environment = json.loads((first.out / "environment.json").read_text())
     log = EventLog(tmp_path / "events.jsonl")
     rules = BaselineRules(enabled=True, duration_s=30.0, settle_s=5.0)
