@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import llem_airflow
-from llem_airflow.measurement.baseline import CONTEXT_S, Baselines, baseline_rules
 from llem_airflow.measurement.engines.contract import Engine, EngineFacts, Prompt
 from llem_airflow.measurement.engines.registry import open_engine
 from llem_airflow.measurement.environment import boot_id, bundle_sha256, environment, settings
 from llem_airflow.measurement.failure import MeasurementError
+from llem_airflow.measurement.idle_power import CONTEXT_S, IdlePhases, idle_rules
 from llem_airflow.measurement.output import EventLog, anchor, seconds_since, write_json
 from llem_airflow.measurement.process import cpu_time, host_memory, look_every_s, sign_of_life, spent
 from llem_airflow.measurement.prompts import batches, prompt_set
@@ -86,9 +86,9 @@ class Attempt:
             self._engine.close()
         self._requests.close()
 
-    def _baselines(self, sampler: Sampler) -> Baselines:
-        rules = baseline_rules(self._spec.config, sampler.kind)
-        baselines = Baselines(self._log, rules, self._out / POWER, len(sampler.facts.devices))
+    def _baselines(self, sampler: Sampler) -> IdlePhases:
+        rules = idle_rules(self._spec.config, sampler.kind)
+        baselines = IdlePhases(self._log, rules, self._out / POWER, len(sampler.facts.devices))
         self._gpus = sampler.describe_gpus()
         baselines.take_over(self._spec.known_baselines, idle_conditions(boot_id(), self._gpus))
         return baselines

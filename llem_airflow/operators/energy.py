@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from llem_airflow.protocol.spec import IdlePower, KnownBaselines, idle_conditions
+from llem_airflow.protocol.spec import IdlePower, KnownIdlePower, idle_conditions
 from llem_airflow.results import CycleRef, ResultReadError, StoredRun
 from llem_airflow.study import Experiment
 from llem_airflow.text.wording import counted
@@ -55,7 +55,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def known_idle_power(run: StoredRun, experiment: Experiment, cycle: int) -> KnownBaselines | None:
+def known_idle_power(run: StoredRun, experiment: Experiment, cycle: int) -> KnownIdlePower | None:
     """The idle power of the newest earlier cycle of this run that measured it, where it may be taken over.
 
     The study's strategy decides whether it may, and its age.
@@ -84,7 +84,7 @@ def known_idle_power(run: StoredRun, experiment: Experiment, cycle: int) -> Know
     return None
 
 
-def _known(ref: CycleRef, *, check: bool) -> KnownBaselines | None:
+def _known(ref: CycleRef, *, check: bool) -> KnownIdlePower | None:
     from llem_airflow.analysis.cycle import read_cycle  # noqa: PLC0415 - NumPy and Arrow, for those who need it only
 
     _, reading = read_cycle(ref, position=None, failed_attempts=0)
@@ -92,7 +92,7 @@ def _known(ref: CycleRef, *, check: bool) -> KnownBaselines | None:
     if not phases:
         return None
     environment = ref.environment()
-    return KnownBaselines(
+    return KnownIdlePower(
         measured_in=f"cycle {ref.cycle}",
         conditions=idle_conditions(environment.get("boot_id"), environment.get("gpus") or ()),
         phases=tuple(IdlePower(one.name, one.power_w, one.sd_w, one.samples) for one in phases),

@@ -106,7 +106,7 @@ class IdlePower:
 
 
 @dataclass(frozen=True)
-class KnownBaselines:
+class KnownIdlePower:
     """Idle power that an earlier cycle of the same experiment measured.
 
     Attributes:
@@ -177,7 +177,7 @@ class ExperimentSpec:
     prompts: Prompts
     meter: MeterSpec
     limits: Limits
-    known_baselines: KnownBaselines | None = None
+    known_baselines: KnownIdlePower | None = None
 
     def dumps(self) -> str:
         """The spec as JSON text."""

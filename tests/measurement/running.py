@@ -15,7 +15,7 @@ from llem_airflow.protocol.files import EVENTS, POWER, REQUESTS, config_name, er
 from llem_airflow.protocol.result import AttemptError, CycleResult
 from llem_airflow.protocol.spec import (
     ExperimentSpec,
-    KnownBaselines,
+    KnownIdlePower,
     Limits,
     MeterSpec,
     ModelSource,
@@ -114,7 +114,7 @@ def run(spec: ExperimentSpec, folder: Path, **environment: str) -> Ran:
 
 
 def run_on_gpu(
-    folder: Path, power: str, known: KnownBaselines | None = None, *, baselines: bool = True
+    folder: Path, power: str, known: KnownIdlePower | None = None, *, baselines: bool = True
 ) -> Ran:
     """Run a short attempt on one stand-in GPU with that power; idle phases and warm-up are short.
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llem_airflow.analysis.energy import window_energy
-from llem_airflow.measurement.baseline import BaselineRules, Baselines
+from llem_airflow.measurement.idle_power import IdlePhases, IdleRules
 from llem_airflow.measurement.meters.reading import Reading
 from llem_airflow.measurement.output import EventLog
 from llem_airflow.operators.energy import known_idle_power
@@ -111,7 +111,7 @@ def test_every_so_many_cycles_validated_looks_whether_it_still_holds(
     power_csv = tmp_path / "power.csv"
     power_csv.write_text(",".join(POWER_COLUMNS) + "\n" + "".join(rows))
     log = EventLog(tmp_path / "events.jsonl")
-    baselines = Baselines(log, BaselineRules(enabled=True, duration_s=0.2, settle_s=0.0), power_csv, 1)
+    baselines = IdlePhases(log, IdleRules(enabled=True, duration_s=0.2, settle_s=0.0), power_csv, 1)
     baselines.take_over(known, known.conditions)
     log.close()
     assert baselines.wanted is not holds
@@ -125,10 +125,10 @@ def test_what_was_measured_on_another_device_or_under_another_limit_is_not_taken
     known = known_idle_power(stored(tmp_path, of, 1, first), of, 2)
     environment = json.loads((first.out / "environment.json").read_text())
     log = EventLog(tmp_path / "events.jsonl")
-    rules = BaselineRules(enabled=True, duration_s=30.0, settle_s=5.0)
+    rules = IdleRules(enabled=True, duration_s=30.0, settle_s=5.0)
 
     def wanted(boot_id: str, **changes: Any) -> bool:
-        baselines = Baselines(log, rules, tmp_path / "power.csv", 1)
+        baselines = IdlePhases(log, rules, tmp_path / "power.csv", 1)
         gpu = environment["gpus"][0] | changes
         baselines.take_over(known, idle_conditions(boot_id, [gpu]))
         return baselines.wanted

@@ -15,22 +15,22 @@ from typing import Any
 from llem_airflow.measurement.output import EventLog, seconds_since
 from llem_airflow.measurement.recent_power import mean_power_w
 from llem_airflow.measurement.warmup import MEASURED_KINDS
-from llem_airflow.protocol.spec import KnownBaselines
+from llem_airflow.protocol.spec import KnownIdlePower
 from llem_airflow.protocol.typed_json import to_json
 
-# Clocks fall some seconds after a load has ended; the quiet before keeps that out of the baseline. What is
+# Clocks fall some seconds after a load has ended; the quiet before keeps that out of the idle power. What is
 # only estimated from CPU time has no such tail.
 SETTLE_S = 5.0
 SETTLE_ESTIMATE_S = 1.0
-# The context baseline explains the other two and is not subtracted, so it may be shorter.
+# The idle power of a live context explains the other two and is not subtracted, so it may be shorter.
 CONTEXT_S = 10.0
-# A look whether a baseline still holds needs to see a drift of some per cent only.
+# A look whether idle power still holds needs to see a drift of some per cent only.
 CHECK_S = 5.0
 _LINE_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
-class BaselineRules:
+class IdleRules:
     """Which idle phases there are.
 
     Attributes:
@@ -48,8 +48,8 @@ class BaselineRules:
     drift_threshold: float = 0.1
 
 
-def baseline_rules(config: dict[str, Any], meter_kind: str) -> BaselineRules:
-    """What the study says; unsaid, there are baselines where power is measured, none where it is estimated.
+def idle_rules(config: dict[str, Any], meter_kind: str) -> IdleRules:
+    """What the study says; unsaid, there are idle phases where power is measured, none where it is estimated.
 
     Args:
         config: The experiment's canonical configuration.
@@ -63,7 +63,7 @@ def baseline_rules(config: dict[str, Any], meter_kind: str) -> BaselineRules:
     duration_s = said.get("duration_seconds")
     if duration_s is None:
         duration_s = 30.0 if measured else 5.0
-    return BaselineRules(
+    return IdleRules(
         enabled=bool(enabled) and meter_kind != "none",
         duration_s=float(duration_s),
         settle_s=SETTLE_S if measured else SETTLE_ESTIMATE_S,
@@ -72,14 +72,14 @@ def baseline_rules(config: dict[str, Any], meter_kind: str) -> BaselineRules:
     )
 
 
-class Baselines:
+class IdlePhases:
     """The idle phases of one attempt: measured, or taken over from an earlier cycle."""
 
-    def __init__(self, log: EventLog, rules: BaselineRules, power_csv: Path, devices: int) -> None:
+    def __init__(self, log: EventLog, rules: IdleRules, power_csv: Path, devices: int) -> None:
         self._log, self._rules, self._power_csv, self._devices = log, rules, power_csv, devices
         self._wanted = rules.enabled
 
-    def take_over(self, known: KnownBaselines | None, conditions: tuple[str, ...]) -> None:
+    def take_over(self, known: KnownIdlePower | None, conditions: tuple[str, ...]) -> None:
         """Decide, before anything else, whether what an earlier cycle measured holds here and now."""
         if not self._wanted or known is None or not self._rules.reuse:
             return
@@ -105,7 +105,7 @@ class Baselines:
         """Whether idle phases are measured here."""
         return self._wanted
 
-    def _holds(self, known: KnownBaselines) -> bool:
+    def _holds(self, known: KnownIdlePower) -> bool:
         """Whether the bare device still takes what it took."""
         check_s = min(CHECK_S, self._rules.duration_s)
         idle(self._log, "baseline_check", check_s)
