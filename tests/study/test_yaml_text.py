@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llem_airflow.study import StudyFileError, load_study, load_study_text
-from llem_airflow.study.file.yaml import MAX_BYTES, Source, resolve
+from llem_airflow.study.file.yaml import MAX_BYTES, Source, plain_scalar
 from tests.study.texts import HEAD, report, study
 
 
@@ -132,15 +132,15 @@ def test_anchors_and_merge_keys_work_as_in_yaml() -> None:
     ],
 )
 def test_plain_scalars_mean_what_people_mean(text: str, value: object) -> None:
-    assert resolve(text) == value
-    assert type(resolve(text)) is type(value)
+    assert plain_scalar(text) == value
+    assert type(plain_scalar(text)) is type(value)
 
 
 @pytest.mark.parametrize(
     "text", ["12e4567", "007x", "2026-03-01", "1.2.3", "-", "+", "12:30:00", "0b2", "v1"]
 )
 def test_other_plain_scalars_are_text(text: str) -> None:
-    assert resolve(text) == text
+    assert plain_scalar(text) == text
 
 
 def test_places_are_lines_and_columns_from_one() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -16,6 +16,11 @@ Contradiction = tuple[tuple[str, ...], str, str]
 """The keys of a section that do not fit together, what was found, what to do."""
 FRAGMENT = {"fragment": True}
 """Context of a validation that sees a part of an experiment: nothing is missing yet, and nothing contradicts."""
+
+
+def key(default: Any, description: str, **bounds: Any) -> Any:
+    """A key that holds a value: its default (``...`` where it must be written), what it means, and its bounds."""
+    return Field(default, description=description, **bounds)
 
 
 class Section(BaseModel):

@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, create_model
+from pydantic import AfterValidator, create_model
 
-from llem_airflow.study.config.base import Consistent, Contradiction, Section, keys_of, model_of
+from llem_airflow.study.config.base import Consistent, Contradiction, Section, key, keys_of, model_of
 from llem_airflow.study.config.paths import Config
 from llem_airflow.study.config.types import Engine, Mapped, Number, Text, Whole, refuse
 from llem_airflow.study.names import INSTALLED_ENGINES, PROMPT_FILES, names_dataset
@@ -102,15 +102,13 @@ def builtin_prompts() -> int:
 class Dataset(Consistent):
     """The prompts."""
 
-    source: Annotated[Text, AfterValidator(_source)] = Field(
+    source: Annotated[Text, AfterValidator(_source)] = key(
         BUILTIN,
-        description="`builtin`, a .jsonl or .parquet path relative to this file, `synthetic:<in>x<out>` tokens, or a "
+        "`builtin`, a .jsonl or .parquet path relative to this file, `synthetic:<in>x<out>` tokens, or a "
         "dataset of the hub: `owner/name[@revision][:file]`.",
     )
-    n_prompts: Whole = Field(100, ge=1, le=1_000_000, description="How many prompts make one pass.")
-    order: Literal["interleaved", "grouped", "shuffled"] = Field(
-        "interleaved", description="Order of the prompts."
-    )
+    n_prompts: Whole = key(100, "How many prompts make one pass.", ge=1, le=1_000_000)
+    order: Literal["interleaved", "grouped", "shuffled"] = key("interleaved", "Order of the prompts.")
 
     def contradictions(self) -> Iterator[Contradiction]:
         """More prompts than the shipped set has."""
@@ -124,15 +122,11 @@ class Task(Section):
 
     moved: ClassVar = {"dataset_name": "use task.dataset.source", "n_prompts": "use task.dataset.n_prompts"}
 
-    model: Text = Field(description="Hub id, path or name under the models folder.")
-    random_seed: Whole = Field(42, description="Seed of sampling and of the prompt order.")
-    max_input_tokens: Whole | None = Field(
-        256, ge=1, description="Prompts are cut to this many tokens; null for no cut."
-    )
-    max_output_tokens: Whole | None = Field(
-        256, ge=1, description="Tokens generated per request; null is 256."
-    )
-    dataset: Dataset = Field(Dataset(), description="The prompts.")
+    model: Text = key(..., "Hub id, path or name under the models folder.")
+    random_seed: Whole = key(42, "Seed of sampling and of the prompt order.")
+    max_input_tokens: Whole | None = key(256, "Prompts are cut to this many tokens; null for no cut.", ge=1)
+    max_output_tokens: Whole | None = key(256, "Tokens generated per request; null is 256.", ge=1)
+    dataset: Dataset = Dataset()
 
     def config(self) -> Config:
         """The section as it is measured: lengths are fixed so that cycles do the same work."""
@@ -142,26 +136,24 @@ class Task(Section):
 class Baseline(Section):
     """Idle power, measured before each window."""
 
-    enabled: bool | None = Field(None, description="Measure idle power (default: where power is measured).")
-    duration_seconds: Number | None = Field(
-        None, ge=5, le=120, description="Length of each baseline, in seconds (default 30)."
+    enabled: bool | None = key(None, "Measure idle power (default: where power is measured).")
+    duration_seconds: Number | None = key(
+        None, "Length of each baseline, in seconds (default 30).", ge=5, le=120
     )
-    strategy: Literal["validated", "cached", "fresh"] = Field(
+    strategy: Literal["validated", "cached", "fresh"] = key(
         "validated",
-        description="`fresh`: in every cycle. `cached`: once per experiment and run, then taken over while device, "
+        "`fresh`: in every cycle. `cached`: once per experiment and run, then taken over while device, "
         "driver and limits stay the same. `validated`: so, with a look now and then whether it still holds.",
     )
-    cache_ttl_seconds: Number = Field(
-        7200, ge=60, description="Idle power older than this is measured again, in seconds."
+    cache_ttl_seconds: Number = key(7200, "Idle power older than this is measured again, in seconds.", ge=60)
+    validation_interval: Whole = key(
+        5, "`validated`: every so many cycles looks whether it still holds.", ge=1
     )
-    validation_interval: Whole = Field(
-        5, ge=1, description="`validated`: every so many cycles looks whether it still holds."
-    )
-    drift_threshold: Number = Field(
+    drift_threshold: Number = key(
         0.1,
+        "`validated`: relative change of the bare device's power from which it is measured again.",
         ge=0.01,
         le=0.5,
-        description="`validated`: relative change of the bare device's power from which it is measured again.",
     )
 
 
@@ -176,37 +168,32 @@ class Measurement(Consistent):
 
     moved: ClassVar = {"warmup": "it has moved to offline.warmup"}
 
-    meter: Literal["auto", "nvml", "rapl", "cpu-estimate", "none"] | None = Field(
-        None, description="What reads the power (default auto: nvml, then rapl, then cpu-estimate)."
+    meter: Literal["auto", "nvml", "rapl", "cpu-estimate", "none"] | None = key(
+        None, "What reads the power (default auto: nvml, then rapl, then cpu-estimate)."
     )
-    energy_sampler: Literal["auto", "nvml", "zeus", "codecarbon"] | None = Field(
-        "auto", description="The meter, in llenergymeasure's word; null for none."
+    energy_sampler: Literal["auto", "nvml", "zeus", "codecarbon"] | None = key(
+        "auto", "The meter, in llenergymeasure's word; null for none."
     )
-    power_hz: Number = Field(10, gt=0, le=1000, description="Power samples per second.")
-    min_window_seconds: Number = Field(
-        30,
-        ge=0,
-        le=86400,
-        description="The prompt set is repeated until the window is this long, in seconds.",
+    power_hz: Number = key(10, "Power samples per second.", gt=0, le=1000)
+    min_window_seconds: Number = key(
+        30, "The prompt set is repeated until the window is this long, in seconds.", ge=0, le=86400
     )
-    cpu_idle_watts: Number = Field(
-        10, ge=0, le=10000, description="Assumed idle power of the CPU for cpu-estimate, in watts."
+    cpu_idle_watts: Number = key(
+        10, "Assumed idle power of the CPU for cpu-estimate, in watts.", ge=0, le=10000
     )
-    cpu_max_watts: Number = Field(
-        65, gt=0, le=10000, description="Assumed full power of the CPU for cpu-estimate, in watts."
+    cpu_max_watts: Number = key(
+        65, "Assumed full power of the CPU for cpu-estimate, in watts.", gt=0, le=10000
     )
-    require_energy: bool = Field(False, description="A cycle whose energy is withheld counts as missing.")
-    latency_profiling: bool = Field(False, description=f"{KEPT}: token times are always recorded.")
-    measurement_methodology: Literal["total", "windowed", "steady_state"] = Field(
-        "total", description=f"{KEPT}."
+    require_energy: bool = key(False, "A cycle whose energy is withheld counts as missing.")
+    latency_profiling: bool = key(False, f"{KEPT}: token times are always recorded.")
+    measurement_methodology: Literal["total", "windowed", "steady_state"] = key("total", f"{KEPT}.")
+    measurement_window: Annotated[list[Number], AfterValidator(_span)] | None = key(
+        None, f"{KEPT}: [begin_s, end_s]."
     )
-    measurement_window: Annotated[list[Number], AfterValidator(_span)] | None = Field(
-        None, description=f"{KEPT}: [begin_s, end_s]."
-    )
-    warmup_discard_fraction: Number = Field(0.1, ge=0, le=0.999, description=f"{KEPT}.")
-    warmup_discard_seconds: Number | None = Field(None, ge=0, description=f"{KEPT}.")
-    steady_state_auto_detect: bool = Field(False, description=f"{KEPT}.")
-    baseline: Baseline = Field(Baseline(), description="Idle power, measured before each window.")
+    warmup_discard_fraction: Number = key(0.1, f"{KEPT}.", ge=0, le=0.999)
+    warmup_discard_seconds: Number | None = key(None, f"{KEPT}.", ge=0)
+    steady_state_auto_detect: bool = key(False, f"{KEPT}.")
+    baseline: Baseline = Baseline()
 
     def contradictions(self) -> Iterator[Contradiction]:
         """A window that is not given, two meters, a CPU that idles at more than its most."""
@@ -240,36 +227,28 @@ def _floor(value: float) -> float:
 class Warmup(Section):
     """Iterations before the measured window."""
 
-    enabled: bool = Field(True, description="Warm up.")
-    n_prompts: Whole | None = Field(
-        None, ge=1, description="Length of a fixed warm-up, in iterations; writing it asks for one (5)."
+    enabled: bool = key(True, "Warm up.")
+    n_prompts: Whole | None = key(
+        None, "Length of a fixed warm-up, in iterations; writing it asks for one (5).", ge=1
     )
-    thermal_floor_seconds: Annotated[Number, AfterValidator(_floor)] | None = Field(
-        None,
-        ge=0,
-        le=3600,
-        description="Shortest warm-up, in seconds (default 60 where power is measured, else 0).",
+    thermal_floor_seconds: Annotated[Number, AfterValidator(_floor)] | None = key(
+        None, "Shortest warm-up, in seconds (default 60 where power is measured, else 0).", ge=0, le=3600
     )
-    convergence_detection: bool | None = Field(
-        None, description="Warm up until latency and power are steady (default, unless n_prompts is given)."
+    convergence_detection: bool | None = key(
+        None, "Warm up until latency and power are steady (default, unless n_prompts is given)."
     )
-    cv_threshold: Number = Field(
-        0.05,
-        ge=0.01,
-        le=0.5,
-        description="Steady when the coefficient of variation of the latency is at most this.",
+    cv_threshold: Number = key(
+        0.05, "Steady when the coefficient of variation of the latency is at most this.", ge=0.01, le=0.5
     )
-    min_prompts: Whole | None = Field(
-        None, ge=1, description="Fewest warm-up iterations (default: window_size)."
-    )
-    max_prompts: Whole = Field(40, ge=5, description="Most warm-up iterations.")
-    window_size: Whole = Field(10, ge=3, description="Last iterations over which the variation is taken.")
+    min_prompts: Whole | None = key(None, "Fewest warm-up iterations (default: window_size).", ge=1)
+    max_prompts: Whole = key(40, "Most warm-up iterations.", ge=5)
+    window_size: Whole = key(10, "Last iterations over which the variation is taken.", ge=3)
 
 
 class Offline(Section):
     """Batch inference over a fixed prompt set."""
 
-    warmup: Warmup = Field(Warmup(), description="Iterations before the measured window.")
+    warmup: Warmup = Warmup()
 
     def config(self) -> Config:
         """The section as it is measured: a warm-up of fixed length only where its length is written."""
@@ -287,9 +266,9 @@ class Offline(Section):
 class Slo(Section):
     """Bounds that classify a result; not part of the identity."""
 
-    ttft_ms: Number | None = Field(None, gt=0, description="Bound on time to first token, in milliseconds.")
-    tpot_ms: Number | None = Field(None, gt=0, description="Bound on time per output token, in milliseconds.")
-    percentile: Number = Field(0.99, gt=0, le=1, description="The quantile the bounds apply to.")
+    ttft_ms: Number | None = key(None, "Bound on time to first token, in milliseconds.", gt=0)
+    tpot_ms: Number | None = key(None, "Bound on time per output token, in milliseconds.", gt=0)
+    percentile: Number = key(0.99, "The quantile the bounds apply to.", gt=0, le=1)
 
 
 class Traffic(Section):
@@ -297,39 +276,37 @@ class Traffic(Section):
 
     moved: ClassVar = {"window_requests": "not supported: a window is a duration; use window_seconds"}
 
-    rate: Number = Field(gt=0, description="Requests per second.")
-    arrival: Literal["poisson", "gamma"] = Field(
-        "poisson", description="Distribution of the gaps between arrivals."
-    )
-    burstiness: Number | None = Field(
+    rate: Number = key(..., "Requests per second.", gt=0)
+    arrival: Literal["poisson", "gamma"] = key("poisson", "Distribution of the gaps between arrivals.")
+    burstiness: Number | None = key(
         None,
-        gt=0,
-        description="Coefficient of variation of the gaps, for gamma: larger is burstier, 1 is poisson. vLLM's "
+        "Coefficient of variation of the gaps, for gamma: larger is burstier, 1 is poisson. vLLM's "
         "`--burstiness` is the other way round: it is 1 / this squared.",
+        gt=0,
     )
-    window_seconds: Number = Field(240, gt=0, description="Length of the measured window, in seconds.")
-    ramp_exclusion_seconds: Number = Field(30, ge=0, description="Load before the window, in seconds.")
-    concurrency_cap: Whole | None = Field(None, ge=1, description="Most requests in flight.")
-    seed: Whole | None = Field(None, description="Seed of the arrivals.")
-    slo: Slo | None = Field(None, description="Bounds that classify a result; not part of the identity.")
+    window_seconds: Number = key(240, "Length of the measured window, in seconds.", gt=0)
+    ramp_exclusion_seconds: Number = key(30, "Load before the window, in seconds.", ge=0)
+    concurrency_cap: Whole | None = key(None, "Most requests in flight.", ge=1)
+    seed: Whole | None = key(None, "Seed of the arrivals.")
+    slo: Slo | None = None
 
 
 class ServerWarmup(Section):
     """Load before the measured window."""
 
-    mode: Literal["composite", "fixed"] = Field(
-        "composite", description="Wait for steady power and temperature, or a fixed time."
+    mode: Literal["composite", "fixed"] = key(
+        "composite", "Wait for steady power and temperature, or a fixed time."
     )
-    timeout_seconds: Number = Field(900, gt=0, description="Longest composite warm-up, in seconds.")
-    duration_seconds: Number = Field(300, ge=0, description="Length of a fixed warm-up, in seconds.")
+    timeout_seconds: Number = key(900, "Longest composite warm-up, in seconds.", gt=0)
+    duration_seconds: Number = key(300, "Length of a fixed warm-up, in seconds.", ge=0)
 
 
 class Server(Section):
     """Online serving under a traffic pattern."""
 
-    traffic: Traffic = Field(description="The arrivals.")
-    warmup: ServerWarmup = Field(ServerWarmup(), description="Load before the measured window.")
-    cooldown_seconds: Number = Field(0, ge=0, description="Pause after a rate level, in seconds.")
+    traffic: Traffic
+    warmup: ServerWarmup = ServerWarmup()
+    cooldown_seconds: Number = key(0, "Pause after a rate level, in seconds.", ge=0)
 
     def config(self) -> Config:
         """The section as it is measured, with the bounds as they are written."""
@@ -343,12 +320,12 @@ class Server(Section):
 class Gpus(Section):
     """The GPUs of one experiment."""
 
-    count: Whole | None = Field(None, ge=0, le=64, description="How many (default: as many as ids, else 1).")
-    kind: Literal["any", "full", "mig"] = Field("any", description="Whole GPUs, MIG slices, or either.")
-    ids: list[str] | None = Field(None, min_length=1, description="Exactly these: UUIDs or indices as text.")
-    memory_gb: Number | None = Field(None, gt=0, description="Memory that each must have, in gigabytes.")
-    exclusive: Literal["gpu", "host"] = Field(
-        "gpu", description="No other experiment on the same GPU, or on the whole host."
+    count: Whole | None = key(None, "How many (default: as many as ids, else 1).", ge=0, le=64)
+    kind: Literal["any", "full", "mig"] = key("any", "Whole GPUs, MIG slices, or either.")
+    ids: list[str] | None = key(None, "Exactly these: UUIDs or indices as text.", min_length=1)
+    memory_gb: Number | None = key(None, "Memory that each must have, in gigabytes.", gt=0)
+    exclusive: Literal["gpu", "host"] = key(
+        "gpu", "No other experiment on the same GPU, or on the whole host."
     )
 
     def config(self) -> Config:
@@ -362,20 +339,20 @@ CHAT = "Put each prompt into the model's chat template."
 class Execution(Section):
     """What the measuring code does around the engine."""
 
-    chat_template: bool | None = Field(None, description=CHAT)
+    chat_template: bool | None = key(None, CHAT)
 
 
 class TransformersExecution(Consistent):
     """What the measuring code does around the transformers engine."""
 
-    batch_size: Whole | None = Field(None, ge=1, description="Prompts per batch (default 1).")
-    chat_template: bool | None = Field(None, description=CHAT)
-    torch_compile: bool | None = Field(None, description="Compile the model with torch.compile.")
-    torch_compile_mode: Text | None = Field(None, description="Mode of torch.compile.")
-    torch_compile_backend: Text | None = Field(None, description="Backend of torch.compile.")
-    allow_tf32: bool | None = Field(None, description="Allow TF32 matrix products.")
-    autocast_enabled: bool | None = Field(None, description="Generate under torch.autocast.")
-    autocast_dtype: Literal["float16", "bfloat16"] | None = Field(None, description="Type under autocast.")
+    batch_size: Whole | None = key(None, "Prompts per batch (default 1).", ge=1)
+    chat_template: bool | None = key(None, CHAT)
+    torch_compile: bool | None = key(None, "Compile the model with torch.compile.")
+    torch_compile_mode: Text | None = key(None, "Mode of torch.compile.")
+    torch_compile_backend: Text | None = key(None, "Backend of torch.compile.")
+    allow_tf32: bool | None = key(None, "Allow TF32 matrix products.")
+    autocast_enabled: bool | None = key(None, "Generate under torch.autocast.")
+    autocast_dtype: Literal["float16", "bfloat16"] | None = key(None, "Type under autocast.")
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Settings of a compilation that is switched off."""
@@ -388,15 +365,9 @@ class TransformersExecution(Consistent):
 class EngineSection(Section):
     """An engine: what passes through to it, and what is done around it."""
 
-    engine_params: Mapped = Field(
-        {}, description="Arguments of the engine's constructor; unknown keys pass through."
-    )
-    sampling_params: Mapped = Field(
-        {}, description="Arguments of the engine's sampling; unknown keys pass through."
-    )
-    llem_execution: Execution = Field(
-        Execution(), description="What the measuring code does around the engine."
-    )
+    engine_params: Mapped = key({}, "Arguments of the engine's constructor; unknown keys pass through.")
+    sampling_params: Mapped = key({}, "Arguments of the engine's sampling; unknown keys pass through.")
+    llem_execution: Execution = Execution()
 
 
 class Transformers(EngineSection):
@@ -404,9 +375,7 @@ class Transformers(EngineSection):
 
     moved: ClassVar = FlatKeys("transformers")
 
-    llem_execution: TransformersExecution = Field(  # type: ignore[assignment]  # its own keys instead
-        TransformersExecution(), description="What the measuring code does around the transformers engine."
-    )
+    llem_execution: TransformersExecution = TransformersExecution()
 
 
 class Vllm(EngineSection):
@@ -444,27 +413,26 @@ class OwnExperiment(Section):
         "max_input_tokens": "it is task.max_input_tokens",
     }
 
-    serving_mode: Literal["offline", "server"] = Field(description="Batch inference or online serving.")
-    engine: Engine = Field("transformers", description="The inference engine.")
-    task: Task = Field(description="What is measured: model, prompts, lengths.")
-    measurement: Measurement = Field(Measurement(), description="How it is measured.")
-    offline: Offline = Field(Offline(), description="Batch inference over a fixed prompt set.")
-    server: Server | None = Field(None, description="Online serving under a traffic pattern.")
-    sampling_preset: Literal["deterministic", "standard", "creative", "factual"] | None = Field(
-        None, description="Named sampling values."
+    serving_mode: Literal["offline", "server"] = key(..., "Batch inference or online serving.")
+    engine: Engine = key("transformers", "The inference engine.")
+    task: Task
+    measurement: Measurement = Measurement()
+    offline: Offline = Offline()
+    server: Server | None = None
+    sampling_preset: Literal["deterministic", "standard", "creative", "factual"] | None = key(
+        None, "Named sampling values."
     )
-    passthrough_kwargs: Annotated[Mapped, AfterValidator(_not_ours)] | None = Field(
-        None, description="More arguments for the engine."
+    passthrough_kwargs: Annotated[Mapped, AfterValidator(_not_ours)] | None = key(
+        None, "More arguments for the engine."
     )
-    gpus: Gpus | None = Field(None, description="The GPUs of one experiment.")
-    transformers: Transformers = Field(Transformers(), description="The transformers engine.")
-    vllm: Vllm = Field(Vllm(), description="The vLLM engine.")
-    tensorrt: Tensorrt = Field(Tensorrt(), description="The TensorRT-LLM engine.")
+    gpus: Gpus | None = None
+    transformers: Transformers = Transformers()
+    vllm: Vllm = Vllm()
+    tensorrt: Tensorrt = Tensorrt()
 
 
 _plugins: dict[str, Any] = {
-    name: (EngineSection, Field(EngineSection(), description=f"The installed engine {name}."))
-    for name in INSTALLED_ENGINES
+    name: (EngineSection, key(EngineSection(), f"The installed engine {name}.")) for name in INSTALLED_ENGINES
 }
 Experiment: type[OwnExperiment] = create_model("Experiment", __base__=OwnExperiment, **_plugins)
 """One experiment, with the engines of other packages beside ours."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field, create_model
+from pydantic import create_model
 
-from llem_airflow.study.config.base import Consistent, Contradiction, Section
+from llem_airflow.study.config.base import Consistent, Contradiction, Section, key
 from llem_airflow.study.config.experiment import KEPT
 from llem_airflow.study.config.types import (
     LONGEST_S,
@@ -37,11 +37,9 @@ Order = Literal["sequential", "interleave", "shuffle", "reverse", "latin_square"
 class PrecisionTarget(Consistent):
     """Repeat cycles until the interval of the energy per token is narrow enough."""
 
-    relative_half_width: Number = Field(
-        0.02, gt=0, le=1, description="Half width of the 95 % interval over the mean."
-    )
-    min_cycles: Whole = Field(5, ge=2, le=10000, description="Cycles before it may stop.")
-    max_cycles: Whole = Field(10, ge=2, le=10000, description="Cycles that are planned.")
+    relative_half_width: Number = key(0.02, "Half width of the 95 % interval over the mean.", gt=0, le=1)
+    min_cycles: Whole = key(5, "Cycles before it may stop.", ge=2, le=10000)
+    max_cycles: Whole = key(10, "Cycles that are planned.", ge=2, le=10000)
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Fewer cycles at most than at least."""
@@ -53,68 +51,56 @@ class PrecisionTarget(Consistent):
 class Execution(Section):
     """How often, in what order, with which pauses and limits."""
 
-    n_cycles: Whole = Field(
-        3, ge=1, le=10000, description="Repetitions of each experiment; one has no interval."
-    )
-    experiment_order: Order = Field("sequential", description="Order of the runs.")
-    experiment_gap_s: Number | None = Field(
+    n_cycles: Whole = key(3, "Repetitions of each experiment; one has no interval.", ge=1, le=10000)
+    experiment_order: Order = key("sequential", "Order of the runs.")
+    experiment_gap_s: Number | None = key(
         None,
+        "Pause between runs, in seconds (default 60; 0 with cpu-estimate and none).",
         alias="experiment_gap_seconds",
         ge=0,
         le=LONGEST_S,
-        description="Pause between runs, in seconds (default 60; 0 with cpu-estimate and none).",
     )
-    cycle_gap_s: Number | None = Field(
+    cycle_gap_s: Number | None = key(
         None,
+        "Pause between blocks or passes, in seconds (default 300; 0 with cpu-estimate and none).",
         alias="cycle_gap_seconds",
         ge=0,
         le=LONGEST_S,
-        description="Pause between blocks or passes, in seconds (default 300; 0 with cpu-estimate and none).",
     )
-    shuffle_seed: Whole | None = Field(
-        None, description="Seed of the shuffle order (default: from the study)."
-    )
-    precision_target: PrecisionTarget | None = Field(
-        None, description="Repeat cycles until the interval of the energy per token is narrow enough."
-    )
-    allow_missing_cycles: bool = Field(
-        False, description="The DAG run succeeds although planned cycles are missing."
-    )
-    canary: bool = Field(
+    shuffle_seed: Whole | None = key(None, "Seed of the shuffle order (default: from the study).")
+    precision_target: PrecisionTarget | None = None
+    allow_missing_cycles: bool = key(False, "The DAG run succeeds although planned cycles are missing.")
+    canary: bool = key(
         False,
-        description="The cheapest experiment of each engine and model goes first; when it fails, the others are not "
+        "The cheapest experiment of each engine and model goes first; when it fails, the others are not "
         "begun.",
     )
-    experiment_timeout_s: Number = Field(
+    experiment_timeout_s: Number = key(
         600.0,
+        "Longest life of one attempt, in seconds.",
         alias="experiment_timeout_seconds",
         gt=0,
         le=LONGEST_S,
-        description="Longest life of one attempt, in seconds.",
     )
-    stdout_silence_timeout_seconds: Number = Field(
-        300, ge=0, le=LONGEST_S, description="Longest silence of one attempt, in seconds; 0 for no limit."
+    stdout_silence_timeout_seconds: Number = key(
+        300, "Longest silence of one attempt, in seconds; 0 for no limit.", ge=0, le=LONGEST_S
     )
-    wall_clock_timeout_hours: Number | None = Field(
-        None, gt=0, le=8760, description="Longest life of the whole DAG run, in hours."
+    wall_clock_timeout_hours: Number | None = key(
+        None, "Longest life of the whole DAG run, in hours.", gt=0, le=8760
     )
-    deduplicate_equivalent: bool = Field(
-        True, description="Run points once that differ only in what the engine ignores."
+    deduplicate_equivalent: bool = key(True, "Run points once that differ only in what the engine ignores.")
+    gpu_indices: GpuIndices | None = key(None, "GPUs of the host to use, by index.")
+    max_consecutive_failures: Whole = key(
+        10, "Cycles of a run that may fail in a row before the rest is skipped; 0 for any number.", ge=0
     )
-    gpu_indices: GpuIndices | None = Field(None, description="GPUs of the host to use, by index.")
-    max_consecutive_failures: Whole = Field(
-        10,
-        ge=0,
-        description="Cycles of a run that may fail in a row before the rest is skipped; 0 for any number.",
-    )
-    breaker_cooldown_s: Number = Field(
+    breaker_cooldown_s: Number = key(
         60.0,
+        "Pause before one more cycle is tried as a probe, in seconds.",
         alias="circuit_breaker_cooldown_seconds",
         ge=0,
         le=LONGEST_S,
-        description="Pause before one more cycle is tried as a probe, in seconds.",
     )
-    skip_preflight: bool = Field(False, description=f"{KEPT}.")
+    skip_preflight: bool = key(False, f"{KEPT}.")
 
     @property
     def silence_s(self) -> float | None:
@@ -143,31 +129,27 @@ class Execution(Section):
 class Carbon(Section):
     """Intensity of the electricity, for an estimate of CO2e from the measured joules."""
 
-    g_per_kwh: Number = Field(gt=0, description="Grams of CO2e per kWh.")
-    source: Text = Field(description="Where it comes from; shown beside every number.")
-    year: Whole = Field(ge=1990, le=2100, description="The year that it is about.")
+    g_per_kwh: Number = key(..., "Grams of CO2e per kWh.", gt=0)
+    source: Text = key(..., "Where it comes from; shown beside every number.")
+    year: Whole = key(..., "The year that it is about.", ge=1990, le=2100)
 
 
 class Price(Section):
     """Price of the electricity, for an estimate of its cost."""
 
-    per_kwh: Number = Field(gt=0, description="Price of a kWh.")
-    currency: Text = Field(description="Currency, such as EUR.")
-    source: Text = Field(description="Where it comes from; shown beside every number.")
-    year: Whole = Field(ge=1990, le=2100, description="The year that it is about.")
+    per_kwh: Number = key(..., "Price of a kWh.", gt=0)
+    currency: Text = key(..., "Currency, such as EUR.")
+    source: Text = key(..., "Where it comes from; shown beside every number.")
+    year: Whole = key(..., "The year that it is about.", ge=1990, le=2100)
 
 
 class Output(Section):
     """Where results go, and what is estimated from the joules."""
 
-    results_dir: Text | None = Field(
-        None, description=f"{KEPT}: the results root is a setting of the installation."
-    )
-    save_timeseries: bool = Field(True, description=f"{KEPT}: the power series is always kept.")
-    carbon: Carbon | None = Field(
-        None, description="Intensity of the electricity, for an estimate of CO2e from the measured joules."
-    )
-    price: Price | None = Field(None, description="Price of the electricity, for an estimate of its cost.")
+    results_dir: Text | None = key(None, f"{KEPT}: the results root is a setting of the installation.")
+    save_timeseries: bool = key(True, f"{KEPT}: the power series is always kept.")
+    carbon: Carbon | None = None
+    price: Price | None = None
 
     def stated(self) -> dict[str, Any]:
         """What the study states about its electricity, for plan.json."""
@@ -177,52 +159,47 @@ class Output(Section):
 class Regression(Section):
     """When a run counts as worse than an earlier one."""
 
-    metric: Metric = Field("energy_per_output_token_j", description="Metric that is compared.")
-    threshold_ratio: Number = Field(0.02, gt=0, le=10, description="Smallest relative change that counts.")
-    baseline: Text = Field("previous", description="`previous` run, or the name of a version.")
+    metric: Metric = key("energy_per_output_token_j", "Metric that is compared.")
+    threshold_ratio: Number = key(0.02, "Smallest relative change that counts.", gt=0, le=10)
+    baseline: Text = key("previous", "`previous` run, or the name of a version.")
 
 
 class AirflowSection(Consistent):
     """How the study becomes a DAG."""
 
-    dag_id: DagId | None = Field(None, description="Id of the DAG (default: the study's name).")
-    schedule: Schedule | None = Field(
-        None, description="Cron expression or @daily and the like; null for manual runs."
+    dag_id: DagId | None = key(None, "Id of the DAG (default: the study's name).")
+    schedule: Schedule | None = key(None, "Cron expression or @daily and the like; null for manual runs.")
+    timezone: TimeZone = key("UTC", "Time zone of the schedule, the start date and the window.")
+    start_date: Date | None = key(None, "First date of the schedule, ISO.")
+    catchup: bool = key(False, "Run the schedule's past intervals.")
+    window: TimesOfDay | None = key(
+        None, "When experiments of a scheduled run may start, as 22:00-06:00; the others are skipped."
     )
-    timezone: TimeZone = Field("UTC", description="Time zone of the schedule, the start date and the window.")
-    start_date: Date | None = Field(None, description="First date of the schedule, ISO.")
-    catchup: bool = Field(False, description="Run the schedule's past intervals.")
-    window: TimesOfDay | None = Field(
+    carry_over: bool = key(False, "A scheduled run goes on with what the one before it did not begin.")
+    deadline_s: Duration | None = key(
         None,
-        description="When experiments of a scheduled run may start, as 22:00-06:00; the others are skipped.",
-    )
-    carry_over: bool = Field(
-        False, description="A scheduled run goes on with what the one before it did not begin."
-    )
-    deadline_s: Duration | None = Field(
-        None,
+        "Tell the notifier when a run is not done so long after it was due: seconds, or 30m, 6h.",
         alias="deadline",
-        description="Tell the notifier when a run is not done so long after it was due: seconds, or 30m, 6h.",
     )
-    tags: Tags = Field([], description="Tags of the DAG.")
-    owner: Owner | None = Field(None, description="Owner of the tasks.")
-    retries: Whole = Field(2, ge=0, le=100, description="Further tries of a cycle that failed.")
-    retry_delay_s: Duration = Field(
-        60.0, alias="retry_delay", description="Pause before a further try: seconds, or 30s, 5m, 1h."
+    tags: Tags = key([], "Tags of the DAG.")
+    owner: Owner | None = key(None, "Owner of the tasks.")
+    retries: Whole = key(2, "Further tries of a cycle that failed.", ge=0, le=100)
+    retry_delay_s: Duration = key(
+        60.0, "Pause before a further try: seconds, or 30s, 5m, 1h.", alias="retry_delay"
     )
-    max_active_cycles: Whole = Field(1, ge=1, le=1000, description="Cycles that may run at the same time.")
-    pool: Pool | None = Field(None, description="Airflow pool of the cycles.")
-    priority: Whole = Field(1, ge=-10000, le=10000, description="Priority of the study among others.")
-    notify_on: list[Literal["failure", "regression"]] = Field(
-        [], description="What is told to the notifier: failure, regression."
+    max_active_cycles: Whole = key(1, "Cycles that may run at the same time.", ge=1, le=1000)
+    pool: Pool | None = key(None, "Airflow pool of the cycles.")
+    priority: Whole = key(1, "Priority of the study among others.", ge=-10000, le=10000)
+    notify_on: list[Literal["failure", "regression"]] = key(
+        [], "What is told to the notifier: failure, regression."
     )
-    regression: Regression | None = Field(None, description="When a run counts as worse than an earlier one.")
+    regression: Regression | None = None
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Keys that would change what is measured, on a schedule that is not there."""
-        for key in ("window", "carry_over"):
-            if getattr(self, key) and self.schedule is None:
-                yield (key,), "it holds for scheduled runs, and the study has no schedule", "add `schedule`"
+        for name in ("window", "carry_over"):
+            if getattr(self, name) and self.schedule is None:
+                yield (name,), "it holds for scheduled runs, and the study has no schedule", "add `schedule`"
 
     @property
     def compared(self) -> Regression | None:
@@ -233,25 +210,25 @@ class AirflowSection(Consistent):
 class ModelVersion(Section):
     """One release."""
 
-    name: Text = Field(description="Name of the release; the partition key of its run.")
-    model: Text | None = Field(None, description="Hub id or path (default: the study's).")
-    revision: Text | None = Field(None, description="Hub revision.")
-    released: Date | None = Field(None, description="Date of the release, ISO.")
+    name: Text = key(..., "Name of the release; the partition key of its run.")
+    model: Text | None = key(None, "Hub id or path (default: the study's).")
+    revision: Text | None = key(None, "Hub revision.")
+    released: Date | None = key(None, "Date of the release, ISO.")
 
 
 class Power(Section):
     """Where power is sampled."""
 
-    sampling: Literal["container", "host"] = Field(
+    sampling: Literal["container", "host"] = key(
         "container",
-        description="`host`: a sampler of the worker counts, and the container's checks it; the worker must sit on the "
+        "`host`: a sampler of the worker counts, and the container's checks it; the worker must sit on the "
         "GPUs' host.",
     )
 
 
 def _per_engine(name: str, doc: str, kind: Any, description: str) -> type[Section]:
     keys: dict[str, Any] = {
-        engine: (kind | None, Field(None, description=description)) for engine in (*ENGINES, *ENGINE_ALIASES)
+        engine: (kind | None, key(None, description)) for engine in (*ENGINES, *ENGINE_ALIASES)
     }
     return create_model(name, __base__=Section, __doc__=doc, **keys)
 
@@ -265,20 +242,16 @@ Images = _per_engine("Images", "Image of each engine's container.", Text, "Image
 class StudyKeys(Section):
     """Keys of the study as a whole."""
 
-    study_name: StudyName | None = Field(None, description="Name of the study (default: the file's name).")
-    base: Text | None = Field(
-        None, description="File to inherit experiment keys from, relative to this file."
-    )
-    version: Anything | None = Field(None, description="Version of the file's format; accepted and ignored.")
-    study_execution: Execution = Field(
-        Execution(), description="How often, in what order, with which pauses and limits."
-    )
-    runners: Runners = Field(Runners(), description=Runners.__doc__)  # type: ignore[valid-type]
-    images: Images = Field(Images(), description=Images.__doc__)  # type: ignore[valid-type]
-    output: Output = Field(Output(), description="Where results go, and what is estimated from the joules.")
-    power: Power = Field(Power(), description="Where power is sampled.")
-    airflow: AirflowSection = Field(AirflowSection(), description="How the study becomes a DAG.")
-    versions: list[ModelVersion] = Field([], description="Model releases that a backfill walks over.")
+    study_name: StudyName | None = key(None, "Name of the study (default: the file's name).")
+    base: Text | None = key(None, "File to inherit experiment keys from, relative to this file.")
+    version: Anything | None = key(None, "Version of the file's format; accepted and ignored.")
+    study_execution: Execution = Execution()
+    runners: Runners = Runners()  # type: ignore[valid-type]
+    images: Images = Images()  # type: ignore[valid-type]
+    output: Output = Output()
+    power: Power = Power()
+    airflow: AirflowSection = AirflowSection()
+    versions: list[ModelVersion] = key([], "Model releases that a backfill walks over.")
 
     def places(self) -> dict[str, tuple[str, str | None]]:
         """Runner and image of each engine that the file speaks of; ``images`` wins over ``container:<image>``."""

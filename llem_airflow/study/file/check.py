@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -171,15 +171,27 @@ def _hint(schema: Mapping[str, Any], value: Any) -> str:
     return ""
 
 
-def unknown(model: type[Section], name: str, path: KeyPath, report: Report) -> None:
-    """Report a key that the section does not have: where it is now, or which was probably meant."""
+def unknown(
+    model: type[Section], name: str, path: KeyPath, report: Report, *, also: Iterable[str] | None = None
+) -> None:
+    """Report a key that the section does not have: where it is now, or which was probably meant.
+
+    Args:
+        model: The model of the section.
+        name: The key.
+        path: The section's place in the file.
+        report: Takes the problem.
+        also: Keys that may be there beside those of a whole experiment; None for a section of one.
+    """
+    found, where = f"unknown key {name!r}"[:120], (*path, name)
     if name in model.moved:
-        report((*path, name), f"{name!r} is not a key here", model.moved[name], of_key=True)
+        found = f"{name!r} is not a key here" if also is None else found
+        report(where, found, model.moved[name], of_key=True)
         return
-    known = list(keys_of(model))
+    known = [*(also or ()), *keys_of(model)]
     meant = closest(name, known)
     words = "no such key" if meant else f"allowed keys: {', '.join(known)}"
-    report((*path, name), f"unknown key {name!r}"[:120], words[:400], meant, of_key=True)
+    report(where, found, words[:400], meant, of_key=True)
 
 
 def without_nulls(model: type[Section], value: Any) -> Any:

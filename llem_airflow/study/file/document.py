@@ -76,11 +76,11 @@ def read_document(source: Source, folder: Path | None, problems: set[Problem]) -
     """Check a whole file but for its sweep; what is wrong with it and with its base goes to ``problems``."""
     document = Document(source)
     report = document.reporter(problems)
-    own, study = _sorted(source.value, report)
     _check_duplicate_aliases(source, report)
+    study = {name: value for name, value in source.value.items() if name in keys_of(StudyKeys)}
     document.keys = check(StudyKeys, without_nulls(StudyKeys, study), (), report) or StudyKeys()
     _check_versions(document.keys, report)
-    own, document.engines = read_experiment(own, (), report, engine_list=True)
+    own, document.engines = _read_experiment(source.value, (), report)
     if isinstance(name := study.get("base"), str) and name.strip():
         _inherit(document, name, folder, own, problems)
     document.fixed = merged(document.fixed, own)
@@ -93,60 +93,38 @@ def read_document(source: Source, folder: Path | None, problems: set[Problem]) -
 def _check_rest(document: Document, report: Report) -> None:
     """What contradicts beside what is wrong already; where the sweep decides, only its points can tell."""
     swept = document.source.value.get("sweep")
-    rows = (
-        [swept, *(row for rows in swept.values() if isinstance(rows, list) for row in rows)]
-        if isinstance(swept, dict)
-        else []
-    )
+    axes = swept.values() if isinstance(swept, dict) else ()
+    rows = [swept, *(row for axis in axes if isinstance(axis, list) for row in axis)]
     heads = {canonical_key(name).split(".")[0] for row in rows if isinstance(row, dict) for name in row}
     for name, value in document.fixed.items():
-        if isinstance(value, dict) and name not in heads:
-            section = model_of(keys_of(Experiment)[name])
-            if section is not None:
-                check(section, value, (name,), report, stage="rest")
+        section = model_of(keys_of(Experiment)[name])
+        if isinstance(value, dict) and name not in heads and section is not None:
+            check(section, value, (name,), report, stage="rest")
 
 
-def _sorted(value: Config, report: Report) -> tuple[Config, Config]:
-    """The keys of an experiment and of the study; others are reported."""
-    own: Config = {}
-    study: Config = {}
-    for name, content in value.items():
-        if name in keys_of(StudyKeys):
-            study[name] = content
-        elif name in keys_of(Experiment) or name in ENGINE_ALIASES:
-            own[name] = content
-        elif name not in SWEEP_KEYS:
-            known = (*keys_of(StudyKeys), *SWEEP_KEYS, *keys_of(Experiment))
-            if name in Experiment.moved:
-                report((name,), f"unknown key {name!r}", Experiment.moved[name], of_key=True)
-                continue
-            meant = closest(name, known)
-            allowed = "no such key" if meant else f"allowed keys: {', '.join(known)}"
-            report((name,), f"unknown key {name!r}"[:120], allowed, meant, of_key=True)
-    return own, study
+def _read_experiment(value: Config, path: KeyPath, report: Report) -> tuple[Config, list[str] | None]:
+    """The keys of an experiment as written, checked one by one, and the engines that it names.
 
-
-def read_experiment(
-    value: Config, path: KeyPath, report: Report, *, engine_list: bool = False
-) -> tuple[Config, list[str] | None]:
-    """The keys of an experiment as written, checked one by one, and the engines that it names."""
+    The top of a file may list several engines, and has keys of the whole study, which are not looked at here.
+    """
     found: Config = {}
     engines: list[str] | None = None
+    of_study = (*keys_of(StudyKeys), *SWEEP_KEYS)
     for name, content in value.items():
         key, where = ENGINE_ALIASES.get(name, name), (*path, name)
-        if key == "engine" and isinstance(content, list) and engine_list:
-            engines = _engine_list(content, where, report)
+        if key == "engine" and isinstance(content, list) and not path:
+            if not content:
+                report(where, "the list of engines is empty", "name at least one engine")
+            engines = engine_names(content, where, report)
         elif key in keys_of(Experiment):
             checked = _checked(key, content, where, report)
             if checked is not WRONG:
                 found[key] = checked
-        elif key in keys_of(StudyKeys) or key in SWEEP_KEYS:
-            advice = "write it at the top level of the file"
-            report(where, f"{name!r} belongs to the whole study", advice, of_key=True)
-        elif key in Experiment.moved:
-            report(where, f"unknown key {name!r}", Experiment.moved[key], of_key=True)
-        else:
-            unknown(Experiment, name, path, report)
+        elif key not in of_study:
+            unknown(Experiment, name, path, report, also=() if path else of_study)
+        elif path:
+            said = f"{name!r} belongs to the whole study"
+            report(where, said, "write it at the top level of the file", of_key=True)
     if "engine" in found:
         engines = [found["engine"]]
     return found, engines
@@ -161,12 +139,6 @@ def _checked(key: str, content: Any, where: KeyPath, report: Report) -> Any:
     content = without_nulls(section, content)
     check(section, content, where, report, stage="part")
     return content if isinstance(content, dict) else WRONG
-
-
-def _engine_list(content: list[Any], path: KeyPath, report: Report) -> list[str]:
-    if not content:
-        report(path, "the list of engines is empty", "name at least one engine")
-    return engine_names(content, path, report)
 
 
 def engine_names(values: list[Any], path: KeyPath, report: Report) -> list[str]:
@@ -208,11 +180,8 @@ def _inherit(document: Document, name: str, folder: Path | None, own: Config, pr
     source = document.source
     path = Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser() raises for an unknown ~name
     if not path.is_absolute() and folder is None:
-        problems.add(
-            source.problem(
-                ("base",), f"found {show(name)}", "a study that is not a file needs an absolute path"
-            )
-        )
+        advice = "a study that is not a file needs an absolute path"
+        problems.add(source.problem(("base",), f"found {show(name)}", advice))
         return
     path = path if folder is None else folder / path
     if not os.path.exists(path):  # noqa: PTH110  # Path.exists() raises on a name that is too long or in a closed folder
@@ -224,16 +193,12 @@ def _inherit(document: Document, name: str, folder: Path | None, own: Config, pr
     except StudyFileError as error:
         problems.update(error.problems)
         return
-    theirs = {k: v for k, v in base.value.items() if k not in keys_of(StudyKeys) and k not in SWEEP_KEYS}
-    below, engines = read_experiment(theirs, (), Document(base).reporter(problems), engine_list=True)
-    document.fixed = below
+    document.fixed, engines = _read_experiment(base.value, (), Document(base).reporter(problems))
     document.engines = engines if document.engines is None else document.engines
-    for key, section in below.items():
+    for key, section in document.fixed.items():
         mine = own.get(key)
         # llenergymeasure replaces whole sections of the base; here they merge, which is said when it matters.
-        kept = (
-            sorted(set(section) - set(mine)) if isinstance(section, dict) and isinstance(mine, dict) else []
-        )
+        kept = sorted({*section} - {*mine}) if isinstance(section, dict) and isinstance(mine, dict) else []
         if kept:
             message = f"{', '.join(f'{key}.{each}' for each in kept)} come from the base file {name!r}"
             document.warnings.append(StudyWarning("inherited", message, source.place((key,))[0]))
@@ -250,7 +215,7 @@ def _entries(value: Any, report: Report) -> list[Config]:
     for index, entry in enumerate(value):
         path: KeyPath = ("experiments", index)
         if isinstance(entry, dict):
-            entries.append(read_experiment(entry, path, report)[0])
+            entries.append(_read_experiment(entry, path, report)[0])
         else:
             report(path, f"found {show(entry)}", "allowed: a mapping with the keys of an experiment")
     return entries

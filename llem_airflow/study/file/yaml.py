@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +21,8 @@ MAX_BYTES = 1024 * 1024
 MAX_NODES = 100_000
 """Nodes of a file after its aliases are expanded; 10,000 written-out experiments stay below it."""
 MAX_DEPTH = 32
+_SHORT = "a study is a short text; use sweep axes and base files"
+_TAG = "tag:yaml.org,2002:"
 
 _NULL = {"", "~", "null", "Null", "NULL"}
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -64,7 +67,7 @@ class Source:
     def __init__(self, name: str, text: str) -> None:
         self.name = name
         self.text = text.removeprefix("\ufeff")
-        self.root = _Builder(name, self.text).build()
+        self.root = _Reader(name, self.text).read()
         self.value = plain(self.root)
 
     def place(self, path: KeyPath, *, of_key: bool = False) -> tuple[int, int]:
@@ -116,41 +119,37 @@ def read_text(path: Path, name: str) -> str:
     Raises:
         StudyFileError: Not there, not a file, too large, or not UTF-8.
     """
-    try:
-        kind = (
-            "" if path.is_file() or not path.exists() else "a folder" if path.is_dir() else "no regular file"
-        )
-    except (OSError, ValueError):
-        kind = ""  # opening it says why
+    kind = ""
+    with suppress(OSError, ValueError):  # opening it says why
+        if path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else "no regular file"
     if kind:
-        raise StudyFileError([Problem(name, 1, 1, "", f"this is {kind}", "name a study file (.yaml)")])
+        raise _refused(name, f"this is {kind}", "name a study file (.yaml)")
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise StudyFileError([Problem(name, 1, 1, "", "the file does not exist", "check the path")]) from None
+        raise _refused(name, "the file does not exist", "check the path") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise StudyFileError(
-            [Problem(name, 1, 1, "", f"cannot be read: {reason}", "check the path")]
-        ) from error
+        raise _refused(name, f"cannot be read: {reason}", "check the path") from error
     if len(data) > MAX_BYTES:
-        found = f"the file is larger than {MAX_BYTES // 1024 // 1024} MiB"
-        raise StudyFileError(
-            [Problem(name, 1, 1, "", found, "a study is a short text; use sweep axes and base files")]
-        )
-    return _decode(data, name)
-
-
-def _decode(data: bytes, name: str) -> str:
+        raise _refused(name, f"the file is larger than {MAX_BYTES // 1024 // 1024} MiB", _SHORT)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        before = data[: error.start]
-        line = before.count(b"\n") + 1
-        column = error.start - (before.rfind(b"\n") + 1) + 1
-        found = f"byte 0x{data[error.start]:02x} is not UTF-8"
-        raise StudyFileError([Problem(name, line, column, "", found, "save the file as UTF-8")]) from None
+        before, found = data[: error.start], f"byte 0x{data[error.start]:02x} is not UTF-8"
+        place = (before.count(b"\n"), error.start - (before.rfind(b"\n") + 1))
+        raise _refused(name, found, "save the file as UTF-8", *place) from None
+
+
+def _problem(name: str, place: Any, found: str, allowed: str) -> Problem:
+    """A problem at a node or a mark of the parser, both of which count from 0."""
+    return Problem(name, place.line + 1, place.column + 1, "", found, allowed)
+
+
+def _refused(name: str, found: str, allowed: str, line: int = 0, column: int = 0) -> StudyFileError:
+    return StudyFileError([_problem(name, Node(None, line, column), found, allowed)])
 
 
 def plain(node: Node) -> Any:
@@ -172,117 +171,78 @@ def _values(value: Any, place: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
         yield place, value
 
 
-class _Builder:
-    """Turns the event stream into nodes, without recursion and within bounds."""
+class _Reader:
+    """Turns the event stream into nodes, within bounds."""
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
         self.text = text
+        self.events: Iterator[Any] = iter(())
         self.anchors: dict[str, Node] = {}
         self.problems: list[Problem] = []
         self.nodes = 0
 
-    def build(self) -> Node:
+    def read(self) -> Node:
         if len(self.text) > MAX_BYTES:
-            self._stop(
-                0,
-                0,
-                "the text is larger than 1 MiB",
-                "a study is a short text; use sweep axes and base files",
-            )
+            raise _refused(self.name, "the text is larger than 1 MiB", _SHORT)
         try:
             self.text.encode()
         except UnicodeEncodeError as error:  # half a surrogate pair, from a text that was JSON
             before = self.text[: error.start]
-            column = error.start - before.rfind("\n") - 1
-            self._stop(before.count("\n"), column, *_unstorable(self.text[error.start]))
+            place = (before.count("\n"), error.start - before.rfind("\n") - 1)
+            raise _refused(self.name, *_unstorable(self.text[error.start]), *place) from None
         try:
-            root = self._document(yaml.parse(self.text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+            root = self._document()
         except yaml.YAMLError as error:
             raise StudyFileError([_syntax(self.name, self.text, error)]) from error
         if self.problems:
             raise StudyFileError(self.problems)
         if root is None or not isinstance(root.value, dict):
-            found = (
-                "the file is empty"
-                if root is None or root.value is None
-                else f"found {show(plain(root))} at the top"
-            )
-            raise StudyFileError(
-                [Problem(self.name, 1, 1, "", found, "a study is a mapping of keys; see `llem-airflow init`")]
-            )
+            value = None if root is None else plain(root)
+            found = "the file is empty" if value is None else f"found {show(value)} at the top"
+            raise _refused(self.name, found, "a study is a mapping of keys; see `llem-airflow init`")
         return root
 
-    def _stop(self, line: int, column: int, found: str, allowed: str) -> NoReturn:
-        raise StudyFileError([*self.problems, Problem(self.name, line + 1, column + 1, "", found, allowed)])
-
-    def _document(self, events: Iterator[Any]) -> Node | None:
-        stack: list[tuple[Node, list[Node], str | None]] = []
+    def _document(self) -> Node | None:
+        self.events = yaml.parse(self.text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         root: Node | None = None
-        documents = 0
-        for event in events:
-            node: Node | None = None
-            if isinstance(event, yaml.ScalarEvent):
-                node = self._scalar(event)
-            elif isinstance(event, yaml.CollectionStartEvent):
-                self._open(event, stack)
-                continue
-            elif isinstance(event, yaml.CollectionEndEvent):
-                node = self._close(*stack.pop(), mapping=isinstance(event, yaml.MappingEndEvent))
-            elif isinstance(event, yaml.AliasEvent):
-                node = self._alias(event)
-            elif isinstance(event, yaml.DocumentStartEvent):
-                documents += 1
-                if documents > 1:
-                    mark: Any = event.start_mark
-                    self._stop(mark.line, mark.column, "a second document begins here", "one study per file")
-            if node is not None:
-                self._count(node)
-                if stack:
-                    stack[-1][1].append(node)
-                else:
-                    root = node
+        for event in self.events:
+            if isinstance(event, yaml.NodeEvent):
+                root = self._node(event, 0)
+            elif isinstance(event, yaml.DocumentStartEvent) and root is not None:
+                self._stop(event.start_mark, "a second document begins here", "one study per file")
         return root
 
-    def _count(self, node: Node) -> None:
-        self.nodes += node.size if isinstance(node.value, (dict, list)) and node.size > 1 else 1
-        if self.nodes > MAX_NODES or node.size > MAX_NODES:
+    def _node(self, event: Any, depth: int) -> Node:
+        node = Node(None, event.start_mark.line, event.start_mark.column)
+        if isinstance(event, yaml.ScalarEvent):
+            node.value = self._scalar(event, node)
+        elif isinstance(event, yaml.AliasEvent):
+            target = self.anchors.get(str(event.anchor))
+            if target is None:
+                found = f"the alias *{event.anchor} has no anchor before it"
+                self._stop(node, found, f"define it with &{event.anchor}")
+            node.value, node.size = target.value, target.size
+        else:
+            self._collection(event, node, depth)
+        self.nodes += node.size if isinstance(event, yaml.AliasEvent) else 1
+        if self.nodes > MAX_NODES:
             found = f"the file has more than {MAX_NODES:,} values after its aliases are expanded"
-            self._stop(node.line, node.column, found, "use sweep axes instead of writing points out")
+            self._stop(node, found, "use sweep axes instead of writing points out")
+        if event.anchor and not isinstance(event, yaml.AliasEvent):
+            self.anchors[event.anchor] = node
+        return node
 
-    def _open(self, event: Any, stack: list[tuple[Node, list[Node], str | None]]) -> None:
-        mark = event.start_mark
-        if len(stack) >= MAX_DEPTH:
-            self._stop(
-                mark.line,
-                mark.column,
-                f"values are nested deeper than {MAX_DEPTH}",
-                "no key of a study is that deep",
-            )
-        if event.tag not in {None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}:
+    def _collection(self, event: Any, node: Node, depth: int) -> None:
+        if depth >= MAX_DEPTH:
+            self._stop(node, f"values are nested deeper than {MAX_DEPTH}", "no key of a study is that deep")
+        if event.tag not in {None, "!", f"{_TAG}map", f"{_TAG}seq"}:
             self._tag(event)
-        stack.append((Node(None, mark.line, mark.column), [], event.anchor))
-
-    def _close(self, node: Node, children: list[Node], anchor: str | None, *, mapping: bool) -> Node:
-        node.size = 1 + sum(child.size for child in children)
-        node.value = self._mapping(children) if mapping else children
-        if anchor:
-            self.anchors[anchor] = node
-        return node
-
-    def _alias(self, event: yaml.AliasEvent) -> Node:
-        target = self.anchors.get(str(event.anchor))
-        mark: Any = event.start_mark
-        if target is None:
-            self._stop(
-                mark.line,
-                mark.column,
-                f"the alias *{event.anchor} has no anchor before it",
-                f"define it with &{event.anchor}",
-            )
-        node = Node(target.value, mark.line, mark.column)
-        node.size = target.size
-        return node
+        children: list[Node] = []
+        while not isinstance(each := next(self.events), yaml.CollectionEndEvent):
+            children.append(self._node(each, depth + 1))
+        node.size += sum(child.size for child in children)
+        node.value = self._mapping(children) if isinstance(event, yaml.MappingStartEvent) else children
 
     def _mapping(self, children: list[Node]) -> dict[Any, tuple[Node, Node]]:
         result: dict[Any, tuple[Node, Node]] = {}
@@ -297,70 +257,51 @@ class _Builder:
                 continue
             name = key if isinstance(key, str) else _key_text(key)
             if name in result:
-                first = result[name][0].line + 1
-                self._note(
-                    key_node, f"the key {name!r} is written twice (first in line {first})", "keep one of them"
-                )
+                first = f"first in line {result[name][0].line + 1}"
+                self._note(key_node, f"the key {name!r} is written twice ({first})", "keep one of them")
                 continue
             result[name] = (key_node, value_node)
-        return merged | result if merged else result
+        return merged | result
 
     def _merge(self, node: Node, merged: dict[Any, tuple[Node, Node]]) -> None:
         """The YAML merge key: what the mapping itself says wins, then the first of the merged mappings."""
         for each in node.value if isinstance(node.value, list) else [node]:
-            if not isinstance(each.value, dict):
-                self._note(
-                    each, f"<< merges mappings, found {show(plain(each))}", "use <<: *anchor of a mapping"
-                )
-                continue
-            for key, pair in each.value.items():
-                merged.setdefault(key, pair)
+            if isinstance(each.value, dict):
+                for key, pair in each.value.items():
+                    merged.setdefault(key, pair)
+            else:
+                found = f"<< merges mappings, found {show(plain(each))}"
+                self._note(each, found, "use <<: *anchor of a mapping")
 
-    def _scalar(self, event: Any) -> Node:
-        mark = event.start_mark
-        value: Any = event.value
-        if event.tag is not None and event.tag != "!":
-            value = self._tagged(event)
-        elif event.implicit[0]:
-            value = resolve(value)
-        node = Node(value, mark.line, mark.column)
+    def _scalar(self, event: Any, node: Node) -> Any:
+        value = event.value
+        if event.tag in {f"{_TAG}{kind}" for kind in ("int", "float", "bool", "null")} or (
+            event.tag in {None, "!"} and event.implicit[0]
+        ):
+            value = plain_scalar(value)
+        elif event.tag not in {None, "!", f"{_TAG}str"}:
+            self._tag(event)
         if isinstance(value, str) and (strange := _UNSTORABLE.search(value)):
             self._note(node, *_unstorable(strange[0]))
-        if event.anchor:
-            self.anchors[event.anchor] = node
-        return node
-
-    def _tagged(self, event: Any) -> Any:
-        if event.tag == "tag:yaml.org,2002:str":
-            return event.value
-        if event.tag in {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "null")}:
-            return resolve(event.value)
-        self._tag(event)
-        return event.value
+        return value
 
     def _tag(self, event: Any) -> None:
-        mark = event.start_mark
-        tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")[:60]
-        self.problems.append(
-            Problem(
-                self.name,
-                mark.line + 1,
-                mark.column + 1,
-                "",
-                f"found the YAML tag {tag}",
-                "a study has no tags: delete it",
-            )
-        )
+        found = f"found the YAML tag {str(event.tag).replace(_TAG, '!!')[:60]}"
+        self._note(event.start_mark, found, "a study has no tags: delete it")
 
-    def _note(self, node: Node, found: str, allowed: str) -> None:
-        self.problems.append(Problem(self.name, node.line + 1, node.column + 1, "", found, allowed))
+    def _note(self, place: Any, found: str, allowed: str) -> None:
+        self.problems.append(_problem(self.name, place, found, allowed))
+
+    def _stop(self, place: Any, found: str, allowed: str) -> NoReturn:
+        self._note(place, found, allowed)
+        raise StudyFileError(self.problems)
 
 
 def _unstorable(character: str) -> tuple[str, str]:
     return f"found the character U+{ord(character):04X}", "no file or database can hold it: delete it"
 
 
-def resolve(text: str) -> Any:
+def plain_scalar(text: str) -> Any:
     """The value of an unquoted scalar: null, true/false, a whole number, a number, or else text."""
     if text in _NULL:
         return None
@@ -385,33 +326,18 @@ def _key_text(key: Any) -> str:
 
 def _syntax(name: str, text: str, error: yaml.YAMLError) -> Problem:
     """PyYAML's complaint in our form."""
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    mark: Any = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if mark is None:
-        position = getattr(error, "position", 0)
-        line = text[:position].count("\n")
+        line = text[: getattr(error, "position", 0)].count("\n")
         found = str(getattr(error, "reason", error)).strip().splitlines()[0]
         return Problem(name, line + 1, 1, "", f"not YAML: {found}", "remove the character")
     lines = text.splitlines()
     line_text = lines[mark.line] if mark.line < len(lines) else ""
     indent = line_text[: len(line_text) - len(line_text.lstrip())]
-    if "\t" in indent or (line_text[mark.column : mark.column + 1] == "\t"):
-        column = line_text.index("\t") + 1
-        return Problem(
-            name,
-            mark.line + 1,
-            column,
-            "",
-            "a tab is used to indent",
-            "YAML indents with spaces: replace the tab",
-        )
-    problem = getattr(error, "problem", None) or str(error)
-    context = getattr(error, "context", None)
-    found = f"not YAML: {problem}" + (f" ({context})" if context else "")
-    return Problem(
-        name,
-        mark.line + 1,
-        mark.column + 1,
-        "",
-        found,
-        "check the indentation, the colons and the quotes here",
-    )
+    if "\t" in indent or line_text[mark.column : mark.column + 1] == "\t":
+        tab = Node(None, mark.line, line_text.index("\t"))
+        return _problem(name, tab, "a tab is used to indent", "YAML indents with spaces: replace the tab")
+    found = f"not YAML: {getattr(error, 'problem', None) or error}"
+    if context := getattr(error, "context", None):
+        found += f" ({context})"
+    return _problem(name, mark, found, "check the indentation, the colons and the quotes here")
