@@ -150,25 +150,25 @@ def check(path: Path) -> str:
         AssertionError: The report has no place, or the place is not in the file.
     """
     begin = time.process_time()
-    mistakes: tuple[Problem, ...] | None = None
+    problems: tuple[Problem, ...] | None = None
     report = ""
     try:
         study = load_study(path)
         json.dumps(study.plan.to_json(), allow_nan=False)
     except StudyFileError as error:
-        mistakes = error.problems
+        problems = error.problems
         report = str(error)
     assert time.process_time() - begin < LONGEST_S, "it took too long"
-    if mistakes is None:
+    if problems is None:
         return "planned"
-    assert mistakes, "no mistake is named"
+    assert problems, "no problem is named"
     assert len(report) < 200_000, "the report is endless"
     # YAML also breaks lines at U+0085, U+2028 and U+2029, as splitlines does
     lines = len(path.read_bytes().decode("utf-8", "replace").splitlines())
-    for mistake in mistakes:
-        assert 1 <= mistake.line <= lines + 1, f"no such line: {mistake}"
-        assert mistake.column >= 1, f"no such column: {mistake}"
-        assert mistake.found, f"nothing said: {mistake}"
+    for problem in problems:
+        assert 1 <= problem.line <= lines + 1, f"no such line: {problem}"
+        assert problem.column >= 1, f"no such column: {problem}"
+        assert problem.found, f"nothing said: {problem}"
     return "refused"
 
 

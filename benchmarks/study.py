@@ -30,7 +30,8 @@ LINEAR_TARGET = 2.0
 OURS_IMPORT = "import llem_airflow.study"
 PEER_IMPORT = "import llenergymeasure"
 OURS_PLAN = (
-    "import sys; from llem_airflow.study import load_study; print(len(load_study(sys.argv[1]).plan.runs))"
+    "import sys; from llem_airflow.study import load_study; "
+    "print(len(load_study(sys.argv[1]).plan.planned_cycles))"
 )
 PEER_PLAN = (
     "import sys, logging; logging.disable(50); from llenergymeasure.api import load_study; "

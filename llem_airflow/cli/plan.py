@@ -56,14 +56,14 @@ def _funnel(plan: Plan) -> Text:
         f"{plan.valid:,} valid",
         f"{len(plan.experiments):,} after deduplication",
         f"x {plan.cycles:,} cycles",
-        f"= {len(plan.runs):,} runs, each in a container or process of its own",
+        f"= {len(plan.planned_cycles):,} runs, each in a container or process of its own",
     ]
     return Text(" -> ".join(steps[:4]) + " " + " ".join(steps[4:]))
 
 
 def _totals(study: Study) -> Text:
     plan = study.plan
-    gaps_s = sum(run.gap_before_s for run in plan.runs)
+    gaps_s = sum(run.gap_before_s for run in plan.planned_cycles)
     gpus = "one where there is one" if plan.gpus is None else "none" if plan.gpus == 0 else str(plan.gpus)
     order: str = study.execution.experiment_order
     several = len(plan.experiments) > 1 and plan.cycles > 1
@@ -136,7 +136,7 @@ def _order(plan: Plan) -> Group:
             run.experiment_id,
             f"{run.cycle}",
         )
-        for run in plan.runs
+        for run in plan.planned_cycles
     ]
     titles = ("run", "pause before", "experiment", "cycle")
     return _titled("Order", Rows(titles, rows, right=("run", "pause before", "cycle")))

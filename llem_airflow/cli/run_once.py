@@ -131,7 +131,7 @@ def require_models(study: Study, models_dir: Path, runner: str | None = None) ->
 
 
 def _show_end(run: StoredRun, asked: Study, code: int, home: Home) -> int:
-    missing = _missing(asked, run) if run.is_run() else [None] * len(asked.plan.runs)
+    missing = _missing(asked, run) if run.is_run() else [None] * len(asked.plan.planned_cycles)
     if run.is_run() and (summary := run.summary()) and code != INTERRUPTED:
         terminal.show(terminal.console(), render_summary(Summary.from_json(summary)), "")
         _say(f"Report:  {run.url}/{layout.REPORT}")
@@ -142,9 +142,11 @@ def _show_end(run: StoredRun, asked: Study, code: int, home: Home) -> int:
             f"Airflow ended with {code} and there is no summary; its log is {home.airflow / 'run.log'}", "red"
         )
     if code == INTERRUPTED:
-        kept = len(asked.plan.runs) - len(missing)
+        kept = len(asked.plan.planned_cycles) - len(missing)
         where = f" in {run.url}" if kept else ""
-        _say(f"Ended with Ctrl-C. {kept} of {len(asked.plan.runs)} cycles are measured and kept{where}.")
+        _say(
+            f"Ended with Ctrl-C. {kept} of {len(asked.plan.planned_cycles)} cycles are measured and kept{where}."
+        )
     if missing and (code == INTERRUPTED or code):
         _say(f"`{_resume_command(asked)}` measures the {counted(len(missing), 'cycle')} without a result.")
     return INTERRUPTED if code == INTERRUPTED else int(bool(code))
@@ -219,7 +221,9 @@ def _left(run: StoredRun) -> set[tuple[str, int]]:
 
 def _missing(asked: Study, run: StoredRun) -> list[tuple[str, int] | None]:
     there = {(ref.experiment_id, ref.cycle) for ref in run.cycles()} | set(run.skipped())
-    return [key for each in asked.plan.runs if (key := (each.experiment_id, each.cycle)) not in there]
+    return [
+        key for each in asked.plan.planned_cycles if (key := (each.experiment_id, each.cycle)) not in there
+    ]
 
 
 def _request_of(run: StoredRun) -> Request:

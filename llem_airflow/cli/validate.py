@@ -36,7 +36,7 @@ class _File:
             click.echo(str(StudyFileError(self.problems)), err=True)
         elif self.study is not None:
             click.echo(
-                f"{self.path}: {len(self.study.experiments)} experiments, {len(self.study.plan.runs)} runs"
+                f"{self.path}: {len(self.study.experiments)} experiments, {len(self.study.plan.planned_cycles)} runs"
             )
             for warning in self.study.warnings:
                 click.echo(f"{self.path}: note: {warning}")

@@ -53,7 +53,7 @@ def study_doc(study: Study, layers: Callable[[], Layers]) -> str:
         )
     except RunnerError as error:
         said, runners = {}, f"No run can be planned: {_code(str(error))}\n\n"
-    planned, cycles = len(study.experiments), len(study.plan.runs)
+    planned, cycles = len(study.experiments), len(study.plan.planned_cycles)
     return (
         f"# {plain(study.name)}\n\n{counted(planned, 'experiment')}, {counted(cycles, 'cycle')} to measure"
         f"{_where(said)}, from {plain(study.path.name) if study.path else 'text'}. "

@@ -203,9 +203,9 @@ def refused(study: Study, build: Callable[[Study], Iterable[DAG]]) -> tuple[Prob
     from airflow.serialization.serialized_objects import DagSerialization  # noqa: PLC0415  # no task needs it
 
     some = study.experiments[:1]
-    runs = [run for run in study.plan.runs if run.experiment_id == some[0].id][:1]
+    runs = [run for run in study.plan.planned_cycles if run.experiment_id == some[0].id][:1]
     try:
-        for dag in build(replace(study, plan=replace(study.plan, experiments=some, runs=runs))):
+        for dag in build(replace(study, plan=replace(study.plan, experiments=some, planned_cycles=runs))):
             dag.validate()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
             DagSerialization.to_dict(dag)
     except StudyFileError as error:

@@ -44,7 +44,7 @@ FORMAT = 2
 _KEPT = 64
 """Entries that stay; the oldest go. One study that is edited makes one entry for each text."""
 _SCALARS = ("declared", "valid", "cycles", "wall_clock_s", "gpus")
-_TABLES = ("runs", "skipped", "duplicates", "experiments")
+_TABLES = ("planned_cycles", "skipped", "duplicates", "experiments")
 _UNREADABLE = (sqlite3.Error, OSError, ValueError, TypeError, KeyError)
 
 T = TypeVar("T")
@@ -101,7 +101,9 @@ def _stored(entry: Path, file: Path, text: str) -> Study:
         raise ValueError(f"the base file {base['path']} has changed")
     sizes = head["sizes"]
     plan = Plan(
-        runs=_Rows(rows, "runs", sizes["runs"], lambda row: PlannedCycle(**row)),
+        planned_cycles=_Rows(
+            rows, "planned_cycles", sizes["planned_cycles"], lambda row: PlannedCycle(**row)
+        ),
         skipped=_Rows(rows, "skipped", sizes["skipped"], lambda row: Skipped(**row)),
         duplicates=_Rows(rows, "duplicates", sizes["duplicates"], _duplicates),
         experiments=_Rows(rows, "experiments", sizes["experiments"], _experiment),

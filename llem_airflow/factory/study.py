@@ -213,7 +213,7 @@ def _study_tasks(
         if only in {None, PLAN_TASK_ID}:
             plan.cycles = {
                 (run.experiment_id, run.cycle): (cycle.task_id, index)
-                for index, run in enumerate(study.plan.runs)
+                for index, run in enumerate(study.plan.planned_cycles)
             }
         plan >> cycle >> aggregate
         if whole:
@@ -248,7 +248,7 @@ def _cycle_tasks(
 ) -> list[LLEMExperimentOperator]:
     """One task per planned cycle, in the plan's order, grouped by experiment."""
     wanted = _wanted_run(study, only)
-    runs = [wanted] if wanted else study.plan.runs
+    runs = [wanted] if wanted else study.plan.planned_cycles
     found = [study.experiment(wanted.experiment_id)] if wanted else study.experiments
     experiments = {experiment.id: experiment for experiment in found}
     called = dict(zip(experiments, task_labels(found), strict=True))
@@ -282,7 +282,9 @@ def _cycle_tasks(
 def _wanted_run(study: Study, only: str | None) -> PlannedCycle | None:
     """The planned cycle whose task this process wants."""
     experiment_id, _, cycle = (only or "").rpartition(f".{CYCLE_TASK_ID}_")
-    return study.plan.run(experiment_id, int(cycle)) if experiment_id and cycle.isdecimal() else None
+    return (
+        study.plan.planned_cycle(experiment_id, int(cycle)) if experiment_id and cycle.isdecimal() else None
+    )
 
 
 def _mapped_cycles(study: Study, operator_args: dict[str, Any]) -> Any:
@@ -298,14 +300,14 @@ def _mapped_cycles(study: Study, operator_args: dict[str, Any]) -> Any:
     ).expand_kwargs(
         [
             {"experiment": run.experiment_id, "cycle": run.cycle, "gap_before_s": run.gap_before_s}
-            for run in study.plan.runs
+            for run in study.plan.planned_cycles
         ]
     )
 
 
 def _weight(study: Study, run: PlannedCycle) -> int:
     """Earlier runs first; the study's own priority lifts all of them above another study's."""
-    return study.airflow.priority * 100_000 + len(study.plan.runs) - run.position
+    return study.airflow.priority * 100_000 + len(study.plan.planned_cycles) - run.position
 
 
 def _shared_args(study: Study, operator_args: dict[str, Any]) -> dict[str, Any]:

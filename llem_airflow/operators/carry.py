@@ -30,7 +30,7 @@ def carry_over(study: Study, run: StoredRun, context: Context) -> Cycles:
     if before is None or not left_cycles(before):
         return set()
     hashes = {each.id: each.hash for each in study.experiments}
-    planned = {(each.experiment_id, each.cycle) for each in study.plan.runs}
+    planned = {(each.experiment_id, each.cycle) for each in study.plan.planned_cycles}
     taken: Cycles = set()
     for ref in before.cycles():
         key = (ref.experiment_id, ref.cycle)

@@ -158,7 +158,7 @@ def note_gated(study: Study, run: StoredRun) -> None:
     begun |= {(ref.experiment_id, ref.cycle) for ref in run.failures()} | set(run.not_begun())
     canary_of = canaries(study.experiments)
     reasons = {first: _canary_failed(run, first, 0) for first in set(canary_of.values())}
-    for each in study.plan.runs:
+    for each in study.plan.planned_cycles:
         reason = reasons[canary_of[each.experiment_id]]
         if reason and (each.experiment_id, each.cycle) not in begun:
             note(run, each.experiment_id, each.cycle, reason)

@@ -82,7 +82,7 @@ class LLEMPlanOperator(BaseOperator):
         show_choices(self, choices)
         plan = {
             "experiments": len(asked.experiments),
-            "cycles": len(asked.plan.runs),
+            "cycles": len(asked.plan.planned_cycles),
             "longest_s": asked.plan.wall_clock_s,
             "dry_run": dry_run,
             "runners": {engine: str(choice) for engine, choice in choices.items()},
@@ -105,7 +105,11 @@ class LLEMPlanOperator(BaseOperator):
     def _skipped(
         self, asked: Study, carried: set[tuple[str, int]], *, dry_run: bool
     ) -> list[str | tuple[str, int]]:
-        kept = set() if dry_run else {(run.experiment_id, run.cycle) for run in asked.plan.runs} - carried
+        kept = (
+            set()
+            if dry_run
+            else {(run.experiment_id, run.cycle) for run in asked.plan.planned_cycles} - carried
+        )
         tasks: list[str | tuple[str, int]] = [
             task_id if map_index < 0 else (task_id, map_index)
             for key, (task_id, map_index) in self.cycles.items()
@@ -148,15 +152,15 @@ class LLEMPlanTextOperator(BaseOperator):
         if RunRequest.of(context).dry_run:
             return []
         most = conf.getint("core", "max_map_length")
-        if len(asked.plan.runs) > most:
+        if len(asked.plan.planned_cycles) > most:
             raise AirflowFailException(
-                f"the plan has {len(asked.plan.runs)} cycles and this Airflow maps at most {most}: raise "
+                f"the plan has {len(asked.plan.planned_cycles)} cycles and this Airflow maps at most {most}: raise "
                 "[core] max_map_length, measure fewer, or put the study's file into the study folder"
             )
         pin_choices(_opened(asked, context), choices, again=True)
         return [
             {"experiment": run.experiment_id, "cycle": run.cycle, "gap_before_s": run.gap_before_s}
-            for run in asked.plan.runs
+            for run in asked.plan.planned_cycles
         ]
 
 
@@ -227,12 +231,12 @@ def show_plan(operator: BaseOperator, study: Study) -> None:
         "%s: %s experiments, %s cycles to measure, at most %.2f h",
         study.name,
         len(study.experiments),
-        len(study.plan.runs),
+        len(study.plan.planned_cycles),
         hours,
     )
     for notice in study.warnings:
         log.warning("%s", notice)
-    for run in study.plan.runs[:_SHOWN]:
+    for run in study.plan.planned_cycles[:_SHOWN]:
         log.info("  %s cycle %s", run.experiment_id, run.cycle)
-    if len(study.plan.runs) > _SHOWN:
-        log.info("  … and %s more", len(study.plan.runs) - _SHOWN)
+    if len(study.plan.planned_cycles) > _SHOWN:
+        log.info("  … and %s more", len(study.plan.planned_cycles) - _SHOWN)

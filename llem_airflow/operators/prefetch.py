@@ -81,7 +81,7 @@ class LLEMPrefetchOperator(LLEMExperimentOperator):
     def _note(self, context: Context, error: AttemptFailedError) -> None:
         """Note in the results why the cycles that need it are not there."""
         run = open_run(self.study, context)
-        for each in self.study.plan.runs:
+        for each in self.study.plan.planned_cycles:
             if each.experiment_id in self.experiments:
                 note(run, each.experiment_id, each.cycle, Reason("fetch", error.headline))
 

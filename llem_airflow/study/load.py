@@ -17,7 +17,7 @@ from llem_airflow.study.plan.order import CANARY_CYCLE, Run, canaries, gaps_s, o
 from llem_airflow.study.plan.sweep import parse_sweep
 from llem_airflow.study.problems import Problem, StudyFileError, StudyWarning
 
-MOST_RUNS = 1_000_000
+MOST_CYCLES = 1_000_000
 """Longest plan: it is held in memory, in every process that reads the study."""
 
 
@@ -54,9 +54,11 @@ def _load(source: Source, *, name: str, path: Path | None, folder: Path | None) 
         raise StudyFileError(problems)
     expansion = expand(document, sweep)
     execution = document.keys.study_execution
-    if (count := len(expansion.uniques) * execution.cycles) > MOST_RUNS:
+    if (count := len(expansion.uniques) * execution.cycles) > MOST_CYCLES:
         found = f"the plan has {count:,} cycles to run"
-        document.refuse(("study_execution",), found, f"at most {MOST_RUNS:,}: fewer points, or fewer cycles")
+        document.refuse(
+            ("study_execution",), found, f"at most {MOST_CYCLES:,}: fewer points, or fewer cycles"
+        )
     experiments = _experiments(document, expansion)
     # A machine that gets hot must cool down between experiments; an estimate from the CPU's load needs no pauses.
     needs_cooldown = any(unique.config["measurement"]["meter"] in GPU_METERS for unique in expansion.uniques)
@@ -138,7 +140,7 @@ def _plan(
     counts = [experiment.gpus.count for experiment in experiments]
     known = [count for count in counts if count is not None]
     return Plan(
-        runs=tuple(
+        planned_cycles=tuple(
             PlannedCycle(experiments[index].id, cycle, position, pause_s)
             for position, ((index, cycle), pause_s) in enumerate(zip(runs, pauses_s, strict=True))
         ),

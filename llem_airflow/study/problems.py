@@ -94,7 +94,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known name that ``word`` is probably a slip of, or None."""
+    """The known name that ``word`` is probably a misspelling of, or None."""
     if len(word) > 100:
         return None
     from difflib import get_close_matches  # noqa: PLC0415  # only a file with a problem pays for it

@@ -9,7 +9,7 @@ import json
 import os
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,7 @@ def load_prompts(source: str, n_prompts: int, order: str, *, seed: int, folder: 
     """
     made = synthetic(source)
     if made is not None:
-        text = canonical_json(
-            {"input_tokens": made.input_tokens, "output_tokens": made.output_tokens, "seed": seed}
-        )
+        text = canonical_json(asdict(made) | {"seed": seed})
         return Prompts(source, _sha256(text), (), n_prompts, made)
     path, resolved = _file(source, folder)
     items = _ordered(read_prompts(path, source, n_prompts), n_prompts, order, seed)
@@ -86,8 +84,7 @@ def _file(source: str, folder: Path | None) -> tuple[Path, str]:
     if source == BUILTIN or source in STANDING_IN:
         return BUILTIN_FILE, source
     if names_dataset(source):
-        found = fetch(source, MAX_FILE_BYTES)
-        return found.path, found.source
+        return fetch(source, MAX_FILE_BYTES)
     path = Path(os.path.expanduser(source))  # noqa: PTH111  # Path.expanduser() raises for an unknown ~name
     return (path if path.is_absolute() or folder is None else folder / path), source
 
@@ -119,7 +116,6 @@ _BEGINS = {
     b"\xff\xfe": ("is UTF-16", "save it as UTF-8"),
     b"\xfe\xff": ("is UTF-16", "save it as UTF-8"),
 }
-_PARQUET = b"PAR1"
 
 
 def read_prompts(path: Path, source: str, n_prompts: int) -> list[Record]:
@@ -137,11 +133,8 @@ def read_prompts(path: Path, source: str, n_prompts: int) -> list[Record]:
     """
     left_out: dict[str, list[int]] = {}
     try:
-        records = [
-            found
-            for row, record in _rows(path, source)
-            if (found := _prompt_of(record, source, row, left_out))
-        ]
+        rows = _rows(path, source)
+        records = [found for row, record in rows if (found := _prompt_of(record, source, row, left_out))]
     except FileNotFoundError:
         raise _wrong(source, f"no such file: {path}", "paths are relative to the study file") from None
     except OSError as error:
@@ -175,12 +168,11 @@ def _rows(path: Path, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for sign, (what, hint) in _BEGINS.items():
         if begin.startswith(sign):
             raise _wrong(source, what, hint)
-    if begin.startswith(_PARQUET) != (path.suffix == ".parquet"):
-        is_one = begin.startswith(_PARQUET)
-        raise _wrong(
-            source, "is Parquet" if is_one else "is no Parquet file", "rename it, or save it as it is named"
-        )
-    return _parquet(path, source) if path.suffix == ".parquet" else _lines(path, source)
+    is_parquet = begin.startswith(b"PAR1")
+    if is_parquet != (path.suffix == ".parquet"):
+        what = "is Parquet" if is_parquet else "is no Parquet file"
+        raise _wrong(source, what, "rename it, or save it as it is named")
+    return _parquet(path, source) if is_parquet else _lines(path, source)
 
 
 def _lines(path: Path, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -189,11 +181,8 @@ def _lines(path: Path, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(line) > MAX_LINE_BYTES:
-                raise _at(
-                    f"{source}:{number}",
-                    f"the line is longer than {MAX_LINE_BYTES // 1024**2} MiB",
-                    "shorten it",
-                )
+                most = f"the line is longer than {MAX_LINE_BYTES // 1024**2} MiB"
+                raise _at(f"{source}:{number}", most, "shorten it")
             record = _json(line, f"{source}:{number}", first=number == 1)
             if record is not None and not any(key.startswith("_") for key in record):
                 yield number, record
@@ -206,9 +195,8 @@ def _json(line: bytes, place: str, *, first: bool) -> dict[str, Any] | None:
         text = line.decode("utf-8-sig" if first else "utf-8")
         record = json.loads(text) if text.strip() else {}
     except UnicodeDecodeError as error:
-        raise _at(
-            place, f"cannot be read: byte 0x{line[error.start]:02x} is not UTF-8", "save the file as UTF-8"
-        ) from error
+        found = f"cannot be read: byte 0x{line[error.start]:02x} is not UTF-8"
+        raise _at(place, found, "save the file as UTF-8") from error
     except (ValueError, RecursionError) as error:
         raise _at(place, f"not JSON: {error}", each) from error
     if not isinstance(record, dict):
@@ -226,11 +214,8 @@ def _parquet(path: Path, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
             known = file.schema_arrow.names
             wanted = [name for name in (*COLUMNS, "source") if known.count(name) == 1]
             if not set(wanted) & set(COLUMNS):
-                raise _wrong(
-                    source,
-                    f"has no prompts: none of its columns ({', '.join(known[:20])}) is one of {', '.join(COLUMNS)}",
-                    "rename the column that holds them",
-                )
+                has = f"none of its columns ({', '.join(known[:20])}) is one of {', '.join(COLUMNS)}"
+                raise _wrong(source, f"has no prompts: {has}", "rename the column that holds them")
             unpacked = sum(file.metadata.row_group(n).total_byte_size for n in range(file.num_row_groups))
             if unpacked > _MOST_UNPACKED_BYTES:
                 raise _wrong(source, f"unpacks to {unpacked / 1024**3:.1f} GiB", "use a sample of it")
@@ -238,14 +223,13 @@ def _parquet(path: Path, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 for record in batch.to_pylist():
                     row += 1
                     yield row, record
+    except PromptsError:
+        raise
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
-        if isinstance(error, PromptsError):
-            raise
-        reason = f"{error}".strip().partition("\n")[0][:200]
         after = f" after row {row}" if row else ""
-        raise _wrong(
-            source, f"is a broken or cut-off Parquet file{after}: {reason}", "copy or make it again"
-        ) from error
+        reason = f"{error}".strip().partition("\n")[0][:200]
+        what = f"is a broken or cut-off Parquet file{after}: {reason}"
+        raise _wrong(source, what, "copy or make it again") from error
 
 
 def _prompt_of(
@@ -270,12 +254,8 @@ def _usable(prompt: str, place: str, column: str) -> str:
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
-        sign = ord(prompt[error.start])
-        raise _at(
-            place,
-            f"{column} has U+{sign:04X}, half of a character",
-            "write the whole character, or delete it",
-        ) from error
+        half = f"{column} has U+{ord(prompt[error.start]):04X}, half of a character"
+        raise _at(place, half, "write the whole character, or delete it") from error
     return prompt
 
 
@@ -290,25 +270,15 @@ def _at(place: str, what: str, hint: str) -> PromptsError:
 _TIMEOUT_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class HubFile:
-    """A file of a dataset.
-
-    Attributes:
-        path: Where it lies in the cache.
-        source: Its name with the commit, so that the same prompts can be had again.
-    """
-
-    path: Path
-    source: str
-
-
-def fetch(source: str, most_bytes: int) -> HubFile:
-    """Bring the file into the cache; without a hub, take it from there.
+def fetch(source: str, most_bytes: int) -> tuple[Path, str]:
+    """Bring a dataset's file into the cache; without a hub, take it from there.
 
     Args:
         source: ``owner/name[@revision][:file]``; without a file, the dataset's only one.
         most_bytes: Largest file that is fetched.
+
+    Returns:
+        Where it lies, and its name with the commit, so that the same prompts can be had again.
 
     Raises:
         PromptsError: It cannot be had; the text says why and what to do.
@@ -317,10 +287,12 @@ def fetch(source: str, most_bytes: int) -> HubFile:
         import huggingface_hub as hub  # noqa: PLC0415  # optional, and wanted by such studies only
         from huggingface_hub import errors  # noqa: PLC0415  # as above
     except ModuleNotFoundError:
-        raise _wrong(
-            source, "needs the hub's client, which is not installed here", "pip install 'llem-airflow[hub]'"
-        ) from None
-    name, revision, file = _parts(source)
+        missing = "needs the hub's client, which is not installed here"
+        raise _wrong(source, missing, "pip install 'llem-airflow[hub]'") from None
+    match = HUB_DATASET.match(source)
+    if match is None:
+        raise ValueError(source)
+    name, revision, file = match.groups()
     client = hub.HfApi()
     # What its HTTP client raises by itself is no OSError; its class differs between versions.
     own = (one for one in errors.HfHubHTTPError.__bases__ if issubclass(one, Exception))
@@ -328,34 +300,24 @@ def fetch(source: str, most_bytes: int) -> HubFile:
     try:
         facts = client.dataset_info(name, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
         file = _chosen(source, file, facts.siblings or [], most_bytes)
-        path = client.hf_hub_download(name, file, repo_type="dataset", revision=revision)
+        path = Path(client.hf_hub_download(name, file, repo_type="dataset", revision=revision))
     except PromptsError:
         raise
     except errors.GatedRepoError as error:
-        raise _wrong(
-            source, "is gated", "accept its terms on the hub and give the worker a token (HF_TOKEN)"
-        ) from error
+        hint = "accept its terms on the hub and give the worker a token (HF_TOKEN)"
+        raise _wrong(source, "is gated", hint) from error
     except errors.RevisionNotFoundError as error:
         raise _wrong(source, f"has no revision {revision!r}", "name a branch, a tag or a commit") from error
     except errors.RepositoryNotFoundError as error:
         hint = "check the name; a private dataset needs HF_TOKEN"
         raise _wrong(source, f"is not on the hub {client.endpoint}", hint) from error
     except failures as error:
-        cached = (
-            hub.try_to_load_from_cache(name, file, revision=revision, repo_type="dataset") if file else None
-        )
+        cached = file and hub.try_to_load_from_cache(name, file, revision=revision, repo_type="dataset")
         if not isinstance(cached, str):
             raise _unreachable(source, client.endpoint, error) from error
-        path = cached
-    commit = Path(path).parts[Path(path).parts.index("snapshots") + 1]
-    return HubFile(Path(path), f"{name}@{commit}:{file}")
-
-
-def _parts(source: str) -> tuple[str, str | None, str | None]:
-    match = HUB_DATASET.match(source)
-    if match is None:
-        raise ValueError(source)
-    return match[1], match[2], match[3]
+        path = Path(cached)
+    commit = path.parts[path.parts.index("snapshots") + 1]
+    return path, f"{name}@{commit}:{file}"
 
 
 def _chosen(source: str, wanted: str | None, files: list[Any], most_bytes: int) -> str:

@@ -64,7 +64,7 @@ class Place:
         """A run of which so many cycles are measured."""
         run = self.root.run("night", f"manual__{BEGAN.isoformat()}")
         run.write_plan(STUDY, self.study.plan.to_json(), {"started_epoch_ns": 1})
-        for number, planned in enumerate(self.study.plan.runs[:cycles]):
+        for number, planned in enumerate(self.study.plan.planned_cycles[:cycles]):
             folder = self.folder / f"out-{number}"
             hash_ = self.study.experiment(planned.experiment_id).hash
             variant(Recording(window_s=1.0), hash=hash_, cycle=planned.cycle).write(folder)
@@ -158,7 +158,7 @@ def test_experiments_and_cycles_narrow_a_run(place: Place) -> None:
     assert place.run("--experiments", "nope").exit_code == 2
     place.run("--experiments", "*batch_size-2*", "--cycles", "1")
     ((wanted, _),) = place.wanted
-    assert len(wanted.asked.plan.runs) == 1
+    assert len(wanted.asked.plan.planned_cycles) == 1
     assert place.run("--resume", "--cycles", "1").exit_code == 2
 
 

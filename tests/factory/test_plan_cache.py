@@ -63,7 +63,7 @@ def same(ours: Study, theirs: Study) -> bool:
         ours,
         plan=replace(
             plan,
-            runs=tuple(plan.runs),
+            planned_cycles=tuple(plan.planned_cycles),
             skipped=tuple(plan.skipped),
             duplicates=tuple(plan.duplicates),
             experiments=tuple(plan.experiments),
@@ -92,8 +92,8 @@ def test_one_experiment_and_one_cycle_are_found_by_name(rich: Path, kept: Path) 
     stored = cached_study(rich, kept)
     wanted = whole.experiments[-1]
     assert stored.experiment(wanted.id) == wanted
-    assert stored.plan.run(wanted.id, 2) == whole.plan.run(wanted.id, 2)
-    assert stored.plan.run(wanted.id, 99) is None
+    assert stored.plan.planned_cycle(wanted.id, 2) == whole.plan.planned_cycle(wanted.id, 2)
+    assert stored.plan.planned_cycle(wanted.id, 99) is None
     with pytest.raises(KeyError, match=r"has no experiment 'nope'; it has "):
         stored.experiment("nope")
 
@@ -153,7 +153,7 @@ def test_a_folder_that_cannot_be_written_costs_time_only_and_is_named(
     assert "[llem] plan_cache" in caplog.text
 
 
-def test_mistakes_are_those_of_the_file(rich: Path, kept: Path) -> None:
+def test_problems_are_those_of_the_file(rich: Path, kept: Path) -> None:
     rich.write_text(RICH.replace("engine:", "engnie:"))
     for _ in range(2):
         with pytest.raises(StudyFileError, match=r"rich\.yaml:4:1: engnie"):

@@ -386,7 +386,7 @@ def test_a_worker_of_a_mapped_study_finds_the_experiment_of_each_instance(
     monkeypatch.setenv("AIRFLOW__LLEM__PLAN_CACHE", str(tmp_path / "plans"))
     for _ in range(2):
         cycle: Any = study_dag(path, render="mapped").get_task("cycle")
-        rows = [(run.experiment_id, run.cycle, run.gap_before_s) for run in whole.plan.runs]
+        rows = [(run.experiment_id, run.cycle, run.gap_before_s) for run in whole.plan.planned_cycles]
         assert [tuple(row.values()) for row in cycle.expand_input.value] == rows
         made = LLEMExperimentOperator(task_id="x", **cycle.partial_kwargs | cycle.expand_input.value[1])
         assert made.experiment == whole.experiment(rows[1][0])

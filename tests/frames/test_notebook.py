@@ -56,7 +56,7 @@ def make(folder: Path) -> None:
     study = load_study(QUICKSTART)
     run = ResultsRoot(folder / "results").run("quickstart", "r1")
     run.write_plan(study.text, study.plan.to_json(), {"dag_id": "quickstart", "started_epoch_ns": 1})
-    for number, one in enumerate(study.plan.runs):
+    for number, one in enumerate(study.plan.planned_cycles):
         experiment = study.experiment(one.experiment_id)
         watts = 200.0 / experiment.config["transformers"]["llem_execution"]["batch_size"] + one.cycle
         recording = Recording(

@@ -54,10 +54,14 @@ def begin(run: StoredRun, experiment: Experiment) -> None:
 
 
 def test_the_canaries_come_first_in_the_plan_and_each_cycle_is_planned_once() -> None:
-    first = [(run.experiment_id, run.cycle) for run in STUDY.plan.runs[:2]]
+    first = [(run.experiment_id, run.cycle) for run in STUDY.plan.planned_cycles[:2]]
     assert first == [(SMALL["a"].id, 1), (SMALL["b"].id, 1)]
-    assert len({(run.experiment_id, run.cycle) for run in STUDY.plan.runs}) == len(STUDY.plan.runs) == 8
-    assert [run.position for run in STUDY.plan.runs] == list(range(8))
+    assert (
+        len({(run.experiment_id, run.cycle) for run in STUDY.plan.planned_cycles})
+        == len(STUDY.plan.planned_cycles)
+        == 8
+    )
+    assert [run.position for run in STUDY.plan.planned_cycles] == list(range(8))
 
 
 def test_airflow_starts_no_other_task_of_the_group_when_the_canary_has_failed() -> None:

@@ -59,7 +59,7 @@ def planned(where: Any, study: Study = STUDY) -> list[str]:
     """Run the plan task; the cycles that it leaves to be measured."""
     cycles = {
         (run.experiment_id, run.cycle): (f"{run.experiment_id}.cycle_{run.cycle}", -1)
-        for run in study.plan.runs
+        for run in study.plan.planned_cycles
     }
     skipped: list[Any] = []
     try:

@@ -43,18 +43,18 @@ def context(key: str | None = None, **conf: Any) -> Any:
 
 
 def test_nothing_asked_is_the_whole_study() -> None:
-    assert requested(STUDY, RunRequest.of(context())).plan.runs == STUDY.plan.runs
+    assert requested(STUDY, RunRequest.of(context())).plan.planned_cycles == STUDY.plan.planned_cycles
 
 
 def test_experiments_are_chosen_by_globs_on_names() -> None:
     asked = requested(STUDY, RunRequest.of(context(experiments="*batch_size-2*")))
     assert [each.slug for each in asked.experiments] == [STUDY.experiments[1].slug]
-    assert len(asked.plan.runs) == 3
+    assert len(asked.plan.planned_cycles) == 3
 
 
 def test_cycles_are_the_first_ones() -> None:
     asked = requested(STUDY, RunRequest.of(context(cycles=2)))
-    assert {run.cycle for run in asked.plan.runs} == {1, 2}
+    assert {run.cycle for run in asked.plan.planned_cycles} == {1, 2}
     assert asked.plan.to_json()["cycles"] == 2
 
 

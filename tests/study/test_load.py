@@ -33,9 +33,15 @@ def test_a_study_keeps_its_text_path_and_folder(tmp_path: Path) -> None:
 
 def test_the_plan_counts_the_funnel() -> None:
     plan = study(SEEDS + "study_execution: {n_cycles: 3}\n").plan
-    assert (plan.declared, plan.valid, len(plan.experiments), plan.cycles, len(plan.runs)) == (2, 2, 2, 3, 6)
-    assert [run.position for run in plan.runs] == list(range(6))
-    assert {run.experiment_id for run in plan.runs} == {e.id for e in plan.experiments}
+    assert (plan.declared, plan.valid, len(plan.experiments), plan.cycles, len(plan.planned_cycles)) == (
+        2,
+        2,
+        2,
+        3,
+        6,
+    )
+    assert [run.position for run in plan.planned_cycles] == list(range(6))
+    assert {run.experiment_id for run in plan.planned_cycles} == {e.id for e in plan.experiments}
 
 
 def test_the_json_of_a_plan_has_its_documented_keys() -> None:
@@ -118,7 +124,7 @@ def test_versions_are_read_in_order() -> None:
     ]
 
 
-def test_versions_of_the_same_name_are_a_mistake() -> None:
+def test_versions_of_the_same_name_are_a_problem() -> None:
     assert "study.yaml:4:31: versions[1].name: 'v1' is there twice; give each its own" in report(
         "versions: [{name: v1}, {name: v1}]\n"
     )
@@ -226,7 +232,7 @@ def test_base_is_inherited_and_its_study_keys_are_ignored(tmp_path: Path) -> Non
     assert "line 2: task.model come from the base file 'base.yaml'" in [str(n) for n in found.warnings]
 
 
-def test_a_missing_base_is_a_mistake_at_its_key(tmp_path: Path) -> None:
+def test_a_missing_base_is_a_problem_at_its_key(tmp_path: Path) -> None:
     path = _write(tmp_path, "s.yaml", "base: none.yaml\n" + HEAD)
     with pytest.raises(
         StudyFileError, match=r"s.yaml:1:7: base: the base file 'none.yaml' does not exist; paths are"
@@ -234,7 +240,7 @@ def test_a_missing_base_is_a_mistake_at_its_key(tmp_path: Path) -> None:
         load_study(path)
 
 
-def test_mistakes_of_the_base_are_told_with_its_own_lines(tmp_path: Path) -> None:
+def test_problems_of_the_base_are_told_with_its_own_lines(tmp_path: Path) -> None:
     _write(tmp_path, "base.yaml", "task:\n  modle: m\n")
     with pytest.raises(StudyFileError, match=r"base.yaml:2:3: task.modle: unknown key 'modle'; .*'model'"):
         load_study(_write(tmp_path, "s.yaml", "base: base.yaml\nserving_mode: offline\n"))

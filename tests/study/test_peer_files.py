@@ -28,7 +28,7 @@ sweep:
 
 @pytest.mark.parametrize(("name", "runs", "text"), FILES, ids=[name for name, _, _ in FILES])
 def test_the_peer_s_files_plan_the_same_number_of_runs(name: str, runs: int, text: str) -> None:
-    assert len(load_study_text(text, name=f"{name}.yaml").plan.runs) == runs
+    assert len(load_study_text(text, name=f"{name}.yaml").plan.planned_cycles) == runs
 
 
 def test_there_are_two_dozen_of_them() -> None:
@@ -38,6 +38,6 @@ def test_there_are_two_dozen_of_them() -> None:
 def test_points_that_only_the_peer_would_run_are_told() -> None:
     """It plans 6 runs with beams or several sequences, which cannot stream a time per token here."""
     plan = load_study_text(BEAMS, name="beams.yaml").plan
-    assert len(plan.runs) == 3
+    assert len(plan.planned_cycles) == 3
     assert len(plan.skipped) == 3
     assert all(point.reason for point in plan.skipped)

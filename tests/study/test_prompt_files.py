@@ -63,7 +63,7 @@ WHOLE = parquet(prompt=[f"question {n}" for n in range(3000)])
         ("p.jsonl", b'{"prompt": "a"}\n', r"'p.jsonl' has 1 usable prompts but n_prompts is 2; set"),
     ],
 )  # fmt: skip
-def test_each_fault_is_one_mistake_with_file_and_row(
+def test_each_fault_is_one_problem_with_file_and_row(
     tmp_path: Path, name: str, content: bytes, expected: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -99,8 +99,8 @@ def test_a_file_is_read_once_for_the_largest_number_that_is_asked_for(tmp_path: 
         "serving_mode: offline\nmeasurement: {meter: none}\ntask: {model: m, dataset: {source: p.jsonl}}\n"
         "sweep: {task.dataset.n_prompts: [1, 2, 7]}\n"
     )
-    (mistake,) = prompt_problems(load_study(tmp_path / "s.yaml"))
-    assert "'p.jsonl' has 2 usable prompts but n_prompts is 7" in mistake.found
+    (problem,) = prompt_problems(load_study(tmp_path / "s.yaml"))
+    assert "'p.jsonl' has 2 usable prompts but n_prompts is 7" in problem.found
 
 
 def test_prompts_of_the_hub_and_of_another_machine_are_left_to_the_worker(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ CONTENTS = st.one_of(
 
 @settings(max_examples=400, deadline=None)
 @given(CONTENTS, st.sampled_from(["parquet", "jsonl", "json", "csv", "txt"]))
-def test_no_bytes_raise_anything_but_a_mistake(content: bytes, suffix: str) -> None:
+def test_no_bytes_raise_anything_but_a_problem(content: bytes, suffix: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / f"p.{suffix}").write_bytes(content)
         try:

@@ -64,8 +64,8 @@ def test_a_plan_is_deterministic_and_complete(sweep: dict[str, list[Any]], order
     body = _body(sweep) + f"study_execution: {{n_cycles: {cycles}, experiment_order: {order}}}\n"
     plan = study(body).plan
     assert plan.to_json() == study(body).plan.to_json()
-    runs = {(run.experiment_id, run.cycle) for run in plan.runs}
-    assert len(runs) == len(plan.runs) == len(plan.experiments) * cycles
+    runs = {(run.experiment_id, run.cycle) for run in plan.planned_cycles}
+    assert len(runs) == len(plan.planned_cycles) == len(plan.experiments) * cycles
 
 
 @settings(max_examples=30, deadline=None)
@@ -96,14 +96,14 @@ def test_axes_and_written_out_experiments_are_the_same_experiments(sweep: dict[s
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_is_a_study_or_a_located_report(text: str) -> None:
-    mistakes: tuple[Problem, ...] = ()
+    problems: tuple[Problem, ...] = ()
     try:
         load_study_text(text)
         pytest.fail("random text is no study")
     except StudyFileError as error:
-        mistakes = error.problems
-    assert mistakes
-    assert all(mistake.line >= 1 and mistake.column >= 1 for mistake in mistakes)
+        problems = error.problems
+    assert problems
+    assert all(problem.line >= 1 and problem.column >= 1 for problem in problems)
 
 
 @settings(max_examples=100, deadline=None)

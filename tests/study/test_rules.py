@@ -116,7 +116,7 @@ def test_known_bad_points_are_skipped_with_their_rule_and_the_study_still_runs()
     ]
 
 
-def test_nothing_left_to_run_is_a_mistake_that_names_the_rules() -> None:
+def test_nothing_left_to_run_is_a_problem_that_names_the_rules() -> None:
     text = report("sweep:\n  vllm.sampling_params.temperature: [-1, -2]\n")
     assert "study.yaml:4:1: sweep: nothing is left to run: each of the 2 points is known not to work" in text
     assert "[vllm-temperature] temperature must be 0 or more" in text

@@ -35,8 +35,8 @@ def test_every_shipped_study_loads_and_is_accepted_by_the_schema(path: Path) -> 
     SCHEMA.validate(_value(text))
 
 
-def _visible_slips() -> list[str]:
-    text = (Path(__file__).parent / "slips.txt").read_text("utf-8")
+def _visible_problems() -> list[str]:
+    text = (Path(__file__).parent / "problems.txt").read_text("utf-8")
     bodies = [body for body, _ in re.findall(r"^((?:(?!=> |#).+\n)+)=> (.+)$", text, re.MULTILINE)]
     # What needs more than one key, or a format of ours, is beyond a schema.
     beyond = [
@@ -51,8 +51,8 @@ def _visible_slips() -> list[str]:
     return [body for body in bodies if not any(word in body for word in beyond)]
 
 
-@pytest.mark.parametrize("body", _visible_slips())
-def test_the_schema_refuses_every_slip_that_a_schema_can_see(body: str) -> None:
+@pytest.mark.parametrize("body", _visible_problems())
+def test_the_schema_refuses_every_problem_that_a_schema_can_see(body: str) -> None:
     assert not SCHEMA.is_valid(_value(HEAD + body))
 
 

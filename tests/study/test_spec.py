@@ -81,7 +81,7 @@ def test_server_mode_parses_plans_and_says_that_it_does_not_run_yet() -> None:
     found = study(
         "server: {traffic: {rate: 2}}\n", head="serving_mode: server\nengine: vllm\ntask: {model: m}\n"
     )
-    assert len(found.plan.runs) == 3
+    assert len(found.plan.planned_cycles) == 3
     with pytest.raises(NotImplementedError, match="running serving_mode: server is not supported yet"):
         _spec(found)
 

@@ -16,7 +16,7 @@ def _refusal(path: Path) -> str:
     return str(caught.value)
 
 
-def test_a_duplicate_key_is_a_mistake_that_names_both_lines() -> None:
+def test_a_duplicate_key_is_a_problem_that_names_both_lines() -> None:
     assert "study.yaml:4:1: the key 'task' is written twice (first in line 2); keep one of them" in report(
         "task: {}\n"
     )
@@ -95,13 +95,13 @@ def test_bytes_that_are_not_utf8_are_named_with_their_place(tmp_path: Path) -> N
     assert "latin.yaml:2:6: byte 0xe9 is not UTF-8; save the file as UTF-8" in _refusal(file)
 
 
-def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_no_problem(tmp_path: Path) -> None:
     file = tmp_path / "bom.yaml"
     file.write_bytes(b"\xef\xbb\xbf" + HEAD.encode())
     assert load_study(file).name == "bom"
 
 
-def test_a_missing_file_and_a_folder_are_mistakes(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_problems(tmp_path: Path) -> None:
     assert "the file does not exist" in _refusal(tmp_path / "none.yaml")
     assert "this is a folder" in _refusal(tmp_path)
 

@@ -375,7 +375,7 @@ class Transformers(EngineSection):
 
     moved: ClassVar = FlatKeys("transformers")
 
-    llem_execution: TransformersExecution = TransformersExecution()
+    llem_execution: TransformersExecution = TransformersExecution()  # type: ignore[assignment]  # its own keys instead
 
 
 class Vllm(EngineSection):

@@ -169,7 +169,7 @@ class Plan:
     """What would run.
 
     Attributes:
-        runs: Every cycle, in order.
+        planned_cycles: Every cycle, in order.
         declared: Points that the file declares.
         valid: Points that no rule excludes.
         skipped: The excluded ones.
@@ -181,7 +181,7 @@ class Plan:
         warnings: What the user should know.
     """
 
-    runs: Sequence[PlannedCycle]
+    planned_cycles: Sequence[PlannedCycle]
     declared: int
     valid: int
     skipped: Sequence[Skipped]
@@ -192,9 +192,9 @@ class Plan:
     gpus: int | None
     warnings: tuple[StudyWarning, ...]
 
-    def run(self, experiment_id: str, cycle: int) -> PlannedCycle | None:
+    def planned_cycle(self, experiment_id: str, cycle: int) -> PlannedCycle | None:
         """The planned cycle, or None when it is not in the plan."""
-        return _named(self.runs, f"{experiment_id}.{cycle}")
+        return _named(self.planned_cycles, f"{experiment_id}.{cycle}")
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON, in a documented and stable format."""
@@ -205,7 +205,7 @@ class Plan:
             "valid": self.valid,
             "unique": len(self.experiments),
             "cycles": self.cycles,
-            "runs": len(self.runs),
+            "runs": len(self.planned_cycles),
             "experiments": [
                 {
                     "id": e.id,
@@ -218,8 +218,8 @@ class Plan:
                 }
                 for e in self.experiments
             ],
-            "order": [run.experiment_id for run in self.runs],
-            "gaps": [run.gap_before_s for run in self.runs],
+            "order": [run.experiment_id for run in self.planned_cycles],
+            "gaps": [run.gap_before_s for run in self.planned_cycles],
             "duplicates": [
                 {"experiment": d.experiment_id, "members": list(d.members), "ignored": list(d.ignored)}
                 for d in self.duplicates

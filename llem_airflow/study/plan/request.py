@@ -69,8 +69,10 @@ def requested(study: Study, request: Request) -> Study:
             )
     ids = {each.id for each in experiments}
     cycles = min(request.cycles or study.cycles, study.cycles)
-    runs = tuple(run for run in study.plan.runs if run.experiment_id in ids and run.cycle <= cycles)
-    return replace(study, plan=replace(study.plan, experiments=tuple(experiments), runs=runs, cycles=cycles))
+    runs = tuple(run for run in study.plan.planned_cycles if run.experiment_id in ids and run.cycle <= cycles)
+    return replace(
+        study, plan=replace(study.plan, experiments=tuple(experiments), planned_cycles=runs, cycles=cycles)
+    )
 
 
 def wanted(experiment: Experiment, request: Request) -> bool:

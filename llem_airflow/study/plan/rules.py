@@ -145,7 +145,7 @@ def rules_of(engine: str) -> tuple[Rule, ...]:
 
 
 def relevant(rules: tuple[Rule, ...], base: Config, varied: set[KeyPath]) -> tuple[Rule, ...]:
-    """The rules that can apply to some point: the others are settled by what all points share."""
+    """The rules that can apply to some point: what all points share decides the others."""
     return tuple(rule for rule in rules if _can_apply(rule, base, varied))
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from pydantic.fields import FieldInfo
+
 from llem_airflow.study.config.base import Section, is_mapping, keys_of, model_of, takes_null
 from llem_airflow.study.config.experiment import EngineSection, Experiment
 from llem_airflow.study.config.study import SWEEP_KEYS, StudyKeys
@@ -31,35 +33,30 @@ Variant = tuple[Delta, ...]
 
 
 class Key(NamedTuple):
-    """A dotted key: its path, and the model and the name of its field; no model below a mapping of any keys."""
+    """A dotted key: its path, and the model that has it; no model below a mapping of any keys."""
 
     path: tuple[str, ...]
     model: type[Section] | None = None
 
     @property
+    def field(self) -> FieldInfo | None:
+        """The field that it is."""
+        return None if self.model is None else keys_of(self.model)[self.path[-1]]
+
+    @property
     def section(self) -> type[Section] | None:
         """The model of the section that the key is."""
-        return None if self.model is None else model_of(keys_of(self.model)[self.path[-1]])
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it is a mapping of any keys of an engine, each of which can be swept."""
-        model = self.model
-        return (
-            model is not None
-            and issubclass(model, EngineSection)
-            and is_mapping(keys_of(model)[self.path[-1]])
-        )
-
-    @property
-    def leaves_out_null(self) -> bool:
-        """Whether null means that the key is left out."""
-        return self.model is not None and not takes_null(keys_of(self.model)[self.path[-1]])
+        return model_of(self.field)
 
     @property
     def takes_mapping(self) -> bool:
         """Whether a value of the key can be a mapping, so that a list of mappings is an axis and no group."""
-        return self.model is None or is_mapping(keys_of(self.model)[self.path[-1]])
+        return self.field is None or is_mapping(self.field)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is a mapping of any keys of an engine, each of which can be swept."""
+        return self.model is not None and issubclass(self.model, EngineSection) and self.takes_mapping
 
 
 @dataclass(slots=True)
@@ -67,13 +64,11 @@ class Dimension:
     """An axis or a group: alternatives of which each point takes one.
 
     Attributes:
-        name: Its key in the sweep.
         engine: The engine it is limited to, or None.
         group: Whether it is a group; groups are applied after axes.
         variants: The alternatives.
     """
 
-    name: str
     engine: str | None
     group: bool
     variants: list[Variant]
@@ -180,7 +175,7 @@ def _axis(key: str, content: Any, path: KeyPath, report: Report) -> Dimension:
         for index, item in enumerate(values):
             place = (*path, index) if isinstance(content, list) else path
             variants.append(_deltas(where, item, place, report))
-    return Dimension(key, _scope(key), group=False, variants=variants)
+    return Dimension(_scope(key), group=False, variants=variants)
 
 
 def _axis_values(content: Any, path: KeyPath, report: Report) -> list[Any]:
@@ -199,18 +194,15 @@ def _axis_values(content: Any, path: KeyPath, report: Report) -> list[Any]:
 def _walk(parts: tuple[str, ...]) -> tuple[Key | None, type[Section] | None, int]:
     """The key of a path; else the model that lacks a part, None where a value has no keys, and which part."""
     model: type[Section] | None = Experiment
+    key = Key(())
     for depth, part in enumerate(parts):
-        if model is None:
-            return None, None, depth
-        found = keys_of(model).get(part)
-        if found is None:
+        if key.is_open:
+            return (Key(parts) if all(parts) else None), None, depth
+        if model is None or part not in keys_of(model):
             return None, model, depth
-        if depth == len(parts) - 1:
-            return Key(parts, model), None, 0
-        if Key(parts[: depth + 1], model).is_open:
-            return (Key(parts) if all(parts) else None), None, depth + 1
-        model = model_of(found)
-    return None, Experiment, 0
+        key = Key(parts[: depth + 1], model)
+        model = key.section
+    return key, None, 0
 
 
 def _known(key: str) -> Key | None:
@@ -221,14 +213,12 @@ def resolve_key(key: str, path: KeyPath, report: Report) -> Key | None:
     """What a dotted key names; an unknown one is reported."""
     parts = tuple(key.split("."))
     found, model, depth = _walk(parts)
-    if found is not None:
-        return found
-    if model is None:
+    if found is None and model is None:
         said = f"{'.'.join(parts[:depth])!r} holds a value, it has no key {parts[depth]!r}"
         report(path, said[:200], "sweep the key itself", of_key=True)
-    else:
+    elif found is None and model is not None:
         _unknown_axis(model, parts, depth, path, report)
-    return None
+    return found
 
 
 def _unknown_axis(
@@ -291,7 +281,7 @@ def _checked(key: Key, value: Any, place: KeyPath, report: Report) -> Any:
 
 
 def _group(key: str, content: list[Any], path: KeyPath, report: Report) -> Dimension:
-    found = Dimension(key, _scope(key), group=True, variants=[])
+    found = Dimension(_scope(key), group=True, variants=[])
     named = _known(key)
     if not all(isinstance(item, dict) for item in content):
         advice = "an axis lists plain values, a group lists mappings"
@@ -316,8 +306,8 @@ def _variants(variant: dict[str, Any], path: KeyPath, report: Report) -> list[Va
         where = resolve_key(canonical_key(name), (*path, name), report)
         if where is None:
             continue
-        if value is None and where.leaves_out_null:
-            continue
+        if value is None and where.field is not None and not takes_null(where.field):
+            continue  # null is the same as leaving the key out
         if isinstance(value, list) and not value:
             report((*path, name), f"the list of {name!r} is empty"[:200], "give it at least one value")
             continue
@@ -331,7 +321,7 @@ def _variants(variant: dict[str, Any], path: KeyPath, report: Report) -> list[Va
 
 
 MOST_VALUES = 100_000
-
+_RANGES = {"linear": {"min", "max", "num"}, "log": {"min", "max", "num"}, "pow2": {"min", "max"}}
 SHAPES = "{min, max, num}, {log: {min, max, num}} or {pow2: {min, max}}"
 
 Number = int | float
@@ -347,31 +337,23 @@ def expand_range(shorthand: dict[str, Any]) -> list[Number]:
     Raises:
         RangeError: It is not one of the shapes, or its numbers make no range.
     """
-    keys = set(shorthand)
-    if keys == {"min", "max", "num"}:
-        return _linear(*_bounds(shorthand), _num(shorthand["num"]))
-    if keys == {"log"}:
-        inner = _inner("log", shorthand["log"], {"min", "max", "num"})
-        return _log(*_bounds(inner), _num(inner["num"]))
-    if keys == {"pow2"}:
-        return _pow2(*_bounds(_inner("pow2", shorthand["pow2"], {"min", "max"})))
-    raise RangeError(
-        f"a mapping with the keys {', '.join(sorted(map(str, keys))) or 'none'} is no range; "
-        f"the shapes are {SHAPES}"
-    )
-
-
-def _inner(name: str, value: Any, keys: set[str]) -> dict[str, Any]:
-    if not isinstance(value, dict) or set(value) != keys:
-        raise RangeError(f"{name} needs exactly the keys {', '.join(sorted(keys))}; the shapes are {SHAPES}")
-    return value
-
-
-def _bounds(shorthand: dict[str, Any]) -> tuple[Number, Number]:
-    low, high = (_finite(name, shorthand[name]) for name in ("min", "max"))
+    shape = next((name for name in ("log", "pow2") if set(shorthand) == {name}), "linear")
+    given = shorthand if shape == "linear" else shorthand[shape]
+    if not isinstance(given, dict) or set(given) != _RANGES[shape]:
+        found = f"a mapping with the keys {', '.join(sorted(map(str, shorthand))) or 'none'} is no range"
+        if shape != "linear":
+            found = f"{shape} needs exactly the keys {', '.join(sorted(_RANGES[shape]))}"
+        raise RangeError(f"{found}; the shapes are {SHAPES}")
+    low, high = (_finite(name, given[name]) for name in ("min", "max"))
     if low > high:
         raise RangeError(f"min {low} is above max {high}")
-    return low, high
+    num = 2 if shape == "pow2" else _num(given["num"])
+    if low <= 0 and shape != "linear":
+        raise RangeError(f"{shape} needs min above 0, found {low}")
+    if num == 1:
+        return [low]
+    made: list[Number] = {"linear": _linear, "log": _log, "pow2": _pow2}[shape](low, high, num)
+    return list(dict.fromkeys(made))
 
 
 def _finite(name: str, value: Any) -> Number:
@@ -391,40 +373,24 @@ def _num(value: Any) -> int:
 
 
 def _linear(low: Number, high: Number, num: int) -> list[Number]:
-    if num == 1:
-        return [low]
     if isinstance(low, int) and isinstance(high, int) and (high - low) % (num - 1) == 0:
-        step = (high - low) // (num - 1)
-        return _once([low + step * index for index in range(num)])
+        return [low + (high - low) // (num - 1) * index for index in range(num)]
     inside = [_clean(low + (high - low) * index / (num - 1)) for index in range(1, num - 1)]
-    return _once([float(low), *inside, float(high)])
+    return [float(low), *inside, float(high)]
 
 
 def _log(low: Number, high: Number, num: int) -> list[Number]:
-    if low <= 0:
-        raise RangeError(f"log needs min above 0, found {low}")
-    if num == 1:
-        return [low]
     # exp of logs, not a power of the ratio: high / low can overflow
     step = (math.log(high) - math.log(low)) / (num - 1)
-    values = [
-        float(low),
-        *(_clean(math.exp(math.log(low) + step * index)) for index in range(1, num - 1)),
-        float(high),
-    ]
-    if isinstance(low, int) and isinstance(high, int) and all(value.is_integer() for value in values):
-        return _once([int(value) for value in values])
-    return _once(values)
+    inside = [_clean(math.exp(math.log(low) + step * index)) for index in range(1, num - 1)]
+    values = [float(low), *inside, float(high)]
+    whole = isinstance(low, int) and isinstance(high, int) and all(value.is_integer() for value in values)
+    return [int(value) if whole else value for value in values]
 
 
-def _pow2(low: Number, high: Number) -> list[Number]:
-    if low <= 0:
-        raise RangeError(f"pow2 needs min above 0, found {low}")
+def _pow2(low: Number, high: Number, _num: int) -> list[Number]:
     first, last = math.floor(math.log2(low)) - 1, math.ceil(math.log2(high)) + 1
-    powers: list[Number] = [
-        2**exponent if exponent >= 0 else 2.0**exponent for exponent in range(first, last + 1)
-    ]
-    inside = [power for power in powers if low <= power <= high]
+    inside = [2**power for power in range(first, last + 1) if low <= 2**power <= high]
     if not inside:
         raise RangeError(f"no power of two lies between {low} and {high}")
     return inside if all(isinstance(power, int) for power in inside) else [float(power) for power in inside]
@@ -433,7 +399,3 @@ def _pow2(low: Number, high: Number) -> list[Number]:
 def _clean(value: float) -> float:
     """Without binary noise: 0.30000000000000004 is 0.3."""
     return float(f"{value:.10g}")
-
-
-def _once(values: list[Any]) -> list[Any]:
-    return list(dict.fromkeys(values))

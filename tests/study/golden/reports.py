@@ -120,7 +120,7 @@ def loaded() -> list[str]:
         return str(error).split("\n")
     except Exception as error:  # noqa: BLE001  # told as an answer, so that the other cases are asked all the same
         return [f"TRACEBACK {error!r}"]
-    count = f"{len(study.experiments)} experiments, {len(study.plan.runs)} runs"
+    count = f"{len(study.experiments)} experiments, {len(study.plan.planned_cycles)} runs"
     return [f"accepted: {count}", *(f"note: {notice}" for notice in study.warnings)]
 
 

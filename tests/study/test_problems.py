@@ -10,15 +10,15 @@ from llem_airflow.study.problems import SHOWN_PROBLEMS, Problem, closest
 from tests.study.texts import HEAD, report
 
 
-def _slips() -> list[tuple[str, str]]:
-    text = (Path(__file__).parent / "slips.txt").read_text("utf-8")
+def _cases() -> list[tuple[str, str]]:
+    text = (Path(__file__).parent / "problems.txt").read_text("utf-8")
     cases = re.findall(r"^((?:(?!=> |#).+\n)+)=> (.+)$", text, re.MULTILINE)
     assert len(cases) == text.count("\n=> ")
     return cases
 
 
-@pytest.mark.parametrize(("body", "expected"), _slips())
-def test_a_slip_is_told_with_place_found_allowed_and_what_was_meant(body: str, expected: str) -> None:
+@pytest.mark.parametrize(("body", "expected"), _cases())
+def test_a_problem_is_told_with_place_found_allowed_and_what_was_meant(body: str, expected: str) -> None:
     assert expected in report(body)
 
 
@@ -27,7 +27,7 @@ def test_a_typo_of_a_top_level_key_is_one_message() -> None:
     assert report(head=text) == "study.yaml:2:1: tsk: unknown key 'tsk'; no such key. Did you mean 'task'?"
 
 
-def test_all_mistakes_of_a_file_come_at_once_in_its_order() -> None:
+def test_all_problems_of_a_file_come_at_once_in_its_order() -> None:
     lines = report("study_execution: {n_cycles: 0}\nengine: vlm\nairflow: {retries: -1}\n").splitlines()
     assert [line.split(":")[1] for line in lines] == ["4", "5", "6"]
 
@@ -110,7 +110,7 @@ def test_wattages_must_be_in_order() -> None:
     assert "cpu_idle_watts 70 is not below cpu_max_watts 65" in text
 
 
-def test_a_flood_of_mistakes_is_counted() -> None:
+def test_a_flood_of_problems_is_counted() -> None:
     body = "experiments: [" + ", ".join(["{x: 1}"] * 200) + "]\n"
     with pytest.raises(StudyFileError) as caught:
         load_study_text(HEAD + body)
@@ -118,15 +118,15 @@ def test_a_flood_of_mistakes_is_counted() -> None:
     assert str(caught.value).splitlines()[-1] == f"... and {200 - SHOWN_PROBLEMS} more problems"
 
 
-def test_an_absurd_integer_is_a_mistake_and_not_a_traceback() -> None:
+def test_an_absurd_integer_is_a_problem_and_not_a_traceback() -> None:
     assert "task.random_seed: found 1" in report(
         head="serving_mode: offline\ntask: {model: m, random_seed: 1" + "0" * 300 + "}\n"
     )
 
 
-def test_a_mistake_is_plain_json() -> None:
-    mistake = Problem("f.yaml", 1, 2, "a.b", "found x", "allowed: y", "z")
-    assert mistake.to_json() == {
+def test_a_problem_is_plain_json() -> None:
+    problem = Problem("f.yaml", 1, 2, "a.b", "found x", "allowed: y", "z")
+    assert problem.to_json() == {
         "file": "f.yaml",
         "line": 1,
         "column": 2,
