@@ -51,9 +51,9 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.console import load_summary
 from llem_airflow.analysis.metrics import METRICS
 from llem_airflow.analysis.statistics import describe
+from llem_airflow.analysis.summary import load_summary
 from llem_airflow.results import ResultsRoot
 from llem_airflow.results.parquet import POWER_OPTIONS
 from tests.results.recorded import EPOCH_NS, Recording, experiment_id, plan_json, provenance
@@ -120,7 +120,7 @@ def power_files(folder: Path) -> list[Path]:
 
 
 def ours(folder: Path) -> None:
-    summary = aggregate_run(ResultsRoot(folder).run("bench", "r"), report=False)
+    summary = aggregate_run(ResultsRoot(folder).run("bench", "r"))
     assert summary.valid == summary.planned
 
 

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llem_airflow.analysis.averaging import Floats, delay_s
-from llem_airflow.analysis.power_series import Curve
+from llem_airflow.analysis.series import Curve, Floats, delay_s
 
 GRID_S = 0.001
 Board = Callable[[Floats, Floats, Floats], Floats]

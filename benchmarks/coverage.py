@@ -20,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llem_airflow.analysis.counter import counter_energy
-from llem_airflow.analysis.power_series import Floats, GpuSeries
-from llem_airflow.analysis.samples import Labels
+from llem_airflow.analysis.series import Floats, GpuSeries, Labels
 
 GRID_S = 0.001
 LEAD_S, TAIL_S = 6.0, 1.3

@@ -18,10 +18,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from llem_airflow.analysis.comparing import COMPARED, compare_runs
+from llem_airflow.analysis.compare import COMPARED, compare_runs
 from llem_airflow.analysis.history import Point, change_points
-from llem_airflow.analysis.run_rows import RunRows
 from llem_airflow.analysis.statistics import BOOTSTRAP_FROM_N, bca_interval, t_interval
+from llem_airflow.analysis.tables import RunRows
 from llem_airflow.analysis.verdict import Verdict, compare, compare_pairs
 from llem_airflow.results import ResultsRoot
 

@@ -25,9 +25,8 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from llem_airflow.analysis.alarm import FAMILY, QUARTER, Series, watch, watch_study
 from llem_airflow.analysis.history import Point, change_points
-from llem_airflow.analysis.level_tests import FAMILY, QUARTER
-from llem_airflow.analysis.sequential import Series, watch, watch_study
 
 Floats = NDArray[np.float64]
 Method = Callable[[Floats, int], list[list[int]]]

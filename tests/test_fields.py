@@ -14,8 +14,7 @@ import pytest
 
 import llem_airflow
 from llem_airflow.analysis import aggregate
-from llem_airflow.analysis.cycle import Cycle
-from llem_airflow.analysis.fingerprint import fingerprint
+from llem_airflow.analysis.cycle import Cycle, fingerprint
 from llem_airflow.analysis.tables import CYCLE_FACTS
 from llem_airflow.measurement.environment import environment
 from llem_airflow.measurement.meters.describe import describe_board

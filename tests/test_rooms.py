@@ -48,7 +48,7 @@ def test_importing_the_study_room_loads_nothing_heavy(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("module", ["runners.choice", "runners.models", "analysis.labels"])
+@pytest.mark.parametrize("module", ["runners.choice", "runners.models", "analysis.plan", "analysis.metrics"])
 def test_what_making_a_plan_or_a_dag_takes_from_other_rooms_loads_nothing_heavy(module: str) -> None:
     code = (
         f"import sys, llem_airflow.{module}; "

@@ -1,1 +1,1 @@
-"""The meaning: energy, latency, statistics, comparison, report. Pure functions over stored evidence."""
+"""The meaning of stored results: energy, latency, statistics, comparison, history. Nothing here prints or draws."""

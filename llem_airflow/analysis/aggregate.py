@@ -1,28 +1,171 @@
-"""aggregate_run: the cycles of a run become summary.json, three Parquet tables and report.html."""
+"""aggregate_run: the cycles of a run become summary.json, three Parquet tables and, given a page, report.html."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from llem_airflow.analysis.curves import Curve, curve
+from llem_airflow.analysis.compare_named import Since, since_previous
 from llem_airflow.analysis.cycle import NO_METER, Cycle, Reading, absent_cycle, read_cycle
-from llem_airflow.analysis.merge import PowerMerge
-from llem_airflow.analysis.planned import Planned, planned
-from llem_airflow.analysis.report import ReportData, report_html
-from llem_airflow.analysis.since import since_previous
+from llem_airflow.analysis.plan import Planned, planned
+from llem_airflow.analysis.series import Labels, epoch_ns, phase_codes
 from llem_airflow.analysis.summary import Summary, summarise
 from llem_airflow.analysis.tables import cycles_table, experiments_table
 from llem_airflow.protocol.records import BOARD_STATE
 from llem_airflow.results import CycleRef, FailureRef, StoredRun, layout
+from llem_airflow.results.parquet import POWER_OPTIONS, POWER_SCHEMA, GroupedWriter
+
+_NAMES = pa.dictionary(pa.int32(), pa.string())
+_CARRIED = [field for field in POWER_SCHEMA if field.name not in {"t_before_mono_ns", "t_after_mono_ns"}]
+MERGED_SCHEMA = pa.schema(
+    [
+        ("t_epoch", pa.timestamp("ns", tz="UTC")),
+        ("t_mono_ns", pa.int64()),
+        ("experiment", _NAMES),
+        ("cycle", pa.int32()),
+        ("phase", _NAMES),
+        *_CARRIED,
+    ],
+    metadata=POWER_SCHEMA.metadata,
+)
+"""Columns of the merged power.parquet. Times are the midpoint of the call that read the sample."""
+
+_OPTIONS: dict[str, Any] = {
+    **POWER_OPTIONS,
+    "use_dictionary": [*POWER_OPTIONS["use_dictionary"], "experiment", "cycle", "phase"],
+    "column_encoding": dict.fromkeys(("t_epoch", "t_mono_ns", "energy_mj"), "DELTA_BINARY_PACKED"),
+}
+
+
+class PowerMerge(GroupedWriter):
+    """Writer of the merged series.
+
+    Rows are in time order within a cycle, and cycles in the order in which they are added (run order). No row
+    is dropped and no series of one sensor is averaged with another.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Write to ``file``."""
+        super().__init__(file, MERGED_SCHEMA, **_OPTIONS)
+
+    def add(self, experiment: str, cycle: int, reading: Reading) -> int:
+        """Append the samples of one cycle.
+
+        Returns:
+            Number of rows appended.
+        """
+        samples = reading.power.table
+        if samples is None or not reading.result.anchors:
+            return 0
+        mono_ns = midpoints_ns(reading.power.columns)
+        if not (mono_ns[1:] >= mono_ns[:-1]).all():
+            order = np.argsort(mono_ns, kind="stable")
+            samples, mono_ns = samples.take(pa.array(order)), mono_ns[order]
+        self.write(_merged(experiment, cycle, reading, samples, mono_ns))
+        return len(mono_ns)
+
+
+def _merged(experiment: str, cycle: int, reading: Reading, samples: Any, mono_ns: NDArray[np.int64]) -> Any:
+    """The samples of a cycle with its names and absolute times; a column that they lack is null."""
+    rows = len(mono_ns)
+    codes, phases = phase_codes(mono_ns, reading.phases)
+    columns = [
+        pa.array(epoch_ns(mono_ns, reading.result.anchors)).cast(MERGED_SCHEMA.field("t_epoch").type),
+        pa.array(mono_ns),
+        pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, dtype=np.int32)), pa.array([experiment])),
+        pa.array(np.full(rows, cycle, dtype=np.int32)),
+        pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(phases)),
+        *(
+            samples.column(field.name).cast(field.type)
+            if field.name in samples.column_names
+            else pa.nulls(rows, field.type)
+            for field in _CARRIED
+        ),
+    ]
+    return pa.Table.from_arrays(columns, schema=MERGED_SCHEMA)
+
+
+def midpoints_ns(power: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Middle of the call that read each sample, on the monotonic clock, in nanoseconds."""
+    before: NDArray[np.int64] = power["t_before_mono_ns"]
+    after: NDArray[np.int64] = power["t_after_mono_ns"]
+    return before + (after - before) // 2
+
+
+_BUCKETS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What is drawn of one cycle. Times are seconds since the begin of its first phase.
+
+    Attributes:
+        experiment: ``<slug>-<hash8>``.
+        cycle: Which repetition.
+        phases: (name, begin, end).
+        series: By GPU: times and powers, in seconds and watts.
+        estimate: Whether the powers are estimates.
+    """
+
+    experiment: str
+    cycle: int
+    phases: tuple[tuple[str, float, float], ...]
+    series: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+    estimate: bool
+
+
+def curve(experiment: str, cycle: int, reading: Reading) -> Curve:
+    """The curve of a cycle: at most 600 points a GPU, with the extremes of each bucket: no peak is lost."""
+    power = reading.power.columns
+    mono = midpoints_ns(power)
+    origin = min([phase.begin_mono_ns for phase in reading.phases] or mono.tolist()[:1] or [0])
+    gpus: Labels = power["gpu"]
+    watts = _watts(power)
+    series = {}
+    for code, gpu in sorted(enumerate(gpus.names), key=lambda item: item[1]):
+        kept = (gpus.codes == code) & ~np.isnan(watts)
+        if kept.any():
+            series[gpu] = thinned((mono[kept] - origin) / 1e9, watts[kept])
+    marks = tuple(
+        (phase.name, (phase.begin_mono_ns - origin) / 1e9, (phase.end_mono_ns - origin) / 1e9)
+        for phase in reading.phases
+    )
+    return Curve(experiment, cycle, marks, series, reading.energy.kind == "estimate")
+
+
+def thinned(
+    t_s: NDArray[np.float64], values: NDArray[np.float64], buckets: int = _BUCKETS
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Smallest and largest value of each of ``buckets`` equal runs of samples, in their order, and both ends."""
+    if len(values) <= 2 * buckets:
+        return t_s, values
+    width = -(-len(values) // buckets)
+    padded = np.pad(values, (0, width * -(-len(values) // width) - len(values)), mode="edge").reshape(
+        -1, width
+    )
+    starts = np.arange(len(padded)) * width
+    ends = np.array([0, len(values) - 1])
+    index = np.unique(np.concatenate([starts + padded.argmin(axis=1), starts + padded.argmax(axis=1), ends]))
+    index = index[index < len(values)]
+    return t_s[index], values[index]
+
+
+def _watts(power: Mapping[str, Any]) -> NDArray[np.float64]:
+    """Instant power, else the average that the driver gives; NaN marks what is not known."""
+    instant: NDArray[np.float64] = power["power_instant_mw"] / 1e3
+    average: NDArray[np.float64] = power["power_average_mw"] / 1e3
+    return average if np.isnan(instant).all() else instant
+
 
 CURVES_IN_REPORT = 240
 """A report of more cycles draws the first ones and says so; the merged series has them all."""
@@ -44,7 +187,28 @@ class _Gathered:
     power_absent: list[dict[str, Any]] = field(default_factory=list)
 
 
-def aggregate_run(run: StoredRun, *, report: bool = True) -> Summary:
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that a report shows.
+
+    Attributes:
+        summary: The summary of the run.
+        cycles: Its rows.
+        curves: Power curves of (at least the first) cycles.
+        study_text: study.yaml as its author wrote it.
+        meta: run.json.
+        since: The comparison with the run before, if there is one.
+    """
+
+    summary: Summary
+    cycles: Sequence[Cycle]
+    curves: Sequence[Curve]
+    study_text: str | None
+    meta: Mapping[str, Any]
+    since: Since | None = None
+
+
+def aggregate_run(run: StoredRun, *, page: Callable[[ReportData], str] | None = None) -> Summary:
     """Aggregate a run. The same evidence gives the same bytes, however often and by how many it is done.
 
     Each file appears whole under its name, the report last; a summary that another one replaces is kept under
@@ -52,7 +216,8 @@ def aggregate_run(run: StoredRun, *, report: bool = True) -> Summary:
 
     Args:
         run: The run.
-        report: Whether to draw report.html, which is most of the time it takes.
+        page: Draws report.html (``llem_airflow.report.page.report_html``), which takes most of the time; None for no
+            report.
 
     Raises:
         ResultsWriteError: Something could not be written; nothing that was committed is affected.
@@ -64,7 +229,7 @@ def aggregate_run(run: StoredRun, *, report: bool = True) -> Summary:
     for failure in run.failures():
         failures[failure.experiment_id, failure.cycle].append(failure)
     skips, left = run.skipped(), run.not_begun()
-    gathered = _Gathered(CURVES_IN_REPORT if report else 0)
+    gathered = _Gathered(CURVES_IN_REPORT if page else 0)
     with run.folder.atomic_write(layout.POWER_TABLE) as file, PowerMerge(file) as merge:
         for key, position in _rows(plan, committed, failures):
             if key in skips and key not in committed:
@@ -90,13 +255,11 @@ def aggregate_run(run: StoredRun, *, report: bool = True) -> Summary:
     _write_table(run, layout.CYCLES_TABLE, cycles_table(run.study, run.run_id, gathered.cycles, plan))
     _write_table(run, layout.EXPERIMENTS_TABLE, experiments_table(summary))
     run.replace(layout.SUMMARY, _json_lines(summary.to_json()))
-    if report:
-        page = report_html(
-            ReportData(
-                summary, gathered.cycles, gathered.curves, run.study_text(), run.meta(), since_previous(run)
-            )
+    if page:
+        data = ReportData(
+            summary, gathered.cycles, gathered.curves, run.study_text(), run.meta(), since_previous(run)
         )
-        run.folder.write(layout.REPORT, page.encode())
+        run.folder.write(layout.REPORT, page(data).encode())
     return summary
 
 

@@ -1,12 +1,12 @@
-"""A comparison as people ask for it: names of runs, releases and experiments; one baseline, N candidates."""
+"""Which run is compared with which: named runs and releases, the previous run."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from llem_airflow.analysis.baseline import PREVIOUS, named_runs, previous_run
-from llem_airflow.analysis.comparing import (
+from llem_airflow.analysis.compare import (
     COMPARED,
     PairReport,
     compare_runs,
@@ -14,10 +14,67 @@ from llem_airflow.analysis.comparing import (
     corrected,
     unmatched,
 )
+from llem_airflow.analysis.history import Trend, history_until
 from llem_airflow.analysis.metrics import deciding_metric, positive_threshold
-from llem_airflow.analysis.run_rows import RunRows
+from llem_airflow.analysis.tables import RunRows, aggregated_beside
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO
-from llem_airflow.results import ResultsRoot, StoredRun
+from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
+from llem_airflow.results.locate import NoSuchRunError, locate_run
+
+PREVIOUS = "previous"
+EVERY_RELEASE = "*"
+
+
+def previous_run(run: StoredRun) -> StoredRun | None:
+    """The newest aggregated run of the same study and model release that began before this one."""
+    release, began = run.meta().get("version"), run.started_epoch_ns()
+    earlier = {
+        other.started_epoch_ns(): other
+        for other in aggregated_beside(run)
+        if other.url != run.url and other.meta().get("version") == release
+    }
+    newest = max((started for started in earlier if started < began), default=None)
+    return None if newest is None else earlier[newest]
+
+
+def run_of_release(study: str, release: str, root: ResultsRoot) -> StoredRun | None:
+    """The newest aggregated run of a model release."""
+    return runs_of_releases(study, root).get(release)
+
+
+def runs_of_releases(study: str, root: ResultsRoot) -> dict[str, StoredRun]:
+    """The newest aggregated run of each model release of a study, the oldest of them first."""
+    found: dict[str, StoredRun] = {}
+    for run in root.runs(study):
+        release = run.meta().get("version")
+        if isinstance(release, str) and run.folder.exists(layout.SUMMARY):
+            found.pop(release, None)
+            found[release] = run
+    return found
+
+
+def named_runs(text: str, root: ResultsRoot) -> list[StoredRun]:
+    """The runs that a text names: one, or all of ``study@*``.
+
+    Args:
+        text: What ``locate_run`` knows, ``study@release`` (its newest aggregated run), or ``study@*``.
+        root: Where to look.
+
+    Raises:
+        NoSuchRunError: There is none; the message says what there is.
+    """
+    study, at, release = text.partition("@")  # releases may be called Qwen/Qwen3-8B@2507
+    if not at or layout.folder_name(study) not in root.studies():
+        return [locate_run(text, root)]
+    there = runs_of_releases(study, root)
+    if release == EVERY_RELEASE and there:
+        return list(there.values())
+    if release in there:
+        return [there[release]]
+    known = ", ".join(there) or "none"
+    raise NoSuchRunError(
+        f"no aggregated run of the release {release!r} of study {study!r} under {root.url}; releases: {known}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,3 +222,68 @@ def _note_unmatched(only: tuple[list[str], list[str]], earlier: RunRows, run: Ru
     ours, theirs = unmatched(earlier, run, how.factor)
     only[0].extend(f"{earlier.run.url}#{name}" for name in ours)
     only[1].extend(f"{run.run.url}#{name}" for name in theirs)
+
+
+@dataclass(frozen=True)
+class Since:
+    """A run against the one before.
+
+    Attributes:
+        run_id: Id of the run before.
+        started_epoch_ns: When it began.
+        reports: Each experiment that both have.
+        new: Experiments that the run before does not have.
+        gone: Experiments that only the run before has.
+        problem: Why nothing could be compared, or empty.
+        history: The history of each experiment of this run by its id; its verdict is the one that counts.
+    """
+
+    run_id: str
+    started_epoch_ns: int
+    reports: tuple[PairReport, ...] = ()
+    new: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+    problem: str = ""
+    history: Mapping[str, Trend] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "run_id": self.run_id,
+            "started_epoch_ns": self.started_epoch_ns,
+            "problem": self.problem,
+            "comparisons": [report.to_json() for report in self.reports],
+            "new": list(self.new),
+            "gone": list(self.gone),
+            "history": {
+                name: {
+                    "verdict": str(one.verdict),
+                    "state": one.state,
+                    "runs": len(one.points),
+                    "changes": [
+                        {"run": each.run_id, "ratio": each.ratio, "p": each.p} for each in one.changes
+                    ],
+                    "note": one.note,
+                }
+                for name, one in self.history.items()
+            },
+        }
+
+
+def since_previous(run: StoredRun) -> Since | None:
+    """An aggregated run against the newest aggregated one before it of the same study and release, if there is one."""
+    before = previous_run(run)
+    if before is None:
+        return None
+    try:
+        ours, theirs = RunRows.of(before), RunRows.of(run)
+        reports = compare_runs(ours, theirs)
+        gone, new = unmatched(ours, theirs)
+    except (ResultReadError, ValueError) as error:
+        return Since(before.run_id, before.started_epoch_ns(), problem=str(error))
+    history: dict[str, Trend] = {}
+    for metric in COMPARED[:2]:  # the second where there is no energy
+        history = history or history_until(run, metric)
+    return Since(
+        before.run_id, before.started_epoch_ns(), tuple(reports), tuple(new), tuple(gone), history=history
+    )

@@ -1,4 +1,4 @@
-"""Experiments of one run against the first of them: how far apart, and is that more than chance?"""
+"""Experiments of one run against the first of them, and the sentence that answers the study's question."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llem_airflow.analysis import formatting
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.metrics import BY_NAME
+from llem_airflow.analysis.plan import single_factor_levels
+from llem_airflow.analysis.statistics import SHOWN_FROM_N, describe
 from llem_airflow.analysis.verdict import ALPHA, THRESHOLD_RATIO, compare, compare_pairs
 
 LOWER, HIGHER, SAME, UNDECIDED = "lower", "higher", "no difference", "not enough evidence"
@@ -122,3 +125,153 @@ def _verdict(low: float | None, high: float | None) -> str:
     if high < 0:
         return LOWER
     return HIGHER if low > 0 else UNDECIDED
+
+
+ENERGY, SPEED = "energy_per_output_token_j", "output_tokens_per_s"
+HALF, DOUBLE = -0.5, 1.0
+"""Where both lie in an interval, its ends tell nothing more."""
+NAMED = 3
+"""So many experiments are named in an aside; of more, the number is told."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a run says to its study's question.
+
+    Attributes:
+        sentence: For people.
+        contrasts: Each experiment against the reference.
+    """
+
+    sentence: str
+    contrasts: tuple[Contrast, ...] = ()
+
+
+def answer(experiments: Sequence[Measured], planned: int, valid: int) -> Answer:
+    """The best experiment against the reference, or the headline number where there is one experiment.
+
+    The reference is the first experiment of the study that has a value; the best is the one with the least energy
+    per output token (most tokens per second where there is no energy). Only energies of one kind and boundary meet.
+
+    Args:
+        experiments: In the order of the plan.
+        planned: Planned cycles.
+        valid: Those with a valid result.
+    """
+    measured = [one for one in experiments if one.rows]
+    if not measured:
+        return Answer("Nothing was measured: no cycle of this run has a result.")
+    metric = ENERGY if any(one.values(ENERGY) for one in measured) else SPEED
+    known = [one for one in measured if one.values(metric)]
+    if not known:
+        return Answer("Nothing can be told: no cycle generated a token.")
+    alike = [one for one in known if metric == SPEED or _meter(one) == _meter(known[0])]
+    found = contrasts(alike, metric, len(experiments)) if len(alike) > 1 else ()
+    by_id = {one.id: one for one in alike}
+    said = _best(found, by_id, len(alike)) if found else _headline(known[0], metric, len(experiments))
+    asides = [
+        *([_why_no_energy(measured)] if metric == SPEED else []),
+        *_withheld(measured, metric),
+        *_named("not measured", [one for one in experiments if not one.rows]),
+        *_named("without a value", [one for one in measured if not one.values(metric)]),
+        *_named("not compared, as another meter or boundary was read", [o for o in known if o not in alike]),
+        *([f"{planned - valid} of {planned} planned cycles are not valid"] if valid < planned else []),
+    ]
+    return Answer("; ".join([said, *asides]) + ".", found)
+
+
+def _best(found: Sequence[Contrast], by_id: dict[str, Measured], count: int) -> str:
+    metric = BY_NAME[found[0].metric]
+    lower = metric.better == "lower"
+    best = sorted(found, key=lambda one: one.difference_ratio, reverse=not lower)[0]
+    reference, candidate = by_id[best.reference], by_id[best.candidate]
+    old, new = single_factor_levels(reference.factors, candidate.factors) or (
+        reference.label,
+        candidate.label,
+    )
+    if count > 2:
+        new += f" (the {'lowest' if lower else 'highest'} of the other {count - 1})"
+        old += " (the study's first)"
+    kind = "estimated " if _is_estimate(reference) and metric.energy else ""
+    what = f"{kind}{metric.label[0].lower()}{metric.label[1:]}"
+    said = (
+        f"{new} against {old}: {what} {formatting.change(best.difference_ratio)}{_evidence(best, len(found))}"
+    )
+    return said + _on_other_gpus(reference, candidate)
+
+
+def _evidence(one: Contrast, family: int) -> str:
+    n = f"{one.n_reference}"
+    if one.n_candidate != one.n_reference:
+        n = f"{one.n_reference} and {one.n_candidate}"
+    little = f", not enough evidence at n = {n}"
+    low, high, undecided = one.low_ratio, one.high_ratio, one.verdict == UNDECIDED
+    if low is None or high is None or (undecided and min(one.n_reference, one.n_candidate) < SHOWN_FROM_N):
+        return little
+    if undecided and low <= HALF and high >= DOUBLE:
+        return f"{little} (half and double are both possible)"
+    corrected = f", corrected for {family} comparisons" if family > 1 else ""
+    interval = f"95 % interval {formatting.change(low)} to {formatting.change(high)}{corrected}"
+    if undecided:
+        return f"{little} ({interval})"
+    same = f", no difference of {formatting.percent(THRESHOLD_RATIO)} or more" if one.verdict == SAME else ""
+    return f"{same} ({interval}), n = {n} cycles"
+
+
+def _headline(one: Measured, metric: str, count: int) -> str:
+    """The number itself, where there is nothing to compare it with."""
+    values = list(one.values(metric).values())
+    found = describe(values)
+    if found is None:
+        raise ValueError(f"{one.id} has no value of {metric}")
+    first, about = one.rows[0], BY_NAME[metric]
+    unit, factor = formatting.scale(about, found.mean)
+    kind = "estimated " if _is_estimate(one) and about.energy else ""
+    where = f"{first.model} on {first.engine}" if count == 1 else one.label
+    interval = (
+        f"95 % interval {formatting.interval(found, factor)}" if found.shown_interval else "no interval"
+    )
+    cycles = "cycle" if found.n == 1 else "cycles"
+    return (
+        f"{where}: {kind}{about.label[0].lower()}{about.label[1:]} {formatting.number(found.mean * factor)} {unit} "
+        f"({interval}), n = {found.n} {cycles}"
+    )
+
+
+def _meter(one: Measured) -> tuple[set[str], set[str | None]]:
+    """What its joules are: their kinds and boundaries."""
+    rows = [row for row in one.rows if row.measures.get(ENERGY) is not None]
+    return {row.energy_kind for row in rows}, {row.energy_boundary for row in rows}
+
+
+def _is_estimate(one: Measured) -> bool:
+    return "estimate" in _meter(one)[0]
+
+
+def _why_no_energy(measured: Sequence[Measured]) -> str:
+    kinds = {row.energy_kind for one in measured for row in one.rows}
+    return (
+        "there is no energy: no meter was read"
+        if kinds == {"none"}
+        else "there is no energy: it was withheld"
+    )
+
+
+def _withheld(measured: Sequence[Measured], metric: str) -> list[str]:
+    """How many cycles have a result and no energy, where others have one."""
+    rows = [row for one in measured for row in one.rows]
+    without = sum(row.measures.get(metric) is None for row in rows)
+    return [f"energy is withheld in {without} of {len(rows)} cycles"] if without and metric == ENERGY else []
+
+
+def _named(what: str, those: Sequence[Measured]) -> list[str]:
+    if not those:
+        return []
+    names = ", ".join(one.label for one in those[:NAMED])
+    more = f" and {len(those) - NAMED} more" if len(those) > NAMED else ""
+    return [f"{what}: {names}{more}"]
+
+
+def _on_other_gpus(reference: Measured, candidate: Measured) -> str:
+    ours, theirs = ({gpu for row in one.rows for gpu in row.gpus} for one in (reference, candidate))
+    return "" if ours == theirs else "; they were measured on different devices"

@@ -1,20 +1,259 @@
 """Energy between two instants by a device's energy counter, and how far off it may be.
 
-Each value of the counter is a point of the energy curve at the instant at which its register was written
-(``register``), and the curve's slope is power. So the values around an edge bound the energy there from both sides:
-by how well their writes are known, and by what power can do between them. What a register period hides is bounded
-by the readings of power where these explain the counter, and else by all that the board can do.
+The counter of a GPU is exact, but only at the instants at which its register is written: every 20 ms to 1 s, about
+100 ms on most boards (arXiv 2312.02741). Each new value was written after the last reading that did not show it yet
+and before the first that did. Two readings a millisecond apart therefore pin a write down: a *sharp move*. Where the
+sharp moves keep one steady time, that clock narrows all other bounds; where they do not, only the readings count.
+
+Each value is a point of the energy curve at the instant of its write, and the curve's slope is power. So the values
+around an edge bound the energy there from both sides: by how well their writes are known, and by what power can do
+between them. What a register period hides is bounded by the readings of power where these explain the counter, and else
+by all that the board can do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from llem_airflow.analysis.power_series import Curve, GpuSeries
-from llem_airflow.analysis.register import Writes, find_writes
+from llem_airflow.analysis.series import Curve, Floats, GpuSeries
+
+Ints = NDArray[np.int64]
+REGISTER_S = 0.1
+"""Period of the power registers: 100-101 ms on A100, H100 and GeForce, 20 ms on V100 (arXiv 2312.02741)."""
+PERIOD_OFF_RATIO = 0.015
+"""How far the period may be from that before the moves themselves tell it."""
+_FASTEST_S = 0.005
+_SHARP_S = 0.02
+"""Two readings that are at most so far apart can show a move sharply."""
+_STEADY_S = 0.0005
+"""Two sharp moves that are by so much no whole number of periods apart have no steady time."""
+_FEWEST = 3
+"""Sharp moves that tell whether there is a steady time."""
+_WHOLE = 0.15
+"""How far a rise may be from a whole number of units."""
+_WANDERS_S = 0.02
+"""How far from due a write may be where too few sharp moves tell, or there is no clock."""
+
+
+@dataclass(frozen=True)
+class Writes:
+    """The values that a register was seen to hold, each once.
+
+    Attributes:
+        after_s: Earliest instant at which each was written, in seconds.
+        before_s: Latest instant.
+        y: The values, in joules, ascending.
+        period_s: Time between two writes, seen or not.
+    """
+
+    after_s: Floats
+    before_s: Floats
+    y: Floats
+    period_s: float = REGISTER_S
+
+    @property
+    def doubt_s(self) -> Floats:
+        """How wide the bounds of each are."""
+        return self.before_s - self.after_s
+
+    @property
+    def middle_s(self) -> Floats:
+        """Where each is to be expected: in the middle of its bounds, or half a period before its first reading."""
+        return self.before_s - np.minimum(self.doubt_s, self.period_s) / 2
+
+    def near(self, begin_s: float, end_s: float) -> Writes:
+        """Those that may lie in a span, and one to each side."""
+        first = max(int(np.searchsorted(self.before_s, begin_s)) - 1, 0)
+        rows = slice(first, int(np.searchsorted(self.after_s, end_s)) + 1)
+        return Writes(self.after_s[rows], self.before_s[rows], self.y[rows], self.period_s)
+
+
+@dataclass(frozen=True)
+class Register:
+    """The sharp moves of one device's counter, and the time that they keep.
+
+    Attributes:
+        moves_s: Instant of each sharp move: the middle of the two readings around it.
+        off_s: How far the true instant may be from that.
+        period_s: Time between two moves, seen or not.
+        period_off_s: How far the true period may be from that.
+        wander_s: How far a move may be from the steady time of all; infinite where they keep none.
+    """
+
+    moves_s: Floats
+    off_s: Floats
+    period_s: float
+    period_off_s: float
+    wander_s: float
+
+    def last_write(self, t_s: Floats) -> tuple[Floats, Floats]:
+        """The last write before each instant, by the sharp move that tells it best, and how far it may be off."""
+        best = self._best_move(t_s)
+        since_s = t_s - self.moves_s[best]
+        written_s = self.moves_s[best] + np.floor(since_s / self.period_s) * self.period_s
+        return written_s, self._doubt_s(t_s, best) + self.wander_s
+
+    def _doubt_s(self, t_s: Floats, move: Ints) -> Floats:
+        """How far a write at an instant may be off, by a move."""
+        return self.off_s[move] + np.abs(t_s - self.moves_s[move]) / self.period_s * self.period_off_s
+
+    def _best_move(self, t_s: Floats) -> Ints:
+        """The move with the least doubt at each instant.
+
+        Doubt grows evenly with the distance from the move. So the best of all moves before an instant is the same for
+        all later ones until a better one comes, and likewise backwards: no instant is compared with every move.
+        """
+        grows = self.moves_s * (self.period_off_s / self.period_s)
+        before = _least_so_far(self.off_s - grows)
+        after = (len(grows) - 1 - _least_so_far((self.off_s + grows)[::-1]))[::-1]
+        at = np.searchsorted(self.moves_s, t_s, side="right")
+        one, other = before[np.maximum(at - 1, 0)], after[np.minimum(at, len(grows) - 1)]
+        nearer = self._doubt_s(t_s, one) <= self._doubt_s(t_s, other)
+        found: Ints = np.where(nearer, one, other)
+        return found
+
+
+def _least_so_far(values: Floats) -> Ints:
+    """The place of the least of all values up to each."""
+    least = np.minimum.accumulate(values)
+    is_new = np.concatenate([[True], least[1:] < least[:-1]])
+    return np.maximum.accumulate(np.where(is_new, np.arange(len(values)), 0))
+
+
+def find_writes(t_s: Floats, call_s: Floats, counter_j: Floats, *, clocked: bool = True) -> Writes:
+    """The register's writes, bounded by the readings and, where it keeps one, by its clock.
+
+    Args:
+        t_s: Middle of each reading, ascending.
+        call_s: Duration of each reading.
+        counter_j: Value of each, not descending.
+        clocked: Whether to narrow the bounds by the register's clock and period.
+    """
+    writes = _seen(t_s, call_s, counter_j)
+    register = find_register(t_s, call_s, counter_j)
+    if register is None:
+        return replace(writes, period_s=_rough_period(writes, t_s)[0]) if len(writes.y) else writes
+    writes = replace(writes, period_s=register.period_s)
+    if clocked and np.isfinite(register.wander_s):
+        return _narrowed(writes, register)
+    if clocked:
+        oldest_s = writes.before_s - 2 * register.period_s - _WANDERS_S
+        return replace(writes, after_s=np.maximum(writes.after_s, oldest_s))
+    return writes
+
+
+def find_register(t_s: Floats, call_s: Floats, counter_j: Floats) -> Register | None:
+    """The register's sharp moves and their clock; None when no two readings show a move sharply.
+
+    Formula: period = time between two sharp moves / number of periods between them, from near pairs to far ones: each
+    narrows the period enough to count the periods of the next. A pair that could be one of two numbers tells nothing;
+    one that is no whole number of periods says that there is no steady time.
+
+    Args:
+        t_s: Middle of each reading, ascending.
+        call_s: Duration of each reading.
+        counter_j: Value of each.
+    """
+    writes = _seen(t_s, call_s, counter_j)
+    sharp = writes.doubt_s <= _SHARP_S
+    if not sharp.any():
+        return None
+    moves_s, off_s = (writes.after_s + writes.before_s)[sharp] / 2, writes.doubt_s[sharp] / 2
+    period_s, period_off_s = _rough_period(writes, t_s)
+    apart_s, doubt_s = np.diff(moves_s), off_s[:-1] + off_s[1:]
+    steady = True
+    for i in np.argsort(apart_s):
+        periods = round(float(apart_s[i]) / period_s)
+        if periods < 1 or periods * period_off_s + doubt_s[i] > period_s / 3:
+            continue
+        if abs(apart_s[i] - periods * period_s) > periods * period_off_s + doubt_s[i] + _STEADY_S:
+            steady = False
+        elif doubt_s[i] / periods < period_off_s:
+            period_s, period_off_s = float(apart_s[i]) / periods, float(doubt_s[i]) / periods
+    wander_s = _wander_s(moves_s, off_s, period_s, period_off_s) if steady else np.inf
+    return Register(moves_s, off_s, period_s, period_off_s, wander_s)
+
+
+def _seen(t_s: Floats, call_s: Floats, counter_j: Floats) -> Writes:
+    first = np.flatnonzero(np.diff(counter_j) > 0) + 1
+    after_s, before_s = t_s[first - 1] - call_s[first - 1] / 2, t_s[first] + call_s[first] / 2
+    return Writes(after_s, before_s, counter_j[first])
+
+
+def _rough_period(writes: Writes, t_s: Floats) -> tuple[float, float]:
+    """The period and how far it may be off, before it is refined.
+
+    Formula: where many readings equal the one before, every write was seen: time / number of writes. Else the nearest
+    two sharp moves, where they are closer than a register of the usual kind can write. Else the usual period.
+    """
+    seen, middle_s, doubt_s = len(writes.y), writes.middle_s, writes.doubt_s
+    steps_s = np.diff(t_s)
+    steps_s = steps_s[steps_s > _SHARP_S]
+    if seen > _FEWEST and len(steps_s):
+        counted_s = float(middle_s[-1] - middle_s[0]) / (seen - 1)
+        if counted_s > 1.25 * float(np.median(steps_s)) and not _beside_readings(writes):
+            return counted_s, float(doubt_s[0] + doubt_s[-1]) / (seen - 1)
+    sharp = doubt_s <= _SHARP_S
+    gaps_s, off_s = np.diff(middle_s[sharp]), (doubt_s[sharp][1:] + doubt_s[sharp][:-1]) / 2
+    near = (gaps_s > np.maximum(4 * off_s, _FASTEST_S)) & (gaps_s < 0.75 * REGISTER_S)
+    if near.any():
+        nearest = int(np.argmin(np.where(near, gaps_s, np.inf)))
+        return float(gaps_s[nearest]), float(off_s[nearest])
+    return REGISTER_S, REGISTER_S * PERIOD_OFF_RATIO
+
+
+def _beside_readings(writes: Writes) -> bool:
+    """Whether equal readings come from writes at the very instants of the readings, and not from a slow register.
+
+    A reading that just missed a write equals the one before, and a later one shows two writes at once: rises are one or
+    two of the same unit, where a slow register shows each of its writes alone.
+    """
+    rises_j = np.diff(writes.y)
+    units = rises_j / max(float(np.percentile(rises_j, 5)), 1e-9)
+    whole = np.round(units)
+    return bool((np.abs(units - whole) < _WHOLE).mean() > 0.95 and (whole == 2).mean() > 0.1)
+
+
+def _wander_s(moves_s: Floats, off_s: Floats, period_s: float, period_off_s: float) -> float:
+    """How far moves may be from their steady time.
+
+    Formula: twice the largest residual of a straight line through the sharp moves over their numbers; five residuals
+    of a uniform jitter have one that is half of its reach in more than 95 % of cases.
+    """
+    since_s = moves_s - moves_s[int(np.argmin(off_s))]
+    since_s = since_s[np.abs(since_s) / period_s * period_off_s < period_s / 3]
+    numbers = np.round(since_s / period_s)
+    if len(np.unique(numbers)) < _FEWEST:
+        return _WANDERS_S
+    since_s, numbers = since_s - since_s.mean(), numbers - numbers.mean()
+    return 2 * float(np.abs(since_s - numbers * (numbers @ since_s) / (numbers @ numbers)).max())
+
+
+def _narrowed(writes: Writes, register: Register) -> Writes:
+    """The bounds of each write, narrowed by the clock.
+
+    A first reading so near to a write that it may be from before or after it may show either of two writes. Bounds
+    that contradict each other stay as they were read.
+    """
+    last_s, off_s = register.last_write(writes.before_s)
+    since_s = writes.before_s - last_s
+    early_s = last_s - np.where(since_s < off_s, register.period_s, 0.0)
+    late_s = last_s + np.where(since_s > register.period_s - off_s, register.period_s, 0.0)
+    after_s, before_s = (
+        np.maximum(writes.after_s, early_s - off_s),
+        np.minimum(writes.before_s, late_s + off_s),
+    )
+    agree = after_s <= before_s
+    return replace(
+        writes,
+        after_s=np.where(agree, after_s, writes.after_s),
+        before_s=np.where(agree, before_s, writes.before_s),
+    )
+
 
 REACH_S = 0.5
 """Readings so near to an edge tell the power there: a few register periods, and a stalled sampler."""

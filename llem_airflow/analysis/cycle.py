@@ -1,4 +1,4 @@
-"""One planned cycle as a row: what became of it, its metrics, and the reasons to doubt them."""
+"""One planned cycle as a row: what became of it, its metrics, its flags, and its fingerprint."""
 
 from __future__ import annotations
 
@@ -7,22 +7,82 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llem_airflow.analysis import efficiency
-from llem_airflow.analysis.boundary import of_the_model
-from llem_airflow.analysis.efficiency import UndefinedMetricError
-from llem_airflow.analysis.energy import EnergyOfWindow, window_energy
-from llem_airflow.analysis.fingerprint import fingerprint
-from llem_airflow.analysis.latency import Distribution, latency
-from llem_airflow.analysis.metrics import METRICS
-from llem_airflow.analysis.quality import Flag, flags
-from llem_airflow.analysis.requests import COLUMNS, Requests
-from llem_airflow.analysis.second_sampler import second_sampler
-from llem_airflow.analysis.stored_power import StoredPower, stored_power
-from llem_airflow.analysis.timeline import Phase, phases
+from llem_airflow.analysis import metrics
+from llem_airflow.analysis.checks import Flag, flags, second_sampler
+from llem_airflow.analysis.energy import EnergyOfWindow, of_the_model, window_energy
+from llem_airflow.analysis.latency import COLUMNS, Distribution, Requests, latency
+from llem_airflow.analysis.metrics import METRICS, UndefinedMetricError
+from llem_airflow.analysis.series import Phase, StoredPower, phases, stored_power
+from llem_airflow.protocol.records import BOARD_CONDITIONS
 from llem_airflow.protocol.result import CycleResult, Window
+from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.results import CycleRef, FailureRef, ResultReadError
 from llem_airflow.results.parquet import REQUESTS_SCHEMA
 from llem_airflow.text.wording import counted
+
+FACTORS = {"model", "model_revision", "engine", "engine_version", "image_digest", "measured_by"}
+"""Fields that a comparison may name as the factor under study; all others belong to the conditions."""
+
+
+def fingerprint(
+    config: ExperimentSpec,
+    result: CycleResult,
+    environment: Mapping[str, Any],
+    record: Mapping[str, Any],
+    *,
+    semantics_version: int,
+) -> dict[str, Any]:
+    """The fingerprint: factors, and conditions such as GPU, driver, power limit, prompts and meter.
+
+    Args:
+        config: What the attempt was told.
+        result: What it observed.
+        environment: environment.json.
+        record: provenance.json.
+        semantics_version: Version of the formulas that made the energy: tables of two versions do not compare.
+    """
+    gpus = environment.get("gpus")
+    cpu = environment.get("cpu")
+    return {
+        "experiment_hash": result.experiment_hash,
+        "model": config.model.name,
+        "model_revision": config.model.revision,
+        "engine": result.engine,
+        "engine_version": result.engine_version,
+        "image_digest": record.get("image_digest"),
+        "gpus": [
+            {name: gpu[name] for name in BOARD_CONDITIONS if name in gpu}
+            for gpu in (gpus if isinstance(gpus, list) else ())
+            if isinstance(gpu, Mapping)
+        ],
+        "driver": environment.get("driver"),
+        "cpu": cpu.get("model") if isinstance(cpu, Mapping) else None,
+        "cpu_limit": _member(environment.get("cgroup"), "cpus"),
+        "runner": record.get("runner"),
+        "meter": result.meter.kind,
+        "energy_kind": result.meter.energy_kind,
+        "prompts_sha256": config.prompts.sha256,
+        "n_prompts": config.prompts.n_prompts,
+        "measured_by": _measured_by(result),
+        "energy_semantics": semantics_version,
+    }
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Fields that are not equal, with both values. A field that only one side knows differs."""
+    keys = sorted({*one, *other})
+    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
+
+
+def _measured_by(result: CycleResult) -> str:
+    """The version, and the hash of the code: an edited checkout of one version measures differently."""
+    code = result.bundle_sha256
+    return result.bundle_version if code is None else f"{result.bundle_version} ({code[:12]})"
+
+
+def _member(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else None
+
 
 STATUSES = ("valid", "invalid_energy", "failed", "missed", "missing", "damaged", "skipped")
 """valid: measured. invalid_energy: measured, but its energy is withheld. failed: every attempt failed.
@@ -252,11 +312,11 @@ def measures(
         "requests": float(requests_n),
         "load_s": _phase_s(marks, "load"),
         "warmup_s": _phase_s(marks, "warmup"),
-        "output_tokens_per_s": _defined(lambda: efficiency.output_tokens_per_s(out, window_s)),
+        "output_tokens_per_s": _defined(lambda: metrics.output_tokens_per_s(out, window_s)),
         "total_tokens_per_s": _defined(
-            lambda: efficiency.total_tokens_per_s(window.input_tokens, out, window_s)
+            lambda: metrics.total_tokens_per_s(window.input_tokens, out, window_s)
         ),
-        "requests_per_s": _defined(lambda: efficiency.requests_per_s(requests_n, window_s)),
+        "requests_per_s": _defined(lambda: metrics.requests_per_s(requests_n, window_s)),
         "energy_j": joules,
         "energy_active_j": energy.active_j,
         "average_power_w": energy.average_power_w,
@@ -279,20 +339,18 @@ def _untold(window: Window) -> set[str]:
 
 
 def _per_work(joules: float, window: Window, e2el_mean_s: float | None) -> dict[str, float | None]:
-    per_request = _defined(lambda: efficiency.energy_per_request_j(joules, window.requests))
+    per_request = _defined(lambda: metrics.energy_per_request_j(joules, window.requests))
     both = per_request is not None and e2el_mean_s is not None
     return {
         "energy_per_output_token_j": _defined(
-            lambda: efficiency.energy_per_output_token_j(joules, window.output_tokens)
+            lambda: metrics.energy_per_output_token_j(joules, window.output_tokens)
         ),
         "energy_per_total_token_j": _defined(
-            lambda: efficiency.energy_per_total_token_j(joules, window.input_tokens, window.output_tokens)
+            lambda: metrics.energy_per_total_token_j(joules, window.input_tokens, window.output_tokens)
         ),
         "energy_per_request_j": per_request,
-        "output_tokens_per_j": _defined(lambda: efficiency.output_tokens_per_j(joules, window.output_tokens)),
-        "energy_delay_product_j_s": efficiency.energy_delay_product_j_s(
-            per_request or 0.0, e2el_mean_s or 0.0
-        )
+        "output_tokens_per_j": _defined(lambda: metrics.output_tokens_per_j(joules, window.output_tokens)),
+        "energy_delay_product_j_s": metrics.energy_delay_product_j_s(per_request or 0.0, e2el_mean_s or 0.0)
         if both
         else None,
     }

@@ -14,24 +14,73 @@ from typing import Any
 import numpy as np
 
 from llem_airflow.analysis.counter import counter_energy
-from llem_airflow.analysis.plausible import Dropped, without_impossible
-from llem_airflow.analysis.power_series import (
-    GpuSeries,
-    UnreadableSeriesError,
-    phase_windows,
-    series_by_gpu,
-)
-from llem_airflow.analysis.prefill import prefill_and_decode
-from llem_airflow.analysis.requests import Requests
-from llem_airflow.analysis.withheld import (
+from llem_airflow.analysis.latency import Requests
+from llem_airflow.analysis.plausibility import (
+    Dropped,
     Withheld,
     contradiction,
     duration_mismatch,
     missing_devices,
     unusable,
+    without_impossible,
 )
-from llem_airflow.protocol.result import Meter, Window
+from llem_airflow.analysis.series import (
+    Floats,
+    GpuSeries,
+    UnreadableSeriesError,
+    phase_windows,
+    series_by_gpu,
+)
+from llem_airflow.protocol.result import CycleResult, Meter, Window
 from llem_airflow.results.llenergymeasure import PEER_METER
+
+
+def prefill_and_decode(
+    series: Mapping[str, GpuSeries], origin_ns: int, requests: Requests | None
+) -> tuple[float | None, float | None]:
+    """Joules of all prefills and of all decoding in the measured window.
+
+    Formula: the integral of instant power over [first submit, last first token] of every iteration, and over
+    [last first token, last token]. Both are None unless every iteration prefills all its requests before any
+    of them decodes (batches, not continuous batching), and the typical prefill spans at least two samples: a
+    shorter one is not resolved by the sensor.
+    """
+    iterations = _iterations(requests) if requests else None
+    curves = [one.instant for one in series.values()]
+    if requests is None or iterations is None or any(len(curve.t_s) < 2 for curve in curves):
+        return None, None
+    begin_s, first_s, last_s = (times + (requests.origin_ns - origin_ns) / 1e9 for times in iterations)
+    period_s = max(float(np.median(np.diff(curve.t_s))) for curve in curves)
+    if float(np.median(first_s - begin_s)) < 2 * period_s:
+        return None, None
+    if not all(curve.covers(float(begin_s[0]), float(last_s.max())) for curve in curves):
+        return None, None
+    times = list(zip(begin_s.tolist(), first_s.tolist(), last_s.tolist(), strict=True))
+    prefill_j = sum(curve.integral(begin, first) for curve in curves for begin, first, _ in times)
+    decode_j = sum(curve.integral(first, last) for curve in curves for _, first, last in times)
+    return prefill_j, decode_j
+
+
+def _iterations(requests: Requests) -> tuple[Floats, Floats, Floats] | None:
+    """First submit, last first token and last token of every iteration, in seconds since the requests' origin.
+
+    None when prefill and decode overlap or times are missing.
+    """
+    known = (requests.submit_ns, requests.first_ns, requests.last_ns)
+    if not len(requests) or any(np.isnan(times).any() for times in known):
+        return None
+    order = np.argsort(requests.iteration, kind="stable")
+    starts = np.flatnonzero(np.diff(requests.iteration[order], prepend=-2))
+    submit, first, last, second = (times[order] for times in (*known, requests.second_ns))
+    begin_ns, first_ns = np.minimum.reduceat(submit, starts), np.maximum.reduceat(first, starts)
+    last_ns, second_ns = np.maximum.reduceat(last, starts), np.minimum.reduceat(second, starts)
+    if (second_ns < first_ns).any():
+        return None
+    by_time = np.argsort(begin_ns, kind="stable")
+    if (begin_ns[by_time][1:] < last_ns[by_time][:-1]).any():
+        return None
+    return begin_ns[by_time] / 1e9, first_ns[by_time] / 1e9, last_ns[by_time] / 1e9
+
 
 __all__ = [
     "SEMANTICS_VERSION",
@@ -358,3 +407,47 @@ def _taken_over(events: Sequence[Mapping[str, Any]]) -> tuple[Baseline, ...]:
     """The idle power of an earlier cycle that this one says it took over, instead of measuring its own."""
     said = next((event for event in events if event.get("event") == "baselines_reused"), {})
     return tuple(Baseline(**one, measured_in=str(said["measured_in"])) for one in said.get("baselines") or ())
+
+
+_OF_THE_CPU = ("rapl", "cpu-estimate")
+
+
+def of_the_model(energy: EnergyOfWindow, result: CycleResult) -> EnergyOfWindow:
+    """The energy, withheld when the meter read another device than the one that the model ran on."""
+    why = mismatch(result)
+    if why is None or energy.kind == "none":
+        return energy
+    return replace(
+        energy,
+        energy_j=None,
+        source=None,
+        average_power_w=None,
+        check_ratio=None,
+        uncertainty_j=None,
+        active_j=None,
+        active_over=None,
+        prefill_j=None,
+        decode_j=None,
+        withheld=(*energy.withheld, Withheld("other_device", why)),
+    )
+
+
+def mismatch(result: CycleResult) -> str | None:
+    """Why the meter's joules are not the model's, as one sentence; None when they are, or nobody can tell.
+
+    Any vendor's GPU is ``cuda``, ``xpu`` or the like to PyTorch; a meter of the CPU measures none of them.
+    """
+    meter, device = result.meter, result.model.get("device")
+    if not isinstance(device, str) or not device or device == "meta":
+        return None
+    if meter.kind == "nvml" and device.startswith("cpu"):
+        return f"The model ran on the CPU ({device}), and the meter read {len(meter.devices)} GPU(s)."
+    if meter.kind in _OF_THE_CPU and not device.startswith("cpu"):
+        return f"The model ran on {device}, and the meter {meter.kind} knows the CPU only."
+    used = result.model.get("gpu_uuids")
+    if meter.kind != "nvml" or meter.energy_kind != "measured" or not isinstance(used, list):
+        return None
+    unread = [uuid for uuid in used if uuid not in meter.devices]
+    if unread:
+        return f"The model ran on {', '.join(unread)}, which the meter did not read ({', '.join(meter.devices)})."
+    return None

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llem_airflow.analysis.cycle import HAS_RESULT, read_cycle
-from llem_airflow.analysis.run_rows import cycle_rows
+from llem_airflow.analysis.tables import cycle_rows
 from llem_airflow.results import CycleRef, ResultReadError, StoredRun, layout
 
 ENERGY_TOLERANCE_RATIO = 1e-6

@@ -1,9 +1,17 @@
-"""The metrics of a cycle: name, unit, what is better, meaning. Tables, reports, comparisons use this list."""
+"""The metrics of a cycle: name, unit, what is better, meaning; their formulas; carbon and cost.
+
+Tables, reports and comparisons use this list. The standard library only: DAG files load this.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # that module needs SciPy, and DAG files load this one
+    from llem_airflow.analysis.statistics import Description
 
 P95_FROM = 20
 P99_FROM = 100
@@ -171,3 +179,173 @@ def positive_threshold(ratio: object) -> float:
     if not isinstance(ratio, int | float) or not 0 < ratio < math.inf:
         raise ValueError(f"threshold {ratio!r}: a number above 0; 0.02 is 2 %")
     return ratio
+
+
+class UndefinedMetricError(ValueError):
+    """The metric has no value for this input; it is not zero."""
+
+
+def output_tokens_per_s(output_tokens: int, window_s: float) -> float:
+    """Output token throughput, in tokens per second.
+
+    Formula: generated tokens of the window / length of the window. Prompt tokens do not count.
+    """
+    return output_tokens / _positive(window_s, "output tokens per second: the window has no length")
+
+
+def total_tokens_per_s(input_tokens: int, output_tokens: int, window_s: float) -> float:
+    """Prompt and generated tokens per second.
+
+    Formula: (input tokens + output tokens) / length of the window.
+    """
+    return (input_tokens + output_tokens) / _positive(window_s, "tokens per second: the window has no length")
+
+
+def requests_per_s(requests: int, window_s: float) -> float:
+    """Request throughput, in requests per second.
+
+    Formula: requests completed in the window / length of the window.
+    """
+    return requests / _positive(window_s, "requests per second: the window has no length")
+
+
+def energy_per_output_token_j(energy_j: float, output_tokens: int) -> float:
+    """Energy per output token, in joules per token.
+
+    Formula: energy of the window / tokens generated in it.
+
+    Raises:
+        UndefinedMetricError: The window produced no output tokens.
+    """
+    return energy_j / _positive(
+        output_tokens, "energy per output token: the window produced no output tokens"
+    )
+
+
+def energy_per_total_token_j(energy_j: float, input_tokens: int, output_tokens: int) -> float:
+    """Energy per token of prompt or answer, in joules per token.
+
+    Formula: energy of the window / (input tokens + output tokens).
+
+    Raises:
+        UndefinedMetricError: The window saw no tokens.
+    """
+    return energy_j / _positive(input_tokens + output_tokens, "energy per token: the window saw no tokens")
+
+
+def energy_per_request_j(energy_j: float, requests: int) -> float:
+    """Energy per request, in joules.
+
+    Formula: energy of the window / requests completed in it.
+
+    Raises:
+        UndefinedMetricError: The window completed no request.
+    """
+    return energy_j / _positive(requests, "energy per request: the window completed no request")
+
+
+def output_tokens_per_j(energy_j: float, output_tokens: int) -> float:
+    """Output tokens per joule.
+
+    Formula: tokens generated in the window / energy of the window.
+
+    Raises:
+        UndefinedMetricError: The energy is not positive.
+    """
+    return output_tokens / _positive(energy_j, "output tokens per joule: the energy is not positive")
+
+
+def energy_delay_product_j_s(energy_per_request: float, e2el_s: float) -> float:
+    """Energy-delay product, in joule seconds: lower is better in energy and in latency together.
+
+    Formula: energy per request, in joules, x mean end-to-end latency, in seconds.
+    """
+    return energy_per_request * e2el_s
+
+
+def co2e_g(energy_j: float, intensity_g_per_kwh: float) -> float:
+    """Greenhouse gas of an energy, in grams of CO2 equivalent: an estimate.
+
+    Formula: energy in kWh x stated carbon intensity of the electricity, in g per kWh.
+    """
+    return energy_j / 3.6e6 * intensity_g_per_kwh
+
+
+def cost(energy_j: float, price_per_kwh: float) -> float:
+    """Cost of an energy in the currency of the price: an estimate.
+
+    Formula: energy in kWh x stated price per kWh.
+    """
+    return energy_j / 3.6e6 * price_per_kwh
+
+
+def _positive(value: float, message: str) -> float:
+    if value <= 0:
+        raise UndefinedMetricError(message)
+    return value
+
+
+TOKENS = 1_000_000
+"""Output tokens that a derived number is about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A number that follows from energy and something the study states. Every one is an estimate.
+
+    Attributes:
+        name: ``co2e_g_per_million_output_tokens`` or ``cost_per_million_output_tokens``.
+        label: Name for people.
+        unit: ``g CO2e`` or the currency.
+        mean: Of the mean energy per output token.
+        low: Of the lower end of its 95 % t interval; the uncertainty of what is stated is not in it. None below 3
+            cycles.
+        high: Of its upper end.
+        basis: What is stated, with source and year.
+    """
+
+    name: str
+    label: str
+    unit: str
+    mean: float
+    low: float | None
+    high: float | None
+    basis: str
+
+
+def derived(stated: Mapping[str, Any], energy_per_output_token_j: Description | None) -> tuple[Derived, ...]:
+    """CO2e and cost of a million output tokens.
+
+    Args:
+        stated: ``stated`` of plan.json: ``carbon`` with g_per_kwh, ``price`` with per_kwh and currency, both with
+            source and year.
+        energy_per_output_token_j: Over the cycles of one experiment.
+    """
+    energy = energy_per_output_token_j
+    if energy is None:
+        return ()
+    shown = energy.shown_interval
+    ends = (energy.mean, *((shown.low, shown.high) if shown else (None, None)))
+    found = []
+    if carbon := stated.get("carbon"):
+        values = [None if e is None else co2e_g(e * TOKENS, float(carbon["g_per_kwh"])) for e in ends]
+        name, label = "co2e_g_per_million_output_tokens", "CO2e per million output tokens"
+        found.append(_derived(name, label, "g CO2e", values, basis_of("carbon", carbon)))
+    if price := stated.get("price"):
+        values = [None if e is None else cost(e * TOKENS, float(price["per_kwh"])) for e in ends]
+        name, label = "cost_per_million_output_tokens", "Electricity per million output tokens"
+        found.append(_derived(name, label, str(price["currency"]), values, basis_of("price", price)))
+    return tuple(found)
+
+
+def basis_of(kind: str, stated: Mapping[str, Any]) -> str:
+    """What is stated, with source and year."""
+    source = f"{stated['source']}, {stated['year']}"
+    if kind == "carbon":
+        return f"{stated['g_per_kwh']:g} g CO2e/kWh ({source})"
+    return f"{stated['per_kwh']:g} {stated['currency']}/kWh ({source})"
+
+
+def _derived(name: str, label: str, unit: str, values: list[float | None], basis: str) -> Derived:
+    mean, low, high = values
+    return Derived(name, label, unit, mean or 0.0, low, high, basis)

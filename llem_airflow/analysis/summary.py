@@ -1,4 +1,7 @@
-"""Summary: what the cycles of a run mean together. Built from rows alone, without touching a power series."""
+"""Summary: what the cycles of a run mean together, where it was measured, and whether the precision target is met.
+
+Built from rows alone, without touching a power series.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,74 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llem_airflow.analysis.answer import answer
-from llem_airflow.analysis.contrast import Contrast, Measured
-from llem_airflow.analysis.cycle import Cycle
-from llem_airflow.analysis.doubt import Doubt, doubts_of, gravity
-from llem_airflow.analysis.labels import experiment_labels
-from llem_airflow.analysis.metrics import BY_NAME, METRICS
-from llem_airflow.analysis.planned import Planned, experiment_factors
-from llem_airflow.analysis.setting import setting
-from llem_airflow.analysis.stated import Derived, derived
+from llem_airflow.analysis.contrast import Contrast, Measured, answer
+from llem_airflow.analysis.cycle import Cycle, read_cycle
+from llem_airflow.analysis.flags import Doubt, doubts_of, gravity
+from llem_airflow.analysis.metrics import BY_NAME, METRICS, Derived, derived
+from llem_airflow.analysis.plan import Planned, experiment_factors, experiment_labels
 from llem_airflow.analysis.statistics import FEW_CYCLES, SHOWN_FROM_N, Description, describe, slope_ratio
 from llem_airflow.protocol.failures import how_to_rerun
 from llem_airflow.protocol.typed_json import from_json, to_json
+from llem_airflow.results import StoredRun, layout
+from llem_airflow.text.wording import counted
+
+ORDER = ("model", "release", "engine", "hardware", "driver", "meter", "host")
+"""In which people read them; JSON does not keep an order."""
+
+
+def setting(
+    cycles: Sequence[Cycle], environments: Iterable[Mapping[str, Any]], release: str | None = None
+) -> dict[str, Any]:
+    """The distinct values of each, by name; what no cycle tells is left out.
+
+    Args:
+        cycles: Rows of the run.
+        environments: ``{"cycles", "environment"}`` of each distinct environment.
+        release: Model release that was measured, if the study has any.
+    """
+    told = [dict(item["environment"]) for item in environments]
+    found = {
+        "model": [row.model for row in cycles if row.model != "-"],
+        "release": [release or ""],
+        "engine": [_engine(row) for row in cycles if row.has_result] or [row.engine for row in cycles],
+        "hardware": [_hardware(one) for one in told],
+        "driver": [str(one.get("driver") or "") for one in told],
+        "meter": [_meter(row) for row in cycles if row.has_result],
+        "host": [row.host for row in cycles],
+    }
+    distinct = {name: [value for value in dict.fromkeys(values) if value] for name, values in found.items()}
+    return {name: values for name, values in distinct.items() if values}
+
+
+def setting_texts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The same for people: name and values."""
+    return [(name, ", ".join(found[name])) for name in ORDER if name in found]
+
+
+def _engine(row: Cycle) -> str:
+    return f"{row.engine} {row.engine_version}".strip()
+
+
+def _hardware(environment: Mapping[str, Any]) -> str:
+    """The GPUs, or the CPU where there is none."""
+    gpus = environment.get("gpus")
+    names = [str(gpu.get("name") or "GPU") for gpu in gpus or () if isinstance(gpu, Mapping)]
+    if names:
+        return " + ".join(f"{count} x {name}" for name, count in Counter(names).items())
+    cpu = environment.get("cpu")
+    if not isinstance(cpu, Mapping) or not cpu.get("model"):
+        return ""
+    return f"{cpu['model']}, {cpu.get('usable') or cpu.get('count') or '?'} CPUs"
+
+
+def _meter(row: Cycle) -> str:
+    """``nvml (measured, counter, board)``."""
+    name = str(row.fingerprint.get("meter") or "")
+    if row.energy_kind == "none":
+        return name
+    parts = dict.fromkeys([row.energy_kind, row.energy_source or "", row.energy_boundary or ""])
+    return f"{name} ({', '.join(part for part in parts if part)})"
+
 
 SUMMARY_VERSION = 1
 
@@ -162,6 +221,12 @@ class Summary:
             ProtocolError: It is not what this version writes.
         """
         return from_json(cls, dict(data), where)
+
+
+def load_summary(run: StoredRun) -> Summary | None:
+    """The stored summary of a run, or None before it was aggregated."""
+    data = run.summary()
+    return Summary.from_json(data, f"{run.url}/{layout.SUMMARY}") if data else None
 
 
 def summarise(
@@ -382,3 +447,59 @@ def _reliability(cycles: Sequence[Cycle]) -> tuple[dict[str, Any], ...]:
 def _one_of(values: Iterable[str | None]) -> str:
     distinct = {value for value in values if value and value != "none"}
     return distinct.pop() if len(distinct) == 1 else ("mixed" if distinct else "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How narrow the interval of an experiment is.
+
+    Attributes:
+        n: Cycles with a value.
+        half_width_ratio: Half of the length of the 95 % t interval / |mean|; None below two cycles.
+        met: Whether it is as narrow as asked for.
+        reason: One sentence.
+    """
+
+    n: int
+    half_width_ratio: float | None
+    met: bool
+    reason: str
+
+
+def precision(values: Sequence[float], *, relative_half_width: float, min_cycles: int) -> Precision:
+    """Judge the values of the cycles measured so far.
+
+    Looking after every cycle lowers the coverage of the interval a little, hence the smallest number of cycles.
+
+    Args:
+        values: One value a cycle.
+        relative_half_width: Half width / mean that is wanted.
+        min_cycles: Cycles before it may be met.
+    """
+    found = describe(values)
+    n = found.n if found else 0
+    ratio = found.half_width_ratio if found else None
+    if n < max(min_cycles, 2) or ratio is None:
+        return Precision(n, ratio, met=False, reason=f"{n} of at least {max(min_cycles, 2)} cycles")
+    met = ratio <= relative_half_width
+    word = "reached" if met else "not reached"
+    reason = (
+        f"half width {ratio:.2%} of the mean after {counted(n, 'cycle')}; {relative_half_width:.2%} {word}"
+    )
+    return Precision(n, ratio, met, reason)
+
+
+def precision_of(
+    run: StoredRun, experiment_id: str, *, relative_half_width: float, min_cycles: int
+) -> Precision:
+    """Judge the committed cycles of an experiment by energy per output token, or by tokens/s without a meter."""
+    rows = [
+        read_cycle(ref, position=None, failed_attempts=0)[0]
+        for ref in run.cycles()
+        if ref.experiment_id == experiment_id
+    ]
+    for name in ("energy_per_output_token_j", "output_tokens_per_s"):
+        values = [value for row in rows if (value := row.measures.get(name)) is not None]
+        if values:
+            return precision(values, relative_half_width=relative_half_width, min_cycles=min_cycles)
+    return Precision(0, None, met=False, reason="no cycle was measured yet")

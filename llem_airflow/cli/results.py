@@ -23,7 +23,7 @@ def show_report(run: str, results_root: str, **options: Any) -> int:
 
     RUN is the folder of a run, STUDY/RUN, STUDY (its newest run) or latest.
     """
-    from llem_airflow.analysis import console
+    from llem_airflow.report import console
 
     return console.report_run(run, results_root, **options)
 
@@ -59,8 +59,8 @@ def compare_results(
     STUDY@* (every release), as the baseline `previous` (the run before each candidate). Only equal conditions (GPU,
     driver, prompts, meter) are compared; what differs is listed.
     """
-    from llem_airflow.analysis import console
     from llem_airflow.analysis.compare_named import How
+    from llem_airflow.report import console
 
     how = How(**options)
     return console.compare(
@@ -75,7 +75,7 @@ def compare_results(
 @click.option("--json", "as_json", is_flag=True, help="Print every value as JSON.")
 def show_history(study: str, results_root: str, metric: str, *, as_json: bool) -> int:
     """How a metric of a STUDY's experiments went over its runs, one row a run, and where it changed."""
-    from llem_airflow.analysis import console
+    from llem_airflow.report import console
 
     return console.show_history(study, results_root, metric, as_json=as_json)
 
@@ -89,7 +89,7 @@ def results_group() -> None:
 @ROOT
 def list_results(results_root: str) -> int:
     """List the runs under the root."""
-    from llem_airflow.analysis import console
+    from llem_airflow.report import console
 
     return console.list_runs(results_root)
 
@@ -106,7 +106,7 @@ def list_results(results_root: str) -> int:
 )
 def show_results(run: str, results_root: str, view: str) -> int:
     """Print a RUN: its experiments, every cycle with its status, or the reliability of hosts and engines."""
-    from llem_airflow.analysis import console
+    from llem_airflow.report import console
 
     return console.show(run, results_root, view)
 
@@ -117,7 +117,7 @@ def show_results(run: str, results_root: str, view: str) -> int:
 @click.option("--study", help="Name of the study; default: the folder's name.")
 def import_results(folder: Path, results_root: str, study: str | None) -> int:
     """Make a run of a results FOLDER of llenergymeasure; what it cannot tell stays absent."""
-    from llem_airflow.analysis import console
+    from llem_airflow.report import console
 
     return console.import_peer(folder, results_root, study)
 
@@ -127,7 +127,7 @@ def import_results(folder: Path, results_root: str, study: str | None) -> int:
 @ROOT
 def check_results(run: str, results_root: str) -> int:
     """Check the stored evidence of a RUN: files open, hashes and counts agree, joules come out again."""
-    from llem_airflow.analysis import console
+    from llem_airflow.report import console
 
     return console.check(run, results_root)
 
@@ -179,7 +179,7 @@ def export_results(run: str, results_root: str, table: str, form: str, output: P
 @click.option("--yes", is_flag=True, help="Remove them. Without it, only the list is printed.")
 def prune_results(results_root: str, **options: Any) -> int:
     """List the runs that no rule keeps, and remove them with --yes."""
-    from llem_airflow.analysis import console
+    from llem_airflow.report import console
 
     return console.prune(results_root, **options)
 

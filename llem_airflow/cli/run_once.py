@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from llem_airflow.analysis.planned import planned
+from llem_airflow.analysis.plan import planned
 from llem_airflow.analysis.summary import Summary
-from llem_airflow.analysis.table import render_summary
 from llem_airflow.cli.embedded import CannotStartError, Home, end, migrate
 from llem_airflow.cli.progress import RunProgress
 from llem_airflow.protocol.failures import RESUME_VARIABLE
+from llem_airflow.report.terminal import render_summary
 from llem_airflow.results import ResultsRoot, StoredRun, layout
 from llem_airflow.runners.models import missing_model
 from llem_airflow.study import Study

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from llem_airflow.analysis.labels import distinct_labels, factor_label, factors, narrow_factor_label
+from llem_airflow.analysis.plan import distinct_labels, factor_label, factors, narrow_factor_label
 from llem_airflow.runners.choice import AUTO, Choice, Layers, RunnerError, said_by_engine
 from llem_airflow.study import Experiment, Study
 from llem_airflow.text.wording import counted

@@ -8,9 +8,9 @@ from typing import Any, Literal, overload
 import pandas as pd
 import pyarrow as pa
 
+from llem_airflow.analysis.aggregate import MERGED_SCHEMA
 from llem_airflow.analysis.cycle import NO_METER
-from llem_airflow.analysis.merge import MERGED_SCHEMA
-from llem_airflow.analysis.planned import planned
+from llem_airflow.analysis.plan import planned
 from llem_airflow.analysis.summary import Summary
 from llem_airflow.analysis.tables import CYCLES_SCHEMA, EXPERIMENTS_SCHEMA
 from llem_airflow.frames.asked import Both, Problems, Root, Runs, results_root, stored_runs, wanted

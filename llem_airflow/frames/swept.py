@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from llem_airflow.analysis.labels import factors
+from llem_airflow.analysis.plan import factors
 from llem_airflow.frames.asked import Problems
 from llem_airflow.frames.typed import column, kind_of
 from llem_airflow.results import StoredRun

@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from llem_airflow.analysis.latency import e2el_s, tpot_s, ttft_s
-from llem_airflow.analysis.requests import COLUMNS, Requests
+from llem_airflow.analysis.latency import COLUMNS, Requests, e2el_s, tpot_s, ttft_s
+from llem_airflow.analysis.series import epoch_ns
 from llem_airflow.analysis.tables import STATISTICS
-from llem_airflow.analysis.timeline import epoch_ns
 from llem_airflow.results import CycleRef, ResultReadError, StoredRun, layout
 from llem_airflow.results.folder import first_line
 from llem_airflow.results.parquet import REQUESTS_SCHEMA

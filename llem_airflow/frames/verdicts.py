@@ -10,11 +10,10 @@ from typing import Any, Literal, overload
 import pandas as pd
 import pyarrow as pa
 
+from llem_airflow.analysis.compare import COMPARED, PairReport
 from llem_airflow.analysis.compare_named import Compared, How, compare_named
-from llem_airflow.analysis.comparing import COMPARED, PairReport
-from llem_airflow.analysis.history import Point, Trend
+from llem_airflow.analysis.history import Point, Trend, histories
 from llem_airflow.analysis.metrics import BY_NAME
-from llem_airflow.analysis.progress import histories
 from llem_airflow.frames.asked import Both, Problems, Root, Run, results_root
 from llem_airflow.frames.swept import Swept
 from llem_airflow.frames.typed import as_json, rows_table, typed

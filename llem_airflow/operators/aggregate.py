@@ -79,15 +79,14 @@ class LLEMAggregateOperator(BaseOperator):
         return run_lineage(*self._told) if self._told else None
 
     def _aggregate(self, asked: Study, context: Context) -> dict[str, Any]:
-        from llem_airflow.analysis.aggregate import (  # noqa: PLC0415 - SciPy and the plots are for this task alone
-            aggregate_run,
-        )
+        from llem_airflow.analysis.aggregate import aggregate_run  # noqa: PLC0415 - SciPy and the plots are for this task alone
+        from llem_airflow.report.page import report_html  # noqa: PLC0415 - likewise
 
         study = study_of_run(asked, context)
         run = open_run(study, context)
         run.remove_orphans()
         note_gated(study, run)
-        summary = aggregate_run(run)
+        summary = aggregate_run(run, page=report_html)
         self.log.info("Report: %s/report.html", run.url)
         outcome = {"run": run.url, "report": f"{run.url}/report.html", **key_numbers(summary)}
         if summary.valid:

@@ -42,7 +42,7 @@ def carry_over(study: Study, run: StoredRun, context: Context) -> Cycles:
 
 def left_cycles(run: StoredRun) -> Cycles:
     """What a run planned and did not begin: outside the window, or it was ended before (time limit, power cut)."""
-    from llem_airflow.analysis.planned import planned  # noqa: PLC0415 - for the few studies that carry over
+    from llem_airflow.analysis.plan import planned  # noqa: PLC0415 - for the few studies that carry over
 
     plan = planned(run.plan())
     begun = {(ref.experiment_id, ref.cycle) for ref in run.cycles()}

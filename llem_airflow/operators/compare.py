@@ -117,10 +117,7 @@ class LLEMCompareOperator(BaseOperator):
             AirflowFailException: An outcome asks for it, or there is nothing that can be compared.
             AirflowSkipException: All outcomes ask for it.
         """
-        from llem_airflow.analysis.compare_named import (  # noqa: PLC0415 - SciPy is for this task alone
-            Compared,
-            How,
-        )
+        from llem_airflow.analysis.compare_named import Compared, How  # noqa: PLC0415 - SciPy is for this task alone
 
         how = How(
             metric=self.metric,
@@ -175,7 +172,7 @@ class LLEMCompareOperator(BaseOperator):
     def _histories(self, found: Compared, how: How) -> dict[str, Trend]:
         """The history of each candidate by its name, where its history is what decides: against the run before."""
         from llem_airflow.analysis.compare_named import How  # noqa: PLC0415 - likewise
-        from llem_airflow.analysis.progress import history_until  # noqa: PLC0415 - likewise
+        from llem_airflow.analysis.history import history_until  # noqa: PLC0415 - likewise
 
         if self.baseline != "previous" or how != How(metric=how.metric, threshold_ratio=how.threshold_ratio):
             return {}
@@ -190,7 +187,7 @@ class LLEMCompareOperator(BaseOperator):
     def _log(self, found: Compared) -> None:
         from rich.console import Console  # noqa: PLC0415 - likewise
 
-        from llem_airflow.analysis.table import render_comparison  # noqa: PLC0415 - likewise
+        from llem_airflow.report.terminal import render_comparison  # noqa: PLC0415 - likewise
 
         console = Console(width=150, no_color=True)
         for report in found.reports:

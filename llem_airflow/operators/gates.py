@@ -125,7 +125,7 @@ def precision(candidate: Candidate) -> Reason | None:
     target = candidate.study.execution.precision_target
     if target is None or candidate.cycle <= target.min_cycles:
         return None
-    from llem_airflow.analysis.precision import precision_of  # noqa: PLC0415 - SciPy, for the few studies that ask
+    from llem_airflow.analysis.summary import precision_of  # noqa: PLC0415 - SciPy, for the few studies that ask
 
     found = precision_of(
         candidate.run,

@@ -10,8 +10,8 @@ from llem_airflow.study import Study
 from llem_airflow.text.wording import counted
 
 if TYPE_CHECKING:
+    from llem_airflow.analysis.compare import PairReport
     from llem_airflow.analysis.compare_named import Compared
-    from llem_airflow.analysis.comparing import PairReport
     from llem_airflow.analysis.history import Trend
     from llem_airflow.analysis.summary import Summary
 
@@ -51,11 +51,7 @@ def baseline_run(study: Study, run: StoredRun, root: ResultsRoot) -> StoredRun |
     With ``regression.baseline: previous`` the newest one before this run of the same release, else the newest run of
     the release that is named.
     """
-    from llem_airflow.analysis.baseline import (  # noqa: PLC0415 - a study without `regression` needs none of it
-        PREVIOUS,
-        previous_run,
-        run_of_release,
-    )
+    from llem_airflow.analysis.compare_named import PREVIOUS, previous_run, run_of_release  # noqa: PLC0415 - a study without `regression` needs none of it
 
     wanted = study.airflow.compared
     if wanted is None:
@@ -68,8 +64,8 @@ def baseline_run(study: Study, run: StoredRun, root: ResultsRoot) -> StoredRun |
 
 def compared(study: Study, baseline: StoredRun, run: StoredRun) -> Compared:
     """Each experiment of the run against the same experiment of the baseline, whatever release each measured."""
+    from llem_airflow.analysis.compare import compare_runs  # noqa: PLC0415 - likewise
     from llem_airflow.analysis.compare_named import Compared, How  # noqa: PLC0415 - SciPy, which no other task needs
-    from llem_airflow.analysis.comparing import compare_runs  # noqa: PLC0415 - likewise
 
     wanted = study.airflow.compared
     how = How(metric=wanted.metric, threshold_ratio=wanted.threshold_ratio) if wanted else How()
@@ -94,7 +90,7 @@ def cautions(found: Compared) -> list[str]:
 
 def nightly(study: Study, run: StoredRun) -> dict[str, Trend]:
     """The nightly verdict: the history of each experiment that the run measured, by its id."""
-    from llem_airflow.analysis.progress import history_until  # noqa: PLC0415 - SciPy, which no other task needs
+    from llem_airflow.analysis.history import history_until  # noqa: PLC0415 - SciPy, which no other task needs
 
     wanted = study.airflow.compared
     return history_until(run, wanted.metric, wanted.threshold_ratio) if wanted else {}
@@ -136,7 +132,7 @@ def changes(found: Compared) -> dict[str, Any]:
 
 
 def _sentence(report: PairReport, metric: str) -> str:
-    from llem_airflow.analysis import quantity  # noqa: PLC0415 - SciPy, loaded by what made the report
+    from llem_airflow.analysis import formatting  # noqa: PLC0415 - SciPy, loaded by what made the report
 
     what = f"{report.candidate} against {report.baseline}: {report.verdict_on(metric)}"
     if report.differences:
@@ -145,11 +141,11 @@ def _sentence(report: PairReport, metric: str) -> str:
     one = report.metrics.get(metric)
     if one is None:
         return f"{what}: no values of {metric} on both sides"
-    interval = quantity.change_interval(one.low_ratio, one.high_ratio)
+    interval = formatting.change_interval(one.low_ratio, one.high_ratio)
     bounds = f" ({interval})" if interval else ""
     why = f"; {one.reason}" if one.reason else ""
-    change = quantity.ABSENT if one.difference_ratio is None else f"{one.difference_ratio:+.1%}"
-    means = [quantity.number(mean, 4) for mean in (one.mean_baseline, one.mean_candidate)]
+    change = formatting.ABSENT if one.difference_ratio is None else f"{one.difference_ratio:+.1%}"
+    means = [formatting.number(mean, 4) for mean in (one.mean_baseline, one.mean_candidate)]
     answers = (
         f"; answers: {report.answers.reason}"
         if report.answers and report.answers.finding == "suspicious"

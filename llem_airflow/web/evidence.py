@@ -51,7 +51,7 @@ def _measured(ref: CycleRef) -> Iterator[str]:
 
 
 def _failed(ref: FailureRef) -> Iterator[str]:
-    from llem_airflow.analysis.quantity import sentence  # noqa: PLC0415 - as above
+    from llem_airflow.analysis.formatting import sentence  # noqa: PLC0415 - as above
 
     category, message = ref.reason()
     yield heading(f"Attempt {ref.attempt} failed: {category}")

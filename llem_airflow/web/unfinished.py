@@ -102,9 +102,9 @@ def _comparison(found: dict[str, Any]) -> str:
 
 
 def _change(one: dict[str, Any]) -> str:
-    from llem_airflow.analysis import quantity  # noqa: PLC0415 - SciPy, for whoever looks
+    from llem_airflow.analysis import formatting  # noqa: PLC0415 - SciPy, for whoever looks
 
     if one.get("difference_ratio") is None:
         return ""
-    interval = quantity.change_interval(one.get("low_ratio"), one.get("high_ratio"))
-    return quantity.signed(one["difference_ratio"]) + (f" ({interval})" if interval else "")
+    interval = formatting.change_interval(one.get("low_ratio"), one.get("high_ratio"))
+    return formatting.signed(one["difference_ratio"]) + (f" ({interval})" if interval else "")

@@ -60,14 +60,14 @@ def forked(work: Callable[[], object]) -> int:
 def counted(run: StoredRun, report: Path) -> None:
     calls = Calls()
     sys.setprofile(calls)
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     sys.setprofile(None)
     report.write_text(json.dumps([calls.count, calls.renames]))
 
 
 def killed(run: StoredRun, at: str) -> None:
     sys.setprofile(Calls(at))
-    aggregate_run(run, report=False)
+    aggregate_run(run)
 
 
 def ended(child: int) -> int:
@@ -103,7 +103,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def main(url: str, points: int) -> None:
-    aggregate = partial(aggregate_run, run := locate_run(url, ResultsRoot(url)), report=False)
+    aggregate = partial(aggregate_run, run := locate_run(url, ResultsRoot(url)))
     folder, report = Path(url), Path(url).parent / "calls.json"
     aggregate()  # much is loaded when it is first used; once is enough
     cleared(folder)

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.run_rows import cycle_rows
 from llem_airflow.analysis.summary import Summary
+from llem_airflow.analysis.tables import cycle_rows
 from llem_airflow.protocol.result import CycleResult
+from llem_airflow.report.page import report_html
 from llem_airflow.results import StoredRun
 from tests.analysis.conftest import IDS, MakeRun, run_maker
 from tests.results import roots
@@ -39,7 +40,7 @@ def _cycles(run: StoredRun) -> dict[tuple[str, int], dict[str, object]]:
 
 def test_known_power_tokens_and_times_give_hand_computed_metrics(make_run: MakeRun) -> None:
     run = make_run(ALL)
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     row = _cycles(run)[IDS[0], 1]
     # 200 W for 40 s; 20 requests of 11 tokens out and 16 in; TTFT 0.5 s, then 10 gaps of 0.1 s.
     assert row["status"] == "valid"
@@ -59,7 +60,7 @@ def test_known_power_tokens_and_times_give_hand_computed_metrics(make_run: MakeR
 
 def test_the_summary_counts_cycles_and_reads_back(make_run: MakeRun) -> None:
     run = make_run({key: Recording(power_w=200.0 + 10 * key[1]) for key in ALL})
-    summary = aggregate_run(run, report=False)
+    summary = aggregate_run(run)
     assert (summary.planned, summary.valid, summary.missing) == (4, 4, ())
     assert Summary.from_json(run.summary() or {}) == summary
     energy = summary.experiments[0].metric("average_power_w")
@@ -77,7 +78,7 @@ def test_a_missing_a_failed_and_a_missed_cycle_are_rows_with_a_reason(
     missed = {"category": "gpu_unavailable", "message": "0 of 1 GPUs free", "hint": "", "retryable": True}
     run.commit_failed(IDS[0], 2, 1, tmp_path / "absent", provenance() | {"failure": failed})
     run.commit_failed(IDS[1], 1, 1, tmp_path / "absent", provenance() | {"failure": missed})
-    summary = aggregate_run(run, report=False)
+    summary = aggregate_run(run)
     assert [(m["experiment"], m["cycle"], m["status"], m["reason"]) for m in summary.missing] == [
         (IDS[1], 1, "missed", "gpu_unavailable: 0 of 1 GPUs free"),
         (IDS[0], 2, "failed", "crash: segfault"),
@@ -93,14 +94,14 @@ def test_points_that_the_study_left_out_are_rows(make_run: MakeRun) -> None:
         "skipped": [{"rule": "r1", "reason": "no fp8 on this GPU", "point": {"dtype": "fp8"}}]
     }
     run.write_plan("model: tiny\n", plan, {"dag_id": "nightly"})
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     skipped = [row for row in _table(run, "cycles.parquet").to_pylist() if row["status"] == "skipped"]
     assert [row["reason"] for row in skipped] == ['no fp8 on this GPU ({"dtype": "fp8"})']
 
 
 def test_the_merged_series_keeps_every_sample_on_absolute_time(make_run: MakeRun) -> None:
     run = make_run({(0, 1): Recording(gpus=("GPU-a", "GPU-b")), (1, 1): Recording()}, cycles=1)
-    summary = aggregate_run(run, report=False)
+    summary = aggregate_run(run)
     table = _table(run, "power.parquet")
     each = len(Recording().sample_times_s())
     assert summary.power_rows == table.num_rows == 3 * each
@@ -121,7 +122,7 @@ def test_a_bad_power_series_of_one_cycle_never_loses_the_others(make_run: MakeRu
         bad.fs.rm(f"{bad.path}/power.parquet")
     else:
         bad.write("power.parquet", b"" if damage == "empty" else b"PAR1" + b"\0" * 400)
-    summary = aggregate_run(run, report=False)
+    summary = aggregate_run(run)
     assert summary.valid == 3
     assert summary.power_rows == 3 * len(Recording().sample_times_s())
     assert [(item["experiment"], item["cycle"]) for item in summary.power_absent] == [(IDS[0], 1)]
@@ -136,7 +137,7 @@ def test_samples_that_cannot_be_copied_as_they_are_are_merged_all_the_same(
     make_run: MakeRun, change: str
 ) -> None:
     run = make_run(ALL)
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     before = _table(run, "power.parquet")
     folder = run.cycles()[0].folder
     with folder.open("power.parquet") as file:
@@ -144,7 +145,7 @@ def test_samples_that_cannot_be_copied_as_they_are_are_merged_all_the_same(
     table = table.drop(["sm_clock_mhz"]) if change == "without a column" else table[::-1]
     with folder.atomic_write("power.parquet") as file:
         pq.write_table(table, file)
-    summary = aggregate_run(run, report=False)
+    summary = aggregate_run(run)
     after = _table(run, "power.parquet")
     assert (summary.valid, summary.power_rows) == (4, before.num_rows)
     assert "power_series_changed" in [doubt.code for doubt in summary.experiments[0].doubts]
@@ -159,7 +160,7 @@ def test_samples_that_cannot_be_copied_as_they_are_are_merged_all_the_same(
 def test_a_result_that_cannot_be_read_is_a_row(make_run: MakeRun) -> None:
     run = make_run(ALL)
     run.cycles()[0].folder.write("result.json", b"{")
-    summary = aggregate_run(run, report=False)
+    summary = aggregate_run(run)
     assert summary.valid == 3
     assert summary.missing[0]["status"] == "damaged"
     assert "result.json: not JSON" in summary.missing[0]["reason"]
@@ -172,14 +173,12 @@ def test_requests_that_disagree_with_the_result_are_flagged(make_run: MakeRun) -
     data["window"]["output_tokens"] = 999
     ref.folder.write("result.json", json.dumps(data).encode())
     assert CycleResult.loads(json.dumps(data)).window.output_tokens == 999
-    assert "requests_disagree" in {
-        doubt.code for doubt in aggregate_run(run, report=False).experiments[0].doubts
-    }
+    assert "requests_disagree" in {doubt.code for doubt in aggregate_run(run).experiments[0].doubts}
 
 
 def test_times_that_run_backwards_are_no_latency_but_a_flag(make_run: MakeRun) -> None:
     run = make_run({(0, 1): Recording(ttft_s=-0.2), (0, 2): Recording()}, cycles=2)
-    summary = aggregate_run(run, report=False)
+    summary = aggregate_run(run)
     doubt = next(one for one in summary.experiments[0].doubts if one.code == "clock_backwards")
     assert doubt.cycles == (1,)
     assert "the times of 20 of 20 requests run backwards" in doubt.message
@@ -191,7 +190,7 @@ def test_times_that_run_backwards_are_no_latency_but_a_flag(make_run: MakeRun) -
 
 def test_percentiles_are_absent_from_the_tables_below_their_smallest_number(make_run: MakeRun) -> None:
     run = make_run({(0, 1): Recording(requests=19), (0, 2): Recording(requests=20)}, cycles=2)
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     few, enough = (row for row in cycle_rows(run) if row["experiment"] == IDS[0])
     assert (few["ttft_p50_s"], few["ttft_p95_s"], few["ttft_p99_s"]) == (pytest.approx(0.5), None, None)
     assert (enough["ttft_p95_s"], enough["ttft_p99_s"]) == (pytest.approx(0.5), None)
@@ -200,15 +199,15 @@ def test_percentiles_are_absent_from_the_tables_below_their_smallest_number(make
 
 def test_aggregating_again_gives_the_same_bytes(make_run: MakeRun) -> None:
     run = make_run(ALL)
-    aggregate_run(run)
+    aggregate_run(run, page=report_html)
     first = {name: run.folder.read(name) for name in FILES}
-    aggregate_run(run)
+    aggregate_run(run, page=report_html)
     assert {name: run.folder.read(name) for name in FILES} == first
 
 
 def test_nothing_is_left_beside_the_documented_files(make_run: MakeRun) -> None:
     run = make_run(ALL)
-    aggregate_run(run)
+    aggregate_run(run, page=report_html)
     assert {*run.folder.files(), *run.folder.folders()} == {
         *FILES,
         "experiments",
@@ -220,7 +219,7 @@ def test_nothing_is_left_beside_the_documented_files(make_run: MakeRun) -> None:
 
 def test_no_meter_is_valid_and_has_no_energy(make_run: MakeRun) -> None:
     run = make_run(dict.fromkeys(ALL, Recording(meter_kind="none")))
-    summary = aggregate_run(run, report=False)
+    summary = aggregate_run(run)
     assert (summary.valid, summary.energy_kind) == (4, "none")
     assert summary.experiments[0].metric("energy_j") is None
 
@@ -228,7 +227,7 @@ def test_no_meter_is_valid_and_has_no_energy(make_run: MakeRun) -> None:
 def test_cycles_with_warnings_are_counted_and_shown_apart(make_run: MakeRun) -> None:
     short = Recording(window_s=12, requests=6)
     run = make_run({(0, 1): Recording(), (0, 2): short, (0, 3): Recording(), (1, 1): Recording()}, cycles=3)
-    energy = aggregate_run(run, report=False).experiments[0].metric("energy_per_output_token_j")
+    energy = aggregate_run(run).experiments[0].metric("energy_per_output_token_j")
     assert energy is not None
     assert energy.undoubted is not None
     assert (energy.all.n, energy.undoubted.n) == (3, 2)
@@ -236,7 +235,7 @@ def test_cycles_with_warnings_are_counted_and_shown_apart(make_run: MakeRun) -> 
 
 def test_a_run_without_any_result_still_has_a_report(make_run: MakeRun) -> None:
     run = make_run({})
-    summary = aggregate_run(run)
+    summary = aggregate_run(run, page=report_html)
     assert (summary.valid, len(summary.missing)) == (0, 4)
     page = run.folder.read("report.html").decode()
     assert summary.answer is not None

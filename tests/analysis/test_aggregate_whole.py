@@ -33,7 +33,7 @@ def _bytes(folder: str) -> dict[str, bytes]:
 
 def test_an_aggregate_that_was_killed_anywhere_and_run_again_gives_the_same_bytes(make_run: MakeRun) -> None:
     run = make_run(ALL)
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     expected = {name: hashlib.sha256(data).hexdigest() for name, data in _bytes(run.url).items()}
     command = [sys.executable, "-m", "tests.analysis.killing", run.url, "4"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -50,11 +50,9 @@ def test_an_aggregate_that_was_killed_anywhere_and_run_again_gives_the_same_byte
 
 def test_two_aggregates_at_once_do_no_harm(make_run: MakeRun) -> None:
     run = make_run(ALL)
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     expected = _bytes(run.url)
-    threads = [
-        threading.Thread(target=aggregate_run, args=(run,), kwargs={"report": False}) for _ in range(3)
-    ]
+    threads = [threading.Thread(target=aggregate_run, args=(run,)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -84,7 +82,7 @@ def test_a_full_disk_is_a_clear_error_and_damages_nothing(
     made = make_run(ALL)
     shutil.copytree(made.url, small_disk / "nightly" / "r1")
     run = ResultsRoot(small_disk).run("nightly", "r1")
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     (small_disk / "nightly" / "r1" / "summary.json").write_text("{}")  # so that there is something to write
     before = _bytes(run.url)
     filler = small_disk / "somebody-else"
@@ -92,7 +90,7 @@ def test_a_full_disk_is_a_clear_error_and_damages_nothing(
     with pytest.raises(
         ResultsWriteError, match=r"cannot write .*small/nightly/r1.*; the disk is full: free some"
     ):
-        aggregate_run(run, report=False)
+        aggregate_run(run)
     with pytest.raises(
         ResultsWriteError, match=r"cannot write .*small/nightly/r1.*; the disk is full: free some"
     ):
@@ -101,7 +99,7 @@ def test_a_full_disk_is_a_clear_error_and_damages_nothing(
     assert len(run.cycles()) == 4
     assert not list(Path(run.url).rglob(".*"))
     filler.unlink()
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     assert check_run(run) == []
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from llem_airflow.analysis.answers import agreement_ratio, check_answers, loops
+from llem_airflow.analysis.compare import agreement_ratio, check_answers, loops
 
 
 def _row(prompt: int, ids: list[int] | None, tokens: int | None = None) -> dict[str, Any]:

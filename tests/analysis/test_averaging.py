@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.averaging import BOARDS, WINDOWS_S, simulated
-from llem_airflow.analysis.averaging import Floats, delay_s
+from llem_airflow.analysis.series import Floats, delay_s
 
 
 @pytest.mark.parametrize("name", BOARDS)

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from llem_airflow.analysis.boundary import mismatch, of_the_model
-from llem_airflow.analysis.energy import window_energy
-from llem_airflow.analysis.quality import flags
+from llem_airflow.analysis.checks import flags
+from llem_airflow.analysis.energy import mismatch, of_the_model, window_energy
 from tests.analysis.sampled import GPU, columns, cycle_result, meter, samples, window
 
 OTHER = "GPU-99999999-0000-0000-0000-000000000000"

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from benchmarks.error_rates import shipped
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.comparing import PairReport, compare_runs, compare_sides, corrected, unmatched
-from llem_airflow.analysis.labels import factor_changes
-from llem_airflow.analysis.run_rows import RunRows
-from llem_airflow.analysis.table import render_comparison
+from llem_airflow.analysis.compare import PairReport, compare_runs, compare_sides, corrected, unmatched
+from llem_airflow.analysis.plan import factor_changes
+from llem_airflow.analysis.tables import RunRows
 from llem_airflow.analysis.verdict import Verdict, compare
+from llem_airflow.report.terminal import render_comparison
 from llem_airflow.results import ResultReadError, StoredRun
 from tests.analysis.conftest import CONFIGS, IDS, MakeRun
 from tests.results.recorded import Recording
@@ -31,7 +31,7 @@ def _run(make_run: MakeRun, run_id: str, power_w: float, **changes: object) -> S
         for cycle in range(1, 6)
     }
     run = make_run(recordings, cycles=5, run_id=run_id)
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     return run
 
 
@@ -163,7 +163,7 @@ def test_flagged_cycles_are_left_out_only_when_asked_for(make_run: MakeRun) -> N
         (0, 4): Recording(window_s=12, requests=6)
     }
     run = make_run(recordings, cycles=4, run_id="a")
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     assert len(RunRows.of(run).side(IDS[0]).rows) == 4
     kept = RunRows.of(run).side(IDS[0], without_flagged=True)
     assert (len(kept.rows), kept.excluded) == (3, (4,))
@@ -194,7 +194,7 @@ def test_pairs_must_have_been_measured_next_to_each_other(make_run: MakeRun) -> 
     ):
         compare_sides(RunRows.of(first).side(IDS[0]), RunRows.of(second).side(IDS[0]), paired=True)
     first.write_plan("", {**first.plan(), "order": [IDS[0]] * 5 + [IDS[1]] * 5}, {"dag_id": "nightly"})
-    aggregate_run(first, report=False)
+    aggregate_run(first)
     with pytest.raises(ValueError, match=r"cycles 1, 2, 3, 4, 5 were not measured next to each other"):
         compare_sides(RunRows.of(first).side(IDS[0]), RunRows.of(first).side(IDS[1]), paired=True)
 

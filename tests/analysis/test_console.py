@@ -28,7 +28,7 @@ def _run(make_run: MakeRun, run_id: str = "a", power_w: float = 200.0) -> Stored
     run = make_run(
         {(0, k): Recording(power_w=power_w + JITTER[k - 1]) for k in (1, 2, 3)}, cycles=3, run_id=run_id
     )
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     return run
 
 

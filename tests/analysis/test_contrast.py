@@ -6,8 +6,17 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from llem_airflow.analysis.answer import ENERGY, SPEED, answer
-from llem_airflow.analysis.contrast import HIGHER, LOWER, SAME, UNDECIDED, Measured, contrasts
+from llem_airflow.analysis.contrast import (
+    ENERGY,
+    HIGHER,
+    LOWER,
+    SAME,
+    SPEED,
+    UNDECIDED,
+    Measured,
+    answer,
+    contrasts,
+)
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.study.plan.order import ordered
 

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llem_airflow.analysis.doubt import Doubt, doubts_of, grouped, places_text, summed_up
-from llem_airflow.analysis.flag import Flag
+from llem_airflow.analysis.flags import Doubt, Flag, doubts_of, grouped, places_text, summed_up
 
 
 def _window(seconds: float) -> str:

@@ -10,7 +10,8 @@ import pytest
 
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.integrity import check_run
-from llem_airflow.analysis.run_rows import cycle_rows
+from llem_airflow.analysis.tables import cycle_rows
+from llem_airflow.report.page import report_html
 from llem_airflow.results import ResultsRoot, StoredRun
 from tests.results.recorded import Recording, experiment_id, plan_json, provenance
 
@@ -24,7 +25,7 @@ def stored(tmp_path: Path, change: Callable[[Path], None]) -> StoredRun:
     folder = Recording().write(tmp_path / "out")
     change(folder)
     run.commit_cycle(NAME, 1, folder, provenance())
-    aggregate_run(run)
+    aggregate_run(run, page=report_html)
     return run
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llem_airflow.analysis.energy import SEMANTICS_VERSION, EnergyOfWindow, window_energy
-from llem_airflow.analysis.requests import Requests
+from llem_airflow.analysis.latency import Requests
 from llem_airflow.results.parquet import REQUESTS_SCHEMA
 from tests.analysis.sampled import GPU, Profile, at_ns, columns, meter, phase, row, samples, window
 

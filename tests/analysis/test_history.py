@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.history import DAY_NS, Point, change_points, trend
-from llem_airflow.analysis.progress import histories, history_until
+from llem_airflow.analysis.history import DAY_NS, Point, change_points, histories, history_until, trend
 from llem_airflow.analysis.verdict import Verdict
+from llem_airflow.report.page import report_html
 from llem_airflow.results import ResultsRoot
 from tests.results.recorded import Recording, experiment_id, plan_json, provenance, variant
 
@@ -196,7 +196,7 @@ def test_a_release_hides_the_history_of_no_other_one(tmp_path: Path) -> None:
         run.write_plan("", plan_json([(name, identity, config)], 1), {"dag_id": "watch", "version": release})
         variant(Recording(), hash=identity, cycle=1, config=config).write(tmp_path / f"out-{night}")
         run.commit_cycle(name, 1, tmp_path / f"out-{night}", provenance(3600.0 * night))
-        aggregate_run(run)
+        aggregate_run(run, page=report_html)
     found = histories(root, "watch", "energy_per_output_token_j")
     assert {str(key): [one.run_id for one in trend.points] for key, trend in found.items()} == {
         f"{name} of r1": ["night-0", "night-2"],

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llem_airflow.analysis.labels import LONGEST, distinct_labels, factor_label, factors
+from llem_airflow.analysis.plan import LONGEST, distinct_labels, factor_label, factors
 
 KEYS = st.sampled_from(["a", "b", "c"])
 CONFIGS = st.lists(

@@ -10,6 +10,7 @@ import pytest
 
 from llem_airflow.analysis.latency import (
     Latency,
+    Requests,
     distribution,
     e2el_s,
     goodput_requests_per_s,
@@ -19,7 +20,6 @@ from llem_airflow.analysis.latency import (
     tpot_s,
     ttft_s,
 )
-from llem_airflow.analysis.requests import Requests
 from llem_airflow.results.parquet import REQUESTS_SCHEMA
 
 # Submitted at 10.000 s; tokens at 10.250, 10.300, 10.400 and 10.550 s.

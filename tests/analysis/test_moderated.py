@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.error_rates import shipped
-from llem_airflow.analysis.moderated import Usual
-from llem_airflow.analysis.verdict import Verdict, compare, usual_error
+from llem_airflow.analysis.verdict import Usual, Verdict, compare, usual_error
 
 ALARMS = {Verdict.REGRESSION, Verdict.IMPROVEMENT}
 

@@ -18,9 +18,8 @@ from benchmarks.nightly import (
     nightly_verdict,
     welch,
 )
-from llem_airflow.analysis.level_tests import QUARTER, Nights
+from llem_airflow.analysis.alarm import QUARTER, Nights, Series, watch_study
 from llem_airflow.analysis.noise import Pattern, Prior
-from llem_airflow.analysis.sequential import Series, watch_study
 
 
 def test_forty_experiments_have_at_most_one_false_alarm_a_quarter() -> None:

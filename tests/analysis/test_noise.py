@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from llem_airflow.analysis.alarm import Series, watch_study
 from llem_airflow.analysis.noise import PHI_WEIGHT, SD_WEIGHT, Floats, Prior
-from llem_airflow.analysis.sequential import Series, watch_study
 
 NIGHTS = 40
 

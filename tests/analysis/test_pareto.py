@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from llem_airflow.analysis.pareto import pareto
+from llem_airflow.analysis.statistics import pareto
 
 
 def test_only_points_that_nothing_beats_remain() -> None:

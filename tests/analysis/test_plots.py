@@ -9,15 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llem_airflow.analysis.curves import Curve
+from llem_airflow.analysis.aggregate import Curve
 from llem_airflow.analysis.cycle import Cycle
-from llem_airflow.analysis.labels import factor_label
-from llem_airflow.analysis.plots import forest, trade_off
-from llem_airflow.analysis.power_plots import power_overlay, power_panels
-from llem_airflow.analysis.quantity import change_interval, detectable, number, percent, signed
-from llem_airflow.analysis.report_efficiency import fronts
+from llem_airflow.analysis.formatting import change_interval, detectable, number, percent, signed
+from llem_airflow.analysis.plan import factor_label
 from llem_airflow.analysis.statistics import describe
 from llem_airflow.analysis.summary import ExperimentSummary, MetricSummary
+from llem_airflow.report.plots import forest, power_overlay, power_panels, trade_off
+from llem_airflow.report.view import fronts
 
 SECONDS = np.arange(0.0, 60.0)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.precision import precision, precision_of
+from llem_airflow.analysis.summary import precision, precision_of
 from tests.analysis.conftest import IDS, MakeRun
 from tests.results.recorded import Recording
 
@@ -35,7 +35,7 @@ def test_cycles_that_were_not_needed_are_skipped_and_not_missing(make_run: MakeR
     run.write_plan("", run.plan() | {"precision_target": {"relative_half_width": 0.02, "min_cycles": 2}}, {})
     for name in IDS:
         run.mark_skipped(name, 3, "half width 0.1 % after 2 cycles")
-    summary = aggregate_run(run, report=False)
+    summary = aggregate_run(run)
     assert (summary.planned, summary.valid, summary.missing) == (4, 4, ())
     assert summary.experiments[0].statuses == {"valid": 2, "skipped": 1}
     assert summary.experiments[0].precision_met is True
@@ -43,13 +43,13 @@ def test_cycles_that_were_not_needed_are_skipped_and_not_missing(make_run: MakeR
 
 def test_withheld_energy_counts_as_missing_when_the_study_requires_energy(make_run: MakeRun) -> None:
     run = make_run({(0, 1): Recording(meter_kind="none"), (1, 1): Recording()}, cycles=1)
-    assert aggregate_run(run, report=False).missing == ()
+    assert aggregate_run(run).missing == ()
     bad = Recording(counter=False, hz=0.1)
     run = make_run({(0, 1): bad, (1, 1): Recording()}, cycles=1, run_id="r2")
-    assert aggregate_run(run, report=False).missing == ()
+    assert aggregate_run(run).missing == ()
     plan = run.plan()
     for item in plan["experiments"]:
         item["config"] = item["config"] | {"measurement": {"require_energy": True}}
     run.write_plan("", plan, {})
-    (missing,) = aggregate_run(run, report=False).missing
+    (missing,) = aggregate_run(run).missing
     assert (missing["experiment"], missing["status"]) == (IDS[0], "invalid_energy")

@@ -10,9 +10,9 @@ from typing import Any
 import pynvml
 import pytest
 
+from llem_airflow.analysis.checks import Flag, flags
 from llem_airflow.analysis.energy import window_energy
-from llem_airflow.analysis.quality import Flag, flags
-from llem_airflow.analysis.steadiness import iteration_bias_ratio, mser5_cut
+from llem_airflow.analysis.power_checks import iteration_bias_ratio, mser5_cut
 from llem_airflow.protocol.result import Anchor, CpuTime, CycleResult, Meter
 from tests.analysis.sampled import (
     GPU,

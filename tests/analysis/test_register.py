@@ -12,9 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llem_airflow.analysis.counter import counter_energy
-from llem_airflow.analysis.power_series import GpuSeries, series_by_gpu
-from llem_airflow.analysis.register import Register, find_register, find_writes
+from llem_airflow.analysis.counter import Register, counter_energy, find_register, find_writes
+from llem_airflow.analysis.series import GpuSeries, series_by_gpu
 from tests.analysis.sampled import GPU, at_ns, columns, row
 
 WATTS = 300.0

@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.console import Console
 
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.markdown import PLACES, report_markdown
-from llem_airflow.analysis.quantity import ABSENT
-from llem_airflow.analysis.report_cells import metric_cell
-from llem_airflow.analysis.setting import setting_texts
-from llem_airflow.analysis.summary import Summary
-from llem_airflow.analysis.table import render_summary
+from llem_airflow.analysis.formatting import ABSENT
+from llem_airflow.analysis.summary import Summary, setting_texts
+from llem_airflow.report.markdown import PLACES, report_markdown
+from llem_airflow.report.page import report_html
+from llem_airflow.report.terminal import render_summary
+from llem_airflow.report.view import metric_cell
 from llem_airflow.results import StoredRun
 from tests.analysis.conftest import IDS, MakeRun
 from tests.results.recorded import Recording
@@ -26,7 +26,7 @@ ESTIMATE = Recording(
 
 
 def page_of(run: StoredRun) -> str:
-    aggregate_run(run)
+    aggregate_run(run, page=report_html)
     return run.folder.read("report.html").decode()
 
 
@@ -131,7 +131,7 @@ def test_tpot_and_itl_share_a_column_where_they_are_equal(make_run: MakeRun) -> 
     assert "ITL mean</th>" not in result.replace("TPOT and ITL mean</th>", "")
     cells = [
         metric_cell(one, name).value
-        for one in aggregate_run(run, report=False).experiments
+        for one in aggregate_run(run).experiments
         for name in ("tpot_mean_s", "itl_mean_s")
     ]
     assert set(cells) == {"100"}
@@ -141,7 +141,7 @@ def test_the_answer_and_the_setting_stand_above_the_numbers_in_every_form(make_r
     half = replace(Recording(), power_w=100.0)
     run = make_run({(0, 1): Recording(), (0, 2): Recording(), (1, 1): half, (1, 2): half})
     said = "batch_size 4 against 1: energy per output token \N{MINUS SIGN}50 %"
-    page, summary = _text(page_of(run)), aggregate_run(run, report=False)
+    page, summary = _text(page_of(run)), aggregate_run(run)
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(render_summary(summary))
     for text in (page, report_markdown(summary), console.export_text()):
@@ -161,12 +161,12 @@ def test_the_answer_and_the_setting_stand_above_the_numbers_in_every_form(make_r
 def test_the_release_stands_in_the_header(make_run: MakeRun) -> None:
     run = make_run({(0, 1): Recording()}, cycles=1)
     run.folder.write("run.json", json.dumps(dict(run.meta()) | {"version": "tiny@2601"}).encode())
-    assert aggregate_run(run, report=False).setting["release"] == ["tiny@2601"]
+    assert aggregate_run(run).setting["release"] == ["tiny@2601"]
     assert "release tiny@2601" in _text(page_of(run))
 
 
 def test_a_summary_of_an_older_version_is_read_and_shown_without_an_answer(make_run: MakeRun) -> None:
-    data = aggregate_run(make_run({(0, 1): Recording()}), report=False).to_json()
+    data = aggregate_run(make_run({(0, 1): Recording()})).to_json()
     for name in ("answer", "contrasts", "setting"):
         del data[name]
     for doubt in data["experiments"][0]["doubts"]:
@@ -177,14 +177,14 @@ def test_a_summary_of_an_older_version_is_read_and_shown_without_an_answer(make_
 
 
 def test_the_setting_is_read_in_one_order_whatever_the_file_s(make_run: MakeRun) -> None:
-    summary = aggregate_run(make_run({(0, 1): Recording()}), report=False)
+    summary = aggregate_run(make_run({(0, 1): Recording()}))
     stored = Summary.from_json(json.loads(json.dumps(summary.to_json(), sort_keys=True)))
     names = [name for name, _ in setting_texts(stored.setting)]
     assert names == ["model", "engine", "hardware", "driver", "meter", "host"]
 
 
 def test_markdown_lists_the_places_of_a_doubt_or_counts_those_it_leaves_out(make_run: MakeRun) -> None:
-    summary = aggregate_run(make_run({(0, 1): Recording(window_s=12.0)}, cycles=1), report=False)
+    summary = aggregate_run(make_run({(0, 1): Recording(window_s=12.0)}, cycles=1))
     one = summary.experiments[0]
     for count in (2, PLACES, PLACES + 3):
         many = [replace(one, id=f"e{k}", factors={"size": k}) for k in range(count)]
@@ -198,7 +198,7 @@ def test_markdown_lists_the_places_of_a_doubt_or_counts_those_it_leaves_out(make
 def test_a_doubt_over_cycles_tells_its_range_in_every_form(make_run: MakeRun) -> None:
     lengths = {(0, 1): 12.6, (0, 2): 10.2, (1, 1): 13.3, (1, 2): 11.0}
     run = make_run({key: Recording(window_s=length, requests=6) for key, length in lengths.items()})
-    page, summary = _text(page_of(run)), aggregate_run(run, report=False)
+    page, summary = _text(page_of(run)), aggregate_run(run)
     console = Console(width=300, record=True, file=io.StringIO())
     console.print(render_summary(summary))
     for text in (page, report_markdown(summary), console.export_text()):
@@ -255,7 +255,7 @@ def test_names_from_a_study_cannot_inject_markup(make_run: MakeRun) -> None:
 
 
 def test_the_terminal_table_shows_estimates_intervals_and_n(make_run: MakeRun) -> None:
-    summary = aggregate_run(make_run({(0, 1): ESTIMATE, (0, 2): ESTIMATE}), report=False)
+    summary = aggregate_run(make_run({(0, 1): ESTIMATE, (0, 2): ESTIMATE}))
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(render_summary(summary))
     text = console.export_text()

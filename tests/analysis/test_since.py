@@ -7,10 +7,11 @@ import re
 from typing import Any
 
 from llem_airflow.analysis.aggregate import aggregate_run
+from llem_airflow.analysis.compare_named import since_previous
 from llem_airflow.analysis.energy import SEMANTICS_VERSION
-from llem_airflow.analysis.markdown import report_markdown
-from llem_airflow.analysis.since import since_previous
 from llem_airflow.analysis.verdict import Verdict
+from llem_airflow.report.markdown import report_markdown
+from llem_airflow.report.page import report_html
 from llem_airflow.results import StoredRun
 from tests.analysis.conftest import IDS, MakeRun
 from tests.analysis.test_report import _text
@@ -33,12 +34,12 @@ def _run(make_run: MakeRun, run_id: str, day: int, power_w: float, **changes: An
 
 
 def _page(run: StoredRun) -> str:
-    aggregate_run(run)
+    aggregate_run(run, page=report_html)
     return _text(run.folder.read("report.html").decode())
 
 
 def test_the_report_says_what_changed_since_the_run_before(make_run: MakeRun) -> None:
-    aggregate_run(_run(make_run, "monday", 1, 200), report=False)
+    aggregate_run(_run(make_run, "monday", 1, 200))
     text = _page(_run(make_run, "tuesday", 2, 220))
     assert "Against run monday" in text
     assert "2 regression" in text
@@ -46,9 +47,9 @@ def test_the_report_says_what_changed_since_the_run_before(make_run: MakeRun) ->
 
 
 def test_markdown_and_json_say_what_changed_too(make_run: MakeRun) -> None:
-    aggregate_run(_run(make_run, "monday", 1, 200), report=False)
+    aggregate_run(_run(make_run, "monday", 1, 200))
     run = _run(make_run, "tuesday", 2, 220)
-    summary = aggregate_run(run, report=False)
+    summary = aggregate_run(run)
     since = since_previous(run)
     page = report_markdown(summary, since)
     assert "Against run `monday` of 1970-01-02 00:00:00 UTC: 2 regression." in page
@@ -62,9 +63,9 @@ def test_markdown_and_json_say_what_changed_too(make_run: MakeRun) -> None:
 
 
 def test_markdown_lists_what_differs_instead_of_a_number(make_run: MakeRun) -> None:
-    aggregate_run(_run(make_run, "monday", 1, 200), report=False)
+    aggregate_run(_run(make_run, "monday", 1, 200))
     run = _run(make_run, "tuesday", 2, 220, gpus=("GPU-other",))
-    page = report_markdown(aggregate_run(run, report=False), since_previous(run))
+    page = report_markdown(aggregate_run(run), since_previous(run))
     assert "| not comparable | conditions differ: gpus: " in page
 
 
@@ -75,7 +76,7 @@ def test_a_first_run_has_no_such_section(make_run: MakeRun) -> None:
 
 
 def test_what_differs_is_listed_instead_of_a_number(make_run: MakeRun) -> None:
-    aggregate_run(_run(make_run, "monday", 1, 200), report=False)
+    aggregate_run(_run(make_run, "monday", 1, 200))
     text = _page(_run(make_run, "tuesday", 2, 220, gpus=("GPU-other",)))
     assert "Conditions differ: gpus: " in text
     assert "2 not comparable" in text
@@ -83,8 +84,8 @@ def test_what_differs_is_listed_instead_of_a_number(make_run: MakeRun) -> None:
 
 def test_tables_of_older_formulas_are_refused_and_named(make_run: MakeRun) -> None:
     before, after = _run(make_run, "monday", 1, 200), _run(make_run, "tuesday", 2, 200)
-    aggregate_run(before, report=False)
-    aggregate_run(after, report=False)
+    aggregate_run(before)
+    aggregate_run(after)
     _as_of_older_formulas(before)
     found = since_previous(after)
     assert found is not None
@@ -108,7 +109,7 @@ def _as_of_older_formulas(run: StoredRun) -> None:
 
 def test_an_experiment_that_is_new_or_gone_is_told(make_run: MakeRun) -> None:
     before, after = _run(make_run, "monday", 1, 200), _run(make_run, "tuesday", 2, 200)
-    aggregate_run(before, report=False)
+    aggregate_run(before)
     plan = after.plan()
     for item in plan["experiments"][1:]:
         item["id"], item["hash"] = "tiny-new-cccccccc", "cccccccc00000000"

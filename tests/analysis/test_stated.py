@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.markdown import report_markdown
-from llem_airflow.analysis.stated import derived
+from llem_airflow.analysis.metrics import derived
 from llem_airflow.analysis.statistics import describe
+from llem_airflow.report.markdown import report_markdown
+from llem_airflow.report.page import report_html
 from llem_airflow.study import StudyFileError
 from tests.analysis.conftest import MakeRun
 from tests.analysis.test_report import _text
@@ -40,7 +41,7 @@ def test_nothing_is_derived_from_nothing() -> None:
 def test_summary_report_and_markdown_show_the_estimate_with_source_and_year(make_run: MakeRun) -> None:
     run = make_run({(0, 1): Recording(), (0, 2): Recording()})
     run.write_plan("", {**run.plan(), "stated": STATED}, {"dag_id": "nightly"})
-    summary = aggregate_run(run)
+    summary = aggregate_run(run, page=report_html)
     stored = run.summary()
     assert stored is not None
     assert [one["name"] for one in stored["experiments"][0]["derived"]] == [

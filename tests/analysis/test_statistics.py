@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llem_airflow.analysis.quantity import interval
+from llem_airflow.analysis.formatting import interval
 from llem_airflow.analysis.statistics import bca_interval, describe, outliers, slope_ratio, t_interval
 
 # R: x <- c(9.8, 10.1, 10.0, 10.4, 9.7); mean 10, sd 0.2738613, t.test: 9.659956 to 10.340044;

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llem_airflow.analysis.timeline import OUTSIDE, Phase, epoch_ns, phase_codes, phases
+from llem_airflow.analysis.series import OUTSIDE, Phase, epoch_ns, phase_codes, phases
 from llem_airflow.protocol.result import Anchor
 
 S = 1_000_000_000

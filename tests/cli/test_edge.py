@@ -137,7 +137,7 @@ def test_an_output_that_cannot_be_written_is_a_message_and_exit_code_2(
 
 def a_run(make_run: MakeRun, run_id: str = "r1") -> StoredRun:
     run = make_run({(0, 1): Recording(window_s=12.0), (0, 2): Recording(window_s=12.0)}, run_id=run_id)
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     return run
 
 
@@ -246,7 +246,7 @@ def test_ctrl_c_in_any_verb_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llem_airflow.analysis.console.list_runs", interrupt)
+    monkeypatch.setattr("llem_airflow.report.console.list_runs", interrupt)
     assert llem("results", "list").exit_code == 130
 
 

@@ -33,7 +33,7 @@ LONG = "sweep: {transformers.llem_execution.batch_size: [1, 2], task.max_output_
 @pytest.fixture
 def run(make_run: MakeRun) -> StoredRun:
     made = make_run({(k, c): Recording(window_s=12.0) for k in (0, 1) for c in (1, 2)}, run_id=RUN_ID)
-    aggregate_run(made, report=False)
+    aggregate_run(made)
     return made
 
 

@@ -17,8 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.merge import MERGED_SCHEMA, PowerMerge
+from llem_airflow.analysis.aggregate import MERGED_SCHEMA, PowerMerge, aggregate_run
 from llem_airflow.frames import (
     FrameError,
     cycles_df,
@@ -47,7 +46,7 @@ def whole(make_run: MakeRun, run_id: str = "r1") -> StoredRun:
         3,
         run_id=run_id,
     )
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     return run
 
 
@@ -69,7 +68,7 @@ def measured(
         source = folder / f"{study}-{run_id}-{number}"
         Recording(hash=hash_, config=config, window_s=2.0).write(source)
         run.commit_cycle(name, 1, source, provenance(60.0 * number))
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     return run
 
 
@@ -238,7 +237,7 @@ def test_power_comes_to_the_joules_of_the_cycle(make_run: MakeRun) -> None:
 
 def test_one_cycle_of_a_large_run_costs_the_reading_of_its_row_groups_alone(make_run: MakeRun) -> None:
     run = make_run({(0, 1): Recording()}, 20)
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     assert run.path is not None
     noise, rows = np.random.default_rng(1), 50_000
     with (run.path / "power.parquet").open("wb") as file, PowerMerge(file) as merge:
@@ -327,7 +326,7 @@ def test_a_damaged_cycle_stays_a_row_and_its_samples_are_told_as_absent(make_run
     ref = run.cycle(IDS[0], 2)
     assert ref is not None
     ref.folder.write("result.json", b"{")
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     cycles = cycles_df(run)
     damaged = cycles[cycles["status"] == "damaged"]
     assert damaged[["experiment", "cycle"]].values.tolist() == [[IDS[0], 2]]
@@ -342,7 +341,7 @@ def test_a_damaged_cycle_stays_a_row_and_its_samples_are_told_as_absent(make_run
 
 def test_a_cycle_without_a_meter_is_no_problem(make_run: MakeRun) -> None:
     run = make_run({(0, 1): Recording(meter_kind="none"), (1, 1): Recording(meter_kind="none")}, 1)
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     assert power_df(run).empty
     assert "power_instant_mw" in power_df(run)
 

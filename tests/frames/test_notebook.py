@@ -64,7 +64,7 @@ def make(folder: Path) -> None:
         )
         recording.write(folder / f"out-{number}")
         run.commit_cycle(one.experiment_id, one.cycle, folder / f"out-{number}", provenance(60.0 * number))
-    aggregate_run(run, report=False)
+    aggregate_run(run)
 
 
 @pytest.mark.timeout(900)

@@ -33,7 +33,7 @@ def nights(make_run: MakeRun, watts: list[float], **changes: Any) -> StoredRun:
         run = make_run(recordings, 3, run_id=f"n{night:02}")
         began = EPOCH_NS + night * 86_400 * S
         run.folder.write("run.json", json.dumps({**run.meta(), "started_epoch_ns": began}).encode())
-        aggregate_run(run, report=False)
+        aggregate_run(run)
         made.append(run)
     return made[-1]
 
@@ -88,7 +88,7 @@ def test_runs_under_other_conditions_are_shown_and_not_compared(make_run: MakeRu
     newest.folder.write(
         "run.json", json.dumps({**newest.meta(), "started_epoch_ns": EPOCH_NS + 9 * 86_400 * S}).encode()
     )
-    aggregate_run(newest, report=False)
+    aggregate_run(newest)
     frame = history_df("nightly", root=root_of(run)).query("experiment == @IDS[0]")
     assert frame["compared"].tolist() == [False, False, True]
     assert frame["note"].iloc[-1] == said(run, "history", "nightly")["experiments"][0]["note"]
@@ -157,11 +157,11 @@ def test_two_experiments_of_a_run_have_what_is_under_study_in_two_typed_columns(
 def test_what_cannot_be_compared_is_a_row_that_says_so(make_run: MakeRun) -> None:
     run = nights(make_run, [200.0])
     other = make_run({(0, k): Recording(gpus=("GPU-other",)) for k in (1, 2)}, 2, "x")
-    aggregate_run(other, report=False)
+    aggregate_run(other)
     plan = other.plan()
     plan["experiments"], plan["order"] = plan["experiments"][:1], plan["order"][::2]
     other.folder.write("plan.json", json.dumps(plan).encode())
-    aggregate_run(other, report=False)
+    aggregate_run(other)
     frame = compare_df("nightly/n00", "nightly/x", root=root_of(run))
     assert frame["verdict"].tolist()[0] == said(run, "compare", "nightly/n00", "nightly/x")[0]["verdict"]
     alone = frame[frame["candidate"].isna()]

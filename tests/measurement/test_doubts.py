@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from llem_airflow.analysis.checks import flags
 from llem_airflow.analysis.energy import EnergyOfWindow, window_energy
-from llem_airflow.analysis.flag import Flag
-from llem_airflow.analysis.quality import flags
+from llem_airflow.analysis.flags import Flag
 from llem_airflow.protocol.files import POWER
 from tests.measurement.running import Ran, spec_of, start
 from tests.standins.gpus import built, read_columns

@@ -123,7 +123,7 @@ def test_the_next_night_measures_only_what_was_left_and_is_whole(root: ResultsRo
     measure(night(root, 2), tmp_path, (FIRST, 1), (SECOND, 1), (FIRST, 2))
     assert planned(context(3)) == [f"{SECOND.id}.cycle_2"]
     measure(night(root, 3), tmp_path, (SECOND, 2))
-    summary = aggregate_run(night(root, 3), report=False)
+    summary = aggregate_run(night(root, 3))
     assert (summary.planned, summary.valid, summary.missing) == (4, 4, ())
     taken = night(root, 3).cycle(FIRST.id, 2)
     assert taken is not None

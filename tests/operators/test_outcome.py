@@ -33,7 +33,7 @@ def measured(make_run: MakeRun, tmp_path: Path) -> Any:
             for cycle in range(1, 6)
         }
         run = make_run(recordings, cycles=5, run_id=run_id)
-        aggregate_run(run, report=False)
+        aggregate_run(run)
         return run
 
     return measure
@@ -84,7 +84,7 @@ def test_a_change_below_the_study_s_threshold_is_not_worse(measured: Any) -> Non
 
 
 def test_the_key_numbers_carry_mean_interval_and_n(measured: Any) -> None:
-    numbers = key_numbers(aggregate_run(measured("a", 200, 1), report=False))
+    numbers = key_numbers(aggregate_run(measured("a", 200, 1)))
     assert (numbers["planned"], numbers["valid"]) == (10, 10)
     metric = numbers["experiments"][IDS[0]]["energy_per_output_token_j"]
     assert metric["low"] < metric["mean"] < metric["high"]

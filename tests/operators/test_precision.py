@@ -43,7 +43,7 @@ def test_a_cycle_that_is_not_needed_is_skipped_and_the_store_says_why(make_run: 
     ):
         begin(0.02, run, cycle=4)
     assert run.skipped()[IDS[0], 4].startswith("not needed: half width 0.")
-    summary = aggregate_run(run, report=False)
+    summary = aggregate_run(run)
     assert summary.experiments[0].precision_met is True
     assert not [item for item in summary.missing if item["experiment"] == IDS[0]]
 
@@ -56,7 +56,7 @@ def test_a_cycle_that_is_needed_is_measured(make_run: MakeRun) -> None:
 
 
 def test_a_target_that_was_not_reached_is_a_reason_to_doubt(make_run: MakeRun) -> None:
-    (first, _) = aggregate_run(measured(make_run, 0.0001), report=False).experiments
+    (first, _) = aggregate_run(measured(make_run, 0.0001)).experiments
     assert first.precision_met is False
     assert "precision_not_met" in [doubt.code for doubt in first.doubts]
 

@@ -42,7 +42,7 @@ def make(root: Path) -> StoredRun:
         _commit(run, Path(name))
     run.mark_skipped(IDS[1], 2, "not needed: half width 0.1 % after 1 cycle")
     run.mark_not_begun(IDS[1], 3, "not begun: outside the time-of-day window")
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     return run
 
 

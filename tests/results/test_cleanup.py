@@ -85,7 +85,7 @@ def test_an_object_store_has_nothing_to_sweep() -> None:
 def test_old_runs_can_be_removed(root: ResultsRoot, run: StoredRun, tmp_path: Path) -> None:
     run.write_plan("model: tiny\n", plan_json([(EXPERIMENT, Recording().hash, {})], cycles=1), {})
     run.commit_cycle(EXPERIMENT, 1, Recording().write(tmp_path / "out"), provenance())
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     found = removable(root, now_epoch_ns=EPOCH_NS + 40 * 86_400 * S, keep_days=30)
     assert [(item.run.url, item.reason) for item in found] == [(run.url, "40 days old")]
     assert found[0].size_bytes > 1000

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from llem_airflow.analysis.merge import MERGED_SCHEMA
+from llem_airflow.analysis.aggregate import MERGED_SCHEMA
 from llem_airflow.analysis.tables import CYCLES_SCHEMA, EXPERIMENTS_SCHEMA, POWER_FACTS, column_meanings
 
 PAGE = Path(__file__).parents[2] / "llem_airflow" / "results" / "README.md"

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.console import load_summary
 from llem_airflow.analysis.integrity import check_run
-from llem_airflow.analysis.run_rows import cycle_rows
+from llem_airflow.analysis.summary import load_summary
+from llem_airflow.analysis.tables import cycle_rows
 from llem_airflow.frames.export import export_table
+from llem_airflow.report.page import report_html
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.results.locate import locate_run
 from tests.results.recorded import EPOCH_NS, S
@@ -106,7 +107,7 @@ def test_its_tables_are_exported_as_they_were_then(frozen: StoredRun, table: str
 
 def test_aggregated_again_it_has_the_same_numbers_and_samples(frozen: StoredRun) -> None:
     before, power = cycle_rows(frozen), _rows(frozen, "power.parquet")
-    aggregate_run(frozen)
+    aggregate_run(frozen, page=report_html)
     kept = ("experiment", "cycle", "status", "energy_j", "energy_source", "output_tokens_per_s", "ttft_p50_s")
     assert [[row[name] for name in kept] for row in cycle_rows(frozen)] == [
         [row[name] for name in kept] for row in before

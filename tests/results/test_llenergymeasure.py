@@ -14,8 +14,9 @@ from click.testing import CliRunner
 
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.integrity import check_run
-from llem_airflow.analysis.run_rows import cycle_rows
+from llem_airflow.analysis.tables import cycle_rows
 from llem_airflow.cli import main
+from llem_airflow.report.page import report_html
 from llem_airflow.results import ResultReadError, ResultsRoot
 from llem_airflow.results.llenergymeasure import import_folder
 
@@ -42,7 +43,7 @@ def _study(folder: Path, *changes: dict[str, Any], gpus: int = 1) -> Path:
 def test_a_peers_study_becomes_a_run_with_its_joules_as_reported(tmp_path: Path) -> None:
     study = _study(tmp_path, {}, {"total_energy_j": 4400.0, "energy_per_device_j": [4400.0]})
     run, problems = import_folder(study, ResultsRoot(tmp_path / "results"))
-    summary = aggregate_run(run)
+    summary = aggregate_run(run, page=report_html)
     assert (problems, summary.valid, summary.planned) == ([], 2, 2)
     one, two = cycle_rows(run)
     assert (one["energy_j"], two["energy_j"]) == (4000.0, 4400.0)
@@ -62,7 +63,7 @@ def test_a_peers_study_becomes_a_run_with_its_joules_as_reported(tmp_path: Path)
 def test_what_a_bundle_cannot_tell_is_absent(tmp_path: Path) -> None:
     study = _study(tmp_path, {"input_tokens": None, "serving_mode": "server"})
     run, _ = import_folder(study, ResultsRoot(tmp_path / "results"))
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     (row,) = cycle_rows(run)
     for name in (
         "requests",
@@ -82,7 +83,7 @@ def test_devices_that_were_not_told_apart_are_one(tmp_path: Path) -> None:
     run, _ = import_folder(
         _study(tmp_path, {"energy_per_device_j": None}, gpus=2), ResultsRoot(tmp_path / "r")
     )
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     (row,) = cycle_rows(run)
     assert (row["gpus"], row["energy_j"]) == (["all-gpus"], 4000.0)
     curve = [mw for mw in run.cycles()[0].power().column("power_average_mw").to_pylist() if mw is not None]
@@ -91,7 +92,7 @@ def test_devices_that_were_not_told_apart_are_one(tmp_path: Path) -> None:
 
 def test_a_bundle_without_a_meter_has_no_energy(tmp_path: Path) -> None:
     run, _ = import_folder(_study(tmp_path, {"total_energy_j": 0.0}), ResultsRoot(tmp_path / "results"))
-    aggregate_run(run, report=False)
+    aggregate_run(run)
     (row,) = cycle_rows(run)
     assert (row["status"], row["energy_kind"], row["energy_j"]) == ("valid", "none", None)
 

@@ -7,6 +7,7 @@ import pytest
 
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.integrity import check_run
+from llem_airflow.report.page import report_html
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun
 from llem_airflow.results.folder import ResultsWriteError
 from tests.results.conftest import RUN_ID
@@ -85,14 +86,14 @@ def test_a_run_is_aggregated_where_it_lies(run: StoredRun, tmp_path: Path) -> No
     plan = plan_json([(EXPERIMENT, Recording().hash, {})], cycles=1)
     run.write_plan("model: tiny\n", plan, {"dag_id": "nightly"})
     run.commit_cycle(EXPERIMENT, 1, Recording().write(tmp_path / "out"), provenance())
-    summary = aggregate_run(run)
+    summary = aggregate_run(run, page=report_html)
     assert (summary.valid, summary.missing) == (1, ())
     assert run.summary() == summary.to_json()
     assert {"summary.json", "cycles.parquet", "experiments.parquet", "power.parquet", "report.html"} <= set(
         run.folder.files()
     )
     first = run.folder.read("power.parquet")
-    aggregate_run(run)
+    aggregate_run(run, page=report_html)
     assert run.folder.read("power.parquet") == first
     assert check_run(run) == []
 

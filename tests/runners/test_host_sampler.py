@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from llem_airflow.analysis.checks import compared
 from llem_airflow.analysis.energy import window_energy
-from llem_airflow.analysis.samples import columns
-from llem_airflow.analysis.second_sampler import compared
+from llem_airflow.analysis.series import columns
 from llem_airflow.measurement.sampler import start_sampler
 from llem_airflow.protocol.files import config_name, result_name
 from llem_airflow.protocol.result import CycleResult, Window

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from llem_airflow.analysis.checks import flags
 from llem_airflow.analysis.energy import EnergyOfWindow, window_energy
-from llem_airflow.analysis.flag import Flag
-from llem_airflow.analysis.quality import flags
+from llem_airflow.analysis.flags import Flag
 from llem_airflow.measurement.sampler import start_sampler
 from llem_airflow.protocol.records import POWER_COLUMNS
 from llem_airflow.protocol.result import Anchor, CycleResult, Meter, Warmup, Window

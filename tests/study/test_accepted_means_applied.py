@@ -26,7 +26,7 @@ SPEC, LOAD, PLANNING = "llem_airflow.study.spec", "llem_airflow.study.load", "ll
 FACTORY = "llem_airflow.factory.study"
 SCHEDULE = "llem_airflow.factory.schedule"
 OUTCOME = "llem_airflow.operators.outcome"
-STATED = "llem_airflow.analysis.stated"
+STATED = "llem_airflow.analysis.metrics"
 SERVER = "serving_mode"
 """Keys of server mode are read when it runs; until then the consumer is the one that says that it does not."""
 
@@ -46,7 +46,7 @@ READERS: dict[str, str] = {
     "measurement.min_window_seconds": f"{SPEC}:min_window_seconds",
     "measurement.cpu_idle_watts": f"{SPEC}:cpu_idle_watts",
     "measurement.cpu_max_watts": f"{SPEC}:cpu_max_watts",
-    "measurement.require_energy": "llem_airflow.analysis.planned:require_energy",
+    "measurement.require_energy": "llem_airflow.analysis.plan:require_energy",
     "measurement.baseline.enabled": "llem_airflow.measurement.idle_power:enabled",
     "measurement.baseline.duration_seconds": "llem_airflow.measurement.idle_power:duration_seconds",
     "measurement.baseline.strategy": "llem_airflow.measurement.idle_power:strategy",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from llem_airflow.analysis import quantity
+from llem_airflow.analysis import formatting
 from llem_airflow.operators.ui import FAILURE_KEY, keeps_failure
 from llem_airflow.results import ResultsRoot
 from llem_airflow.web.evidence import cycle_page
@@ -87,7 +87,7 @@ def test_a_comparison_is_shown_with_its_verdicts_changes_and_sentences() -> None
     for text in (
         "regression",
         "s/r1#e",
-        f"{quantity.signed(0.1)} ({quantity.change_interval(0.08, 0.12)})",
+        f"{formatting.signed(0.1)} ({formatting.change_interval(0.08, 0.12)})",
         "3 and 5",
         "it became worse",
     ):

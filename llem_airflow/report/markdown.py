@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from llem_airflow.analysis import quantity
-from llem_airflow.analysis.comparing import TWO_RUNS
-from llem_airflow.analysis.doubt import places_text
+from llem_airflow.analysis import formatting
+from llem_airflow.analysis.compare import TWO_RUNS
+from llem_airflow.analysis.compare_named import Since
+from llem_airflow.analysis.flags import places_text
 from llem_airflow.analysis.metrics import HEADLINE
-from llem_airflow.analysis.report import grouped_doubts
-from llem_airflow.analysis.report_cells import Column, columns, metric_cell
-from llem_airflow.analysis.report_since import since_section
-from llem_airflow.analysis.setting import setting_texts
-from llem_airflow.analysis.since import Since
-from llem_airflow.analysis.summary import ExperimentSummary, Summary, missing_text
+from llem_airflow.analysis.summary import ExperimentSummary, Summary, missing_text, setting_texts
+from llem_airflow.report.view import Column, columns, grouped_doubts, metric_cell, since_section
 
 PLACES = 12
 """So many places of a doubt are listed; of more, the number of the others is told."""
@@ -27,7 +24,7 @@ def report_markdown(summary: Summary, since: Since | None = None) -> str:
         summary: The summary of the run.
         since: The comparison with the run before, if there is one.
     """
-    begun = f", {quantity.when(summary.started_epoch_ns)}" if summary.started_epoch_ns else ""
+    begun = f", {formatting.when(summary.started_epoch_ns)}" if summary.started_epoch_ns else ""
     lines = [
         f"# {summary.study}: energy report",
         "",
@@ -56,8 +53,8 @@ def report_markdown(summary: Summary, since: Since | None = None) -> str:
     if doubts:
         lines += ["## Reasons to doubt", ""]
         lines += [
-            f"- **{doubt.severity}** {_plain(quantity.sentence(doubt.message))} "
-            f"Next step: {_plain(quantity.sentence(doubt.next_step))} ({_plain(places_text(places, PLACES))})"
+            f"- **{doubt.severity}** {_plain(formatting.sentence(doubt.message))} "
+            f"Next step: {_plain(formatting.sentence(doubt.next_step))} ({_plain(places_text(places, PLACES))})"
             for doubt, places in doubts
         ]
         lines.append("")
@@ -83,9 +80,9 @@ def _since_lines(since: Since | None, summary: Summary) -> list[str]:
     before = f"run `{found['run_id']}`"
     lines = ["## Since the run before", ""]
     if found["problem"]:
-        return [*lines, f"Not compared with {before}: {_plain(quantity.sentence(found['problem']))}", ""]
+        return [*lines, f"Not compared with {before}: {_plain(formatting.sentence(found['problem']))}", ""]
     counts = f": {', '.join(found['counts'])}" if found["counts"] else ""
-    lines += [f"Against {before} of {quantity.when(found['started_epoch_ns'])}{counts}.", ""]
+    lines += [f"Against {before} of {formatting.when(found['started_epoch_ns'])}{counts}.", ""]
     if found["rows"]:
         titles = ("Experiment", "Verdict", *found["titles"], "Answers")
         lines += _table(titles, [_since_row(row) for row in found["rows"]])
@@ -116,7 +113,10 @@ def _since_row(row: Mapping[str, Any]) -> list[str]:
         for cell in row["cells"]
     ]
     if row["differences"]:
-        cells = [f"conditions differ: {'; '.join(row['differences'])}", *[quantity.ABSENT] * (len(cells) - 1)]
+        cells = [
+            f"conditions differ: {'; '.join(row['differences'])}",
+            *[formatting.ABSENT] * (len(cells) - 1),
+        ]
     telling = row["answers"] in {"suspicious", "differs"}
     answers = f"{row['answers']}: {row['answers_reason']}" if telling else row["answers"]
     return [name, row["verdict"], *cells, answers]
@@ -129,9 +129,10 @@ def _reliability_lines(summary: Summary) -> list[str]:
     rows = [
         [
             item["host"] or "not known",
-            item["engine"] or quantity.ABSENT,
+            item["engine"] or formatting.ABSENT,
             *(str(item.get(key, 0)) for key in ("cycles", "valid", "missed", "failed_attempts")),
-            ", ".join(f"{reason} ({count})" for reason, count in item["reasons"].items()) or quantity.ABSENT,
+            ", ".join(f"{reason} ({count})" for reason, count in item["reasons"].items())
+            or formatting.ABSENT,
         ]
         for item in summary.reliability
     ]
@@ -154,7 +155,7 @@ def _derived_lines(summary: Summary) -> list[str]:
         [
             label,
             one.label,
-            quantity.labelled(f"{quantity.number(one.mean)} {one.unit}", estimate=True),
+            formatting.labelled(f"{formatting.number(one.mean)} {one.unit}", estimate=True),
             one.basis,
         ]
         for label, one in found
@@ -164,9 +165,11 @@ def _derived_lines(summary: Summary) -> list[str]:
 
 def _cell(experiment: ExperimentSummary, column: Column) -> str:
     found = metric_cell(experiment, column.name)
-    if found.value == quantity.ABSENT:
-        return quantity.ABSENT
-    text = quantity.labelled(f"{found.value} {found.unit}", estimate=found.estimate, tag=not column.estimate)
+    if found.value == formatting.ABSENT:
+        return formatting.ABSENT
+    text = formatting.labelled(
+        f"{found.value} {found.unit}", estimate=found.estimate, tag=not column.estimate
+    )
     return f"{text} [{found.interval}]"
 
 

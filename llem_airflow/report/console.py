@@ -13,20 +13,26 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.text import Text
 
-from llem_airflow.analysis import quantity
+from llem_airflow.analysis import formatting
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.compare_named import Compared, How, compare_named
-from llem_airflow.analysis.history_rows import history_json, render_runs
+from llem_airflow.analysis.compare_named import Compared, How, compare_named, since_previous
+from llem_airflow.analysis.history import histories
 from llem_airflow.analysis.integrity import check_run
-from llem_airflow.analysis.markdown import report_markdown
 from llem_airflow.analysis.metrics import BY_NAME
-from llem_airflow.analysis.progress import histories
-from llem_airflow.analysis.run_rows import cycle_rows
-from llem_airflow.analysis.show import render_cycles, render_reliability
-from llem_airflow.analysis.since import since_previous
-from llem_airflow.analysis.summary import Summary
-from llem_airflow.analysis.table import render_comparison, render_summary, render_trends
+from llem_airflow.analysis.summary import load_summary
+from llem_airflow.analysis.tables import cycle_rows
 from llem_airflow.analysis.verdict import Verdict
+from llem_airflow.report.markdown import report_markdown
+from llem_airflow.report.page import report_html
+from llem_airflow.report.terminal import (
+    history_json,
+    render_comparison,
+    render_cycles,
+    render_reliability,
+    render_runs,
+    render_summary,
+    render_trends,
+)
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
 from llem_airflow.results.cleanup import removable, remove, remove_orphans
 from llem_airflow.results.llenergymeasure import import_folder
@@ -42,7 +48,7 @@ def report_run(
     """Print the table of a run and where its report lies; aggregate it if that was not done."""
     found = locate_run(run, ResultsRoot(results_root))
     stored = None if again else load_summary(found)
-    summary = stored or aggregate_run(found)
+    summary = stored or aggregate_run(found, page=report_html)
     if form != "table":
         since = since_previous(found)
         said = {**summary.to_json(), "since_previous": since.to_json() if since else None}
@@ -62,7 +68,7 @@ def report_run(
 def show(run: str, results_root: str, view: str) -> int:
     """Print a stored run: its experiments, its cycles, or how reliable its hosts and engines were."""
     found = locate_run(run, ResultsRoot(results_root))
-    summary = load_summary(found) or aggregate_run(found)
+    summary = load_summary(found) or aggregate_run(found, page=report_html)
     if view == "cycles":
         _print(render_cycles(cycle_rows(found)))
     elif view == "reliability":
@@ -75,17 +81,11 @@ def show(run: str, results_root: str, view: str) -> int:
 def import_peer(folder: Path, results_root: str, study: str | None) -> int:
     """Make a run of a results folder of llenergymeasure and print it; 1 when a bundle could not be read."""
     run, problems = import_folder(folder, ResultsRoot(results_root), study)
-    aggregate_run(run)
+    aggregate_run(run, page=report_html)
     code = show(run.url, results_root, "experiments")
     for problem in problems:
         _line(f"not imported: {problem}")
     return 1 if problems else code
-
-
-def load_summary(run: StoredRun) -> Summary | None:
-    """The stored summary of a run, or None before it was aggregated."""
-    data = run.summary()
-    return Summary.from_json(data, f"{run.url}/{layout.SUMMARY}") if data else None
 
 
 def compare(
@@ -134,7 +134,7 @@ def list_runs(results_root: str) -> int:
     """Print the runs under a root."""
     rows = []
     for run in some_runs(ResultsRoot(results_root)):
-        started = quantity.when(run.started_epoch_ns() or None)
+        started = formatting.when(run.started_epoch_ns() or None)
         rows.append((run_name(run), started, *_state(run)))
     _print(Rows(("Run", "Started", "Valid", "Energy", "State"), rows, whole=True))
     return 0
@@ -145,9 +145,9 @@ def _state(run: StoredRun) -> tuple[str, str, str]:
     try:
         summary = load_summary(run)
     except (ValueError, OSError) as error:
-        return quantity.ABSENT, quantity.ABSENT, f"damaged: {error}"
+        return formatting.ABSENT, formatting.ABSENT, f"damaged: {error}"
     if summary is None:
-        return quantity.ABSENT, quantity.ABSENT, "not aggregated"
+        return formatting.ABSENT, formatting.ABSENT, "not aggregated"
     return f"{summary.valid}/{summary.planned}", summary.energy_kind, "done"
 
 

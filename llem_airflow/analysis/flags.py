@@ -1,13 +1,96 @@
-"""Reasons to doubt an experiment: the flags of its cycles, each kind once, with the range of what was seen."""
+"""What a flag is, what the checks look at, and the flags of an experiment: each kind once, with its range."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-from llem_airflow.analysis import quantity
-from llem_airflow.analysis.flag import Flag
+import numpy as np
+from numpy.typing import NDArray
+
+from llem_airflow.analysis import formatting
+from llem_airflow.analysis.energy import EnergyOfWindow
+from llem_airflow.analysis.series import GpuSeries, rows_between
+from llem_airflow.protocol.result import CycleResult
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One reason to doubt.
+
+    Attributes:
+        code: Its stable name.
+        message: What was seen, with the numbers.
+        next_step: What to do about it.
+        threshold: The limit that was crossed, and where that limit comes from.
+        severity: ``info`` (how to read the number), ``warning`` (it may be off), ``error`` (do not use it as
+            it
+            is), ``withheld`` (there is no number because of it).
+    """
+
+    code: str
+    message: str
+    next_step: str
+    threshold: str
+    severity: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Everything that the checks look at."""
+
+    result: CycleResult
+    energy: EnergyOfWindow
+    series: Mapping[str, GpuSeries]
+    events: Sequence[Mapping[str, Any]]
+    gpus: Sequence[Mapping[str, Any]]
+    host: Mapping[str, Any]
+
+    @cached_property
+    def event_reasons(self) -> list[NDArray[np.int64]]:
+        """Clock event bits of each device's samples in the window, where it tells any."""
+        found = []
+        for one in self.series.values():
+            inside = one.event_reasons[rows_between(one.t_s, 0, self.energy.duration_s)]
+            known = inside[~np.isnan(inside)]
+            if len(known):
+                found.append(known.astype(np.int64))
+        return found
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an energy to doubt."""
+        return self.energy.energy_j is not None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of a table of checks: what it looks for, and what is said when it is there.
+
+    Attributes:
+        code: As in Flag.
+        severity: As in Flag.
+        says: The message when there is a reason to doubt, else None.
+        next_step: As in Flag.
+        threshold: As in Flag.
+    """
+
+    code: str
+    severity: str
+    says: Callable[[Seen], str | None]
+    next_step: str
+    threshold: str
+
+    def __call__(self, seen: Seen) -> Flag | None:
+        """The flag, or None."""
+        message = self.says(seen)
+        if message is None:
+            return None
+        return Flag(self.code, message, self.next_step, self.threshold, self.severity)
+
 
 GRAVEST_FIRST = ("withheld", "error", "warning", "info")
 
@@ -120,7 +203,7 @@ def summed_up(code: str, said: Sequence[tuple[str, str]]) -> str:
     if len(told) == 1:
         return told[0]
     more = [f"And {len(told) - _WORDINGS} more findings of this kind."] if len(told) > _WORDINGS else []
-    return " ".join([*map(quantity.sentence, told[:_WORDINGS]), *more])
+    return " ".join([*map(formatting.sentence, told[:_WORDINGS]), *more])
 
 
 def _with_ranges(code: str, said: Sequence[tuple[str, str]]) -> str:
@@ -137,7 +220,7 @@ def _with_ranges(code: str, said: Sequence[tuple[str, str]]) -> str:
     first = columns[varied[0]]
     at = first.index(min(first) if code in _LESS_IS_WORSE else max(first, key=abs))
     number, unit = rows[at][varied[0]]
-    return f"{quantity.sentence(message)} Worst: {number} {unit} in {said[at][0]}."
+    return f"{formatting.sentence(message)} Worst: {number} {unit} in {said[at][0]}."
 
 
 def _range(texts: Sequence[str]) -> str:

@@ -40,7 +40,7 @@ def labelled(text: str, *, estimate: bool, tag: bool = True) -> str:
     return f"~ {text} estimate" if tag else f"~ {text}"
 
 
-def quantity(name: str, value: float | None, *, estimate: bool = False, tag: bool = True) -> str:
+def with_unit(name: str, value: float | None, *, estimate: bool = False, tag: bool = True) -> str:
     """A value of a metric with its unit, such as ``12.3 ms`` or ``~ 0.61 J/token estimate``."""
     if value is None:
         return ABSENT

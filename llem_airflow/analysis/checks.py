@@ -1,12 +1,53 @@
-"""Reasons to doubt that lie in the cycle: what was measured, beside whom, and how steadily."""
+"""Checks of a cycle: what was measured, beside whom, and how steadily; ``flags`` runs all checks of a cycle."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llem_airflow.analysis.flag import Check, Seen
-from llem_airflow.analysis.steadiness import iteration_bias_ratio, power_drift_ratio
+from llem_airflow.analysis.energy import EnergyOfWindow, window_energy
+from llem_airflow.analysis.flags import Check, Flag, Seen
+from llem_airflow.analysis.power_checks import POWER_CHECKS, iteration_bias_ratio, power_drift_ratio
+from llem_airflow.analysis.series import columns
+from llem_airflow.protocol.result import CycleResult, Meter, Window
+from llem_airflow.results import CycleRef, ResultReadError
+
+AGREE_RATIO = 0.03
+"""As for the counter and the integral: expected agreement over 30 s is 1-3 %."""
+
+
+def second_sampler(ref: CycleRef, window: Window, energy: EnergyOfWindow) -> tuple[Flag, ...]:
+    """A flag when the second sampler of a cycle says something else, or cannot say."""
+    try:
+        seen = ref.check()
+    except ResultReadError as error:
+        return (_flag(f"The second sampler's series cannot be read: {error}."),)
+    return () if seen is None else compared(seen[0], seen[1], window, energy)
+
+
+def compared(meter: Meter, power: object, window: Window, energy: EnergyOfWindow) -> tuple[Flag, ...]:
+    """The same for its meter and its samples; both are on the one monotonic clock, so the window is the same."""
+    if energy.energy_j is None:
+        return ()  # said by the withheld reason
+    other = window_energy(columns(power), meter, window)
+    if other.energy_j is None:
+        why = "; ".join(reason.message for reason in other.withheld)
+        return (_flag(f"The second sampler has no energy to compare with: {why}"),)
+    ratio = other.energy_j / energy.energy_j - 1
+    if abs(ratio) <= AGREE_RATIO:
+        return ()
+    return (_flag(f"The second sampler of the window is {ratio:+.1%} off the one that counts."),)
+
+
+def _flag(message: str) -> Flag:
+    return Flag(
+        "samplers_disagree",
+        message,
+        "See both power files of the cycle; somebody may have shared the clock or the GPU's name.",
+        "3 % (expected agreement over 30 s or more is 1-3 %)",
+        "warning",
+    )
+
 
 _FOREIGN_CPUS = 0.5
 _FOREIGN_CPU_RATIO = 0.1
@@ -183,7 +224,7 @@ def _clock_step(seen: Seen) -> str | None:
 
 _STEADY = "the gates of the warm-up: scatter, slope, power, temperature"
 
-CHECKS = (
+CYCLE_CHECKS = (
     Check(
         "stand_in",
         "warning",
@@ -299,3 +340,65 @@ CHECKS = (
         "0.5 s",
     ),
 )
+
+
+__all__ = ["Flag", "flags"]
+
+
+def flags(
+    result: CycleResult,
+    energy: EnergyOfWindow,
+    *,
+    events: Sequence[Mapping[str, Any]] = (),
+    environment: Mapping[str, Any] | None = None,
+    host: Mapping[str, Any] | None = None,
+) -> tuple[Flag, ...]:
+    """All reasons to doubt one cycle, the gravest first.
+
+    Args:
+        result: What the cycle observed.
+        energy: What ``window_energy`` made of its power samples.
+        events: Rows of events.jsonl.
+        environment: The cycle's environment.json; ``gpus`` is what the devices said before the engine was
+            loaded.
+        host: What the outside saw: ``neighbours``, a list of names;
+            ``foreign_containers``, what each took; ``on_cpu`` and ``neighbours_unknown``, reasons;
+            ``privileged``, whether its container was.
+    """
+    said = (environment or {}).get("gpus")
+    gpus = [gpu for gpu in said if isinstance(gpu, Mapping)] if isinstance(said, list) else []
+    seen = Seen(result, energy, energy.series, events, gpus, host or {})
+    found = _withheld(energy) + [
+        flag for check in (*CYCLE_CHECKS, *POWER_CHECKS) if (flag := check(seen)) is not None
+    ]
+    order = ("withheld", "error", "warning", "info")
+    return tuple(sorted(found, key=lambda flag: order.index(flag.severity)))
+
+
+_NEXT_STEP_OF_WITHHELD = {
+    "no_meter": "Choose a meter (`meter: auto`) to get energy.",
+    "gpu_missing": "See the attempt's log for the sampler's messages; repeat the cycle.",
+    "gpu_lost": "See the host's kernel log for Xid errors and repeat the cycle on another GPU.",
+    "not_bracketed": "See whether the sampler ended early in the attempt's log; repeat the cycle.",
+    "gap_without_counter": "Look for what stalled the host; repeat the cycle.",
+    "sources_disagree": "Repeat the cycle, and compare the board's counter with another meter.",
+    "implausible_counter": "Repeat the cycle; do not trust this counter before it agrees with another meter.",
+    "other_device": "Choose the meter of the device that computes, or give the engine the GPUs that are measured.",
+    "unreadable_series": "Look at the cycle's power file; repeat the cycle.",
+    "duration_mismatch": "Report it with the cycle's folder: the attempt's marks contradict each other.",
+    "no_energy": "Check with nvidia-smi that the GPU tells its power.",
+}
+
+
+def _withheld(energy: EnergyOfWindow) -> list[Flag]:
+    """One flag for each reason; what was asked for is information, the rest takes the number away."""
+    found: dict[str, Flag] = {}
+    for reason in energy.withheld:
+        severity = "info" if reason.code == "no_meter" else "withheld"
+        message = f"Energy is not known: {reason.message}"
+        if reason.code in found:
+            message = f"{found[reason.code].message} {reason.message}"
+        found[reason.code] = Flag(
+            reason.code, message, _NEXT_STEP_OF_WITHHELD[reason.code], "absent is never 0", severity
+        )
+    return list(found.values())

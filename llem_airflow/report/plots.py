@@ -1,23 +1,110 @@
-"""The pictures of a report: intervals, energy against speed, latency."""
+"""The plots of a report as inline SVG: intervals, energy against speed, latency, power over time."""
 
 from __future__ import annotations
 
+import io
+import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import matplotlib as mpl
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from numpy.typing import NDArray
 
+from llem_airflow.analysis.aggregate import Curve
 from llem_airflow.analysis.cycle import Cycle
+from llem_airflow.analysis.formatting import number, scale
 from llem_airflow.analysis.metrics import BY_NAME
-from llem_airflow.analysis.quantity import number, scale
-from llem_airflow.analysis.report_cells import itl_is_tpot
 from llem_airflow.analysis.statistics import Description
 from llem_airflow.analysis.summary import ExperimentSummary
-from llem_airflow.analysis.svg import INK, LINE, MUTED, PAPER, SERIES, WIDTH_IN, drawing, inline_svg
+from llem_airflow.report.view import itl_is_tpot
 from llem_airflow.text.wording import counted
+
+# Matplotlib knows no CSS variables. Each stand-in colour is used for nothing else and is replaced in the SVG.
+INK, MUTED, LINE, PAPER = "#010101", "#020202", "#030303", "#040404"
+SERIES = ("#050501", "#050502", "#050503", "#050504", "#050505", "#050506", "#050507", "#050508")
+PHASE = {
+    "import": "#060601",
+    "load": "#060602",
+    "baseline_bare": "#060603",
+    "baseline_context": "#060603",
+    "baseline_loaded": "#060603",
+    "warmup": "#060604",
+    "measure": "#060605",
+    "cooldown": "#060606",
+}
+WIDTH_IN = 11.1
+"""Width of a picture: the width of the page."""
+
+_VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    LINE: "--line",
+    PAPER: "--paper",
+    **{colour: f"--series-{index}" for index, colour in enumerate(SERIES)},
+    **{colour: f"--phase-{name.split('_')[0]}" for name, colour in PHASE.items()},
+}
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",  # real text: readable by screen readers and searchable
+    "text.parse_math": False,  # a dollar in a slug is a dollar
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": LINE,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+}
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Draw in here, so that text and axes get the page's colours."""
+    with mpl.rc_context(_SETTINGS):
+        yield
+
+
+def inline_svg(figure: Figure, name: str, description: str) -> Markup:
+    """The figure as an ``<svg>`` element; the same figure gives the same text.
+
+    Args:
+        figure: Drawn inside ``drawing()``.
+        name: Prefix of the element ids, distinct within a page.
+        description: What it shows, for screen readers.
+    """
+    buffer = io.StringIO()
+    with mpl.rc_context({**_SETTINGS, "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = text.replace('xlink:href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px; font-family: inherit", text)
+    width, height = figure.get_size_inches()
+    label = str(Markup.escape(description))
+    start = (
+        f'<svg role="img" aria-label="{label}" viewBox="0 0 {width * 72:g} {height * 72:g}" '
+        f'style="width: {width * 96:g}px" xmlns="http://www.w3.org/2000/svg"'
+    )
+    return Markup(re.sub(r"<svg[^>]*", start, text, count=1))  # noqa: S704 - matplotlib escapes its texts
+
 
 NAMED_UP_TO = 40
 """With more points than this, the picture of energy against speed names the unbeaten ones alone."""
@@ -233,3 +320,113 @@ def _named_rows(axes: Axes, labels: Sequence[str]) -> None:
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
+
+
+_PHASE_LABELS = {
+    "baseline_bare": "baseline",
+    "baseline_context": "baseline",
+    "baseline_loaded": "baseline",
+    "warmup": "warm-up",
+}
+
+
+def power_panels(experiment: str, curves: Sequence[Curve]) -> Markup | None:
+    """Power over time of the cycles of one experiment, each in a panel with its phases shaded and named."""
+    drawn = [one for one in curves if one.series]
+    if not drawn:
+        return None
+    top = max(float(watts.max()) for one in drawn for _, watts in one.series.values()) * 1.38 or 1.0
+    right = max(
+        max([end for *_, end in one.phases] + [float(t[-1]) for t, _ in one.series.values()]) for one in drawn
+    )
+    with drawing():
+        # Placed by hand: the layout engine would draw every panel twice.
+        height_in = 0.5 + 1.75 * len(drawn)
+        figure = Figure(figsize=(WIDTH_IN, height_in))
+        right_edge = 0.9 if any(len(one.series) > 1 for one in drawn) else 0.995
+        figure.subplots_adjust(0.055, 0.45 / height_in, right_edge, 1 - 0.25 / height_in, hspace=0.3)
+        panels = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, one in zip(panels, drawn, strict=True):
+            _phases(axes, one, 0.0, top, right)
+            for index, (gpu, (t_s, watts)) in enumerate(one.series.items()):
+                axes.plot(t_s, watts, color=SERIES[index % len(SERIES)], linewidth=1.1, label=_short_gpu(gpu))
+            axes.set_xlim(0, right)
+            _frame(axes, one, top, f"cycle {one.cycle}", legend=len(one.series) > 1)
+        panels[-1].set_xlabel("seconds since the attempt's first phase")
+        shown = f"Power over time of {experiment}, cycles {', '.join(str(one.cycle) for one in drawn)}"
+        return inline_svg(figure, f"power-{experiment}", shown)
+
+
+def power_overlay(experiment: str, curves: Sequence[Curve]) -> Markup | None:
+    """The cycles of one experiment over each other, aligned at the begin of the measured window.
+
+    Power is the sum of the devices; the phases are those of the first cycle.
+    """
+    drawn = [one for one in curves if one.series]
+    if not drawn:
+        return None
+    lines = []
+    for one in drawn:
+        t_s, watts = _total(one)
+        lines.append((one.cycle, t_s - _window_begin(one), watts))
+    top = max(float(watts.max()) for *_, watts in lines) * 1.3 or 1.0
+    left, right = min(float(t[0]) for _, t, _ in lines), max(float(t[-1]) for _, t, _ in lines)
+    with drawing():
+        figure = Figure(figsize=(WIDTH_IN, 2.5))
+        figure.subplots_adjust(0.055, 0.2, 0.91, 0.9)
+        axes = figure.subplots()
+        _phases(axes, drawn[0], _window_begin(drawn[0]), top, right - left)
+        for index, (cycle, t_s, watts) in enumerate(lines):
+            label = f"cycle {cycle}" if index < len(SERIES) else None
+            axes.plot(t_s, watts, color=SERIES[index % len(SERIES)], linewidth=0.9, label=label)
+        axes.set_xlim(left, right)
+        devices = len(drawn[0].series)
+        title = f"sum of {devices} devices" if devices > 1 else ""
+        _frame(axes, drawn[0], top, title, legend=len(lines) > 1)
+        axes.set_xlabel("seconds since the begin of the measured window")
+        shown = (
+            f"Power over time of {experiment}, cycles {', '.join(str(one.cycle) for one in drawn)} overlaid"
+        )
+        return inline_svg(figure, f"power-{experiment}", shown)
+
+
+def _total(one: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if len(one.series) == 1:
+        return next(iter(one.series.values()))
+    t_s = np.unique(np.concatenate([t for t, _ in one.series.values()]))
+    return t_s, np.sum([np.interp(t_s, t, watts) for t, watts in one.series.values()], axis=0)
+
+
+def _window_begin(one: Curve) -> float:
+    return next((begin for name, begin, _ in one.phases if name == "measure"), 0.0)
+
+
+def _phases(axes: Axes, one: Curve, origin: float, top: float, width: float) -> None:
+    for name, begin, end in one.phases:
+        axes.axvspan(begin - origin, end - origin, color=PHASE.get(name, PHASE["cooldown"]), linewidth=0)
+        if end - begin > width * 0.018:
+            label = _PHASE_LABELS.get(name, name)
+            fits = (end - begin) / width > 0.012 * len(label)
+            axes.text(
+                (begin + end) / 2 - origin,
+                top * 0.97,
+                label,
+                ha="center",
+                va="top",
+                fontsize=7.5 if fits else 6.5,
+                color=MUTED,
+                rotation=0 if fits else 90,
+            )
+
+
+def _frame(axes: Axes, one: Curve, top: float, title: str, *, legend: bool) -> None:
+    axes.set_ylim(0, top)
+    axes.set_ylabel("W (estimate)" if one.estimate else "W")
+    axes.locator_params(axis="y", nbins=4)
+    axes.set_title(title, loc="left", color=INK)
+    if legend:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=7, labelcolor=INK)
+
+
+def _short_gpu(gpu: str) -> str:
+    return gpu if len(gpu) <= 16 else f"{gpu[:12]}…"

@@ -3,52 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from llem_airflow import __version__
-from llem_airflow.analysis import plots, quantity
-from llem_airflow.analysis.curves import Curve
+from llem_airflow.analysis import formatting
+from llem_airflow.analysis.aggregate import Curve, ReportData
 from llem_airflow.analysis.cycle import Cycle
-from llem_airflow.analysis.doubt import Doubt, grouped, places_text
-from llem_airflow.analysis.labels import short
+from llem_airflow.analysis.flags import places_text
 from llem_airflow.analysis.metrics import BY_NAME, HEADLINE, METRICS
-from llem_airflow.analysis.planned import flatten
-from llem_airflow.analysis.power_plots import power_overlay, power_panels
-from llem_airflow.analysis.report_cells import columns, metric_cell, only_estimates
-from llem_airflow.analysis.report_efficiency import FRONTS, efficiency_section, fronts
-from llem_airflow.analysis.report_since import since_section
-from llem_airflow.analysis.setting import setting_texts
-from llem_airflow.analysis.since import Since
-from llem_airflow.analysis.summary import ExperimentSummary, Summary
+from llem_airflow.analysis.plan import flatten, short
+from llem_airflow.analysis.summary import ExperimentSummary, Summary, setting_texts
+from llem_airflow.report import plots
+from llem_airflow.report.plots import power_overlay, power_panels
+from llem_airflow.report.view import (
+    FRONTS,
+    columns,
+    efficiency_section,
+    fronts,
+    grouped_doubts,
+    metric_cell,
+    only_estimates,
+    since_section,
+)
 from llem_airflow.text.wording import counted
 
 PANELS_UP_TO = 8
 """With more experiments than this, the cycles of each are drawn over each other, folded away, and not printed."""
-
-
-@dataclass(frozen=True)
-class ReportData:
-    """Everything that a report shows.
-
-    Attributes:
-        summary: The summary of the run.
-        cycles: Its rows.
-        curves: Power curves of (at least the first) cycles.
-        study_text: study.yaml as its author wrote it.
-        meta: run.json.
-        since: The comparison with the run before, if there is one.
-    """
-
-    summary: Summary
-    cycles: Sequence[Cycle]
-    curves: Sequence[Curve]
-    study_text: str | None
-    meta: Mapping[str, Any]
-    since: Since | None = None
 
 
 def report_html(data: ReportData) -> str:
@@ -67,11 +50,11 @@ def report_html(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "when": quantity.when,
-        "percent": quantity.percent,
+        "when": formatting.when,
+        "percent": formatting.percent,
         "places": places_text,
         "short": short,
-        "sentence": quantity.sentence,
+        "sentence": formatting.sentence,
         "counted": counted,
         "called": lambda place: _called(place, by_id),
     }
@@ -112,14 +95,6 @@ def report_html(data: ReportData) -> str:
     )
 
 
-def grouped_doubts(summary: Summary) -> list[tuple[Doubt, list[str]]]:
-    """Each kind of doubt once, with where it was seen."""
-    labels = summary.labels
-    return grouped(
-        (labels[experiment.id], doubt) for experiment in summary.experiments for doubt in experiment.doubts
-    )
-
-
 def _called(place: str, labels: Mapping[str, str]) -> str:
     """``<id> cycle 1`` with the experiment's name."""
     experiment, _, cycle = place.rpartition(" cycle ")
@@ -141,11 +116,11 @@ def _statistics(e: ExperimentSummary) -> list[dict[str, Any]]:
     rows = []
     for found in e.metrics:
         metric = BY_NAME[found.name]
-        unit, factor = quantity.scale(metric, found.all.mean)
+        unit, factor = formatting.scale(metric, found.all.mean)
         every = found.all
         scaled = [every.mean, every.sd, every.median, every.mad, every.p5, every.p95]
         mean, sd, median, mad, p5, p95 = (
-            quantity.number(v * factor if v is not None else None) for v in scaled
+            formatting.number(v * factor if v is not None else None) for v in scaled
         )
         estimate = metric.energy and e.energy_kind == "estimate"
         rows.append(
@@ -154,18 +129,18 @@ def _statistics(e: ExperimentSummary) -> list[dict[str, Any]]:
                 "unit": unit,
                 "n": every.n,
                 "mean": f"~ {mean}" if estimate else mean,
-                "interval": quantity.interval(every, factor),
-                "bca": f"{quantity.number(every.bootstrap.low * factor)} to "
-                f"{quantity.number(every.bootstrap.high * factor)}"
+                "interval": formatting.interval(every, factor),
+                "bca": f"{formatting.number(every.bootstrap.low * factor)} to "
+                f"{formatting.number(every.bootstrap.high * factor)}"
                 if every.bootstrap
                 else "",
                 "sd": sd,
-                "cv": quantity.percent(every.cv_ratio),
+                "cv": formatting.percent(every.cv_ratio),
                 "median": median,
                 "mad": mad,
                 "p5": p5,
                 "p95": p95,
-                "undoubted": f"{quantity.number(found.undoubted.mean * factor)} (n = {found.undoubted.n})"
+                "undoubted": f"{formatting.number(found.undoubted.mean * factor)} (n = {found.undoubted.n})"
                 if found.undoubted
                 else "",
             }
@@ -179,7 +154,7 @@ def _cycle_row(row: Cycle, *, tag: bool) -> dict[str, Any]:
     return {
         "row": row,
         "values": [
-            quantity.quantity(name, row.measures.get(name), estimate=estimate, tag=tag) for name in names
+            formatting.with_unit(name, row.measures.get(name), estimate=estimate, tag=tag) for name in names
         ],
         "flags": ", ".join(flag.code for flag in row.flags if flag.severity != "info")
         or row.reason.split(":", 1)[0],

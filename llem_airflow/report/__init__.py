@@ -1,0 +1,1 @@
+"""The picture: one view model and its renderers: page, terminal, Markdown, plots."""
