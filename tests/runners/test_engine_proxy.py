@@ -25,7 +25,7 @@ from tests.standins.build import Standins
 
 pytestmark = pytest.mark.docker
 
-PAGE = Path(__file__).parents[2] / "llem_airflow" / "container" / "README.md"
+PAGE = Path(__file__).parents[2] / "llem_airflow" / "runners" / "README.md"
 ROW = re.compile(r"^\| (GET|POST|PUT|DELETE) \| `(/[^`]+)` \|", re.MULTILINE)
 
 
