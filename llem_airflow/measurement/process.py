@@ -73,7 +73,7 @@ def sign_of_life(say: Callable[[str], None], begin_ns: int, every_s: float = SIG
             now = work_so_far()
             if moved_on(before, now):
                 say(
-                    f"still at it after {(time.monotonic_ns() - begin_ns) / 1e9:.0f} s, {now.cpu_s:.0f} s of CPU"
+                    f"still working after {(time.monotonic_ns() - begin_ns) / 1e9:.0f} s, {now.cpu_s:.0f} s of CPU time"
                 )
             before = now
 

@@ -131,20 +131,22 @@ def judge(
     if elapsed_s < rules.max_duration_s and (n < rules.min_iterations or elapsed_s < rules.min_duration_s):
         return Verdict(None, cv, f"{n} of at least {rules.min_iterations} iterations")
     if not rules.gated:
-        return _without_a_gate(n, elapsed_s, cv, rules)
+        return _of_a_fixed_length(n, elapsed_s, cv, rules)
     latency, device = _latency_gates(recent, cv, rules), _device_gates(look(), rules)
     closed = latency + device
     if not closed:
-        return Verdict("converged", cv, f"the last {rules.window} iterations are flat")
+        return Verdict("converged", cv, f"the last {rules.window} iterations are steady")
     outcome = _cap(n if latency else 0, elapsed_s, rules)
     when = {"cap_iterations": "when the iterations ran out", "cap_time": "when the time ran out"}
-    return Verdict(outcome, cv, f"not flat {when.get(outcome or '', 'yet')}: {'; '.join(closed)}")
+    return Verdict(outcome, cv, f"not steady {when.get(outcome or '', 'yet')}: {'; '.join(closed)}")
 
 
-def _without_a_gate(n: int, elapsed_s: float, cv: float | None, rules: WarmupRules) -> Verdict:
+def _of_a_fixed_length(n: int, elapsed_s: float, cv: float | None, rules: WarmupRules) -> Verdict:
     if n >= rules.min_iterations:
         done = f"{n} iteration{'s' * (n != 1)}"
-        return Verdict("fixed", cv, f"{done} in {elapsed_s:.0f} s, as the study asks, without a gate")
+        return Verdict(
+            "fixed", cv, f"{done} in {elapsed_s:.0f} s, as the study asks, not checked for steadiness"
+        )
     asked = f"{n} of the {rules.min_iterations} iterations that the study asks for"
     return Verdict("cap_time", cv, f"{asked} in {elapsed_s:.0f} s; it may take {rules.max_duration_s:.0f} s")
 

@@ -5,6 +5,7 @@ import platform
 
 import pytest
 
+from llem_airflow.measurement import environment as environment_module
 from llem_airflow.measurement.engines.contract import EngineFacts
 from llem_airflow.measurement.environment import environment, settings
 from llem_airflow.measurement.output import anchor
@@ -42,3 +43,55 @@ def test_an_anchor_places_the_monotonic_clock_in_absolute_time() -> None:
     one, other = anchor(), anchor()
     drift_ns = (other.epoch_ns - one.epoch_ns) - (other.mono_ns - one.mono_ns)
     assert abs(drift_ns) < 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("quota", "cpus"),
+    [
+        ("150000 100000", 1.5),
+        ("max 100000", None),
+        ("-1 100000", None),
+        ("None 100000", None),
+        ("7", None),
+        ("50000 max", None),
+    ],
+)
+def test_the_cpus_of_a_cgroup(quota: str, cpus: float | None) -> None:
+    assert environment_module._cpus(quota) == cpus
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [("max", None), (None, None), ("4096", 4096), (str(2**60), 2**60), (str(2**60 + 1), None)],
+)
+def test_the_memory_limit_of_a_cgroup(text: str | None, limit: int | None) -> None:
+    """Version 1 writes "unlimited" as a number close to 2**63."""
+    assert environment_module._limit_bytes(text) == limit
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "OMP_X",
+            "KMP_X",
+            "GOMP_X",
+            "MKL_X",
+            "OPENBLAS_X",
+            "CUDA_X",
+            "NVIDIA_X",
+            "PYTORCH_X",
+            "TORCHX",
+            "NCCL_X",
+        ),
+        *("VLLM_X", "TLLM_X", "TRTLLM_X", "TOKENIZERS_X", "HF_HUB_OFFLINE", "TRANSFORMERS_X", "FLASHINFER_X"),
+        *("TRITON_X", "MALLOC_X", "LD_PRELOAD", "LLEM_IMAGE_X"),
+    ],
+)
+def test_a_variable_that_changes_how_an_engine_runs_is_kept(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    monkeypatch.setenv(f"MY_{name}", "1")
+    assert settings()[name] == "1"
+    assert f"MY_{name}" not in settings()

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
-from llem_airflow.measurement.process import Work, cpu_time, moved_on, sign_of_life, spent, work_so_far
+import pytest
+
+from llem_airflow.measurement import process
+from llem_airflow.measurement.process import (
+    Work,
+    cpu_time,
+    host_memory,
+    look_every_s,
+    moved_on,
+    sign_of_life,
+    spent,
+    work_so_far,
+)
 from llem_airflow.protocol.result import CpuTime
 
 
@@ -64,7 +79,7 @@ def test_a_step_that_works_is_said_to() -> None:
     with sign_of_life(say, time.monotonic_ns(), every_s=0.5):
         while not heard.is_set():
             work_so_far()
-    assert said[0].startswith("still at it after ")
+    assert said[0].startswith("still working after ")
 
 
 def test_a_step_that_hangs_stays_silent() -> None:
@@ -107,3 +122,53 @@ def test_a_child_of_the_attempt_is_its_own_and_another_process_is_not() -> None:
 def test_what_is_masked_is_not_known() -> None:
     assert spent(None, CpuTime(1.0, 2.0, 2)) is None
     assert cpu_time() is not None
+
+
+@pytest.mark.parametrize(
+    ("cpu_s", "moved_bytes", "works"),
+    [(0.25, 0, True), (0.125, 0, False), (0.0, 1 << 20, True), (0.0, (1 << 20) - 1, False), (0.0, 0, False)],
+)
+def test_a_fifth_of_a_second_or_a_mebibyte_is_work(cpu_s: float, moved_bytes: int, works: bool) -> None:
+    assert moved_on(Work(8.0, 500), Work(8.0 + cpu_s, 500 + moved_bytes)) is works
+
+
+@pytest.mark.parametrize(("silence_s", "every_s"), [(None, 20.0), (600.0, 20.0), (60.0, 20.0), (30.0, 10.0)])
+def test_a_sign_comes_three_times_before_the_limit_of_silence(
+    silence_s: float | None, every_s: float
+) -> None:
+    assert look_every_s(silence_s) == every_s
+
+
+def test_work_so_far_is_what_the_kernel_accounts_to_this_process() -> None:
+    before = work_so_far()
+    Path("/proc/self/status").read_bytes()
+    data = Path(sys.executable).read_bytes()
+    now = work_so_far()
+    assert now.io_bytes - before.io_bytes >= len(data)
+    assert now.cpu_s == pytest.approx(sum(os.times()[:2]), abs=0.1)
+
+
+def test_what_was_spent_is_the_difference_and_never_negative() -> None:
+    assert spent(CpuTime(1.0, 10.0, 2), CpuTime(3.5, 14.0, 4)) == CpuTime(2.5, 4.0, 4)
+    assert spent(CpuTime(3.0, 10.0, 2), CpuTime(1.0, 4.0, 2)) == CpuTime(0.0, 0.0, 2)
+    assert spent(CpuTime(3.0, 10.0, 2), None) is None
+
+
+def test_the_peak_of_memory_is_in_bytes() -> None:
+    peak = host_memory()["peak_rss_bytes"]
+    told = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert peak is not None
+    assert told is not None
+    assert peak == pytest.approx(int(told[1]) * 1024, rel=0.1)
+
+
+def test_the_peak_of_a_cgroup_is_read_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = tmp_path / "max", tmp_path / "memory.peak", tmp_path / "later"
+    monkeypatch.setattr(process, "_CGROUP_PEAKS", tuple(map(str, files)))
+    assert host_memory()["cgroup_peak_bytes"] is None
+    files[0].write_text("max\n")
+    files[1].write_text("4096\n")
+    files[2].write_text("8192\n")
+    assert host_memory()["cgroup_peak_bytes"] == 4096

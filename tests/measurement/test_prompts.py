@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from llem_airflow.measurement.engines.contract import Prompt, Vocabulary
@@ -45,3 +47,34 @@ def test_batches_keep_the_order_and_the_last_may_be_smaller() -> None:
     prompts = tuple(Prompt(index, (1,), 1) for index in range(5))
     assert [[prompt.index for prompt in batch] for batch in batches(prompts, 2)] == [[0, 1], [2, 3], [4]]
     assert [len(batch) for batch in batches(prompts, None)] == [5]
+
+
+def test_a_set_of_too_few_prompts_is_refused() -> None:
+    spec = spec_of("scripted", {}, texts=("a", "b"))
+    wanted = replace(spec, prompts=replace(spec.prompts, n_prompts=3))
+    with pytest.raises(MeasurementError, match="a pass needs 3 prompts, the attempt was given 2"):
+        prompt_set(wanted, ScriptedEngine())
+    assert len(prompt_set(replace(spec, prompts=replace(spec.prompts, n_prompts=1)), ScriptedEngine())) == 1
+
+
+def test_answers_have_256_tokens_unless_the_study_says_otherwise() -> None:
+    spec = spec_of("scripted", {}, texts=("a",))
+    for task, tokens in ((None, 256), ({}, 256), ({"max_output_tokens": 7}, 7)):
+        (prompt,) = prompt_set(replace(spec, config={"task": task}), ScriptedEngine())
+        assert prompt.output_tokens == tokens
+
+
+def test_synthetic_prompts_without_a_seed_are_those_of_seed_0() -> None:
+    spec = spec_of("scripted", {}, synthetic=Synthetic(input_tokens=12, output_tokens=34))
+    none, zero, one = (
+        prompt_set(replace(spec, config={"task": {"random_seed": seed}}), ScriptedEngine())
+        for seed in (None, 0, 1)
+    )
+    assert none == zero != one
+    assert [prompt.index for prompt in none] == list(range(spec.prompts.n_prompts))
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_batch_has_one_prompt_at_least(size: int) -> None:
+    prompts = tuple(Prompt(index, (1,), 1) for index in range(2))
+    assert [len(batch) for batch in batches(prompts, size)] == [1, 1]

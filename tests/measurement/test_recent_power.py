@@ -3,7 +3,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from llem_airflow.measurement.recent_power import Recent, recent
+import pytest
+
+from llem_airflow.measurement.recent_power import Recent, mean_power_w, recent
 from llem_airflow.protocol.records import POWER_COLUMNS
 
 
@@ -55,3 +57,69 @@ def test_without_a_file_or_rows_it_says_nothing(tmp_path: Path) -> None:
     assert recent(tmp_path / "power.csv") is None
     write(tmp_path / "power.csv", [])
     assert recent(tmp_path / "power.csv") is None
+
+
+def rows_of(last_s: float, gpu: str = "GPU-a") -> list[tuple[float, str, int | None]]:
+    """A sample every tenth of a second; each second has its own power, in watts."""
+    return [(t / 10, gpu, (t // 10) * 1000) for t in range(round(last_s * 10) + 1)]
+
+
+def test_a_span_is_five_seconds_and_begins_after_the_one_before(tmp_path: Path) -> None:
+    write(tmp_path / "power.csv", rows_of(19.9))
+    assert recent(tmp_path / "power.csv") == Recent(12.0, 17.0)
+
+
+@pytest.mark.parametrize(("last_s", "known"), [(9.9, False), (10.1, True)])
+def test_two_spans_have_to_be_there(tmp_path: Path, last_s: float, known: bool) -> None:
+    write(tmp_path / "power.csv", rows_of(last_s))
+    assert (recent(tmp_path / "power.csv") is not None) is known
+
+
+def test_a_span_without_samples_is_not_known(tmp_path: Path) -> None:
+    write(tmp_path / "power.csv", [row for row in rows_of(20) if not 9 < row[0] < 16])
+    assert recent(tmp_path / "power.csv") is None
+
+
+def test_the_temperature_is_that_of_the_device_that_moves_most(tmp_path: Path) -> None:
+    both = sorted(rows_of(40) + rows_of(40, "GPU-b"))
+    path = tmp_path / "power.csv"
+    write(path, both)
+    header, *lines = path.read_text().splitlines()
+    at = header.split(",").index("temperature_c")
+    told = [line.split(",") for line in lines]
+    for number, cells in enumerate(told):
+        hot = cells[2] == "GPU-b"
+        cells[at] = str(70 if hot and number > 700 else 60 if hot else 40) if number >= 200 else "20"
+    path.write_text("\n".join([header, *(",".join(cells) for cells in told)]) + "\n")
+    found = recent(path, 2)
+    assert found is not None
+    assert found.temperature_moved_c == 10.0
+
+
+def test_the_mean_power_of_the_last_seconds(tmp_path: Path) -> None:
+    write(tmp_path / "power.csv", sorted(rows_of(19.9) + rows_of(19.9, "GPU-b")))
+    assert mean_power_w(tmp_path / "power.csv", 2.0) == pytest.approx(2 * 18.5)
+    assert mean_power_w(tmp_path / "power.csv", 1.0) == pytest.approx(2 * 19.0)
+    assert mean_power_w(tmp_path / "no.csv", 1.0) is None
+
+
+def test_averaged_power_stands_in_where_a_board_has_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "power.csv"
+    write(path, rows_of(12))
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    assert lines[0][3:5] == ["power_instant_mw", "power_average_mw"]
+    told = [lines[0], *([*one[:3], "", "7000", *one[5:]] for one in lines[1:])]
+    path.write_text("\n".join(map(",".join, told)) + "\n")
+    assert mean_power_w(path, 5.0) == pytest.approx(7.0)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_tail_that_is_read_holds_half_a_minute_of_all_devices(tmp_path: Path, devices: int) -> None:
+    gpus = [f"GPU-{number:036d}" for number in range(devices)]
+    rows: list[tuple[float, str, int | None]] = [
+        (10_000 + t / 10, gpu, 300_000) for t in range(3000) for gpu in gpus
+    ]
+    write(tmp_path / "power.csv", rows, lambda t_s: 40 + (t_s >= 10_000 + 271))
+    found = recent(tmp_path / "power.csv", devices)
+    assert found is not None
+    assert found.temperature_moved_c == 1.0
