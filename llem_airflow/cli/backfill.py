@@ -232,4 +232,4 @@ def _progress(api: AirflowApi, dag_id: str, run: dict[str, Any]) -> str:
     path = f"/dags/{dag_id}/dagRuns/{run['dag_run_id']}/taskInstances"
     tasks = api.get(path, limit=1)["total_entries"]
     ended = api.get(path, limit=1, state=_ENDED)["total_entries"]
-    return f"running, {ended} of {tasks} tasks have ended"
+    return f"running, {ended} of {counted(tasks, 'task')} ended"

@@ -1,4 +1,4 @@
-"""A plan as a person reads it: the funnel from what is declared to what runs, and the experiments."""
+"""A plan as a person reads it: the funnel from what is declared to what is measured, and the experiments."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.text import Text
 from llem_airflow.runners.choice import Choice
 from llem_airflow.study.plan.model import Experiment, Plan, Study
 from llem_airflow.text.terminal import Folding, Rows, show
+from llem_airflow.text.wording import counted
 
 SHOWN_EXPERIMENTS = 40
 
@@ -25,13 +26,13 @@ def print_plan(
     console: Console,
     next_runs: Sequence[datetime] = (),
 ) -> None:
-    """Print the funnel, what was left out and why, the experiments, and (on demand) the order of the runs.
+    """Print the funnel, what was left out and why, the experiments, and (on demand) the order of the cycles.
 
     Args:
         study: The study.
         choices: Runner by engine, with the layer that names it.
         engine_text: What is seen of a Docker engine from here, which decides for ``auto``; empty where nothing is auto.
-        order: Show every run.
+        order: Show every cycle.
         console: Where to print.
         next_runs: When Airflow runs it next by itself, on the study's clock.
     """
@@ -55,8 +56,8 @@ def _funnel(plan: Plan) -> Text:
         f"{len(plan.skipped):,} invalid",
         f"{plan.valid:,} valid",
         f"{len(plan.experiments):,} after deduplication",
-        f"x {plan.cycles:,} cycles",
-        f"= {len(plan.planned_cycles):,} runs, each in a container or process of its own",
+        f"x {counted(plan.cycles, 'cycle')}",
+        f"= {counted(len(plan.planned_cycles), 'cycle')} to measure, each in a container or process of its own",
     ]
     return Text(" -> ".join(steps[:4]) + " " + " ".join(steps[4:]))
 
@@ -90,8 +91,8 @@ def _skipped(plan: Plan) -> Group | None:
     reasons: dict[str, dict[str, None]] = {}
     for skip in plan.skipped:
         reasons.setdefault(skip.rule, {})[skip.reason] = None
-    counted = Counter(skip.rule for skip in plan.skipped).most_common()
-    rows = [(rule, f"{count:,}", "; ".join(list(reasons[rule])[:3])) for rule, count in counted]
+    counts = Counter(skip.rule for skip in plan.skipped).most_common()
+    rows = [(rule, f"{count:,}", "; ".join(list(reasons[rule])[:3])) for rule, count in counts]
     return _titled("Known not to work", Rows(("rule", "points", "reason"), rows, right=("points",)))
 
 
@@ -138,5 +139,5 @@ def _order(plan: Plan) -> Group:
         )
         for run in plan.planned_cycles
     ]
-    titles = ("run", "pause before", "experiment", "cycle")
-    return _titled("Order", Rows(titles, rows, right=("run", "pause before", "cycle")))
+    titles = ("position", "pause before", "experiment", "cycle")
+    return _titled("Order", Rows(titles, rows, right=("position", "pause before", "cycle")))

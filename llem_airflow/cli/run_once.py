@@ -145,7 +145,7 @@ def _show_end(run: StoredRun, asked: Study, code: int, home: Home) -> int:
         kept = len(asked.plan.planned_cycles) - len(missing)
         where = f" in {run.url}" if kept else ""
         _say(
-            f"Ended with Ctrl-C. {kept} of {len(asked.plan.planned_cycles)} cycles are measured and kept{where}."
+            f"Ended with Ctrl-C. {kept} of {counted(len(asked.plan.planned_cycles), 'cycle')} measured and kept{where}."
         )
     if missing and (code == INTERRUPTED or code):
         _say(f"`{_resume_command(asked)}` measures the {counted(len(missing), 'cycle')} without a result.")

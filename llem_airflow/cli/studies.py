@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command("plan")
 @STUDY_FILE
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, in a stable format.")
-@click.option("--order", is_flag=True, help="Show every run in its order, with the pauses.")
+@click.option("--order", is_flag=True, help="Show every cycle in its order, with the pauses.")
 def show_plan(study_file: Path, *, as_json: bool, order: bool) -> int:
     """Show what a STUDY would run: no GPU, no Docker and no Airflow is needed."""
     from llem_airflow.cli.airflow_checks import with_what_keeps_it

@@ -14,6 +14,7 @@ from llem_airflow.study.load import load_study
 from llem_airflow.study.plan.model import Study
 from llem_airflow.study.problems import Problem, StudyFileError
 from llem_airflow.study.prompts import prompt_problems
+from llem_airflow.text.wording import counted
 
 
 @dataclass(slots=True)
@@ -36,7 +37,8 @@ class _File:
             click.echo(str(StudyFileError(self.problems)), err=True)
         elif self.study is not None:
             click.echo(
-                f"{self.path}: {len(self.study.experiments)} experiments, {len(self.study.plan.planned_cycles)} runs"
+                f"{self.path}: {counted(len(self.study.experiments), 'experiment')}, "
+                f"{counted(len(self.study.plan.planned_cycles), 'cycle')}"
             )
             for warning in self.study.warnings:
                 click.echo(f"{self.path}: note: {warning}")

@@ -37,6 +37,7 @@ from llem_airflow.study.plan.model import (
     Study,
 )
 from llem_airflow.study.problems import StudyWarning
+from llem_airflow.text.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -241,7 +242,7 @@ class _Rows(ByName[T], Generic[T]):
             try:
                 rows = json.loads(f"[{','.join(self._entry.all(self._kind))}]")
                 if len(rows) != self._size:
-                    raise ValueError(f"{len(rows)} rows instead of {self._size}")
+                    raise ValueError(f"{counted(len(rows), 'row')} instead of {self._size}")
                 self._all = tuple(map(self._make, rows))
             except _UNREADABLE as error:
                 log.info("the expanded study %s cannot be used: %s", self._entry.entry, error)

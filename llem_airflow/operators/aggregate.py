@@ -21,6 +21,7 @@ from llem_airflow.operators.ui import ReportLink, keeps_failure
 from llem_airflow.protocol.failures import CATEGORIES, how_to_rerun
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.study import Study, load_study
+from llem_airflow.text.wording import counted
 
 if TYPE_CHECKING:
     from llem_airflow.analysis.summary import Summary
@@ -164,7 +165,7 @@ def _report(run: StoredRun, summary: Summary, missing: list[dict[str, Any]]) -> 
     if by_study < len(missing):
         advice.append(f"To measure just these cycles again, {how_to_rerun()}.")
     return (
-        f"{len(missing)} of {summary.planned} planned cycles have no result:\n{lines}\n"
+        f"{len(missing)} of {counted(summary.planned, 'planned cycle')} without a result:\n{lines}\n"
         f"What was measured is summarised in {run.url}/report.html; evidence of failed attempts is in "
         f"{run.url}/failed. {' '.join(advice)} Or set study_execution.allow_missing_cycles: true to accept such runs."
     )

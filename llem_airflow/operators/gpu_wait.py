@@ -17,6 +17,7 @@ from docker.utils import parse_host
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.engine import ENGINE_ERRORS, connect
 from llem_airflow.runners.waiting import Sight, Waiting
+from llem_airflow.text.wording import counted
 
 _LOOK_EVERY_S = 2.0
 _LOOK_AT_LEAST_EVERY_S = 8.0
@@ -117,9 +118,9 @@ class GpuFreeTrigger(BaseTrigger):
             if not sight.free and time.monotonic() - said_s >= _SAY_EVERY_S:
                 said_s = time.monotonic()
                 self.log.info(
-                    "Waiting for GPUs, %.0f s left, %d claims ahead; held by: %s",
+                    "Waiting for GPUs, %.0f s left, %s ahead; held by: %s",
                     max(0.0, left_s),
-                    sight.ahead,
+                    counted(sight.ahead, "claim"),
                     sight.text,
                 )
             # Who stands far behind need not look often; the place itself has to be renewed.

@@ -22,6 +22,7 @@ from llem_airflow.runners.choice import Choice
 from llem_airflow.study import Study, StudyFileError, load_study
 from llem_airflow.study.plan.findings import not_runnable
 from llem_airflow.study.prompts import prompt_problems
+from llem_airflow.text.wording import counted
 
 _SHOWN = 500
 _ENGINE_PATIENCE_S = 15.0
@@ -90,7 +91,7 @@ class LLEMPlanOperator(BaseOperator):
         carried = set() if dry_run else self._there_already(asked, context)
         if carried:
             plan["carried_over"] = len(carried)
-            self.log.info("%s cycles are measured already and are not measured again", len(carried))
+            self.log.info("measured already and not measured again: %s", counted(len(carried), "cycle"))
         skipped = self._skipped(asked, carried, dry_run=dry_run)
         if skipped:
             context["ti"].xcom_push("return_value", plan)
@@ -152,9 +153,9 @@ class LLEMPlanTextOperator(BaseOperator):
         if RunRequest.of(context).dry_run:
             return []
         most = conf.getint("core", "max_map_length")
-        if len(asked.plan.planned_cycles) > most:
+        if (number := len(asked.plan.planned_cycles)) > most:
             raise AirflowFailException(
-                f"the plan has {len(asked.plan.planned_cycles)} cycles and this Airflow maps at most {most}: raise "
+                f"the plan has {counted(number, 'cycle')} and this Airflow maps at most {most}: raise "
                 "[core] max_map_length, measure fewer, or put the study's file into the study folder"
             )
         pin_choices(_opened(asked, context), choices, again=True)
@@ -228,10 +229,10 @@ def show_plan(operator: BaseOperator, study: Study) -> None:
     log = operator.log
     hours = study.plan.wall_clock_s / 3600
     log.info(
-        "%s: %s experiments, %s cycles to measure, at most %.2f h",
+        "%s: %s, %s to measure, at most %.2f h",
         study.name,
-        len(study.experiments),
-        len(study.plan.planned_cycles),
+        counted(len(study.experiments), "experiment"),
+        counted(len(study.plan.planned_cycles), "cycle"),
         hours,
     )
     for notice in study.warnings:

@@ -30,6 +30,7 @@ from llem_airflow.results.folder import (
     write_error,
 )
 from llem_airflow.results.scratch import locked_folder, remove_orphans
+from llem_airflow.text.wording import counted
 
 _STAGED = "commit-"
 _MOST_REPEATS = 1000
@@ -142,7 +143,7 @@ def _convert(file: Path, target: Path, notes: list[str]) -> None:
         if file.name in _POWER:
             power_to_parquet(file, stored)
         elif broken := requests_to_parquet(file, stored)[1]:
-            notes.append(f"{file.name}: {broken} lines could not be read and were left out")
+            notes.append(f"{file.name}: {counted(broken, 'line')} left out, as unreadable")
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         stored.unlink(missing_ok=True)
         shutil.copyfile(file, target / file.name)

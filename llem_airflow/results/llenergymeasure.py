@@ -30,6 +30,7 @@ from llem_airflow.protocol.result import Anchor, CycleResult, Meter, Warmup, Win
 from llem_airflow.protocol.spec import ExperimentSpec, Limits, MeterSpec, ModelSource, Prompts
 from llem_airflow.results.folder import ResultReadError, first_line
 from llem_airflow.results.store import ResultsRoot, StoredRun
+from llem_airflow.text.wording import counted
 
 PEER_METER = "llenergymeasure"
 """Kind of the meter of an imported cycle: its joules are as reported, and no condition of ours equals it."""
@@ -264,7 +265,7 @@ def _samples(file: Path) -> tuple[list[dict[str, Any]], list[str]]:
     measured = [row for row in rows if row.get("power_w") is not None]
     wrong = [next((name for name in _SAMPLE_FIELDS if not _can_be(name, row)), "") for row in measured]
     return [row for row, name in zip(measured, wrong, strict=True) if not name], [
-        f"{file}: {name}: {count} of {len(rows)} samples cannot be; they are left out"
+        f"{file}: {name}: {count} of {counted(len(rows), 'sample')} left out, as impossible"
         for name, count in Counter(filter(None, wrong)).items()
     ]
 

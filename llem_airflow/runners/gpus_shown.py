@@ -13,6 +13,7 @@ from llem_airflow.runners.engine import ENGINE_ERRORS, connect, engine_url, is_i
 from llem_airflow.runners.failures import classify
 from llem_airflow.runners.who import Held, HostGpus, look, to_json
 from llem_airflow.text.terminal import Folding, Rows, console, show
+from llem_airflow.text.wording import counted
 
 _LOOK_EVERY_S = 2.0
 _STYLES = {"free": "green", "task": "cyan", "container": "yellow", "process": "yellow", "split": "dim"}
@@ -91,7 +92,7 @@ def _headline(host: HostGpus) -> str:
     quota = f" of the quota of {host.quota}" if host.quota is not None else ""
     driver = f", driver {host.known.driver}" if host.known.driver else ""
     return (
-        f"{host.host}{driver}: {held} of {len(devices)} GPUs held, {host.ours} by experiments{quota}; "
+        f"{host.host}{driver}: {held} of {counted(len(devices), 'GPU')} held, {host.ours} by experiments{quota}; "
         f"{len(host.waiting) or 'nobody'} waiting"
     )
 

@@ -16,6 +16,7 @@ from llem_airflow.study.plan.model import Duplicates, Experiment, GpuRequest, Pl
 from llem_airflow.study.plan.order import CANARY_CYCLE, Run, canaries, gaps_s, ordered
 from llem_airflow.study.plan.sweep import parse_sweep
 from llem_airflow.study.problems import Problem, StudyFileError, StudyWarning
+from llem_airflow.text.wording import counted
 
 MOST_CYCLES = 1_000_000
 """Longest plan: it is held in memory, in every process that reads the study."""
@@ -55,7 +56,7 @@ def _load(source: Source, *, name: str, path: Path | None, folder: Path | None) 
     expansion = expand(document, sweep)
     execution = document.keys.study_execution
     if (count := len(expansion.uniques) * execution.cycles) > MOST_CYCLES:
-        found = f"the plan has {count:,} cycles to run"
+        found = f"the plan has {counted(count, 'cycle')} to run"
         document.refuse(
             ("study_execution",), found, f"at most {MOST_CYCLES:,}: fewer points, or fewer cycles"
         )

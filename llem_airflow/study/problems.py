@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from llem_airflow.text.wording import counted
+
 KeyPath = tuple[str | int, ...]
 """Keys and list indices from the top of a file down to a value."""
 
@@ -81,7 +83,7 @@ class StudyFileError(ValueError):
         )
         lines = [str(problem) for problem in self.problems[:SHOWN_PROBLEMS]]
         if len(self.problems) > SHOWN_PROBLEMS:
-            lines.append(f"... and {len(self.problems) - SHOWN_PROBLEMS} more problems")
+            lines.append(f"... and {counted(len(self.problems) - SHOWN_PROBLEMS, 'more problem')}")
         super().__init__("\n".join(lines))
 
 

@@ -20,6 +20,7 @@ from llem_airflow.study.names import HUB_DATASET, PROMPT_FILES, names_dataset
 from llem_airflow.study.plan.identity import canonical_json
 from llem_airflow.study.plan.model import Study
 from llem_airflow.study.problems import Problem, PromptsError
+from llem_airflow.text.wording import counted
 
 
 def synthetic(source: str) -> Synthetic | None:
@@ -149,8 +150,8 @@ def read_prompts(path: Path, source: str, n_prompts: int) -> list[Record]:
             f"with a text in it{rest}"
         )
     raise PromptsError(
-        f"task.dataset.n_prompts: {source!r} has {len(records)} usable prompts{rest} but n_prompts is {n_prompts}; "
-        f"set n_prompts to {len(records)} or less, or name a larger file"
+        f"task.dataset.n_prompts: {source!r} has {counted(len(records), 'usable prompt')}{rest} "
+        f"but n_prompts is {n_prompts}; set n_prompts to {len(records)} or less, or name a larger file"
     )
 
 

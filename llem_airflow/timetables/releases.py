@@ -14,6 +14,7 @@ from airflow.timetables.base import DagRunInfo, DataInterval, TimeRestriction, T
 from airflow.utils.types import DagRunType
 from pendulum import DateTime
 
+from llem_airflow.text.wording import counted
 from llem_airflow.timetables.release_dates import problem_with, release_date
 
 
@@ -38,7 +39,7 @@ class ModelReleaseTimetable(Timetable):
     @property
     def summary(self) -> str:
         """What the UI shows as the schedule."""
-        return f"{len(self.releases)} model releases"
+        return counted(len(self.releases), "model release")
 
     def serialize(self) -> dict[str, Any]:
         """What Airflow keeps of it in its database."""

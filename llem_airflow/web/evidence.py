@@ -13,6 +13,7 @@ from llem_airflow.results import CycleRef, StoredRun
 from llem_airflow.results.folder import Folder
 from llem_airflow.results.layout import LOG
 from llem_airflow.results.records import FailureRef
+from llem_airflow.text.wording import counted
 from llem_airflow.web.document import heading, items, page, paragraph, table, verbatim
 
 _TAIL_LINES = 40
@@ -65,5 +66,5 @@ def _failed(ref: FailureRef) -> Iterator[str]:
 
 
 def _files(folder: Folder) -> str:
-    rows = [(name, f"{folder.size(name):,} bytes") for name in sorted(folder.files())]
+    rows = [(name, counted(folder.size(name), "byte")) for name in sorted(folder.files())]
     return paragraph(f"Files in {folder.url}:") + table(("file", "size"), rows)

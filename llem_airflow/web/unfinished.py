@@ -51,7 +51,9 @@ def _said(seen: SeenRun, run: StoredRun | None, root: ResultsRoot) -> str:
         attempts = len(run.failures())
         failed = f", {counted(attempts, 'attempt')} failed" if attempts else ""
         last = "" if seen.ended else " The report appears when the task aggregate has run."
-        return paragraph(f"{len(run.cycles())} of {planned} planned cycles are measured{failed}.{last}")
+        return paragraph(
+            f"{len(run.cycles())} of {counted(planned, 'planned cycle')} measured{failed}.{last}"
+        )
     if not seen.ended:
         return paragraph("No cycle has begun yet. The report appears when the task aggregate has run.")
     if any("cycle" in task.name and task.state == "success" for task in seen.tasks):

@@ -142,7 +142,7 @@ def test_an_image_that_does_not_exist_is_a_failed_task_that_says_what_to_do(
     assert f"image {NO_SUCH_IMAGE} cannot be pulled" in log
     assert "What to do:" in log
     aggregate = airflow.task_log("noimage", run["dag_run_id"], "aggregate")
-    assert "2 of 2 planned cycles have no result" in aggregate
+    assert "2 of 2 planned cycles without a result" in aggregate
     assert f"skipped: image {NO_SUCH_IMAGE} cannot be pulled" in aggregate
     assert ours(docker_api, airflow) == []
 

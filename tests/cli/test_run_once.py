@@ -118,7 +118,7 @@ def test_ctrl_c_is_130_and_says_what_is_kept_and_how_to_go_on(place: Place) -> N
     place.code = run_once.INTERRUPTED
     done = place.run("--resume")
     assert done.exit_code == 130
-    assert f"1 of 4 cycles are measured and kept in {run.url}." in done.output
+    assert f"1 of 4 cycles measured and kept in {run.url}." in done.output
     assert "--resume` measures the 3 cycles without a result." in done.output
 
 
@@ -154,7 +154,7 @@ def test_a_study_of_releases_asks_for_one_and_measures_it(place: Place) -> None:
 def test_experiments_and_cycles_narrow_a_run(place: Place) -> None:
     dry = place.run("--dry-run", "--experiments", "*batch_size-2*", "--cycles", "1")
     assert (dry.exit_code, place.wanted) == (0, [])
-    assert "= 1 runs" in dry.output
+    assert "= 1 cycle to measure" in dry.output
     assert place.run("--experiments", "nope").exit_code == 2
     place.run("--experiments", "*batch_size-2*", "--cycles", "1")
     ((wanted, _),) = place.wanted

@@ -29,7 +29,10 @@ def test_plan_shows_the_funnel_and_why_points_are_left_out(tmp_path: Path) -> No
     result = _run("plan", _write(tmp_path, HEAD + SWEEP + "study_execution: {n_cycles: 2}\n"))
     assert result.exit_code == 0
     words = " ".join(result.output.split())
-    assert "6 declared -> 2 invalid -> 4 valid -> 3 after deduplication x 2 cycles = 6 runs" in words
+    assert (
+        "6 declared -> 2 invalid -> 4 valid -> 3 after deduplication x 2 cycles = 6 cycles to measure"
+        in words
+    )
     assert "at most 60 min one after the other" in words
     assert "GPUs: none" in words
     assert "vllm-temperature" in words
@@ -62,7 +65,7 @@ def test_validate_takes_many_files_and_tells_of_every_bad_one(tmp_path: Path) ->
     good = _write(tmp_path, HEAD + "study_execution: {skip_preflight: true}\n")
     result = _run("validate", good, str(tmp_path / "none.yaml"))
     assert result.exit_code == 2
-    assert "s.yaml: 1 experiments, 3 runs" in result.stdout
+    assert "s.yaml: 1 experiment, 3 cycles" in result.stdout
     assert "s.yaml: note: line 4: study_execution.skip_preflight has no effect here" in result.stdout
     assert "none.yaml:1:1: the file does not exist" in result.stderr
 

@@ -83,7 +83,7 @@ def study(tmp_path: Path) -> Path:
 
 
 def test_the_host_knows_the_installed_engine(clean: Path, study: Path) -> None:
-    assert "1 experiments, 1 runs" in in_clean(clean, "llem-airflow", "validate", str(study))
+    assert "1 experiment, 1 cycle" in in_clean(clean, "llem-airflow", "validate", str(study))
     plan = json.loads(in_clean(clean, "llem-airflow", "plan", "--json", str(study)))
     assert [(one["engine"], one["runner"]) for one in plan["experiments"]] == [("echo", "process")]
 

@@ -107,7 +107,7 @@ def test_a_cycle_runs_as_a_process_and_is_stored_and_a_missing_one_fails_the_agg
     operator(study).execute(context())
     check_result(study, tmp_path)
     study = study_at(tmp_path, "process", STUDY.replace("n_cycles: 1", "n_cycles: 2"))
-    with pytest.raises(AirflowFailException, match="1 of 2 planned cycles have no result") as caught:
+    with pytest.raises(AirflowFailException, match="1 of 2 planned cycles without a result") as caught:
         LLEMAggregateOperator(task_id="aggregate", study=study).execute(context("aggregate"))
     assert f"{study.experiments[0].id} cycle 2" in str(caught.value)
     summary = LLEMAggregateOperator(task_id="aggregate", study=study, allow_missing=True).execute(

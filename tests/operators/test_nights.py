@@ -113,7 +113,7 @@ def test_a_night_that_left_something_is_red_and_says_what_and_why(root: ResultsR
         begin(root, SECOND, 2, context(), MORNING)
     with pytest.raises(
         AirflowFailException,
-        match=rf"1 of 4 planned cycles have no result:\n  {SECOND.id} cycle 2: skipped: it was 06:00 and the window",
+        match=rf"1 of 4 planned cycles without a result:\n  {SECOND.id} cycle 2: skipped: it was 06:00 and the window",
     ):
         LLEMAggregateOperator(task_id="aggregate", study=STUDY).execute(context())
 

@@ -77,5 +77,5 @@ def test_a_notifier_that_fails_is_logged_with_the_message_and_fails_nothing(
 ) -> None:
     settings(f"{HERE}.BrokenNotifier")
     with caplog.at_level(logging.ERROR):
-        tell({}, "failure", "2 of 4 planned cycles have no result")
-    assert "the notifier failed; the message was:\n2 of 4 planned cycles have no result" in caplog.text
+        tell({}, "failure", "2 of 4 planned cycles without a result")
+    assert "the notifier failed; the message was:\n2 of 4 planned cycles without a result" in caplog.text

@@ -172,6 +172,6 @@ def test_samples_that_cannot_be_are_named_and_left_out(tmp_path: Path) -> None:
     rows[4]["power_w"] = 1e308
     pq.write_table(pa.Table.from_pylist(rows), file)
     run, problems = import_folder(study, ResultsRoot(tmp_path / "r"))
-    assert problems == [f"{file}: power_w: 2 of 20 samples cannot be; they are left out"]
+    assert problems == [f"{file}: power_w: 2 of 20 samples left out, as impossible"]
     curve = [mw for mw in run.cycles()[0].power().column("power_average_mw").to_pylist() if mw is not None]
     assert curve == [200_000] * 18

@@ -181,5 +181,5 @@ def test_files_that_are_there_and_what_only_a_hub_knows_are_accepted(tmp_path: P
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
     for source in ("p.jsonl", "synthetic:8x8", "org/data@main:train.jsonl", "builtin"):
         assert validated(tmp_path, _task(source, ", n_prompts: 1")) == [
-            f"{tmp_path}/study.yaml: 1 experiments, 3 runs".removeprefix(f"{tmp_path}/")
+            f"{tmp_path}/study.yaml: 1 experiment, 3 cycles".removeprefix(f"{tmp_path}/")
         ]

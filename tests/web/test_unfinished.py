@@ -52,7 +52,7 @@ def test_one_mistake_that_ended_several_tasks_is_shown_once() -> None:
 def test_a_run_at_work_says_how_far_it_is_and_is_looked_at_again(make_run: MakeRun) -> None:
     run = make_run({(0, 1): ESTIMATE}, cycles=2)
     page = told("running", SeenTask("batch_size 8, cycle 1", "running", ""), run=run)
-    assert "1 of 4 planned cycles are measured." in page
+    assert "1 of 4 planned cycles measured." in page
     assert "batch_size 8, cycle 1" in page
     assert "http-equiv='refresh'" in page
 

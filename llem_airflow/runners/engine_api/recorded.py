@@ -227,7 +227,7 @@ def engine_check(engine: str) -> int:
     print(f"run so far: {record.executed}")
     for line in found:
         print(f"  {line}")
-    print(f"{len(found)} differences" if found else "every recorded call still fits")
+    print(f"{len(found)} difference{'s' * (len(found) != 1)}" if found else "every recorded call still fits")
     return 1 if found else 0
 
 

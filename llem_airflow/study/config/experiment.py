@@ -16,6 +16,7 @@ from llem_airflow.study.config.paths import Config
 from llem_airflow.study.config.types import Engine, Mapped, Number, Text, Whole, refuse
 from llem_airflow.study.names import INSTALLED_ENGINES, PROMPT_FILES, names_dataset
 from llem_airflow.study.problems import show
+from llem_airflow.text.wording import counted
 
 BUILTIN = "builtin"
 """The prompt set that is shipped."""
@@ -113,7 +114,7 @@ class Dataset(Consistent):
     def contradictions(self) -> Iterator[Contradiction]:
         """More prompts than the shipped set has."""
         if self.source in {BUILTIN, *STANDING_IN} and self.n_prompts > (most := builtin_prompts()):
-            found = f"{self.source!r} has {most} prompts but n_prompts is {self.n_prompts}"
+            found = f"{self.source!r} has {counted(most, 'prompt')} but n_prompts is {self.n_prompts}"
             yield ("n_prompts", "source"), found, f"set n_prompts to {most} or less, or name a file"
 
 

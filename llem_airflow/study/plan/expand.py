@@ -15,6 +15,7 @@ from llem_airflow.study.plan.rules import Rule, rules_of
 from llem_airflow.study.plan.sweep import MOST_POINTS, Sweep, Variant
 from llem_airflow.study.problems import KeyPath as FilePath
 from llem_airflow.study.problems import Problem, StudyFileError, StudyWarning, dotted
+from llem_airflow.text.wording import counted
 
 
 @dataclass(slots=True)
@@ -65,7 +66,7 @@ def expand(document: Document, sweep: Sweep) -> Expansion:
     count = sum(sweep.count(engine) for engine in engines)
     if count > MOST_POINTS:
         document.refuse(
-            ("sweep",), f"the sweep has {count:,} points", f"at most {MOST_POINTS:,}; drop an axis"
+            ("sweep",), f"the sweep has {counted(count, 'point')}", f"at most {MOST_POINTS:,}; drop an axis"
         )
     checks = _Checks(document, sweep)
     mode = checks.run(engines)
@@ -176,7 +177,9 @@ def _nothing_left(document: Document, sweep: Sweep, expansion: Expansion) -> Non
     first = expansion.skipped[0]
     rule = next(rule for rule in rules_of(first.point["engine"]) if rule.id == first.rule)
     where = ("sweep",) if sweep else ("experiments",) if document.entries else rule.conditions[0].path
-    what = "the experiment" if expansion.declared == 1 else f"each of the {expansion.declared} points"
+    what = (
+        "the experiment" if expansion.declared == 1 else f"each of the {counted(expansion.declared, 'point')}"
+    )
     found = f"nothing is left to run: {what} is known not to work: {'; '.join(reasons[:5])}"
     document.refuse(where, found, "change or drop these keys")
 

@@ -16,6 +16,7 @@ from llem_airflow.study.plan.model import Experiment, Study
 from llem_airflow.study.plan.order import balanced
 from llem_airflow.study.plan.sweep import Sweep
 from llem_airflow.study.problems import KeyPath, Problem, StudyWarning
+from llem_airflow.text.wording import counted
 
 _SCHEDULE = (("airflow", "schedule"), "add `airflow.schedule`")
 NO_EFFECT = {
@@ -116,16 +117,16 @@ def _size(document: Document, expansion: Expansion, gap_s: float) -> Iterator[St
     if word is not None:
         hours = count * execution.cycles * gap_s / 3600
         rest = f"; the gaps alone take {hours:.0f} h" if hours >= 1 else ""
-        text = f"{word} study: {count:,} experiments, {count * execution.cycles:,} cycles{rest}"
+        text = f"{word} study: {counted(count, 'experiment')}, {counted(count * execution.cycles, 'cycle')}{rest}"
         yield StudyWarning("size", text)
     skipped = len(expansion.skipped)
     if skipped * 2 > expansion.declared:
-        text = f"{skipped} of {expansion.declared} points are known not to work; see the rules in the plan"
+        text = f"known not to work: {skipped} of {counted(expansion.declared, 'point')}; see the rules in the plan"
         yield StudyWarning("skipped", text)
     if (target := execution.precision_target) is not None:
         yield StudyWarning(
             "adaptive",
-            f"{target.min_cycles} to {target.max_cycles} cycles: the plan shows the most; "
+            f"{target.min_cycles} to {counted(target.max_cycles, 'cycle')}: the plan shows the most; "
             f"an experiment stops when its interval is within {target.relative_half_width:.1%} of the mean",
         )
 
@@ -145,8 +146,8 @@ def _order(document: Document, count: int) -> Iterator[StudyWarning]:
     execution = document.keys.study_execution
     if execution.experiment_order == "latin_square" and not balanced(count, execution.cycles, "latin_square"):
         rows = count if count % 2 == 0 else 2 * count
-        text = f"latin_square of {count} experiments is balanced for {rows} cycles or a multiple of it, "
-        yield StudyWarning("not-balanced", f"{text}not for {execution.cycles}")
+        text = f"latin_square of {counted(count, 'experiment')} is balanced for {counted(rows, 'cycle')}"
+        yield StudyWarning("not-balanced", f"{text} or a multiple of it, not for {execution.cycles}")
 
 
 def _runners(experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning]:

@@ -17,6 +17,7 @@ from llem_airflow.study.file.check import WRONG, Report, check_free, check_value
 from llem_airflow.study.file.document import engine_names
 from llem_airflow.study.names import ENGINES, canonical_key
 from llem_airflow.study.problems import KeyPath, closest, show
+from llem_airflow.text.wording import counted
 
 MOST_POINTS = 200_000
 
@@ -315,7 +316,7 @@ def _variants(variant: dict[str, Any], path: KeyPath, report: Report) -> list[Va
         choices.append([_deltas(where, item, at, report) for at, item in items or [((*path, name), value)]])
         total *= len(choices[-1])
     if total > MOST_POINTS:
-        report(path, f"this variant is a grid of {total:,} points", f"at most {MOST_POINTS:,}")
+        report(path, f"this variant is a grid of {counted(total, 'point')}", f"at most {MOST_POINTS:,}")
         return []
     return [tuple(itertools.chain.from_iterable(combination)) for combination in itertools.product(*choices)]
 
