@@ -50,7 +50,7 @@ def start_sampler(meter: MeterSpec, power_csv: Path) -> Sampler:
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=_environment(),
+        env=child_environment(),
     )
     channel = _Channel(process)
     opened = channel.receive(START_TIMEOUT_S)
@@ -213,7 +213,7 @@ def sampler_main(argv: list[str]) -> int:
 main = sampler_main
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """The environment of the sampling process: ours, with the bundle or package that we run from in front."""
     root = Path(__file__).parents[2]  # llem.pyz itself, or the folder that holds the package
     inherited = os.environ.get("PYTHONPATH")

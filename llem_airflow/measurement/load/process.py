@@ -1,0 +1,107 @@
+"""The load process as the measurement sees it: started, waited for, cut.
+
+A process of its own: beside the measurement's other threads a due time would be missed by up to a switch interval.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from llem_airflow.measurement.load.client import ClientFacts
+from llem_airflow.measurement.load.plan import LoadPlan, write_plan
+from llem_airflow.measurement.sampler import child_environment
+from llem_airflow.protocol.strict import from_json
+
+
+class LoadError(RuntimeError):
+    """The load process could not do its work; the message says why."""
+
+
+class LoadProcess:
+    """A running load process."""
+
+    def __init__(self, plan: LoadPlan, plan_json: Path, rows_jsonl: Path) -> None:
+        """Write the plan and start the process.
+
+        Args:
+            plan: The traffic. Its start should be some seconds ahead: see ``wait_until_ready``.
+            plan_json: Where the plan is written, as evidence.
+            rows_jsonl: Where a row is appended for each request.
+        """
+        write_plan(plan.checked(), plan_json)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "llem_airflow.measurement.load", str(plan_json), str(rows_jsonl)],
+            stdin=subprocess.PIPE,  # its end tells the process that we have died
+            stdout=subprocess.PIPE,
+            env=child_environment(),
+        )
+        self._heard = b""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def wait_until_ready(self, timeout_s: float = 60.0) -> int:
+        """Wait until it has read its plan and waits for the start.
+
+        Returns:
+            When it was, in nanoseconds of the monotonic clock; after the plan's start the first requests are late.
+
+        Raises:
+            LoadError: It failed, or not in this time.
+        """
+        self._receive("ready", time.monotonic() + timeout_s)
+        return time.monotonic_ns()
+
+    def wait(self, timeout_s: float) -> ClientFacts:
+        """Wait until the traffic has ended.
+
+        Raises:
+            LoadError: It failed, or not in this time; then it has been killed.
+        """
+        try:
+            facts = self._receive("facts", time.monotonic() + timeout_s)
+        finally:
+            self.close()
+        return from_json(ClientFacts, facts, "load")
+
+    def cut(self) -> None:
+        """End the traffic now; ``wait`` then returns in a moment."""
+        self._process.terminate()
+
+    def close(self) -> None:
+        """See the process end, by force if it does not by itself."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        try:
+            self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _receive(self, wanted: str, deadline_s: float) -> Any:
+        assert self._process.stdout is not None
+        while True:
+            while b"\n" not in self._heard:
+                left_s = max(deadline_s - time.monotonic(), 0.0)
+                ready, _, _ = select.select([self._process.stdout], [], [], left_s)
+                more = os.read(self._process.stdout.fileno(), 65536) if ready else b""
+                if not more:
+                    state = "ended" if ready else "has not answered in time"
+                    raise LoadError(f"the load process {state} (waited for: {wanted}); see the log above")
+                self._heard += more
+            line, _, self._heard = self._heard.partition(b"\n")
+            message = json.loads(line)
+            if "error" in message:
+                raise LoadError(message["error"])
+            if wanted in message:
+                return message[wanted]
