@@ -24,7 +24,7 @@ from llem_airflow.measurement.load.plan import LoadPlan, read_plan
 from llem_airflow.measurement.load.rows import RequestRow, row_line
 from llem_airflow.measurement.load.timing import precise_event_loop
 from llem_airflow.measurement.sampling import say_to
-from llem_airflow.protocol.strict import ProtocolError
+from llem_airflow.protocol.typed_json import ProtocolError
 
 FLUSH_EVERY_S = 0.5
 EXIT_FAILED = 1

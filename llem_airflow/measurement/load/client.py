@@ -313,7 +313,8 @@ class _Traffic:
                 self._over.set_exception(error)
         while self._waiting and not self.closed and (self._cap is None or self._in_flight < self._cap):
             following = self._waiting.popleft()
-            if following.index in self._open:
+            in_time = following.due_ns + self._timeout_s * 1e9 > row.t_end_mono_ns
+            if following.index in self._open and in_time:  # else its timer ends it
                 self._send(following)
         self.expect(-1)
 

@@ -8,9 +8,9 @@ import json
 from typing import Protocol
 
 from llem_airflow.measurement.load.answer import Answer, AnswerError, error_text
-from llem_airflow.measurement.load.framing import FramingError, ResponseReader
+from llem_airflow.measurement.load.framing import ResponseReader
 from llem_airflow.measurement.load.rows import ERROR, OK, RequestRow
-from llem_airflow.measurement.load.sse import EventError, EventStream
+from llem_airflow.measurement.load.sse import EventStream
 
 _KEPT_BODY_BYTES = 4_096
 _TEXT_CHARACTERS = 200
@@ -87,14 +87,16 @@ class Exchange:
             Whether the response has ended.
         """
         self.heard = True
+        body = self._reader.feed(data)
         try:
-            body = self._reader.feed(data)
             if body:
                 self._read(body, t_ns)
-        except (FramingError, EventError, AnswerError) as error:
+        except AnswerError as error:
             self._failure = ("malformed", str(error))
-            return True
-        return self._reader.ended
+        failure = self._events.failure or self._reader.failure
+        if failure and self._failure is None:
+            self._failure = ("malformed", failure)
+        return self._reader.ended or self._failure is not None
 
     def _read(self, body: bytes, t_ns: int) -> None:
         if self._reader.status == 200:

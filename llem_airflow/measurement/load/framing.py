@@ -11,7 +11,7 @@ _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}")
 
 
-class FramingError(ValueError):
+class _FramingError(ValueError):
     """What came is not an HTTP/1.1 response that this client reads; the message shows it."""
 
 
@@ -22,11 +22,13 @@ class ResponseReader:
         status: HTTP status; None before the head is complete.
         keep_alive: Whether the connection may carry another request once the response has ended.
         ended: Whether the whole response has been read.
+        failure: Why it cannot be read on: no response, or in a coding that was not asked for. None while it can.
     """
 
-    __slots__ = ("_chunks", "_head", "_left_bytes", "ended", "keep_alive", "status")
+    __slots__ = ("_chunks", "_head", "_left_bytes", "ended", "failure", "keep_alive", "status")
 
     def __init__(self) -> None:
+        self.failure: str | None = None
         self.status: int | None = None
         self.keep_alive = False
         self.ended = False
@@ -38,13 +40,13 @@ class ResponseReader:
         """Take the next bytes of the connection.
 
         Returns:
-            Bytes of the body among them.
-
-        Raises:
-            FramingError: They are not a response, or one in a coding that was not asked for.
+            Bytes of the body among them, up to what made it fail.
         """
         if self.status is None:
-            data = self._read_head(data)
+            try:
+                data = self._read_head(data)
+            except _FramingError as error:
+                self.failure = str(error)
         if self.status is None or not data:
             return b""
         if self.ended:
@@ -61,7 +63,7 @@ class ResponseReader:
     def _read_body(self, data: bytes) -> bytes:
         if self._chunks is not None:
             body, over = self._chunks.feed(data)
-            self.ended = self._chunks.ended
+            self.ended, self.failure = self._chunks.ended, self._chunks.failure
         elif self._left_bytes is not None:
             body, over = data[: self._left_bytes], data[self._left_bytes :]
             self._left_bytes -= len(body)
@@ -80,7 +82,7 @@ class ResponseReader:
         while self.status is None:
             end = _END_OF_HEAD.search(head, looked_at)
             if (end.start() if end else len(head)) > MAX_HEAD_BYTES:
-                raise FramingError(f"the head of the response is longer than {MAX_HEAD_BYTES} bytes")
+                raise _FramingError(f"the head of the response is longer than {MAX_HEAD_BYTES} bytes")
             if end is None:
                 return b""
             lines, rest = bytes(head[: end.start()]), head[end.end() :]
@@ -95,7 +97,7 @@ class ResponseReader:
         first, *lines = re.split(rb"\r?\n", head)
         found = _STATUS_LINE.fullmatch(first)
         if found is None:
-            raise FramingError(f"not an HTTP/1.1 response: {shown(first)}")
+            raise _FramingError(f"not an HTTP/1.1 response: {shown(first)}")
         status = int(found[2])
         if status < 200:
             return
@@ -115,12 +117,12 @@ class ResponseReader:
     def _frame(self, status: int, fields: dict[bytes, bytes]) -> None:
         """How the body ends (RFC 9112, 6.3)."""
         if fields.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise FramingError(f"content-encoding {shown(fields[b'content-encoding'])} was not asked for")
+            raise _FramingError(f"content-encoding {shown(fields[b'content-encoding'])} was not asked for")
         if status in (204, 304):
             self.ended = True
         elif b"transfer-encoding" in fields:
             if fields[b"transfer-encoding"].lower() != b"chunked":
-                raise FramingError(
+                raise _FramingError(
                     f"transfer-encoding {shown(fields[b'transfer-encoding'])}; only chunked is read"
                 )
             self._chunks = _Chunks()
@@ -128,7 +130,7 @@ class ResponseReader:
             lengths = {value.strip() for value in fields[b"content-length"].split(b",")}
             length = lengths.pop()
             if lengths or not (length.isdigit() and len(length) < 16):
-                raise FramingError(f"content-length {shown(fields[b'content-length'])}")
+                raise _FramingError(f"content-length {shown(fields[b'content-length'])}")
             self._left_bytes = int(length)
             self.ended = self._left_bytes == 0
 
@@ -136,9 +138,10 @@ class ResponseReader:
 class _Chunks:
     """A chunked body (RFC 9112, 7.1)."""
 
-    __slots__ = ("_gap", "_left_bytes", "_line", "_trailer_bytes", "ended")
+    __slots__ = ("_gap", "_left_bytes", "_line", "_trailer_bytes", "ended", "failure")
 
     def __init__(self) -> None:
+        self.failure: str | None = None
         self.ended = False
         self._left_bytes = 0
         self._gap = False  # the line end after a chunk's data is still to come
@@ -157,32 +160,37 @@ class _Chunks:
                 self._left_bytes -= len(piece)
                 self._gap = self._left_bytes == 0
                 continue
-            stop = data.find(b"\n", at)
-            self._line += data[at : stop + 1 if stop >= 0 else end]
-            if len(self._line) > _MAX_SIZE_LINE_BYTES:
-                raise FramingError(f"a line between chunks is longer than {_MAX_SIZE_LINE_BYTES} bytes")
-            if stop < 0:
-                return b"".join(pieces), b""
-            at = stop + 1
-            line = bytes(self._line).rstrip(b"\r\n")
-            self._line.clear()
-            self._between(line)
+            stop = data.find(b"\n", at) + 1 or end
+            self._line += data[at:stop]
+            at = stop
+            try:
+                self._between()
+            except _FramingError as error:
+                self.failure = str(error)
+                break
         return b"".join(pieces), data[at:]
 
-    def _between(self, line: bytes) -> None:
+    def _between(self) -> None:
+        """The size of the next chunk, the line end after one, or a field of the trailer, if it is whole."""
+        if len(self._line) > _MAX_SIZE_LINE_BYTES:
+            raise _FramingError(f"a line between chunks is longer than {_MAX_SIZE_LINE_BYTES} bytes")
+        if not self._line.endswith(b"\n"):
+            return
+        line = bytes(self._line).rstrip(b"\r\n")
+        self._line.clear()
         if self._trailer_bytes is not None:
             self._trailer_bytes += len(line)
             if self._trailer_bytes > MAX_HEAD_BYTES:
-                raise FramingError(f"the trailer is longer than {MAX_HEAD_BYTES} bytes")
+                raise _FramingError(f"the trailer is longer than {MAX_HEAD_BYTES} bytes")
             self.ended = not line
         elif self._gap:
             if line:
-                raise FramingError(f"after a chunk, where a line should end: {shown(line)}")
+                raise _FramingError(f"after a chunk, where a line should end: {shown(line)}")
             self._gap = False
         else:
             size = line.partition(b";")[0].strip()
             if _CHUNK_SIZE.fullmatch(size) is None:
-                raise FramingError(f"the size of a chunk: {shown(line)}")
+                raise _FramingError(f"the size of a chunk: {shown(line)}")
             self._left_bytes = int(size, 16)
             if self._left_bytes == 0:
                 self._trailer_bytes = 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llem_airflow.measurement.load.client import Endpoint
-from llem_airflow.protocol.strict import ProtocolError, from_json, to_json
+from llem_airflow.protocol.typed_json import ProtocolError, from_json, to_json
 
 
 @dataclass(frozen=True)

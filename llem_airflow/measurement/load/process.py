@@ -17,7 +17,7 @@ from typing import Any
 from llem_airflow.measurement.load.client import ClientFacts
 from llem_airflow.measurement.load.plan import LoadPlan, write_plan
 from llem_airflow.measurement.sampler import child_environment
-from llem_airflow.protocol.strict import from_json
+from llem_airflow.protocol.typed_json import from_json
 
 
 class LoadError(RuntimeError):

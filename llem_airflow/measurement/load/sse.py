@@ -6,19 +6,19 @@ MAX_EVENT_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-class EventError(ValueError):
-    """An event is longer than any answer of a token can be."""
-
-
 class EventStream:
     """Takes the bytes of a stream and gives the data of each event that is complete.
 
     Bytes, not text: a line may be cut anywhere, in the middle of a character too.
+
+    Attributes:
+        failure: Why nothing after the events given so far can be read; None while it can.
     """
 
-    __slots__ = ("_after_cr", "_data", "_data_bytes", "_first", "_part", "_part_bytes")
+    __slots__ = ("_after_cr", "_data", "_data_bytes", "_first", "_part", "_part_bytes", "failure")
 
     def __init__(self) -> None:
+        self.failure: str | None = None
         self._part: list[bytes] = []  # of a line that has no end yet
         self._part_bytes = 0
         self._data: list[bytes] = []
@@ -31,9 +31,6 @@ class EventStream:
 
         Returns:
             The data of events that ended among them; lines of one event are joined by a newline.
-
-        Raises:
-            EventError: An event is longer than ``MAX_EVENT_BYTES``.
         """
         if self._after_cr or b"\r" in data:
             data = self._one_line_end(data)
@@ -42,17 +39,22 @@ class EventStream:
             return []
         *lines, rest = (b"".join(self._part) + data).split(b"\n")
         self._part, self._part_bytes = [], 0
-        self._keep(rest)
         events = []
         for line in lines:
+            self._bound(len(line))
             if self._first:
                 self._first = False
                 line = line.removeprefix(_BYTE_ORDER_MARK)  # noqa: PLW2901 - only ever before the first line
             if line:
                 self._take(line)
-            elif self._data_bytes:  # without any data there is no event
-                events.append(b"\n".join(self._data))
+            elif self._data:
+                joined = b"\n".join(self._data)
                 self._data, self._data_bytes = [], 0
+                if joined:  # without any data there is no event
+                    events.append(joined)
+            if self.failure:
+                return events
+        self._keep(rest)
         return events
 
     def _one_line_end(self, data: bytes) -> bytes:
@@ -67,17 +69,16 @@ class EventStream:
     def _keep(self, part: bytes) -> None:
         if part:
             self._part.append(part)
-            self._bound(part)
-
-    def _bound(self, part: bytes) -> None:
-        self._part_bytes += len(part)
-        if self._part_bytes + self._data_bytes > MAX_EVENT_BYTES:
-            raise EventError(f"an event of the stream is longer than {MAX_EVENT_BYTES} bytes")
+            self._part_bytes += len(part)
+            self._bound(self._part_bytes)
 
     def _take(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
         if name == b"data":
             self._data.append(value.removeprefix(b" "))
-            self._data_bytes += len(value)
-            if self._data_bytes > MAX_EVENT_BYTES:
-                raise EventError(f"an event of the stream is longer than {MAX_EVENT_BYTES} bytes")
+            self._data_bytes += len(line)
+            self._bound(self._data_bytes)
+
+    def _bound(self, size_bytes: int) -> None:
+        if size_bytes > MAX_EVENT_BYTES:
+            self.failure = f"an event of the stream is longer than {MAX_EVENT_BYTES} bytes"
