@@ -203,7 +203,7 @@ class Ends(study.LLEMExperimentOperator):
         return None
 
 study.LLEMExperimentOperator = Ends
-study.fetch_first = lambda *_: None  # there is no model to fetch
+study._fetch_first = lambda *_: None  # there is no model to fetch
 study_dags(Path(__file__).parent / "studies", globals())
 """
 

@@ -11,6 +11,7 @@ from llem_airflow.analysis.power_checks import POWER_CHECKS, iteration_bias_rati
 from llem_airflow.analysis.series import columns
 from llem_airflow.protocol.result import CycleResult, Meter, Window
 from llem_airflow.results import CycleRef, ResultReadError
+from llem_airflow.text.wording import counted
 
 AGREE_RATIO = 0.03
 """As for the counter and the integral: expected agreement over 30 s is 1-3 %."""
@@ -76,7 +77,7 @@ def _idle_board(seen: Seen) -> str | None:
         return None
     idle = [uuid for uuid in read if uuid not in used]
     return (
-        f"The model used {len(used)} of the {len(read)} GPUs whose energy counts; idle: {', '.join(idle)}."
+        f"The model used {len(used)} of the {counted(len(read), 'GPU')} whose energy counts; idle: {', '.join(idle)}."
         if idle
         else None
     )
@@ -124,7 +125,7 @@ def _foreign_load(seen: Seen) -> str | None:
     if others <= FOREIGN_LOAD_RATIO * cpu.cores:
         return None
     return (
-        f"Other processes used {others:.1f} of the host's {cpu.cores} cores in the window, the experiment "
+        f"Other processes used {others:.1f} of the host's {counted(cpu.cores, 'core')} in the window, the experiment "
         f"{cpu.own_s / duration_s:.1f} cores; their power is in the number."
     )
 
@@ -178,7 +179,8 @@ def _warmup_not_converged(seen: Seen) -> str | None:
     if not warmup.outcome.startswith("cap_"):
         return None
     spread = "" if warmup.cv is None else f" (CV of the last ones {warmup.cv:.1%})"
-    return f"The warm-up ended without being steady after {warmup.iterations} iterations{spread}: {warmup.reason}"
+    after = counted(warmup.iterations, "iteration")
+    return f"The warm-up ended without being steady after {after}{spread}: {warmup.reason}"
 
 
 def _warmup_not_checked(seen: Seen) -> str | None:

@@ -20,6 +20,7 @@ from llem_airflow.analysis.tables import RunRows, aggregated_beside
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
 from llem_airflow.results.locate import NoSuchRunError, locate_run
+from llem_airflow.text.wording import counted
 
 PREVIOUS = "previous"
 EVERY_RELEASE = "*"
@@ -191,7 +192,7 @@ def _runs(name: str, root: ResultsRoot, own: StoredRun | None) -> list[StoredRun
 def _one(name: str, root: ResultsRoot, own: StoredRun | None) -> StoredRun:
     found = _runs(name, root, own)
     if len(found) != 1:
-        raise ValueError(f"{name!r} names {len(found)} runs; name one baseline")
+        raise ValueError(f"{name!r} names {counted(len(found), 'run')}; name one baseline")
     return found[0]
 
 

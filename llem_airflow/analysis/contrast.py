@@ -12,6 +12,7 @@ from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.plan import single_factor_levels
 from llem_airflow.analysis.statistics import SHOWN_FROM_N, describe
 from llem_airflow.analysis.verdict import ALPHA, THRESHOLD_RATIO, compare, compare_pairs
+from llem_airflow.text.wording import counted
 
 LOWER, HIGHER, SAME, UNDECIDED = "lower", "higher", "no difference", "not enough evidence"
 
@@ -175,7 +176,13 @@ def answer(experiments: Sequence[Measured], planned: int, valid: int) -> Answer:
         *_named("not measured", [one for one in experiments if not one.rows]),
         *_named("without a value", [one for one in measured if not one.values(metric)]),
         *_named("not compared, as another meter or boundary was read", [o for o in known if o not in alike]),
-        *([f"{planned - valid} of {planned} planned cycles are not valid"] if valid < planned else []),
+        *(
+            [
+                f"{planned - valid} of {counted(planned, 'planned cycle')} {'is' if planned == 1 else 'are'} not valid"
+            ]
+            if valid < planned
+            else []
+        ),
     ]
     return Answer("; ".join([said, *asides]) + ".", found)
 
@@ -210,12 +217,12 @@ def _evidence(one: Contrast, family: int) -> str:
         return little
     if undecided and low <= HALF and high >= DOUBLE:
         return f"{little} (half and double are both possible)"
-    corrected = f", corrected for {family} comparisons" if family > 1 else ""
+    corrected = f", corrected for {counted(family, 'comparison')}" if family > 1 else ""
     interval = f"95 % interval {formatting.change(low)} to {formatting.change(high)}{corrected}"
     if undecided:
         return f"{little} ({interval})"
     same = f", no difference of {formatting.percent(THRESHOLD_RATIO)} or more" if one.verdict == SAME else ""
-    return f"{same} ({interval}), n = {n} cycles"
+    return f"{same} ({interval}), n = {n} cycle{'s' * (n != '1')}"
 
 
 def _headline(one: Measured, metric: str, count: int) -> str:
@@ -261,7 +268,11 @@ def _withheld(measured: Sequence[Measured], metric: str) -> list[str]:
     """How many cycles have a result and no energy, where others have one."""
     rows = [row for one in measured for row in one.rows]
     without = sum(row.measures.get(metric) is None for row in rows)
-    return [f"energy is withheld in {without} of {len(rows)} cycles"] if without and metric == ENERGY else []
+    return (
+        [f"energy is withheld in {without} of {counted(len(rows), 'cycle')}"]
+        if without and metric == ENERGY
+        else []
+    )
 
 
 def _named(what: str, those: Sequence[Measured]) -> list[str]:

@@ -387,8 +387,8 @@ def _request_flags(requests: Requests, window: Window) -> list[Flag]:
         found.append(
             _flag(
                 "clock_backwards",
-                f"the times of {requests.disordered} of {len(requests)} requests run backwards; their latencies are "
-                "absent",
+                f"the times of {requests.disordered} of {counted(len(requests), 'request')} run backwards; "
+                "their latencies are absent",
                 "look for what set the clock, or for an engine adapter that mixes up requests",
             )
         )

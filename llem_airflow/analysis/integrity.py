@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from llem_airflow.analysis.cycle import HAS_RESULT, read_cycle
 from llem_airflow.analysis.tables import cycle_rows
 from llem_airflow.results import CycleRef, ResultReadError, StoredRun, layout
+from llem_airflow.text.wording import counted
 
 ENERGY_TOLERANCE_RATIO = 1e-6
 _COMPLETE = ("experiment_hash", "model", "engine", "engine_version", "meter", "prompts_sha256", "runner")
@@ -92,7 +93,7 @@ def _check_tables(run: StoredRun) -> list[Problem]:
         expected = (run.summary() or {}).get("power_rows")
         if name == layout.POWER_TABLE and rows != expected:
             problems.append(
-                Problem(f"{run.url}/{name}", f"has {rows} rows, the summary says {expected}", step)
+                Problem(f"{run.url}/{name}", f"has {counted(rows, 'row')}, the summary says {expected}", step)
             )
     return problems
 

@@ -12,6 +12,7 @@ from llem_airflow.analysis.energy import GpuEnergy
 from llem_airflow.analysis.flags import Check, Seen
 from llem_airflow.analysis.plausibility import slept_s
 from llem_airflow.analysis.series import Floats, GpuSeries, rows_between
+from llem_airflow.text.wording import counted
 
 _MIN_ITERATIONS = 20
 _MIN_SAMPLES = 30
@@ -112,7 +113,7 @@ def _few_samples(seen: Seen) -> str | None:
     fewest = min((gpu.samples for gpu in seen.energy.gpus), default=0)
     if not seen.known or fewest >= 0.9 * expected - 1:
         return None
-    return f"{fewest} of {expected:.0f} power samples that were due are in the window."
+    return f"{fewest} of {counted(round(expected), 'power sample')} that were due are in the window."
 
 
 def _gap(seen: Seen) -> str | None:

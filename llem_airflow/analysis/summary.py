@@ -480,7 +480,9 @@ def precision(values: Sequence[float], *, relative_half_width: float, min_cycles
     n = found.n if found else 0
     ratio = found.half_width_ratio if found else None
     if n < max(min_cycles, 2) or ratio is None:
-        return Precision(n, ratio, met=False, reason=f"{n} of at least {max(min_cycles, 2)} cycles")
+        return Precision(
+            n, ratio, met=False, reason=f"{n} of at least {counted(max(min_cycles, 2), 'cycle')}"
+        )
     met = ratio <= relative_half_width
     word = "reached" if met else "not reached"
     reason = (

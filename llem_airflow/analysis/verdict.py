@@ -13,6 +13,7 @@ from scipy import special, stats
 
 from llem_airflow.analysis.metrics import positive_threshold
 from llem_airflow.analysis.statistics import mean_of
+from llem_airflow.text.wording import counted
 
 _FROM = 4
 """Experiments from which on they tell each other their spread: two or three would make false alarms of a noisy one."""
@@ -334,7 +335,7 @@ def _bare(
     if not reason and min(len(a), len(b)) < 2:
         reason = "one cycle tells no spread; measure two or more on each side"
     if left_out:
-        values = "1 value is" if left_out == 1 else f"{left_out} values are"
+        values = f"{counted(left_out, 'value')} {'is' if left_out == 1 else 'are'}"
         reason = "; ".join(filter(None, (reason, f"{values} not known and left out")))
     return Comparison(
         n_baseline=len(a),

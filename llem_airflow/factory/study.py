@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from airflow.sdk import DAG, TaskGroup, TriggerRule, get_parsing_context
 from airflow.sdk.definitions.param import ParamsDict
 
+from llem_airflow.factory.clone import clone, precede
 from llem_airflow.factory.docs import ADHOC_DOC, ExperimentDocs, study_doc, task_labels
 from llem_airflow.factory.form import study_params
 from llem_airflow.factory.plan_cache import cached_study
@@ -23,11 +25,10 @@ from llem_airflow.operators import (
     LLEMPlanTextOperator,
     LLEMTextCycleOperator,
 )
-from llem_airflow.operators.prefetch import PREFETCH_TASK_ID, LLEMTextPrefetchOperator, fetch_first
+from llem_airflow.operators.prefetch import LLEMPrefetchOperator, LLEMTextPrefetchOperator, sharing
 from llem_airflow.operators.retries import FailureRetryPolicy
 from llem_airflow.operators.settings import parse_time_layers
 from llem_airflow.operators.settings import settings as installed
-from llem_airflow.operators.siblings import precede, sibling
 from llem_airflow.study import PlannedCycle, Study, StudyFileError, load_study
 from llem_airflow.study.plan.findings import not_runnable
 from llem_airflow.study.plan.order import CANARY_CYCLE, canaries
@@ -35,6 +36,7 @@ from llem_airflow.text.wording import counted
 
 PLAN_TASK_ID = "plan"
 CYCLE_TASK_ID = "cycle"
+PREFETCH_TASK_ID = "prefetch"
 AGGREGATE_TASK_ID = "aggregate"
 RENDERS = ("auto", "static", "mapped")
 MAPPED_ABOVE = 500
@@ -217,7 +219,7 @@ def _study_tasks(
             }
         plan >> cycle >> aggregate
         if whole:
-            fetch_first(plan, study, operator_args, [cycle])
+            _fetch_first(plan, study, operator_args, [cycle])
         return
     cycles = _cycle_tasks(study, operator_args, only=None if chain else only)
     plan.cycles = {(task.experiment.id, task.cycle): (task.task_id, -1) for task in cycles}
@@ -229,7 +231,7 @@ def _study_tasks(
         _gate(study, {(task.experiment.id, task.cycle): task for task in cycles})
     precede([plan], cycles[:1] if chain else cycles)
     if whole:
-        fetch_first(plan, study, operator_args, cycles[:1] if chain else cycles)
+        _fetch_first(plan, study, operator_args, cycles[:1] if chain else cycles)
     precede(cycles, [aggregate])
 
 
@@ -273,7 +275,7 @@ def _cycle_tasks(
             "gap_before_s": run.gap_before_s,
         }
         if tasks:
-            tasks.append(sibling(tasks[0], derived={"experiment_id": experiment.id}, **own))
+            tasks.append(clone(tasks[0], derived={"experiment_id": experiment.id}, **own))
         else:
             tasks.append(LLEMExperimentOperator(study=study, **{**shared, **own}))
     return tasks
@@ -316,3 +318,28 @@ def _shared_args(study: Study, operator_args: dict[str, Any]) -> dict[str, Any]:
         **({"pool": study.airflow.pool} if study.airflow.pool else {}),
         **operator_args,
     }
+
+
+def _fetch_first(
+    plan: LLEMPlanOperator, study: Study, operator_args: Mapping[str, Any], cycles: Sequence[Any]
+) -> None:
+    """Put a task for each image and model that containers share before the cycles that need them.
+
+    Args:
+        plan: The study's plan task, which comes before.
+        study: The study.
+        operator_args: Those of every cycle.
+        cycles: Tasks of cycles, or the one mapped task of all.
+    """
+    for number, ids in enumerate(sharing(study, operator_args.get("runner")), start=1):
+        first = study.experiment(ids[0])
+        fetch = LLEMPrefetchOperator(
+            task_id=f"{PREFETCH_TASK_ID}_{number}",
+            task_display_name=f"fetch {first.engine}, {first.model}",
+            study=study,
+            experiments=ids,
+            **operator_args,
+        )
+        plan.after = (*plan.after, fetch.task_id)
+        precede([plan], [fetch])
+        precede([fetch], [each for each in cycles if getattr(each, "experiment_id", ids[0]) in ids])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,14 @@ from llem_airflow.operators.experiment import LLEMExperimentOperator
 from llem_airflow.operators.gates import Reason, note
 from llem_airflow.operators.inputs import model_name, pin
 from llem_airflow.operators.placement import box_settings
-from llem_airflow.operators.plan import LLEMPlanOperator
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
 from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
 from llem_airflow.operators.settings import local_model, settings
-from llem_airflow.operators.siblings import precede
 from llem_airflow.results import StoredRun
 from llem_airflow.runners.failures import AttemptFailedError
 from llem_airflow.runners.fetch import fetch_image, fetch_model
 from llem_airflow.study import Experiment, Study
 from llem_airflow.study.names import split_runner
-
-PREFETCH_TASK_ID = "prefetch"
 
 
 class LLEMPrefetchOperator(LLEMExperimentOperator):
@@ -128,7 +123,7 @@ class LLEMTextPrefetchOperator(LLEMPrefetchOperator):
             return []
         self.study = study_of_run(study_in_form(context), context)
         fetched, image = [], self.image
-        for ids in _sharing(self.study, self.runner):
+        for ids in sharing(self.study, self.runner):
             self.experiments, self._image_asked = ids, image
             try:
                 fetched.append(self._fetch_for(context))
@@ -137,36 +132,16 @@ class LLEMTextPrefetchOperator(LLEMPrefetchOperator):
         return fetched
 
 
-def _sharing(study: Study, runner: str | None) -> list[tuple[str, ...]]:
-    """Ids of the experiments that share an image and a model, but for those that run as processes of the worker."""
+def sharing(study: Study, runner: str | None) -> list[tuple[str, ...]]:
+    """Ids of the experiments that share an image and a model, but for those that run as processes of the worker.
+
+    Args:
+        study: The study.
+        runner: The operator's argument, which comes before what the study says.
+    """
     shared: dict[tuple[str, str | None, str, str | None], list[str]] = {}
     argued = (split_runner(runner or "") or ("", None))[0]
     for each in study.experiments:
         if (argued or each.runner) != "process":
             shared.setdefault((each.engine, each.image, each.model, each.revision), []).append(each.id)
     return [tuple(ids) for ids in shared.values()]
-
-
-def fetch_first(
-    plan: LLEMPlanOperator, study: Study, operator_args: Mapping[str, Any], cycles: Sequence[Any]
-) -> None:
-    """Put a task for each image and model that containers share before the cycles that need them.
-
-    Args:
-        plan: The study's plan task, which comes before.
-        study: The study.
-        operator_args: Those of every cycle.
-        cycles: Tasks of cycles, or the one mapped task of all.
-    """
-    for number, ids in enumerate(_sharing(study, operator_args.get("runner")), start=1):
-        first = study.experiment(ids[0])
-        fetch = LLEMPrefetchOperator(
-            task_id=f"{PREFETCH_TASK_ID}_{number}",
-            task_display_name=f"fetch {first.engine}, {first.model}",
-            study=study,
-            experiments=ids,
-            **operator_args,
-        )
-        plan.after = (*plan.after, fetch.task_id)
-        precede([plan], [fetch])
-        precede([fetch], [each for each in cycles if getattr(each, "experiment_id", ids[0]) in ids])

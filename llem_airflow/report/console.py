@@ -58,7 +58,9 @@ def report_run(
     where = f"{found.url}/{layout.REPORT}"
     _print(render_summary(summary), "")
     if summary.valid < summary.planned:
-        _print(Text(f"Unfinished: {summary.valid} of {summary.planned} planned cycles are valid.", "red"))
+        _print(
+            Text(f"Unfinished: {summary.valid} of {counted(summary.planned, 'planned cycle')} valid.", "red")
+        )
     _line(f"Report: {where}")
     if open_browser:
         webbrowser.open(found.path.joinpath(layout.REPORT).as_uri() if found.path else where)
@@ -212,7 +214,8 @@ def _print_comparison(found: Compared) -> None:
     if len(found.reports) > 1:
         verdicts = Counter(str(report.verdict) for report in found.reports)
         _print(
-            f"{len(found.reports)} pairs: " + ", ".join(f"{n} {what}" for what, n in verdicts.most_common())
+            f"{counted(len(found.reports), 'pair')}: "
+            + ", ".join(f"{n} {what}" for what, n in verdicts.most_common())
         )
     for title, missing in (("baseline", found.only_baseline), ("candidate", found.only_candidate)):
         for name in missing:

@@ -12,6 +12,7 @@ from llem_airflow.analysis.flags import places_text
 from llem_airflow.analysis.metrics import HEADLINE
 from llem_airflow.analysis.summary import ExperimentSummary, Summary, missing_text, setting_texts
 from llem_airflow.report.view import Column, columns, grouped_doubts, metric_cell, since_section
+from llem_airflow.text.wording import counted
 
 PLACES = 12
 """So many places of a doubt are listed; of more, the number of the others is told."""
@@ -28,7 +29,9 @@ def report_markdown(summary: Summary, since: Since | None = None) -> str:
     lines = [
         f"# {summary.study}: energy report",
         "",
-        (f"Run `{summary.run_id}`{begun}; {summary.valid} of {summary.planned} planned cycles valid."),
+        (
+            f"Run `{summary.run_id}`{begun}; {summary.valid} of {counted(summary.planned, 'planned cycle')} valid."
+        ),
         "",
     ]
     if summary.answer:

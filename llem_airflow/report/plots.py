@@ -381,7 +381,7 @@ def power_overlay(experiment: str, curves: Sequence[Curve]) -> Markup | None:
             axes.plot(t_s, watts, color=SERIES[index % len(SERIES)], linewidth=0.9, label=label)
         axes.set_xlim(left, right)
         devices = len(drawn[0].series)
-        title = f"sum of {devices} devices" if devices > 1 else ""
+        title = f"sum of {counted(devices, 'device')}" if devices > 1 else ""
         _frame(axes, drawn[0], top, title, legend=len(lines) > 1)
         axes.set_xlabel("seconds since the begin of the measured window")
         shown = (

@@ -16,7 +16,7 @@ from llem_airflow.factory import study_dag
 from llem_airflow.operators import LLEMExperimentOperator, LLEMPlanOperator, plan, runners
 from llem_airflow.operators.evidence import open_run
 from llem_airflow.operators.placement import EngineAwayError, PlacementError
-from llem_airflow.operators.prefetch import _sharing
+from llem_airflow.operators.prefetch import sharing
 from llem_airflow.operators.runners import choose, decide, engine_of, pinned_choices
 from llem_airflow.results import ResultsRoot
 from llem_airflow.runners.failures import AttemptFailedError
@@ -271,5 +271,5 @@ def test_the_dag_s_page_says_what_is_known_and_that_the_rest_is_decided_once(
 
 
 def test_what_an_older_word_names_as_a_process_is_not_fetched_for() -> None:
-    assert _sharing(study(), "local") == []
-    assert len(_sharing(study(), "docker:image")) == 1
+    assert sharing(study(), "local") == []
+    assert len(sharing(study(), "docker:image")) == 1

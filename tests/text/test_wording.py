@@ -26,8 +26,8 @@ NEVER_ONE = {
     "study/config/types.py": "a text that is too long has many characters",
 }
 """Files whose numbers are never one, each with the reason."""
-_ELSEWHERE = ("measurement/", "analysis/", "report/")
-"""measurement/ is the standard library and the protocol only, and its numbers are limits of two and more."""
+_ELSEWHERE = "measurement/"
+"""It is the standard library and the protocol only, and its numbers are limits of two and more."""
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,11 @@ def test_only_one_thing_is_in_the_singular(number: int, told: str) -> None:
 
 def may_be_one(value: ast.FormattedValue, noun: str) -> bool:
     """Whether the value is a number of things; ``MOST_POINTS`` is never one, and ``{name} runs`` is a verb."""
-    inner = value.value
+    inner, written = value.value, value.format_spec
+    if isinstance(written, ast.JoinedStr) and re.fullmatch(
+        r"'\.[1-9]f'", ast.unparse(written).removeprefix("f")
+    ):
+        return False  # 1.0 cores is a measure
     if isinstance(inner, ast.Name):
         return not inner.id.isupper() and (noun != "run" or len(inner.id) == 1)
     return noun != "run" or isinstance(inner, ast.Call) or value.format_spec is not None

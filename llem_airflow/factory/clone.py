@@ -11,7 +11,7 @@ from airflow.sdk import BaseOperator, TaskGroup
 T = TypeVar("T", bound=BaseOperator)
 
 
-def sibling(
+def clone(
     task: T,
     *,
     task_id: str,

@@ -9,8 +9,8 @@ from airflow.sdk import DAG, TaskGroup
 from airflow.serialization.serialized_objects import OperatorSerialization
 
 from llem_airflow.factory import study_dag
+from llem_airflow.factory.clone import clone
 from llem_airflow.operators import LLEMExperimentOperator
-from llem_airflow.operators.siblings import sibling
 from llem_airflow.study import Study, load_study_text
 
 STUDY = """\
@@ -60,7 +60,7 @@ def dag_of(study: Study, *, copied: bool) -> DAG:
             "image": "engine:2",
         }
         if copied:
-            sibling(one, derived={"experiment_id": second.id}, **other)
+            clone(one, derived={"experiment_id": second.id}, **other)
         else:
             LLEMExperimentOperator(study=study, **SHARED, **other)
     return dag
