@@ -108,12 +108,10 @@ def _told(found: Rule) -> tuple[str, bool, str]:
 
 def _refused(error: BaseException) -> bool:
     """Whether it, or what it was raised from, is a library's refusal of a parameter."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in _chain(error, of_handling=False):
         frames = traceback.extract_tb(cause.__traceback__)
         if is_refusal(type(cause).__name__, frames[-1].filename if frames else None):
             return True
-        cause = cause.__cause__
     return False
 
 
@@ -143,10 +141,11 @@ def redact(text: str) -> str:
     return Redactor(secrets_in(os.environ), "***").text(text)
 
 
-def _chain(error: BaseException) -> list[BaseException]:
+def _chain(error: BaseException, *, of_handling: bool = True) -> list[BaseException]:
+    """An exception and what it was raised from, or (``of_handling``) while handling; a ring of causes ends."""
     found: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in found:
         found.append(current)
-        current = current.__cause__ or current.__context__
+        current = current.__cause__ or (current.__context__ if of_handling else None)
     return found

@@ -144,3 +144,51 @@ def test_a_fault_of_our_own_code_is_no_bad_parameter() -> None:
         redact(None)  # type: ignore[arg-type]  # the fault
     error = attempt_error(caught.value, "load")
     assert (error.category, error.retryable_hint) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("number", "category"),
+    [
+        (errno.ENOSPC, "disk_full"),
+        (errno.EDQUOT, "disk_full"),
+        (errno.ENOMEM, "out_of_memory_host"),
+        (errno.EACCES, "permission"),
+        (errno.EROFS, "permission"),
+    ],
+)
+def test_the_system_s_error_numbers(number: int, category: str) -> None:
+    assert recognise(OSError(number, "whatever the language"))[0] == category
+
+
+@pytest.mark.parametrize(
+    ("retryable", "found"),
+    [(None, ("network", True)), (False, ("network", False)), (True, ("network", True))],
+)
+def test_an_error_of_ours_may_know_better_whether_a_retry_helps(
+    retryable: bool | None, found: tuple[str, bool]
+) -> None:
+    error = MeasurementError("no", category="network", retryable=retryable)
+    assert recognise(error) == (*found, "")
+    assert recognise(MeasurementError("no", category="a word of nobody"))[:2] == ("a word of nobody", False)
+
+
+def test_a_meter_that_is_not_there_and_a_package_that_is_missing_are_told() -> None:
+    class MeterUnavailableError(RuntimeError): ...
+
+    assert recognise(MeterUnavailableError("x"))[0] == "meter_unavailable"
+    assert recognise(ImportError("x"))[0] == "engine_missing"
+    assert recognise(ValueError("'foo' is not a valid choice"))[0] == "bad_parameter"
+
+
+def test_a_ring_of_causes_ends() -> None:
+    one, other = RuntimeError("one"), RuntimeError("other")
+    one.__cause__, other.__cause__ = other, one
+    assert recognise(one) == (None, None, "")
+
+
+def test_an_error_says_its_type_text_and_advice() -> None:
+    error = attempt_error(OSError(errno.ENOSPC, "No space"), "load")
+    assert (error.schema_version, error.type, error.phase) == (1, "OSError", "load")
+    assert error.message.splitlines()[0] == "[Errno 28] No space"
+    assert error.message.splitlines()[1].startswith("Make room on the engine's disk")
+    assert error.traceback.startswith("OSError: [Errno 28] No space")

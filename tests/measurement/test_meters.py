@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from llem_airflow.measurement.meters.choose import open_meter
 from llem_airflow.measurement.meters.cpu_estimate import CgroupCpuTime, CpuEstimateMeter, HostCpuTime
-from llem_airflow.measurement.meters.rapl import RaplMeter
+from llem_airflow.measurement.meters.rapl import RaplMeter, _Package
 from llem_airflow.measurement.meters.reading import MeterUnavailableError, Reading
 from llem_airflow.protocol.records import POWER_COLUMNS
 from llem_airflow.protocol.spec import MeterSpec
@@ -149,3 +150,101 @@ def test_a_rapl_counter_that_leaps_is_a_reset(tmp_path: Path) -> None:
     meter = RaplMeter((tmp_path,))
     powercap(tmp_path, package_0=550_000_000)
     assert [reading.error for reading in meter.read()] == ["CounterReset"]
+
+
+def test_the_busy_time_of_the_host_is_what_no_core_waited_for(tmp_path: Path) -> None:
+    """proc(5): user, nice, system, idle, iowait, irq, softirq, steal, guest, guest_nice; guests are in user."""
+    path = tmp_path / "stat"
+    path.write_text(
+        "cpu  100 20 3000 70000 600000 5 4 9000000 80000000 700000000\ncpu0 1\ncpu1 1\ncpu2 1\nintr 5\n"
+    )
+    ticks = os.sysconf("SC_CLK_TCK")
+    assert HostCpuTime(path).read() == ((100 + 20 + 3000 + 5 + 4) / ticks, 3)
+    path.write_text("cpu  1 2 3 4 5 6 7\ncpu0 1\n")
+    assert HostCpuTime(path).read() == ((1 + 2 + 3 + 6 + 7) / ticks, 1)
+
+
+@pytest.mark.parametrize("text", ["", "cpu  1 2 3 4 5 6\n", "cpu  0 0 0 0 0 0 0\n", "cpu a b\n"])
+def test_a_masked_host_tells_no_busy_time(tmp_path: Path, text: str) -> None:
+    (tmp_path / "stat").write_text(text)
+    assert HostCpuTime(tmp_path / "stat").read() is None
+
+
+def test_a_cgroup_without_its_own_cpu_time_tells_none(tmp_path: Path) -> None:
+    assert CgroupCpuTime(tmp_path).read() is None
+    (tmp_path / "cpu.stat").write_text("nr_periods 5\nusage_usec 1500000\n")
+    assert CgroupCpuTime(tmp_path).read() == (1.5, os.cpu_count())
+    (tmp_path / "cpu.stat").write_text("nr_periods 5\n")
+    (tmp_path / "cpuacct").mkdir()
+    (tmp_path / "cpuacct/cpuacct.usage").write_text("2000000000")
+    assert CgroupCpuTime(tmp_path).read() == (2.0, os.cpu_count())
+
+
+def test_an_estimate_lies_between_the_wattages_by_the_share_of_busy_cores(tmp_path: Path) -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+    meter = CpuEstimateMeter(10.0, 65.0, (proc_stat(tmp_path / "stat", 0, 1, cores=4),))
+    meter._last_ns -= 1000 * 10**9
+    proc_stat(tmp_path / "stat", 1000 * ticks, 1, cores=4)
+    (reading,) = meter.read()
+    assert reading.power_instant_mw == pytest.approx(10_000 + 55_000 / 4, rel=1e-3)
+    assert reading.energy_mj == pytest.approx(1000 * (10_000 + 55_000 / 4), rel=1e-3)
+    assert reading.utilisation_percent == 25
+    (idle,) = meter.counters()
+    assert (idle.power_instant_mw, idle.utilisation_percent) == (10_000, 0)
+
+
+def test_an_estimate_whose_source_is_lost_tells_an_error(tmp_path: Path) -> None:
+    meter = CpuEstimateMeter(10.0, 65.0, (proc_stat(tmp_path / "stat", 0, 1),))
+    (tmp_path / "stat").unlink()
+    (reading,) = meter.read()
+    assert (reading.error, reading.has_power) == ("CpuTimeUnreadable", False)
+    assert reading.t_before_mono_ns <= reading.t_after_mono_ns
+
+
+@pytest.mark.parametrize(
+    ("used_uj", "elapsed_s", "known"),
+    [
+        (2_000_000_000, 1.0, True),
+        (2_000_000_001, 1.0, False),
+        (20_000_000, 0.0, True),
+        (20_000_001, 0.0, False),
+    ],
+)
+def test_a_package_draws_at_most_two_kilowatts(
+    tmp_path: Path, used_uj: int, elapsed_s: float, known: bool
+) -> None:
+    """Within a hundredth of a second a register may show more at once."""
+    package = _Package("cpu-package-0", tmp_path, wraps_at_uj=10**12, last_uj=7, last_ns=5)
+    now_ns = 5 + round(elapsed_s * 1e9)
+    assert package.advance(7 + used_uj, now_ns) == (used_uj if known else None)
+    assert (package.total_uj, package.last_uj, package.last_ns) == (used_uj * known, 7 + used_uj, now_ns)
+
+
+def test_a_package_s_counter_wraps_where_it_says(tmp_path: Path) -> None:
+    package = _Package("cpu-package-0", tmp_path, wraps_at_uj=1000, last_uj=990, last_ns=0)
+    assert package.advance(990, 10**9) == 0
+    assert package.advance(5, 2 * 10**9) == 15
+    assert package.total_uj == 15
+
+
+def test_rapl_tells_the_mean_power_since_the_last_reading(tmp_path: Path) -> None:
+    powercap(tmp_path, package_0=5_000_000)
+    meter = RaplMeter((tmp_path,))
+    meter._packages[0].last_ns -= 1000 * 10**9
+    powercap(tmp_path, package_0=105_000_000)
+    (reading,) = meter.counters()
+    assert reading.power_instant_mw == pytest.approx(100, rel=0.01)
+    assert (reading.gpu, reading.energy_mj) == ("cpu-package-0", 100_000)
+
+
+def test_only_whole_packages_are_read(tmp_path: Path) -> None:
+    powercap(tmp_path, package_0=1, package_1=1)
+    (tmp_path / "intel-rapl:0").rename(tmp_path / "intel-rapl:0:0")
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("5")
+    assert RaplMeter((tmp_path,)).facts.devices == ("cpu-package-1",)
+
+
+def test_what_tells_no_power() -> None:
+    assert Reading(1, 2, "x", power_instant_mw=0).has_power
+    assert Reading(1, 2, "x", power_average_mw=0).has_power
+    assert not Reading(1, 2, "x", energy_mj=5).has_power

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
-from llem_airflow.measurement.output import EventLog, write_json, write_whole
+from llem_airflow.measurement.output import EventLog, anchor, seconds_since, write_json, write_whole
 
 
 def rows(path: Path) -> list[dict[str, object]]:
@@ -71,3 +72,56 @@ def test_a_number_that_json_does_not_know_is_refused_and_the_old_file_stays(tmp_
     with pytest.raises(ValueError, match="Out of range float values"):
         write_json(tmp_path / "environment.json", {"a": float("nan")})
     assert (tmp_path / "environment.json").read_text() == '{\n "a": 1\n}\n'
+
+
+def test_a_line_for_people_has_the_time_the_phase_and_the_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    assert log.phase_name == "start"
+    log._begin_ns -= 12_340_000_000
+    log.say("hello")
+    log.note("kept")
+    log.close()
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["[   12.3 s] start           hello", "[   12.3 s] start           kept"]
+    assert [(row["event"], row["text"]) for row in rows(tmp_path / "events.jsonl")] == [("note", "kept")]
+
+
+def test_an_event_is_now_or_when_it_is_said_to_be(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    before_ns = time.monotonic_ns()
+    at_ns = log.emit("note")
+    assert before_ns <= at_ns <= time.monotonic_ns()
+    assert log.emit("counter_tick", t_mono_ns=0, x=1.5) == 0
+    log.close()
+    assert rows(tmp_path / "events.jsonl")[1] == {
+        "t_mono_ns": 0,
+        "event": "counter_tick",
+        "phase": "start",
+        "x": 1.5,
+    }
+
+
+def test_progress_is_rounded_to_thousandths(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    log.progress(1.23456, 9.87654, "x")
+    log.close()
+    (row,) = rows(tmp_path / "events.jsonl")
+    assert (row["done"], row["total"], row["event"]) == (1.235, 9.877, "progress")
+
+
+def test_seconds_since_an_instant() -> None:
+    assert seconds_since(time.monotonic_ns() - 2 * 10**9) == pytest.approx(2.0, abs=0.1)
+
+
+def test_an_anchor_is_the_closest_of_five_tries() -> None:
+    for _ in range(3):
+        before_ns, found, after_ns = time.monotonic_ns(), anchor(), time.monotonic_ns()
+        assert before_ns <= found.mono_ns <= after_ns
+        assert abs(found.epoch_ns - time.time_ns() - (found.mono_ns - time.monotonic_ns())) < 50_000_000
+
+
+def test_json_is_indented_and_sorted(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"b": [1], "a": None})
+    assert (tmp_path / "x.json").read_text() == '{\n "a": null,\n "b": [\n  1\n ]\n}\n'
