@@ -11,6 +11,7 @@ export LLEM_MODELS_DIR ?= $(CURDIR)/build/models
 export LLEM_RESULTS_ROOT ?= $(CURDIR)/results
 
 PYTEST ?=
+MODULE ?=
 # Parallel test processes, one more than there are cores, since tests wait for containers and servers; 0 runs them in one.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 bin := .venv/bin
@@ -20,7 +21,7 @@ sources := llem_airflow tests dags plugins benchmarks images .ci
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install model quickstart quickstart-docker airflow engine image test pytest test-lineage test-postgres soak lint format compose-env clean
+.PHONY: help install model quickstart quickstart-docker airflow engine image test pytest test-lineage test-postgres soak mutants lint format compose-env clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +64,9 @@ test-lineage: install  ## the test of OpenLineage's facets, with its provider
 test-postgres: install engine  ## the tests of a running Airflow once more, with Postgres as its database
 	@$(bin)/uv pip install --quiet --no-deps --target build/postgres-drivers asyncpg psycopg2-binary
 	@LLEM_TEST_POSTGRES=$(CURDIR)/build/postgres-drivers $(bin)/pytest tests/airflow $(PYTEST)
+
+mutants: install  ## a sample of small changes to the code that tests should notice (MODULE=analysis/noise for all of a module's)
+	@OMP_NUM_THREADS=1 $(bin)/python .ci/mutants.py $(MODULE)
 
 lint: install  ## ruff, mypy, import contracts
 	@$(bin)/ruff check $(sources)
