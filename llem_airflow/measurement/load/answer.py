@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 _DONE = b"[DONE]"
+_scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().raw_decode
 
 
 class AnswerError(ValueError):
@@ -61,7 +63,9 @@ class Answer:
             self._count(usage)
         choices = event.get("choices")
         if choices:
-            self._chunk(choices, None if usage is None else self.output_tokens, t_ns)
+            self._chunk(choices)
+            self._chunk_ns.append(t_ns)
+            self._totals.append(None if usage is None else self.output_tokens)
 
     def chunks(self) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
         """When chunks came, in monotonic nanoseconds, and how many tokens each held.
@@ -85,15 +89,13 @@ class Answer:
         self.input_tokens = _tokens(usage, "prompt_tokens", self.input_tokens)
         self.output_tokens = _tokens(usage, "completion_tokens", self.output_tokens)
 
-    def _chunk(self, choices: object, total: int | None, t_ns: int) -> None:
+    def _chunk(self, choices: object) -> None:
         choice = choices[0] if isinstance(choices, list) else None
         if not isinstance(choice, dict):
             raise AnswerError(f"choices is no list of objects: {_short(choices)}")
         reason = choice.get("finish_reason")
         if reason is not None:
             self.finish_reason = str(reason)
-        self._chunk_ns.append(t_ns)
-        self._totals.append(total)
 
 
 def error_text(event: object) -> str:
@@ -105,7 +107,10 @@ def error_text(event: object) -> str:
 
 def _event(data: bytes) -> dict[str, Any]:
     try:
-        event = json.loads(data.decode())
+        text = data.decode().strip(" \t\r\n")
+        event, end = _scan(text, 0)
+        if end != len(text):
+            event = json.loads(text)  # says what is wrong
     except (ValueError, RecursionError) as error:
         raise AnswerError(f"an event is not JSON ({error}): {data[:80]!r}") from error
     if not isinstance(event, dict):

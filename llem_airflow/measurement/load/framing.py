@@ -150,6 +150,8 @@ class _Chunks:
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """Data of chunks, and bytes that follow the body."""
+        if (whole := self._whole(data)) is not None:
+            return whole, b""
         pieces: list[bytes] = []
         at, end = 0, len(data)
         while at < end and not self.ended:
@@ -169,6 +171,17 @@ class _Chunks:
                 self.failure = str(error)
                 break
         return b"".join(pieces), data[at:]
+
+    def _whole(self, data: bytes) -> bytes | None:
+        """The data of a segment that is exactly one chunk: nearly every segment of a stream is."""
+        if self._left_bytes or self._gap or self._line or self._trailer_bytes is not None:
+            return None
+        begin = data.find(b"\r\n") + 2
+        size = data[: begin - 2]
+        if begin < 3 or _CHUNK_SIZE.fullmatch(size) is None or not data.endswith(b"\r\n"):
+            return None
+        size_bytes = int(size, 16)
+        return data[begin:-2] if size_bytes and begin + size_bytes + 2 == len(data) else None
 
     def _between(self) -> None:
         """The size of the next chunk, the line end after one, or a field of the trailer, if it is whole."""

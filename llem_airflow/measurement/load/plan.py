@@ -19,11 +19,13 @@ class LoadPrompt:
         max_tokens: Most tokens of the answer.
         text: The prompt as text, or None.
         token_ids: The prompt as token ids, or None. Exactly one of the two is given.
+        sampling: More fields of this request's body, over those of the plan (min_tokens, ...).
     """
 
     max_tokens: int
     text: str | None = None
     token_ids: tuple[int, ...] | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class LoadPlan:
                 self.model,
                 one.text if one.token_ids is None else one.token_ids,
                 one.max_tokens,
-                self.sampling,
+                {**self.sampling, **one.sampling},
             )
             for one in self.prompts
         ]

@@ -34,6 +34,8 @@ class EventStream:
         """
         if self._after_cr or b"\r" in data:
             data = self._one_line_end(data)
+        if self._is_one_event(data):
+            return [data[6:-2]]
         if b"\n" not in data:
             self._keep(data)
             return []
@@ -56,6 +58,16 @@ class EventStream:
                 return events
         self._keep(rest)
         return events
+
+    def _is_one_event(self, data: bytes) -> bool:
+        """Whether these are exactly one event of one line: nearly every segment of a stream is."""
+        return (
+            data.startswith(b"data: ")
+            and data.find(b"\n") == len(data) - 2
+            and data.endswith(b"\n\n")
+            and not (self._part or self._data or self._first)
+            and 8 < len(data) <= MAX_EVENT_BYTES
+        )
 
     def _one_line_end(self, data: bytes) -> bytes:
         """Line ends are CRLF, LF or CR: make them LF. A CR at the end may be half of a CRLF."""

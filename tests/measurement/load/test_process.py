@@ -23,7 +23,7 @@ GOOD = chunked(answer([1, 2]))
 PLAN = LoadPlan(
     endpoint="http://127.0.0.1:1",
     model="tiny",
-    prompts=(LoadPrompt(8, text="Grüße"), LoadPrompt(9, token_ids=(5, 6))),
+    prompts=(LoadPrompt(8, text="Grüße"), LoadPrompt(9, token_ids=(5, 6), sampling={"min_tokens": 9})),
     start_mono_ns=0,
     timeout_s=5.0,
     due_s=(0.0, 0.05, 0.1),
@@ -65,6 +65,7 @@ def test_it_carries_out_its_plan_and_writes_a_row_a_request(tmp_path: Path) -> N
         "stream": True,
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     }
+    assert bodies[2] == {**bodies[0], "prompt": [5, 6], "max_tokens": 9, "min_tokens": 9}
     rows = sorted(rows_of(tmp_path / "rows.jsonl"), key=lambda row: row["t_due_mono_ns"])
     plan = read_plan(tmp_path / "plan.json")
     assert [row["request_id"] for row in rows] == ["measure-0", "measure-1", "measure-2"]
