@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from llem_airflow.protocol.spec import (
     ModelSource,
     Prompts,
     Synthetic,
+    idle_conditions,
 )
-from llem_airflow.protocol.typed_json import ProtocolError
+from llem_airflow.protocol.typed_json import ProtocolError, from_json, to_json
 
 SPEC = ExperimentSpec(
     schema_version=1,
@@ -119,3 +120,124 @@ def test_a_whole_number_is_a_number() -> None:
 def test_what_runs_in_the_container_parses_as_python_3_10(room: str) -> None:
     for path in (Path(llem_airflow.__file__).parent / room).rglob("*.py"):
         ast.parse(path.read_text(), str(path), feature_version=(3, 10))
+
+
+def test_what_a_spec_does_not_say_is_as_the_protocol_says() -> None:
+    assert MeterSpec() == MeterSpec("auto", 10.0, (), 10.0, 65.0, 30.0)
+    data = json.loads(SPEC.dumps())
+    for optional in ("known_baselines",):
+        del data[optional]
+    data["meter"], data["limits"], data["model"] = {}, {}, {"name": "m"}
+    read = ExperimentSpec.loads(json.dumps(data))
+    assert (read.meter, read.limits) == (MeterSpec(), Limits(None, None))
+    assert (read.model, read.known_baselines) == (ModelSource("m", None, None, None), None)
+
+
+@pytest.mark.parametrize(
+    "name", ["schema_version", "study", "experiment_hash", "config", "prompts", "limits"]
+)
+def test_what_a_spec_has_to_say_is_missed(name: str) -> None:
+    data = json.loads(SPEC.dumps())
+    del data[name]
+    with pytest.raises(ProtocolError, match=name):
+        ExperimentSpec.loads(json.dumps(data))
+
+
+def test_what_the_hub_is_asked_for() -> None:
+    assert ModelSource("m", None, "main", "c0ffee").hub_revision == "c0ffee"
+    assert ModelSource("m", None, "main").hub_revision == "main"
+    assert ModelSource("m").hub_revision is None
+    assert ModelSource("m", "/models/m", "main", "c0ffee").hub_revision is None
+
+
+def test_idle_power_holds_for_a_boot_board_driver_limit_and_modes() -> None:
+    gpu = {
+        "uuid": "GPU-1",
+        "driver_version": "580",
+        "enforced_power_limit_w": 300.0,
+        "persistence_mode": True,
+        "ecc_mode": False,
+        "mig_mode": None,
+        "temperature_c": 40,
+    }
+    assert idle_conditions("b", [gpu]) == ("boot b", "GPU-1 580 300.0 True False None")
+    assert idle_conditions(None, []) == ("boot None",)
+
+
+@dataclass(frozen=True)
+class Inner:
+    x: float
+    name: str = "unnamed"
+
+
+@dataclass(frozen=True)
+class Outer:
+    many: tuple[Inner, ...]
+    maybe: Inner | None = None
+    anything: Any = None
+    by_name: dict[str, int] = field(default_factory=dict)
+    listed: list[int] = field(default_factory=list)
+
+
+class Whole(int):
+    """What a decoder of JSON may make of a number."""
+
+
+def test_records_are_read_by_their_types() -> None:
+    read = from_json(
+        Outer, {"many": [{"x": 1}, {"x": 2.5, "name": "b"}], "anything": [1], "listed": [Whole(7)]}, "f"
+    )
+    assert read == Outer((Inner(1.0), Inner(2.5, "b")), None, [1], {}, (7,))  # type: ignore[arg-type]  # read as a tuple
+    assert type(read.many[0].x) is float
+    read = from_json(Outer, {"many": [], "maybe": {"x": 0.5}, "by_name": {"a": 1}}, "f")
+    assert read == Outer((), Inner(0.5), None, {"a": 1}, [])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "f: field 'many' is missing"),
+        ([], "f: expected an object, found list"),
+        ({"many": None}, "f: many: null is not allowed|f: many: expected a list, found NoneType"),
+        ({"many": [{"x": 1}, {"x": "y"}]}, r"f: many\[1\]: x: expected float, found str"),
+        ({"many": [{"x": True}]}, r"f: many\[0\]: x: expected float, found bool"),
+        ({"many": [], "maybe": {"x": None}}, "f: maybe: x: expected float, found NoneType"),
+        ({"many": [], "by_name": []}, "f: by_name: expected an object, found list"),
+        ({"many": [], "b": 1, "a": 1}, "f: unknown field 'a'; known: anything, by_name, listed, many, maybe"),
+    ],
+)
+def test_a_record_of_other_types_is_refused_with_its_place(data: Any, message: str) -> None:
+    with pytest.raises(ProtocolError, match=f"^{message}$"):
+        from_json(Outer, data, "f")
+
+
+def test_a_union_of_two_types_is_no_record_of_the_protocol() -> None:
+    @dataclass(frozen=True)
+    class Either:
+        x: int | str
+
+    with pytest.raises(TypeError, match="no unions but with null"):
+        from_json(Either, {"x": 1}, "f")
+
+
+def test_records_are_written_as_plain_values() -> None:
+    assert to_json(Outer((Inner(1.0),), None, {"a": (1, 2)}, {"b": 2}, [3])) == {
+        "many": [{"x": 1.0, "name": "unnamed"}],
+        "maybe": None,
+        "anything": {"a": [1, 2]},
+        "by_name": {"b": 2},
+        "listed": [3],
+    }
+    assert to_json({1: "one"}) == {"1": "one"}
+
+
+def test_files_are_written_indented_and_sorted() -> None:
+    assert ERROR.dumps().startswith('{\n "category": null,\n "message": "no",\n')
+    for value in (SPEC, RESULT, ERROR):
+        text = value.dumps()
+        assert text == json.dumps(json.loads(text), indent=1, sort_keys=True)
+
+
+def test_errors_and_results_refuse_what_is_no_number() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        replace(RESULT, memory={"peak_rss_bytes": float("inf")}).dumps()

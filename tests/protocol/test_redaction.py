@@ -132,3 +132,91 @@ def test_secrets_of_an_environment_are_known_by_name_and_in_urls() -> None:
 @pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "MAX_TOKENS", "PATH", "KEYBOARD", "TOKEN_COUNT"])
 def test_innocent_names_are_no_secrets(name: str) -> None:
     assert not is_secret_name(name)
+
+
+def test_a_secret_of_six_characters_is_blanked_and_a_shorter_one_is_not() -> None:
+    assert Redactor(["abc12"]).text("x abc12 y") == "x abc12 y"
+    assert Redactor(["abc123"]).text("x abc123 y") == "x [redacted] y"
+    assert Redactor([" abc12 "]).text("x abc12 y") == "x abc12 y"
+
+
+def test_of_two_secrets_the_one_that_holds_the_other_goes_whole() -> None:
+    assert Redactor(["secret", "secret-longer"]).text("secret-longer secret") == "[redacted] [redacted]"
+
+
+def test_the_mark_of_the_attempt_keeps_that_it_was_a_hub_token() -> None:
+    token = "hf_" + "a" * 20
+    assert Redactor([], "***").text(f"{token} {token[:-1]}") == f"hf_*** {token[:-1]}"
+    assert Redactor([token], "***").text(token) == "hf_***"
+    assert Redactor(["hush-hush"], "***").text("hush-hush") == "***"
+    assert Redactor([]).data(token.encode()) == b"[redacted]"
+
+
+@pytest.mark.parametrize("value", ["default", "abcdefghijk", "1234567"])
+def test_a_mere_word_or_number_is_no_secret_whatever_its_name(value: str) -> None:
+    assert secrets_in({"MY_SECRET": value}) == []
+
+
+@pytest.mark.parametrize("value", ["abcdefghijkl", "12345678", "hush-hush", "abc123"])
+def test_what_is_longer_than_a_word_is_one(value: str) -> None:
+    assert secrets_in({"MY_SECRET": value}) == [value]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("HF_TOKEN", "my_secret", "DB_PASSWORD", "PASSWD", "CREDENTIALS", "API_KEY", "OPENAI_APIKEY"),
+        *(
+            "AWS_SECRET_ACCESS_KEY",
+            "ACCESS_KEY_ID",
+            "SSH_PRIVATE_KEY",
+            "FERNET_KEY",
+            "GH_PAT",
+            "RESULT_BACKEND",
+        ),
+        *("BROKER_URL", "AIRFLOW_CONN_X", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"),
+    ],
+)
+def test_a_name_that_says_secret(name: str) -> None:
+    assert is_secret_name(name)
+
+
+@pytest.mark.parametrize("name", ["GH_PATH", "BROKER_URL_X", "RESULT_BACKENDS", "X_AIRFLOW_CONN_Y", "MONKEY"])
+def test_a_name_that_only_looks_so(name: str) -> None:
+    assert not is_secret_name(name)
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("postgresql://ada:pa%40ss-word@db/x", ["pa%40ss-word", "pa@ss-word"]),
+        ("http://proxy:3128", []),
+        ("ada:secret@host", []),
+        ("http://[::1:bad@x", []),
+        ("https://ada@host", []),
+    ],
+)
+def test_the_password_of_a_url_is_a_secret(url: str, found: list[str]) -> None:
+    assert secrets_in({"SOME_URL": url}) == found
+
+
+def test_texts_beside_an_exception_s_arguments_are_blanked_and_a_ring_of_causes_ends() -> None:
+    error = OSError(2, "no hush-hush", "/home/hush-hush")
+    other = ValueError("hush-hush", 7)
+    error.__context__, other.__context__ = other, error
+    Redactor(["hush-hush"]).blank(error)
+    assert (error.strerror, error.filename) == ("no [redacted]", "/home/[redacted]")
+    assert other.args == ("[redacted]", 7)
+    Redactor(["hush-hush"]).blank(None)
+
+
+def test_how_far_a_secret_reaches_is_the_longest_of_its_forms() -> None:
+    assert Redactor([]).reach_bytes == 64
+    redactor = Redactor(["hush-hush"])
+    assert redactor.reach_bytes == max(len(sign) for sign in redactor._signs)
+    assert redactor.reach_bytes >= 9
+
+
+def test_data_is_returned_as_it_is_where_nothing_is_to_hide() -> None:
+    data = b"\xff\x00 power 300"
+    assert Redactor(["hush-hush"]).data(data) is data
