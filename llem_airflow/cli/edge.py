@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -24,7 +25,27 @@ _CLIENTS = "aiobotocore aiohttp azure botocore docker fsspec gcsfs google httpx 
 
 
 class Edge(click.Group):
-    """A group of verbs. A verb returns its exit code, or None for 0."""
+    """A group of verbs in sections. A verb returns its exit code, or None for 0."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sections: dict[str, Sequence[click.Command]] = {}
+
+    def add_section(self, title: str, verbs: Sequence[click.Command]) -> None:
+        """Add verbs that the help lists together, in this order."""
+        self._sections[title] = verbs
+        for verb in verbs:
+            self.add_command(verb)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
+        """Write the list of verbs, one section after the other."""
+        width = max(len(str(verb.name)) for verbs in self._sections.values() for verb in verbs)
+        for title, verbs in self._sections.items():
+            with formatter.section(title):
+                rows = [
+                    (str(verb.name).ljust(width), verb.get_short_help_str(formatter.width)) for verb in verbs
+                ]
+                formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb and end the command with its exit code."""

@@ -1,4 +1,4 @@
-"""Verbs about this machine and its Docker engine: gc, doctor, engine-check."""
+"""Verbs about hosts and their Docker engines: gpus, doctor, engine-check, gc."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ import click
     type=click.FloatRange(min=0),
     default=24.0,
     show_default=True,
-    help="Age in hours from which on what Airflow cannot tell of is left over.",
+    help="Age in hours from which something that Airflow does not know is leftover.",
 )
 @click.option(
     "--installation",
     default=None,
-    help="Only what this Airflow made (label llem.installation); default: the one installed here.",
+    help="Look only at what this Airflow made (label llem.installation). Default: the one installed here.",
 )
-@click.option("--yes", is_flag=True, help="Remove them. Without it, only the list is printed.")
-@click.option("--force", is_flag=True, help="Also containers that run.")
+@click.option("--yes", is_flag=True, help="Remove them; without it they are only listed.")
+@click.option("--force", is_flag=True, help="Also remove running containers.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def collect_garbage(
     older_than_h: float, installation: str | None, *, yes: bool, force: bool, as_json: bool
 ) -> int:
-    """List containers and volumes of ours that nobody owns any more, and remove them with --yes.
+    """List and remove leftover containers and volumes.
 
-    Airflow's database says whose task is alive, where Airflow is installed here; else their age decides. Nothing is
-    touched that llem-airflow has not made, that another Airflow has made, or, without --force, that runs.
+    Leftover is what llem-airflow has made and no live task owns. Where Airflow is installed here, its database says
+    which tasks are alive; otherwise the age decides (--older-than). Containers of other programs and of other Airflows
+    are never touched, and running ones only with --force. Without --yes nothing is removed.
     """
     from llem_airflow.runners.terminal import collect
 
@@ -38,7 +39,10 @@ def collect_garbage(
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def show_doctor(*, as_json: bool) -> int:
-    """Check engine, GPUs, images, disk, memory, rights and credentials; exit code 1 when something fails."""
+    """Check this machine: Docker, GPUs, images, disk, rights.
+
+    Each finding comes with what to do about it. Exit code 1 when a check fails.
+    """
     from llem_airflow.runners.terminal import diagnose
 
     return diagnose(as_json=as_json)
@@ -46,16 +50,41 @@ def show_doctor(*, as_json: bool) -> int:
 
 @click.command("engine-check")
 @click.argument("engine", type=click.Choice(["vllm", "tensorrt"]))
-@click.option("--image", default=None, help="Image that holds the engine; default: the engine's usual one.")
+@click.option("--image", default=None, help="Image that holds the engine. Default: the engine's usual one.")
 def check_engine(engine: str, image: str | None) -> int:
-    """Compare the engine in an image with the API that this release was written against.
+    """Compare an image's engine with the API that is used here.
 
-    Exit code 0 when every recorded call still fits, 1 when not (each difference is printed), 2 when it could
-    not be compared.
+    The calls that llem-airflow makes were recorded for the engine's supported versions. Exit code 0 when every
+    recorded call still fits, 1 when not (each difference is printed), 2 when it could not be compared.
     """
     from llem_airflow.runners.engine_check import check_engine as check
 
     return check(engine, image)
 
 
-VERBS = (collect_garbage, show_doctor, check_engine)
+@click.command("gpus")
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="HOST",
+    help="Docker engine of a host: a URL, a socket, or a name with or without a port. Can be given again. "
+    "Default: DOCKER_HOST, else this machine's.",
+)
+@click.option("--watch", is_flag=True, help="Look again every two seconds until Ctrl-C.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print it as JSON; with --watch one line for each look."
+)
+def show_gpus(hosts: tuple[str, ...], *, watch: bool, as_json: bool) -> int:
+    """Show who holds the GPUs of a host and who waits for them.
+
+    Each GPU and MIG slice has its holder: an experiment's task, another container, or a process without one (seen on
+    the engine's own machine only). Below are how much of the host's quota is in use and the queue of waiting tasks.
+    Nothing is changed. Exit code 2 when a host's engine does not answer.
+    """
+    from llem_airflow.runners.gpus_shown import show_hosts
+
+    return show_hosts(hosts, watch=watch, as_json=as_json)
+
+
+VERBS = (show_gpus, show_doctor, check_engine, collect_garbage)

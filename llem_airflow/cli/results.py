@@ -13,15 +13,20 @@ from llem_airflow.cli.names import ROOT, RUN, complete_run, complete_study
 @click.command("report")
 @RUN
 @ROOT
-@click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
-@click.option("--again", is_flag=True, help="Aggregate again first.")
+@click.option("--open", "open_browser", is_flag=True, help="Open the report's page in the browser.")
+@click.option("--again", is_flag=True, help="Compute the summary again first.")
 @click.option(
-    "--format", "form", type=click.Choice(["table", "markdown", "json"]), default="table", show_default=True
+    "--format",
+    "form",
+    type=click.Choice(["table", "markdown", "json"]),
+    default="table",
+    show_default=True,
+    help="How to print it.",
 )
 def show_report(run: str, results_root: str, **options: Any) -> int:
-    """Print the table of a RUN and the path of its report.
+    """Show the results of a run and where its report lies.
 
-    RUN is the folder of a run, STUDY/RUN, STUDY (its newest run) or latest.
+    RUN is STUDY/RUN, STUDY (its newest run), `latest` (the default: the newest of all) or the folder of a run.
     """
     from llem_airflow.report import console
 
@@ -33,17 +38,23 @@ def show_report(run: str, results_root: str, **options: Any) -> int:
 @click.argument("candidates", metavar="CANDIDATE...", nargs=-1, required=True, shell_complete=complete_run)
 @ROOT
 @click.option(
-    "--metric", default="energy_per_output_token_j", show_default=True, help="The one that decides."
+    "--metric", default="energy_per_output_token_j", show_default=True, help="The metric that decides."
 )
 @click.option(
-    "--threshold", "threshold_ratio", default=0.02, show_default=True, help="Smallest ratio that matters."
+    "--threshold",
+    "threshold_ratio",
+    default=0.02,
+    show_default=True,
+    help="Smallest relative difference that matters.",
 )
-@click.option("--factor", help="Match experiments by all of their configuration but this key (task.model).")
-@click.option("--ignore", multiple=True, help="A condition that may differ (gpus); can be given again.")
-@click.option("--paired", is_flag=True, help="Cycle k of one was measured next to cycle k of the other.")
+@click.option(
+    "--factor", help="Key under study, such as task.model: experiments are matched by all other keys."
+)
+@click.option("--ignore", multiple=True, help="Condition that may differ, such as gpus. Can be given again.")
+@click.option("--paired", is_flag=True, help="Cycle k of both was measured side by side: compare pairs.")
 @click.option("--without-flagged", is_flag=True, help="Leave out cycles with a warning.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--fail-on-regression", is_flag=True, help="Exit with 1 when there is a regression.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+@click.option("--fail-on-regression", is_flag=True, help="Exit with code 1 when there is a regression.")
 def compare_results(
     baseline: str,
     candidates: tuple[str, ...],
@@ -53,11 +64,12 @@ def compare_results(
     fail_on_regression: bool,
     **options: Any,
 ) -> int:
-    """Compare each CANDIDATE with BASELINE: runs, or experiments as RUN#EXPERIMENT.
+    """Compare runs or experiments with a baseline.
 
-    A run is STUDY/RUN, a folder, STUDY (its newest), STUDY@RELEASE (the newest of a model release), as a candidate
-    STUDY@* (every release), as the baseline `previous` (the run before each candidate). Only equal conditions (GPU,
-    driver, prompts, meter) are compared; what differs is listed.
+    BASELINE and CANDIDATE are runs, or single experiments as RUN#EXPERIMENT. A run is STUDY/RUN, a folder, STUDY (its
+    newest run) or STUDY@RELEASE (its newest run of a model release). STUDY@* as CANDIDATE is every release; `previous`
+    as BASELINE is the run before each candidate. Only what was measured under equal conditions (GPU, driver, prompts,
+    meter) is compared; different conditions are listed.
     """
     from llem_airflow.analysis.compare_named import How
     from llem_airflow.report import console
@@ -71,10 +83,15 @@ def compare_results(
 @click.command("history")
 @click.argument("study", shell_complete=complete_study)
 @ROOT
-@click.option("--metric", default="energy_per_output_token_j", show_default=True)
+@click.option(
+    "--metric", default="energy_per_output_token_j", show_default=True, help="The metric to follow."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print every value as JSON.")
 def show_history(study: str, results_root: str, metric: str, *, as_json: bool) -> int:
-    """How a metric of a STUDY's experiments went over its runs, one row a run, and where it changed."""
+    """Show how a metric went from run to run.
+
+    For each experiment of STUDY (a name, not a file): one row for each run, and where the metric changed.
+    """
     from llem_airflow.report import console
 
     return console.show_history(study, results_root, metric, as_json=as_json)
@@ -82,13 +99,13 @@ def show_history(study: str, results_root: str, metric: str, *, as_json: bool) -
 
 @click.group("results")
 def results_group() -> None:
-    """Look after stored results."""
+    """List, check, export, import and delete stored results."""
 
 
 @results_group.command("list")
 @ROOT
 def list_results(results_root: str) -> int:
-    """List the runs under the root."""
+    """List the runs under the results root."""
     from llem_airflow.report import console
 
     return console.list_runs(results_root)
@@ -103,9 +120,13 @@ def list_results(results_root: str) -> int:
     type=click.Choice(["experiments", "cycles", "reliability"]),
     default="experiments",
     show_default=True,
+    help="What to show: a row for each experiment, for each cycle, or for each host and engine.",
 )
 def show_results(run: str, results_root: str, view: str) -> int:
-    """Print a RUN: its experiments, every cycle with its status, or the reliability of hosts and engines."""
+    """Show one run: experiments, cycles or reliability.
+
+    RUN is STUDY/RUN, STUDY (its newest run), `latest` (the default) or the folder of a run.
+    """
     from llem_airflow.report import console
 
     return console.show(run, results_root, view)
@@ -114,9 +135,12 @@ def show_results(run: str, results_root: str, view: str) -> int:
 @results_group.command("import")
 @click.argument("folder", type=click.Path(path_type=Path))
 @ROOT
-@click.option("--study", help="Name of the study; default: the folder's name.")
+@click.option("--study", help="Name of the study. Default: the folder's name.")
 def import_results(folder: Path, results_root: str, study: str | None) -> int:
-    """Make a run of a results FOLDER of llenergymeasure; what it cannot tell stays absent."""
+    """Import a results folder of llenergymeasure as a run.
+
+    FOLDER is copied, never changed. Values that llenergymeasure does not store stay empty.
+    """
     from llem_airflow.report import console
 
     return console.import_peer(folder, results_root, study)
@@ -126,7 +150,10 @@ def import_results(folder: Path, results_root: str, study: str | None) -> int:
 @RUN
 @ROOT
 def check_results(run: str, results_root: str) -> int:
-    """Check the stored evidence of a RUN: files open, hashes and counts agree, joules come out again."""
+    """Check the stored files of a run against each other.
+
+    Files can be read, hashes and counts agree, and the energy computed again is the stored one. RUN as for `show`.
+    """
     from llem_airflow.report import console
 
     return console.check(run, results_root)
@@ -140,6 +167,7 @@ def check_results(run: str, results_root: str) -> int:
     type=click.Choice(["cycles", "experiments", "power", "reliability"]),
     default="cycles",
     show_default=True,
+    help="What to write: a row for each cycle, experiment, power sample, or host and engine.",
 )
 @click.option(
     "--format",
@@ -147,12 +175,19 @@ def check_results(run: str, results_root: str) -> int:
     type=click.Choice(["csv", "json", "jsonl", "parquet"]),
     default="csv",
     show_default=True,
+    help="File format.",
 )
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: standard output."
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write. Default: standard output.",
 )
 def export_results(run: str, results_root: str, table: str, form: str, output: Path | None) -> int:
-    """Write a table of a RUN: one row a cycle, an experiment, a sample of power, or a host and engine."""
+    """Write a table of a run as CSV, JSON or Parquet.
+
+    RUN as for `show`.
+    """
     import sys
 
     from llem_airflow.frames.export import export_table
@@ -173,12 +208,15 @@ def export_results(run: str, results_root: str, table: str, form: str, output: P
 
 @results_group.command("prune")
 @ROOT
-@click.option("--study", help="Only this study.")
-@click.option("--keep-runs", type=int, help="Newest runs of each study that stay.")
-@click.option("--keep-days", type=float, help="Younger runs stay.")
-@click.option("--yes", is_flag=True, help="Remove them. Without it, only the list is printed.")
+@click.option("--study", help="Look only at this study.")
+@click.option("--keep-runs", type=int, help="How many of the newest runs of each study to keep.")
+@click.option("--keep-days", type=float, help="Keep runs that are younger.")
+@click.option("--yes", is_flag=True, help="Delete them; without it they are only listed.")
 def prune_results(results_root: str, **options: Any) -> int:
-    """List the runs that no rule keeps, and remove them with --yes."""
+    """List old runs, and delete them with --yes.
+
+    A run is kept when --keep-runs or --keep-days says so.
+    """
     from llem_airflow.report import console
 
     return console.prune(results_root, **options)

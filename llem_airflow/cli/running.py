@@ -13,15 +13,21 @@ from llem_airflow.cli.studies import print_whole_plan
 
 @click.command("run")
 @STUDY_FILE
-@click.option("--runner", type=click.Choice(["process", "container"]), help="Instead of what the study says.")
-@click.option("--release", help="Which of the study's `versions` to measure.")
 @click.option(
-    "--experiments", default="", help="Names or globs, separated by commas or spaces; default: all."
+    "--runner",
+    type=click.Choice(["process", "container"]),
+    help="Where to run; default: what the study says.",
 )
-@click.option("--cycles", type=click.IntRange(1), help="The first so many cycles of each experiment.")
-@click.option("--dry-run", is_flag=True, help="Check, look for the models, show the plan and stop.")
+@click.option("--release", help="Model release to measure: a name from the study's `versions`.")
 @click.option(
-    "--resume", is_flag=True, help="Go on with the newest unfinished run: measure what has no result."
+    "--experiments",
+    default="",
+    help="Names or globs of experiments, separated by commas or spaces. Default: all.",
+)
+@click.option("--cycles", type=click.IntRange(1), help="Measure only the first N cycles of each experiment.")
+@click.option("--dry-run", is_flag=True, help="Check the study, look for its models, show the plan and stop.")
+@click.option(
+    "--resume", is_flag=True, help="Continue the newest unfinished run: measure the cycles without a result."
 )
 def run_once(
     study_file: Path,
@@ -33,12 +39,15 @@ def run_once(
     dry_run: bool,
     resume: bool,
 ) -> int:
-    """Run a study once through an embedded Airflow: no server to set up.
+    """Run a study once, without an Airflow server.
 
-    Results go to LLEM_RESULTS_ROOT (default: ./results), Airflow's own things to AIRFLOW_HOME (./build/airflow).
-    Models are looked up in LLEM_MODELS_DIR (./build/models), then on the hub.
+    STUDY is a study file. It becomes an Airflow DAG that is run at once on this machine, with progress and, at the end,
+    a report.
 
-    Exit code 0 when every planned cycle has a result, 1 when not, 130 after Ctrl-C; --resume goes on from there.
+    Results go to LLEM_RESULTS_ROOT (default: ./results), Airflow's database and logs to AIRFLOW_HOME
+    (./build/airflow). Models are looked up in LLEM_MODELS_DIR (./build/models), then on the Hugging Face hub.
+
+    Exit code 0 when every planned cycle has a result, 1 when not, 130 after Ctrl-C; --resume continues such a run.
     """
     from llem_airflow.study import StudyFileError, load_study
     from llem_airflow.study.plan.findings import not_runnable
@@ -46,7 +55,9 @@ def run_once(
     from llem_airflow.study.prompts import prompt_problems
 
     if resume and (release or experiments or cycles):
-        raise click.UsageError("--resume goes on with what that run was asked for: leave out what to measure")
+        raise click.UsageError(
+            "--resume continues a run as it was asked for: leave out --release, --experiments and --cycles"
+        )
     study = load_study(study_file)
     if mistakes := [*not_runnable(study), *prompt_problems(study)]:
         raise StudyFileError(mistakes)
@@ -67,10 +78,19 @@ def run_once(
     help="Folder of DAG files.",
 )
 @click.option(
-    "--port", type=click.IntRange(1, 65535), envvar="AIRFLOW__API__PORT", default=8080, show_default=True
+    "--port",
+    type=click.IntRange(1, 65535),
+    envvar="AIRFLOW__API__PORT",
+    default=8080,
+    show_default=True,
+    help="Port of the UI.",
 )
 def start_ui(dags_folder: Path, port: int) -> int:
-    """Start Airflow's scheduler and UI on this folder's DAGs and results."""
+    """Start Airflow with its UI on a folder of DAGs.
+
+    Starts `airflow standalone` (scheduler, UI, DAG processor, triggerer) with settings that suit long GPU tasks, and
+    ends with Ctrl-C. Uses the same places as `llem-airflow run`.
+    """
     from llem_airflow.cli.embedded import Home
     from llem_airflow.cli.embedded import start_ui as start
 
@@ -79,20 +99,28 @@ def start_ui(dags_folder: Path, port: int) -> int:
 
 @click.command("backfill")
 @STUDY_FILE
-@click.option("--versions", help="Names of releases, with commas between; default: all of the study.")
+@click.option("--versions", help="Names of releases, separated by commas. Default: all of the study.")
 @click.option(
     "--reprocess",
     type=click.Choice(["none", "failed", "completed"]),
     default="none",
     show_default=True,
-    help="Which releases are measured again, in a new run beside the old one.",
+    help="Which measured releases to measure again, each in a new run beside the old one.",
 )
-@click.option("--unpause", is_flag=True, help="Unpause the DAG.")
-@click.option("--url", envvar="AIRFLOW_URL", default="http://localhost:8080", show_default=True)
+@click.option("--unpause", is_flag=True, help="Unpause the DAG if it is paused.")
+@click.option(
+    "--url",
+    envvar="AIRFLOW_URL",
+    default="http://localhost:8080",
+    show_default=True,
+    help="Address of Airflow's API server.",
+)
 def backfill_releases(study_file: Path, url: str, versions: str | None, **options: Any) -> int:
-    """Measure a STUDY on model releases by Airflow's own backfill, one run at a time, and wait for the end.
+    """Measure a study on model releases, through Airflow.
 
-    The variable AIRFLOW_TOKEN, or AIRFLOW_USER and AIRFLOW_PASSWORD, say who asks.
+    STUDY is a study file with `versions`, whose DAG a running Airflow (--url) knows. Each release becomes one run of
+    Airflow's own backfill, one run at a time; the command waits for the end. Log in by the variable AIRFLOW_TOKEN, or
+    by AIRFLOW_USER and AIRFLOW_PASSWORD.
     """
     from llem_airflow.cli.backfill import backfill_and_show
     from llem_airflow.study import load_study

@@ -19,9 +19,15 @@ if TYPE_CHECKING:
 @click.command("plan")
 @STUDY_FILE
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, in a stable format.")
-@click.option("--order", is_flag=True, help="Show every cycle in its order, with the pauses.")
+@click.option(
+    "--order", is_flag=True, help="Also list every cycle in its order, with the pauses between them."
+)
 def show_plan(study_file: Path, *, as_json: bool, order: bool) -> int:
-    """Show what a STUDY would run: no GPU, no Docker and no Airflow is needed."""
+    """Show what a study would measure; nothing is started.
+
+    STUDY is a study file. Needs no GPU, no Docker and no Airflow. The plan shows how many points the sweep declares,
+    which are left out and why, the experiments, where they run, and how long all of it can take.
+    """
     from llem_airflow.cli.airflow_checks import with_what_keeps_it
     from llem_airflow.runners.choice import said_by_engine, terminal_layers
     from llem_airflow.study import load_study
@@ -58,24 +64,24 @@ def _missing_models(study: Study) -> list[str]:
 
     A name with an owner is the hub's, which a plan need not reach.
     """
-    from llem_airflow.runners.models import missing_model
+    from llem_airflow.runners.models import is_of_the_hub, missing_model
     from llem_airflow.study.names import OWN_ENGINES
 
     folder = Path(os.environ.get("LLEM_MODELS_DIR") or "build/models").resolve()
     ours = [each for each in study.experiments if each.engine in OWN_ENGINES]
-    names = sorted({each.model for each in ours if not _OF_THE_HUB.fullmatch(each.model)})
+    names = sorted({each.model for each in ours if not is_of_the_hub(each.model)})
     found = [missing_model(name, folder, study.folder) for name in names] if folder.is_dir() else []
     return [text for text in found if text]
-
-
-_OF_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 @click.command("validate")
 @click.argument("study_files", metavar="STUDY...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the mistakes as JSON.")
 def validate_studies(study_files: tuple[Path, ...], *, as_json: bool) -> int:
-    """Check study files, every mistake with its line; exit code 2 when there is one. For pre-commit."""
+    """Check study files; each mistake with its line and column.
+
+    STUDY is a study file. Exit code 2 when one has a mistake, so that it works as a pre-commit hook.
+    """
     from llem_airflow.cli.airflow_checks import dag_mistakes
     from llem_airflow.cli.validate import check_files
 
@@ -84,16 +90,19 @@ def validate_studies(study_files: tuple[Path, ...], *, as_json: bool) -> int:
 
 @click.command("init")
 @click.argument("study_file", metavar="[FILE]", default="study.yaml", type=click.Path(path_type=Path))
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 def write_starter(study_file: Path, *, force: bool) -> int:
-    """Write a commented study to start from."""
+    """Write a commented study file to start from.
+
+    FILE is where it goes (default: study.yaml); the study is named after it.
+    """
     name = re.sub(r"[^\w.-]+", "-", study_file.stem, flags=re.ASCII).strip("-.") or "study"
     text = _STARTER.read_text("utf-8").replace("my-study", name)
     try:
         with study_file.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        click.echo(f"{study_file} is there already; name another file, or use --force", err=True)
+        click.echo(f"{study_file} exists already; name another file, or replace it with --force", err=True)
         return 2
     click.echo(f"Wrote {study_file}. Next: llem-airflow plan {study_file}")
     return 0
@@ -110,4 +119,4 @@ def print_schema() -> None:
     click.echo(json.dumps(json_schema(), indent=1))
 
 
-VERBS = (show_plan, validate_studies, write_starter, print_schema)
+VERBS = (write_starter, validate_studies, show_plan, print_schema)

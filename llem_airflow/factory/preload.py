@@ -25,9 +25,12 @@ FOR_TASKS = (
 
 
 @hookimpl
-def on_starting(component: object) -> None:
-    """Import them, in a process that forks; Airflow tells of its start before that of the executor."""
-    if type(component).__name__ == "Job" and (_looks_at_files() or _forks_tasks()):
+def on_starting(component: object) -> None:  # noqa: ARG001 - Airflow's signature
+    """Import them, in a process that forks; Airflow tells of its start before that of the executor.
+
+    A process that it has forked has them already.
+    """
+    if _looks_at_files() or _forks_tasks():
         for name in FOR_TASKS:
             import_module(name)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from llem_airflow.results import FailureRef, ResultReadError, StoredRun, layout
 from llem_airflow.results.folder import json_bytes
 from llem_airflow.runners.failures import AttemptFailedError, failure
 from llem_airflow.runners.images import digest
-from llem_airflow.runners.models import missing_model
+from llem_airflow.runners.models import is_of_the_hub, missing_model
 from llem_airflow.runners.settings import BoxSettings
 from llem_airflow.study import Experiment
 from llem_airflow.study.names import OWN_ENGINES
@@ -30,7 +29,6 @@ from llem_airflow.study.names import OWN_ENGINES
 log = logging.getLogger(__name__)
 
 _FOLDER = "pins"
-_OF_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def pinned(run: StoredRun, kind: str, name: str) -> str | None:
@@ -143,7 +141,7 @@ def require_model(
     Raises:
         AttemptFailedError: It is neither in the models folder nor on the hub, or the hub cannot be asked.
     """
-    if found or experiment.engine not in OWN_ENGINES or _OF_THE_HUB.fullmatch(experiment.model):
+    if found or experiment.engine not in OWN_ENGINES or is_of_the_hub(experiment.model):
         return
     why = missing_model(experiment.model, settings().models_dir, study_folder)
     if why is None:

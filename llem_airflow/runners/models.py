@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -12,6 +13,12 @@ from pathlib import Path
 
 _ASK_S = 5.0
 _SHOWN = 12
+_OF_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def is_of_the_hub(name: str) -> bool:
+    """Whether the name has an owner: the hub knows what it is, which may want a token that only the attempt has."""
+    return _OF_THE_HUB.fullmatch(name) is not None
 
 
 def model_folder(name: str, models_dir: Path | None, study_folder: Path | None) -> Path | None:

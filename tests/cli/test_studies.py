@@ -86,7 +86,7 @@ def test_init_writes_a_study_that_loads_and_never_overwrites_unasked(tmp_path: P
     assert "study_name: my-question" in path.read_text("utf-8")
     again = _run("init", str(path))
     assert again.exit_code == 2
-    assert "is there already; name another file, or use --force" in again.stderr
+    assert "exists already; name another file, or replace it with --force" in again.stderr
     assert _run("init", "--force", str(path)).exit_code == 0
 
 

@@ -20,14 +20,14 @@ measurement: {meter: cpu-estimate}
 """
 SCHEDULER = """\
 import json, os, sys
-import airflow.cli.commands.scheduler_command
 from airflow.jobs.job import Job
 from pathlib import Path
 from llem_airflow.web.plugin import LLEMPlugin
 (listener,) = LLEMPlugin.listeners
 start = set(sys.modules)
-listener.on_starting(component=object())
+listener.on_starting(component=Job.__new__(Job))
 other = sorted(set(sys.modules) - start)
+import airflow.cli.commands.scheduler_command
 listener.on_starting(component=Job.__new__(Job))
 preloaded = set(sys.modules)
 from airflow.dag_processing.dagbag import BundleDagBag
