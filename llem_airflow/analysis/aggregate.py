@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from llem_airflow.analysis.compare_named import Since, since_previous
+from llem_airflow.analysis.compare_named import PreviousRun, against_previous
 from llem_airflow.analysis.cycle import NO_METER, Cycle, Reading, absent_cycle, read_cycle
 from llem_airflow.analysis.plan import Planned, planned
 from llem_airflow.analysis.series import Labels, epoch_ns, phase_codes
@@ -197,7 +197,7 @@ class ReportData:
         curves: Power curves of (at least the first) cycles.
         study_text: study.yaml as its author wrote it.
         meta: run.json.
-        since: The comparison with the run before, if there is one.
+        previous: The previous run and what changed against it, if there is one.
     """
 
     summary: Summary
@@ -205,7 +205,7 @@ class ReportData:
     curves: Sequence[Curve]
     study_text: str | None
     meta: Mapping[str, Any]
-    since: Since | None = None
+    previous: PreviousRun | None = None
 
 
 def aggregate_run(run: StoredRun, *, page: Callable[[ReportData], str] | None = None) -> Summary:
@@ -257,7 +257,7 @@ def aggregate_run(run: StoredRun, *, page: Callable[[ReportData], str] | None = 
     run.replace(layout.SUMMARY, _json_lines(summary.to_json()))
     if page:
         data = ReportData(
-            summary, gathered.cycles, gathered.curves, run.study_text(), run.meta(), since_previous(run)
+            summary, gathered.cycles, gathered.curves, run.study_text(), run.meta(), against_previous(run)
         )
         run.folder.write(layout.REPORT, page(data).encode())
     return summary

@@ -28,7 +28,7 @@ AGREEMENT_SAME_RATIO = 0.99
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerCheck:
+class OutputEquivalence:
     """How the candidate's answers compare with the baseline's.
 
     Attributes:
@@ -56,9 +56,9 @@ class AnswerCheck:
     reason: str
 
 
-def check_answers(
+def output_equivalence(
     baseline: Iterable[Mapping[str, Any]], candidate: Iterable[Mapping[str, Any]]
-) -> AnswerCheck:
+) -> OutputEquivalence:
     """Compare the first answer to each prompt.
 
     Args:
@@ -68,13 +68,13 @@ def check_answers(
     a, b = _first_answers(baseline), _first_answers(candidate)
     both = sorted(a.keys() & b.keys())
     if not both:
-        return AnswerCheck(0, *(None,) * 7, "cannot tell", "no prompt was answered by both sides")
+        return OutputEquivalence(0, *(None,) * 7, "cannot tell", "no prompt was answered by both sides")
     pairs = [(a[key], b[key]) for key in both]
     kept = all(row["output_token_ids"] is not None for pair in pairs for row in pair)
     ids = [(one["output_token_ids"], other["output_token_ids"]) for one, other in pairs] if kept else []
     lengths = [(int(one["output_tokens"] or 0), int(other["output_tokens"] or 0)) for one, other in pairs]
     n = len(pairs)
-    measured = AnswerCheck(
+    measured = OutputEquivalence(
         prompts=n,
         identical_ratio=sum(list(x) == list(y) for x, y in ids) / n if ids else None,
         token_agreement_ratio=sum(agreement_ratio(x, y) for x, y in ids) / n if ids else None,
@@ -87,7 +87,7 @@ def check_answers(
         reason="",
     )
     finding, reason = _judged(measured)
-    return AnswerCheck(**{**_fields(measured), "finding": finding, "reason": reason})
+    return OutputEquivalence(**{**_fields(measured), "finding": finding, "reason": reason})
 
 
 def agreement_ratio(one: Sequence[int], other: Sequence[int]) -> float:
@@ -102,7 +102,7 @@ def loops(ids: Sequence[int], run: int = 8) -> bool:
     return len(tail) == run and len(set(tail)) == 1
 
 
-def _judged(found: AnswerCheck) -> tuple[str, str]:
+def _judged(found: OutputEquivalence) -> tuple[str, str]:
     before, after = found.mean_tokens_baseline or 0.0, found.mean_tokens_candidate or 0.0
     if (found.empty_candidate_ratio or 0.0) > (found.empty_baseline_ratio or 0.0):
         return "suspicious", "the candidate leaves more prompts without an answer"
@@ -129,7 +129,7 @@ def _first_answers(rows: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, 
     return found
 
 
-def _fields(found: AnswerCheck) -> dict[str, Any]:
+def _fields(found: OutputEquivalence) -> dict[str, Any]:
     return {name: getattr(found, name) for name in found.__dataclass_fields__}
 
 
@@ -171,7 +171,7 @@ class PairReport:
     metrics: dict[str, Comparison]
     factors: dict[str, Any]
     differences: dict[str, Any]
-    answers: AnswerCheck | None
+    answers: OutputEquivalence | None
     estimate: bool
     excluded: dict[str, Any] = field(default_factory=dict)
 
@@ -414,9 +414,9 @@ def _metrics(
     return found
 
 
-def _answers(baseline: Side, candidate: Side) -> AnswerCheck | None:
+def _answers(baseline: Side, candidate: Side) -> OutputEquivalence | None:
     try:
-        return check_answers(_requests(baseline), _requests(candidate))
+        return output_equivalence(_requests(baseline), _requests(candidate))
     except ResultReadError:
         return None
 

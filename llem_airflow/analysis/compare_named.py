@@ -226,8 +226,8 @@ def _note_unmatched(only: tuple[list[str], list[str]], earlier: RunRows, run: Ru
 
 
 @dataclass(frozen=True)
-class Since:
-    """A run against the one before.
+class PreviousRun:
+    """The previous run, and what changed against it.
 
     Attributes:
         run_id: Id of the run before.
@@ -271,7 +271,7 @@ class Since:
         }
 
 
-def since_previous(run: StoredRun) -> Since | None:
+def against_previous(run: StoredRun) -> PreviousRun | None:
     """An aggregated run against the newest aggregated one before it of the same study and release, if there is one."""
     before = previous_run(run)
     if before is None:
@@ -281,10 +281,10 @@ def since_previous(run: StoredRun) -> Since | None:
         reports = compare_runs(ours, theirs)
         gone, new = unmatched(ours, theirs)
     except (ResultReadError, ValueError) as error:
-        return Since(before.run_id, before.started_epoch_ns(), problem=str(error))
+        return PreviousRun(before.run_id, before.started_epoch_ns(), problem=str(error))
     history: dict[str, Trend] = {}
     for metric in COMPARED[:2]:  # the second where there is no energy
         history = history or history_until(run, metric)
-    return Since(
+    return PreviousRun(
         before.run_id, before.started_epoch_ns(), tuple(reports), tuple(new), tuple(gone), history=history
     )

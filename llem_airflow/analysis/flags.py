@@ -113,7 +113,7 @@ _WORDINGS = 3
 
 
 @dataclass(frozen=True)
-class Doubt:
+class FlagSummary:
     """A reason to doubt an experiment's numbers.
 
     Attributes:
@@ -135,7 +135,7 @@ class Doubt:
     messages: tuple[str, ...] = ()
 
 
-def doubts_of(flags: Iterable[tuple[int, Flag]]) -> list[Doubt]:
+def summed_flags(flags: Iterable[tuple[int, Flag]]) -> list[FlagSummary]:
     """The flags of an experiment's cycles, each code once.
 
     Args:
@@ -150,7 +150,7 @@ def doubts_of(flags: Iterable[tuple[int, Flag]]) -> list[Doubt]:
         said = [(f"cycle {cycle}", flag.message) for cycle, flag in those]
         told = tuple(flag.message for _, flag in those)
         found.append(
-            Doubt(
+            FlagSummary(
                 code,
                 gravest.severity,
                 summed_up(code, said),
@@ -163,13 +163,13 @@ def doubts_of(flags: Iterable[tuple[int, Flag]]) -> list[Doubt]:
     return found
 
 
-def grouped(doubts: Iterable[tuple[str, Doubt]]) -> list[tuple[Doubt, list[str]]]:
+def grouped_flags(doubts: Iterable[tuple[str, FlagSummary]]) -> list[tuple[FlagSummary, list[str]]]:
     """Each kind of doubt of a run once, the gravest first, with where it was seen.
 
     Args:
         doubts: (name of the experiment, doubt).
     """
-    found: dict[str, list[tuple[str, Doubt]]] = {}
+    found: dict[str, list[tuple[str, FlagSummary]]] = {}
     for label, doubt in doubts:
         found.setdefault(doubt.code, []).append((label, doubt))
     groups = [
@@ -232,10 +232,10 @@ def _float(text: str) -> float:
     return float(text.replace(",", "").replace("\N{MINUS SIGN}", "-"))
 
 
-def _over_experiments(those: Sequence[tuple[str, Doubt]]) -> Doubt:
+def _over_experiments(those: Sequence[tuple[str, FlagSummary]]) -> FlagSummary:
     gravest = min((doubt for _, doubt in those), key=lambda doubt: gravity(doubt.severity))
     said = [item for label, doubt in those for item in _said(label, doubt)]
-    return Doubt(
+    return FlagSummary(
         gravest.code,
         gravest.severity,
         summed_up(gravest.code, said),
@@ -245,7 +245,7 @@ def _over_experiments(those: Sequence[tuple[str, Doubt]]) -> Doubt:
     )
 
 
-def _said(label: str, doubt: Doubt) -> list[tuple[str, str]]:
+def _said(label: str, doubt: FlagSummary) -> list[tuple[str, str]]:
     """What each cycle said; a summary of an older version has one message for all of them."""
     if len(doubt.messages) != len(doubt.cycles) or not doubt.cycles:
         return [(_place(label, doubt), doubt.message)]
@@ -254,5 +254,5 @@ def _said(label: str, doubt: Doubt) -> list[tuple[str, str]]:
     ]
 
 
-def _place(label: str, doubt: Doubt) -> str:
+def _place(label: str, doubt: FlagSummary) -> str:
     return f"{label}, cycle {', '.join(map(str, doubt.cycles))}" if doubt.cycles else label

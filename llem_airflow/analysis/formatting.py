@@ -104,3 +104,8 @@ def change(ratio: float) -> str:
     digits = 0 if abs(ratio) >= 0.0995 else 1
     percent = round(ratio * 100, digits)
     return f"{percent:+,.{digits}f} %".replace("-", "\N{MINUS SIGN}") if percent else "0 %"
+
+
+def p_value(p: float | None) -> str:
+    """A p value with two digits; small ones as a bound."""
+    return "< 0.001" if p is not None and p < 0.001 else number(p, 2)

@@ -72,6 +72,11 @@ class Point:
         """Mean over cycles."""
         return float(np.mean(self.values))
 
+    @property
+    def is_estimate(self) -> bool:
+        """Whether the energy is an estimate."""
+        return '"energy_kind": "estimate"' in self.conditions
+
 
 @dataclass(frozen=True, slots=True)
 class ChangePoint:

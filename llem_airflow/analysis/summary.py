@@ -12,7 +12,7 @@ from typing import Any
 
 from llem_airflow.analysis.contrast import Contrast, Measured, answer
 from llem_airflow.analysis.cycle import Cycle, read_cycle
-from llem_airflow.analysis.flags import Doubt, doubts_of, gravity
+from llem_airflow.analysis.flags import FlagSummary, gravity, summed_flags
 from llem_airflow.analysis.metrics import BY_NAME, METRICS, Derived, derived
 from llem_airflow.analysis.plan import Planned, experiment_factors, experiment_labels
 from llem_airflow.analysis.statistics import FEW_CYCLES, SHOWN_FROM_N, Description, describe, slope_ratio
@@ -25,7 +25,7 @@ ORDER = ("model", "release", "engine", "hardware", "driver", "meter", "host")
 """In which people read them; JSON does not keep an order."""
 
 
-def setting(
+def setup(
     cycles: Sequence[Cycle], environments: Iterable[Mapping[str, Any]], release: str | None = None
 ) -> dict[str, Any]:
     """The distinct values of each, by name; what no cycle tells is left out.
@@ -49,7 +49,7 @@ def setting(
     return {name: values for name, values in distinct.items() if values}
 
 
-def setting_texts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def setup_texts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The same for people: name and values."""
     return [(name, ", ".join(found[name])) for name in ORDER if name in found]
 
@@ -141,7 +141,7 @@ class ExperimentSummary:
     energy_boundary: str | None
     active_over: str | None
     metrics: tuple[MetricSummary, ...]
-    doubts: tuple[Doubt, ...]
+    doubts: tuple[FlagSummary, ...]
     precision_met: bool | None = None
     derived: tuple[Derived, ...] = ()
 
@@ -275,7 +275,7 @@ def summarise(
         ),
         answer=answered.sentence,
         contrasts=answered.contrasts,
-        setting=setting(cycles, told, release),
+        setting=setup(cycles, told, release),
     )
 
 
@@ -346,8 +346,8 @@ def _doubts(
     planned: int,
     metrics: Sequence[MetricSummary],
     target: Mapping[str, Any] | None,
-) -> tuple[Doubt, ...]:
-    found = doubts_of((row.cycle or 0, flag) for row in measured for flag in row.flags)
+) -> tuple[FlagSummary, ...]:
+    found = summed_flags((row.cycle or 0, flag) for row in measured for flag in row.flags)
     valid = sum(row.status == "valid" for row in rows)
     if valid < planned:
         found.append(
@@ -378,7 +378,7 @@ def _doubts(
     headline = next((metric for metric in metrics if metric.name == "energy_per_output_token_j"), None)
     if headline and headline.outlier_cycles:
         found.append(
-            Doubt(
+            FlagSummary(
                 "outlier",
                 "warning",
                 "energy per output token lies over 3.5 scaled MAD from the median; the mean keeps it",
@@ -390,8 +390,8 @@ def _doubts(
     return tuple(sorted(found, key=lambda doubt: (gravity(doubt.severity), doubt.code)))
 
 
-def _about_all(code: str, message: str, next_step: str) -> Doubt:
-    return Doubt(code, "warning", message, next_step, "", ())
+def _about_all(code: str, message: str, next_step: str) -> FlagSummary:
+    return FlagSummary(code, "warning", message, next_step, "", ())
 
 
 def _precision_met(target: Mapping[str, Any] | None, metrics: Sequence[MetricSummary]) -> bool | None:
@@ -414,13 +414,6 @@ def _missing(row: Cycle) -> dict[str, Any]:
     reason = row.reason or "the study requires energy, and no meter gave any"
     told = {"experiment": row.experiment, "cycle": row.cycle, "status": row.status, "reason": reason}
     return {**told, "next_step": row.next_step} if row.next_step else told
-
-
-def missing_text(item: Mapping[str, Any]) -> str:
-    """Why a cycle has no result, and what to do about it where that is known."""
-    if not item.get("next_step"):
-        return str(item["reason"])
-    return f"{str(item['reason']).rstrip('.')}. Next step: {item['next_step']}"
 
 
 def _reliability(cycles: Sequence[Cycle]) -> tuple[dict[str, Any], ...]:

@@ -187,19 +187,18 @@ class LLEMCompareOperator(BaseOperator):
     def _log(self, found: Compared) -> None:
         from rich.console import Console  # noqa: PLC0415 - likewise
 
-        from llem_airflow.report.terminal import render_comparison  # noqa: PLC0415 - likewise
+        from llem_airflow.report.terminal import render_comparisons  # noqa: PLC0415 - likewise
 
         console = Console(width=150, no_color=True)
-        for report in found.reports:
-            with console.capture() as captured:
-                console.print(render_comparison(report))
-            self.log.info("%s", captured.get())
+        with console.capture() as captured:
+            console.print(render_comparisons(found.reports))
+        self.log.info("%s", captured.get())
         for note in found.notes:
             self.log.warning("%s", note)
         for name in found.only_baseline:
-            self.log.warning("only the baseline has it: %s", name)
+            self.log.warning("only in the reference run: %s", name)
         for name in found.only_candidate:
-            self.log.warning("the baseline does not have it: %s", name)
+            self.log.warning("not in the reference run: %s", name)
         for name in found.without_baseline:
             self.log.warning("no earlier run to compare with: %s", name)
 

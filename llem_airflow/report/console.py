@@ -15,7 +15,7 @@ from rich.text import Text
 
 from llem_airflow.analysis import formatting
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.compare_named import Compared, How, compare_named, since_previous
+from llem_airflow.analysis.compare_named import Compared, How, against_previous, compare_named
 from llem_airflow.analysis.history import histories
 from llem_airflow.analysis.integrity import check_run
 from llem_airflow.analysis.metrics import BY_NAME
@@ -26,10 +26,9 @@ from llem_airflow.report.markdown import report_markdown
 from llem_airflow.report.page import report_html
 from llem_airflow.report.terminal import (
     history_json,
-    render_comparison,
+    render_comparisons,
     render_cycles,
     render_reliability,
-    render_runs,
     render_summary,
     render_trends,
 )
@@ -50,9 +49,9 @@ def report_run(
     stored = None if again else load_summary(found)
     summary = stored or aggregate_run(found, page=report_html)
     if form != "table":
-        since = since_previous(found)
-        said = {**summary.to_json(), "since_previous": since.to_json() if since else None}
-        text = json.dumps(said, indent=1) if form == "json" else report_markdown(summary, since)
+        previous = against_previous(found)
+        said = {**summary.to_json(), "since_previous": previous.to_json() if previous else None}
+        text = json.dumps(said, indent=1) if form == "json" else report_markdown(summary, previous)
         sys.stdout.write(text + "\n")
         return 0
     where = f"{found.url}/{layout.REPORT}"
@@ -128,7 +127,7 @@ def show_history(study: str, results_root: str, metric: str, *, as_json: bool = 
         return 0
     if not trends:
         raise ResultReadError(f"{root.url}: no aggregated run of {study!r} has a value of {metric}")
-    _print(render_runs(trends, metric), render_trends(trends, metric))
+    _print(render_trends(trends, metric))
     return 0
 
 
@@ -209,14 +208,14 @@ def _print_comparison(found: Compared) -> None:
             "These runs have no experiment in common. Name one of each as RUN#EXPERIMENT, or the key that differs "
             "with --factor."
         )
-    for report in found.reports:
-        _print(render_comparison(report))
+    if found.reports:
+        _print(render_comparisons(found.reports))
     if len(found.reports) > 1:
         verdicts = Counter(str(report.verdict) for report in found.reports)
         _print(
             f"{counted(len(found.reports), 'pair')}: "
             + ", ".join(f"{n} {what}" for what, n in verdicts.most_common())
         )
-    for title, missing in (("baseline", found.only_baseline), ("candidate", found.only_candidate)):
+    for title, missing in (("reference", found.only_baseline), ("candidate", found.only_candidate)):
         for name in missing:
-            _line(f"only the {title} has it: {name}")
+            _line(f"only in the {title} run: {name}")

@@ -13,21 +13,12 @@ from llem_airflow.analysis import formatting
 from llem_airflow.analysis.aggregate import Curve, ReportData
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.flags import places_text
-from llem_airflow.analysis.metrics import BY_NAME, HEADLINE, METRICS
+from llem_airflow.analysis.metrics import BY_NAME, METRICS
 from llem_airflow.analysis.plan import flatten, short
-from llem_airflow.analysis.summary import ExperimentSummary, Summary, setting_texts
+from llem_airflow.analysis.summary import ExperimentSummary, Summary
 from llem_airflow.report import plots
 from llem_airflow.report.plots import power_overlay, power_panels
-from llem_airflow.report.view import (
-    FRONTS,
-    columns,
-    efficiency_section,
-    fronts,
-    grouped_doubts,
-    metric_cell,
-    only_estimates,
-    since_section,
-)
+from llem_airflow.report.view import FRONTS, View
 from llem_airflow.text.wording import counted
 
 PANELS_UP_TO = 8
@@ -37,11 +28,8 @@ PANELS_UP_TO = 8
 def report_html(data: ReportData) -> str:
     """The page. The same data gives the same bytes."""
     summary = data.summary
-    by_id, experiments = summary.labels, summary.experiments
-    labels = list(by_id.values())
-    best = fronts(experiments)
-    headline = columns(experiments, HEADLINE)
-    all_estimates = only_estimates(experiments)
+    view = View(summary, data.previous)
+    labels, experiments = list(view.labels.values()), summary.experiments
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -56,42 +44,27 @@ def report_html(data: ReportData) -> str:
         "short": short,
         "sentence": formatting.sentence,
         "counted": counted,
-        "called": lambda place: _called(place, by_id),
+        "called": lambda place: _called(place, view.labels),
     }
     return environment.get_template("report.html.j2").render(
         version=__version__,
-        unfolded=len(experiments) <= PANELS_UP_TO,
+        view=view,
         summary=summary,
+        unfolded=len(experiments) <= PANELS_UP_TO,
         anything=any(row.has_result for row in data.cycles),
-        meta=data.meta,
-        labels=by_id,
-        setting=setting_texts(summary.setting),
-        headline=headline,
-        rows=[
-            {
-                "experiment": e,
-                "label": label,
-                "cells": [metric_cell(e, c.name, tag=not c.estimate) for c in headline],
-            }
-            for e, label in zip(experiments, labels, strict=True)
-        ],
-        doubts=grouped_doubts(summary),
         statistics=[
             (e, label, _statistics(e)) for e, label in zip(experiments, labels, strict=True) if e.metrics
         ],
         forest=plots.forest(experiments, "energy_per_output_token_j", labels, data.cycles)
         or plots.forest(experiments, "output_tokens_per_s", labels, data.cycles),
-        trade_off=plots.trade_off(experiments, best, FRONTS, labels),
+        trade_off=plots.trade_off(experiments, view.fronts, FRONTS, labels),
         latency=plots.latencies(experiments, labels),
         power=_power(summary, data.curves, labels),
         curves_left_out=sum(row.has_result for row in data.cycles) - len(data.curves),
-        cycles=[_cycle_row(row, tag=not all_estimates) for row in data.cycles],
-        all_estimates=all_estimates,
+        cycles=[_cycle_row(row, tag=not view.all_estimates) for row in data.cycles],
         environments=[(item["cycles"], _facts(item["environment"])) for item in summary.environments],
         study_text=data.study_text,
         metrics=METRICS,
-        efficiency=efficiency_section(experiments, by_id, best),
-        since=since_section(data.since, by_id),
     )
 
 

@@ -1,24 +1,30 @@
-"""The view model: what every renderer shows, as texts; cells, rows and sections, written once."""
+"""The view model: what every renderer shows of a run, a comparison, a history; renderers only lay it out."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from llem_airflow.analysis import formatting
 from llem_airflow.analysis.compare import PairReport
-from llem_airflow.analysis.compare_named import Since
-from llem_airflow.analysis.flags import Doubt, grouped
+from llem_airflow.analysis.compare_named import PreviousRun
+from llem_airflow.analysis.flags import FlagSummary, grouped_flags
 from llem_airflow.analysis.history import BUDGET, Trend
-from llem_airflow.analysis.metrics import BY_NAME
+from llem_airflow.analysis.metrics import BY_NAME, HEADLINE
 from llem_airflow.analysis.plan import factor_changes, short
 from llem_airflow.analysis.statistics import pareto
-from llem_airflow.analysis.summary import ExperimentSummary, MetricSummary, Summary
+from llem_airflow.analysis.summary import ExperimentSummary, MetricSummary, Summary, setup_texts
 from llem_airflow.analysis.verdict import GRAVEST_FIRST, Comparison, Verdict
 
 TPOT, ITL = "tpot_mean_s", "itl_mean_s"
+EFFICIENCY = ("output_tokens_per_j", "energy_per_request_j", "energy_delay_product_j_s")
+FRONTS = {"throughput": "output_tokens_per_s", "latency": "e2el_mean_s"}
+"""What energy per output token is weighed against."""
+CHANGES = ("energy_per_output_token_j", "output_tokens_per_s", "ttft_mean_s", "e2el_mean_s")
+"""Metrics of the comparison with the previous run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +34,7 @@ class Cell:
     Attributes:
         value: Three significant digits, or a dash.
         unit: The unit that fits.
-        interval: The 95 % interval, or that there is none.
+        interval: The 95 % interval, or that there is none; empty where the row says it.
         estimate: Whether it has to be marked as an estimate.
         tag: Whether with the word, not with the sign alone.
     """
@@ -39,6 +45,11 @@ class Cell:
     estimate: bool = False
     tag: bool = True
 
+    @property
+    def text(self) -> str:
+        """Value and unit, marked where it is an estimate."""
+        return formatting.labelled(f"{self.value} {self.unit}".strip(), estimate=self.estimate, tag=self.tag)
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -46,15 +57,193 @@ class Column:
 
     Attributes:
         name: Name of the metric.
-        title: Its label; of two metrics where they are equal.
+        label: Its label; of two metrics where they are equal.
         meaning: Its definition.
         estimate: Whether every value in it is an estimate; then the header says so, and the cells have the sign ``~``.
     """
 
     name: str
-    title: str
+    label: str
     meaning: str
     estimate: bool
+
+    @property
+    def title(self) -> str:
+        """The label, and that all values are estimates where they are."""
+        return self.label + " (estimate)" * self.estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An experiment in a table of metrics.
+
+    Attributes:
+        id: Its id.
+        label: What sets it apart from the others.
+        cells: One for each column.
+        valid: Valid cycles.
+        planned: Planned cycles.
+        note: That no value has an interval, where that is so; else empty.
+        precise: Whether the precision target is met; None where there is none.
+    """
+
+    id: str
+    label: str
+    cells: tuple[Cell, ...]
+    valid: int
+    planned: int
+    note: str
+    precise: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of texts."""
+
+    titles: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class View:
+    """What a report of a run shows, in the order in which it does.
+
+    Attributes:
+        summary: The summary of the run.
+        previous: The previous run and what changed against it, where there is one.
+    """
+
+    summary: Summary
+    previous: PreviousRun | None = None
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """What each experiment is called, by its id."""
+        return self.summary.labels
+
+    def label(self, experiment: str) -> str:
+        """What one is called; its id where the summary does not have it."""
+        return self.labels.get(experiment, experiment)
+
+    @property
+    def setup(self) -> list[tuple[str, str]]:
+        """Model, engine, hardware, …: name and values."""
+        return setup_texts(self.summary.setting)
+
+    @cached_property
+    def all_estimates(self) -> bool:
+        """Whether every energy is an estimate, so that a column can say so for all of its values."""
+        return only_estimates(self.summary.experiments)
+
+    @cached_property
+    def columns(self) -> list[Column]:
+        """Columns of the headline table."""
+        return columns(self.summary.experiments, HEADLINE)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The headline table: a row an experiment."""
+        return [self._row(each) for each in self.summary.experiments]
+
+    def _row(self, e: ExperimentSummary) -> Row:
+        cells = [metric_cell(e, column.name, tag=not column.estimate) for column in self.columns]
+        notes = {cell.interval for cell in cells if cell.value != formatting.ABSENT}
+        note = notes.pop() if len(notes) == 1 and all(one.startswith("no interval") for one in notes) else ""
+        if note:  # said once
+            cells = [replace(cell, interval="") for cell in cells]
+        return Row(e.id, self.label(e.id), tuple(cells), e.valid, e.planned, note, e.precision_met)
+
+    @property
+    def missing(self) -> list[tuple[str, Any, str, str, str]]:
+        """Cycles without a result: experiment, cycle, status, reason, next step (or empty)."""
+        return [
+            (
+                self.label(item["experiment"]),
+                item["cycle"],
+                item["status"],
+                str(item["reason"]),
+                item.get("next_step", ""),
+            )
+            for item in self.summary.missing
+        ]
+
+    @cached_property
+    def flags(self) -> list[tuple[FlagSummary, list[str]]]:
+        """Each kind of flag once, the gravest first, with where it was seen."""
+        return grouped_flags((self.label(e.id), flag) for e in self.summary.experiments for flag in e.doubts)
+
+    @property
+    def costs(self) -> Table | None:
+        """Carbon and cost of each experiment; None where the study gives no rates. All are estimates."""
+        names = {
+            one.name: f"{one.label}, {one.unit} (estimate)"
+            for e in self.summary.experiments
+            for one in e.derived
+        }
+        if not names:
+            return None
+        rows = [
+            (
+                self.label(e.id),
+                *(f"~ {cell.value} [{cell.interval}]" if cell.interval else cell.value for cell in cells),
+            )
+            for e in self.summary.experiments
+            if (cells := [derived_cell(e, name) for name in names])
+        ]
+        return Table(("Experiment", *names.values()), tuple(rows))
+
+    @property
+    def bases(self) -> list[str]:
+        """The rates that carbon and cost are from."""
+        return list(dict.fromkeys(one.basis for e in self.summary.experiments for one in e.derived))
+
+    @property
+    def reliability(self) -> Table:
+        """Per host and engine: how many cycles, how they ended, and why."""
+        titles = ("Host", "Engine", "Cycles", "Valid", "No GPU came", "Failed attempts", "Why not valid")
+        rows = [
+            (
+                item["host"] or "not known",
+                item["engine"] or formatting.ABSENT,
+                *(str(item.get(key, 0)) for key in ("cycles", "valid", "missed", "failed_attempts")),
+                ", ".join(f"{reason} ({count})" for reason, count in item["reasons"].items())
+                or formatting.ABSENT,
+            )
+            for item in self.summary.reliability
+        ]
+        return Table(titles, tuple(rows))
+
+    @cached_property
+    def fronts(self) -> dict[str, set[str]]:
+        """By what it is weighed against, the experiments of the Pareto front with energy."""
+        return fronts(self.summary.experiments)
+
+    @property
+    def efficiency(self) -> dict[str, Any] | None:
+        """Tokens per joule, energy-delay product, the fronts, carbon and cost; None when there is no energy."""
+        experiments = self.summary.experiments
+        if not any(e.metric(name) for e in experiments for name in EFFICIENCY):
+            return None
+        derived = {each.name: f"{each.label} (estimate)" for e in experiments for each in e.derived}
+        shown = columns(experiments, EFFICIENCY)
+        return {
+            "titles": [c.title for c in shown] + list(derived.values()),
+            "rows": [
+                {
+                    "label": self.label(e.id),
+                    "cells": [metric_cell(e, c.name, tag=not c.estimate) for c in shown]
+                    + [derived_cell(e, name) for name in derived],
+                    "front": [name for name, ids in self.fronts.items() if e.id in ids],
+                }
+                for e in experiments
+            ],
+            "boundary": ", ".join(dict.fromkeys(e.energy_boundary for e in experiments if e.energy_boundary)),
+        }
+
+    @cached_property
+    def changes(self) -> dict[str, Any] | None:
+        """What changed against the previous run; the gravest verdict first. None without one."""
+        return previous_section(self.previous, self.labels)
 
 
 def columns(experiments: Sequence[ExperimentSummary], names: Sequence[str]) -> list[Column]:
@@ -119,41 +308,12 @@ def derived_cell(e: ExperimentSummary, name: str) -> Cell:
     return Cell(formatting.number(found.mean), found.unit, interval, estimate=True, tag=False)
 
 
-METRICS = ("output_tokens_per_j", "energy_per_request_j", "energy_delay_product_j_s")
-FRONTS = {"throughput": "output_tokens_per_s", "latency": "e2el_mean_s"}
-"""What energy per output token is weighed against."""
-
-
 def fronts(experiments: Sequence[ExperimentSummary]) -> dict[str, set[str]]:
-    """By what it is weighed against, the experiments that no other one beats in that and in energy together.
+    """By what it is weighed against, the Pareto front: what no other experiment beats in that and in energy together.
 
     Only what the 95 % intervals of both show: where they overlap in both directions, which one is better is not known.
     """
     return {name: _front(experiments, metric) for name, metric in FRONTS.items()}
-
-
-def efficiency_section(
-    experiments: Sequence[ExperimentSummary], labels: Mapping[str, str], best: Mapping[str, set[str]]
-) -> dict[str, Any] | None:
-    """What the template shows; None when there is no energy."""
-    if not any(e.metric(name) for e in experiments for name in METRICS):
-        return None
-    derived = {each.name: f"{each.label} (estimate)" for e in experiments for each in e.derived}
-    shown = columns(experiments, METRICS)
-    return {
-        "titles": [c.title + " (estimate)" * c.estimate for c in shown] + list(derived.values()),
-        "rows": [
-            {
-                "label": labels[e.id],
-                "cells": [metric_cell(e, c.name, tag=not c.estimate) for c in shown]
-                + [derived_cell(e, name) for name in derived],
-                "best": [name for name, ids in best.items() if e.id in ids],
-            }
-            for e in experiments
-        ],
-        "bases": list(dict.fromkeys(each.basis for e in experiments for each in e.derived)),
-        "boundary": ", ".join(dict.fromkeys(e.energy_boundary for e in experiments if e.energy_boundary)),
-    }
 
 
 def _front(experiments: Sequence[ExperimentSummary], metric: str) -> set[str]:
@@ -170,30 +330,27 @@ def _ends(metric: MetricSummary) -> tuple[float, float] | None:
     return (interval.low, interval.high) if interval else None
 
 
-SHOWN = ("energy_per_output_token_j", "output_tokens_per_s", "ttft_mean_s", "e2el_mean_s")
-
-
-def since_section(since: Since | None, labels: Mapping[str, str]) -> dict[str, Any] | None:
-    """What the template shows; the gravest verdict first. None without an earlier run."""
-    if since is None:
+def previous_section(previous: PreviousRun | None, labels: Mapping[str, str]) -> dict[str, Any] | None:
+    """What changed against the previous run; the gravest verdict first. None without one."""
+    if previous is None:
         return None
-    verdicts = {one.candidate: _verdict(one, since.history) for one in since.reports}
-    reports = sorted(since.reports, key=lambda one: GRAVEST_FIRST.index(verdicts[one.candidate]))
+    verdicts = {one.candidate: _verdict(one, previous.history) for one in previous.reports}
+    reports = sorted(previous.reports, key=lambda one: GRAVEST_FIRST.index(verdicts[one.candidate]))
     counted = Counter(map(str, verdicts.values()))
     return {
-        "run_id": since.run_id,
-        "started_epoch_ns": since.started_epoch_ns,
-        "problem": since.problem,
+        "run_id": previous.run_id,
+        "started_epoch_ns": previous.started_epoch_ns,
+        "problem": previous.problem,
         "counts": [
             f"{counted[verdict]} {verdict}" for verdict in map(str, GRAVEST_FIRST) if counted[verdict]
         ],
-        "titles": [BY_NAME[name].label for name in SHOWN],
+        "titles": [BY_NAME[name].label for name in CHANGES],
         "rows": [_row(one, labels) | {"verdict": str(verdicts[one.candidate])} for one in reports],
-        "history": [_history_row(name, one, labels) for name, one in since.history.items()],
-        "by_history": any(len(one.points) > 2 for one in since.history.values()),
+        "history": [_history_row(name, one, labels) for name, one in previous.history.items()],
+        "by_history": any(len(one.points) > 2 for one in previous.history.values()),
         "note": formatting.sentence(BUDGET),
-        "new": [labels.get(name, name) for name in since.new],
-        "gone": list(since.gone),
+        "new": [labels.get(name, name) for name in previous.new],
+        "gone": list(previous.gone),
     }
 
 
@@ -209,7 +366,7 @@ def _history_row(name: str, found: Trend, labels: Mapping[str, str]) -> dict[str
         "runs": len(found.points),
         "state": found.state,
         "changes": changes_text(found),
-        "shows": formatting.percent(found.detectable_ratio),
+        "detects": formatting.percent(found.detectable_ratio),
     }
 
 
@@ -226,26 +383,140 @@ def _row(report: PairReport, labels: Mapping[str, str]) -> dict[str, Any]:
     ]
     return {
         "label": labels.get(experiment, experiment),
-        "cells": [_change(report.metrics.get(name)) for name in SHOWN],
+        "cells": [_change(report.metrics.get(name)) for name in CHANGES],
         "differences": unequal,
         "factors": factor_changes(report.factors),
-        "answers": report.answers.finding if report.answers else "unknown",
-        "answers_reason": report.answers.reason if report.answers else "the requests cannot be read",
+        "outputs": report.answers.finding if report.answers else "unknown",
+        "outputs_reason": report.answers.reason if report.answers else "the requests cannot be read",
     }
 
 
 def _change(found: Comparison | None) -> dict[str, str]:
     if found is None:
-        return {"value": formatting.ABSENT, "interval": "", "power": ""}
-    interval, power = formatting.change_interval(found.low_ratio, found.high_ratio), found.reason
+        return {"value": formatting.ABSENT, "interval": "", "detects": ""}
+    interval, detects = formatting.change_interval(found.low_ratio, found.high_ratio), found.reason
     if found.verdict is Verdict.NOT_ENOUGH_EVIDENCE and found.detectable_ratio is not None:
-        power = formatting.detectable(found.detectable_ratio)
-    return {"value": formatting.signed(found.difference_ratio), "interval": interval, "power": power}
+        detects = formatting.detectable(found.detectable_ratio)
+    return {"value": formatting.signed(found.difference_ratio), "interval": interval, "detects": detects}
 
 
-def grouped_doubts(summary: Summary) -> list[tuple[Doubt, list[str]]]:
-    """Each kind of doubt once, with where it was seen."""
-    labels = summary.labels
-    return grouped(
-        (labels[experiment.id], doubt) for experiment in summary.experiments for doubt in experiment.doubts
+def runs_of_pair(reference: str, candidate: str) -> tuple[str, str]:
+    """The reference run and the candidate run of two names ``run#experiment``."""
+    return reference.partition("#")[0], candidate.partition("#")[0]
+
+
+def pair_label(reference: str, candidate: str) -> str:
+    """Which experiments two names ``run#experiment`` compare: one id where both are the same."""
+    ours, theirs = reference.partition("#")[2], candidate.partition("#")[2]
+    return theirs if ours == theirs else f"{theirs} against {ours}"
+
+
+def by_runs(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], list[int]]:
+    """Positions of the pairs by their runs, so that the names of the runs are said once for all experiments."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for index, (reference, candidate) in enumerate(pairs):
+        found.setdefault(runs_of_pair(reference, candidate), []).append(index)
+    return found
+
+
+def comparison_table(report: PairReport) -> tuple[Table, list[str]]:
+    """The metrics of a comparison, and what is to be said of them below the table."""
+    rows, remarks = [], dict[str, list[str]]()
+    for name, found in report.metrics.items():
+        label, better = BY_NAME[name].label, found.verdict is Verdict.NOT_ENOUGH_EVIDENCE
+        change = formatting.signed(found.difference_ratio)
+        if interval := formatting.change_interval(found.low_ratio, found.high_ratio):
+            change += f"\n{interval}"
+        verdict = str(found.verdict)
+        if better and (detects := formatting.detectable(found.detectable_ratio)):
+            verdict += f"\n{detects}"
+        if found.reason:
+            remarks.setdefault(found.reason, []).append(label)
+        sides = [
+            f"{formatting.with_unit(name, mean, estimate=report.estimate)}\nn = {n}"
+            for mean, n in (
+                (found.mean_baseline, found.n_baseline),
+                (found.mean_candidate, found.n_candidate),
+            )
+        ]
+        rows.append((label, *sides, change, formatting.p_value(found.p_adjusted), verdict))
+    titles = ("Metric", "Reference", "Candidate", "Change, 95 % interval", "p (BH)", "Verdict")
+    return _n_in_title(Table(titles, tuple(rows)), report), [
+        f"{', '.join(labels)}: {reason}" for reason, labels in remarks.items()
+    ]
+
+
+def _n_in_title(table: Table, report: PairReport) -> Table:
+    """The number of cycles in the title where it is the same in all rows."""
+    counts = {(one.n_baseline, one.n_candidate) for one in report.metrics.values()}
+    if len(counts) != 1:
+        return table
+    titles, numbers = list(table.titles), counts.pop()
+    for at, n in zip((1, 2), numbers, strict=True):
+        titles[at] += f" (n = {n})"
+    rows = [
+        tuple(cell.partition("\nn = ")[0] if at in {1, 2} else cell for at, cell in enumerate(row))
+        for row in table.rows
+    ]
+    return Table(tuple(titles), tuple(rows))
+
+
+def trends_table(trends: Mapping[str, Trend], metric: str) -> Table:
+    """The history of each experiment: its newest value, the verdict, and from which run on its level holds."""
+    titles = (
+        "Experiment",
+        "Runs",
+        "Newest",
+        "Verdict",
+        "Level from",
+        "Changes, looking back",
+        "Detects from",
     )
+    rows = [
+        (
+            name,
+            str(len(found.points)),
+            formatting.with_unit(metric, found.points[-1].mean, estimate=found.points[-1].is_estimate),
+            found.state,
+            found.began or formatting.ABSENT,
+            changes_text(found),
+            formatting.percent(found.detectable_ratio),
+        )
+        for name, found in trends.items()
+    ]
+    return Table(titles, tuple(rows))
+
+
+def runs_table(found: Trend, metric: str) -> Table:
+    """One row a run of an experiment, oldest first, with what changed there."""
+    changes = {change.run_id: formatting.signed(change.ratio) for change in found.changes}
+    rows = [
+        (
+            point.run_id,
+            formatting.when(point.t_epoch_ns or None),
+            formatting.with_unit(metric, point.mean, estimate=point.is_estimate),
+            str(len(point.values)),
+            "other conditions" if point in found.left_out else changes.get(point.run_id, ""),
+        )
+        for point in sorted((*found.left_out, *found.points), key=lambda point: point.t_epoch_ns)
+    ]
+    return Table(("Run", "Started", "Mean", "n", "Change from here"), tuple(rows))
+
+
+def cycles_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """Every row of cycles.parquet: its status, its headline numbers, and why there are none."""
+    titles = ("Experiment", "Cycle", "Status", "Energy per output token", "Output tokens/s", "Reason, flags")
+    cells = [
+        (
+            row["experiment"] or formatting.ABSENT,
+            str(row["cycle"] or formatting.ABSENT),
+            row["status"],
+            *(
+                formatting.with_unit(name, row[name], estimate=row["energy_kind"] == "estimate")
+                for name in ("energy_per_output_token_j", "output_tokens_per_s")
+            ),
+            "; ".join(filter(None, [row["reason"], ", ".join(row["flags"] or ())])),
+        )
+        for row in rows
+    ]
+    return Table(titles, tuple(cells))

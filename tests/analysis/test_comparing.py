@@ -16,7 +16,7 @@ from llem_airflow.analysis.compare import PairReport, compare_runs, compare_side
 from llem_airflow.analysis.plan import factor_changes
 from llem_airflow.analysis.tables import RunRows
 from llem_airflow.analysis.verdict import Verdict, compare
-from llem_airflow.report.terminal import render_comparison
+from llem_airflow.report.terminal import render_comparisons
 from llem_airflow.results import ResultReadError, StoredRun
 from tests.analysis.conftest import CONFIGS, IDS, MakeRun
 from tests.results.recorded import Recording
@@ -213,7 +213,7 @@ def test_two_experiments_of_a_run_say_which_key_differs_and_not_their_hashes(mak
     assert found.factors == {"transformers.batch_size": [1, 4]}
     assert factor_changes(found.factors) == ["batch_size 1 -> 4"]
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(render_comparison(found))
+    console.print(render_comparisons([found]))
     assert "under study: batch_size 1 -> 4" in console.export_text()
 
 

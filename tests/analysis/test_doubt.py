@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llem_airflow.analysis.flags import Doubt, Flag, doubts_of, grouped, places_text, summed_up
+from llem_airflow.analysis.flags import Flag, FlagSummary, grouped_flags, places_text, summed_flags, summed_up
 
 
 def _window(seconds: float) -> str:
@@ -15,7 +15,7 @@ def _flag(code: str, message: str, severity: str = "warning", threshold: str = "
 
 
 def test_a_flag_of_several_cycles_tells_the_range_and_the_worst() -> None:
-    (found,) = doubts_of(
+    (found,) = summed_flags(
         [(k, _flag("short_window", _window(s))) for k, s in enumerate((12.6, 10.1, 13.3), 1)]
     )
     assert found.message == (
@@ -26,7 +26,7 @@ def test_a_flag_of_several_cycles_tells_the_range_and_the_worst() -> None:
 
 
 def test_what_is_equal_in_all_cycles_is_told_once_and_without_a_worst() -> None:
-    (found,) = doubts_of([(1, _flag("gap", "5 s passed.")), (2, _flag("gap", "5 s passed."))])
+    (found,) = summed_flags([(1, _flag("gap", "5 s passed.")), (2, _flag("gap", "5 s passed."))])
     assert (found.message, found.messages) == ("5 s passed.", ())
 
 
@@ -82,23 +82,23 @@ def test_the_gravest_severity_and_its_limit_count() -> None:
         (1, _flag("short_window", _window(12.0))),
         (2, _flag("short_window", _window(8.0), "error", "10 s")),
     ]
-    (found,) = doubts_of(flags)
+    (found,) = summed_flags(flags)
     assert (found.severity, found.threshold) == ("error", "10 s")
 
 
 def test_over_experiments_the_range_and_the_worst_are_those_of_all_cycles() -> None:
-    def seen(*lengths: float) -> Doubt:
-        return doubts_of([(k, _flag("short_window", _window(s))) for k, s in enumerate(lengths, 1)])[0]
+    def seen(*lengths: float) -> FlagSummary:
+        return summed_flags([(k, _flag("short_window", _window(s))) for k, s in enumerate(lengths, 1)])[0]
 
-    ((doubt, places),) = grouped([("a", seen(12.6, 10.1)), ("b", seen(13.3)), ("c", seen(9.0, 9.5))])
+    ((doubt, places),) = grouped_flags([("a", seen(12.6, 10.1)), ("b", seen(13.3)), ("c", seen(9.0, 9.5))])
     assert "9.0 to 13.3 s long" in doubt.message
     assert doubt.message.endswith("Worst: 9.0 s in c, cycle 1.")
     assert places == ["a, cycle 1, 2", "b, cycle 1", "c, cycle 1, 2"]
 
 
 def test_a_summary_of_an_older_version_keeps_its_message() -> None:
-    old = Doubt("short_window", "warning", _window(12.6), "", "", (1, 2))
-    ((doubt, _),) = grouped([("a", old)])
+    old = FlagSummary("short_window", "warning", _window(12.6), "", "", (1, 2))
+    ((doubt, _),) = grouped_flags([("a", old)])
     assert doubt.message == _window(12.6)
 
 

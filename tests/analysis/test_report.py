@@ -11,7 +11,7 @@ from rich.console import Console
 
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.formatting import ABSENT
-from llem_airflow.analysis.summary import Summary, setting_texts
+from llem_airflow.analysis.summary import Summary, setup_texts
 from llem_airflow.report.markdown import PLACES, report_markdown
 from llem_airflow.report.page import report_html
 from llem_airflow.report.terminal import render_summary
@@ -87,7 +87,7 @@ def test_a_run_that_measured_nothing_after_another_one_has_its_report(make_run: 
     for night in ("r1", "r2"):
         page = page_of(make_run({}, cycles=1, run_id=night))
         assert "Nothing was measured" in page
-        assert "Since the run before" not in page
+        assert "Changes from the previous run" not in page
 
 
 def _terminal(summary: Summary) -> str:
@@ -179,7 +179,7 @@ def test_a_summary_of_an_older_version_is_read_and_shown_without_an_answer(make_
 def test_the_setting_is_read_in_one_order_whatever_the_file_s(make_run: MakeRun) -> None:
     summary = aggregate_run(make_run({(0, 1): Recording()}))
     stored = Summary.from_json(json.loads(json.dumps(summary.to_json(), sort_keys=True)))
-    names = [name for name, _ in setting_texts(stored.setting)]
+    names = [name for name, _ in setup_texts(stored.setting)]
     assert names == ["model", "engine", "hardware", "driver", "meter", "host"]
 
 

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.compare_named import since_previous
+from llem_airflow.analysis.compare_named import against_previous
 from llem_airflow.analysis.energy import SEMANTICS_VERSION
 from llem_airflow.analysis.verdict import Verdict
 from llem_airflow.report.markdown import report_markdown
@@ -50,7 +50,7 @@ def test_markdown_and_json_say_what_changed_too(make_run: MakeRun) -> None:
     aggregate_run(_run(make_run, "monday", 1, 200))
     run = _run(make_run, "tuesday", 2, 220)
     summary = aggregate_run(run)
-    since = since_previous(run)
+    since = against_previous(run)
     page = report_markdown(summary, since)
     assert "Against run `monday` of 1970-01-02 00:00:00 UTC: 2 regression." in page
     assert re.search(
@@ -65,14 +65,14 @@ def test_markdown_and_json_say_what_changed_too(make_run: MakeRun) -> None:
 def test_markdown_lists_what_differs_instead_of_a_number(make_run: MakeRun) -> None:
     aggregate_run(_run(make_run, "monday", 1, 200))
     run = _run(make_run, "tuesday", 2, 220, gpus=("GPU-other",))
-    page = report_markdown(aggregate_run(run), since_previous(run))
+    page = report_markdown(aggregate_run(run), against_previous(run))
     assert "| not comparable | conditions differ: gpus: " in page
 
 
 def test_a_first_run_has_no_such_section(make_run: MakeRun) -> None:
     run = _run(make_run, "monday", 1, 200)
-    assert "Since the run before" not in _page(run)
-    assert since_previous(run) is None
+    assert "Changes from the previous run" not in _page(run)
+    assert against_previous(run) is None
 
 
 def test_what_differs_is_listed_instead_of_a_number(make_run: MakeRun) -> None:
@@ -87,7 +87,7 @@ def test_tables_of_older_formulas_are_refused_and_named(make_run: MakeRun) -> No
     aggregate_run(before)
     aggregate_run(after)
     _as_of_older_formulas(before)
-    found = since_previous(after)
+    found = against_previous(after)
     assert found is not None
     assert [one.verdict for one in found.reports] == [Verdict.NOT_COMPARABLE] * 2
     assert found.reports[0].differences == {"energy_semantics": [0, SEMANTICS_VERSION]}
