@@ -143,7 +143,7 @@ class Cycle:
         energy_uncertainty_j: How far it may be off by what the readings leave open, at 95 %; None is not known.
         active_over: Name of the baseline that was subtracted for the active energy.
         warmup: How the warm-up ended.
-        flags: Reasons to doubt.
+        flags: What limits the numbers.
         measures: Metric name to value; None is undefined or not known.
         fingerprint: What has to be equal for a comparison.
     """

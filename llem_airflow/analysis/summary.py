@@ -121,7 +121,7 @@ class ExperimentSummary:
         energy_boundary: What they include (board, cpu-package, …).
         active_over: Name of the baseline under the active energy.
         metrics: The metrics that have a value.
-        doubts: Reasons to doubt, the gravest first.
+        doubts: Flags, the gravest first.
         precision_met: Whether the interval is as narrow as the study asks for; None when it does not ask.
         derived: CO2e and cost, when the study states an intensity or a price.
     """

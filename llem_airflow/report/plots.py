@@ -107,7 +107,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> Markup:
 
 
 NAMED_UP_TO = 40
-"""With more points than this, the picture of energy against speed names the unbeaten ones alone."""
+"""With more points than this, the plot of energy against speed names those of the Pareto front alone."""
 
 _NAME_WIDTH = 48
 """Longest line of a point's name, in characters."""
@@ -168,7 +168,7 @@ def trade_off(
     metrics: Mapping[str, str],
     labels: Sequence[str],
 ) -> Markup | None:
-    """Energy per output token against throughput and latency, each point with its name; the unbeaten are filled."""
+    """Energy per output token against throughput and latency, each point named; the Pareto front is filled."""
     energies = [e.metric("energy_per_output_token_j") for e in experiments]
     known = [found.all.mean for found in energies if found]
     if len(known) < 2:

@@ -119,7 +119,7 @@ def _comparison(report: PairReport) -> list[RenderableType]:
     for key, (ours, theirs) in report.differences.items():
         parts.append(Folding(f"  not equal: {key}: {short(ours)} against {short(theirs)}", "red"))
     if report.factors:
-        parts.append(Folding(f"  factors: {'; '.join(factor_changes(report.factors))}"))
+        parts.append(Folding(f"  under study: {'; '.join(factor_changes(report.factors))}"))
     if report.metrics:
         table, remarks = comparison_table(report)
         parts += [Rows(table.titles, table.rows, right=table.titles[1:5])]

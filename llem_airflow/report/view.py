@@ -175,17 +175,13 @@ class View:
     @property
     def costs(self) -> Table | None:
         """Carbon and cost of each experiment; None where the study gives no rates. All are estimates."""
-        names = {
-            one.name: f"{one.label}, {one.unit} (estimate)"
-            for e in self.summary.experiments
-            for one in e.derived
-        }
+        names = {one.name: f"{one.label} (estimate)" for e in self.summary.experiments for one in e.derived}
         if not names:
             return None
         rows = [
             (
                 self.label(e.id),
-                *(f"~ {cell.value} [{cell.interval}]" if cell.interval else cell.value for cell in cells),
+                *(f"{cell.text} [{cell.interval}]" if cell.interval else cell.text for cell in cells),
             )
             for e in self.summary.experiments
             if (cells := [derived_cell(e, name) for name in names])

@@ -91,16 +91,25 @@ def comparison_page(seen: SeenRun) -> HTMLResponse:
 
 
 def _comparison(found: dict[str, Any]) -> str:
-    metric = str(found.get("metric", ""))
-    rows = []
-    for candidate, outcome in found["outcomes"].items():
-        one = found["changes"].get(candidate, {}).get(metric, {})
-        n = f"{one['n_baseline']} and {one['n_candidate']}" if one else ""
-        baseline = found.get("baselines", {}).get(candidate, "")
-        rows.append((candidate, baseline, str(outcome), _change(one), n))
-    titles = ("experiment", "against", "verdict", metric, "n")
+    """A table for each pair of runs, which are named once above it."""
+    from llem_airflow.report.view import by_runs, pair_label  # noqa: PLC0415 - SciPy, for whoever looks
+
+    metric, baselines = str(found.get("metric", "")), found.get("baselines", {})
+    said = [str(text) for text in found["said"]]
+    pairs = [(baselines[name], name) for name in found["outcomes"] if name in baselines]
+    parts = []
+    for (reference, candidate), members in by_runs(pairs).items():
+        same = reference == candidate
+        parts.append(heading(f"Within run {candidate}" if same else f"{candidate} against {reference}"))
+        rows = []
+        for names in (pairs[index] for index in members):
+            label, one = pair_label(*names), found["changes"].get(names[1], {}).get(metric, {})
+            n = f"{one['n_baseline']} and {one['n_candidate']}" if one else ""
+            rows.append((label, str(found["outcomes"][names[1]]), _change(one), n))
+            said = [text.replace(f"{names[1]} against {names[0]}: ", f"{label}: ") for text in said]
+        parts.append(table(("experiment", "verdict", metric, "n"), rows))
     alone = [f"No earlier run to compare with: {name}" for name in found.get("without_baseline", ())]
-    return table(titles, rows) + items([*map(str, found["said"]), *alone])
+    return "".join(parts) + items([*said, *alone])
 
 
 def _change(one: dict[str, Any]) -> str:

@@ -63,7 +63,7 @@ def test_compare_prints_the_verdict_and_fails_only_when_asked_to(make_run: MakeR
     found = _llem(run, "compare", "nightly/a", "nightly/b")
     assert found.exit_code == 0
     assert "REGRESSION" in found.output
-    assert "answers: same" in found.output
+    assert "outputs: same" in found.output
     assert _llem(run, "compare", "nightly/a", "nightly/b", "--fail-on-regression").exit_code == 1
 
 

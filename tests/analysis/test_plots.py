@@ -138,7 +138,7 @@ def test_the_name_of_an_axis_is_no_longer_than_the_axis() -> None:
     assert max(map(len, told)) <= 34
 
 
-def test_unbeaten_is_told_only_where_intervals_separate() -> None:
+def test_a_pareto_front_is_drawn_only_where_intervals_separate() -> None:
     frugal, _ = _measured("frugal", [1.0, 1.01, 0.99], [10.0, 10.1, 9.9])
     fast, _ = _measured("fast", [2.0, 2.01, 1.99], [20.0, 20.1, 19.9])
     worse, _ = _measured("worse", [3.0, 3.01, 2.99], [15.0, 15.1, 14.9])

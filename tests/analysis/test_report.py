@@ -63,9 +63,9 @@ def test_a_run_that_measured_nothing_begins_with_why_and_shows_no_empty_tables(
     }
     run.commit_failed(IDS[0], 1, 1, tmp_path / "left", {"failure": failed})
     page = _text(page_of(run))
-    assert re.findall("Not measured|Reasons to doubt|Result|Efficiency|All statistics|no energy", page) == [
+    assert re.findall("Not measured|Flags|Result|Efficiency|All statistics|no energy", page) == [
         "Not measured",
-        "Reasons to doubt",
+        "Flags",
     ]
     summary = Summary.from_json(run.summary() or {})
     reason = (

@@ -52,7 +52,7 @@ def test_summary_report_and_markdown_show_the_estimate_with_source_and_year(make
     assert "CO2e per million output tokens (estimate)" in text
     assert "~ 3,636 g CO2e" in text
     assert "360 g CO2e/kWh (Umweltbundesamt, 2024)" in text
-    assert "~ 2.53 EUR estimate" in report_markdown(summary)
+    assert "~ 2.53 EUR [no interval]" in report_markdown(summary)
 
 
 def test_a_study_states_its_electricity_and_an_intensity_without_a_source_is_a_mistake() -> None:

@@ -80,18 +80,19 @@ def test_a_comparison_is_shown_with_its_verdicts_changes_and_sentences() -> None
                 }
             }
         },
-        "said": ["it became worse"],
+        "said": ["s/r2#e against s/r1#e: it became worse"],
         "without_baseline": ["s/r2#f"],
     }
     page = bytes(comparison_page(SeenRun("failed", (), (found,))).body).decode()
     for text in (
         "regression",
-        "s/r1#e",
+        "<h2>s/r2 against s/r1</h2>",
         f"{formatting.signed(0.1)} ({formatting.change_interval(0.08, 0.12)})",
         "3 and 5",
-        "it became worse",
+        "<li>e: it became worse",
     ):
         assert text in page
+    assert page.count("s/r1") == 1
     assert "No earlier run to compare with: s/r2#f" in page
 
 
