@@ -228,7 +228,7 @@ def aggregate_run(run: StoredRun, *, page: Callable[[ReportData], str] | None = 
     failures: dict[tuple[str, int], list[FailureRef]] = defaultdict(list)
     for failure in run.failures():
         failures[failure.experiment_id, failure.cycle].append(failure)
-    skips, left = run.skipped(), run.not_begun()
+    skips, left = run.skipped(needed=False), run.skipped(needed=True)
     gathered = _Gathered(CURVES_IN_REPORT if page else 0)
     with run.folder.atomic_write(layout.POWER_TABLE) as file, PowerMerge(file) as merge:
         for key, position in _rows(plan, committed, failures):

@@ -47,7 +47,9 @@ def backfill_and_show(study: Study, url: str, versions: str | None, *, reprocess
         click.echo(str(error), err=True)
         return 2
     except KeyboardInterrupt:
-        click.echo("The backfill that was begun goes on in Airflow; later ranges of releases were not begun.")
+        click.echo(
+            "The backfill that has started goes on in Airflow; later ranges of releases were not started."
+        )
         return 1
 
 

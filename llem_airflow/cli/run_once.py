@@ -215,12 +215,12 @@ def _left(run: StoredRun) -> set[tuple[str, int]]:
     return (
         set(planned(run.plan()).cycles)
         - {(ref.experiment_id, ref.cycle) for ref in run.cycles()}
-        - set(run.skipped())
+        - set(run.skipped(needed=False))
     )
 
 
 def _missing(asked: Study, run: StoredRun) -> list[tuple[str, int] | None]:
-    there = {(ref.experiment_id, ref.cycle) for ref in run.cycles()} | set(run.skipped())
+    there = {(ref.experiment_id, ref.cycle) for ref in run.cycles()} | set(run.skipped(needed=False))
     return [
         key for each in asked.plan.planned_cycles if (key := (each.experiment_id, each.cycle)) not in there
     ]

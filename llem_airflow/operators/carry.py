@@ -47,12 +47,12 @@ def left_cycles(run: StoredRun) -> Cycles:
     plan = planned(run.plan())
     begun = {(ref.experiment_id, ref.cycle) for ref in run.cycles()}
     begun |= {(ref.experiment_id, ref.cycle) for ref in run.failures()}
-    left = set(plan.cycles) - begun - set(run.skipped())
+    left = set(plan.cycles) - begun - set(run.skipped(needed=False))
     if plan.precision_target is None:
         return left
     # Cycles above the least number may have been left out because the interval was narrow enough.
     least = int(plan.precision_target["min_cycles"])
-    return {key for key in left if key[1] <= least or key in run.not_begun()}
+    return {key for key in left if key[1] <= least or key in run.skipped(needed=True)}
 
 
 def _before(study: Study, run: StoredRun) -> StoredRun | None:

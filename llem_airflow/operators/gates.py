@@ -116,8 +116,7 @@ def skip(candidate: Candidate, reason: Reason) -> NoReturn:
 
 def note(run: StoredRun, experiment_id: str, cycle: int, reason: Reason) -> None:
     """Note in the results why a planned cycle has no result."""
-    mark = run.mark_not_begun if reason.needed else run.mark_skipped
-    mark(experiment_id, cycle, str(reason))
+    run.mark_skipped(experiment_id, cycle, str(reason), needed=reason.needed)
 
 
 def precision(candidate: Candidate) -> Reason | None:
@@ -155,7 +154,7 @@ def note_gated(study: Study, run: StoredRun) -> None:
     if not study.execution.canary:
         return
     begun = {(ref.experiment_id, ref.cycle) for ref in run.cycles()}
-    begun |= {(ref.experiment_id, ref.cycle) for ref in run.failures()} | set(run.not_begun())
+    begun |= {(ref.experiment_id, ref.cycle) for ref in run.failures()} | set(run.skipped(needed=True))
     canary_of = canaries(study.experiments)
     reasons = {first: _canary_failed(run, first, 0) for first in set(canary_of.values())}
     for each in study.plan.planned_cycles:

@@ -234,21 +234,24 @@ class StoredRun:
         """Remove what killed processes left of commits; what a living one prepares stays."""
         remove_orphan_commits(self.folder)
 
-    def mark_skipped(self, experiment_id: str, cycle: int, reason: str) -> None:
-        """Record why a planned cycle is not needed, so that it does not count as missing."""
-        self._mark(layout.SKIPPED_DIR, experiment_id, cycle, reason)
+    def mark_skipped(self, experiment_id: str, cycle: int, reason: str, *, needed: bool) -> None:
+        """Record why a planned cycle was skipped.
 
-    def skipped(self) -> dict[tuple[str, int], str]:
-        """Reason of each cycle that was recorded as not needed, by experiment and cycle."""
-        return self._marked(layout.SKIPPED_DIR)
+        Args:
+            experiment_id: Its experiment.
+            cycle: Which repetition.
+            reason: Why, for people.
+            needed: Whether it counts as missing until it is measured; False where the result is precise without it.
+        """
+        self._mark(_skipped_dir(needed=needed), experiment_id, cycle, reason)
 
-    def mark_not_begun(self, experiment_id: str, cycle: int, reason: str) -> None:
-        """Record why a planned cycle was not begun; it counts as missing until it is measured."""
-        self._mark(layout.NOT_BEGUN_DIR, experiment_id, cycle, reason)
+    def skipped(self, *, needed: bool) -> dict[tuple[str, int], str]:
+        """Reason of each cycle that was recorded as skipped, by experiment and cycle.
 
-    def not_begun(self) -> dict[tuple[str, int], str]:
-        """Reason of each cycle that was recorded as not begun, by experiment and cycle."""
-        return self._marked(layout.NOT_BEGUN_DIR)
+        Args:
+            needed: Those that count as missing, or those that do not.
+        """
+        return self._marked(_skipped_dir(needed=needed))
 
     def cycles(self, *, repeats: bool = False) -> list[CycleRef]:
         """Committed cycles by experiment and cycle.
@@ -303,3 +306,7 @@ class StoredRun:
                 if parsed := layout.parse_cycle(name.removesuffix(".json")):
                     found[experiment_id, parsed[0]] = str(folder.read_object(name).get("reason", ""))
         return found
+
+
+def _skipped_dir(*, needed: bool) -> str:
+    return layout.SKIPPED_DIR if needed else layout.NOT_NEEDED_DIR

@@ -25,9 +25,8 @@ def cycle_page(run: StoredRun, experiment: str, cycle: int) -> HTMLResponse:
     failures = [ref for ref in run.failures() if (ref.experiment_id, ref.cycle) == (experiment, cycle)]
     parts = [part for ref in reversed(refs) for part in _measured(ref)]
     parts += [part for ref in reversed(failures) for part in _failed(ref)]
-    reasons = [
-        found[experiment, cycle] for found in (run.skipped(), run.not_begun()) if (experiment, cycle) in found
-    ]
+    skipped = run.skipped(needed=True) | run.skipped(needed=False)
+    reasons = [skipped[experiment, cycle]] if (experiment, cycle) in skipped else []
     parts += [paragraph(f"Not measured: {reason}") for reason in reasons]
     if not parts:
         parts = [

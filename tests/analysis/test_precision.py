@@ -34,7 +34,7 @@ def test_cycles_that_were_not_needed_are_skipped_and_not_missing(make_run: MakeR
     run = make_run({(i, k): Recording() for i in (0, 1) for k in (1, 2)}, cycles=3)
     run.write_plan("", run.plan() | {"precision_target": {"relative_half_width": 0.02, "min_cycles": 2}}, {})
     for name in IDS:
-        run.mark_skipped(name, 3, "half width 0.1 % after 2 cycles")
+        run.mark_skipped(name, 3, "half width 0.1 % after 2 cycles", needed=False)
     summary = aggregate_run(run)
     assert (summary.planned, summary.valid, summary.missing) == (4, 4, ())
     assert summary.experiments[0].statuses == {"valid": 2, "skipped": 1}

@@ -211,7 +211,7 @@ def test_when_the_probe_fails_too_the_rest_is_skipped_with_the_reason(run: Store
         r"failed too. Correct the cause, then clear this task",
     ):
         begin(run)
-    assert list(run.not_begun()) == [(THIRD.id, 2)]
+    assert list(run.skipped(needed=True)) == [(THIRD.id, 2)]
 
 
 def test_when_the_probe_works_the_study_goes_on(run: StoredRun, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def begin(root: ResultsRoot, experiment: Experiment, cycle: int, where: Any, now
 
 def test_inside_the_window_a_cycle_begins_also_after_midnight(root: ResultsRoot) -> None:
     begin(root, FIRST, 1, context(), MIDNIGHT)
-    assert night(root, 2).not_begun() == {}
+    assert night(root, 2).skipped(needed=True) == {}
 
 
 def test_after_the_window_a_cycle_is_skipped_and_the_reason_is_in_the_results(root: ResultsRoot) -> None:
@@ -98,7 +98,7 @@ def test_after_the_window_a_cycle_is_skipped_and_the_reason_is_in_the_results(ro
         match=r"skipped: it was 06:00 and the window is 22:00-06:00 \(Europe/Berlin\); the next scheduled run",
     ):
         begin(root, FIRST, 1, context(), MORNING)
-    assert list(night(root, 2).not_begun()) == [(FIRST.id, 1)]
+    assert list(night(root, 2).skipped(needed=True)) == [(FIRST.id, 1)]
 
 
 def test_what_a_person_asks_for_and_what_has_begun_is_not_held_back(root: ResultsRoot) -> None:

@@ -42,7 +42,7 @@ def test_a_cycle_that_is_not_needed_is_skipped_and_the_store_says_why(make_run: 
         AirflowSkipException, match=r"cycle 4: not needed: half width 0\.\d+% of the mean after 3"
     ):
         begin(0.02, run, cycle=4)
-    assert run.skipped()[IDS[0], 4].startswith("not needed: half width 0.")
+    assert run.skipped(needed=False)[IDS[0], 4].startswith("not needed: half width 0.")
     summary = aggregate_run(run)
     assert summary.experiments[0].precision_met is True
     assert not [item for item in summary.missing if item["experiment"] == IDS[0]]
@@ -52,7 +52,7 @@ def test_a_cycle_that_is_needed_is_measured(make_run: MakeRun) -> None:
     run = measured(make_run, 0.0001)
     begin(0.0001, run, cycle=4)
     begin(0.02, run, cycle=2)
-    assert run.skipped() == {}
+    assert run.skipped(needed=False) == {}
 
 
 def test_a_target_that_was_not_reached_is_a_reason_to_doubt(make_run: MakeRun) -> None:

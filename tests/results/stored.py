@@ -40,8 +40,8 @@ def make(root: Path) -> StoredRun:
     run.write_plan("model: tiny\n", plan_json(experiments, 3), {"dag_id": "nightly"})
     with tempfile.TemporaryDirectory() as name:
         _commit(run, Path(name))
-    run.mark_skipped(IDS[1], 2, "not needed: half width 0.1 % after 1 cycle")
-    run.mark_not_begun(IDS[1], 3, "not begun: outside the time-of-day window")
+    run.mark_skipped(IDS[1], 2, "not needed: half width 0.1 % after 1 cycle", needed=False)
+    run.mark_skipped(IDS[1], 3, "not begun: outside the time-of-day window", needed=True)
     aggregate_run(run)
     return run
 

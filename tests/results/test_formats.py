@@ -83,8 +83,8 @@ def test_its_cycles_failures_and_reasons_read_back(frozen: StoredRun) -> None:
     (failure,) = frozen.failures()
     assert (failure.experiment_id, failure.cycle, failure.attempt) == (IDS[1], 1, 1)
     assert failure.reason() == ("engine", "boom")
-    assert frozen.skipped() == {(IDS[1], 2): "not needed: half width 0.1 % after 1 cycle"}
-    assert frozen.not_begun() == {(IDS[1], 3): "not begun: outside the time-of-day window"}
+    assert frozen.skipped(needed=False) == {(IDS[1], 2): "not needed: half width 0.1 % after 1 cycle"}
+    assert frozen.skipped(needed=True) == {(IDS[1], 3): "not begun: outside the time-of-day window"}
 
 
 def test_its_evidence_is_whole_and_its_summary_is_shown(frozen: StoredRun) -> None:

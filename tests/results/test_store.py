@@ -98,16 +98,16 @@ def test_a_run_is_aggregated_where_it_lies(run: StoredRun, tmp_path: Path) -> No
     assert check_run(run) == []
 
 
-def test_reasons_of_skipped_and_not_begun_cycles_read_back_and_a_damaged_one_is_named(run: StoredRun) -> None:
-    run.mark_skipped(EXPERIMENT, 2, "not needed")
-    run.mark_not_begun(EXPERIMENT, 3, "outside the window")
-    assert (run.skipped(), run.not_begun()) == (
+def test_reasons_of_skipped_cycles_read_back_and_a_damaged_one_is_named(run: StoredRun) -> None:
+    run.mark_skipped(EXPERIMENT, 2, "not needed", needed=False)
+    run.mark_skipped(EXPERIMENT, 3, "outside the window", needed=True)
+    assert (run.skipped(needed=False), run.skipped(needed=True)) == (
         {(EXPERIMENT, 2): "not needed"},
         {(EXPERIMENT, 3): "outside the window"},
     )
     run.folder.child("skipped", EXPERIMENT).write("cycle-2.json", b'{"cyc')
     with pytest.raises(ResultReadError, match=r"skipped/.*/cycle-2\.json: not JSON"):
-        run.skipped()
+        run.skipped(needed=False)
 
 
 @pytest.mark.parametrize("name", ["run.json", "plan.json", "summary.json"])

@@ -72,8 +72,7 @@ class Execution(Section):
     allow_missing_cycles: bool = key(False, "The DAG run succeeds although planned cycles are missing.")
     canary: bool = key(
         False,
-        "The cheapest experiment of each engine and model goes first; when it fails, the others are not "
-        "begun.",
+        "The cheapest experiment of each engine and model goes first; when it fails, the others are skipped.",
     )
     experiment_timeout_s: Number = key(
         600.0,
