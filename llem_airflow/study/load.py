@@ -15,7 +15,7 @@ from llem_airflow.study.plan.identity import Slugs, canonical_json, digest
 from llem_airflow.study.plan.model import Duplicates, Experiment, GpuRequest, Plan, PlannedCycle, Study
 from llem_airflow.study.plan.order import CANARY_CYCLE, Run, canaries, gaps_s, ordered
 from llem_airflow.study.plan.sweep import parse_sweep
-from llem_airflow.study.problems import Problem, StudyFileError, StudyWarning
+from llem_airflow.study.problems import Problem, StudyWarning
 from llem_airflow.text.wording import counted
 
 MOST_CYCLES = 1_000_000
@@ -51,9 +51,7 @@ def _load(source: Source, *, name: str, path: Path | None, folder: Path | None) 
     problems: set[Problem] = set()
     document = read_document(source, folder, problems)
     sweep = parse_sweep(source.value.get("sweep"), document.reporter(problems))
-    if problems:
-        raise StudyFileError(problems)
-    expansion = expand(document, sweep)
+    expansion = expand(document, sweep, problems)
     execution = document.keys.study_execution
     if (count := len(expansion.uniques) * execution.cycles) > MOST_CYCLES:
         found = f"the plan has {counted(count, 'cycle')} to run"

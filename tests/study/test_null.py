@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from llem_airflow.study import StudyFileError, load_study_text
+from llem_airflow.study.config.base import keys_of
+from llem_airflow.study.config.experiment import Experiment
+from llem_airflow.study.names import ENGINES
 from tests.study.golden.plans import plain
 from tests.study.golden.schema import key_paths
 
@@ -79,6 +82,35 @@ def with_and_without(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def test_null_is_as_if_the_key_were_not_there(path: Path) -> None:
     with_null, without = with_and_without(path)
     assert outcome(with_null) == outcome(without)
+
+
+def _measured(study: dict[str, Any]) -> Any:
+    """What is measured, without the names that a sweep gives; the problems when it is refused."""
+    try:
+        return [(each.hash, each.gpus) for each in load_study_text(json.dumps(study)).experiments]
+    except StudyFileError as error:
+        return [each.found for each in error.problems]
+
+
+@pytest.mark.parametrize(
+    "path", [one for one in _keys() if keys_of(Experiment).get(str(one.values[0][0])) is not None]
+)
+def test_null_on_an_axis_in_a_group_and_in_an_entry_is_as_if_the_key_were_not_there(path: Path) -> None:
+    if 0 in path or path[0] == "engine":
+        pytest.skip("no axis")
+    _, study = with_and_without(path)
+    study |= {"engine": path[0]} if path[0] in ENGINES else {}  # whose axes are its own
+    wanted = _measured(study)
+    dotted = ".".join(map(str, path))
+    nested: Any = None
+    for key in reversed(path):
+        nested = {key: nested}
+    assert _measured(study | {"sweep": {dotted: None}}) == wanted
+    assert _measured(study | {"sweep": {dotted: [None]}}) == wanted
+    assert _measured(study | {"sweep": {"group": [{dotted: None}]}}) == wanted
+    assert _measured(study | {"experiments": [nested]}) == wanted
+    if len(path) > 1:
+        assert _measured(study | {"sweep": {"group": [{path[0]: nested[path[0]]}]}}) == wanted
 
 
 @pytest.mark.parametrize("path", A_VALUE, ids=str)

@@ -16,4 +16,5 @@ def test_the_readme_has_the_key_reference_of_the_tables() -> None:
 def test_the_sample_of_problems_in_the_readme_is_what_is_said() -> None:
     text = report("sweep:\n  vllm.sampling_params.temperature: [-1, -2]\n")
     assert text in README
-    assert report("engine: vlm\n", head="study_nme: x\n").splitlines()[0].removeprefix("study.yaml") in README
+    said = report("engine: vlm\n", head="study_nme: x\n").splitlines()
+    assert next(line for line in said if "study_nme" in line).removeprefix("study.yaml") in README

@@ -107,7 +107,7 @@ def test_empty_axes_and_lists_are_refused() -> None:
     ("key", "expected"),
     [
         ("task.max_output_token", "Did you mean 'task.max_output_tokens'?"),
-        ("tsk.model", "Did you mean 'task'?"),
+        ("tsk.model", "Did you mean 'task.model'?"),
         ("max_output_tokens", "it is task.max_output_tokens"),
         ("cv_threshold", "Did you mean 'offline.warmup.cv_threshold'?"),
         ("study_execution.n_cycles", "belongs to the whole study and cannot be swept"),

@@ -13,9 +13,9 @@ from pydantic import AfterValidator, create_model
 
 from llem_airflow.study.config.base import Consistent, Contradiction, Section, key, keys_of, model_of
 from llem_airflow.study.config.paths import Config
-from llem_airflow.study.config.types import Engine, Mapped, Number, Text, Whole, refuse
-from llem_airflow.study.names import INSTALLED_ENGINES, PROMPT_FILES, names_dataset
-from llem_airflow.study.problems import show
+from llem_airflow.study.config.types import Engine, GpuIds, Mapped, Number, Text, Whole, refuse
+from llem_airflow.study.names import INSTALLED_ENGINES, OWN_ENGINES, PROMPT_FILES, names_dataset
+from llem_airflow.study.problems import closest, show
 from llem_airflow.text.wording import counted
 
 BUILTIN = "builtin"
@@ -79,6 +79,12 @@ class FlatKeys(Mapping[str, str]):
         return sum(len(known_keys(self.engine, part)) for part in PARTS)
 
 
+def key_of_engines(name: str) -> str | None:
+    """Where a key that engines are known to have is written, as a sentence."""
+    full = [f"{e}.{part}.{name}" for e in OWN_ENGINES for part in PARTS if name in known_keys(e, part)]
+    return f"it is {' or '.join(full)}" if full else None
+
+
 def _source(text: str) -> str:
     """What names no source of prompts, as far as that is known without looking for it."""
     if text.startswith("synthetic:") and not SYNTHETIC.match(text):
@@ -90,6 +96,7 @@ def _source(text: str) -> str:
             f"found {show(text)}, which is no source of prompts",
             f"use {BUILTIN!r}, synthetic:<in>x<out>, a .jsonl or .parquet file with a column 'prompt', or a dataset of "
             "the hub as owner/name",
+            suggestion=closest(text, (BUILTIN, *STANDING_IN)),
         )
     return text
 
@@ -200,7 +207,11 @@ class Measurement(Consistent):
         """A window that is not given, two meters, a CPU that idles at more than its most."""
         if self.measurement_methodology == "windowed" and self.measurement_window is None:
             found = "measurement_methodology is 'windowed' but there is no measurement_window"
-            yield ("measurement_methodology",), found, "add measurement_window: [begin_s, end_s]"
+            yield (
+                ("measurement_methodology", "measurement_window"),
+                found,
+                "add measurement_window: [begin_s, end_s]",
+            )
         if self.meter not in {None, SAMPLER_METER[self.energy_sampler]} and self.energy_sampler != "auto":
             sampler = "null" if self.energy_sampler is None else repr(self.energy_sampler)
             found = f"meter {self.meter!r} contradicts energy_sampler {sampler}"
@@ -323,7 +334,7 @@ class Gpus(Section):
 
     count: Whole | None = key(None, "How many (default: as many as ids, else 1).", ge=0, le=64)
     kind: Literal["any", "full", "mig"] = key("any", "Whole GPUs, MIG slices, or either.")
-    ids: list[str] | None = key(None, "Exactly these: UUIDs or indices as text.", min_length=1)
+    ids: GpuIds | None = key(None, "Exactly these: UUIDs or indices as text.")
     memory_gb: Number | None = key(None, "Memory that each must have, in gigabytes.", gt=0)
     exclusive: Literal["gpu", "host"] = key(
         "gpu", "No other experiment on the same GPU, or on the whole host."

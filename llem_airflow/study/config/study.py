@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import create_model
 
-from llem_airflow.study.config.base import Consistent, Contradiction, Section, key
+from llem_airflow.study.config.base import Consistent, Contradiction, Section, key, keys_of
 from llem_airflow.study.config.experiment import KEPT
 from llem_airflow.study.config.types import (
     LONGEST_S,
@@ -198,7 +198,11 @@ class AirflowSection(Consistent):
         """Keys that would change what is measured, on a schedule that is not there."""
         for name in ("window", "carry_over"):
             if getattr(self, name) and self.schedule is None:
-                yield (name,), "it holds for scheduled runs, and the study has no schedule", "add `schedule`"
+                yield (
+                    (name, "schedule"),
+                    "it holds for scheduled runs, and the study has no schedule",
+                    "add `schedule`",
+                )
 
     @property
     def compared(self) -> Regression | None:
@@ -264,3 +268,6 @@ class StudyKeys(Section):
 
 
 SWEEP_KEYS = ("sweep", "experiments")
+"""Keys of a file that make experiments of keys; a model cannot describe them."""
+OF_STUDY = (*keys_of(StudyKeys), *SWEEP_KEYS)
+"""Keys of a file that no experiment has."""

@@ -40,11 +40,12 @@ _UNITS_S = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h|d)\s*\Z")
 
 
-def refuse(found: str, allowed: str, path: KeyPath = ()) -> PydanticCustomError:
-    """The error of a validator that says itself what is wrong, at a path below the value."""
-    return PydanticCustomError(
-        "refused", "{found}; {allowed}", {"found": found, "allowed": allowed, "path": path}
-    )
+def refuse(
+    found: str, allowed: str, path: KeyPath = (), suggestion: str | None = None
+) -> PydanticCustomError:
+    """The error of a validator that says itself what is wrong, at a path below the value, and what was meant."""
+    said = {"found": found, "allowed": allowed, "path": path, "suggestion": suggestion}
+    return PydanticCustomError("refused", "{found}; {allowed}", said)
 
 
 def _whole(value: Any) -> Any:
@@ -149,23 +150,21 @@ def _duration_s(value: Any) -> float:
     return found_s
 
 
-def _timezone(name: str) -> str:
+def _timezone(name: Any) -> str:
     try:
-        ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
-        near = closest(name, available_timezones())
-        hint = f"; did you mean {near}?" if near else ""
-        allowed = f"allowed: a name of the IANA list such as Europe/Berlin or UTC{hint}"
-        raise refuse(f"found {show(name)}", allowed) from None
-    return name
+        return str(ZoneInfo(name))
+    except (KeyError, ValueError, OSError, TypeError, AttributeError):
+        near = closest(name, available_timezones()) if isinstance(name, str) else None
+        allowed = "allowed: a name of the IANA list such as Europe/Berlin or UTC"
+        raise refuse(f"found {show(name)}", allowed, suggestion=near) from None
 
 
-def _date(text: str) -> str:
+def _date(text: Any) -> str:
     try:
         # Years at the ends of the calendar overflow as soon as a time zone is applied.
         if 1970 <= datetime.fromisoformat(text).year <= 2100:
-            return text
-    except ValueError:
+            return str(text)
+    except (ValueError, TypeError):
         pass
     allowed = (
         "allowed: a date such as 2026-03-01, or with a time 2026-03-01T02:00:00+00:00, from 1970 to 2100"
@@ -173,13 +172,15 @@ def _date(text: str) -> str:
     raise refuse(f"found {show(text)}", allowed)
 
 
-def _schedule(text: str) -> str:
+def _schedule(text: Any) -> str:
     """A preset, or five fields that croniter takes and that mean the same at every evaluation."""
     from croniter import CroniterBadDateError, croniter  # noqa: PLC0415  # most studies have no schedule
 
+    allowed = f"allowed: a cron expression of 5 fields, one of {', '.join(PRESET_SCHEDULES)}, or null"
+    if not isinstance(text, str):
+        raise refuse(f"found {show(text)}", allowed)
     if text in PRESET_SCHEDULES:
         return text
-    allowed = f"allowed: a cron expression of 5 fields, one of {', '.join(PRESET_SCHEDULES)}, or null"
     fields = text.split()
     if len(fields) in {6, 7} and not text.startswith("@"):
         found = f"found {show(text)}, which has {len(fields)} fields"
@@ -187,7 +188,7 @@ def _schedule(text: str) -> str:
     if re.search(r"(?i)(?<![a-z])[hr](?![a-z])", text) and len(fields) == 5:
         raise refuse(f"found {show(text)}, with a hashed or random field", allowed)
     if len(fields) != 5 or text.startswith("@"):
-        raise refuse(f"found {show(text)}", allowed)
+        raise refuse(f"found {show(text)}", allowed, suggestion=closest(text, PRESET_SCHEDULES))
     try:
         croniter(text, datetime(2026, 1, 1, tzinfo=UTC)).get_next()
     except CroniterBadDateError:
@@ -240,22 +241,29 @@ def _tags(tags: list[str]) -> list[str]:
 def _gpu_indices(indices: list[int]) -> list[int]:
     if any(index < 0 for index in indices):
         raise refuse(f"found {indices}", "allowed: indices from 0, as nvidia-smi shows them")
-    if len(set(indices)) != len(indices):
-        raise refuse(f"found {indices}", "name each GPU once")
     return indices
+
+
+def _each_once(ids: list[Any]) -> list[Any]:
+    if len(set(ids)) != len(ids):
+        raise refuse(f"found {ids}", "name each GPU once")
+    return ids
 
 
 Duration = Annotated[float, PlainValidator(_duration_s), WithJsonSchema({"type": ["number", "string"]})]
 TimesOfDay = Annotated[
     DailyWindow, PlainValidator(_daily_window), PlainSerializer(str), WithJsonSchema({"type": "string"})
 ]
-TimeZone = Annotated[str, AfterValidator(_timezone)]
-Date = Annotated[str, AfterValidator(_date)]
-Schedule = Annotated[str, AfterValidator(_schedule)]
+TimeZone = Annotated[str, PlainValidator(_timezone), WithJsonSchema({"type": "string"})]
+Date = Annotated[str, PlainValidator(_date), WithJsonSchema({"type": "string"})]
+Schedule = Annotated[str, PlainValidator(_schedule), WithJsonSchema({"type": "string"})]
 StudyName = Annotated[Text, AfterValidator(_study_name), _at_most(500)]
 DagId = Annotated[str, AfterValidator(_dag_id)]
 Runner = Annotated[str, AfterValidator(_runner)]
 Owner = Annotated[Text, _at_most(250)]
 Pool = Annotated[Text, _at_most(256)]
 Tags = Annotated[list[str], AfterValidator(_tags)]
-GpuIndices = Annotated[list[Whole], Field(min_length=1), AfterValidator(_gpu_indices)]
+GpuIndices = Annotated[
+    list[Whole], Field(min_length=1), AfterValidator(_gpu_indices), AfterValidator(_each_once)
+]
+GpuIds = Annotated[list[str], Field(min_length=1), AfterValidator(_each_once)]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
 from llem_airflow.study.config.base import FRAGMENT, Section, keys_of, model_of, takes_null
 from llem_airflow.study.config.docs import allowed, value_schema
+from llem_airflow.study.config.experiment import Experiment, key_of_engines
+from llem_airflow.study.config.study import StudyKeys
 from llem_airflow.study.config.types import finite
 from llem_airflow.study.problems import KeyPath, closest, show
 
 Report = Callable[..., None]
 """``report(path, found, allowed, suggestion=None, of_key=False)`` notes one problem."""
+Stage = Literal["whole", "part", "rest"]
 Of = TypeVar("Of", bound=Section)
 WRONG: Any = object()
 """Stands for a value that was reported."""
@@ -27,7 +30,7 @@ def check(
     path: KeyPath,
     report: Report,
     *,
-    stage: Literal["whole", "part", "rest"] = "whole",
+    stage: Stage = "whole",
     swept: Collection[KeyPath] = (),
 ) -> Of | None:
     """The value as the model; every problem goes to ``report``, also those of keys beside a wrong one.
@@ -50,7 +53,7 @@ def check(
         for each in wrong:
             known = stage == "rest" and each.kind != "contradiction"
             if each.place not in told and not known and not (stage == "part" and each.kind == "missing"):
-                each.tell(path, report, swept=swept)
+                each.tell(path, report, swept=swept, told=told)
             told.add(each.place)
         rest = value
         for each in wrong:
@@ -122,13 +125,24 @@ class _Wrong:
         self.place: KeyPath = tuple(place)
         self.model = inner
 
-    def tell(self, path: KeyPath, report: Report, *, below: int = 0, swept: Collection[KeyPath] = ()) -> None:
-        """Report it at its place below ``path``, which has so many of its keys."""
+    def tell(
+        self,
+        path: KeyPath,
+        report: Report,
+        *,
+        below: int = 0,
+        swept: Collection[KeyPath] = (),
+        told: Collection[KeyPath] = (),
+    ) -> None:
+        """Report it at its place below ``path``, which has so many of its keys; no contradiction to a wrong key."""
         where = (*path, *self.place[below:])
         if self.kind == "refused":
-            report((*where, *self.said["path"]), self.said["found"], self.said["allowed"])
+            said = (self.said[name] for name in ("found", "allowed", "suggestion"))
+            report((*where, *self.said["path"]), *said)
         elif self.kind == "contradiction":
             for keys, found, advice in self.said["problems"]:
+                if any((*self.place, key) in told for key in keys):
+                    continue
                 written = [(*where, key) for key in keys if key in self.value]
                 report(next((key for key in written if key in swept), (*written, where)[0]), found, advice)
         elif self.kind == "extra_forbidden":
@@ -191,7 +205,27 @@ def unknown(
     known = [*(also or ()), *keys_of(model)]
     meant = closest(name, known)
     words = "no such key" if meant else f"allowed keys: {', '.join(known)}"
+    if meant is None and also is not None:
+        meant = full_key(name, Experiment, *([StudyKeys] if also else ()))
+        words = "it has another place" if meant else key_of_engines(name) or words
     report(where, found, words[:400], meant, of_key=True)
+
+
+def full_key(name: str, *models: type[Section], before: str = "") -> str | None:
+    """The full dotted key of a bare name, when some section of the models has it."""
+    for model in models:
+        for key, field in keys_of(model).items():
+            if key == name and before:
+                return before + key
+            inner = model_of(field)
+            in_row = get_origin(field.annotation) is list
+            if (
+                inner is not None
+                and not in_row
+                and (found := full_key(name, inner, before=f"{before}{key}."))
+            ):
+                return found
+    return None
 
 
 def without_nulls(model: type[Section], value: Any) -> Any:

@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 from llem_airflow.study.config.base import keys_of, model_of, takes_null
 from llem_airflow.study.config.experiment import Experiment
 from llem_airflow.study.config.paths import Config, merged, overlap
-from llem_airflow.study.config.study import SWEEP_KEYS, StudyKeys
+from llem_airflow.study.config.study import OF_STUDY, StudyKeys
 from llem_airflow.study.file.check import WRONG, Report, check, check_value, unknown, without_nulls
 from llem_airflow.study.file.yaml import Source, read_text
-from llem_airflow.study.names import ENGINE_ALIASES, canonical_key
+from llem_airflow.study.names import ENGINE_ALIASES
 from llem_airflow.study.problems import KeyPath, Problem, StudyFileError, StudyWarning, closest, show
 
 
@@ -45,9 +45,9 @@ class Document:
         """The engine of an experiment that names none."""
         return (self.engines or ["transformers"])[0]
 
-    def refuse(self, path: KeyPath, found: str, allowed: str) -> NoReturn:
-        """Say that the study cannot be planned, at one of its keys."""
-        raise StudyFileError([self.source.problem(path, found, allowed, of_key=True)])
+    def refuse(self, path: KeyPath, found: str, allowed: str, problems: Iterable[Problem] = ()) -> NoReturn:
+        """Say that the study cannot be planned, at one of its keys, beside other problems."""
+        raise StudyFileError([*problems, self.source.problem(path, found, allowed, of_key=True)])
 
     def reporter(self, problems: set[Problem], origin: KeyPath = (), places: Iterable[Any] = ()) -> Report:
         """A function that notes problems of an experiment at the place that wrote the value.
@@ -85,21 +85,7 @@ def read_document(source: Source, folder: Path | None, problems: set[Problem]) -
         _inherit(document, name, folder, own, problems)
     document.fixed = merged(document.fixed, own)
     document.entries = _entries(source.value.get("experiments"), report)
-    if problems:
-        _check_rest(document, report)
     return document
-
-
-def _check_rest(document: Document, report: Report) -> None:
-    """What contradicts beside what is wrong already; where the sweep decides, only its points can tell."""
-    swept = document.source.value.get("sweep")
-    axes = swept.values() if isinstance(swept, dict) else ()
-    rows = [swept, *(row for axis in axes if isinstance(axis, list) for row in axis)]
-    heads = {canonical_key(name).split(".")[0] for row in rows if isinstance(row, dict) for name in row}
-    for name, value in document.fixed.items():
-        section = model_of(keys_of(Experiment)[name])
-        if isinstance(value, dict) and name not in heads and section is not None:
-            check(section, value, (name,), report, stage="rest")
 
 
 def _read_experiment(value: Config, path: KeyPath, report: Report) -> tuple[Config, list[str] | None]:
@@ -109,7 +95,6 @@ def _read_experiment(value: Config, path: KeyPath, report: Report) -> tuple[Conf
     """
     found: Config = {}
     engines: list[str] | None = None
-    of_study = (*keys_of(StudyKeys), *SWEEP_KEYS)
     for name, content in value.items():
         key, where = ENGINE_ALIASES.get(name, name), (*path, name)
         if key == "engine" and isinstance(content, list) and not path:
@@ -120,8 +105,8 @@ def _read_experiment(value: Config, path: KeyPath, report: Report) -> tuple[Conf
             checked = _checked(key, content, where, report)
             if checked is not WRONG:
                 found[key] = checked
-        elif key not in of_study:
-            unknown(Experiment, name, path, report, also=() if path else of_study)
+        elif key not in OF_STUDY:
+            unknown(Experiment, name, path, report, also=() if path else OF_STUDY)
         elif path:
             said = f"{name!r} belongs to the whole study"
             report(where, said, "write it at the top level of the file", of_key=True)
@@ -169,7 +154,7 @@ def _check_versions(keys: StudyKeys, report: Report) -> None:
         if name in names[:index]:
             report(("versions", index, "name"), f"{name!r} is there twice", "give each its own")
     baseline = "previous" if keys.airflow.regression is None else keys.airflow.regression.baseline
-    known = ["previous", *names]
+    known = list(dict.fromkeys(["previous", *names]))
     if baseline not in known:
         path = ("airflow", "regression", "baseline")
         report(path, f"found {show(baseline)}", f"allowed: {', '.join(known)}", closest(baseline, known))

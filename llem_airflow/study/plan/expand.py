@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from llem_airflow.study.config.paths import Config, KeyPath, leaf_paths, lookup, merged
+from llem_airflow.study.file.check import Stage
 from llem_airflow.study.file.document import Document
 from llem_airflow.study.names import ENGINES
 from llem_airflow.study.plan.identity import digest
@@ -56,29 +57,40 @@ class Expansion:
     fired: dict[str, Rule] = field(default_factory=dict)
 
 
-def expand(document: Document, sweep: Sweep) -> Expansion:
+def expand(document: Document, sweep: Sweep, problems: set[Problem]) -> Expansion:
     """Expand a study.
 
+    Args:
+        document: The study file.
+        sweep: Its sweep.
+        problems: What is wrong already: what only whole experiments show is told with it.
+
     Raises:
-        StudyFileError: Keys are missing or contradict each other, modes are mixed, or nothing is left to run.
+        StudyFileError: Something was wrong, keys are missing or contradict each other, modes are mixed, or nothing is
+            left to run.
     """
     engines = _engines(document, sweep)
     count = sum(sweep.count(engine) for engine in engines)
     if count > MOST_POINTS:
         document.refuse(
-            ("sweep",), f"the sweep has {counted(count, 'point')}", f"at most {MOST_POINTS:,}; drop an axis"
+            ("sweep",),
+            f"the sweep has {counted(count, 'point')}",
+            f"at most {MOST_POINTS:,}; drop an axis",
+            problems,
         )
-    checks = _Checks(document, sweep)
+    checks = _Checks(document, sweep, problems)
     mode = checks.run(engines)
+    if mode is None:
+        raise StudyFileError(problems)
     expansion = Expansion()
     judge = _Judge(expansion, collapse=document.keys.study_execution.deduplicate_equivalent)
-    for origin, written, variants in _batches(document, sweep, engines):
-        varied = set() if origin else sweep.paths()
-        batch = Batch(document, origin, written | {"serving_mode": mode}, varied)
+    stage: Stage = "rest" if problems else "whole"
+    for origin, written, varied, variants in _batches(document, sweep, engines, checks):
+        batch = Batch(document, origin, written | {"serving_mode": mode}, varied, stage)
         judge.batch(batch, variants)
-        checks.problems |= batch.problems
-    if checks.problems:
-        raise StudyFileError(checks.problems)
+        problems |= batch.problems
+    if problems:
+        raise StudyFileError(problems)
     expansion.varied = _varied(document, sweep, expansion)
     if not expansion.uniques:
         _nothing_left(document, sweep, expansion)
@@ -86,14 +98,19 @@ def expand(document: Document, sweep: Sweep) -> Expansion:
 
 
 def _batches(
-    document: Document, sweep: Sweep, engines: list[str]
-) -> Iterator[tuple[FilePath, Config, Iterator[Variant]]]:
-    if sweep or not document.entries:
+    document: Document, sweep: Sweep, engines: list[str], checks: _Checks
+) -> Iterator[tuple[FilePath, Config, set[KeyPath], Iterator[Variant]]]:
+    """Where points are written, what they share, what varies, and what each of them sets."""
+    if sweep or not document.entries or checks.about("sweep"):
         for engine in engines:
-            yield (), document.fixed | {"engine": engine}, sweep.points(engine)
+            written = document.fixed | {"engine": engine}
+            if checks.about("sweep"):  # then no point of it can be relied on, but what it leaves alone can
+                yield (), written, {(head,) for head in sweep.heads}, iter(())
+            else:
+                yield (), written, sweep.paths(), sweep.points(engine)
     for index, entry in enumerate(document.entries):
         engine = entry.get("engine") or document.default_engine
-        yield ("experiments", index), merged(document.fixed, entry) | {"engine": engine}, iter([()])
+        yield ("experiments", index), merged(document.fixed, entry) | {"engine": engine}, set(), iter([()])
 
 
 def _engines(document: Document, sweep: Sweep) -> list[str]:
@@ -194,16 +211,18 @@ _NEEDED: dict[KeyPath, str] = {
 class _Checks:
     """What can only be said of whole experiments: required keys, one serving mode, sections that fit."""
 
-    def __init__(self, document: Document, sweep: Sweep) -> None:
-        self.document, self.sweep = document, sweep
-        self.problems: set[Problem] = set()
+    def __init__(self, document: Document, sweep: Sweep, problems: set[Problem]) -> None:
+        self.document, self.sweep, self.problems = document, sweep, problems
+        self._known = frozenset(problems)
 
-    def run(self, engines: list[str]) -> str:
-        """The serving mode of all experiments.
+    def about(self, *keys: str) -> bool:
+        """Whether something is known to be wrong at one of the keys, or was probably meant for it."""
+        return any(
+            problem.path.partition(".")[0] in keys or problem.suggestion in keys for problem in self._known
+        )
 
-        Raises:
-            StudyFileError: Something is missing or does not fit.
-        """
+    def run(self, engines: list[str]) -> str | None:
+        """The serving mode of all experiments; None when that is not known. What is wrong goes to the problems."""
         document = self.document
         modes = {delta.value for v in self.sweep.variants() for delta in v if delta.path == ("serving_mode",)}
         if self.sweep or not document.entries:
@@ -216,10 +235,9 @@ class _Checks:
             self._note(self._mode_path(), found, "make one study for each mode")
         elif modes:
             self._foreign("server" if modes == {"offline"} else "offline", *modes)
-        if self.problems:
-            raise StudyFileError(self.problems)
-        self._foreign_engines(engines)
-        return str(modes.pop())
+        if not self.problems:
+            self._foreign_engines(engines)
+        return str(modes.pop()) if len(modes) == 1 else None
 
     def _note(self, path: FilePath, found: str, allowed: str) -> None:
         self.problems.add(self.document.source.problem(path, found, allowed, of_key=True))
@@ -235,12 +253,15 @@ class _Checks:
         mode = config.get("serving_mode")
         for key, advice in _NEEDED.items():
             needed = key[0] != "server" or mode == "server"
-            if needed and lookup(config, key) is None and key not in swept:
+            known = self.about("base", "sweep", *key) or (path and self.about(f"experiments[{path[1]}]"))
+            if needed and lookup(config, key) is None and key not in swept and not known:
                 self._note(path or key[:1], f"the key {'.'.join(key)!r} is missing", advice)
         return {mode} if mode else set()
 
     def _entry_engine(self, entry: Config, index: int) -> None:
         where = ("experiments", index)
+        if self.about("engine", f"experiments[{index}]"):
+            return
         if "engine" not in entry and len(self.document.engines or ()) > 1:
             found = "the study lists several engines and this entry names none"
             self._note(where, found, "add engine: ... to it")
@@ -254,7 +275,13 @@ class _Checks:
         """Keys of the other mode's section are a problem: nothing would read them."""
         value = self.document.source.value
         places: list[FilePath] = [(section,)] if value.get(section) is not None else []
-        places += [("sweep", name) for name in value.get("sweep") or {} if name.split(".")[0] == section]
+        # Of an axis its key, of a group the key in its entry.
+        places += [
+            place[:2] if place[1] == ".".join(path) or len(place) < 4 else place[:4]
+            for variant in self.sweep.variants()
+            for path, _, place in variant
+            if path[0] == section
+        ]
         places += [
             ("experiments", i, section) for i, entry in enumerate(self.document.entries) if section in entry
         ]

@@ -15,7 +15,7 @@ from llem_airflow.study.config.base import FRAGMENT
 from llem_airflow.study.config.base import Section as ConfigSection
 from llem_airflow.study.config.experiment import Experiment, section_model, with_sampling
 from llem_airflow.study.config.paths import Config, KeyPath, lookup, merged, overlap, with_values, without
-from llem_airflow.study.file.check import check
+from llem_airflow.study.file.check import Stage, check
 from llem_airflow.study.file.document import Document
 from llem_airflow.study.names import OWN_ENGINES
 from llem_airflow.study.plan.identity import NEEDED, canonical_json, identity_view
@@ -83,12 +83,17 @@ class Batch:
     """
 
     def __init__(
-        self, document: Document, origin: tuple[str | int, ...], written: Config, varied: set[KeyPath]
+        self,
+        document: Document,
+        origin: tuple[str | int, ...],
+        written: Config,
+        varied: set[KeyPath],
+        stage: Stage = "whole",
     ) -> None:
         self.engine: str = written["engine"]
         self.problems: set[Problem] = set()
         self.fired: dict[str, Rule] = {}
-        self._document, self._origin, self._written = document, origin, written
+        self._document, self._origin, self._written, self._stage = document, origin, written, stage
         self._known: dict[Any, Section | None] = {}
         names = ["task", "measurement", written["serving_mode"], self.engine]
         names += ["gpus"] * ("gpus" in written)
@@ -155,7 +160,7 @@ class Batch:
         written = with_values(written, ((path, value) for path, value, _ in deltas))
         report = self._document.reporter(self.problems, self._origin, deltas[::-1])
         swept = {path for path, _, _ in deltas}
-        section = check(section_model(name), written[name], (name,), report, swept=swept)
+        section = check(section_model(name), written[name], (name,), report, stage=self._stage, swept=swept)
         found = None if section is None else self._judged(name, self._config(name, section, preset))
         if len(self._moving) != 1:  # else each point has its own, and keeping it would only cost memory
             self._known[key] = found

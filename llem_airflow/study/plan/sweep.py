@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from pydantic.fields import FieldInfo
 
 from llem_airflow.study.config.base import Section, is_mapping, keys_of, model_of, takes_null
-from llem_airflow.study.config.experiment import EngineSection, Experiment
-from llem_airflow.study.config.study import SWEEP_KEYS, StudyKeys
-from llem_airflow.study.file.check import WRONG, Report, check_free, check_value, unknown
+from llem_airflow.study.config.experiment import EngineSection, Experiment, key_of_engines
+from llem_airflow.study.config.study import OF_STUDY
+from llem_airflow.study.file.check import WRONG, Report, check_free, check_value, full_key, unknown
 from llem_airflow.study.file.document import engine_names
 from llem_airflow.study.names import ENGINES, canonical_key
 from llem_airflow.study.problems import KeyPath, closest, show
@@ -87,6 +87,8 @@ class Sweep:
     dimensions: list[Dimension] = field(default_factory=list)
     engines: list[str] = field(default_factory=list)
     """Engines of a swept ``engine`` key."""
+    heads: set[str] = field(default_factory=set)
+    """First parts of all keys that it names, known or not."""
 
     def __bool__(self) -> bool:
         """Whether it sweeps anything."""
@@ -152,6 +154,10 @@ def parse_sweep(value: Any, report: Report) -> Sweep:
             report(path, f"is the same key as {seen[key]!r}", "keep one of them", of_key=True)
             continue
         seen[key] = name
+        rows = [{key: None}, *(content if isinstance(content, list) else ())]
+        sweep.heads |= {
+            canonical_key(one).split(".")[0] for row in rows if isinstance(row, dict) for one in row
+        }
         if key == "engine":
             sweep.engines = engine_names(_axis_values(content, path, report), path, report)
             continue
@@ -225,31 +231,37 @@ def resolve_key(key: str, path: KeyPath, report: Report) -> Key | None:
 def _unknown_axis(
     model: type[Section], parts: tuple[str, ...], depth: int, path: KeyPath, report: Report
 ) -> None:
-    name, before = parts[depth], ".".join(parts[:depth])
-    found = f"unknown key {'.'.join(parts)!r}"[:160]
-    if depth == 0 and (name in keys_of(StudyKeys) or name in SWEEP_KEYS):
-        found = f"{name!r} belongs to the whole study and cannot be swept"
+    name, before, whole = parts[depth], ".".join(parts[:depth]), ".".join(parts)
+    found = f"unknown key {whole!r}"[:160]
+    group = canonical_key(str(path[1])) if len(path) > 2 else ""
+    if depth == 0 and (name in OF_STUDY or group in OF_STUDY):
+        found = f"{name if name in OF_STUDY else group!r} belongs to the whole study and cannot be swept"
         report(path, found, "write it at the top level", of_key=True)
+    elif depth == 0 and group and _known(f"{group}.{whole}"):
+        report(path, found, "a key of a group is a full dotted key", f"{group}.{whole}", of_key=True)
     elif name in model.moved:
         report(path, found, model.moved[name], of_key=True)
-    elif len(parts) == 1 and (deep := _deep(name)):
+    elif len(parts) == 1 and (deep := full_key(name, Experiment)):
         report(path, found, "an axis is a full dotted key", deep, of_key=True)
+    elif len(parts) == 1 and (theirs := key_of_engines(name)):
+        report(path, found, theirs, of_key=True)
     else:
-        meant = closest(name, keys_of(model))
-        suggestion = ".".join(filter(None, (before, meant))) if meant else None
+        meant = _corrected(parts)
         words = f"allowed keys{' of ' + before if before else ''}: {', '.join(keys_of(model))}"
-        report(path, found, "no such key" if meant else words[:300], suggestion, of_key=True)
+        report(path, found, "no such key" if meant else words[:300], meant, of_key=True)
 
 
-def _deep(name: str, model: type[Section] = Experiment, before: str = "") -> str | None:
-    """The full dotted key of a bare name, when some section has it."""
-    for key, each in keys_of(model).items():
-        if key == name and before:
-            return before + key
-        inner = model_of(each)
-        if inner is not None and (found := _deep(name, inner, f"{before}{key}.")):
-            return found
-    return None
+def _corrected(parts: tuple[str, ...]) -> str | None:
+    """The dotted key that is probably meant, as far as it is known."""
+    meant: str | None = None
+    for _ in parts:
+        key, model, depth = _walk(parts)
+        better = None if model is None else closest(parts[depth], keys_of(model))
+        if key is not None or better is None:
+            return ".".join(parts) if key is not None else meant
+        parts = (*parts[:depth], better, *parts[depth + 1 :])
+        meant = ".".join(parts[: depth + 1])
+    return meant
 
 
 def _deltas(key: Key, value: Any, place: KeyPath, report: Report) -> Variant:
@@ -258,11 +270,11 @@ def _deltas(key: Key, value: Any, place: KeyPath, report: Report) -> Variant:
     if section is None and key.is_open and isinstance(value, dict):
         parts = [(Key((*key.path, name)), child, (*place, name)) for name, child in value.items()]
         return tuple(delta for each in parts for delta in _deltas(*each, report))
+    if value is None and key.field is not None and not takes_null(key.field):
+        return ()  # null is the same as leaving the key out
     if section is None:
         checked = _checked(key, value, place, report)
         return () if checked is WRONG else (Delta(key.path, checked, place),)
-    if value is None:
-        return ()
     if not isinstance(value, dict):
         report(place, f"found {show(value)} for the section {'.'.join(key.path)!r}", "sweep one of its keys")
         return ()
@@ -307,8 +319,6 @@ def _variants(variant: dict[str, Any], path: KeyPath, report: Report) -> list[Va
         where = resolve_key(canonical_key(name), (*path, name), report)
         if where is None:
             continue
-        if value is None and where.field is not None and not takes_null(where.field):
-            continue  # null is the same as leaving the key out
         if isinstance(value, list) and not value:
             report((*path, name), f"the list of {name!r} is empty"[:200], "give it at least one value")
             continue
