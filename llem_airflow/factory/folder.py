@@ -41,8 +41,8 @@ def study_dags(
     Args:
         folder: Where the study files lie. ``study_dags(globals(), folder)`` is the same as
             ``study_dags(folder, globals())``.
-        namespace: ``globals()`` of the DAG file, where the DAGs are put. Airflow also finds them without it.
-        strict: Raise on a file with mistakes instead.
+        namespace: ``globals()`` of the DAG file, into which the DAGs are put. Airflow also finds them without it.
+        strict: Raise an error for a file with mistakes, instead of making a DAG that shows them.
         **dag_args: As for :func:`study_dag`.
 
     Returns:

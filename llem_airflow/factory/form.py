@@ -17,7 +17,7 @@ def study_params(study: Study | None, *, offer: bool = True) -> dict[str, Param]
 
     Args:
         study: The study whose names the form offers, or None when the study itself is a field of the form.
-        offer: Offer its names. A worker, which only reads what was chosen, need not look at every experiment.
+        offer: Whether the form lists the study's names. A worker only reads what was chosen and leaves them out.
     """
     known = study.experiments if study and offer else ()
     engines = sorted({each.engine for each in known}) or list(ENGINES)

@@ -52,10 +52,11 @@ def study_dag(
 
     Args:
         study: A loaded study or the path of its file.
-        chain: Run the cycles strictly in the plan's order, one after the other, by dependencies. Without it they
-            are independent tasks whose priorities give the order, which is faster and survives retries better.
-        render: ``static`` makes a task per cycle, ``mapped`` one mapped task, ``auto`` maps above 500 experiments.
-        **operator_args: Passed to every LLEMExperimentOperator, such as ``docker_conn_id`` or ``mem_limit``.
+        chain: Run the cycles one after the other in the plan's order, by dependencies between their tasks. Without it
+            they are independent tasks whose priorities give the order: a failed cycle then holds up no other one.
+        render: ``static`` makes a task for each cycle, ``mapped`` one mapped task for all of them; ``auto`` is
+            ``mapped`` above 500 experiments.
+        **operator_args: Arguments of every LLEMExperimentOperator, such as ``llem_conn_id`` or ``mem_limit``.
 
     Raises:
         StudyFileError: The file has mistakes; the text lists all of them with line and column.
@@ -104,7 +105,7 @@ def adhoc_dag(dag_id: str = "llem_adhoc", **operator_args: Any) -> DAG:
 
     Args:
         dag_id: Id of the DAG.
-        **operator_args: Passed to every cycle, as for :func:`study_dag`.
+        **operator_args: As for :func:`study_dag`.
     """
     with DAG(
         dag_id=dag_id,
@@ -140,8 +141,8 @@ class StudyTaskGroup(TaskGroup):
         study: A loaded study or the path of its file.
         group_id: Id of the group; default: the study's name.
         render: As for :func:`study_dag`.
-        operator_args: Passed to every LLEMExperimentOperator.
-        **kwargs: Those of TaskGroup.
+        operator_args: Arguments of every LLEMExperimentOperator.
+        **kwargs: Arguments of Airflow's TaskGroup.
     """
 
     def __init__(
