@@ -50,12 +50,20 @@ def _run(spec: ExperimentSpec, out: Path) -> int:
         f"llem-airflow {llem_airflow.__version__}: {spec.slug or spec.experiment_hash}, cycle {spec.cycle}, "
         f"{spec.engine}, {spec.model.name}"
     )
-    attempt = Attempt(spec, out, log)
+    attempt = _attempt(spec, out, log)
     on_termination(lambda number: _terminate(number, attempt, log))
     code = _observe(spec, out, attempt, log)
     _leave_within(_EXIT_GRACE_S, code)
     attempt.close()
     return code
+
+
+def _attempt(spec: ExperimentSpec, out: Path, log: EventLog) -> Attempt:
+    if spec.config.get("serving_mode", "offline") == "offline":
+        return Attempt(spec, out, log)
+    from llem_airflow.measurement.server.attempt import ServerAttempt  # noqa: PLC0415  # asyncio and more, only there
+
+    return ServerAttempt(spec, out, log)
 
 
 def _observe(spec: ExperimentSpec, out: Path, attempt: Attempt, log: EventLog) -> int:

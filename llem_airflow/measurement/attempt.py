@@ -51,11 +51,6 @@ class Attempt:
 
     def run(self) -> CycleResult:
         """All phases in order; the result is not written yet."""
-        if self._spec.config.get("serving_mode", "offline") != "offline":
-            raise MeasurementError(
-                f"serving_mode {self._spec.config['serving_mode']!r} cannot be measured yet; use offline",
-                category="bad_parameter",
-            )
         sampler = self._sampler = start_sampler(self._spec.meter, self._out / POWER)
         baselines = self._baselines(sampler)
         baselines.measure("baseline_bare", settle=False)

@@ -50,6 +50,8 @@ _MESSAGES = (
     rule(r"^(?:\w+ )*MeterUnavailableError\b", "meter_unavailable"),
 )
 
+_ADDRESS_IN_USE = rule(r"\baddress already in use\b", "port_taken")
+
 _ERRNO = {
     errno.ENOSPC: "disk_full",
     errno.EDQUOT: "disk_full",
@@ -87,6 +89,19 @@ def recognise(error: BaseException) -> tuple[str | None, bool | None, str]:
     if _killed_before is not None and (oom_kills() or 0) > _killed_before:
         return "out_of_memory_host", False, advice(CATEGORIES["out_of_memory_host"].hint)
     return None, None, ""
+
+
+def from_output(text: str) -> tuple[str, str] | None:
+    """Category and advice for what a program of an engine has printed; None when that tells no known reason.
+
+    Args:
+        text: The last lines.
+    """
+    found = first((*LIBRARIES, _ADDRESS_IN_USE), text)
+    if found is None or found.category == "crash":
+        return None
+    said, _, what_to_do = _told(found)
+    return said, what_to_do
 
 
 def _rule_for(error: BaseException) -> Rule | None:

@@ -16,7 +16,7 @@ from llem_airflow.measurement.meters.cpu_estimate import HostCpuTime
 from llem_airflow.protocol.result import CpuTime
 
 SIGN_EVERY_S = 20.0
-_LEAST_CPU_S = 0.2
+LEAST_CPU_S = 0.2
 _LEAST_IO_BYTES = 1 << 20
 
 
@@ -48,7 +48,7 @@ def work_so_far() -> Work:
 
 def moved_on(before: Work, now: Work) -> bool:
     """Whether enough was done between two looks to call the process alive."""
-    return now.cpu_s - before.cpu_s >= _LEAST_CPU_S or now.io_bytes - before.io_bytes >= _LEAST_IO_BYTES
+    return now.cpu_s - before.cpu_s >= LEAST_CPU_S or now.io_bytes - before.io_bytes >= _LEAST_IO_BYTES
 
 
 def look_every_s(silence_s: float | None) -> float:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from llem_airflow.measurement.engines.contract import Engine, Prompt, Vocabulary
+from llem_airflow.measurement.engines.contract import Encoder, Prompt, Vocabulary
 from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.protocol.spec import ExperimentSpec
 
 
-def prompt_set(spec: ExperimentSpec, engine: Engine) -> tuple[Prompt, ...]:
+def prompt_set(spec: ExperimentSpec, engine: Encoder) -> tuple[Prompt, ...]:
     """The prompts of one pass, in the order of the study.
 
     Raises:

@@ -31,11 +31,22 @@ class Recent:
     temperature_moved_c: float | None = None
 
 
-class _Row(NamedTuple):
+class DeviceRow(NamedTuple):
+    """One sample of a device.
+
+    Attributes:
+        t_ns: When, in nanoseconds of the monotonic clock.
+        device: Its name in power.csv.
+        power_mw: Its power, in milliwatts.
+        temperature_c: Its temperature, in degrees Celsius, or None.
+        event_reasons: NVML's clock event bits, or None.
+    """
+
     t_ns: int
     device: str
     power_mw: float
     temperature_c: float | None
+    event_reasons: int | None = None
 
 
 def recent(path: Path, devices: int = 1) -> Recent | None:
@@ -63,7 +74,20 @@ def mean_power_w(path: Path, span_s: float, devices: int = 1) -> float | None:
     return _mean_w([row for row in rows if rows[-1].t_ns - int(span_s * 1e9) < row.t_ns])
 
 
-def _moved_c(rows: list[_Row], since_ns: int) -> float | None:
+def last_rows(path: Path, span_s: float, devices: int = 1) -> list[DeviceRow]:
+    """The samples of the last so many seconds, all devices, in the order in which they were written.
+
+    Args:
+        path: power.csv.
+        span_s: How far to look back from the last one, in seconds.
+        devices: How many devices write into it.
+    """
+    share = max(span_s / TEMPERATURE_SPAN_S, 1.0)
+    rows = _tail(path, int(_TAIL_BYTES_PER_DEVICE * max(devices, 1) * share))
+    return [row for row in rows if row.t_ns > rows[-1].t_ns - int(span_s * 1e9)]
+
+
+def _moved_c(rows: list[DeviceRow], since_ns: int) -> float | None:
     by_device: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         if row.t_ns >= since_ns and row.temperature_c is not None:
@@ -71,7 +95,7 @@ def _moved_c(rows: list[_Row], since_ns: int) -> float | None:
     return max((max(values) - min(values) for values in by_device.values()), default=None)
 
 
-def _mean_w(rows: list[_Row]) -> float | None:
+def _mean_w(rows: list[DeviceRow]) -> float | None:
     by_device: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         by_device[row.device].append(row.power_mw)
@@ -80,7 +104,7 @@ def _mean_w(rows: list[_Row]) -> float | None:
     return sum(sum(values) / len(values) for values in by_device.values()) / 1e3
 
 
-def _tail(path: Path, length_bytes: int) -> list[_Row]:
+def _tail(path: Path, length_bytes: int) -> list[DeviceRow]:
     if not path.exists():
         return []
     with path.open("rb") as file:
@@ -95,5 +119,7 @@ def _tail(path: Path, length_bytes: int) -> list[_Row]:
         power_mw = row.get("power_instant_mw") or row.get("power_average_mw")
         if power_mw and row.get("t_before_mono_ns"):
             temperature_c = float(row["temperature_c"]) if row.get("temperature_c") else None
-            found.append(_Row(int(row["t_before_mono_ns"]), row["gpu"], float(power_mw), temperature_c))
+            reasons = int(row["event_reasons"]) if row.get("event_reasons") else None
+            at_ns = int(row["t_before_mono_ns"])
+            found.append(DeviceRow(at_ns, row["gpu"], float(power_mw), temperature_c, reasons))
     return found

@@ -83,6 +83,24 @@ CATEGORIES: dict[str, Category] = {
     ),
     "disk_full": Category(True, "make room on the engine's disk (`llem-airflow gc`, `docker system df`)"),
     "config": Category(False, "correct the value that the message names", by_study=True),
+    "server_not_ready": Category(
+        True, "read the end of server.log; if it only needs longer, raise server.startup_timeout_seconds"
+    ),
+    "server_died": Category(
+        True, "read the end of server.log in the evidence; if it comes again, report it to the engine's project"
+    ),
+    "server_errors": Category(
+        False,
+        "read server.log and the column error of the requests; lower the rate, or raise server.max_failed_ratio",
+        by_study=True,
+    ),
+    "port_taken": Category(
+        True, "leave engine_params.port out: a free port is chosen by itself", at_once=True
+    ),
+    "client_limit": Category(
+        False, "raise the limit of open files (ulimit -n), or set server.traffic.concurrency_cap", by_study=True
+    ),
+    "window_cut": Category(True, "the load ended before the window did: read the log in the evidence"),
     "meter_unavailable": Category(
         False, "choose another meter, or give the attempt what that meter reads", by_study=True
     ),

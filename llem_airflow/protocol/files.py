@@ -13,6 +13,11 @@ EVENTS = "events.jsonl"
 POWER = "power.csv"
 REQUESTS = "requests.jsonl"
 
+SERVER_LOG = "server.log"
+SERVER_METRICS = "server.csv"
+LOAD_PLAN = "load.json"
+"""Of a server under load: what it printed, its metrics page once a second, and the schedule made before the window."""
+
 POWER_CHECK = "power_check.csv"
 METER_CHECK = "meter_check.json"
 """A second sampler's rows of the same window, and its Meter: put beside the others by whoever ran both."""

@@ -10,10 +10,12 @@ PHASES = (
     "baseline_context",
     "baseline_loaded",
     "warmup",
+    "ramp",
     "measure",
+    "drain",
     "cooldown",
 )
-"""Phases of an attempt, in order. Each is one ``phase_begin`` and one ``phase_end`` in events.jsonl."""
+"""Phases of an attempt, in order; ``ramp`` and ``drain`` are of a server under load. Each is one ``phase_begin`` and one ``phase_end`` in events.jsonl."""
 
 EVENTS = ("phase_begin", "phase_end", "iteration", "progress", "counter_tick", "baselines_reused", "note")
 """Kinds of events.jsonl rows: ``{"t_mono_ns": int, "event": kind, "phase": name, ...}``.
@@ -64,6 +66,38 @@ REQUEST_FIELDS = (
 ``phase`` is ``warmup`` or ``measure``; ``token_mono_ns`` has one time per generated token, the same for tokens of one
 step; an empty answer has no times and null as its first and last; ``output_token_ids`` are
 kept so that two versions can be compared by what they answered.
+"""
+
+SERVED_FIELDS = (
+    "t_due_mono_ns",
+    "t_end_mono_ns",
+    "status",
+    "chunk_tokens",
+    "error_class",
+    "http_status",
+    "error_text",
+)
+"""More fields of requests.jsonl where a server was asked; null, or not there, in rows of a batch.
+
+Latencies of such a row count from ``t_due_mono_ns``, the time of the schedule, so that a late client cannot hide a wait;
+``t_submit_mono_ns`` is when the client sent it, null when it never did. ``phase`` says when it was due: ``warmup``,
+``ramp`` (before the window), ``measure`` (in it) or ``drain`` (after it). ``status`` is ok, error, timeout, or cut (not
+done when the load was ended); ``error_class``, ``http_status`` and ``error_text`` say why one failed. Counts of tokens
+are the server's own; ``chunk_tokens`` is how many each chunk held, and token ids are not kept.
+"""
+
+SERVER_COLUMNS = (
+    "t_mono_ns",
+    "running",
+    "waiting",
+    "kv_cache_usage_ratio",
+    "preemptions",
+    "prompt_tokens",
+    "generation_tokens",
+)
+"""Columns of server.csv: the server's own metrics page once a second. An empty cell is "not known".
+
+``running`` and ``waiting`` are requests now, the last three count since the server's start.
 """
 
 BOARD_CONDITIONS = (

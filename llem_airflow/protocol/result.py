@@ -35,10 +35,10 @@ class Window:
     Attributes:
         t_begin_mono_ns: Its begin, after device sync and (where there is one) a counter tick.
         t_end_mono_ns: Its end, after device sync.
-        iterations: Passes over a batch of prompts inside it.
-        requests: Requests completed inside it.
+        iterations: Passes over a batch of prompts inside it; 0 for a server under load.
+        requests: Requests completed inside it; of a server, those that were due in it and were answered.
         input_tokens: Prompt tokens of these requests.
-        output_tokens: Generated tokens of these requests.
+        output_tokens: Generated tokens of these requests; of a server, those that came inside it, of any request.
     """
 
     t_begin_mono_ns: int
@@ -115,6 +115,29 @@ class CpuTime:
 
 
 @dataclass(frozen=True)
+class Served:
+    """What belongs to a server under load, beside its requests and server.csv.
+
+    Attributes:
+        command: How the server was started.
+        ready_s: From its start until its health endpoint answered, in seconds.
+        rate_per_s: Arrivals a second that the schedule was drawn for.
+        scheduled: Requests of the schedule that were due in the window.
+        lateness_p99_ms: 99th percentile of how late the client turned to a request, in milliseconds; None when unknown.
+        client_cpu_s: CPU time of the load client, in core-seconds; None when unknown.
+        client_wall_s: How long it ran, in seconds.
+    """
+
+    command: tuple[str, ...]
+    ready_s: float
+    rate_per_s: float
+    scheduled: int
+    lateness_p99_ms: float | None
+    client_cpu_s: float | None
+    client_wall_s: float
+
+
+@dataclass(frozen=True)
 class CycleResult:
     """What one successful attempt observed: ``{hash}_result.json``, written last, whole, by rename.
 
@@ -133,6 +156,7 @@ class CycleResult:
         bundle_version: Version of llem-airflow that made it.
         bundle_sha256: Hash of the measuring code, so that edited code of one version is told apart; None when unknown.
         cpu: CPU time in the window; None when unknown.
+        served: What belongs to a server under load; None for a batch.
     """
 
     schema_version: int
@@ -149,6 +173,7 @@ class CycleResult:
     bundle_version: str
     bundle_sha256: str | None = None
     cpu: CpuTime | None = None
+    served: Served | None = None
 
     def dumps(self) -> str:
         """The result as JSON text."""

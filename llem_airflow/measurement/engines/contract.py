@@ -93,7 +93,17 @@ class EngineFacts:
     settings: dict[str, Any]
 
 
-class Engine(Protocol):
+class Encoder(Protocol):
+    """What prompts are made with: an engine, or a tokenizer alone."""
+
+    def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[tuple[int, ...]]:
+        """Token ids of texts, each cut to ``max_tokens`` tokens from its begin."""
+
+    def vocabulary(self) -> Vocabulary:
+        """What synthetic prompts may be made from."""
+
+
+class Engine(Encoder, Protocol):
     """One inference engine. The module that holds it does the heavy import; the constructor takes nothing."""
 
     def open_context(self) -> bool:
@@ -101,12 +111,6 @@ class Engine(Protocol):
 
     def load(self, spec: ExperimentSpec) -> None:
         """Load the model and everything that generation needs."""
-
-    def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[tuple[int, ...]]:
-        """Token ids of texts, each cut to ``max_tokens`` tokens from its begin."""
-
-    def vocabulary(self) -> Vocabulary:
-        """What synthetic prompts may be made from."""
 
     def batch_size(self) -> int | None:
         """Prompts of one ``generate``, or None for the whole prompt set at once."""

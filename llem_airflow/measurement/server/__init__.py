@@ -1,0 +1,1 @@
+"""An inference server as a child of the attempt: its command, its life, its metrics page, the load upon it."""

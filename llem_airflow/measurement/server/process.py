@@ -1,0 +1,154 @@
+"""A server as a child process: started, waited for, watched, ended. What it prints goes to server.log."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from llem_airflow.measurement.failure import MeasurementError, from_output
+from llem_airflow.measurement.output import seconds_since
+from llem_airflow.measurement.server.command import HOST
+
+HEALTH = "/health"
+_LOOK_EVERY_S = 0.25
+_ANSWER_S = 5.0
+_TERMINATE_S = 15.0
+_TAIL_LINES = 15
+_END_BYTES = 64 * 1024
+
+
+def free_port(wanted: int | None = None) -> int:
+    """A port of loopback on which nothing listens.
+
+    Args:
+        wanted: The one that the study pins; None for any.
+
+    Raises:
+        MeasurementError: Something listens on the wanted one.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free for a server
+        try:
+            probe.bind((HOST, wanted or 0))
+        except OSError as error:
+            raise MeasurementError(
+                f"port {wanted} of {HOST} is taken ({error.strerror}): leave engine_params.port out, and a free one is "
+                "chosen",
+                category="port_taken",
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+class ServerProcess:
+    """A running server. It stays in the session of the attempt, whose CPU time and end are its own, too.
+
+    Attributes:
+        port: Where it listens.
+        ready_s: From its start until it was ready, in seconds; None before.
+    """
+
+    def __init__(self, argv: tuple[str, ...], port: int, log: Path) -> None:
+        self._log, self.port = log, port
+        self.ready_s: float | None = None
+        self._begin_ns = time.monotonic_ns()
+        with log.open("ab") as output:
+            try:
+                self._process = subprocess.Popen(
+                    argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+                )
+            except FileNotFoundError as error:
+                raise MeasurementError(
+                    f"the server's command {argv[0]!r} is not in this image: choose an image that holds the server",
+                    category="engine_missing",
+                ) from error
+
+    def wait_ready(self, timeout_s: float, on_wait: Callable[[], None]) -> None:
+        """Return when the health endpoint answers.
+
+        Args:
+            timeout_s: Longest wait since the start, in seconds.
+            on_wait: Called at every look, to show that it lives.
+
+        Raises:
+            MeasurementError: It ended, or took longer.
+        """
+        while not self._healthy():
+            self.check()
+            if seconds_since(self._begin_ns) > timeout_s:
+                raise self._failed(
+                    f"the server did not answer {HEALTH} within {timeout_s:g} s", "server_not_ready"
+                )
+            on_wait()
+            time.sleep(_LOOK_EVERY_S)
+        self.ready_s = seconds_since(self._begin_ns)
+
+    def check(self) -> None:
+        """Make sure that it runs.
+
+        Raises:
+            MeasurementError: It has ended.
+        """
+        code = self._process.poll()
+        if code is not None:
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            when = "before it was ready" if self.ready_s is None else "while it was measured"
+            raise self._failed(f"the server ended by itself {when}, with {how}", "server_died")
+
+    def get(self, path: str) -> bytes | None:
+        """The body of one of its pages; None when it does not answer or does not have it."""
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=_ANSWER_S)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            body = answer.read()
+            return body if answer.status == http.HTTPStatus.OK else None
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+    def stop(self) -> None:
+        """End it, in good order if it lets us. May be called twice."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_TERMINATE_S)
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def _healthy(self) -> bool:
+        return self.get(HEALTH) is not None
+
+    def _failed(self, what: str, category: str) -> MeasurementError:
+        return server_error(what, self._log, category)
+
+
+def server_error(what: str, log: Path, category: str) -> MeasurementError:
+    """A failure of a server with the end of its log, and the reason that the log tells where it is a known one.
+
+    Args:
+        what: What was seen from here.
+        log: What it printed.
+        category: The kind of failure where the log tells none.
+    """
+    end = _end_of(log)
+    said, advice = from_output(end) or (category, "")
+    lines = [line for line in end.splitlines() if line.strip()][-_TAIL_LINES:]
+    shown = "\n  ".join(["The end of its log (server.log):", *(lines or ["(nothing)"])])
+    return MeasurementError("\n".join(filter(None, (f"{what}.", advice, shown))), category=said)
+
+
+def _end_of(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - _END_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
