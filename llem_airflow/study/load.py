@@ -6,12 +6,14 @@ from pathlib import Path
 
 from llem_airflow.study.config.experiment import GPU_METERS
 from llem_airflow.study.config.paths import Config
+from llem_airflow.study.config.study import Execution
 from llem_airflow.study.file.document import Document, read_document
 from llem_airflow.study.file.yaml import Source, read_text
 from llem_airflow.study.names import plain_name
 from llem_airflow.study.plan.expand import Expansion, Unique, expand
 from llem_airflow.study.plan.findings import warnings_of
 from llem_airflow.study.plan.identity import Slugs, canonical_json, digest
+from llem_airflow.study.plan.lengths import longest_s
 from llem_airflow.study.plan.model import Duplicates, Experiment, GpuRequest, Plan, PlannedCycle, Study
 from llem_airflow.study.plan.order import CANARY_CYCLE, Run, canaries, gaps_s, ordered
 from llem_airflow.study.plan.sweep import parse_sweep
@@ -93,11 +95,19 @@ def _experiments(document: Document, expansion: Expansion) -> tuple[Experiment, 
                 runner=runner,
                 image=image,
                 gpus=_gpus(config, execution.gpu_indices),
-                wall_clock_s=execution.experiment_timeout_s,
+                wall_clock_s=_wall_clock_s(config, execution),
                 silence_s=execution.silence_s,
             )
         )
     return tuple(result)
+
+
+def _wall_clock_s(config: Config, execution: Execution) -> float:
+    """Longest life of an attempt: what is written, else the default, which a server's phases can exceed."""
+    server, written = config.get("server"), "experiment_timeout_s" in execution.model_fields_set
+    if server is None or written:
+        return execution.experiment_timeout_s
+    return max(execution.experiment_timeout_s, longest_s(server))
 
 
 def _id(slug: str, unique: Unique, taken: set[str]) -> str:
@@ -135,7 +145,7 @@ def _plan(
     execution = document.keys.study_execution
     runs = _runs(document, experiments)
     pauses_s = gaps_s(runs, execution.experiment_order, *gaps)
-    bound_s = sum(pauses_s) + len(runs) * execution.experiment_timeout_s
+    bound_s = sum(pauses_s) + sum(experiments[index].wall_clock_s or 0.0 for index, _ in runs)
     counts = [experiment.gpus.count for experiment in experiments]
     known = [count for count in counts if count is not None]
     return Plan(

@@ -33,17 +33,11 @@ def experiment_spec(
 
     Raises:
         PromptsError: The prompts cannot be had.
-        NotImplementedError: The experiment is of server mode.
         KeyError: The study has no such version.
     """
     if version is not None:
         experiment = experiment.at_version(study.version(version))
     config = experiment.config
-    if config["serving_mode"] == "server":
-        raise NotImplementedError(
-            f"{experiment.id}: running serving_mode: server is not supported yet; "
-            "the study can be planned and validated"
-        )
     task, measurement = config["task"], config["measurement"]
     dataset = task["dataset"]
     return ExperimentSpec(

@@ -289,7 +289,9 @@ class Traffic(Section):
     moved: ClassVar = {"window_requests": "not supported: a window is a duration; use window_seconds"}
 
     rate: Number = key(..., "Requests per second.", gt=0)
-    arrival: Literal["poisson", "gamma"] = key("poisson", "Distribution of the gaps between arrivals.")
+    arrival: Literal["poisson", "gamma", "constant"] = key(
+        "poisson", "Distribution of the gaps between arrivals."
+    )
     burstiness: Number | None = key(
         None,
         "Coefficient of variation of the gaps, for gamma: larger is burstier, 1 is poisson. vLLM's "
@@ -299,7 +301,12 @@ class Traffic(Section):
     window_seconds: Number = key(240, "Length of the measured window, in seconds.", gt=0)
     ramp_exclusion_seconds: Number = key(30, "Load before the window, in seconds.", ge=0)
     concurrency_cap: Whole | None = key(None, "Most requests in flight.", ge=1)
-    seed: Whole | None = key(None, "Seed of the arrivals.")
+    request_timeout_seconds: Number = key(
+        600, "How long after it was due a request is given up, in seconds.", gt=0
+    )
+    seed: Whole | None = key(
+        None, "Seed of the arrivals (default: task.random_seed); each cycle draws its own from it."
+    )
     slo: Slo | None = None
 
 
@@ -319,6 +326,10 @@ class Server(Section):
     traffic: Traffic
     warmup: ServerWarmup = ServerWarmup()
     cooldown_seconds: Number = key(0, "Pause after a rate level, in seconds.", ge=0)
+    startup_timeout_seconds: Number = key(900, "Longest time until the server is ready, in seconds.", gt=0)
+    max_failed_ratio: Number = key(
+        0.05, "A cycle fails when more of the window's requests fail than this share.", ge=0, le=1
+    )
 
     def config(self) -> Config:
         """The section as it is measured, with the bounds as they are written."""

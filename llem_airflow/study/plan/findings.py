@@ -12,6 +12,7 @@ from llem_airflow.study.config.study import StudyKeys
 from llem_airflow.study.file.document import Document
 from llem_airflow.study.names import ENGINES, INVALID_PREFIX, RESERVED_DAG_IDS, dag_id_of
 from llem_airflow.study.plan.expand import Expansion
+from llem_airflow.study.plan.lengths import under_load_s
 from llem_airflow.study.plan.model import Experiment, Study
 from llem_airflow.study.plan.order import balanced
 from llem_airflow.study.plan.sweep import Sweep
@@ -66,6 +67,7 @@ def warnings_of(
     found += _datasets(experiments)
     found += _open_ended(document)
     found += _burstiness(experiments)
+    found += _idle_in_server_mode(document, experiments)
     found += _unknown_engine_keys(document, sweep)
     return tuple(dict.fromkeys(found))
 
@@ -182,6 +184,23 @@ def _burstiness(experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning]:
             return
 
 
+_BATCH_ONLY = {
+    ("measurement", "min_window_seconds"): "the window of a server is server.traffic.window_seconds long",
+    ("vllm", "engine_params", "host"): "the server listens on loopback, inside its container",
+    ("vllm", "engine_params", "model"): "the model is task.model",
+    ("vllm", "sampling_params", "detokenize"): "a server answers with text",
+}
+"""Keys of an experiment that nothing reads where a server is measured, and why."""
+
+
+def _idle_in_server_mode(document: Document, experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning]:
+    if any(experiment.config["serving_mode"] == "server" for experiment in experiments):
+        for path, why in _BATCH_ONLY.items():
+            line = _line(document, path)
+            if line is not None:
+                yield StudyWarning("no-effect", f"{'.'.join(path)} has no effect here: {why}", line)
+
+
 def _open_ended(document: Document) -> Iterator[StudyWarning]:
     task = document.source.value.get("task")
     if isinstance(task, dict) and task.get("max_output_tokens", 0) is None:
@@ -227,17 +246,8 @@ def _names(config: Config, before: KeyPath) -> Iterator[tuple[str, str, str, Key
 
 def not_runnable(study: Study) -> list[Problem]:
     """Why no run of the study could end well, each with its place; empty when nothing is known against it."""
-    found = [*_server(study), *_reserved(study), *_too_short(study)]
+    found = [*_reserved(study), *_too_short(study)]
     return [study.problem(*each) for each in found]
-
-
-def _server(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
-    if any(each.config["serving_mode"] == "server" for each in study.experiments):
-        yield (
-            ("serving_mode",),
-            "found server, which cannot run yet: such a study can only be planned",
-            "use serving_mode: offline to measure",
-        )
 
 
 def _reserved(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
@@ -259,7 +269,7 @@ def _too_short(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
     needed_s = min(map(least_s, study.experiments), default=0.0)
     for key, limit_s in limits:
         if limit_s is not None and limit_s <= needed_s:
-            needs = f"{needed_s:g} s at least: warm-up, idle power and measurement.min_window_seconds"
+            needs = f"{needed_s:g} s at least: warm-up, idle power and window"
             found = f"it ends a cycle after {limit_s:g} s, and each takes {needs}"
             yield ("study_execution", key), found, "raise it, or shorten the window"
 
@@ -268,7 +278,10 @@ def least_s(experiment: Experiment) -> float:
     """Seconds that a cycle takes at least: its window, and the idle power and the warm-up that the study asks for."""
     measurement = experiment.config["measurement"]
     baseline = measurement["baseline"]
-    warmup = (experiment.config.get("offline") or {}).get("warmup") or {}
     idle_s = (baseline["duration_seconds"] or 0) if baseline["enabled"] else 0
+    server = experiment.config.get("server")
+    if server is not None:
+        return float(idle_s + under_load_s(server, server["warmup"]["mode"] == "fixed"))
+    warmup = (experiment.config.get("offline") or {}).get("warmup") or {}
     warm_s = (warmup.get("thermal_floor_seconds") or 0) if warmup.get("enabled") else 0
     return float(measurement["min_window_seconds"] + idle_s + warm_s)

@@ -68,7 +68,13 @@ def identity_view(config: Config) -> Config:
     gpus, server = config.get("gpus"), config.get("server")
     if gpus is not None:
         config = config | {"gpus": {"count": gpus["count"], "kind": gpus["kind"]}}
-    return config if server is None else without(config, ("server", "traffic", "slo"))
+    for key in _NOT_MEASURED if server is not None else ():
+        config = without(config, ("server", *key))
+    return config
+
+
+_NOT_MEASURED = (("traffic", "slo"), ("startup_timeout_seconds",), ("max_failed_ratio",))
+"""Keys of ``server`` that judge a cycle or bound it, and change nothing of what is measured."""
 
 
 NEEDED: dict[str, Config] = {"task": {"model": "-"}, "server": {"traffic": {"rate": 1}}}
