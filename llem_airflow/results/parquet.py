@@ -44,10 +44,18 @@ REQUESTS_SCHEMA = pa.schema(
         ("token_mono_ns", pa.list_(pa.int64())),
         ("output_token_ids", pa.list_(pa.int32())),
         ("finish_reason", _NAMES),
+        ("t_due_mono_ns", pa.int64()),
+        ("t_end_mono_ns", pa.int64()),
+        ("status", _NAMES),
+        ("chunk_tokens", pa.list_(pa.int32())),
+        ("error_class", _NAMES),
+        ("http_status", pa.int32()),
+        ("error_text", pa.string()),
     ],
     metadata=_METADATA,
 )
-"""requests.parquet: one row a request."""
+"""requests.parquet: one row a request. The columns from ``t_due_mono_ns`` on are null for a batch, and not in older
+files."""
 
 POWER_OPTIONS: dict[str, Any] = {
     "compression": "zstd",
