@@ -87,7 +87,8 @@ CATEGORIES: dict[str, Category] = {
         True, "read the end of server.log; if it only needs longer, raise server.startup_timeout_seconds"
     ),
     "server_died": Category(
-        True, "read the end of server.log in the evidence; if it comes again, report it to the engine's project"
+        True,
+        "read the end of server.log in the evidence; if it comes again, report it to the engine's project",
     ),
     "server_errors": Category(
         False,
@@ -98,7 +99,9 @@ CATEGORIES: dict[str, Category] = {
         True, "leave engine_params.port out: a free port is chosen by itself", at_once=True
     ),
     "client_limit": Category(
-        False, "raise the limit of open files (ulimit -n), or set server.traffic.concurrency_cap", by_study=True
+        False,
+        "raise the limit of open files (ulimit -n), or set server.traffic.concurrency_cap",
+        by_study=True,
     ),
     "window_cut": Category(True, "the load ended before the window did: read the log in the evidence"),
     "meter_unavailable": Category(

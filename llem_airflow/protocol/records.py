@@ -15,7 +15,10 @@ PHASES = (
     "drain",
     "cooldown",
 )
-"""Phases of an attempt, in order; ``ramp`` and ``drain`` are of a server under load. Each is one ``phase_begin`` and one ``phase_end`` in events.jsonl."""
+"""Phases of an attempt, in order; ``ramp`` and ``drain`` are of a server under load.
+
+Each is one ``phase_begin`` and one ``phase_end`` in events.jsonl.
+"""
 
 EVENTS = ("phase_begin", "phase_end", "iteration", "progress", "counter_tick", "baselines_reused", "note")
 """Kinds of events.jsonl rows: ``{"t_mono_ns": int, "event": kind, "phase": name, ...}``.
@@ -79,11 +82,11 @@ SERVED_FIELDS = (
 )
 """More fields of requests.jsonl where a server was asked; null, or not there, in rows of a batch.
 
-Latencies of such a row count from ``t_due_mono_ns``, the time of the schedule, so that a late client cannot hide a wait;
-``t_submit_mono_ns`` is when the client sent it, null when it never did. ``phase`` says when it was due: ``warmup``,
-``ramp`` (before the window), ``measure`` (in it) or ``drain`` (after it). ``status`` is ok, error, timeout, or cut (not
-done when the load was ended); ``error_class``, ``http_status`` and ``error_text`` say why one failed. Counts of tokens
-are the server's own; ``chunk_tokens`` is how many each chunk held, and token ids are not kept.
+Latencies of such a row count from ``t_due_mono_ns``, the time of the schedule, so that a late client cannot hide a
+wait; ``t_submit_mono_ns`` is when the client sent it, null when it never did. ``phase`` says when it was due:
+``warmup``, ``ramp`` (before the window), ``measure`` (in it) or ``drain`` (after it). ``status`` is ok, error, timeout,
+or cut (not done when the load was ended); ``error_class``, ``http_status`` and ``error_text`` say why one failed. Counts
+of tokens are the server's own; ``chunk_tokens`` is how many each chunk held, and token ids are not kept.
 """
 
 SERVER_COLUMNS = (

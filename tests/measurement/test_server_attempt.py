@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from llem_airflow.measurement.load.arrivals import arrival_times
+from llem_airflow.measurement.server.traffic import traffic_of
 from llem_airflow.protocol.files import LOAD_PLAN, SERVER_LOG, SERVER_METRICS
 from llem_airflow.protocol.records import SERVER_COLUMNS
 from llem_airflow.protocol.spec import ExperimentSpec, Limits
@@ -21,7 +23,9 @@ RATE = 20.0
 TOKENS = 8
 
 
-def served(*, limits: Limits | None = None, engine_params: dict[str, Any] | None = None, **server: Any) -> ExperimentSpec:
+def served(
+    *, limits: Limits | None = None, engine_params: dict[str, Any] | None = None, **server: Any
+) -> ExperimentSpec:
     """A window of 2 s at 20 requests/s, after 0.5 s of warm-up and 0.5 s of ramp."""
     traffic = {
         "rate": RATE,
@@ -40,8 +44,14 @@ def served(*, limits: Limits | None = None, engine_params: dict[str, Any] | None
         "startup_timeout_seconds": 10.0,
         "max_failed_ratio": 0.05,
     }
-    config = {"serving_mode": "server", "server": full | server, "measurement": {"baseline": {"enabled": False}}}
-    return spec_of("vllm", {"engine_params": engine_params or {}}, output_tokens=TOKENS, config=config, limits=limits)
+    config = {
+        "serving_mode": "server",
+        "server": full | server,
+        "measurement": {"baseline": {"enabled": False}},
+    }
+    return spec_of(
+        "vllm", {"engine_params": engine_params or {}}, output_tokens=TOKENS, config=config, limits=limits
+    )
 
 
 def attempt(folder: Path, spec: ExperimentSpec, mode: str = "") -> Ran:
@@ -88,7 +98,9 @@ def test_tokens_of_the_window_are_those_that_came_in_it(ran: Ran) -> None:
 def test_every_answer_has_the_length_that_was_asked_for_and_a_time_for_each_token(ran: Ran) -> None:
     for row in of_window(ran):
         assert (row["status"], row["output_tokens"], len(row["token_mono_ns"])) == ("ok", TOKENS, TOKENS)
-        assert row["t_due_mono_ns"] <= row["t_submit_mono_ns"] < row["t_first_mono_ns"] <= row["t_last_mono_ns"]
+        assert (
+            row["t_due_mono_ns"] <= row["t_submit_mono_ns"] < row["t_first_mono_ns"] <= row["t_last_mono_ns"]
+        )
 
 
 def test_the_metrics_page_is_kept_once_a_second(ran: Ran) -> None:
@@ -114,9 +126,7 @@ def test_the_result_says_how_the_server_was_started_and_what_the_client_took(ran
     assert ran.result.engine_version == "0.0.stub"
 
 
-def test_two_cycles_have_arrivals_of_their_own(tmp_path: Path) -> None:
-    from llem_airflow.measurement.server.traffic import traffic_of
-
+def test_two_cycles_have_arrivals_of_their_own() -> None:
     first, again, second = (traffic_of(replace(served(), cycle=cycle)).due_s for cycle in (1, 1, 2))
     assert first == again != second
     assert first != traffic_of(served()).warmup_due_s(3.5)
@@ -148,14 +158,14 @@ def test_some_failed_requests_are_borne_where_the_study_says_so(tmp_path: Path) 
     assert borne.code == 0, borne.stdout
     failed = [row for row in of_window(borne) if row["status"] != "ok"]
     assert failed
-    assert {(row["status"], row["error_class"], row["http_status"]) for row in failed} == {("error", "http_status", 500)}
+    assert {(row["status"], row["error_class"], row["http_status"]) for row in failed} == {
+        ("error", "http_status", 500)
+    }
     assert borne.result.window.requests == len(of_window(borne)) - len(failed)
     assert borne.result.served.scheduled == len(of_window(borne))
 
 
 def test_a_pinned_port_that_is_taken_is_told(tmp_path: Path) -> None:
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

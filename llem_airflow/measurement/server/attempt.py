@@ -1,7 +1,7 @@
 """One attempt of a server under load, from its start to the result: one rate, one window.
 
-Phases: load -> idle server -> warm-up -> ramp -> window -> drain -> cooldown. A request belongs to the window by its due
-time; energy and tokens by when they were used and came.
+Phases: load -> idle server -> warm-up -> ramp -> window -> drain -> cooldown. A request belongs to the window by its
+due time; energy and tokens by when they were used and came.
 """
 
 from __future__ import annotations
@@ -193,7 +193,10 @@ class ServerAttempt(Attempt):
                 self._log.progress(min(elapsed_s, rules.longest_s), rules.longest_s, text)
             time.sleep(min(_LOOK_S * (4 if rules.gated else 1), max(0.01, rules.longest_s - elapsed_s)))
         if rules.gated:
-            return "cap_time", f"not steady when the time ran out ({rules.longest_s:g} s): {'; '.join(closed)}"
+            return (
+                "cap_time",
+                f"not steady when the time ran out ({rules.longest_s:g} s): {'; '.join(closed)}",
+            )
         return "fixed", rules.reason or f"{rules.longest_s:g} s of load, as the study asks"
 
     def _under_load(self, sampler: Sampler, ready: _Ready, traffic: Traffic) -> tuple[Window, Served]:
@@ -211,7 +214,9 @@ class ServerAttempt(Attempt):
         with self._log.phase("drain"):
             client = self._end_load(load, DRAIN_S + EDGE_S + _END_S)
             totals = sort_by_due_time(self._out / _LOAD_ROWS, self._out / REQUESTS, begin_ns, end_ns)
-            self._log.note(f"{totals.answered} of {totals.due} requests that were due in the window were answered")
+            self._log.note(
+                f"{totals.answered} of {totals.due} requests that were due in the window were answered"
+            )
         ready.server.check()
         self._check_window(totals, client)
         window = Window(begin_ns, end_ns, 0, totals.answered, totals.input_tokens, totals.output_tokens)
@@ -265,7 +270,8 @@ class ServerAttempt(Attempt):
             server.check()
             if load.ended:
                 raise MeasurementError(
-                    f"the load client ended {left_s:.1f} s before the {self._log.phase_name} was over; see the log above",
+                    f"the load client ended {left_s:.1f} s before the end of the phase {self._log.phase_name}; "
+                    "see the log above",
                     category="window_cut",
                 )
             self._check_wall_clock()

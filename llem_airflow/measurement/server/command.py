@@ -108,7 +108,16 @@ def _trtllm(spec: ExperimentSpec, port: int, scratch: Path) -> ServerCommand:
     options = scratch / "trtllm-options.yaml"
     options.write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
     source = source_of(spec)
-    argv = ["trtllm-serve", source, "--host", HOST, "--port", str(port), "--extra_llm_api_options", str(options)]
+    argv = [
+        "trtllm-serve",
+        source,
+        "--host",
+        HOST,
+        "--port",
+        str(port),
+        "--extra_llm_api_options",
+        str(options),
+    ]
     if backend is not None:
         argv += ["--backend", {"trt": "tensorrt", "torch": "pytorch"}.get(str(backend), str(backend))]
     return ServerCommand(tuple(argv), source, settings)

@@ -33,7 +33,9 @@ def free_port(wanted: int | None = None) -> int:
         MeasurementError: Something listens on the wanted one.
     """
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free for a server
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # a port in TIME_WAIT is free for a server
         try:
             probe.bind((HOST, wanted or 0))
         except OSError as error:

@@ -43,7 +43,8 @@ class Handler(BaseHTTPRequestHandler):
             Counts.prompts += len(body["prompt"])
             number = Counts.requests
         if MODE == "die" and number > 20:
-            print("Fatal: the engine core has died", flush=True)
+            sys.stdout.write("Fatal: the engine core has died\n")
+            sys.stdout.flush()
             os._exit(3)
         if MODE == "refuse" and number % 3 == 0:
             self.answer('{"error": {"message": "the engine is sad"}}', 500)
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--port", type=int)
     known, _ = parser.parse_known_args()
     if MODE == "broken":
-        print("ValueError: No available memory for the cache blocks. Try increasing gpu_memory_utilization.")
+        sys.stdout.write("ValueError: No available memory for the cache blocks. Try raising it.\n")
         sys.exit(1)
     ThreadingHTTPServer((known.host, known.port), Handler).serve_forever()
 

@@ -1,0 +1,160 @@
+"""The pure parts around a server: its command, its metrics page, its warm-up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llem_airflow.measurement.failure import MeasurementError
+from llem_airflow.measurement.recent_power import DeviceRow
+from llem_airflow.measurement.server.command import flags, pinned_port, sampling_fields, server_command
+from llem_airflow.measurement.server.scrape import labels, row
+from llem_airflow.measurement.server.warmup import closed_gates, load_warmup
+from tests.measurement.running import spec_of
+
+
+def test_engine_parameters_become_flags() -> None:
+    parameters: dict[str, Any] = {
+        "max_num_seqs": 8,
+        "enforce_eager": True,
+        "enable_prefix_caching": False,
+        "gpu_memory_utilization": 0.9,
+        "dtype": "auto",
+        "compilation_config": {"level": 3},
+        "cudagraph_capture_sizes": [1, 2, 4],
+        "middleware": [],
+        "quantization": None,
+    }
+    assert list(flags(parameters)) == [
+        *("--max-num-seqs", "8", "--enforce-eager", "--no-enable-prefix-caching"),
+        *("--gpu-memory-utilization", "0.9", "--dtype", "auto", "--compilation-config", '{"level": 3}'),
+        *("--cudagraph-capture-sizes", "1", "2", "4"),
+    ]
+
+
+def test_what_the_study_says_of_the_engine_wins_over_ours(tmp_path: Path) -> None:
+    spec = spec_of(
+        "vllm",
+        {"engine_params": {"dtype": "bfloat16", "enable_prefix_caching": True, "port": 9, "host": "x"}},
+    )
+    command = server_command(spec, 8123, tmp_path).argv
+    assert command[command.index("--dtype") + 1] == "bfloat16"
+    assert command[command.index("--port") + 1] == "8123"
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert "--enable-prefix-caching" in command
+    assert "--no-enable-prefix-caching" not in command
+    assert pinned_port(spec) == 9
+
+
+def test_tensorrt_gets_its_parameters_as_a_file(tmp_path: Path) -> None:
+    spec = spec_of("tensorrt", {"engine_params": {"max_batch_size": 4, "backend": "trt"}})
+    command = server_command(spec, 8123, tmp_path).argv
+    assert command[:2] == ("trtllm-serve", "m")
+    assert command[command.index("--backend") + 1] == "tensorrt"
+    options = Path(command[command.index("--extra_llm_api_options") + 1])
+    assert json.loads(options.read_text()) == {"max_batch_size": 4}
+
+
+def test_an_engine_without_a_server_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MeasurementError, match="transformers has no inference server"):
+        server_command(spec_of("transformers", {}), 8123, tmp_path)
+
+
+def test_requests_have_a_fixed_length_and_the_study_s_sampling() -> None:
+    fixed = sampling_fields(spec_of("vllm", {"sampling_params": {"top_p": 0.9, "top_k": None}}), 16)
+    assert fixed == {"min_tokens": 16, "temperature": 0.0, "top_p": 0.9}
+    open_ended = sampling_fields(spec_of("vllm", {"sampling_params": {"ignore_eos": False}}), 16)
+    assert "min_tokens" not in open_ended
+
+
+PAGE = """\
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="llem"} 3.0
+vllm:num_requests_running{engine="1",model_name="llem"} 2.0
+vllm:num_requests_waiting{engine="0",model_name="llem"} 7.0
+vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 9.0
+vllm:kv_cache_usage_perc{engine="0"} 0.5
+vllm:kv_cache_usage_perc{engine="1"} 0.25
+vllm:num_preemptions_created{engine="0"} 1.7958e+09
+vllm:generation_tokens_total{engine="0"} NaNsense
+vllm:cache_config_info{block_size="16",kv_cache_size_tokens="4096",note="a \\"b\\", c"} 1.0
+"""
+
+
+def test_a_metrics_page_becomes_a_row_and_what_is_not_on_it_is_not_known() -> None:
+    assert row(PAGE, 5) == {
+        "t_mono_ns": 5,
+        "running": 5,
+        "waiting": 7,
+        "kv_cache_usage_ratio": 0.375,
+        "preemptions": None,
+        "prompt_tokens": None,
+        "generation_tokens": None,
+    }
+    assert labels(PAGE, "vllm:cache_config_info")["kv_cache_size_tokens"] == "4096"
+    assert labels("", "vllm:cache_config_info") == {}
+
+
+def samples(
+    power: Any, *, temperature: Any = lambda _t: 60.0, reasons: Any = lambda _t: 0, device: str = "g"
+) -> list[DeviceRow]:
+    """Seventy seconds at 10 Hz."""
+    return [
+        DeviceRow(round(t * 1e9), device, power(t), temperature(t), reasons(t))
+        for t in (i / 10 for i in range(700))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "closed"),
+    [
+        pytest.param(samples(lambda _t: 200e3), "", id="level"),
+        pytest.param(samples(lambda t: 100e3 if int(t) % 4 else 300e3), "", id="bursts"),
+        pytest.param(samples(lambda t: 200e3 + 500 * t), "power changed by", id="rises"),
+        pytest.param(
+            samples(lambda _t: 2e5, temperature=lambda t: 50 + t / 10), "temperature moved", id="heats"
+        ),
+        pytest.param(
+            samples(lambda _t: 2e5, reasons=lambda t: 0x20 if t > 69 else 4), "throttled", id="throttled"
+        ),
+        pytest.param(samples(lambda _t: 2e5, reasons=lambda _t: 4), "", id="power cap is no fault"),
+        pytest.param(samples(lambda _t: 2e5)[:300], "less than 60 s", id="too short"),
+        pytest.param(
+            sorted(samples(lambda _t: 2e5) + samples(lambda t: 1e5 + 1e3 * t, device="h")),
+            "h: power",
+            id="one of two",
+        ),
+    ],
+)
+def test_a_warm_up_ends_when_power_temperature_and_clocks_of_every_device_are_steady(
+    rows: list[DeviceRow], closed: str
+) -> None:
+    found = "; ".join(closed_gates(rows, 0))
+    assert (closed in found) if closed else found == ""
+
+
+def test_load_before_the_warm_up_does_not_count() -> None:
+    assert closed_gates(samples(lambda _t: 2e5), round(20e9)) == ["less than 60 s under load"]
+
+
+@pytest.mark.parametrize(
+    ("warmup", "meter", "gated", "longest_s"),
+    [
+        ({"mode": "composite"}, "nvml", True, 900),
+        ({"mode": "composite"}, "cpu-estimate", False, 30),
+        ({"mode": "composite", "timeout_seconds": 5}, "none", False, 5),
+        ({"mode": "fixed"}, "nvml", False, 300),
+        ({"mode": "fixed", "duration_seconds": 0}, "nvml", False, 0),
+    ],
+)
+def test_a_warm_up_is_gated_where_the_meter_can_see(
+    warmup: dict[str, Any], meter: str, gated: bool, longest_s: float
+) -> None:
+    rules = load_warmup(
+        {"server": {"warmup": {"timeout_seconds": 900, "duration_seconds": 300} | warmup}}, meter
+    )
+    assert (rules.gated, rules.longest_s) == (gated, longest_s)
+    assert bool(rules.reason) == (warmup["mode"] == "composite" and not gated)
