@@ -85,8 +85,8 @@ SERVED_FIELDS = (
 Latencies of such a row count from ``t_due_mono_ns``, the time of the schedule, so that a late client cannot hide a
 wait; ``t_submit_mono_ns`` is when the client sent it, null when it never did. ``phase`` says when it was due:
 ``warmup``, ``ramp`` (before the window), ``measure`` (in it) or ``drain`` (after it). ``status`` is ok, error, timeout,
-or cut (not done when the load was ended); ``error_class``, ``http_status`` and ``error_text`` say why one failed. Counts
-of tokens are the server's own; ``chunk_tokens`` is how many each chunk held, and token ids are not kept.
+or cut (not done when the load was ended); ``error_class``, ``http_status`` and ``error_text`` say why one failed.
+Counts of tokens are the server's own; ``chunk_tokens`` is how many each chunk held, and token ids are not kept.
 """
 
 SERVER_COLUMNS = (
