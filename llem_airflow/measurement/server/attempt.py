@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from llem_airflow.measurement.attempt import COOLDOWN_S, Attempt
-from llem_airflow.measurement.baseline import idle
 from llem_airflow.measurement.engines.contract import EngineFacts, Prompt
 from llem_airflow.measurement.engines.model_size import weight_counts
 from llem_airflow.measurement.engines.model_source import source_facts, weights_folder
 from llem_airflow.measurement.failure import MeasurementError
+from llem_airflow.measurement.idle_power import idle
 from llem_airflow.measurement.load.client import ClientFacts
 from llem_airflow.measurement.load.process import LoadError, LoadProcess
 from llem_airflow.measurement.output import EventLog, anchor, seconds_since
