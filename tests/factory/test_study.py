@@ -199,7 +199,6 @@ def test_a_name_that_airflow_takes_for_no_dag_id_becomes_one_like_it(
         'airflow: {schedule: "@every 5m"}',
         'airflow: {schedule: "@once"}',
         "measurement: 0x_",
-        "serving_mode: server\nengine: vllm\nsweep:\nrunners:\nserver: {traffic: {rate: 2}}",
     ],
 )
 def test_what_airflow_could_not_run_is_that_file_s_mistake_in_validate_and_in_the_folder(

@@ -27,11 +27,11 @@ FACTORY = "llem_airflow.factory.study"
 SCHEDULE = "llem_airflow.factory.schedule"
 OUTCOME = "llem_airflow.operators.outcome"
 STATED = "llem_airflow.analysis.metrics"
-SERVER = "serving_mode"
-"""Keys of server mode are read when it runs; until then the consumer is the one that says that it does not."""
+SERVER = "llem_airflow.measurement.server"
+SLO = ("ttft_ms", "tpot_ms", "percentile")
 
 READERS: dict[str, str] = {
-    "serving_mode": f"{SPEC}:serving_mode",
+    "serving_mode": "llem_airflow.measurement.__main__:serving_mode",
     "engine": f"{SPEC}:engine",
     "task.model": f"{LOAD}:model",
     "task.random_seed": "llem_airflow.measurement.generation:random_seed",
@@ -58,6 +58,28 @@ READERS: dict[str, str] = {
         for key in ("enabled", "n_prompts", "thermal_floor_seconds", "convergence_detection", "cv_threshold")
     },
     **{f"offline.warmup.{key}": f"{WARMUP}:{key}" for key in ("min_prompts", "max_prompts", "window_size")},
+    **{
+        f"server.traffic.{key}": f"{SERVER}.traffic:{key}"
+        for key in (
+            "rate",
+            "arrival",
+            "burstiness",
+            "window_seconds",
+            "ramp_exclusion_seconds",
+            "concurrency_cap",
+            "request_timeout_seconds",
+            "seed",
+        )
+    },
+    **{f"server.traffic.slo.{key}": f"llem_airflow.analysis.serving:{key}" for key in SLO},
+    **{
+        f"server.warmup.{key}": f"{SERVER}.warmup:{key}"
+        for key in ("mode", "timeout_seconds", "duration_seconds")
+    },
+    **{
+        f"server.{key}": f"{SERVER}.attempt:{key}"
+        for key in ("cooldown_seconds", "startup_timeout_seconds", "max_failed_ratio")
+    },
     "sampling_preset": "llem_airflow.study.plan.resolve:sampling_preset",
     "passthrough_kwargs": "llem_airflow.measurement.generation:passthrough_kwargs",
     **{f"gpus.{key}": f"llem_airflow.runners.gpus:{key}" for key in ("count", "kind", "ids", "memory_gb")},
@@ -143,8 +165,6 @@ def _without_effect() -> set[str]:
 
 
 def _reader(key: str) -> str | None:
-    if key.startswith("server."):
-        return f"{SPEC}:{SERVER}"
     if key.startswith(("runners.", "images.")):
         return f"{PLANNING}:{key.split('.', 1)[0]}"
     return READERS.get(key)

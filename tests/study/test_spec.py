@@ -77,13 +77,32 @@ def test_an_unknown_version_names_those_that_there_are() -> None:
         experiment_spec(found, found.experiments[0], 1, version="v9")
 
 
-def test_server_mode_parses_plans_and_says_that_it_does_not_run_yet() -> None:
-    found = study(
-        "server: {traffic: {rate: 2}}\n", head="serving_mode: server\nengine: vllm\ntask: {model: m}\n"
-    )
+def test_a_server_is_told_its_traffic_and_given_the_time_that_its_phases_take() -> None:
+    head = "serving_mode: server\nengine: vllm\ntask: {model: m}\n"
+    found = study("server: {traffic: {rate: 2}}\n", head=head)
     assert len(found.plan.planned_cycles) == 3
-    with pytest.raises(NotImplementedError, match="running serving_mode: server is not supported yet"):
-        _spec(found)
+    told = _spec(found)
+    assert told.config["server"]["traffic"]["rate"] == 2
+    assert told.config["server"]["traffic"]["window_seconds"] == 240
+    # Start and warm-up of 900 s at most, ramp and window, and what is around them.
+    assert told.limits.wall_clock_s == 900 + 900 + 30 + 240 + 300
+    written = study(
+        "server: {traffic: {rate: 2}}\nstudy_execution: {experiment_timeout_seconds: 700}\n", head=head
+    )
+    assert _spec(written).limits.wall_clock_s == 700
+
+
+def test_keys_of_a_batch_are_told_to_have_no_effect_on_a_server() -> None:
+    found = study(
+        "server: {traffic: {rate: 2}}\nmeasurement: {min_window_seconds: 9}\nvllm: {engine_params: {host: x}}\n",
+        head="serving_mode: server\nengine: vllm\ntask: {model: m}\n",
+    )
+    told = [one.message for one in found.plan.warnings if one.code == "no-effect"]
+    assert any("measurement.min_window_seconds has no effect here" in text for text in told)
+    assert any("vllm.engine_params.host has no effect here" in text for text in told)
+    batch = HEAD.replace("cpu-estimate", "cpu-estimate, min_window_seconds: 9")
+    offline = study(head=batch)
+    assert not any("min_window_seconds" in one.message for one in offline.plan.warnings)
 
 
 def test_a_dataset_that_is_not_shipped_is_stood_in_for_and_that_is_told() -> None:

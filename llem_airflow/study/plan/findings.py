@@ -194,11 +194,15 @@ _BATCH_ONLY = {
 
 
 def _idle_in_server_mode(document: Document, experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning]:
-    if any(experiment.config["serving_mode"] == "server" for experiment in experiments):
+    if _served(experiments):
         for path, why in _BATCH_ONLY.items():
             line = _line(document, path)
             if line is not None:
                 yield StudyWarning("no-effect", f"{'.'.join(path)} has no effect here: {why}", line)
+
+
+def _served(experiments: tuple[Experiment, ...]) -> bool:
+    return any(experiment.config["serving_mode"] == "server" for experiment in experiments)
 
 
 def _open_ended(document: Document) -> Iterator[StudyWarning]:
@@ -269,7 +273,8 @@ def _too_short(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
     needed_s = min(map(least_s, study.experiments), default=0.0)
     for key, limit_s in limits:
         if limit_s is not None and limit_s <= needed_s:
-            needs = f"{needed_s:g} s at least: warm-up, idle power and window"
+            window = "server.traffic" if _served(study.experiments) else "measurement.min_window_seconds"
+            needs = f"{needed_s:g} s at least: warm-up, idle power and {window}"
             found = f"it ends a cycle after {limit_s:g} s, and each takes {needs}"
             yield ("study_execution", key), found, "raise it, or shorten the window"
 

@@ -73,7 +73,12 @@ def identity_view(config: Config) -> Config:
     return config
 
 
-_NOT_MEASURED = (("traffic", "slo"), ("startup_timeout_seconds",), ("max_failed_ratio",))
+_NOT_MEASURED = (
+    ("traffic", "slo"),
+    ("traffic", "request_timeout_seconds"),
+    ("startup_timeout_seconds",),
+    ("max_failed_ratio",),
+)
 """Keys of ``server`` that judge a cycle or bound it, and change nothing of what is measured."""
 
 
