@@ -10,9 +10,10 @@ from typing import Any
 from llem_airflow.analysis import metrics
 from llem_airflow.analysis.checks import Flag, flags, second_sampler
 from llem_airflow.analysis.energy import EnergyOfWindow, of_the_model, window_energy
-from llem_airflow.analysis.latency import COLUMNS, Distribution, Requests, latency
+from llem_airflow.analysis.latency import COLUMNS, SERVED_COLUMNS, Distribution, Requests, latency
 from llem_airflow.analysis.metrics import METRICS, UndefinedMetricError
 from llem_airflow.analysis.series import Phase, StoredPower, phases, stored_power
+from llem_airflow.analysis.serving import serving
 from llem_airflow.protocol.records import BOARD_CONDITIONS
 from llem_airflow.protocol.result import CycleResult, Window
 from llem_airflow.protocol.spec import ExperimentSpec
@@ -224,13 +225,14 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
     result, config = ref.result(), ref.config()
     environment, record, events = ref.environment(), ref.provenance(), ref.events()
     power = stored_power(ref, record, expected=result.meter.kind != "none")
-    requests, requests_problem = _requests(ref)
+    table, requests_problem = _requests(ref)
+    requests = Requests.of(table)
     energy = window_energy(
         power.columns,
         result.meter,
         result.window,
         events=events,
-        requests=requests,
+        requests=None if result.served else requests,
         expected_gpus=_given(record) or config.meter.gpus,
         limits_w=_limits_w(environment),
     )
@@ -244,7 +246,9 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
         host=host if isinstance(host, Mapping) else None,
     )
     found += second_sampler(ref, result.window, energy)
-    found += _own_flags(power, requests_problem, requests, result.window)
+    found += _own_flags(power, requests_problem, requests, result)
+    seen = serving(table, result, energy, config.config, ref.server_metrics())
+    found += seen.flags
     marks = phases(events)
     row = Cycle(
         experiment=ref.experiment_id,
@@ -273,7 +277,7 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
         active_over=energy.active_over,
         warmup=result.warmup.outcome,
         flags=found,
-        measures=measures(result.window, energy, requests, marks),
+        measures=measures(result.window, energy, requests, marks) | seen.measures,
         fingerprint=fingerprint(
             config, result, environment, record, semantics_version=energy.semantics_version
         ),
@@ -360,7 +364,7 @@ def _own_flags(
     power: StoredPower,
     requests_problem: str | None,
     requests: Requests,
-    window: Window,
+    result: CycleResult,
 ) -> tuple[Flag, ...]:
     """Flags about the streams themselves, which only the reader of the store can see."""
     found = []
@@ -378,11 +382,11 @@ def _own_flags(
         )
     if requests_problem:
         found.append(_flag("requests_unreadable", requests_problem, "latencies of this cycle are absent"))
-    return (*found, *_request_flags(requests, window))
+    return (*found, *_request_flags(requests, result))
 
 
-def _request_flags(requests: Requests, window: Window) -> list[Flag]:
-    found = []
+def _request_flags(requests: Requests, result: CycleResult) -> list[Flag]:
+    found, window = [], result.window
     if requests.disordered:
         found.append(
             _flag(
@@ -393,7 +397,9 @@ def _request_flags(requests: Requests, window: Window) -> list[Flag]:
             )
         )
     if len(requests):
-        n, tokens = len(requests), requests.tokens
+        n, tokens = len(requests) - int(requests.failed.sum()), requests.tokens
+        if result.served:  # the window's tokens are those that came in it, of whatever request
+            tokens = window.output_tokens
         if empty := int((requests.output_tokens == 0).sum()):
             found.append(
                 _flag(
@@ -419,12 +425,12 @@ def _flag(code: str, message: str, next_step: str) -> Flag:
     return Flag(code=code, message=message, next_step=next_step, threshold="", severity="warning")
 
 
-def _requests(ref: CycleRef) -> tuple[Requests, str | None]:
-    """Requests that were submitted in the window, and why they cannot be read."""
+def _requests(ref: CycleRef) -> tuple[Any, str | None]:
+    """The table of the requests, and why it cannot be read."""
     try:
-        return Requests.of(ref.requests(list(COLUMNS))), None
+        return ref.requests([*COLUMNS, *SERVED_COLUMNS], optional=SERVED_COLUMNS), None
     except ResultReadError as error:
-        return Requests.of(REQUESTS_SCHEMA.empty_table()), str(error)
+        return REQUESTS_SCHEMA.empty_table(), str(error)
 
 
 def _defined(metric: Callable[[], float]) -> float | None:
@@ -437,7 +443,7 @@ def _defined(metric: Callable[[], float]) -> float | None:
 def _latency_columns(name: str, seen: Distribution | None) -> dict[str, float | None]:
     return {
         f"{name}_{key}_s": getattr(seen, f"{key}_s") if seen else None
-        for key in ("mean", "p50", "p95", "p99")
+        for key in ("mean", "p50", "p90", "p95", "p99")
     }
 
 

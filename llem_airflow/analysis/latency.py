@@ -1,7 +1,9 @@
 """Latency of requests, with the names and formulas of vLLM's benchmark.
 
-t0 is the submission, t1 the first token, tn the last token, n the number of generated tokens. A request whose times run
-backwards has none of these latencies (``Requests.disordered`` counts them); an answer without a token has no TTFT.
+t0 is the submission (of a server, when the schedule had the request due, so that a late client hides no wait), t1 the
+first token, tn the last token, n the number of generated tokens. A request whose times run backwards has none of these
+latencies (``Requests.disordered`` counts them), nor has one that a server did not answer; an answer without a token has
+no TTFT.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from llem_airflow.analysis.metrics import P95_FROM, P99_FROM
+from llem_airflow.analysis.metrics import P90_FROM, P95_FROM, P99_FROM
 from llem_airflow.analysis.series import Floats
 
 Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 COLUMNS = (
     "phase",
@@ -30,6 +33,9 @@ COLUMNS = (
     "token_mono_ns",
 )
 """Columns of requests.parquet that are computed with."""
+
+SERVED_COLUMNS = ("t_due_mono_ns", "t_end_mono_ns", "status")
+"""More of them where a server was asked; null, or not there, for a batch."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,13 @@ class Requests:
         origin_ns: Monotonic nanoseconds that all times are counted from, so that floats hold them exactly.
         iteration: Pass over the prompts; -1 is not known.
         output_tokens: Generated tokens.
-        submit_ns: When each was submitted.
+        submit_ns: When each was submitted, or was due.
         first_ns: When its first token came.
         last_ns: When its last token came.
         token_ns: When each token came, request by request.
         tokens_from: Where the tokens of each request begin in ``token_ns``, and at last its length.
+        failed: Which of them a server did not answer; no time but the first is known of these, and no tokens.
+        end_ns: When each was over, also without an answer.
         disordered: Requests whose times ran backwards.
     """
 
@@ -59,6 +67,8 @@ class Requests:
     last_ns: Floats
     token_ns: Floats
     tokens_from: Ints
+    failed: Flags
+    end_ns: Floats
     disordered: int = 0
 
     @classmethod
@@ -67,20 +77,23 @@ class Requests:
         rows = (
             table if phase is None else table.filter(pc.equal(table.column("phase").cast(pa.string()), phase))
         )
-        origin_ns = pc.min(rows.column("t_submit_mono_ns")).as_py() or 0
+        submitted = pc.coalesce(_column(rows, "t_due_mono_ns", pa.int64()), rows.column("t_submit_mono_ns"))
+        origin_ns = pc.min(submitted).as_py() or 0
         times = rows.column("token_mono_ns").combine_chunks()
         counts = times.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
         found = cls(
             origin_ns=origin_ns,
             iteration=rows.column("iteration").fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64),
             output_tokens=_floats(rows.column("output_tokens")),
-            submit_ns=_since(rows.column("t_submit_mono_ns"), origin_ns),
+            submit_ns=_since(submitted, origin_ns),
             first_ns=_since(rows.column("t_first_mono_ns"), origin_ns),
             last_ns=_since(rows.column("t_last_mono_ns"), origin_ns),
             token_ns=_since(times.flatten(), origin_ns),
             tokens_from=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
+            failed=_failed(rows),
+            end_ns=_since(_column(rows, "t_end_mono_ns", pa.int64()), origin_ns),
         )
-        return found._in_order()
+        return cls._in_order(_without_failed(found))
 
     def _in_order(self) -> Requests:
         """The same, without the times of the requests whose times run backwards."""
@@ -118,6 +131,30 @@ class Requests:
         return found
 
 
+def _without_failed(found: Requests) -> Requests:
+    """The same, without what is known of the failed ones but that they were asked."""
+    if not found.failed.any():
+        return found
+    return replace(
+        found,
+        output_tokens=np.where(found.failed, np.nan, found.output_tokens),
+        first_ns=np.where(found.failed, np.nan, found.first_ns),
+        last_ns=np.where(found.failed, np.nan, found.last_ns),
+        token_ns=np.where(np.repeat(found.failed, np.diff(found.tokens_from)), np.nan, found.token_ns),
+    )
+
+
+def _failed(rows: Any) -> Flags:
+    status = pc.fill_null(_column(rows, "status", pa.string()).cast(pa.string()), "ok")
+    found: Flags = pc.not_equal(status, "ok").to_numpy(zero_copy_only=False)
+    return found
+
+
+def _column(rows: Any, name: str, kind: Any) -> Any:
+    """A column that may not be there, then of nulls."""
+    return rows.column(name) if name in rows.column_names else pa.chunked_array([pa.nulls(len(rows), kind)])
+
+
 def _since(times: Any, origin_ns: int) -> Floats:
     return _floats(pc.subtract(times, origin_ns))
 
@@ -138,6 +175,7 @@ class Distribution:
         n: Number of values (requests; for ITL, gaps).
         mean_s: Mean.
         p50_s: Median.
+        p90_s: 90th percentile; None below 10 values.
         p95_s: 95th percentile; None below 20 values.
         p99_s: 99th percentile; None below 100 values.
     """
@@ -145,6 +183,7 @@ class Distribution:
     n: int
     mean_s: float
     p50_s: float
+    p90_s: float | None
     p95_s: float | None
     p99_s: float | None
 
@@ -233,28 +272,43 @@ def distribution(values_s: Floats) -> Distribution | None:
     if known.size == 0:
         return None
     n = int(known.size)
-    p50, p95, p99 = (float(value) for value in np.percentile(known, (50, 95, 99)))
+    p50, p90, p95, p99 = (float(value) for value in np.percentile(known, (50, 90, 95, 99)))
     return Distribution(
-        n, float(known.mean()), p50, p95 if n >= P95_FROM else None, p99 if n >= P99_FROM else None
+        n,
+        float(known.mean()),
+        p50,
+        p90 if n >= P90_FROM else None,
+        p95 if n >= P95_FROM else None,
+        p99 if n >= P99_FROM else None,
     )
 
 
-def goodput_requests_per_s(requests: Requests, window_s: float, limits_s: Mapping[str, float]) -> float:
-    """Requests that met every limit, per second of the window.
+def good_requests(requests: Requests, limits_s: Mapping[str, float]) -> Flags:
+    """Which requests met every limit. A latency equal to its limit meets it.
 
     An answer of one token has no TPOT and meets every limit of it, as in vLLM's benchmark, where it counts as 0: no
-    token came late. An answer without a token is never good.
+    token came late. An answer without a token is never good, and neither is a request that failed.
+
+    Args:
+        requests: Measured requests.
+        limits_s: Largest ``ttft``, ``tpot`` and ``e2el``, in seconds; an unknown one fails its limit.
+    """
+    measured = {"ttft": ttft_s, "tpot": _tpot_for_limit_s, "e2el": e2el_s}
+    good: Flags = (requests.output_tokens != 0) & ~requests.failed
+    for name, limit_s in limits_s.items():
+        good &= measured[name](requests) <= limit_s
+    return good
+
+
+def goodput_requests_per_s(requests: Requests, window_s: float, limits_s: Mapping[str, float]) -> float:
+    """Requests that met every limit, per second of the window; see ``good_requests``.
 
     Args:
         requests: Measured requests.
         window_s: Length of the window, in seconds.
-        limits_s: Largest ``ttft``, ``tpot`` and ``e2el``, in seconds; an unknown one fails its limit.
+        limits_s: As for ``good_requests``.
     """
-    measured = {"ttft": ttft_s, "tpot": _tpot_for_limit_s, "e2el": e2el_s}
-    good = requests.output_tokens != 0
-    for name, limit_s in limits_s.items():
-        good &= measured[name](requests) <= limit_s
-    return float(good.sum()) / window_s
+    return float(good_requests(requests, limits_s).sum()) / window_s
 
 
 def _tpot_for_limit_s(requests: Requests) -> Floats:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # that module needs SciPy, and DAG files load this one
     from llem_airflow.analysis.statistics import Description
 
+P90_FROM = 10
 P95_FROM = 20
 P99_FROM = 100
-"""Smallest numbers of values that have a 95th (and 5th) and a 99th percentile: below them less than one value lies
-beyond it, and the percentile only says what the largest value was."""
+"""Smallest numbers of values that have a 90th, a 95th (and 5th) and a 99th percentile: below them less than one value
+lies beyond it, and the percentile only says what the largest value was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ def _latencies(name: str, label: str, definition: str) -> tuple[Metric, ...]:
     shares = (
         ("mean", "mean"),
         ("p50", "median"),
+        ("p90", f"90th percentile (from {P90_FROM} values on)"),
         ("p95", f"95th percentile (from {P95_FROM} values on)"),
         ("p99", f"99th percentile (from {P99_FROM} values on)"),
     )
@@ -54,6 +56,83 @@ def _latencies(name: str, label: str, definition: str) -> tuple[Metric, ...]:
         for key, text in shares
     )
 
+
+_SERVED: tuple[Metric, ...] = (
+    Metric(
+        "energy_per_good_request_j",
+        "Energy per good request",
+        "J",
+        "lower",
+        "energy of the window / requests due in it that met every bound of server.traffic.slo",
+        energy=True,
+    ),
+    Metric(
+        "offered_requests_per_s",
+        "Offered rate",
+        "1/s",
+        "-",
+        "requests due in the window / length of the window",
+    ),
+    Metric(
+        "goodput_requests_per_s",
+        "Goodput",
+        "1/s",
+        "higher",
+        "requests due in the window that met every bound of server.traffic.slo / length of the window",
+    ),
+    Metric(
+        "slo_attainment_ratio",
+        "SLO attainment",
+        "",
+        "higher",
+        "requests due in the window that met every bound of server.traffic.slo / all that were due in it",
+    ),
+    Metric(
+        "failed_ratio", "Failed requests", "", "lower", "1 - requests answered / requests due in the window"
+    ),
+    Metric(
+        "idle_power_w", "Idle server", "W", "-", "power of the loaded server without a request", energy=True
+    ),
+    Metric(
+        "idle_share_ratio",
+        "Idle share",
+        "",
+        "-",
+        "power of the loaded server without a request x length of the window / energy of the window",
+        energy=True,
+    ),
+    Metric(
+        "kv_cache_usage_mean_ratio",
+        "KV cache in use, mean",
+        "",
+        "-",
+        "by the server's metrics page, once a second",
+    ),
+    Metric(
+        "kv_cache_usage_max_ratio",
+        "KV cache in use, most",
+        "",
+        "-",
+        "by the server's metrics page, once a second",
+    ),
+    Metric(
+        "queue_mean_requests",
+        "Queue, mean",
+        "requests",
+        "-",
+        "requests waiting, by the server's metrics page",
+    ),
+    Metric("queue_max_requests", "Queue, longest", "requests", "-", "as before"),
+    Metric("preemptions", "Preemptions", "requests", "-", "in the window, by the server's metrics page"),
+    Metric(
+        "client_lateness_p99_s",
+        "Client lateness p99",
+        "s",
+        "-",
+        "99th percentile of how late the load client turned to a request; latencies hold it",
+    ),
+)
+"""Of a server under load alone."""
 
 METRICS: tuple[Metric, ...] = (
     Metric(
@@ -141,6 +220,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("requests", "Requests", "requests", "-", "requests completed in the window"),
     Metric("load_s", "Model load", "s", "-", "length of the phase load, outside the window"),
     Metric("warmup_s", "Warm-up", "s", "-", "length of the warm-up, outside the window"),
+    *_SERVED,
 )
 """Every metric, the headline first."""
 

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from llem_airflow.analysis.energy import EnergyOfWindow
 from llem_airflow.analysis.flags import Flag
 from llem_airflow.analysis.latency import Requests, good_requests, ttft_s
 from llem_airflow.analysis.series import Floats
-from llem_airflow.protocol.result import Served, Window
+from llem_airflow.protocol.result import CycleResult, Served, Window
 
 BLOCKS = 10
 """Parts of the window whose mean backlogs are compared: requests that wait together are one observation."""
@@ -127,6 +128,49 @@ def server_rows(text: str, window: Window) -> dict[str, Floats]:
         return {}
     inside = (found["t_mono_ns"] >= window.t_begin_mono_ns) & (found["t_mono_ns"] <= window.t_end_mono_ns)
     return {name: column[inside] for name, column in found.items()}
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What only a server under load has.
+
+    Attributes:
+        measures: Metric name to value.
+        flags: Reasons to doubt.
+    """
+
+    measures: Mapping[str, float | None]
+    flags: tuple[Flag, ...]
+
+
+def serving(
+    table: Any, result: CycleResult, energy: EnergyOfWindow, config: Mapping[str, Any], server_csv: str
+) -> Serving:
+    """Metrics and flags of a server's cycle; nothing for a batch.
+
+    Args:
+        table: The requests of all phases.
+        result: What the attempt observed.
+        energy: Energy of the window.
+        config: The experiment's configuration.
+        server_csv: Text of server.csv.
+    """
+    served, window = result.served, result.window
+    if served is None:
+        return Serving({}, ())
+    requests, every = Requests.of(table), Requests.of(table, phase=None)
+    loaded = next((one.power_w for one in energy.baselines if one.name == "baseline_loaded"), None)
+    measures = serving_measures(
+        requests,
+        served,
+        window,
+        slo=slo_of(config),
+        energy_j=energy.energy_j,
+        idle_w=loaded,
+        server=server_rows(server_csv, window),
+    )
+    seen = backlog(every.submit_ns + every.origin_ns, every.end_ns + every.origin_ns, window)
+    return Serving(measures, tuple(serving_flags(requests, served, window, seen)))
 
 
 def serving_measures(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -118,29 +119,36 @@ class GroupedWriter:
             self._waiting, self._waiting_rows = [], 0
 
 
-def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> Any:
-    """A Parquet file of a folder as a ``pyarrow.Table``.
+def read_table(
+    folder: Folder, name: str, columns: list[str] | None = None, optional: Collection[str] = ()
+) -> Any:
+    """A Parquet file of a folder as a ``pyarrow.Table``; arguments as for ``decode_table``.
 
     Raises:
         ResultReadError: It is missing, does not open, or lacks a column.
     """
-    return decode_table(folder.read_evidence(name), f"{folder.url}/{name}", columns)
+    return decode_table(folder.read_evidence(name), f"{folder.url}/{name}", columns, optional)
 
 
-def decode_table(data: bytes, where: str, columns: list[str] | None = None) -> Any:
+def decode_table(
+    data: bytes, where: str, columns: list[str] | None = None, optional: Collection[str] = ()
+) -> Any:
     """A Parquet file in memory as a table.
 
     Args:
         data: The file.
         where: Its name, for the error.
         columns: The columns to decode; else all.
+        optional: Those of ``columns`` that older files do not have.
 
     Raises:
         ResultReadError: It does not open, or lacks a column.
     """
     try:
         stored = pq.ParquetFile(pa.BufferReader(data))
-        absent = sorted(set(columns or ()) - set(stored.schema_arrow.names))
+        there = set(stored.schema_arrow.names)
+        columns = columns and [name for name in columns if name in there or name not in optional]
+        absent = sorted(set(columns or ()) - there)
         if absent:
             raise pa.ArrowInvalid(f"there is no column {absent[0]}")
         return stored.read(columns=columns, use_threads=False)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from llem_airflow.protocol import PROTOCOL_VERSION
 from llem_airflow.protocol.failures import advice
+from llem_airflow.protocol.files import SERVER_METRICS
 from llem_airflow.protocol.result import AttemptError, CycleResult, Meter
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.typed_json import ProtocolError, from_json
@@ -74,9 +75,14 @@ class CycleRef(_Stored):
                     rows.append(row)
         return rows
 
-    def requests(self, columns: list[str] | None = None) -> Any:
-        """Requests as a ``pyarrow.Table``."""
-        return _table(self.folder, layout.REQUESTS, columns)
+    def requests(self, columns: list[str] | None = None, optional: Collection[str] = ()) -> Any:
+        """Requests as a ``pyarrow.Table``: all columns, or some, of which older files may lack the optional ones."""
+        return _table(self.folder, layout.REQUESTS, columns, optional)
+
+    def server_metrics(self) -> str:
+        """The server's metrics page once a second, as CSV; empty where there was no server."""
+        there = self.folder.exists(SERVER_METRICS)
+        return self.folder.read(SERVER_METRICS).decode(errors="replace") if there else ""
 
     def power(self, columns: list[str] | None = None) -> Any:
         """Power samples as a ``pyarrow.Table``."""
@@ -183,8 +189,8 @@ def _typed(folder: Folder, name: str, cls: type[T], *, versioned: bool = True) -
         raise ResultReadError(str(error)) from error
 
 
-def _table(folder: Folder, name: str, columns: list[str] | None) -> Any:
+def _table(folder: Folder, name: str, columns: list[str] | None, optional: Collection[str] = ()) -> Any:
     # Airflow imports this room before every task, and Arrow takes half a second that only readers of tables owe.
     from llem_airflow.results.parquet import read_table  # noqa: PLC0415
 
-    return read_table(folder, name, columns)
+    return read_table(folder, name, columns, optional)
