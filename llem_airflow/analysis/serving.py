@@ -139,7 +139,7 @@ class Serving:
         flags: Reasons to doubt.
     """
 
-    measures: Mapping[str, float | None]
+    measures: dict[str, float | None]
     flags: tuple[Flag, ...]
 
 

@@ -15,6 +15,7 @@ from llem_airflow.measurement.load.arrivals import arrival_times
 from llem_airflow.measurement.server.traffic import traffic_of
 from llem_airflow.protocol.files import LOAD_PLAN, SERVER_LOG, SERVER_METRICS
 from llem_airflow.protocol.records import SERVER_COLUMNS
+from llem_airflow.protocol.result import Served
 from llem_airflow.protocol.spec import ExperimentSpec, Limits
 from tests.measurement.running import PLUGIN, ROOT, Ran, run, spec_of
 
@@ -65,6 +66,12 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     return found
 
 
+def said(ran: Ran) -> Served:
+    found = ran.result.served
+    assert found is not None
+    return found
+
+
 def of_window(ran: Ran) -> list[dict[str, Any]]:
     return [row for row in ran.requests if row["phase"] == "measure"]
 
@@ -76,7 +83,7 @@ def test_requests_of_the_window_are_those_that_were_due_in_it(ran: Ran) -> None:
     for row in ran.requests:
         assert (row["phase"] == "measure") == (begin_ns <= row["t_due_mono_ns"] < end_ns)
     assert {row["phase"] for row in ran.requests} == {"warmup", "ramp", "measure", "drain"}
-    assert len(of_window(ran)) == window.requests == ran.result.served.scheduled
+    assert len(of_window(ran)) == window.requests == said(ran).scheduled
 
 
 def test_the_schedule_was_drawn_before_and_is_evidence(ran: Ran) -> None:
@@ -118,11 +125,12 @@ def test_the_phases_follow_each_other(ran: Ran) -> None:
 
 
 def test_the_result_says_how_the_server_was_started_and_what_the_client_took(ran: Ran) -> None:
-    said = ran.result.served
-    assert "--served-model-name" in said.command
-    assert said.ready_s > 0
-    assert said.rate_per_s == RATE
-    assert 0 < said.client_cpu_s < said.client_wall_s
+    served = said(ran)
+    assert "--served-model-name" in served.command
+    assert served.ready_s > 0
+    assert served.rate_per_s == RATE
+    assert served.client_cpu_s is not None
+    assert 0 < served.client_cpu_s < served.client_wall_s
     assert ran.result.engine_version == "0.0.stub"
 
 
@@ -132,7 +140,7 @@ def test_two_cycles_have_arrivals_of_their_own() -> None:
     assert first != traffic_of(served()).warmup_due_s(3.5)
 
 
-FAILURES = {
+FAILURES: dict[str, tuple[dict[str, Any], str, str]] = {
     "deaf": ({"startup_timeout_seconds": 1.0}, "server_not_ready", "did not answer /health within 1 s"),
     "broken": ({}, "out_of_memory_gpu", "No available memory for the cache blocks"),
     "die": ({}, "server_died", "the engine core has died"),
@@ -143,12 +151,12 @@ FAILURES = {
 
 @pytest.mark.parametrize("mode", FAILURES)
 def test_each_failure_of_a_server_has_its_own_name_and_the_end_of_its_log(mode: str, tmp_path: Path) -> None:
-    keys, category, said = FAILURES[mode]
+    keys, category, words = FAILURES[mode]
     failed = attempt(tmp_path, served(**keys), mode)
     assert failed.code == 1, failed.stdout
     assert not failed.has_result
     assert failed.error.category == category
-    assert said in failed.error.message
+    assert words in failed.error.message
     assert "server.log" in failed.error.message
     assert (failed.out / SERVER_LOG).exists()
 
@@ -162,7 +170,7 @@ def test_some_failed_requests_are_borne_where_the_study_says_so(tmp_path: Path) 
         ("error", "http_status", 500)
     }
     assert borne.result.window.requests == len(of_window(borne)) - len(failed)
-    assert borne.result.served.scheduled == len(of_window(borne))
+    assert said(borne).scheduled == len(of_window(borne))
 
 
 def test_a_pinned_port_that_is_taken_is_told(tmp_path: Path) -> None:

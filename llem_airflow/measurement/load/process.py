@@ -49,6 +49,11 @@ class LoadProcess:
         """Its process id."""
         return self._process.pid
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended."""
+        return self._process.poll() is not None
+
     def wait_until_ready(self, timeout_s: float = 60.0) -> int:
         """Wait until it has read its plan and waits for the start.
 

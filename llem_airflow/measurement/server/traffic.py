@@ -158,12 +158,13 @@ def sort_by_due_time(rows: Path, requests: Path, begin_ns: int, end_ns: int) -> 
         begin_ns: Begin of the window, in nanoseconds of the monotonic clock.
         end_ns: Its end.
     """
-    due = answered = input_tokens = output_tokens = 0
+    due = answered = input_tokens = 0
+    output_tokens = 0.0
     failed: Counter[str] = Counter()
     example = ""
     with requests.open("a", encoding="utf-8") as file:
         for row in _rows(rows):
-            output_tokens += sum(begin_ns <= t_ns < end_ns for t_ns in row["token_mono_ns"])
+            output_tokens += _tokens_between(row, begin_ns, end_ns)
             row["phase"] = _phase(row["t_due_mono_ns"], begin_ns, end_ns)
             file.write(json.dumps(row) + "\n")
             if row["phase"] != "measure":
@@ -176,7 +177,7 @@ def sort_by_due_time(rows: Path, requests: Path, begin_ns: int, end_ns: int) -> 
                 failed[_how(row)] += 1
                 example = example or str(row["error_text"] or "")
     rows.unlink()
-    return WindowTotals(due, answered, input_tokens, output_tokens, dict(failed), example)
+    return WindowTotals(due, answered, input_tokens, round(output_tokens), dict(failed), example)
 
 
 def answered(rows: Path, phase: str) -> tuple[int, int, str]:
@@ -202,6 +203,15 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         for line in lines:
             if line.endswith("\n"):  # a row may still be under way
                 yield json.loads(line)
+
+
+def _tokens_between(row: dict[str, Any], begin_ns: int, end_ns: int) -> float:
+    """Tokens of a request that came between two times; where its chunks do not tell theirs, each has the same share."""
+    times_ns = row["token_mono_ns"]
+    inside = sum(begin_ns <= t_ns < end_ns for t_ns in times_ns)
+    if row["chunk_tokens"] is None and times_ns and row["output_tokens"] is not None:
+        return float(inside / len(times_ns) * row["output_tokens"])
+    return float(inside)
 
 
 def _phase(due_ns: int, begin_ns: int, end_ns: int) -> str:

@@ -1,0 +1,170 @@
+"""vLLM's own server in a container, under Poisson arrivals at three rates, through Airflow."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import docker
+import pyarrow.parquet as pq
+import pytest
+
+from llem_airflow.measurement.load.arrivals import arrival_times
+from llem_airflow.protocol.result import CycleResult
+
+pytestmark = [pytest.mark.docker, pytest.mark.engine, pytest.mark.airflow, pytest.mark.timeout(900)]
+
+RATES = (1, 2, 4)
+TOKENS = 16
+RAMP_S, WINDOW_S = 2, 8
+STUDY = f"""\
+study_name: served
+serving_mode: server
+engine: vllm
+task:
+  model: tiny-llama-random
+  max_input_tokens: 32
+  max_output_tokens: {TOKENS}
+  dataset: {{source: builtin, n_prompts: 20}}
+measurement: {{meter: cpu-estimate, baseline: {{enabled: false}}}}
+server:
+  traffic:
+    window_seconds: {WINDOW_S}
+    ramp_exclusion_seconds: {RAMP_S}
+    seed: 5
+    slo: {{ttft_ms: 2000, tpot_ms: 500, percentile: 0.9}}
+  warmup: {{mode: fixed, duration_seconds: 2}}
+sweep:
+  server.traffic.rate: {list(RATES)}
+vllm: {{engine_params: {{enforce_eager: true, max_model_len: 256, max_num_seqs: 4}}}}
+study_execution: {{n_cycles: 1}}
+runners: {{vllm: container}}
+airflow: {{retries: 0}}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(
+    docker_api: docker.APIClient,
+    vllm_image: str,
+    tiny_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The folder of the run's results."""
+    home = tmp_path_factory.mktemp("served")
+    (home / "study.yaml").write_text(STUDY)
+    environment = {
+        **os.environ,
+        "AIRFLOW_HOME": str(home / "airflow"),
+        "LLEM_RESULTS_ROOT": str(home / "results"),
+        "LLEM_MODELS_DIR": str(tiny_model.parent),
+        "LLEM_IMAGE_VLLM": vllm_image,
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("llem-airflow")), "run", str(home / "study.yaml")],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-4000:]
+    (folder,) = (home / "results" / "served").iterdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cycles(run: Path) -> dict[int, Path]:
+    """The stored cycle of each rate."""
+    found = {}
+    for path in run.glob("experiments/*/cycle-1"):
+        found[json.loads((path / "config.json").read_text())["config"]["server"]["traffic"]["rate"]] = path
+    assert sorted(found) == list(RATES)
+    return found
+
+
+def result(cycle: Path) -> CycleResult:
+    return CycleResult.loads((cycle / "result.json").read_text())
+
+
+def requests(cycle: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(cycle / "requests.parquet").to_pylist()
+    return rows
+
+
+def server_rows(cycle: Path) -> list[dict[str, str]]:
+    with (cycle / "server.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_every_request_was_due_as_the_schedule_said_and_was_answered_in_full(
+    cycles: dict[int, Path], rate: int
+) -> None:
+    rows = [row for row in requests(cycles[rate]) if row["phase"] != "warmup"]
+    drawn = arrival_times("poisson", rate_per_s=rate, duration_s=RAMP_S + WINDOW_S + 1, seed=5)
+    plan = json.loads((cycles[rate] / "load.json").read_text())
+    assert plan["due_s"] == drawn
+    due_ns = sorted(row["t_due_mono_ns"] for row in rows)
+    assert due_ns == [plan["start_mono_ns"] + round(at_s * 1e9) for at_s in drawn]
+    assert {(row["status"], row["output_tokens"], len(row["token_mono_ns"])) for row in rows} == {
+        ("ok", TOKENS, TOKENS)
+    }
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_token_counts_are_the_server_s_own(cycles: dict[int, Path], rate: int) -> None:
+    rows = requests(cycles[rate])
+    answered = [row for row in rows if row["phase"] != "warmup"]
+    first, last = server_rows(cycles[rate])[0], server_rows(cycles[rate])[-1]
+    generated = int(last["generation_tokens"]) - int(first["generation_tokens"])
+    prompts = int(last["prompt_tokens"]) - int(first["prompt_tokens"])
+    # What the warm-up left unanswered was aborted: the server may have counted some of its tokens.
+    cut = [row for row in rows if row["status"] == "cut"]
+    warm = [row for row in rows if row["phase"] == "warmup" and row["status"] == "ok"]
+    known = sum(row["output_tokens"] for row in (*answered, *warm))
+    assert known <= generated <= known + TOKENS * len(cut)
+    asked = sum(row["input_tokens"] for row in (*answered, *warm))
+    assert asked <= prompts <= asked + 32 * len(cut)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_the_window_s_numbers_are_those_of_its_rows(cycles: dict[int, Path], rate: int) -> None:
+    found, rows = result(cycles[rate]), requests(cycles[rate])
+    window = found.window
+    begin_ns, end_ns = window.t_begin_mono_ns, window.t_end_mono_ns
+    due = [row for row in rows if begin_ns <= row["t_due_mono_ns"] < end_ns]
+    assert [row["phase"] for row in due] == ["measure"] * len(due)
+    assert found.served is not None
+    assert (window.requests, found.served.scheduled) == (len(due), len(due))
+    came = [t for row in rows if row["phase"] != "warmup" for t in row["token_mono_ns"]]
+    assert window.output_tokens == sum(begin_ns <= t < end_ns for t in came)
+    assert found.engine_version.startswith("0.32.0")
+
+
+def test_the_summary_has_rates_goodput_and_energy_of_each(run: Path, cycles: dict[int, Path]) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["planned"], summary["valid"], summary["missing"]) == (3, 3, [])
+    for experiment in summary["experiments"]:
+        found = {each["name"]: each["all"]["mean"] for each in experiment["metrics"]}
+        assert found["failed_ratio"] == 0
+        assert found["offered_requests_per_s"] == pytest.approx(found["requests_per_s"])
+        assert 0 < found["slo_attainment_ratio"] <= 1
+        assert found["energy_per_good_request_j"] > 0
+        assert 0 < found["ttft_p50_s"] < found["e2el_p50_s"]
+
+
+def test_the_command_passes_the_study_s_parameters_through(cycles: dict[int, Path]) -> None:
+    for path in cycles.values():
+        served = result(path).served
+        assert served is not None
+        command = served.command
+        assert command[command.index("--max-num-seqs") + 1] == "4"
+        assert "--enforce-eager" in command
+        assert (path / "server.log").read_text()
