@@ -66,6 +66,7 @@ def fingerprint(
         "n_prompts": config.prompts.n_prompts,
         "measured_by": _measured_by(result),
         "energy_semantics": semantics_version,
+        **({"slo": config.config["server"]["traffic"].get("slo")} if result.served else {}),
     }
 
 

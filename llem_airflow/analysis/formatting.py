@@ -29,6 +29,8 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def scale(metric: Metric, largest: float) -> tuple[str, float]:
     """Unit and factor in which values up to ``largest`` are easy to read."""
+    if metric.unit == "ratio":
+        return "%", 100.0
     small = _SMALL_UNITS.get(metric.unit)
     return small if small and 0 < abs(largest) < (1.0 if metric.unit == "s" else 0.1) else (metric.unit, 1.0)
 

@@ -83,12 +83,23 @@ _SERVED: tuple[Metric, ...] = (
     Metric(
         "slo_attainment_ratio",
         "SLO attainment",
-        "",
+        "ratio",
         "higher",
         "requests due in the window that met every bound of server.traffic.slo / all that were due in it",
     ),
     Metric(
-        "failed_ratio", "Failed requests", "", "lower", "1 - requests answered / requests due in the window"
+        "slo_met_ratio",
+        "SLO met",
+        "ratio",
+        "higher",
+        "1 in a cycle whose attainment is at least server.traffic.slo.percentile, else 0",
+    ),
+    Metric(
+        "failed_ratio",
+        "Failed requests",
+        "ratio",
+        "lower",
+        "1 - requests answered / requests due in the window",
     ),
     Metric(
         "idle_power_w", "Idle server", "W", "-", "power of the loaded server without a request", energy=True
@@ -96,7 +107,7 @@ _SERVED: tuple[Metric, ...] = (
     Metric(
         "idle_share_ratio",
         "Idle share",
-        "",
+        "ratio",
         "-",
         "power of the loaded server without a request x length of the window / energy of the window",
         energy=True,

@@ -186,8 +186,9 @@ def serving_measures(
     """The metrics that only a server under load has; None where one is not known.
 
     Formulas: offered rate = requests due in the window / its length; failed = 1 - answered / due; goodput = good
-    requests / length of the window; SLO attainment = good / due; energy per good request = energy of the window / good
-    requests; idle share = power of the loaded idle server x length of the window / energy of the window.
+    requests / length of the window; SLO attainment = good / due, met from the bounds' ``percentile`` on; energy per
+    good request = energy of the window / good requests; idle share = power of the loaded idle server x length of the
+    window / energy of the window.
 
     Args:
         requests: Those due in the window.
@@ -206,6 +207,9 @@ def serving_measures(
         "failed_ratio": float(requests.failed.mean()) if due else None,
         "goodput_requests_per_s": None if good is None else good / window_s,
         "slo_attainment_ratio": None if good is None or not due else good / due,
+        "slo_met_ratio": None
+        if good is None or slo is None or not due
+        else float(good / due >= slo.percentile),
         "energy_per_good_request_j": energy_j / good if energy_j is not None and good else None,
         "idle_power_w": idle_w,
         "idle_share_ratio": idle_w * window_s / energy_j if idle_w is not None and energy_j else None,

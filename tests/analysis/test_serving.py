@@ -110,6 +110,7 @@ def test_failed_requests_count_in_every_denominator() -> None:
         "failed_ratio": 0.4,
         "goodput_requests_per_s": 0.2,
         "slo_attainment_ratio": 0.4,
+        "slo_met_ratio": 0.0,
         "energy_per_good_request_j": 300.0,
         "idle_power_w": 30.0,
         "idle_share_ratio": 0.5,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -201,7 +201,7 @@ def _idle_in_server_mode(document: Document, experiments: tuple[Experiment, ...]
                 yield StudyWarning("no-effect", f"{'.'.join(path)} has no effect here: {why}", line)
 
 
-def _served(experiments: tuple[Experiment, ...]) -> bool:
+def _served(experiments: Sequence[Experiment]) -> bool:
     return any(experiment.config["serving_mode"] == "server" for experiment in experiments)
 
 
