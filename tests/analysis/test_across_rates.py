@@ -53,7 +53,9 @@ def measured(
         energy_boundary="board",
         active_over=None,
         metrics=tuple(
-            MetricSummary(key, describe([value * 0.99, value, value * 1.01])) for key, value in values.items()
+            MetricSummary(key, found)
+            for key, value in values.items()
+            if (found := describe([value * 0.99, value, value * 1.01])) is not None
         ),
         doubts=doubts,
     )

@@ -166,7 +166,7 @@ def test_the_streams_of_an_attempt_have_these_columns() -> None:
     ) == records.POWER_COLUMNS
     assert (
         *("import", "load", "baseline_check", "baseline_bare", "baseline_context", "baseline_loaded"),
-        *("warmup", "measure", "cooldown"),
+        *("warmup", "ramp", "measure", "drain", "cooldown"),
     ) == records.PHASES
     kinds = {"phase_begin", "phase_end", "iteration", "progress", "counter_tick", "baselines_reused", "note"}
     assert kinds <= set(records.EVENTS)
