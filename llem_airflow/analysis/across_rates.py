@@ -104,7 +104,7 @@ def _level(one: ExperimentSummary, offered: MetricSummary) -> Level:
     return Level(
         experiment=one,
         rate_per_s=float(rate) if isinstance(rate, int | float) else offered.all.mean,
-        saturated=any(doubt.code == "saturated" for doubt in one.doubts),
+        saturated=any(flag.code == "saturated" for flag in one.doubts),
         meets_slo=None if met is None else met.all.mean == 1.0,
     )
 

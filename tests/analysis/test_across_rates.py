@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llem_airflow.analysis.across_rates import RATE, ladders
-from llem_airflow.analysis.flags import Doubt
+from llem_airflow.analysis.flags import FlagSummary
 from llem_airflow.analysis.statistics import describe
 from llem_airflow.analysis.summary import ExperimentSummary, MetricSummary
 
@@ -33,7 +33,9 @@ def measured(
         **({} if met is None else {"slo_met_ratio": met, "slo_attainment_ratio": 0.9 + met / 10}),
     }
     doubts = (
-        (Doubt("saturated", "warning", "The backlog grew.", "Lower it.", "5 %", (1,)),) if saturated else ()
+        (FlagSummary("saturated", "warning", "The backlog grew.", "Lower it.", "5 %", (1,)),)
+        if saturated
+        else ()
     )
     return ExperimentSummary(
         id=name,
