@@ -1,4 +1,4 @@
-"""What a box costs: one trivial attempt by several ways, interleaved, in one run on one engine.
+"""What a container costs: one trivial attempt by several ways, interleaved, in one run on one engine.
 
 Ways: the CLI's ``docker run --rm``, bare and with the isolation and the volume that ours has; docker-py (create,
 start, logs, wait, remove); Airflow's plain DockerOperator; and ours (volume, create, hand in, start, stream, collect,
@@ -26,9 +26,8 @@ from pathlib import Path
 import docker
 from airflow.providers.docker.operators.docker import DockerOperator
 
-from llem_airflow.runners.box import run_box
-from llem_airflow.runners.settings import BoxSettings
-from tests.runners.programs import HASH, RESULT, SPEC, attempt
+from llem_airflow.runners.container_spec import ContainerSettings
+from tests.runners.programs import HASH, RESULT, attempt, in_container
 
 SHELL = f"printf %s '{RESULT}' > $LLEM_OUTPUT_DIR/{HASH}_result.json"
 FLOOD_BYTES = 200_000_000
@@ -70,9 +69,9 @@ def operator(image: str) -> None:
 
 
 def ours(api: docker.APIClient, image: str, folder: Path, bundle: Path, *, direct: bool) -> None:
-    settings = BoxSettings(image, entrypoint=("sh",), direct_volume=direct)
+    settings = ContainerSettings(image, entrypoint=("sh",), direct_volume=direct)
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        run_box(api, attempt(), SPEC, settings, collect_to=Path(out), on_line=str, bundle=bundle)
+        in_container(api, attempt(), settings, Path(out), bundle)
 
 
 def timed_s(call: Callable[[], None]) -> float:

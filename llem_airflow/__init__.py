@@ -25,13 +25,12 @@ def get_provider_info() -> dict[str, Any]:
                     "llem_airflow.operators.maintenance",
                     "llem_airflow.operators.plan",
                     "llem_airflow.operators.prefetch",
-                    "llem_airflow.operators.text_cycle",
                 ],
             }
         ],
         "connection-types": [_connection_type()],
         "triggers": [
-            {"integration-name": "LLEM", "python-modules": ["llem_airflow.operators.gpu_wait"]},
+            {"integration-name": "LLEM", "python-modules": ["llem_airflow.operators.waits"]},
         ],
         "extra-links": [
             "llem_airflow.operators.ui.ReportLink",

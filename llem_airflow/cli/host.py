@@ -31,7 +31,7 @@ def collect_garbage(
     which tasks are alive; otherwise the age decides (--older-than). Containers of other programs and of other Airflows
     are never touched, and running ones only with --force. Without --yes nothing is removed.
     """
-    from llem_airflow.runners.terminal import collect
+    from llem_airflow.runners.gc import collect
 
     return collect(older_than_h * 3600, installation, remove=yes, as_json=as_json, force=force)
 
@@ -43,7 +43,7 @@ def show_doctor(*, as_json: bool) -> int:
 
     Each finding comes with what to do about it. Exit code 1 when a check fails.
     """
-    from llem_airflow.runners.terminal import diagnose
+    from llem_airflow.runners.doctor import diagnose
 
     return diagnose(as_json=as_json)
 

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llem_airflow.operators.aggregate import LLEMAggregateOperator
     from llem_airflow.operators.compare import LLEMCompareOperator
-    from llem_airflow.operators.experiment import LLEMExperimentOperator
+    from llem_airflow.operators.experiment import LLEMExperimentOperator, LLEMTextCycleOperator
     from llem_airflow.operators.maintenance import LLEMCollectGarbageOperator
     from llem_airflow.operators.plan import LLEMPlanOperator, LLEMPlanTextOperator
     from llem_airflow.operators.prefetch import LLEMPrefetchOperator, LLEMTextPrefetchOperator
-    from llem_airflow.operators.text_cycle import LLEMTextCycleOperator
 
 __all__ = [
     "LLEMAggregateOperator",
@@ -34,7 +33,7 @@ _MODULES = {
     "LLEMPlanOperator": "plan",
     "LLEMPlanTextOperator": "plan",
     "LLEMPrefetchOperator": "prefetch",
-    "LLEMTextCycleOperator": "text_cycle",
+    "LLEMTextCycleOperator": "experiment",
     "LLEMTextPrefetchOperator": "prefetch",
 }
 

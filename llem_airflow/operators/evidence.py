@@ -14,9 +14,9 @@ from llem_airflow.operators.request import RunRequest, study_of_run
 from llem_airflow.operators.settings import settings
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.runners.attempt import Attempt
-from llem_airflow.runners.collected import CONTAINER_LOG
+from llem_airflow.runners.ending import CONTAINER_LOG
 from llem_airflow.runners.failures import AttemptFailedError, classify
-from llem_airflow.runners.logs import TAIL_LINES
+from llem_airflow.runners.output import TAIL_LINES
 from llem_airflow.study import Experiment, Study
 
 SCHEDULED = "scheduled"

@@ -4,54 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from airflow.providers.docker.hooks.docker import DockerHook
 from airflow.providers.docker.operators.docker import DockerOperator
-from airflow.sdk import Context
+from airflow.sdk import BaseOperator, Context
 from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR
 from airflow.sdk.definitions.mappedoperator import OperatorPartial
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout
 
-from llem_airflow.operators import arguments
+from llem_airflow.operators import arguments, runners
 from llem_airflow.operators.energy import energy_line, known_idle_power
 from llem_airflow.operators.evidence import attempt_of, cut_short, provenance, run_of
 from llem_airflow.operators.gates import Candidate, check, require_energy, without_required_energy
-from llem_airflow.operators.gpu_wait import GpuFreeTrigger, GpuWait, now_epoch_s
 from llem_airflow.operators.host import DEFAULT_CONN_ID, HostSettings, HostSettingsError, LLEMHostHook
-from llem_airflow.operators.inputs import (
-    EarlierTries,
-    as_fetched,
-    image_record,
-    pinned_model,
-    require_model,
-)
-from llem_airflow.operators.placement import (
-    PlacementError,
-    box_settings,
-    first,
-    gpu_quota,
-    hub_secrets,
-    limits,
-)
-from llem_airflow.operators.request import cycle_of_run
+from llem_airflow.operators.inputs import EarlierTries, pinned_model, require_model
+from llem_airflow.operators.placement import PlacementError, first
+from llem_airflow.operators.request import cycle_of_run, study_in_form
 from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
-from llem_airflow.operators.runners import CORRECT, choose, engine_of
-from llem_airflow.operators.settings import LocalModel, local_model, settings
+from llem_airflow.operators.runners import CORRECT, Chosen
+from llem_airflow.operators.settings import local_model, settings
 from llem_airflow.operators.ui import EvidenceLink
-from llem_airflow.operators.waits import AT_MOST_S, LOOK_EVERY_S, thermal_gap
+from llem_airflow.operators.waits import (
+    AT_MOST_S,
+    LOOK_EVERY_S,
+    GpuFreeTrigger,
+    GpuWait,
+    now_epoch_s,
+    thermal_gap,
+)
 from llem_airflow.protocol.files import config_name
+from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.results import StoredRun
-from llem_airflow.results.scratch import remove_scratch_orphans, scratch_folder
+from llem_airflow.results.scratch import scratch_folder
 from llem_airflow.runners.attempt import Attempt
-from llem_airflow.runners.box import clear_box, kill_box, run_box
-from llem_airflow.runners.collected import Collected
-from llem_airflow.runners.engine import ENGINE_ERRORS
-from llem_airflow.runners.failures import AttemptFailedError, GPUUnavailableError, failure
-from llem_airflow.runners.process import ProcessSettings, kill_process, run_process
+from llem_airflow.runners.base import Busy, Collected, Runner
+from llem_airflow.runners.failures import AttemptFailedError, failure
 from llem_airflow.study import Experiment, PromptsError, Study, experiment_spec, load_study
 
 _ENGINE_GRACE_S = 120.0
@@ -63,7 +57,279 @@ _TRIGGERER_LATE_S = 60.0
 """After this long beyond the wait itself, a trigger that has not fired is one that nobody runs."""
 
 
-class LLEMExperimentOperator(DockerOperator):
+class ExperimentTask(BaseOperator):
+    """What a task does that measures one cycle, wherever that runs; a mixin before the operator of a place."""
+
+    study: Study
+    experiment: Experiment
+    cycle: int
+    gap_before_s: float
+    runner: str | None
+    llem_conn_id: str
+    host: HostSettings
+    gpu_wait: GpuWait
+    image: str
+    _gpu_wait_s: float | None
+    attempt: Attempt | None = None
+    _current: Runner | None = None
+    _runner = ""
+    _chosen: Mapping[str, str] = MappingProxyType({})
+    _image_asked: str | None = None
+    _tries_before_clearing = 0
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Run the attempt and commit its result.
+
+        Returns:
+            The experiment's id, the cycle and where the result lies.
+
+        Raises:
+            AirflowException: The attempt failed and another try can help; or it is stored without the energy that the
+                study requires.
+            AirflowFailException: The attempt failed and another try cannot help.
+            AirflowSkipException: The run does not ask for this cycle.
+        """
+        self.study, self.experiment = self._asked(context)
+        self.look_at_host()
+        run = run_of(self.study, context)
+        attempt = self.attempt = attempt_of(context, self.experiment, self.cycle)
+        if stored := self._stored_by_an_earlier_try(run, context):
+            self.log.info("An earlier try of this task has stored the result: %s", stored)
+            return self._said(run, stored)
+        self._pause(run, context)
+        started_epoch_ns = time.time_ns()
+        urls: list[str] = []
+
+        def store(collected: Collected) -> None:
+            record = self._record(attempt, started_epoch_ns, collected)
+            urls.append(run.commit_cycle(self.experiment.id, self.cycle, collected.folder, record))
+
+        with scratch_folder() as folder:
+            try:
+                self._run(run, folder, store)
+            except AttemptFailedError as error:
+                # Its text has all that is known; a log that ends with its causes hides it.
+                raise self._failed(run, attempt, error, started_epoch_ns) from None
+            except AirflowTaskTimeout as error:
+                raise self._failed(run, attempt, cut_short(error, folder), started_epoch_ns) from error
+            finally:
+                self.leave_host()
+        self.log.info("Result stored: %s", urls[-1])
+        require_energy(self.experiment, run.cycle(self.experiment.id, self.cycle))
+        return self._said(run, urls[-1])
+
+    def execute_after_pause(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002  # Airflow's
+        """Go on after a pause: everything is looked at again, as others have gone on meanwhile."""
+        return self.execute(context)
+
+    def execute_after_wait(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Go on after the trigger has fired: with the place in the queue, and what is left of the time."""
+        self.gpu_wait = GpuWait(here=False, **event)
+        return self.execute(context)
+
+    def resume_execution(
+        self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context
+    ) -> dict[str, Any]:
+        """As every operator; but when nobody ran the trigger, the wait goes on here."""
+        if next_method == TRIGGER_FAIL_REPR:
+            self.log.warning(
+                "The trigger that waits did not answer (%s). Is an `airflow triggerer` running? "
+                "Waiting in the worker instead",
+                (next_kwargs or {}).get("error"),
+            )
+            self.gpu_wait = GpuWait(here=True)
+            return self.execute(context)
+        resumed: dict[str, Any] = super().resume_execution(next_method, next_kwargs, context)
+        return resumed
+
+    def on_kill(self) -> None:
+        """End the attempt, as far as this try owns it."""
+        if self._current is not None:
+            self._current.kill()
+
+    def look_at_host(self) -> None:
+        """Take over what the host's connection says, where the operator's arguments leave it open."""
+        try:
+            self.host = LLEMHostHook(self.llem_conn_id).settings()
+        except HostSettingsError as error:
+            raise AirflowFailException(str(error)) from error
+
+    def leave_host(self) -> None:
+        """Close what the attempt has opened to reach its host."""
+
+    @property
+    def gpu_wait_s(self) -> float:
+        """How long to wait for GPUs."""
+        return float(first(self._gpu_wait_s, self.host.gpu_wait_s, _GPU_WAIT_S))
+
+    def _asked(self, context: Context) -> tuple[Study, Experiment]:
+        """What this run was asked for: the model release of its partition, the choices of the trigger form."""
+        return self.study, cycle_of_run(self.study, self.experiment.id, self.cycle, context)
+
+    def _said(self, run: StoredRun, url: str) -> dict[str, Any]:
+        if ref := run.cycle(self.experiment.id, self.cycle):
+            self.log.info("%s", energy_line(ref))
+        return {"experiment": self.experiment.id, "cycle": self.cycle, "result": url}
+
+    def _stored_by_an_earlier_try(self, run: StoredRun, context: Context) -> str | None:
+        """URL of the result, when a try stored it and died before it could say so; nothing is measured twice.
+
+        One without the energy that the study requires does not count.
+
+        A task that a person cleared is measured again: clearing raises ``max_tries`` by the tries that were made, so
+        tries up to that number do not count.
+        """
+        ti = context["ti"]
+        retries = self.retries or 0
+        cleared = self._tries_before_clearing = max(0, getattr(ti, "max_tries", retries) - retries)
+        ref = run.cycle(self.experiment.id, self.cycle) if ti.try_number > cleared + 1 else None
+        if ref is None or int(ref.provenance().get("try_number", 0)) <= cleared:
+            return None
+        if without_required_energy(self.experiment, ref):
+            return None
+        run.remove_orphans()
+        self._clear(run, str(ref.provenance().get("runner")))
+        return ref.folder.url
+
+    def _clear(self, run: StoredRun, runner: str) -> None:
+        """Remove what killed tries left, once their place can be reached."""
+        deadline_s = time.monotonic() + _ENGINE_GRACE_S
+        with scratch_folder() as folder:
+            while True:
+                try:
+                    self.make_runner(runner, run, folder).release()
+                    return
+                except PlacementError as error:
+                    if time.monotonic() >= deadline_s:
+                        self.log.warning("What earlier tries left could not be removed: %s", error)
+                        return
+                    time.sleep(1)
+                finally:
+                    self.leave_host()
+
+    def _run(self, run: StoredRun, folder: Path, store: Callable[[Collected], None]) -> None:
+        """See the attempt through: a place, what is told there, what came out."""
+        self._choose(run, folder)
+        try:
+            runner = self._current = self.make_runner(self._runner, run, folder)
+            spec = self._spec(run, runner, folder)
+        except (PlacementError, PromptsError, NotImplementedError) as error:
+            raise AttemptFailedError(failure("config", hint=CORRECT), str(error), folder=folder) from error
+        # What the attempt is told is evidence too, whether it succeeds or not.
+        (folder / config_name(spec.experiment_hash)).write_text(spec.dumps(), encoding="utf-8")
+        self.log.info("%s, cycle %s, as a %s", self.experiment.id, self.cycle, self._runner)
+        placed = runner.place(spec, self.gpu_wait.of(self.gpu_wait_s))
+        if isinstance(placed, Busy):
+            self._wait_in_the_triggerer(placed)
+            raise placed.error(folder)
+        runner.run(placed, spec, store)
+
+    def _spec(self, run: StoredRun, runner: Runner, folder: Path) -> ExperimentSpec:
+        """What the attempt is told."""
+        model = local_model(self.experiment.model, settings(), study_folder=self.study.folder)
+        if not runner.own_files:
+            require_model(self.experiment, model, self.study.folder, folder)
+        spec = experiment_spec(
+            self.study,
+            self.experiment,
+            self.cycle,
+            model_path=model.path(mounted=runner.own_files) if model else None,
+            revision=None if model else pinned_model(run, self.experiment),
+        )
+        spec = replace(spec, known_baselines=known_idle_power(run, self.experiment, self.cycle))
+        return self.earlier(run).pin_model(spec)
+
+    def earlier(self, run: StoredRun) -> EarlierTries:
+        """The failed tries of this task in the run, since a person last cleared it."""
+        return EarlierTries.of(run, self.experiment.id, self.cycle, self._tries_before_clearing)
+
+    def _choose(self, run: StoredRun, folder: Path) -> str:
+        """Choose runner and image, and note which layers named them; the runner."""
+        self._image_asked = self.image = self.image if self._image_asked is None else self._image_asked
+        chosen = self.choose(run, folder)
+        self._runner, self.image, self._chosen = chosen.runner, chosen.image, chosen.layers
+        self.log.info("%s", chosen)
+        return chosen.runner
+
+    def _wait_in_the_triggerer(self, busy: Busy) -> None:
+        """Defer where somebody else can wait, and there is time left."""
+        if self.gpu_wait.here or busy.later is None:
+            return
+        begin_epoch_s = self.gpu_wait.begin_epoch_s or now_epoch_s()
+        left_s = begin_epoch_s + self.gpu_wait_s - now_epoch_s()
+        self.log.info("%s. Waiting in the triggerer, for %.0f s at most", busy.text, left_s)
+        trigger = GpuFreeTrigger(later=dict(busy.later), begin_epoch_s=begin_epoch_s, limit_s=self.gpu_wait_s)
+        self.defer(
+            trigger=trigger,
+            method_name="execute_after_wait",
+            timeout=timedelta(seconds=left_s + _TRIGGERER_LATE_S),
+        )
+
+    def choose(self, run: StoredRun, folder: Path) -> Chosen:
+        """Which runner the attempt gets, and what named it.
+
+        Raises:
+            AttemptFailedError: There is none.
+        """
+        raise NotImplementedError
+
+    def make_runner(self, name: str, run: StoredRun, folder: Path) -> Runner:
+        """The runner of that name for this attempt.
+
+        Raises:
+            PlacementError: It cannot run there as it was asked, or what would run it does not answer.
+            AttemptFailedError: What would run it refused.
+        """
+        raise NotImplementedError
+
+    def line(self, line: str) -> None:
+        """Take a line of the attempt's output."""
+        self.log.info("%s", line)
+
+    def _pause(self, run: StoredRun, context: Context) -> None:
+        """Pass every gate, then wait until the hardware has cooled down; nothing holds a GPU meanwhile.
+
+        In the triggerer; in the worker where there is none, or where the pause is shorter than the way there.
+        """
+        rank = [-self.priority_weight, self.attempt.map_index if self.attempt else -1]
+        candidate = Candidate(self.study, run, self.experiment, self.cycle, context, self.retries or 0)
+        said = ""
+        while pause := check(candidate) or thermal_gap(run, self.gap_before_s, rank):
+            if pause.text != said:
+                said = pause.text
+                self.log.info("%s: %.0f s left", pause.text, pause.left_s)
+            if pause.trigger is not None and not self.gpu_wait.here:
+                left_s = pause.left_s + AT_MOST_S + _TRIGGERER_LATE_S
+                self.defer(
+                    trigger=pause.trigger,
+                    method_name="execute_after_pause",
+                    timeout=timedelta(seconds=left_s),
+                )
+            time.sleep(min(pause.left_s, LOOK_EVERY_S))
+
+    def _record(self, attempt: Attempt, started_epoch_ns: int, collected: Collected | None) -> dict[str, Any]:
+        """What provenance.json says of a result, or of a failure."""
+        seen = self._current.record(collected) if self._current is not None else {}
+        return {**provenance(attempt, self._runner, started_epoch_ns), **self._chosen, **seen}
+
+    def _failed(
+        self, run: StoredRun, attempt: Attempt, error: AttemptFailedError, started_epoch_ns: int
+    ) -> AirflowException:
+        """Store the evidence and say what happened, where the evidence lies and what to do."""
+        record = self._record(attempt, started_epoch_ns, None)
+        record["failure"] = {
+            "category": error.failure.category,
+            "retryable": error.failure.retryable,
+            "hint": error.failure.hint,
+            "message": error.headline,
+        }
+        url = run.commit_failed(self.experiment.id, self.cycle, attempt.try_number, error.folder, record)
+        text = f"{self.experiment.id} cycle {self.cycle}: {error}\nEvidence: {url}"
+        kind = AttemptRetryableError if error.failure.retryable else AttemptFinalError
+        return kind(text, error.failure)
+
+
+class LLEMExperimentOperator(ExperimentTask, DockerOperator):  # type: ignore[misc]  # its execute returns log lines
     """Run one cycle of one experiment and store what it observed.
 
     Args:
@@ -93,9 +359,6 @@ class LLEMExperimentOperator(DockerOperator):
     template_fields: Sequence[str] = ("image", "docker_conn_id", "environment", "env_file", "mounts")
     operator_extra_links = (EvidenceLink(),)
     ui_color = "#fff3e0"
-
-    study: Study
-    experiment: Experiment
 
     def __init__(  # noqa: PLR0913  # the keywords are the operator's interface
         self,
@@ -134,12 +397,6 @@ class LLEMExperimentOperator(DockerOperator):
         self.max_gpu_idle_s = max_gpu_idle_s
         self.keep_failed = keeps if keep_failed is None else keep_failed
         self.gpu_wait = GpuWait(here=not deferrable)
-        self._attempt: Attempt | None = None
-        self._runner = ""
-        self._chosen: dict[str, str] = {}
-        self._image_asked: str | None = None
-        self._images = ("", "")
-        self._tries_before_clearing = 0
 
     def resolve_template_files(self) -> None:
         """As in Airflow, which makes a template environment for a list without anything in it, thousands of times."""
@@ -148,52 +405,6 @@ class LLEMExperimentOperator(DockerOperator):
         if any((isinstance(v, list) and v) or (isinstance(v, str) and v.endswith(files)) for v in values):
             super().resolve_template_files()
 
-    def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override]  # DockerOperator returns log lines
-        """Run the attempt and commit its result.
-
-        Returns:
-            The experiment's id, the cycle and where the result lies.
-
-        Raises:
-            AirflowException: The attempt failed and another try can help; or it is stored without the energy that the
-                study requires.
-            AirflowFailException: The attempt failed and another try cannot help.
-            AirflowSkipException: The run does not ask for this cycle.
-        """
-        where = settings()
-        self.study, self.experiment = self._asked(context)
-        self.look_at_host()
-        run = run_of(self.study, context)
-        attempt = self._attempt = attempt_of(context, self.experiment, self.cycle)
-        if stored := self._stored_by_an_earlier_try(run, context):
-            self.log.info("An earlier try of this task has stored the result: %s", stored)
-            return self._said(run, stored)
-        self._pause(run, context)
-        started_epoch_ns = time.time_ns()
-        model = local_model(self.experiment.model, where, study_folder=self.study.folder)
-        urls: list[str] = []
-
-        def store(collected: Collected) -> None:
-            record = provenance(attempt, self._runner, started_epoch_ns)
-            record |= self._chosen | _of(collected, self.image) | self._by_hand()
-            urls.append(run.commit_cycle(self.experiment.id, self.cycle, collected.folder, record))
-
-        with scratch_folder() as folder:
-            try:
-                self._run(run, attempt, model, where.python, folder, store)
-            except AttemptFailedError as error:
-                self._wait_in_the_triggerer(attempt, error)
-                # Its text has all that is known; a log that ends with its causes hides it.
-                raise self._failed(run, attempt, error, started_epoch_ns) from None
-            except (AirflowTaskTimeout, *ENGINE_ERRORS) as error:
-                raise self._failed(run, attempt, cut_short(error, folder), started_epoch_ns) from error
-            finally:
-                if self.hook.client_created:
-                    self.cli.close()
-        self.log.info("Result stored: %s", urls[-1])
-        require_energy(self.experiment, run.cycle(self.experiment.id, self.cycle))
-        return self._said(run, urls[-1])
-
     @classmethod
     def partial(cls, **kwargs: Any) -> OperatorPartial:
         """As of every operator; arguments that are refused are refused when the DAG is parsed, as without mapping."""
@@ -201,228 +412,58 @@ class LLEMExperimentOperator(DockerOperator):
         made: OperatorPartial = super().partial(**kwargs)
         return made
 
-    def execute_after_pause(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002  # Airflow's
-        """Go on after a pause: everything is looked at again, as others have gone on meanwhile."""
-        return self.execute(context)
-
-    def execute_after_wait(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """Go on after the trigger has fired: with the place in the queue, and what is left of the time."""
-        self.gpu_wait = GpuWait(here=False, **event)
-        return self.execute(context)
-
-    def resume_execution(
-        self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context
-    ) -> dict[str, Any]:
-        """As every operator; but when nobody ran the trigger, the wait goes on here."""
-        if next_method == TRIGGER_FAIL_REPR:
-            self.log.warning(
-                "The trigger that waits did not answer (%s). Is an `airflow triggerer` running? "
-                "Waiting in the worker instead",
-                (next_kwargs or {}).get("error"),
-            )
-            self.gpu_wait = GpuWait(here=True)
-            return self.execute(context)
-        resumed: dict[str, Any] = super().resume_execution(next_method, next_kwargs, context)
-        return resumed
-
-    def _wait_in_the_triggerer(self, attempt: Attempt, error: AttemptFailedError) -> None:
-        """Defer when the failure is that GPUs are held by others and there is time left to wait for them."""
-        if self.gpu_wait.here or not isinstance(error, GPUUnavailableError) or error.ticket is None:
-            return
-        begin_epoch_s = self.gpu_wait.begin_epoch_s or now_epoch_s()
-        left_s = begin_epoch_s + self.gpu_wait_s - now_epoch_s()
-        self.log.info("%s. Waiting in the triggerer, for %.0f s at most", error.headline, left_s)
-        trigger = GpuFreeTrigger.of(
-            self,
-            attempt,
-            ticket=error.ticket,
-            image=self.image,
-            begin_epoch_s=begin_epoch_s,
-            limit_s=self.gpu_wait_s,
-        )
-        self.defer(
-            trigger=trigger,
-            method_name="execute_after_wait",
-            timeout=timedelta(seconds=left_s + _TRIGGERER_LATE_S),
+    @cached_property
+    def hook(self) -> DockerHook:
+        """As of DockerOperator, with TLS files that no variable of the worker replaces."""
+        return DockerHook(
+            docker_conn_id=self.docker_conn_id,
+            base_url=self.docker_url,
+            version=self.api_version,
+            tls=runners.engine_address(self).tls,
+            timeout=self.timeout,
         )
 
-    def on_kill(self) -> None:
-        """End the attempt: the container that this try owns, or the process group."""
-        if self._attempt is None:
-            return
-        if self._runner == "process":
-            kill_process(self._attempt)
-        elif self._runner == "container":
-            kill_box(self.cli, self._attempt)
+    def choose(self, run: StoredRun, folder: Path) -> Chosen:
+        """As the layers say, from the operator's argument to the default."""
+        return runners.choose(self, run, folder)
+
+    def make_runner(self, name: str, run: StoredRun, folder: Path) -> Runner:
+        """A container or a process, as the operator's arguments say."""
+        return runners.make_runner(self, name, run, folder)
 
     def look_at_host(self) -> None:
-        """Take over what the host's connection says, where the operator's arguments leave it open."""
-        try:
-            self.host = LLEMHostHook(self.llem_conn_id).settings()
-        except HostSettingsError as error:
-            raise AirflowFailException(str(error)) from error
+        """Take over what the host's connection says, its Docker engine too."""
+        super().look_at_host()
         if self.host.docker_host and not self.engine_given:
             self.docker_url = self.host.docker_host
 
-    def _choose(self, run: StoredRun, folder: Path) -> str:
-        """Choose runner and image, and note which layers named them; the runner."""
-        self._image_asked = self.image = self.image if self._image_asked is None else self._image_asked
-        chosen = choose(self, run, folder)
-        self._runner, self.image, self._chosen = chosen.runner, chosen.image, chosen.layers
-        self.log.info("%s", chosen)
-        return chosen.runner
-
-    @property
-    def gpu_wait_s(self) -> float:
-        """How long to wait for GPUs."""
-        return float(first(self._gpu_wait_s, self.host.gpu_wait_s, _GPU_WAIT_S))
-
-    def _asked(self, context: Context) -> tuple[Study, Experiment]:
-        """What this run was asked for: the model release of its partition, the choices of the trigger form."""
-        return self.study, cycle_of_run(self.study, self.experiment.id, self.cycle, context)
+    def leave_host(self) -> None:
+        """Close the client of the Docker engine."""
+        if self.hook.client_created:
+            self.cli.close()
 
     @property
     def secrets(self) -> dict[str, str]:
         """Variables whose values appear in no rendered field, log or file."""
         return self._private_environment or {}
 
-    def _engine_or_none(self) -> Any:
-        """The Docker engine's client, or None: for clearing up and for evidence, which must not hide what failed."""
-        try:
-            return engine_of(self)
-        except PlacementError:
-            return None
 
-    def _said(self, run: StoredRun, url: str) -> dict[str, Any]:
-        if ref := run.cycle(self.experiment.id, self.cycle):
-            self.log.info("%s", energy_line(ref))
-        return {"experiment": self.experiment.id, "cycle": self.cycle, "result": url}
+class LLEMTextCycleOperator(LLEMExperimentOperator):
+    """Run one cycle of the study whose text was given in the trigger form.
 
-    def _stored_by_an_earlier_try(self, run: StoredRun, context: Context) -> str | None:
-        """URL of the result, when a try stored it and died before it could say so; nothing is measured twice.
+    Made for ``LLEMTextCycleOperator.partial(...).expand_kwargs(plan.output)``.
 
-        One without the energy that the study requires does not count.
+    Args:
+        experiment: Id of one of its experiments.
+        **kwargs: As for LLEMExperimentOperator.
+    """
 
-        A task that a person cleared is measured again: clearing raises ``max_tries`` by the tries that were made, so
-        tries up to that number do not count.
-        """
-        ti = context["ti"]
-        retries = self.retries or 0
-        cleared = self._tries_before_clearing = max(0, getattr(ti, "max_tries", retries) - retries)
-        ref = run.cycle(self.experiment.id, self.cycle) if ti.try_number > cleared + 1 else None
-        if ref is None or int(ref.provenance().get("try_number", 0)) <= cleared:
-            return None
-        if without_required_energy(self.experiment, ref):
-            return None
-        run.remove_orphans()
-        self._clear(patience_s=_ENGINE_GRACE_S if ref.provenance().get("runner") == "container" else 0.0)
-        return ref.folder.url
+    def __init__(self, *, experiment: str, **kwargs: Any) -> None:
+        super().__init__(study=None, experiment=experiment, **kwargs)
 
-    def _clear(self, patience_s: float) -> None:
-        """Remove what killed tries left, once the engine answers."""
-        remove_scratch_orphans()
-        deadline_s = time.monotonic() + patience_s
-        while (engine := self._engine_or_none()) is None and time.monotonic() < deadline_s:
-            time.sleep(1)
-        if self._attempt is not None and engine is not None:
-            clear_box(engine, self._attempt)
-
-    def _run(
-        self,
-        run: StoredRun,
-        attempt: Attempt,
-        model: LocalModel | None,
-        python: str,
-        folder: Path,
-        store: Callable[[Collected], None],
-    ) -> None:
-        earlier = EarlierTries.of(run, self.experiment.id, self.cycle, self._tries_before_clearing)
-        self._choose(run, folder)
-        try:
-            box = box_settings(self, model) if self._runner == "container" else None
-            model_path = _model_path(model, in_container=box is not None)
-            commit = None if model else pinned_model(run, self.experiment)
-            spec = replace(
-                experiment_spec(
-                    self.study, self.experiment, self.cycle, model_path=model_path, revision=commit
-                ),
-                known_baselines=known_idle_power(run, self.experiment, self.cycle),
-            )
-            spec = earlier.pin_model(spec)
-        except (PlacementError, PromptsError, NotImplementedError) as error:
-            raise AttemptFailedError(failure("config", hint=CORRECT), str(error), folder=folder) from error
-        # What the attempt is told is evidence too, whether it succeeds or not.
-        (folder / config_name(spec.experiment_hash)).write_text(spec.dumps(), encoding="utf-8")
-        self.log.info("%s, cycle %s, as a %s", self.experiment.id, self.cycle, self._runner)
-        if box is not None:
-            box = earlier.pin_image(self.cli, box)
-            if box.image == self.image:
-                box = as_fetched(run, self.cli, box)
-            self._images = (self.image, box.image)
-            run_box(self.cli, attempt, spec, box, collect_to=folder, on_line=self._line, store=store)
-            return
-        require_model(self.experiment, model, self.study.folder, folder)
-        if unused := arguments.without_effect(self):
-            self.log.warning("A process is no container: %s have no effect", ", ".join(unused))
-        environment = arguments.environment(self)
-        process = ProcessSettings(
-            python=python,
-            environment=environment,
-            private_environment={**hub_secrets(self.host, environment), **self.secrets},
-            **limits(self),
-            gpu_request=self.experiment.gpus,
-            gpu_quota=gpu_quota(self.experiment, self.host),
-            gpu_wait_s=self.gpu_wait_s,
-            engine=self._engine_or_none(),
-        )
-        store(run_process(attempt, spec, process, collect_to=folder, on_line=self._line))
-
-    def _line(self, line: str) -> None:
-        self.log.info("%s", line)
-
-    def _pause(self, run: StoredRun, context: Context) -> None:
-        """Pass every gate, then wait until the hardware has cooled down; nothing holds a GPU meanwhile.
-
-        In the triggerer; in the worker where there is none, or where the pause is shorter than the way there.
-        """
-        rank = [-self.priority_weight, self._attempt.map_index if self._attempt else -1]
-        candidate = Candidate(self.study, run, self.experiment, self.cycle, context, self.retries or 0)
-        said = ""
-        while pause := check(candidate) or thermal_gap(run, self.gap_before_s, rank):
-            if pause.text != said:
-                said = pause.text
-                self.log.info("%s: %.0f s left", pause.text, pause.left_s)
-            if pause.trigger is not None and not self.gpu_wait.here:
-                left_s = pause.left_s + AT_MOST_S + _TRIGGERER_LATE_S
-                self.defer(
-                    trigger=pause.trigger,
-                    method_name="execute_after_pause",
-                    timeout=timedelta(seconds=left_s),
-                )
-            time.sleep(min(pause.left_s, LOOK_EVERY_S))
-
-    def _by_hand(self) -> dict[str, Any]:
-        """For the record: what was given instead of our choice."""
-        asked = self.device_requests if self._runner == "container" else None
-        return {"device_requests": [dict(each) for each in asked]} if asked else {}
-
-    def _failed(
-        self, run: StoredRun, attempt: Attempt, error: AttemptFailedError, started_epoch_ns: int
-    ) -> AirflowException:
-        """Store the evidence and say what happened, where the evidence lies and what to do."""
-        record = provenance(attempt, self._runner, started_epoch_ns) | self._chosen | self._by_hand()
-        if all(self._images) and (engine := self._engine_or_none()) is not None:
-            record |= image_record(engine, *self._images)
-        record["failure"] = {
-            "category": error.failure.category,
-            "retryable": error.failure.retryable,
-            "hint": error.failure.hint,
-            "message": error.headline,
-        }
-        url = run.commit_failed(self.experiment.id, self.cycle, attempt.try_number, error.folder, record)
-        text = f"{self.experiment.id} cycle {self.cycle}: {error}\nEvidence: {url}"
-        kind = AttemptRetryableError if error.failure.retryable else AttemptFinalError
-        return kind(text, error.failure)
+    def _asked(self, context: Context) -> tuple[Study, Experiment]:
+        study = study_in_form(context)
+        return study, cycle_of_run(study, self.experiment_id, self.cycle, context)
 
 
 def _find(study: Study, wanted: str) -> Experiment:
@@ -434,20 +475,3 @@ def _find(study: Study, wanted: str) -> Experiment:
         known = ", ".join(e.id for e in study.experiments[:20])
         raise ValueError(f"study {study.name!r} has no experiment {wanted!r}; it has: {known}")
     return named[0]
-
-
-def _model_path(model: LocalModel | None, *, in_container: bool) -> str | None:
-    if model is None:
-        return None
-    return model.container_path if in_container else str(model.worker_path)
-
-
-def _of(collected: Collected, image: str) -> dict[str, Any]:
-    return {
-        "adopted": collected.adopted,
-        "exit_code": collected.exit_code,
-        "image": image or collected.image,
-        "image_digest": collected.image_digest,
-        "gpus": list(collected.gpus),
-        "host": collected.host,
-    }

@@ -17,11 +17,10 @@ from zoneinfo import ZoneInfo
 from airflow.sdk import Context, Variable
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from llem_airflow.operators import gpu_wait
+from llem_airflow.operators import waits
 from llem_airflow.operators.evidence import is_scheduled
-from llem_airflow.operators.gpu_wait import now_epoch_s
 from llem_airflow.operators.request import names_in
-from llem_airflow.operators.waits import Pause, PauseTrigger, RunTrigger
+from llem_airflow.operators.waits import Pause, PauseTrigger, RunTrigger, now_epoch_s
 from llem_airflow.protocol.failures import how_to_rerun
 from llem_airflow.results import CycleRef, FailureRef, StoredRun, layout
 from llem_airflow.study import Experiment, Study
@@ -284,7 +283,7 @@ def breaker(candidate: Candidate) -> Reason | Pause | None:
         if cooled_epoch_s <= now_epoch_s():
             return None
         text = f"{failed}. This cycle is the probe, after a pause of {cooldown_s:g} s"
-        short = cooldown_s <= gpu_wait.SETTLE_S
+        short = cooldown_s <= waits.SETTLE_S
         return Pause(text, cooled_epoch_s, None if short else PauseTrigger(until_epoch_s=cooled_epoch_s))
     limit_s = cooldown_s + _PROBES_TRIES * (experiment.wall_clock_s or _LONG_S)
     if since_epoch_s + limit_s <= now_epoch_s():

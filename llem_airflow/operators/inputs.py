@@ -11,7 +11,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import docker
 
@@ -19,10 +18,10 @@ from llem_airflow.operators.settings import LocalModel, settings
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.results import FailureRef, ResultReadError, StoredRun, layout
 from llem_airflow.results.folder import json_bytes
+from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.failures import AttemptFailedError, failure
 from llem_airflow.runners.images import digest
 from llem_airflow.runners.models import is_of_the_hub, missing_model
-from llem_airflow.runners.settings import BoxSettings
 from llem_airflow.study import Experiment
 from llem_airflow.study.names import OWN_ENGINES
 
@@ -58,18 +57,18 @@ def pinned_model(run: StoredRun, experiment: Experiment) -> str | None:
     return pinned(run, "model", model_name(experiment.model, experiment.revision))
 
 
-def as_fetched(run: StoredRun, api: docker.APIClient, box: BoxSettings) -> BoxSettings:
+def as_fetched(run: StoredRun, api: docker.APIClient, asked: ContainerSettings) -> ContainerSettings:
     """The settings with the very image that was fetched for the run; as they are when none was, or it has gone."""
-    exact = pinned(run, "image", box.image)
-    return box if exact is None else with_image(api, box, exact)
+    exact = pinned(run, "image", asked.image)
+    return asked if exact is None else with_image(api, asked, exact)
 
 
-def with_image(api: docker.APIClient, box: BoxSettings, exact: str) -> BoxSettings:
+def with_image(api: docker.APIClient, asked: ContainerSettings, exact: str) -> ContainerSettings:
     """The settings with the very image that their name meant earlier in the run; as they are when it has gone."""
     if "@" not in exact and digest(api, exact) is None:  # an id, which only its own engine knows
-        log.warning("image %s was %s in this run, which is not on this engine any more", box.image, exact)
-        return box
-    return replace(box, image=exact, pull="missing")
+        log.warning("image %s was %s in this run, which is not on this engine any more", asked.image, exact)
+        return asked
+    return replace(asked, image=exact, pull="missing")
 
 
 def _file(kind: str, name: str) -> str:
@@ -97,14 +96,14 @@ class EarlierTries:
             ]
         )
 
-    def pin_image(self, api: docker.APIClient, box: BoxSettings) -> BoxSettings:
+    def pin_image(self, api: docker.APIClient, asked: ContainerSettings) -> ContainerSettings:
         """The settings with the image of the first try; when they name another image than it did, they stay."""
         records = [each.provenance() for each in self.failures]
         first = next(
-            (r["image_digest"] for r in records if r.get("image") == box.image and r.get("image_digest")),
+            (r["image_digest"] for r in records if r.get("image") == asked.image and r.get("image_digest")),
             None,
         )
-        return box if first is None else with_image(api, box, first)
+        return asked if first is None else with_image(api, asked, first)
 
     def pin_model(self, spec: ExperimentSpec) -> ExperimentSpec:
         """The spec with the commit that the first try loaded, when it came from the hub under the same name."""
@@ -117,11 +116,6 @@ class EarlierTries:
             if commit and each.provenance().get("experiment_hash") == spec.experiment_hash:
                 return replace(spec, model=replace(spec.model, commit=str(commit)))
         return spec
-
-
-def image_record(api: docker.APIClient, named: str, ran: str) -> dict[str, Any]:
-    """What the record of a failed try says of its image: how it is called, and which one it was."""
-    return {"image": named, "image_digest": digest(api, ran)}
 
 
 def require_model(

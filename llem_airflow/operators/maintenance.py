@@ -11,7 +11,7 @@ from airflow.sdk import BaseOperator, Context
 from llem_airflow.operators.host import DEFAULT_CONN_ID, LLEMHostHook
 from llem_airflow.operators.settings import settings
 from llem_airflow.runners.engine import connect
-from llem_airflow.runners.reaper import find_leftovers, remove_leftovers
+from llem_airflow.runners.gc import find_leftovers, remove_leftovers
 
 States = Callable[..., Mapping[str, Mapping[str, str | None]]]
 

@@ -7,16 +7,22 @@ from collections.abc import Callable, Collection
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import docker
 from docker.types import Mount
 
 from llem_airflow.operators import arguments
 from llem_airflow.operators.host import HostSettings
 from llem_airflow.operators.settings import LocalModel, settings
 from llem_airflow.runners.choice import Choice
-from llem_airflow.runners.engine_caches import ENGINE_CACHE, cache_environment, engine_cache
+from llem_airflow.runners.container_spec import (
+    ENGINE_CACHE,
+    NON_ROOT,
+    ContainerSettings,
+    cache_environment,
+    engine_cache,
+)
 from llem_airflow.runners.images import default_entrypoint, default_image
-from llem_airflow.runners.leases import LABEL_TICKET
-from llem_airflow.runners.settings import NON_ROOT, BoxSettings
+from llem_airflow.runners.process import ProcessSettings
 from llem_airflow.study import Experiment
 from llem_airflow.text.wording import counted
 
@@ -67,7 +73,7 @@ def choose_image(
         raise PlacementError(str(error)) from error
 
 
-def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> BoxSettings:
+def container_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> ContainerSettings:
     """Everything about the container that is not the experiment, from the operator's arguments and the study."""
     experiment, host = operator.experiment, operator.host
     said = arguments.environment(operator)
@@ -83,7 +89,7 @@ def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> 
     }
     offline = model is not None or environment.get("HF_HUB_OFFLINE") == "1"
     log_options = {"max-size": operator.log_opts_max_size, "max-file": operator.log_opts_max_file}
-    return BoxSettings(
+    return ContainerSettings(
         image=operator.image,
         entrypoint=arguments.entrypoint(operator) or default_entrypoint(experiment.engine),
         environment=environment,
@@ -93,10 +99,6 @@ def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> 
         gpu_request=experiment.gpus,
         device_requests=tuple(operator.device_requests or ()),
         gpu_quota=gpu_quota(experiment, host),
-        gpu_wait_s=operator.gpu_wait_s,
-        gpu_waited_s=operator.gpu_wait.waited_s,
-        gpu_wait_here=operator.gpu_wait.here,
-        gpu_ticket=(operator.gpu_wait.ticket or {}).get(LABEL_TICKET, ""),
         mem_limit=None if operator.mem_limit is None else str(operator.mem_limit),
         shm_size=str(first(operator.shm_size, host.shm_size, _shm_size(experiment))),
         network_mode=operator.network_mode or ("none" if offline else "bridge"),
@@ -111,6 +113,25 @@ def box_settings(operator: LLEMExperimentOperator, model: LocalModel | None) -> 
         sample_on_host=operator.study.keys.power.sampling == "host",
         pull="always" if operator.force_pull else "missing",
         keep_failed=bool(first(operator.keep_failed, host.keep_failed, False)),
+    )
+
+
+def process_settings(operator: LLEMExperimentOperator, engine: docker.APIClient | None) -> ProcessSettings:
+    """Everything about the process that is not the experiment, likewise.
+
+    Args:
+        operator: The operator.
+        engine: The Docker engine of this machine, whose containers hold GPUs too; None where none answers.
+    """
+    environment = arguments.environment(operator)
+    return ProcessSettings(
+        python=settings().python,
+        environment=environment,
+        private_environment={**hub_secrets(operator.host, environment), **operator.secrets},
+        **limits(operator),
+        gpu_request=operator.experiment.gpus,
+        gpu_quota=gpu_quota(operator.experiment, operator.host),
+        engine=engine,
     )
 
 

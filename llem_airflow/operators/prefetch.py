@@ -13,13 +13,13 @@ from llem_airflow.operators.evidence import attempt_of, open_run
 from llem_airflow.operators.experiment import LLEMExperimentOperator
 from llem_airflow.operators.gates import Reason, note
 from llem_airflow.operators.inputs import model_name, pin
-from llem_airflow.operators.placement import box_settings
+from llem_airflow.operators.placement import container_settings
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
 from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
 from llem_airflow.operators.settings import local_model, settings
 from llem_airflow.results import StoredRun
 from llem_airflow.runners.failures import AttemptFailedError
-from llem_airflow.runners.fetch import fetch_image, fetch_model
+from llem_airflow.runners.images import fetch_image, fetch_model
 from llem_airflow.study import Experiment, Study
 from llem_airflow.study.names import split_runner
 
@@ -85,17 +85,17 @@ class LLEMPrefetchOperator(LLEMExperimentOperator):
     ) -> dict[str, Any]:
         name = self.image
         policy = "always" if self.force_pull else "missing"
-        exact = fetch_image(self.cli, name, policy, self._line, folder)
+        exact = fetch_image(self.cli, name, policy, self.line, folder)
         pin(run, "image", name, exact)
         self.log.info("image %s is %s", name, exact)
         fetched = {"image": name, "image_exact": exact}
         if local_model(experiment.model, settings(), study_folder=self.study.folder) is not None:
             return fetched
-        attempt = self._attempt = attempt_of(context, experiment, self.cycle)
-        self._runner = "container"
-        box = replace(box_settings(self, None), image=exact)
+        attempt = self.attempt = attempt_of(context, experiment, self.cycle)
+        self._current = self.make_runner(self._runner, run, folder)
+        settings_ = replace(container_settings(self, None), image=exact)
         revision = experiment.revision
-        commit = fetch_model(self.cli, attempt, box, experiment.model, revision, self._line, folder)
+        commit = fetch_model(self.cli, attempt, settings_, experiment.model, revision, self.line, folder)
         pin(run, "model", model_name(experiment.model, revision), commit)
         self.log.info("model %s is commit %s", experiment.model, commit)
         return {**fetched, "model": experiment.model, "model_commit": commit}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +16,21 @@ import docker
 from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 from docker.errors import APIError, DockerException
 
-from llem_airflow.operators.placement import EngineAwayError, PlacementError, choose_image
-from llem_airflow.operators.settings import installed_runners
+from llem_airflow.operators import arguments
+from llem_airflow.operators.inputs import as_fetched
+from llem_airflow.operators.placement import (
+    EngineAwayError,
+    PlacementError,
+    choose_image,
+    container_settings,
+    process_settings,
+)
+from llem_airflow.operators.settings import installed_runners, local_model, settings
 from llem_airflow.protocol.failures import how_to_rerun
 from llem_airflow.results import StoredRun
 from llem_airflow.results.folder import json_bytes
+from llem_airflow.runners.attempt import Attempt
+from llem_airflow.runners.base import Runner
 from llem_airflow.runners.choice import (
     AUTO,
     IMAGE_ARGUMENT,
@@ -28,12 +40,13 @@ from llem_airflow.runners.choice import (
     said_by_engine,
     settled,
 )
-from llem_airflow.runners.claim import LOOK_HINT
-from llem_airflow.runners.cuda import host_cuda_major
-from llem_airflow.runners.engine import DEFAULT_URL, ENGINE_ERRORS, is_installed_here, reach
+from llem_airflow.runners.claims import LOOK_HINT
+from llem_airflow.runners.docker import DockerRunner
+from llem_airflow.runners.engine import DEFAULT_URL, ENGINE_ERRORS, EngineAddress, is_installed_here, reach
 from llem_airflow.runners.failures import AttemptFailedError, classify, failure
 from llem_airflow.runners.gpus import GpuLookError
-from llem_airflow.runners.images import default_images
+from llem_airflow.runners.images import default_images, host_cuda_major
+from llem_airflow.runners.process import ProcessRunner
 from llem_airflow.study import Experiment
 
 if TYPE_CHECKING:
@@ -41,6 +54,9 @@ if TYPE_CHECKING:
 
 _FOLDER, _FILE = "pins", "runners.json"
 _CONNECT_TIMEOUT_S = 10
+_REFUSED_LOGIN = re.compile(
+    r"\bunauthorized\b|\bdenied\b|\b401\b|incorrect username or password", re.IGNORECASE
+)
 _ASK_AGAIN_S = 2.0
 CORRECT = f"correct it, then {how_to_rerun('this task')}"
 
@@ -99,7 +115,8 @@ def _login_refused(conn_id: str | None, error: APIError) -> PlacementError:
     text = error.explanation or error
     if not conn_id:
         return EngineAwayError(f"the Docker engine refuses: {text}. `llem-airflow doctor` says more")
-    if error.status_code == 401 or "unauthorized" in str(text) or "denied" in str(text):
+    # A registry with Basic authentication is quoted by the engine, with a status of the engine's own.
+    if error.status_code == 401 or _REFUSED_LOGIN.search(str(text)):
         return PlacementError(
             f"the registry of docker_conn_id {conn_id!r} refuses the login: {text}. Correct login and password"
         )
@@ -273,3 +290,77 @@ def choose(operator: LLEMExperimentOperator, run: StoredRun, folder: Path) -> Ch
     except PlacementError as error:
         raise AttemptFailedError(failure("config", hint=CORRECT), str(error), folder=folder) from error
     return Chosen(choice.runner, image, {**layers, "image_by": by})
+
+
+def make_runner(operator: LLEMExperimentOperator, name: str, run: StoredRun, folder: Path) -> Runner:
+    """The runner of an operator's attempt.
+
+    Args:
+        operator: Whose attempt it is; its arguments, study and host say how it runs.
+        name: Name of the runner.
+        run: The run; it keeps which image and model its first cycles had.
+        folder: Where the attempt's files go.
+
+    Raises:
+        PlacementError: It cannot run as it was asked.
+        EngineAwayError: No Docker engine answers where a container is wanted.
+        AttemptFailedError: The engine refused.
+    """
+    if operator.attempt is None or name not in _MAKERS:
+        raise PlacementError(f"found runner {name!r}; allowed: {', '.join(_MAKERS)}")
+    return _MAKERS[name](operator, operator.attempt, run, folder)
+
+
+def _in_container(
+    operator: LLEMExperimentOperator, attempt: Attempt, run: StoredRun, folder: Path
+) -> DockerRunner:
+    model = local_model(operator.experiment.model, settings(), study_folder=operator.study.folder)
+    asked = container_settings(operator, model)
+    api = engine_of(operator)
+    try:
+        exact = operator.earlier(run).pin_image(api, asked)
+        if exact.image == asked.image:
+            exact = as_fetched(run, api, asked)
+    except ENGINE_ERRORS as error:
+        raise AttemptFailedError(classify(None, "", error=error), str(error), folder=folder) from error
+    return DockerRunner(
+        api,
+        attempt,
+        exact,
+        folder=folder,
+        on_line=operator.line,
+        engine=engine_address(operator),
+        image=asked.image,
+    )
+
+
+def _as_process(
+    operator: LLEMExperimentOperator,
+    attempt: Attempt,
+    run: StoredRun,  # noqa: ARG001  # as of every runner
+    folder: Path,
+) -> ProcessRunner:
+    if unused := arguments.without_effect(operator):
+        operator.log.warning("A process is no container: %s have no effect", ", ".join(unused))
+    engine = None
+    with contextlib.suppress(PlacementError):  # its containers hold GPUs too, where there is one
+        engine = engine_of(operator)
+    return ProcessRunner(attempt, process_settings(operator, engine), folder=folder, on_line=operator.line)
+
+
+_MAKERS: dict[str, Callable[[LLEMExperimentOperator, Attempt, StoredRun, Path], Runner]] = {
+    DockerRunner.name: _in_container,
+    ProcessRunner.name: _as_process,
+}
+
+
+def engine_address(operator: LLEMExperimentOperator) -> EngineAddress:
+    """Where the operator's Docker engine is, for another process."""
+    urls = [operator.docker_url] if isinstance(operator.docker_url, str) else operator.docker_url
+    return EngineAddress(
+        tuple(urls),
+        operator.tls_ca_cert,
+        operator.tls_client_cert,
+        operator.tls_client_key,
+        operator.tls_verify,
+    )

@@ -115,6 +115,10 @@ class LocalModel:
     container_path: str
     mount_target: str
 
+    def path(self, *, mounted: bool) -> str:
+        """The directory as an attempt sees it: where it is mounted, or where it is."""
+        return self.container_path if mounted else str(self.worker_path)
+
 
 def local_model(name: str, where: Settings, *, study_folder: Path | None = None) -> LocalModel | None:
     """Find a model's directory; None means that ``name`` is for the hub to resolve.

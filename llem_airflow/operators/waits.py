@@ -1,7 +1,8 @@
-"""Pauses between cycles, in the triggerer: a task that waits for a time or for another cycle holds no worker.
+"""Waits of a cycle in the triggerer: for GPUs, for the hardware to cool down, for another cycle.
 
-Every cycle of a run that Airflow starts during a pause waits too. They come back one at a time in the plan's order: one
-when the pause is over, the next when the run has got on; the others would find a new pause and wait again.
+A task that waits holds no worker, no pool slot and no GPU. Every cycle of a run that Airflow starts during a pause
+waits too. They come back one at a time in the plan's order: one when the pause is over, the next when the run has got
+on; the others would find a new pause and wait again.
 """
 
 from __future__ import annotations
@@ -16,14 +17,112 @@ from typing import Any, ClassVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from llem_airflow.operators import gpu_wait
-from llem_airflow.operators.gpu_wait import now_epoch_s
 from llem_airflow.results import StoredRun
 from llem_airflow.results.folder import Folder
+from llem_airflow.runners.base import Wait, waiting
+from llem_airflow.text.wording import counted
 
 LOOK_EVERY_S = 5.0
 AT_MOST_S = 300.0
 """So long after its pause a cycle comes back in any case, and looks for itself: another one may have died unnoticed."""
+_LOOK_AT_GPUS_EVERY_S = 2.0
+_LOOK_AT_LEAST_EVERY_S = 8.0
+_SAY_EVERY_S = 15.0
+SETTLE_S = 10.0
+"""How long a wait lasts at least, in seconds.
+
+Airflow's scheduler may learn only after the task was queued again that its first process has ended, and then fails
+it as "finished, although its state is queued" (apache/airflow issues 67287, 71580, 72716). A busy scheduler lags by
+seconds.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuWait:
+    """How far a task's waiting for GPUs has come.
+
+    Attributes:
+        here: Whether to wait in the worker.
+        later: What the last ``Busy`` carried; None for none yet.
+        begin_epoch_s: When it began, or None when it has not.
+    """
+
+    here: bool
+    later: dict[str, Any] | None = None
+    begin_epoch_s: float | None = None
+
+    def of(self, limit_s: float) -> Wait:
+        """As a runner takes it.
+
+        Args:
+            limit_s: How long it may last, in seconds.
+        """
+        waited_s = 0.0 if self.begin_epoch_s is None else max(0.0, now_epoch_s() - self.begin_epoch_s)
+        return Wait(limit_s, waited_s, self.here, self.later)
+
+
+def now_epoch_s() -> float:
+    """Wall clock: the wait goes on in another process, perhaps on another machine."""
+    return time.time_ns() / 1e9
+
+
+class GpuFreeTrigger(BaseTrigger):
+    """Fires when what an attempt waits for is free, or when it has waited long enough.
+
+    Args:
+        later: What the runner's ``Busy`` carried.
+        begin_epoch_s: When the waiting began.
+        limit_s: How long it may last.
+    """
+
+    def __init__(self, *, later: dict[str, Any], begin_epoch_s: float, limit_s: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
+        self.later = later
+        self.begin_epoch_s = begin_epoch_s
+        self.limit_s = limit_s
+        self._waiting = waiting(later)
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Path of the class and its arguments."""
+        names = ("later", "begin_epoch_s", "limit_s")
+        return f"{type(self).__module__}.{type(self).__qualname__}", {n: getattr(self, n) for n in names}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look until it is the claim's turn; say who holds the GPUs and how much time is left."""
+        said_s = -_SAY_EVERY_S
+        settled_s = time.monotonic() + SETTLE_S
+        while True:
+            sight = await asyncio.to_thread(self._waiting.look)
+            left_s = self.begin_epoch_s + self.limit_s - now_epoch_s()
+            unsettled_s = settled_s - time.monotonic()
+            if (sight.free or left_s <= 0) and unsettled_s <= 0:
+                # The time of a claim begins when it is the first of its run: else one GPU that is taken for an hour
+                # would fail every cycle of a study at the same time, and not one after the other.
+                begin_epoch_s = now_epoch_s() if sight.behind_its_own else self.begin_epoch_s
+                payload = {"later": self.later, "begin_epoch_s": begin_epoch_s}
+                yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
+                return
+            if not sight.free and time.monotonic() - said_s >= _SAY_EVERY_S:
+                said_s = time.monotonic()
+                self.log.info(
+                    "Waiting for GPUs, %.0f s left, %s ahead; held by: %s",
+                    max(0.0, left_s),
+                    counted(sight.ahead, "claim"),
+                    sight.text,
+                )
+            # Who stands far behind need not look often; the place itself has to be renewed.
+            pause_s = min(
+                _LOOK_AT_GPUS_EVERY_S + 0.5 * sight.ahead, _LOOK_AT_LEAST_EVERY_S, max(left_s, unsettled_s)
+            )
+            await asyncio.sleep(pause_s)
+
+    async def cleanup(self) -> None:
+        """Leave the engine but not the queue: the task goes on with the place, or another triggerer does."""
+        await asyncio.to_thread(self._waiting.close)
+
+    async def on_kill(self) -> None:
+        """Leave the queue: a person has ended the task."""
+        await asyncio.to_thread(self._waiting.leave)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +165,7 @@ class PauseTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look until it is over."""
-        settled_s = time.monotonic() + gpu_wait.SETTLE_S
+        settled_s = time.monotonic() + SETTLE_S
         while not (time.monotonic() >= settled_s and await asyncio.to_thread(self.is_over)):
             left_s = max(self.until_epoch_s - now_epoch_s(), settled_s - time.monotonic())
             await asyncio.sleep(min(LOOK_EVERY_S, left_s) if left_s > 0 else LOOK_EVERY_S)
@@ -164,5 +263,5 @@ def thermal_gap(run: StoredRun, gap_s: float, rank: list[int]) -> Pause | None:
     if ended_ns is None or (until_epoch_s := ended_ns / 1e9 + gap_s) <= now_epoch_s():
         return None
     trigger = GapTrigger(until_epoch_s=until_epoch_s, run_url=run.url, gap_s=gap_s, rank=rank)
-    short = gap_s <= gpu_wait.SETTLE_S
+    short = gap_s <= SETTLE_S
     return Pause(f"Thermal gap of {gap_s:g} s", until_epoch_s, None if short else trigger)

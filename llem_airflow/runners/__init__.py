@@ -1,1 +1,1 @@
-"""The box: image, GPUs, bundle, exchange and failures of one attempt in one container."""
+"""Where a cycle runs: one seam (base.py) for every place, and the runners of containers and of processes."""

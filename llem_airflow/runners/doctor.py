@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,12 +17,12 @@ from typing import Any
 import docker
 from docker.errors import APIError
 
-from llem_airflow.runners.cuda import host_cuda_major
 from llem_airflow.runners.engine import ENGINE_ERRORS, connect
 from llem_airflow.runners.failures import classify
+from llem_airflow.runners.gc import find_leftovers
 from llem_airflow.runners.gpus import GpuLookError, engine_names_gpus, inventory
-from llem_airflow.runners.images import default_image, default_images, digest
-from llem_airflow.runners.reaper import find_leftovers
+from llem_airflow.runners.images import default_image, default_images, digest, host_cuda_major
+from llem_airflow.text.terminal import Folding, console, show
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 ENGINES = ("transformers", "vllm", "tensorrt")
@@ -28,6 +31,7 @@ _DISK_WARN_BYTES, _DISK_FAIL_BYTES = 50 * 10**9, 5 * 10**9
 _MEMORY_WARN_BYTES = 8 * 10**9
 _CONNECT_TIMEOUT_S = 5
 _DAY_S = 86400.0
+_STYLES = {"ok": "", "warn": "yellow", "fail": "bold red"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,3 +251,17 @@ def _token(environ: Mapping[str, str]) -> Check:
     if environ.get("HF_TOKEN") or environ.get("HUGGING_FACE_HUB_TOKEN"):
         return Check("hub token", OK, "set (its value is never shown)")
     return Check("hub token", WARN, "HF_TOKEN is not set", "needed only for gated models")
+
+
+def diagnose(*, as_json: bool) -> int:
+    """Print what the doctor found."""
+    checks = examine()
+    if as_json:
+        sys.stdout.write(json.dumps([dataclasses.asdict(check) for check in checks], indent=1) + "\n")
+        return worst(checks)
+    for check in checks:
+        line = f"{check.status:<5}{check.name}: {check.text}"
+        show(console(), Folding(line, _STYLES[check.status], indent=5))
+        if check.fix:
+            show(console(), Folding(f"     → {check.fix}", "dim", indent=7))
+    return worst(checks)

@@ -9,13 +9,15 @@ import socket
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import docker
 import requests
 from docker.errors import APIError, DockerException, NotFound
-from docker.utils import kwargs_from_env
+from docker.tls import TLSConfig
+from docker.utils import kwargs_from_env, parse_host
 
 from llem_airflow.protocol.files import EXCHANGE_DIR
 from llem_airflow.protocol.redaction import Redactor
@@ -56,6 +58,81 @@ def connect(
     where = kwargs_from_env(environment=dict(environ))
     reach(where.get("base_url") or DEFAULT_URL, timeout_s)
     return docker.APIClient(**where, version=version or "auto", timeout=timeout_s)
+
+
+class EngineTLS(TLSConfig):
+    """The certificates of an engine, which no variable of the environment replaces.
+
+    Where a call does not say what to check against, ``requests`` asks REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE before
+    what the session was given (psf/requests issue 3829), and the engine's own authority would be unknown.
+    """
+
+    def configure_client(self, client: docker.APIClient) -> None:
+        """As of every client, and for each of its calls."""
+        super().configure_client(client)
+        merge = client.merge_environment_settings
+
+        def merged(url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+            return merge(url, proxies, stream, client.verify if verify is None else verify, cert)
+
+        client.merge_environment_settings = merged  # type: ignore[method-assign]  # of this client
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAddress:
+    """Where a Docker engine is and how it is reached; another process can go there with it.
+
+    Attributes:
+        urls: Its addresses, tried in turn; none for what ``DOCKER_HOST`` names.
+        ca_cert: File of the certificate authority, or None. The three files go together.
+        client_cert: File of the client's certificate, or None.
+        client_key: File of its key, or None.
+        verify: Whether the engine's certificate is checked.
+    """
+
+    urls: tuple[str, ...] = ()
+    ca_cert: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    verify: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """In plain JSON values."""
+        return {**asdict(self), "urls": list(self.urls)}
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> EngineAddress:
+        """From :meth:`to_json`."""
+        return cls(**{**said, "urls": tuple(said["urls"])})
+
+    def connect(self, timeout_s: int) -> docker.APIClient:
+        """A client of the engine.
+
+        Raises:
+            docker.errors.DockerException: Nobody answers there; the text says why.
+            requests.exceptions.RequestException: It did not answer in time.
+        """
+        if not self.urls:
+            return connect(timeout_s=timeout_s)
+        for url in self.urls[:-1]:
+            with contextlib.suppress(*ENGINE_ERRORS):
+                return self._connect(url, timeout_s)
+        return self._connect(self.urls[-1], timeout_s)
+
+    @property
+    def tls(self) -> EngineTLS | None:
+        """Its certificates; None where it has none."""
+        if not (self.ca_cert and self.client_cert and self.client_key):
+            return None
+        pair = self.client_cert, self.client_key
+        return EngineTLS(client_cert=pair, ca_cert=self.ca_cert, verify=self.verify)
+
+    def _connect(self, url: str, timeout_s: int) -> docker.APIClient:
+        if (tls := self.tls) is None:
+            return connect({"DOCKER_HOST": str(parse_host(url))}, timeout_s=timeout_s)
+        reach(url, timeout_s)
+        secure = url.replace("tcp://", "https://")
+        return docker.APIClient(base_url=secure, tls=tls, version="auto", timeout=timeout_s)
 
 
 def engine_url(host: str | None, port: int | None = None) -> str | None:

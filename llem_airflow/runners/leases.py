@@ -1,80 +1,46 @@
-"""Leases of GPUs: the engine's list of containers says who holds what; a lease cannot outlive its container.
+"""Leases of GPUs: a container's label or a process's locked file says what an attempt holds, and ends with it.
 
-How two claims of one GPU are kept apart without a lock: a claim creates its container, then looks at the
-list. Of two containers that clash, the one that became visible later sees the other, and none starts while it
-sees a clash. So both can lose, but both cannot win. That one of them wins is settled by the tickets: the
-later ticket steps back, the earlier one waits until the clash is gone.
+How two claims of one GPU are kept apart without a lock between machines: a claim creates its container, then looks at
+the list. Of two containers that clash, the one that became visible later sees the other, and none starts while it sees
+a clash. So both can lose, but both cannot win. That one of them wins is settled by the tickets (claims.py): the later
+ticket steps back, the earlier one waits until the clash is gone.
+
+The lock of a process's file is its own and of nobody else's making, so it ends with it, whatever ends it. Containers
+see these leases and processes see the containers' ones; neither starts while it sees a clash.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import fcntl
+import json
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from pathlib import Path
 from typing import Any
 
 import docker
-from docker.errors import NotFound
 
-from llem_airflow.runners.attempt import LABEL_GPUS, LABEL_KEY
-from llem_airflow.runners.engine import LIVE_STATES, name_of
-from llem_airflow.runners.given import requested
-from llem_airflow.runners.gpus import LABEL_PROBE, Gpu, Inventory
+from llem_airflow.runners.attempt import Attempt
+from llem_airflow.runners.base import Busy, Wait
+from llem_airflow.runners.gpus import Gpu, Inventory, on_this_machine
+from llem_airflow.runners.holders import (
+    Holder,
+    gpu_processes,
+    holders,
+    user_name,
+)
 
-LABEL_TICKET = "llem.ticket"
-"""When the claim began, as text that sorts by time; earlier claims go first."""
-
-LABEL_EXCLUSIVE = "llem.exclusive"
-"""``host`` when no other experiment may run on the host meanwhile."""
-
-_OWNER = re.compile(r"(^|[._-])(user|owner)$", re.IGNORECASE)
 _TOLD = 3
+_LOOK_EVERY_S = 1.0
+_SAY_EVERY_S = 15.0
 _IN_ANY_CASE = (
     "`llem-airflow gpus` shows all holders and who waits; raise gpu_wait_s, or ask for fewer (`gpus`)"
 )
-
-LABEL_QUOTA = "llem.quota"
-"""GPUs that experiments may hold on the host together, as the claim's connection says."""
-
-OBSERVERS = re.compile(r"dcgm-exporter|nvidia[_-]gpu[_-]exporter|nvidia-smi|nvtop|cadvisor|device-plugin")
-"""Images that are given every GPU in order to watch it; they hold none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """A container, or a process of the host, and the GPUs that it holds.
-
-    Attributes:
-        container: Its id; empty for what is on a GPU without one.
-        name: Its name.
-        gpus: Device ids, as it was given them.
-        state: ``created`` (a claim that has not started), or a live state.
-        ticket: Its claim's ticket; empty when it is not ours.
-        exclusive_host: Whether it wants the host for itself.
-        what: What people call it: experiment and DAG, or the image.
-        owner: Whose it is, as far as labels or the process's user say; empty when nobody says.
-        since_epoch_s: When it got them, in seconds since 1970, or None when it is not known.
-        pid: The process, or 0 for a container and for what cannot be told.
-        quota: The host's quota that its claim went by, or None.
-    """
-
-    container: str
-    name: str
-    gpus: tuple[str, ...]
-    state: str
-    ticket: str
-    exclusive_host: bool
-    what: str
-    owner: str = ""
-    since_epoch_s: float | None = None
-    pid: int = 0
-    quota: int | None = None
-
-    @property
-    def live(self) -> bool:
-        """Whether it runs; a created one only claims."""
-        return self.state in LIVE_STATES
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,100 +58,6 @@ class Demand:
     candidates: tuple[Gpu, ...] = ()
     exclusive_host: bool = False
     quota: int | None = None
-
-
-_foreign: dict[str, Mapping[str, Any]] = {}
-"""Container id -> its inspection. How it asked for GPUs is fixed when it is made, so one inspection is enough."""
-
-
-def holders(api: docker.APIClient, known: Inventory) -> list[Holder]:
-    """Every container that holds GPUs or, being one of our experiments, a part of the host.
-
-    Raises:
-        docker.errors.DockerException: The engine refused.
-        requests.exceptions.RequestException: It does not answer.
-    """
-    listed = api.containers(all=True)
-    _forget(container["Id"] for container in listed)
-    info = cache(api.info)
-    found = [_holder(api, container, known, info) for container in listed]
-    return [holder for holder in found if holder is not None]
-
-
-def _forget(present: Iterable[str]) -> None:
-    for gone in set(_foreign) - set(present):
-        _foreign.pop(gone, None)
-
-
-def _holder(
-    api: docker.APIClient, listed: Mapping[str, Any], known: Inventory, info: Callable[[], Mapping[str, Any]]
-) -> Holder | None:
-    labels = listed.get("Labels") or {}
-    state = str(listed["State"])
-    if LABEL_PROBE in labels:
-        return None
-    if LABEL_KEY in labels:
-        if state not in (*LIVE_STATES, "created"):
-            return None
-        gpus = tuple(gpu for gpu in labels.get(LABEL_GPUS, "").split(",") if gpu)
-        what = f"{labels.get('llem.experiment', '?')} of DAG {labels.get('llem.dag_id', '?')}"
-        exclusive = labels.get(LABEL_EXCLUSIVE) == "host"
-        return Holder(
-            listed["Id"],
-            name_of(listed),
-            gpus,
-            state,
-            labels.get(LABEL_TICKET, ""),
-            exclusive,
-            what,
-            owner=_owner(labels),
-            since_epoch_s=float(listed["Created"]),
-            quota=int(labels.get(LABEL_QUOTA) or 0) or None,
-        )
-    if state not in LIVE_STATES or OBSERVERS.search(str(listed.get("Image"))):
-        return None
-    gpus, privileged = given_to(api, listed["Id"], known, info)
-    what = f"{listed['Image']}{', privileged' * privileged}"
-    if not gpus:
-        return None
-    return Holder(
-        listed["Id"],
-        name_of(listed),
-        gpus,
-        state,
-        "",
-        False,
-        what,
-        owner=_owner(labels),
-        since_epoch_s=float(listed["Created"]),
-    )
-
-
-def _owner(labels: Mapping[str, str]) -> str:
-    """Who a container's labels say that it is of, as shared hosts label containers (``ds01.user``)."""
-    return next((value for name, value in sorted(labels.items()) if _OWNER.search(name) and value), "")
-
-
-def given_to(
-    api: docker.APIClient, container: str, known: Inventory, info: Callable[[], Mapping[str, Any]]
-) -> tuple[tuple[str, ...], bool]:
-    """What a foreign container was given, and whether because it is privileged; nothing when it has gone.
-
-    Args:
-        api: The engine.
-        container: Its id.
-        known: The host's GPUs.
-        info: Describes the engine; asked only for a container that is not known yet.
-    """
-    if container not in _foreign:
-        try:
-            inspection = api.inspect_container(container)
-        except NotFound:
-            return (), False
-        _foreign[container] = {**inspection, "engine": info()}
-    inspection = _foreign[container]
-    given = requested(inspection, known, inspection["engine"])
-    return given, bool((inspection.get("HostConfig") or {}).get("Privileged"))
 
 
 def clashes(mine: Holder, other: Holder, known: Inventory) -> bool:
@@ -302,6 +174,54 @@ def _about(holder: Holder) -> str:
     return f"GPU {', '.join(holder.gpus)}: `nvidia-smi` on the host says more"
 
 
+class Patience:
+    """Waits for what others hold, and says so now and then.
+
+    Args:
+        wait: How long, and where.
+        demand: What is waited for.
+        say: Takes a line for people.
+    """
+
+    def __init__(self, wait: Wait, demand: Demand, say: Callable[[str], None]) -> None:
+        self._wait, self._demand, self._say = wait, demand, say
+        self._begin_s = time.monotonic() - wait.waited_s
+        self._said_s = -_SAY_EVERY_S
+
+    def busy(self, held: Sequence[Holder], later: Mapping[str, Any] | None = None) -> Busy | None:
+        """Who holds what, when there is no time left or somebody else is to wait; else None.
+
+        Args:
+            held: Who holds what.
+            later: What somebody else needs to go on with the wait; None when only this process can wait.
+        """
+        limit_s, left_s = self._wait.limit_s, self._left_s()
+        over = left_s <= 0
+        if not over and (self._wait.here or later is None):
+            return None
+        after = f" after {limit_s:g} s" if over else ""
+        text = f"{self._wanted()} not free{after}; {self._held(held)}"
+        return Busy(text, advice(held), tuple(held), None if over else later)
+
+    def pause(self, held: Sequence[Holder]) -> None:
+        """Wait a moment."""
+        left_s = self._left_s()
+        if time.monotonic() - self._said_s >= _SAY_EVERY_S:
+            self._said_s = time.monotonic()
+            self._say(f"Waiting for {self._wanted()}, {left_s:.0f} s left; {self._held(held)}")
+        # Not in step with others that saw us and stepped back as well.
+        time.sleep(max(0.0, min(_LOOK_EVERY_S * random.uniform(0.5, 1.5), left_s)))  # noqa: S311  # no secret
+
+    def _left_s(self) -> float:
+        return self._begin_s + self._wait.limit_s - time.monotonic()
+
+    def _wanted(self) -> str:
+        return f"{self._demand.count} GPU(s)" if self._demand.count else "the host"
+
+    def _held(self, held: Sequence[Holder]) -> str:
+        return f"{over_quota(self._demand, held)}held by: {said(held)}"
+
+
 def said(held: Iterable[Holder]) -> str:
     """Who holds what, for people."""
     parts = [
@@ -310,3 +230,147 @@ def said(held: Iterable[Holder]) -> str:
         if holder.gpus or holder.exclusive_host
     ]
     return "; ".join(parts) or "nobody that can be seen from here"
+
+
+ENV_FOLDER = "LLEM_GPU_LOCKS"
+_SUFFIX = ".lease"
+
+
+def lock_folder() -> Path:
+    """Where the leases of this host's processes lie: one place for every user and every Airflow of the host."""
+    if named := os.environ.get(ENV_FOLDER):
+        return Path(named)
+    run = Path("/run/lock")
+    return (run if os.access(run, os.W_OK) else Path(tempfile.gettempdir())) / "llem-airflow"
+
+
+def everyone(api: docker.APIClient | None, known: Inventory) -> list[Holder]:
+    """Containers of an engine that hold GPUs, and processes of this machine where the engine is this machine's.
+
+    Args:
+        api: The engine; None where there is none, or none that answers.
+        known: The host's GPUs.
+    """
+    held = [] if api is None else holders(api, known)
+    if api is None or on_this_machine(api):
+        with _mutex(lock_folder()) as folder:
+            held += _leases(folder)
+    return held
+
+
+class ProcessLease:
+    """GPUs that one attempt holds as a process, from ``take`` to ``end``.
+
+    Attributes:
+        gpus: UUIDs; empty for an attempt without a GPU.
+        descriptor: The locked file, to be passed on to the process, so that the lease lasts as long as either lives.
+    """
+
+    def __init__(self, path: Path, descriptor: int, gpus: tuple[str, ...]) -> None:
+        self._path = path
+        self.descriptor = descriptor
+        self.gpus = gpus
+
+    def end(self) -> None:
+        """Give the GPUs back; once is enough."""
+        if self.descriptor >= 0:
+            self._path.unlink(missing_ok=True)
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+def take(
+    attempt: Attempt, ticket: str, demand: Demand, known: Inventory, api: docker.APIClient | None
+) -> tuple[ProcessLease | None, list[Holder]]:
+    """Take what an attempt asks for, if it is free.
+
+    Args:
+        attempt: Who asks.
+        ticket: Its place in time; earlier ones go first among containers.
+        demand: What it wants.
+        known: The host's GPUs.
+        api: The engine whose containers count, where one answers.
+
+    Returns:
+        The lease, or None; and who holds what.
+    """
+    with _mutex(lock_folder()) as folder:
+        held = (holders(api, known) if api is not None else []) + _leases(folder)
+        held += gpu_processes(api, known, held)
+        chosen = choose(demand, held, (), known)
+        if chosen is None:
+            return None, held
+        lease = _written(folder, attempt, ticket, demand, chosen)
+    mine = Holder("", "", chosen, "created", ticket, demand.exclusive_host, "")
+    rivals = [] if api is None else [other for other in holders(api, known) if clashes(mine, other, known)]
+    if rivals:  # a container that was made meanwhile
+        lease.end()
+        return None, rivals
+    return lease, held
+
+
+def _written(
+    folder: Path, attempt: Attempt, ticket: str, demand: Demand, gpus: tuple[str, ...]
+) -> ProcessLease:
+    path = folder / f"{attempt.container_name}-{os.getpid()}{_SUFFIX}"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    said = {
+        "pid": os.getpid(),
+        "gpus": gpus,
+        "ticket": ticket,
+        "exclusive_host": demand.exclusive_host,
+        "what": f"{attempt.experiment_id} of DAG {attempt.dag_id}",
+    }
+    os.write(descriptor, json.dumps(said).encode())
+    return ProcessLease(path, descriptor, gpus)
+
+
+@contextlib.contextmanager
+def _mutex(folder: Path) -> Iterator[Path]:
+    """One at a time looks and takes; the lock goes with whoever is killed meanwhile."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(PermissionError):
+            folder.chmod(0o1777)  # every user of the host, and nobody removes what is another's
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        os.close(descriptor)
+
+
+def _leases(folder: Path) -> list[Holder]:
+    """Leases whose processes live; files of dead ones are removed where that is allowed."""
+    found = []
+    for path in sorted(folder.glob(f"*{_SUFFIX}")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if lease := _lease(path):
+                found.append(lease)
+    return found
+
+
+def _lease(path: Path) -> Holder | None:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            said = json.loads(file.read())
+            gpus = tuple(str(gpu) for gpu in said["gpus"])
+            name = f"process {int(said['pid'])}"
+            exclusive = bool(said["exclusive_host"])
+            return Holder(
+                "",
+                name,
+                gpus,
+                "running",
+                str(said["ticket"]),
+                exclusive,
+                str(said["what"]),
+                owner=user_name(path),
+                since_epoch_s=path.stat().st_mtime,
+                pid=int(said["pid"]),
+            )
+    path.unlink()
+    return None

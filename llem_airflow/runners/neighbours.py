@@ -18,7 +18,7 @@ from docker.errors import APIError, NotFound
 from llem_airflow.runners.attempt import LABEL_KEY
 from llem_airflow.runners.engine import ENGINE_ERRORS, name_of
 from llem_airflow.runners.gpus import LABEL_PROBE, Inventory
-from llem_airflow.runners.leases import OBSERVERS, given_to
+from llem_airflow.runners.holders import OBSERVERS, given_to
 
 
 @dataclass(frozen=True, slots=True)

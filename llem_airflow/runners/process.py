@@ -1,4 +1,4 @@
-"""The process runner: the same bundle under the same protocol, in a process group of its own."""
+"""The runner of processes: the same bundle under the same protocol, in a process group of its own."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from llem_airflow.protocol.oom import host_oom_kills, oom_kills
 from llem_airflow.protocol.redaction import Redactor, secrets_in
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.typed_json import ProtocolError
-from llem_airflow.results.scratch import scratch_folder
+from llem_airflow.protocol.visible import BY_BUS, ORDER, VARIABLE, AmbiguousDeviceError, visible_to_cuda
+from llem_airflow.results.scratch import remove_scratch_orphans, scratch_folder
 from llem_airflow.runners.attempt import Attempt
+from llem_airflow.runners.base import Busy, Collected, Place, Runner, Store, Wait
 from llem_airflow.runners.bundle import build_bundle
-from llem_airflow.runners.collected import CONTAINER_LOG, Collected, read_result
-from llem_airflow.runners.failures import AttemptFailedError, classify, headline_of, told_without_secrets
-from llem_airflow.runners.gpu_use import watched
-from llem_airflow.runners.leased import Leased, leased
-from llem_airflow.runners.logs import LogSink
-from llem_airflow.runners.outcome import read_error, timed_out, with_error_file
-from llem_airflow.runners.watch import Watchdog
+from llem_airflow.runners.claims import demand_for, new_ticket, on_cpu, unknown
+from llem_airflow.runners.ending import CONTAINER_LOG, Ended, failed, read_result
+from llem_airflow.runners.failures import AttemptFailedError, classify, failure, told_without_secrets
+from llem_airflow.runners.gpus import GpuLookError, Inventory, kernel_gpus, local_inventory
+from llem_airflow.runners.leases import Patience, ProcessLease, take
+from llem_airflow.runners.output import LogSink, Watchdog, watched
 from llem_airflow.study import GpuRequest
 
 _READ_BYTES = 64 * 1024
@@ -51,8 +52,6 @@ if os.getppid() != parent:
 os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
 
-_running: dict[str, subprocess.Popen[bytes]] = {}
-
 
 @dataclass(frozen=True, slots=True)
 class ProcessSettings:
@@ -69,7 +68,6 @@ class ProcessSettings:
         log_bytes: Most bytes of output that are kept in container.log.
         gpu_request: GPUs to choose from those that this machine has, or None for none.
         gpu_quota: GPUs that experiments may hold on this machine together, or None for any number.
-        gpu_wait_s: How long to wait for GPUs, in seconds.
         engine: The Docker engine of this machine, whose containers hold GPUs too; None where none answers.
     """
 
@@ -83,7 +81,6 @@ class ProcessSettings:
     log_bytes: int = 64 * 1024 * 1024
     gpu_request: GpuRequest | None = None
     gpu_quota: int | None = None
-    gpu_wait_s: float = 180.0
     engine: docker.APIClient | None = None
 
     def secrets(self) -> list[str]:
@@ -91,68 +88,204 @@ class ProcessSettings:
         return [*self.private_environment.values(), *secrets_in({**os.environ, **self.environment})]
 
 
-def run_process(
-    attempt: Attempt,
-    spec: ExperimentSpec,
-    settings: ProcessSettings,
-    *,
-    collect_to: Path,
-    on_line: Callable[[str], None],
-    bundle: Path | None = None,
-) -> Collected:
-    """Run one attempt as a process of this machine, in a temporary folder.
+@dataclass(frozen=True)
+class ProcessPlace(Place):
+    """GPUs of this machine that a process may use.
 
-    The process ends with the thread that calls this, whatever ends that.
+    Attributes:
+        lease: Holds them.
+        environment: Variables that hide all others from the process.
+    """
+
+    lease: ProcessLease = field(kw_only=True)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class ProcessRunner(Runner):
+    """Runs an attempt as a process of this machine, in a temporary folder; it ends with its worker.
 
     Args:
         attempt: Who this is.
-        spec: What the attempt is told.
         settings: How the process is run.
-        collect_to: Folder for the raw files of ``out/`` and the log.
+        folder: Folder for the raw files of ``out/`` and the log.
         on_line: Called with every line of output, in the caller's thread.
         bundle: What runs; default: the bundle of the installed packages.
-
-    Raises:
-        AttemptFailedError: There is no valid result. Processes and temporary folder are gone.
     """
-    collect_to.mkdir(parents=True, exist_ok=True)
-    with (
-        scratch_folder() as exchange,
-        LogSink(collect_to / CONTAINER_LOG, on_line, settings.secrets(), settings.log_bytes) as sink,
-        told_without_secrets(sink.redactor),
-    ):
-        with leased(attempt, settings, sink, spec.meter.kind) as lease:
-            told = replace(spec, meter=replace(spec.meter, gpus=lease.gpus)) if lease.gpus else spec
-            _fill(exchange, bundle or build_bundle(), told)
-            killed_before = oom_kills(), host_oom_kills()
-            try:
-                exit_code, fired = _run(attempt, told, settings, exchange, sink, lease)
-            finally:
-                _bring_out(exchange / OUT_DIR, collect_to, sink.redactor)
-        oom_killed = _oom_killed(killed_before, exit_code)
-        _check(collect_to, spec, settings, exit_code, fired, sink.tail, oom_killed=oom_killed)
-        return Collected(
-            folder=collect_to,
+
+    name = "process"
+    own_files = False
+    outlives_worker = False
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        settings: ProcessSettings,
+        *,
+        folder: Path,
+        on_line: Callable[[str], None],
+        bundle: Path | None = None,
+    ) -> None:
+        self._attempt = attempt
+        self._settings = settings
+        self._folder = folder
+        self._bundle = bundle
+        self._sink = LogSink(folder / CONTAINER_LOG, on_line, settings.secrets(), settings.log_bytes)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lease: ProcessLease | None = None
+        self._killed = False
+
+    def place(self, spec: ExperimentSpec, wait: Wait = Wait()) -> Place | Busy:  # noqa: B008  # frozen
+        """Lease GPUs of this machine; who waits for them waits in this process, which is the only one that can tell."""
+        self._sink.open()
+        placed: Place | Busy | None = None
+        try:
+            with told_without_secrets(self._sink.redactor):
+                placed = self._claim(spec, wait)
+        finally:
+            if not isinstance(placed, Place):
+                self._sink.close()
+        return placed
+
+    def run(self, place: Place, spec: ExperimentSpec, store: Store) -> Collected:
+        """Run the process to its end, bring out what it wrote and store it."""
+        assert isinstance(place, ProcessPlace)
+        told = place.told(spec)
+        try:
+            with (
+                contextlib.closing(self._sink),
+                told_without_secrets(self._sink.redactor),
+                scratch_folder() as exchange,
+            ):
+                _fill(exchange, self._bundle or build_bundle(), told)
+                killed_before = oom_kills(), host_oom_kills()
+                try:
+                    exit_code, fired = self._see_through(told, exchange, place)
+                finally:
+                    _bring_out(exchange / OUT_DIR, self._folder, self._sink.redactor)
+                oom_killed = _oom_killed(killed_before, exit_code)
+                self._check(spec, Ended(self.name, exit_code, oom_killed, fired, self._sink.tail))
+        finally:
+            place.lease.end()
+        collected = Collected(
+            folder=self._folder,
             exit_code=exit_code,
             adopted=False,
             image=None,
             image_digest=None,
-            log=sink.path,
+            log=self._sink.path,
             host={
                 "name": os.uname().nodename,
                 "cpus": os.cpu_count(),
                 "kernel": os.uname().release,
-                **({"on_cpu": lease.on_cpu} if lease.on_cpu else {}),
+                **({"on_cpu": place.on_cpu} if place.on_cpu else {}),
             },
-            gpus=told.meter.gpus,
+            gpus=place.gpus,
         )
+        store(collected)
+        return collected
+
+    def kill(self) -> None:
+        """End the process group; a place that has no process yet is given back, and gets none."""
+        self._killed = True
+        if self._process is not None:
+            _end(self._process, _KILL_GRACE_S)
+        elif self._lease is not None:
+            self._lease.end()
+            self._sink.close()
+
+    def release(self) -> None:
+        """A process ends with its worker; what may be left is its folder."""
+        remove_scratch_orphans()
+
+    def _claim(self, spec: ExperimentSpec, wait: Wait) -> ProcessPlace | Busy:
+        settings = self._settings
+        known = _usable(settings, self._sink)
+        demand = demand_for(settings.gpu_request, known, self._sink, quota=settings.gpu_quota)
+        why = "" if demand.count else on_cpu(known, self._sink, spec.meter.kind)
+        patience, ticket = Patience(wait, demand, self._sink.line), new_ticket(self._attempt)
+        while True:
+            lease, held = take(self._attempt, ticket, demand, known, settings.engine)
+            if lease is not None:
+                self._lease = lease
+                hidden = _environment(lease.gpus, known)
+                return ProcessPlace(lease.gpus, on_cpu=why, lease=lease, environment=hidden)
+            if busy := patience.busy(held):
+                return busy
+            patience.pause(held)
+
+    def _see_through(
+        self, spec: ExperimentSpec, exchange: Path, place: ProcessPlace
+    ) -> tuple[int, str | None]:
+        """Run the process to its end; its exit code, and which limit ended it, if one did."""
+        settings = self._settings
+        if self._killed:
+            raise AttemptFailedError(
+                failure("cancelled"), "it was ended before its start", folder=self._folder
+            )
+        process = self._process = _spawn(settings, spec, exchange, self._folder, place)
+        try:
+            with (
+                watched(place.gpus, settings.gpu_idle_s, self._sink.line) as computes,
+                Watchdog(
+                    lambda: _end(process, settings.stop_grace_s),
+                    wall_clock_s=settings.wall_clock_s,
+                    silence_s=settings.silence_s,
+                    gpu_idle_s=settings.gpu_idle_s,
+                    computes=computes,
+                ) as dog,
+            ):
+                for data in _output(process):
+                    dog.heard()
+                    self._sink.feed(data)
+                exit_code = process.wait()
+            self._sink.finish()
+            return exit_code, dog.fired
+        finally:
+            # Nothing of the group stays, whatever ended the wait: a sampler, a worker of the engine.
+            _end(process, 0.0)
+            self._process = None
+            if process.stdout is not None:
+                process.stdout.close()
+
+    def _check(self, spec: ExperimentSpec, ended: Ended) -> None:
+        try:
+            read_result(self._folder, spec)
+        except ProtocolError as problem:
+            raise failed(self._folder, spec, problem, ended, self._settings) from problem
 
 
-def kill_process(attempt: Attempt) -> None:
-    """End the process group of this attempt; takes less than five seconds."""
-    process = _running.get(attempt.container_name)
-    if process is not None:
-        _end(process, _KILL_GRACE_S)
+def _usable(settings: ProcessSettings, sink: LogSink) -> Inventory:
+    """This machine's GPUs, without those that the worker's own CUDA_VISIBLE_DEVICES hides."""
+    try:
+        known = local_inventory()
+    except GpuLookError as error:
+        raise unknown(error, sink) from error
+    if known is None or not known.gpus:
+        count = kernel_gpus()
+        absent = "this machine shows no NVIDIA driver"
+        if count:
+            absent = f"this machine has {count} NVIDIA GPU(s), and its driver's library is not installed here"
+        return Inventory(absent=absent, hidden=bool(count))
+    boards = known.boards
+    try:
+        left = visible_to_cuda(
+            {**os.environ, **settings.environment}, [gpu.id for gpu in boards], [gpu.name for gpu in boards]
+        )
+    except AmbiguousDeviceError as error:
+        found = failure("gpu_access", hint="name the boards by their UUIDs in the worker's environment")
+        raise AttemptFailedError(found, str(error), folder=sink.path.parent) from error
+    if left is None:
+        return known
+    hidden = f"{VARIABLE} of the worker hides {'every' if not left else 'the other'} GPU(s)"
+    gpus = tuple(gpu for gpu in known.gpus if gpu.id in left or (gpu.parent in left))
+    return replace(known, gpus=gpus, absent=hidden, hidden=not gpus)
+
+
+def _environment(gpus: tuple[str, ...], known: Inventory) -> dict[str, str]:
+    """Nothing is hidden where there is nothing of NVIDIA's: another vendor's boards have variables of their own."""
+    if not known.gpus and not gpus:
+        return {VARIABLE: ""} if known.hidden else {}
+    return {VARIABLE: ",".join(gpus), ORDER: BY_BUS}
 
 
 def _oom_killed(before: tuple[int | None, int | None], exit_code: int) -> bool:
@@ -168,41 +301,6 @@ def _fill(exchange: Path, bundle: Path, spec: ExperimentSpec) -> None:
     (exchange / OUT_DIR).mkdir()
     shutil.copyfile(bundle, exchange / BUNDLE)
     (exchange / config_name(spec.experiment_hash)).write_text(spec.dumps(), encoding="utf-8")
-
-
-def _run(
-    attempt: Attempt,
-    spec: ExperimentSpec,
-    settings: ProcessSettings,
-    exchange: Path,
-    sink: LogSink,
-    lease: Leased,
-) -> tuple[int, str | None]:
-    process = _spawn(settings, spec, exchange, sink, lease)
-    _running[attempt.container_name] = process
-    try:
-        with (
-            watched(lease.gpus, settings.gpu_idle_s, sink.line) as computes,
-            Watchdog(
-                lambda: _end(process, settings.stop_grace_s),
-                wall_clock_s=settings.wall_clock_s,
-                silence_s=settings.silence_s,
-                gpu_idle_s=settings.gpu_idle_s,
-                computes=computes,
-            ) as dog,
-        ):
-            for data in _output(process):
-                dog.heard()
-                sink.feed(data)
-            exit_code = process.wait()
-        sink.finish()
-        return exit_code, dog.fired
-    finally:
-        # Nothing of the group stays, whatever ended the wait: a sampler, a worker of the engine.
-        _end(process, 0.0)
-        _running.pop(attempt.container_name, None)
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 def _output(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
@@ -222,14 +320,14 @@ def _output(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
 
 
 def _spawn(
-    settings: ProcessSettings, spec: ExperimentSpec, exchange: Path, sink: LogSink, lease: Leased
+    settings: ProcessSettings, spec: ExperimentSpec, exchange: Path, folder: Path, place: ProcessPlace
 ) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
         "PYTHONUNBUFFERED": "1",
         **settings.environment,
         **settings.private_environment,
-        **lease.environment,
+        **place.environment,
         ENV_CONFIG_PATH: str(exchange / config_name(spec.experiment_hash)),
         ENV_OUTPUT_DIR: str(exchange / OUT_DIR),
     }
@@ -244,13 +342,13 @@ def _spawn(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            pass_fds=lease.descriptors,
+            pass_fds=(place.lease.descriptor,),
         )
     except OSError as error:
         raise AttemptFailedError(
             classify(None, str(error), error=error),
             f"the interpreter {settings.python} cannot be started: {error}",
-            folder=sink.path.parent,
+            folder=folder,
         ) from error
 
 
@@ -277,28 +375,3 @@ def _bring_out(out: Path, folder: Path, redactor: Redactor) -> None:
             with path.open("rb") as source, (folder / redactor.text(path.name)).open("wb") as target:
                 redactor.copy(source, target)
             path.unlink()  # there may be no room for two of a large file
-
-
-def _check(
-    folder: Path,
-    spec: ExperimentSpec,
-    settings: ProcessSettings,
-    exit_code: int,
-    fired: str | None,
-    tail: tuple[str, ...],
-    *,
-    oom_killed: bool,
-) -> None:
-    try:
-        read_result(folder, spec)
-    except ProtocolError as problem:
-        if fired is not None:
-            ended = timed_out(folder, fired, settings, tail, exit_code)
-            raise with_error_file(ended, spec) from problem
-        said = read_error(folder, spec)
-        found = classify(exit_code, "\n".join(tail), oom_killed=oom_killed, error=said)
-        headline = f"the process ended with exit code {exit_code} and no valid result ({problem})"
-        if said is not None:
-            headline = headline_of(said, found)
-        ended = AttemptFailedError(found, headline, folder=folder, log_tail=tail, exit_code=exit_code)
-        raise with_error_file(ended, spec) from problem

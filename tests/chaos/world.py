@@ -21,7 +21,7 @@ import docker
 
 from llem_airflow.runners.attempt import LABEL_KEY, Attempt
 from llem_airflow.runners.engine import ENGINE_ERRORS
-from llem_airflow.runners.reaper import find_leftovers, remove_leftovers
+from llem_airflow.runners.gc import find_leftovers, remove_leftovers
 from tests.airflow.server import AirflowServer
 from tests.runners.engine_proxy import Call, EngineProxy
 

@@ -21,10 +21,11 @@ from docker.types import DeviceRequest
 
 from llem_airflow.cli import main
 from llem_airflow.runners.attempt import LABEL_GPUS
+from llem_airflow.runners.claims import Ticket, new_ticket
 from llem_airflow.runners.gpus import Gpu, Inventory, inventory
 from llem_airflow.runners.gpus_shown import _span
-from llem_airflow.runners.leases import LABEL_QUOTA, LABEL_TICKET, Demand
-from llem_airflow.runners.tickets import Ticket, new_ticket
+from llem_airflow.runners.holders import LABEL_QUOTA, LABEL_TICKET
+from llem_airflow.runners.leases import Demand
 from tests.runners.programs import attempt
 from tests.standins.build import Standins
 
@@ -142,9 +143,7 @@ def test_a_port_that_cannot_be_is_a_mistake() -> None:
     assert (done.exit_code, "allowed: a name or URL with a port" in done.output) == (2, True)
 
 
-LOOK = (
-    "import json; from llem_airflow.runners.who import look, to_json; print(json.dumps(to_json(look(None))))"
-)
+LOOK = "import json; from llem_airflow.runners.gpus_shown import look, to_json; print(json.dumps(to_json(look(None))))"
 
 
 def test_without_an_engine_processes_are_holders_with_their_user_and_since_when(
@@ -164,12 +163,13 @@ def test_without_an_engine_processes_are_holders_with_their_user_and_since_when(
 
 
 def test_a_whole_gpu_and_its_slice_are_told_apart() -> None:
-    from llem_airflow.runners.who import Held, HostGpus  # noqa: PLC0415
+    from llem_airflow.runners.gpus_shown import HostGpus  # noqa: PLC0415
+    from llem_airflow.runners.holders import Holder  # noqa: PLC0415
 
     board, part = Gpu("GPU-a", "0"), Gpu("MIG-a", "0:0", parent="GPU-a")
     held = (
-        Held("container", "x", "img", "", ("0",), None, False),
-        Held("task", "y", "e", "", ("GPU-zz",), 0.0, False),
+        Holder("c", "x", ("0",), "running", "", False, "img"),
+        Holder("d", "y", ("GPU-zz",), "running", "1", False, "e"),
     )
     host = HostGpus("h", Inventory((board, part)), held, (), 0, None, 10.0, "")
     assert [each.name for each in host.holders_of("GPU-a")] == ["x"]

@@ -15,8 +15,10 @@ from llem_airflow.protocol.files import ENVIRONMENT, REQUESTS, result_name
 from llem_airflow.protocol.result import CycleResult
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.runners.attempt import Attempt
-from llem_airflow.runners.box import BoxSettings, run_box
+from llem_airflow.runners.container_spec import ContainerSettings
+from llem_airflow.runners.docker import DockerRunner
 from tests.measurement.running import HASH, spec_of
+from tests.runners.programs import see_through
 
 PROMPTS = (
     "The capital of France is",
@@ -96,12 +98,13 @@ def observe(
     mounts = (
         () if path is None else (Mount(path, str(models / Path(path).name), type="bind", read_only=True),)
     )
-    settings = BoxSettings(
+    settings = ContainerSettings(
         image, environment={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}, mounts=mounts, wall_clock_s=400
     )
     settings = replace(settings, pull="never", mem_limit=mem_limit)
     attempt = Attempt(
         "dag", f"test+{uuid.uuid4()}", "task", -1, "an-experiment-01234567", HASH, 1, 1, "tests"
     )
-    run_box(api, attempt, spec, settings, collect_to=folder, on_line=print, bundle=bundle)
+    runner = DockerRunner(api, attempt, settings, folder=folder, on_line=print, bundle=bundle)
+    see_through(runner, folder, spec=spec)
     return Observed(folder)

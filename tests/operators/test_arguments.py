@@ -15,10 +15,10 @@ from docker.types import DeviceRequest, Mount, Ulimit
 from llem_airflow.factory import study_dag, study_dags
 from llem_airflow.operators import LLEMExperimentOperator, LLEMTextCycleOperator
 from llem_airflow.operators.arguments import ARGUMENTS, ArgumentError, Honoured, Refused, table
-from llem_airflow.operators.placement import box_settings
+from llem_airflow.operators.placement import container_settings
 from llem_airflow.operators.runners import engine_of
 from llem_airflow.runners.attempt import Attempt
-from llem_airflow.runners.host_config import create_arguments
+from llem_airflow.runners.container_spec import create_arguments
 from llem_airflow.study import Study, load_study_text
 from tests.runners.programs import HASH, attempt
 
@@ -99,7 +99,7 @@ def operator(**kwargs: Any) -> LLEMExperimentOperator:
 def created(api: docker.APIClient, task: LLEMExperimentOperator, who: Attempt) -> dict[str, Any]:
     """What the engine says of the container that it makes for a task."""
     task.render_template_fields({})
-    arguments = create_arguments(api, who, HASH, box_settings(task, None))
+    arguments = create_arguments(api, who, HASH, container_settings(task, None))
     identity = str(api.create_container(**arguments)["Id"])
     try:
         found: dict[str, Any] = api.inspect_container(identity)
@@ -249,15 +249,15 @@ def test_the_argument_s_environment_goes_before_the_worker_s_and_private_before_
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_worker")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert box_settings(operator(), None).private_environment == {"HF_TOKEN": "hf_of_the_worker"}
-    assert box_settings(operator(), None).network_mode == "none"
+    assert container_settings(operator(), None).private_environment == {"HF_TOKEN": "hf_of_the_worker"}
+    assert container_settings(operator(), None).network_mode == "none"
     own = {"HF_TOKEN": "hf_of_the_dag", "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "2"}
-    box = box_settings(operator(environment=own, env_file="OMP_NUM_THREADS=3\nC=1"), None)
+    box = container_settings(operator(environment=own, env_file="OMP_NUM_THREADS=3\nC=1"), None)
     assert box.private_environment == {}
     assert {name: box.environment[name] for name in (*own, "C")} == {**own, "C": "1"}
     assert "hf_of_the_dag" in box.secrets()
     assert box.network_mode == "bridge"
-    private = box_settings(operator(environment=own, private_environment={"HF_TOKEN": "p"}), None)
+    private = container_settings(operator(environment=own, private_environment={"HF_TOKEN": "p"}), None)
     assert private.private_environment == {"HF_TOKEN": "p"}
 
 

@@ -15,7 +15,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from airflow.triggers.base import BaseTrigger
 
-from llem_airflow.operators import LLEMAggregateOperator, gpu_wait, waits
+from llem_airflow.operators import LLEMAggregateOperator, waits
 from llem_airflow.operators.evidence import open_run
 from llem_airflow.operators.gates import Candidate, ProbeTrigger, check, tripped
 from llem_airflow.operators.waits import Pause, PauseTrigger
@@ -135,7 +135,7 @@ def test_of_many_that_begin_at_once_exactly_one_is_the_probe(run: StoredRun) -> 
 
 def fires(monkeypatch: pytest.MonkeyPatch, trigger: BaseTrigger | None, within_s: float = 1.0) -> bool:
     """Whether a trigger, as Airflow's database brings it back, fires soon."""
-    monkeypatch.setattr(gpu_wait, "SETTLE_S", 0.0)
+    monkeypatch.setattr(waits, "SETTLE_S", 0.0)
     monkeypatch.setattr(waits, "LOOK_EVERY_S", 0.05)
     assert trigger is not None
     path, arguments = trigger.serialize()

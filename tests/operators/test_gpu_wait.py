@@ -15,10 +15,11 @@ import pytest
 from airflow.sdk.exceptions import TaskDeferred
 from docker.types import DeviceRequest
 
-from llem_airflow.operators import gpu_wait
-from llem_airflow.operators.gpu_wait import GpuFreeTrigger, GpuWait, now_epoch_s
+from llem_airflow.operators import waits
 from llem_airflow.operators.retries import AttemptRetryableError
-from llem_airflow.runners.waiting import Sight
+from llem_airflow.operators.waits import GpuFreeTrigger, GpuWait, now_epoch_s
+from llem_airflow.runners.base import Sight, Wait
+from llem_airflow.runners.engine import EngineAddress
 from tests.operators.test_experiment import STUDY, context, operator, study_at
 
 WAITS = STUDY.replace("study_name: one", "study_name: waits") + 'gpus: {ids: ["1"]}\n'
@@ -26,6 +27,13 @@ ATTEMPT = {
     "dag_id": "d", "run_id": "r", "task_id": "t", "map_index": -1, "experiment_id": "e",
     "experiment_hash": "0" * 16, "cycle": 1, "try_number": 1,
 }  # fmt: skip
+AWAY = {
+    "runner": "container",
+    "engine": EngineAddress(("unix:///nowhere/docker.sock",)).to_json(),
+    "attempt": ATTEMPT,
+    "ticket": {},
+    "image": "x",
+}
 INSTALLATION = f"tests-gpu-wait-{uuid.uuid4().hex[:8]}"
 
 
@@ -59,7 +67,7 @@ def places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model: Path) ->
     monkeypatch.setenv("LLEM_RESULTS_ROOT", str(tmp_path / "results"))
     monkeypatch.setenv("LLEM_MODELS_DIR", str(tiny_model.parent))
     monkeypatch.setenv("LLEM_INSTALLATION", INSTALLATION)
-    monkeypatch.setattr(gpu_wait, "SETTLE_S", 0.0)
+    monkeypatch.setattr(waits, "SETTLE_S", 0.0)
 
 
 def deferred(tmp_path: Path, python_image: str, **kwargs: Any) -> TaskDeferred:
@@ -89,7 +97,7 @@ def test_a_task_defers_while_others_hold_its_gpu_and_goes_on_with_its_place_when
     assert ours(docker_api) == []  # neither a container nor a ticket of the worker stays
     assert waiting.method_name == "execute_after_wait"
     path, kwargs = waiting.trigger.serialize()
-    assert path == "llem_airflow.operators.gpu_wait.GpuFreeTrigger"
+    assert path == "llem_airflow.operators.waits.GpuFreeTrigger"
 
     async def until_released() -> Any:
         firing = asyncio.create_task(first_event(GpuFreeTrigger(**kwargs)))
@@ -100,7 +108,7 @@ def test_a_task_defers_while_others_hold_its_gpu_and_goes_on_with_its_place_when
         return await firing
 
     event = asyncio.run(until_released())
-    assert event["ticket"] == kwargs["ticket"]
+    assert event["later"] == kwargs["later"]
     shown = capsys.readouterr().out  # Airflow's own logging
     assert f"s left, 0 claims ahead; held by: 1: container {foreign}" in shown
     asyncio.run(GpuFreeTrigger(**kwargs).on_kill())
@@ -127,8 +135,16 @@ def test_the_time_of_a_cycle_begins_when_it_is_the_first_of_its_run(
     tmp_path: Path, docker_api: docker.APIClient, python_image: str, foreign: str
 ) -> None:
     first = deferred(tmp_path, python_image).trigger.serialize()[1]
-    second = {**first, "attempt": {**first["attempt"], "task_id": "another"}}
-    second["ticket"] = {**first["ticket"], "llem.ticket": first["ticket"]["llem.ticket"] + "-later"}
+    later = first["later"]
+    number = {"llem.ticket": later["ticket"]["llem.ticket"] + "-later"}
+    second = {
+        **first,
+        "later": {
+            **later,
+            "attempt": {**later["attempt"], "task_id": "another"},
+            "ticket": {**later["ticket"], **number},
+        },
+    }
     long_ago = {"begin_epoch_s": first["begin_epoch_s"] - 1000}
 
     async def both() -> tuple[Any, Any]:
@@ -180,32 +196,21 @@ def test_a_person_who_ends_the_task_gives_its_place_up(
 
 
 def test_an_engine_that_is_away_is_waited_for_until_the_time_is_over() -> None:
-    engine = {
-        "base_url": "unix:///nowhere/docker.sock",
-        "tls_ca_cert": None,
-        "tls_client_cert": None,
-        "tls_client_key": None,
-        "tls_verify": True,
-    }
-    trigger = GpuFreeTrigger(
-        engine=engine, attempt=ATTEMPT, ticket={}, image="x", begin_epoch_s=now_epoch_s() - 9, limit_s=10
-    )
-    assert asyncio.run(first_event(trigger)) == {"ticket": {}, "begin_epoch_s": trigger.begin_epoch_s}
+    trigger = GpuFreeTrigger(later=AWAY, begin_epoch_s=now_epoch_s() - 9, limit_s=10)
+    assert asyncio.run(first_event(trigger)) == {"later": AWAY, "begin_epoch_s": trigger.begin_epoch_s}
 
 
 def test_it_does_not_fire_before_the_scheduler_can_know_that_the_task_was_deferred(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gpu_wait, "SETTLE_S", 0.4)
-    trigger = GpuFreeTrigger(
-        engine={}, attempt=ATTEMPT, ticket={}, image="x", begin_epoch_s=now_epoch_s(), limit_s=60
-    )
-    monkeypatch.setattr(trigger, "_look", lambda: Sight(free=True, ahead=0, behind_its_own=False, text=""))
+    monkeypatch.setattr(waits, "SETTLE_S", 0.4)
+    trigger = GpuFreeTrigger(later=AWAY, begin_epoch_s=now_epoch_s(), limit_s=60)
+    monkeypatch.setattr(trigger._waiting, "look", lambda: Sight(free=True))
     began_s = time.monotonic()
-    assert asyncio.run(first_event(trigger))["ticket"] == {}
+    assert asyncio.run(first_event(trigger))["later"] == AWAY
     assert time.monotonic() - began_s >= 0.4
 
 
 def test_time_that_was_waited_counts() -> None:
-    assert GpuWait(here=False).waited_s == 0
-    assert 9 < GpuWait(here=False, begin_epoch_s=now_epoch_s() - 10).waited_s < 11
+    assert GpuWait(here=False).of(60) == Wait(60, here=False)
+    assert 9 < GpuWait(here=False, begin_epoch_s=now_epoch_s() - 10).of(60).waited_s < 11

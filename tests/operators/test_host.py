@@ -17,8 +17,9 @@ import llem_airflow
 from llem_airflow.factory import study_dag
 from llem_airflow.operators import LLEMExperimentOperator
 from llem_airflow.operators.host import HostSettings, HostSettingsError, LLEMHostHook, read_settings
-from llem_airflow.operators.placement import PlacementError, box_settings, choose_image
+from llem_airflow.operators.placement import PlacementError, choose_image, container_settings
 from llem_airflow.runners.choice import Choice, Layers
+from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.study import Study, load_study_text
 from tests.factory.test_study import write
 from tests.operators.test_experiment import context
@@ -42,29 +43,36 @@ def study(gpus: str = "{count: 1}", *, engine: str = "vllm") -> Study:
     )
 
 
-def placed(fields: dict[str, Any], *, gpus: str = "{count: 1}", **kwargs: Any) -> Any:
-    """The box of the study's only cycle on a host with these fields."""
+def hosted(fields: dict[str, Any], *, gpus: str = "{count: 1}", **kwargs: Any) -> LLEMExperimentOperator:
+    """The study's only cycle on a host with these fields."""
     asked = study(gpus)
     task = LLEMExperimentOperator(task_id="x", study=asked, experiment=asked.experiments[0], **kwargs)
     task.host = read_settings("gpu1", fields)
-    return box_settings(task, None)
+    return task
 
 
-def test_what_the_host_asks_for_is_applied_to_the_box() -> None:
-    box = placed(DS01)
-    assert box.extra_labels == {"ds01.user": "ada", "ds01.managed": "true"}
-    assert (box.cgroup_parent, box.shm_size, box.gpu_quota, box.gpu_wait_s) == ("ds01.slice", "2g", 2, 60)
-    assert (box.wall_clock_s, box.silence_s) == (300, 120)
+def placed(fields: dict[str, Any], *, gpus: str = "{count: 1}", **kwargs: Any) -> ContainerSettings:
+    """The container of the study's only cycle on a host with these fields."""
+    return container_settings(hosted(fields, gpus=gpus, **kwargs), None)
+
+
+def test_what_the_host_asks_for_is_applied_to_the_container() -> None:
+    made = placed(DS01)
+    assert made.extra_labels == {"ds01.user": "ada", "ds01.managed": "true"}
+    assert (made.cgroup_parent, made.shm_size, made.gpu_quota) == ("ds01.slice", "2g", 2)
+    assert hosted(DS01).gpu_wait_s == 60
+    assert (made.wall_clock_s, made.silence_s) == (300, 120)
 
 
 def test_the_study_s_limits_hold_when_they_are_narrower_than_the_host_s() -> None:
-    box = placed({"max_runtime_s": 10**6, "max_idle_s": 10**6})
-    assert (box.wall_clock_s, box.silence_s) == (600, 300)
+    made = placed({"max_runtime_s": 10**6, "max_idle_s": 10**6})
+    assert (made.wall_clock_s, made.silence_s) == (600, 300)
 
 
 def test_the_operator_s_arguments_go_before_the_host_s() -> None:
-    box = placed(DS01, shm_size="8g", labels={"ds01.user": "bob"}, gpu_wait_s=7)
-    assert (box.shm_size, box.extra_labels["ds01.user"], box.gpu_wait_s) == ("8g", "bob", 7)
+    made = placed(DS01, shm_size="8g", labels={"ds01.user": "bob"})
+    assert (made.shm_size, made.extra_labels["ds01.user"]) == ("8g", "bob")
+    assert hosted(DS01, gpu_wait_s=7).gpu_wait_s == 7
 
 
 @pytest.mark.parametrize(
@@ -73,7 +81,7 @@ def test_the_operator_s_arguments_go_before_the_host_s() -> None:
 def test_no_time_to_wait_is_a_time_of_its_own(
     connection: float | None, argument: float | None, found: float
 ) -> None:
-    assert placed({"gpu_wait_s": connection}, gpu_wait_s=argument).gpu_wait_s == found
+    assert hosted({"gpu_wait_s": connection}, gpu_wait_s=argument).gpu_wait_s == found
 
 
 @pytest.mark.parametrize(

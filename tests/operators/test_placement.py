@@ -9,9 +9,9 @@ from docker.types import Mount
 
 from llem_airflow.operators import LLEMExperimentOperator
 from llem_airflow.operators.host import HostSettings
-from llem_airflow.operators.placement import box_settings, hub_secrets
+from llem_airflow.operators.placement import container_settings, hub_secrets
 from llem_airflow.operators.settings import LocalModel
-from llem_airflow.runners.settings import BoxSettings
+from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.study import load_study_text
 
 LOCAL = LocalModel(Path("/m"), "/m", "/models/m", "/models/m")
@@ -29,7 +29,7 @@ images: {{{engine}: image}}
 
 def settings_of(
     engine: str = "vllm", model: LocalModel | None = LOCAL, gpus: int = 1, **kwargs: object
-) -> BoxSettings:
+) -> ContainerSettings:
     study = load_study_text(STUDY.format(engine=engine, gpus=gpus), name="s")
     operator = LLEMExperimentOperator(
         task_id="t",
@@ -37,10 +37,10 @@ def settings_of(
         experiment=study.experiments[0],
         **kwargs,  # type: ignore[arg-type]  # DockerOperator's
     )
-    return box_settings(operator, model)
+    return container_settings(operator, model)
 
 
-def mounted(settings: BoxSettings) -> dict[str, Mount]:
+def mounted(settings: ContainerSettings) -> dict[str, Mount]:
     return {mount["Target"]: mount for mount in settings.mounts}
 
 

@@ -19,8 +19,7 @@ from llem_airflow.operators.retries import (
     AttemptRetryableError,
     FailureRetryPolicy,
 )
-from llem_airflow.runners.failure_patterns import CATEGORIES
-from llem_airflow.runners.failures import failure
+from llem_airflow.runners.failures import CATEGORIES, failure
 from tests.factory.test_study import write
 
 POLICY = FailureRetryPolicy()

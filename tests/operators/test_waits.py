@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import TaskDeferred
 
-from llem_airflow.operators import gpu_wait, waits
+from llem_airflow.operators import waits
 from llem_airflow.operators.evidence import open_run
-from llem_airflow.operators.gpu_wait import now_epoch_s
-from llem_airflow.operators.waits import GapTrigger, thermal_gap
+from llem_airflow.operators.waits import GapTrigger, now_epoch_s, thermal_gap
 from llem_airflow.results import StoredRun
 from tests.operators.test_experiment import context, operator, study_at
 
@@ -23,7 +22,7 @@ from tests.operators.test_experiment import context, operator, study_at
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StoredRun:
     monkeypatch.setenv("LLEM_RESULTS_ROOT", str(tmp_path / "results"))
     monkeypatch.setattr(waits, "LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr(gpu_wait, "SETTLE_S", 0.0)
+    monkeypatch.setattr(waits, "SETTLE_S", 0.0)
     return open_run(study_at(tmp_path, "process"), context())
 
 
@@ -58,7 +57,7 @@ def test_a_cycle_defers_for_the_gap_and_looks_again_when_it_comes_back(
 def test_a_gap_shorter_than_the_way_to_the_triggerer_is_waited_for_here(
     run: StoredRun, tmp_path: Path, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_wait, "SETTLE_S", 0.0 if "deferrable" in arguments else 10.0)
+    monkeypatch.setattr(waits, "SETTLE_S", 0.0 if "deferrable" in arguments else 10.0)
     ended(run)
     task = operator(study_at(tmp_path, "process"), **arguments)
     task.look_at_host()
@@ -112,7 +111,7 @@ def test_the_next_comes_back_when_the_run_has_got_on(run: StoredRun) -> None:
 def test_a_turn_is_not_lost_on_a_scheduler_that_cannot_know_yet_that_the_task_was_deferred(
     run: StoredRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_wait, "SETTLE_S", 0.6)
+    monkeypatch.setattr(waits, "SETTLE_S", 0.6)
     ended(run, ago_s=1)
     assert fired(run, trigger(run, 1), for_s=0.4) == []
     assert fired(run, trigger(run, 1)) == [1]

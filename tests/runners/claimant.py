@@ -11,10 +11,10 @@ from pathlib import Path
 import docker
 
 from llem_airflow.runners.attempt import Attempt
-from llem_airflow.runners.box import run_box
-from llem_airflow.runners.settings import BoxSettings
+from llem_airflow.runners.base import Wait
+from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.study import GpuRequest
-from tests.runners.programs import HASH, SPEC, program
+from tests.runners.programs import HASH, in_container, program
 
 _PROGRAM = """
 begin = time.monotonic_ns()
@@ -30,14 +30,13 @@ def main(image: str, name: str, counts: list[int]) -> None:
     with docker.APIClient() as api, tempfile.TemporaryDirectory() as folder:
         for index, count in enumerate(counts):
             asked_s = time.monotonic()
-            collected = run_box(
+            collected = in_container(
                 api,
                 Attempt("claims", name, str(index), -1, "claim", HASH, 1, 1, "tests"),
-                SPEC,
-                BoxSettings(image, gpu_request=GpuRequest(count), gpu_wait_s=400),
-                collect_to=Path(folder) / str(index),
-                on_line=lambda line: None,
-                bundle=program(Path(folder), _PROGRAM),
+                ContainerSettings(image, gpu_request=GpuRequest(count)),
+                Path(folder) / str(index),
+                program(Path(folder), _PROGRAM),
+                wait=Wait(400.0),
             )
             begin_ns, end_ns, visible = json.loads((collected.folder / "ran.json").read_text())
             assert set(visible.split(",")) == set(collected.gpus)

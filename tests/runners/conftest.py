@@ -11,12 +11,11 @@ import docker
 import pytest
 
 from llem_airflow.runners.attempt import LABEL_KEY, Attempt
-from llem_airflow.runners.box import run_box
-from llem_airflow.runners.collected import Collected
-from llem_airflow.runners.settings import BoxSettings
-from tests.runners.programs import SPEC, attempt, program
+from llem_airflow.runners.base import Collected, Wait
+from llem_airflow.runners.container_spec import ContainerSettings
+from tests.runners.programs import attempt, in_container, program
 
-RunBox = Callable[..., Collected]
+RunContainer = Callable[..., Collected]
 
 
 @pytest.fixture
@@ -45,22 +44,27 @@ def clean(docker_api: docker.APIClient, this_attempt: Attempt) -> Iterator[None]
 
 
 @pytest.fixture
-def box(
+def run_container(
     docker_api: docker.APIClient, python_image: str, tmp_path: Path, this_attempt: Attempt, clean: None
-) -> RunBox:
-    """Runs a program in a box: ``box("print(1)", wall_clock_s=3)``."""
+) -> RunContainer:
+    """Runs a program in a container: ``run_container("print(1)", wall_clock_s=3)``."""
 
     def run(
-        text: str, *, lines: list[str] | None = None, who: Attempt = this_attempt, **settings: Any
+        text: str,
+        *,
+        lines: list[str] | None = None,
+        who: Attempt = this_attempt,
+        wait: Wait = Wait(180.0),  # noqa: B008  # frozen
+        **settings: Any,
     ) -> Collected:
-        return run_box(
+        return in_container(
             docker_api,
             who,
-            SPEC,
-            replace(BoxSettings(python_image, direct_volume=False), **settings),
-            collect_to=tmp_path / "collected",
+            replace(ContainerSettings(python_image, direct_volume=False), **settings),
+            tmp_path / "collected",
+            program(tmp_path, text),
             on_line=(lines if lines is not None else []).append,
-            bundle=program(tmp_path, text),
+            wait=wait,
         )
 
     return run

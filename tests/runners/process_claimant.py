@@ -13,10 +13,11 @@ from typing import Any
 import docker
 
 from llem_airflow.runners.attempt import Attempt
+from llem_airflow.runners.base import Wait
 from llem_airflow.runners.failures import AttemptFailedError
-from llem_airflow.runners.process import ProcessSettings, run_process
+from llem_airflow.runners.process import ProcessRunner, ProcessSettings
 from llem_airflow.study import GpuRequest
-from tests.runners.programs import HASH, SPEC, program
+from tests.runners.programs import HASH, SPEC, program, see_through
 
 _PROGRAM = """
 begin = time.monotonic_ns()
@@ -39,7 +40,6 @@ def main(asked: dict[str, Any]) -> None:
     settings = ProcessSettings(
         gpu_request=request,
         gpu_quota=asked.get("quota"),
-        gpu_wait_s=float(asked.get("wait_s", 60)),
         engine=engine,
         silence_s=asked.get("silence_s"),
         gpu_idle_s=asked.get("gpu_idle_s"),
@@ -53,9 +53,9 @@ def main(asked: dict[str, Any]) -> None:
             said: dict[str, object]
             lines: list[str] = []
             try:
-                collected = run_process(
-                    who, spec, settings, collect_to=target, on_line=lines.append, bundle=text
-                )
+                runner = ProcessRunner(who, settings, folder=target, on_line=lines.append, bundle=text)
+                wait = Wait(float(asked.get("wait_s", 60)))
+                collected = see_through(runner, target, spec=spec, wait=wait)
                 said = {
                     "gpus": collected.gpus,
                     "host": collected.host,

@@ -1,19 +1,26 @@
-"""Small programs that stand in a container in the bundle's place, to try the box's own mechanics."""
+"""Small programs that stand in a container in the bundle's place, to try a runner's own mechanics."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import docker
 
 from llem_airflow.protocol.result import Anchor, CycleResult, Meter, Warmup, Window
 from llem_airflow.protocol.spec import ExperimentSpec, Limits, MeterSpec, ModelSource, Prompts
 from llem_airflow.runners.attempt import Attempt
+from llem_airflow.runners.base import Busy, Collected, Runner, Wait
+from llem_airflow.runners.container_spec import ContainerSettings
+from llem_airflow.runners.docker import DockerRunner
 
 HASH = "a1b2c3d4e5f60718"
 
 SPEC = ExperimentSpec(
     schema_version=1,
-    study="box",
+    study="programs",
     experiment_hash=HASH,
     slug="tiny",
     engine="transformers",
@@ -66,3 +73,33 @@ def attempt(try_number: int = 1, like: Attempt | None = None) -> Attempt:
     """An attempt of a run of its own, or another try of ``like``."""
     run_id = like.run_id if like else f"test+{uuid.uuid4()}"
     return Attempt("dag", run_id, "task", -1, "tiny-a1b2c3d4", HASH, 1, try_number, "tests")
+
+
+def see_through(
+    runner: Runner,
+    folder: Path,
+    *,
+    spec: ExperimentSpec = SPEC,
+    wait: Wait = Wait(180.0),  # noqa: B008  # frozen
+    store: Callable[[Collected], object] = lambda _: None,
+) -> Collected:
+    """What an operator does with a runner: a place, or the error that says who holds it; then the attempt."""
+    placed = runner.place(spec, wait)
+    if isinstance(placed, Busy):
+        raise placed.error(folder)
+    return runner.run(placed, spec, store)
+
+
+def in_container(
+    api: docker.APIClient,
+    who: Attempt,
+    settings: ContainerSettings,
+    folder: Path,
+    bundle: Path,
+    *,
+    on_line: Callable[[str], object] = lambda _: None,
+    **how: Any,
+) -> Collected:
+    """One attempt in a container."""
+    runner = DockerRunner(api, who, settings, folder=folder, on_line=on_line, bundle=bundle)  # type: ignore[arg-type]  # what it returns is not used
+    return see_through(runner, folder, **how)

@@ -18,7 +18,7 @@ from llem_airflow.runners.doctor import _no_engine
 _AS_NOBODY = """\
 import os, sys
 from llem_airflow.runners.doctor import examine
-from llem_airflow.runners.terminal import diagnose
+from llem_airflow.runners.doctor import diagnose
 examine({"DOCKER_HOST": "unix:///nonexistent"})  # everything is imported while the files can be read
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 sys.exit(diagnose(as_json="--json" in sys.argv))

@@ -14,13 +14,13 @@ import pytest
 from docker.errors import APIError
 
 from llem_airflow.runners.attempt import Attempt
-from llem_airflow.runners.box import kill_box, run_box
+from llem_airflow.runners.container_spec import ContainerSettings
+from llem_airflow.runners.docker import DockerRunner
 from llem_airflow.runners.engine import connect
 from llem_airflow.runners.failures import AttemptFailedError
-from llem_airflow.runners.settings import BoxSettings
 from llem_airflow.study import GpuRequest
 from tests.runners.engine_proxy import Call, EngineProxy
-from tests.runners.programs import SPEC, attempt, program
+from tests.runners.programs import attempt, in_container, program
 from tests.standins.build import Standins
 
 pytestmark = pytest.mark.docker
@@ -62,12 +62,12 @@ def test_a_whole_attempt_needs_only_the_documented_calls(
     this_attempt: Attempt,
     clean: None,
 ) -> None:
-    settings = BoxSettings(python_image, gpu_request=GpuRequest(count=1), user=None, direct_volume=False)
+    settings = ContainerSettings(
+        python_image, gpu_request=GpuRequest(count=1), user=None, direct_volume=False
+    )
     code = program(tmp_path, "print('hello'); result()")
     lines: list[str] = []
-    run_box(
-        through, this_attempt, SPEC, settings, collect_to=tmp_path / "out", on_line=lines.append, bundle=code
-    )
+    in_container(through, this_attempt, settings, tmp_path / "out", code, on_line=lines.append)
     assert "hello" in lines
     assert proxy.refused == []
 
@@ -82,36 +82,21 @@ def test_taking_over_and_ending_need_only_the_documented_calls(
 ) -> None:
     began = threading.Event()
     later = attempt(2, like=this_attempt)
-    settings = BoxSettings(python_image, wall_clock_s=120, direct_volume=False)
+    lines: list[str] = []
+    settings = ContainerSettings(python_image, wall_clock_s=120, direct_volume=False)
     code = program(tmp_path, "print('on', flush=True); time.sleep(600)")
 
     def first_try() -> None:
         with pytest.raises(AttemptFailedError), connect({"DOCKER_HOST": proxy.url}) as api:
-            run_box(
-                api,
-                this_attempt,
-                SPEC,
-                settings,
-                collect_to=tmp_path / "1",
-                on_line=lambda _: began.set(),
-                bundle=code,
-            )
+            in_container(api, this_attempt, settings, tmp_path / "1", code, on_line=lambda _: began.set())
 
     thread = threading.Thread(target=first_try)
     thread.start()
     assert began.wait(60)
     with pytest.raises(AttemptFailedError, match="silence limit"):
-        run_box(
-            through,
-            later,
-            SPEC,
-            replace(settings, silence_s=1, stop_grace_s=1),
-            collect_to=tmp_path / "2",
-            on_line=lambda _: None,
-            bundle=code,
-        )
+        in_container(through, later, replace(settings, silence_s=1, stop_grace_s=1), tmp_path / "2", code)
     thread.join(60)
-    kill_box(through, later)
+    DockerRunner(through, later, settings, folder=tmp_path / "3", on_line=lines.append).kill()
     assert proxy.refused == []
 
 
@@ -127,16 +112,14 @@ def test_a_connection_that_breaks_while_the_container_ends_loses_no_line(
             raise ConnectionResetError
 
     engine = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
-    settings = BoxSettings(python_image, user=None, direct_volume=False)
+    settings = ContainerSettings(python_image, user=None, direct_volume=False)
     code = program(tmp_path, "for i in range(2000): print('line', i)\nresult()")
     lines: list[str] = []
     with (
         EngineProxy(tmp_path / "engine.sock", engine, after=break_the_first) as proxy,
         connect({"DOCKER_HOST": proxy.url}) as api,
     ):
-        run_box(
-            api, this_attempt, SPEC, settings, collect_to=tmp_path / "out", on_line=lines.append, bundle=code
-        )
+        in_container(api, this_attempt, settings, tmp_path / "out", code, on_line=lines.append)
     assert broken
     assert lines == [f"line {i}" for i in range(2000)]
 

@@ -12,8 +12,7 @@ import pytest
 from llem_airflow.measurement.failure import recognise
 from llem_airflow.protocol.failures import category_of
 from llem_airflow.protocol.result import ERROR_CATEGORIES, AttemptError
-from llem_airflow.runners.failure_patterns import CATEGORIES
-from llem_airflow.runners.failures import AttemptFailedError, Failure, classify, failure
+from llem_airflow.runners.failures import CATEGORIES, AttemptFailedError, Failure, classify, failure
 
 RECORDED = json.loads((Path(__file__).parent.parent / "recorded" / "docker-failures.json").read_text())[
     "failures"

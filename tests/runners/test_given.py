@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from llem_airflow.runners.given import requested
 from llem_airflow.runners.gpus import Gpu, Inventory
+from llem_airflow.runners.holders import requested
 
 A, B, C = (Gpu(f"GPU-{name * 8}-0", str(index)) for index, name in enumerate("abc"))
 C0 = Gpu("MIG-cccccccc-0", "2:0", parent=C.id)

@@ -10,10 +10,9 @@ import docker
 import pytest
 
 from llem_airflow.runners.failures import AttemptFailedError
-from llem_airflow.runners.gpu_use import watched
-from llem_airflow.runners.watch import GPU_IDLE, SILENCE, Watchdog
+from llem_airflow.runners.output import GPU_IDLE, SILENCE, Watchdog, watched
 from llem_airflow.study import GpuRequest
-from tests.runners.conftest import RunBox
+from tests.runners.conftest import RunContainer
 from tests.runners.test_process_gpus import Start, said, start
 
 __all__ = ["start"]
@@ -68,10 +67,10 @@ def test_another_machine_s_gpus_are_not_watched_and_that_is_said() -> None:
 @pytest.mark.docker
 @pytest.mark.alone
 def test_a_container_is_told_when_this_process_sees_no_driver(
-    box: RunBox, docker_api: docker.APIClient
+    run_container: RunContainer, docker_api: docker.APIClient
 ) -> None:
     lines: list[str] = []
-    box("result()", lines=lines, gpu_request=GpuRequest(1), gpu_idle_s=5.0)
+    run_container("result()", lines=lines, gpu_request=GpuRequest(1), gpu_idle_s=5.0)
     assert lines[0].startswith(
         "max_gpu_idle_s is not watched: this machine's NVIDIA driver cannot be asked: "
     )
@@ -100,6 +99,6 @@ def test_the_time_counts_from_the_last_look_at_which_it_computed() -> None:
 
 
 @pytest.mark.docker
-def test_a_failure_of_it_has_its_place_in_the_headline(box: RunBox) -> None:
+def test_a_failure_of_it_has_its_place_in_the_headline(run_container: RunContainer) -> None:
     with pytest.raises(AttemptFailedError, match=r"silence limit of 1\.5 s and was ended"):
-        box("time.sleep(60)", silence_s=1.5, stop_grace_s=1.0)
+        run_container("time.sleep(60)", silence_s=1.5, stop_grace_s=1.0)

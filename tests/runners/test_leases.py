@@ -18,6 +18,8 @@ import pytest
 from docker.types import DeviceRequest
 
 from llem_airflow.runners.attempt import Attempt
+from llem_airflow.runners.base import Wait
+from llem_airflow.runners.claims import Ticket
 from llem_airflow.runners.failures import AttemptFailedError, GPUUnavailableError
 from llem_airflow.runners.gpus import (
     Gpu,
@@ -27,20 +29,10 @@ from llem_airflow.runners.gpus import (
     has_nvidia,
     inventory,
 )
-from llem_airflow.runners.leases import (
-    OBSERVERS,
-    Demand,
-    Holder,
-    advice,
-    choose,
-    holders,
-    over_quota,
-    said,
-    settle,
-)
-from llem_airflow.runners.tickets import Ticket
+from llem_airflow.runners.holders import OBSERVERS, Holder, holders
+from llem_airflow.runners.leases import Demand, advice, choose, over_quota, said, settle
 from llem_airflow.study import GpuRequest
-from tests.runners.conftest import RunBox
+from tests.runners.conftest import RunContainer
 
 GB = 10**9
 A = Gpu("GPU-aaaaaaaa-0", "0", "A100", 80 * GB)
@@ -269,9 +261,11 @@ def test_the_hosts_gpus_are_found_with_their_slices(
 
 @pytest.mark.docker
 @pytest.mark.alone
-def test_a_box_gets_exactly_the_gpu_that_it_claimed(box: RunBox, host_gpus: Inventory) -> None:
+def test_a_box_gets_exactly_the_gpu_that_it_claimed(
+    run_container: RunContainer, host_gpus: Inventory
+) -> None:
     lines: list[str] = []
-    collected = box(
+    collected = run_container(
         "spec = json.load(open(os.environ['LLEM_CONFIG_PATH']))\n"
         "print(os.environ['NVIDIA_VISIBLE_DEVICES'], spec['meter']['gpus'])\n"
         "result()",
@@ -286,7 +280,7 @@ def test_a_box_gets_exactly_the_gpu_that_it_claimed(box: RunBox, host_gpus: Inve
 @pytest.mark.docker
 @pytest.mark.alone
 def test_a_gpu_of_a_foreign_container_is_respected_and_its_holder_named(
-    box: RunBox, docker_api: docker.APIClient, python_image: str, host_gpus: Inventory
+    run_container: RunContainer, docker_api: docker.APIClient, python_image: str, host_gpus: Inventory
 ) -> None:
     name = f"foreign-{uuid.uuid4()}"
     foreign = docker_api.create_container(
@@ -301,14 +295,16 @@ def test_a_gpu_of_a_foreign_container_is_respected_and_its_holder_named(
     lines: list[str] = []
     try:
         with pytest.raises(GPUUnavailableError, match="held by: 0: container foreign-") as caught:
-            box("result()", lines=lines, gpu_request=GpuRequest(1, ids=("0",)), gpu_wait_s=1.5)
+            run_container("result()", lines=lines, gpu_request=GpuRequest(1, ids=("0",)), wait=Wait(1.5))
         assert f"stop it (`docker stop {name}`)" in caught.value.failure.hint
-        assert box("result()", gpu_request=GpuRequest(1, kind="full")).gpus == (host_gpus.gpus[1].id,)
+        assert run_container("result()", gpu_request=GpuRequest(1, kind="full")).gpus == (
+            host_gpus.gpus[1].id,
+        )
         by_hand = (DeviceRequest(count=1, capabilities=[["gpu"]]),)  # the first one
         with pytest.raises(
             GPUUnavailableError, match=r"1 GPU\(s\) not free after 0 s; held by: 0: container"
         ):
-            box("result()", device_requests=by_hand, gpu_wait_s=0.0)
+            run_container("result()", device_requests=by_hand, wait=Wait(0.0))
     finally:
         docker_api.remove_container(foreign, force=True)
     assert caught.value.failure.retryable
@@ -318,10 +314,10 @@ def test_a_gpu_of_a_foreign_container_is_respected_and_its_holder_named(
 @pytest.mark.docker
 @pytest.mark.alone
 def test_requests_by_hand_replace_our_choice_and_are_leased_all_the_same(
-    box: RunBox, host_gpus: Inventory
+    run_container: RunContainer, host_gpus: Inventory
 ) -> None:
     lines: list[str] = []
-    found = box(
+    found = run_container(
         "spec = json.load(open(os.environ['LLEM_CONFIG_PATH']))\n"
         "print(os.environ['NVIDIA_VISIBLE_DEVICES'], spec['meter']['gpus'])\n"
         "result()",
@@ -335,9 +331,9 @@ def test_requests_by_hand_replace_our_choice_and_are_leased_all_the_same(
 
 
 @pytest.mark.docker
-def test_more_gpus_than_there_are_fails_at_once(box: RunBox, host_gpus: Inventory) -> None:
+def test_more_gpus_than_there_are_fails_at_once(run_container: RunContainer, host_gpus: Inventory) -> None:
     with pytest.raises(AttemptFailedError, match=r"9 GPU\(s\) asked for") as caught:
-        box("result()", gpu_request=GpuRequest(9))
+        run_container("result()", gpu_request=GpuRequest(9))
     assert caught.value.failure.retryable is False
 
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llem_airflow.runners.attempt import LABEL_KEY
+from llem_airflow.runners.gc import Running, find_leftovers
 from llem_airflow.runners.gpus import LABEL_PROBE
-from llem_airflow.runners.reaper import Running, find_leftovers
 
 INSTALLATIONS = ["mine", "other", None]
 

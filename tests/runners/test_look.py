@@ -16,8 +16,8 @@ import requests
 from docker.errors import APIError
 
 from llem_airflow.runners import gpus
-from llem_airflow.runners.cuda import host_cuda_major
 from llem_airflow.runners.gpus import GpuLookError, inventory
+from llem_airflow.runners.images import host_cuda_major
 from tests.standins.build import Standins
 
 GPU = {"id": "GPU-aaaaaaaa-0", "index": "0"}

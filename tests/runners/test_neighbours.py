@@ -15,7 +15,7 @@ from llem_airflow.runners.failures import AttemptFailedError
 from llem_airflow.runners.gpus import Gpu, Inventory
 from llem_airflow.runners.neighbours import Neighbours
 from llem_airflow.study import GpuRequest
-from tests.runners.conftest import RunBox
+from tests.runners.conftest import RunContainer
 from tests.runners.programs import SPEC
 from tests.runners.test_look import ScriptedEngine, refusal
 
@@ -83,10 +83,12 @@ def test_an_engine_that_does_not_say_leaves_it_unknown() -> None:
 
 
 @pytest.mark.docker
-def test_a_box_without_gpus_hides_them_and_has_no_neighbours_of_foreigners(box: RunBox, start: Start) -> None:
+def test_a_box_without_gpus_hides_them_and_has_no_neighbours_of_foreigners(
+    run_container: RunContainer, start: Start
+) -> None:
     foreign = start("time.sleep(300)")
     lines: list[str] = []
-    collected = box(
+    collected = run_container(
         "print(os.environ['NVIDIA_VISIBLE_DEVICES'])\nresult()",
         lines=lines,
         gpu_request=GpuRequest(0),
@@ -99,11 +101,11 @@ def test_a_box_without_gpus_hides_them_and_has_no_neighbours_of_foreigners(box: 
 
 @pytest.mark.docker
 def test_a_meter_of_gpus_without_a_gpu_fails_before_anything_runs(
-    box: RunBox, monkeypatch: pytest.MonkeyPatch
+    run_container: RunContainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.runners.conftest.SPEC", _metered("nvml"))
     with pytest.raises(AttemptFailedError, match=r"meter `nvml` reads the power of GPUs.*count: 0") as caught:
-        box("result()", gpu_request=GpuRequest(0))
+        run_container("result()", gpu_request=GpuRequest(0))
     assert caught.value.failure.category == "gpu_access"
 
 

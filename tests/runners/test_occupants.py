@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llem_airflow.runners.occupants import _WATCHERS
+from llem_airflow.runners.holders import _WATCHERS
 from tests.standins.build import Standins
 
 SCRIPT = """\
@@ -24,13 +24,14 @@ LOOK = """\
 import json, sys
 from types import SimpleNamespace
 from llem_airflow.runners.gpus import Inventory, local_inventory
-from llem_airflow.runners.leases import Demand, Holder, choose, said
-from llem_airflow.runners.occupants import occupants
+from llem_airflow.runners.leases import Demand, choose, said
+from llem_airflow.runners.holders import Holder
+from llem_airflow.runners.holders import gpu_processes
 
 known = local_inventory() or Inventory()
 in_a_container = Holder("c", "theirs", (known.gpus[3].id,), "running", "", False, "an image") if known.gpus else None
 held = [in_a_container] if in_a_container else []
-found = occupants(SimpleNamespace(base_url=sys.argv[1]), known, held)
+found = gpu_processes(SimpleNamespace(base_url=sys.argv[1]), known, held)
 print(json.dumps({
     "gpus": [known.find(gpu).index for holder in found for gpu in holder.gpus],
     "said": said(found),

@@ -1,4 +1,4 @@
-"""The process runner keeps the same promises as the box."""
+"""The process runner keeps the same promises as that of containers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.parse
 from dataclasses import replace
@@ -18,10 +17,10 @@ from typing import Any
 import pytest
 
 from llem_airflow.runners.attempt import Attempt
-from llem_airflow.runners.collected import Collected
+from llem_airflow.runners.base import Collected
 from llem_airflow.runners.failures import AttemptFailedError
-from llem_airflow.runners.process import ProcessSettings, kill_process, run_process
-from tests.runners.programs import HASH, SPEC, attempt, program
+from llem_airflow.runners.process import ProcessRunner, ProcessSettings
+from tests.runners.programs import HASH, attempt, program, see_through
 
 FOREVER = "print('up', flush=True)\nwhile True: time.sleep(0.1)\n"
 
@@ -29,14 +28,14 @@ FOREVER = "print('up', flush=True)\nwhile True: time.sleep(0.1)\n"
 def run(
     folder: Path, text: str, *, lines: list[str] | None = None, who: Attempt | None = None, **settings: Any
 ) -> Collected:
-    return run_process(
+    runner = ProcessRunner(
         who or attempt(),
-        SPEC,
         replace(ProcessSettings(), **settings),
-        collect_to=folder / "collected",
+        folder=folder / "collected",
         on_line=(lines if lines is not None else []).append,
         bundle=program(folder, text),
     )
+    return see_through(runner, folder / "collected")
 
 
 def test_success_brings_files_and_log_out(tmp_path: Path) -> None:
@@ -117,27 +116,6 @@ def ends(pid: int) -> bool:
             return True
         time.sleep(0.05)
     return False
-
-
-def test_kill_ends_it(tmp_path: Path) -> None:
-    who = attempt()
-    up = threading.Event()
-
-    def kill() -> None:
-        up.wait(20)
-        kill_process(who)
-
-    threading.Thread(target=kill).start()
-    with pytest.raises(AttemptFailedError) as caught:
-        run_process(
-            who,
-            SPEC,
-            ProcessSettings(),
-            collect_to=tmp_path / "out",
-            on_line=lambda line: up.set() if line == "up" else None,
-            bundle=program(tmp_path, FOREVER),
-        )
-    assert caught.value.failure.category == "cancelled"
 
 
 def test_a_killed_worker_takes_it_along(tmp_path: Path) -> None:

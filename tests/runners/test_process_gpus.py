@@ -18,7 +18,7 @@ import pytest
 from docker.types import DeviceRequest
 
 from llem_airflow.runners.gpus import Gpu, Inventory
-from llem_airflow.runners.process_gpus import ENV_FOLDER, everyone
+from llem_airflow.runners.leases import ENV_FOLDER, everyone
 from tests.standins.build import Standins
 
 ROOT = Path(__file__).parents[2]

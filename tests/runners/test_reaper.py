@@ -9,7 +9,7 @@ import docker
 import pytest
 
 from llem_airflow.runners.attempt import Attempt
-from llem_airflow.runners.reaper import find_leftovers, remove_leftovers
+from llem_airflow.runners.gc import find_leftovers, remove_leftovers
 from tests.runners.conftest import left_of
 
 pytestmark = pytest.mark.docker

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import docker
 import pytest
 
 from llem_airflow.runners.attempt import Attempt
+from llem_airflow.runners.base import Busy, Wait
+from llem_airflow.runners.claims import Ticket, demand_of
+from llem_airflow.runners.container_spec import ContainerSettings
+from llem_airflow.runners.docker import DockerRunner
 from llem_airflow.runners.failures import GPUUnavailableError
 from llem_airflow.runners.leases import Demand, choose
-from llem_airflow.runners.tickets import Ticket, demand_of
 from llem_airflow.study import GpuRequest
-from tests.runners.conftest import RunBox
+from tests.runners.conftest import RunContainer
+from tests.runners.programs import SPEC
 from tests.runners.test_leases import HOST, A, B, C, holder
 
 LIMITED = Demand(1, (A, B, C), quota=2)
@@ -53,21 +59,32 @@ def host_wanted(docker_api: docker.APIClient, this_attempt: Attempt) -> Iterator
 @pytest.mark.docker
 @pytest.mark.alone
 def test_an_attempt_without_gpus_does_not_overtake_one_that_waits_for_the_host(
-    box: RunBox, host_wanted: Ticket
+    run_container: RunContainer, host_wanted: Ticket
 ) -> None:
     with pytest.raises(GPUUnavailableError, match=r"the host not free after 1 s"):
-        box("result()", gpu_wait_s=1.0)
+        run_container("result()", wait=Wait(1.0))
     host_wanted.give_back()
-    assert box("result()", gpu_wait_s=1.0).exit_code == 0
+    assert run_container("result()", wait=Wait(1.0)).exit_code == 0
 
 
 @pytest.mark.docker
 @pytest.mark.alone
-def test_who_may_not_wait_here_gets_the_ticket_to_wait_elsewhere(box: RunBox, host_wanted: Ticket) -> None:
-    with pytest.raises(GPUUnavailableError) as caught:
-        box("result()", gpu_wait_here=False, gpu_request=GpuRequest(0, exclusive="host"))
+def test_who_may_not_wait_here_gets_the_ticket_to_wait_elsewhere(
+    run_container: RunContainer,
+    host_wanted: Ticket,
+    docker_api: docker.APIClient,
+    python_image: str,
+    this_attempt: Attempt,
+    tmp_path: Path,
+) -> None:
+    settings = ContainerSettings(python_image, gpu_request=GpuRequest(0, exclusive="host"))
+    runner = DockerRunner(
+        docker_api, this_attempt, settings, folder=tmp_path / "asked", on_line=lambda _: None
+    )
+    busy = runner.place(SPEC, Wait(180.0, here=False))
     host_wanted.give_back()
-    assert caught.value.ticket is not None
-    number = caught.value.ticket["llem.ticket"]
-    assert demand_of(caught.value.ticket, HOST) == Demand(exclusive_host=True)
-    assert box("result()", gpu_ticket=number, gpu_request=GpuRequest(0, exclusive="host")).exit_code == 0
+    assert isinstance(busy, Busy)
+    assert busy.later is not None
+    assert demand_of(busy.later["ticket"], HOST) == Demand(exclusive_host=True)
+    wait = Wait(180.0, later=json.loads(json.dumps(busy.later)))
+    assert run_container("result()", wait=wait, gpu_request=settings.gpu_request).exit_code == 0

@@ -9,13 +9,12 @@ import docker
 import pytest
 
 from llem_airflow.runners.attempt import Attempt
-from llem_airflow.runners.box import run_box
+from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.engine import connect
-from llem_airflow.runners.settings import BoxSettings
-from llem_airflow.runners.volume_folder import fill, plain_files, volume_folder
-from tests.runners.conftest import RunBox
+from llem_airflow.runners.exchange import fill, plain_files, volume_folder
+from tests.runners.conftest import RunContainer
 from tests.runners.engine_proxy import EngineProxy
-from tests.runners.programs import HASH, SPEC, program
+from tests.runners.programs import HASH, in_container, program
 
 NAME = "llem-0123456789abcdef-try1-exchange"
 
@@ -72,20 +71,18 @@ def test_an_attempt_goes_without_the_archive_api_where_its_volume_is_seen(
 ) -> None:
     engine = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
     code = program(tmp_path, "json.load(open(os.environ['LLEM_CONFIG_PATH'])); print('hf_secret'); result()")
-    settings = BoxSettings(python_image, user=user, private_environment={"HF_TOKEN": "hf_secret"})
+    settings = ContainerSettings(python_image, user=user, private_environment={"HF_TOKEN": "hf_secret"})
     lines: list[str] = []
     with EngineProxy(tmp_path / "engine.sock", engine) as proxy, connect({"DOCKER_HOST": proxy.url}) as api:
-        collected = run_box(
-            api, this_attempt, SPEC, settings, collect_to=tmp_path / "out", on_line=lines.append, bundle=code
-        )
+        collected = in_container(api, this_attempt, settings, tmp_path / "out", code, on_line=lines.append)
         assert [call for call in proxy.passed if "archive" in call] == []
     assert lines == ["[redacted]"]
     assert (collected.folder / f"{HASH}_result.json").is_file()
 
 
 @pytest.mark.docker
-def test_secrets_are_blanked_on_the_shorter_way_too(box: RunBox) -> None:
-    collected = box(
+def test_secrets_are_blanked_on_the_shorter_way_too(run_container: RunContainer) -> None:
+    collected = run_container(
         "open(out + '/note', 'w').write(os.environ['HF_TOKEN']); result()",
         direct_volume=True,
         private_environment={"HF_TOKEN": "hf_secret"},

@@ -83,7 +83,7 @@ READERS: dict[str, str] = {
     "sampling_preset": "llem_airflow.study.plan.resolve:sampling_preset",
     "passthrough_kwargs": "llem_airflow.measurement.generation:passthrough_kwargs",
     **{f"gpus.{key}": f"llem_airflow.runners.gpus:{key}" for key in ("count", "kind", "ids", "memory_gb")},
-    "gpus.exclusive": "llem_airflow.runners.claim:exclusive",
+    "gpus.exclusive": "llem_airflow.runners.claims:exclusive",
     **{f"{engine}.engine_params": "llem_airflow.measurement.generation:engine_params" for engine in ENGINES},
     **{
         f"{engine}.sampling_params": "llem_airflow.measurement.generation:sampling_params"

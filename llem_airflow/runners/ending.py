@@ -1,21 +1,46 @@
-"""What the end of an attempt without a valid result means."""
+"""The end of an attempt: its result, or what it means that there is none."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from llem_airflow.protocol import PROTOCOL_VERSION
-from llem_airflow.protocol.files import EVENTS, error_name
-from llem_airflow.protocol.result import ERROR_CATEGORIES, AttemptError
+from llem_airflow.protocol.files import EVENTS, error_name, result_name
+from llem_airflow.protocol.result import ERROR_CATEGORIES, AttemptError, CycleResult
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.typed_json import ProtocolError
 from llem_airflow.runners.failures import AttemptFailedError, classify, failure, headline_of
-from llem_airflow.runners.settings import BoxSettings
-from llem_airflow.runners.watch import GPU_IDLE, SILENCE, WALL_CLOCK
+from llem_airflow.runners.output import GPU_IDLE, SILENCE, WALL_CLOCK
+
+CONTAINER_LOG = "container.log"
+INSPECT = "inspect.json"
+
+
+def read_result(folder: Path, spec: ExperimentSpec) -> CycleResult:
+    """Read the result of the attempt that was told ``spec``.
+
+    Raises:
+        ProtocolError: It is missing, not valid, or of another experiment or cycle.
+    """
+    path = folder / result_name(spec.experiment_hash)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ProtocolError(f"{path.name}: the attempt wrote no result") from None
+    except UnicodeDecodeError as error:
+        raise ProtocolError(f"{path.name}: not UTF-8: {error}") from error
+    result = CycleResult.loads(text, path.name)
+    if (result.experiment_hash, result.cycle) != (spec.experiment_hash, spec.cycle):
+        raise ProtocolError(
+            f"{path.name}: is of experiment {result.experiment_hash} cycle {result.cycle}; "
+            f"expected {spec.experiment_hash} cycle {spec.cycle}"
+        )
+    return result
+
 
 _NO_NETWORK = "the container has no network: put the model into the models folder, or set network_mode"
 
@@ -31,42 +56,56 @@ class Limited(Protocol):
     def gpu_idle_s(self) -> float | None: ...  # noqa: D102
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an attempt ended.
+
+    Attributes:
+        what: ``container`` or ``process``.
+        exit_code: Its exit code.
+        oom_killed: Whether the kernel ended one of its processes for want of memory.
+        fired: The limit of time that ended it, or None.
+        tail: Last lines of its output.
+        memory: Its own limit of memory, for people; empty for none.
+        offline: Whether it had no network.
+    """
+
+    what: str
+    exit_code: int
+    oom_killed: bool
+    fired: str | None
+    tail: tuple[str, ...]
+    memory: str = ""
+    offline: bool = False
+
+
 def failed(
-    folder: Path,
-    spec: ExperimentSpec,
-    problem: ProtocolError,
-    state: Mapping[str, Any],
-    fired: str | None,
-    tail: tuple[str, ...],
-    limits: BoxSettings,
+    folder: Path, spec: ExperimentSpec, problem: ProtocolError, ended: Ended, limits: Limited
 ) -> AttemptFailedError:
-    """The failure of a container that ended without a valid result.
+    """The failure of an attempt that ended without a valid result; its error file is written where it has none.
 
     Args:
         folder: What was collected.
         spec: What the attempt was told.
         problem: What is wrong with the result.
-        state: ``State`` of the container's inspection.
-        fired: The limit that ended it, or None.
-        tail: Last lines of output.
-        limits: The settings, for the limits' values.
+        ended: How it ended.
+        limits: Its limits of time.
     """
-    exit_code = int(state["ExitCode"])
-    if fired is not None:
-        return timed_out(folder, fired, limits, tail, exit_code)
-    oom_killed = bool(state.get("OOMKilled"))
+    if ended.fired is not None:
+        return _with_error_file(timed_out(folder, ended.fired, limits, ended.tail, ended.exit_code), spec)
     said = read_error(folder, spec)
-    found = classify(exit_code, "\n".join(tail), oom_killed=oom_killed, error=said)
-    if found.category == "network" and limits.network_mode == "none":
+    found = classify(ended.exit_code, "\n".join(ended.tail), oom_killed=ended.oom_killed, error=said)
+    if found.category == "network" and ended.offline:
         found = failure("network", retryable=False, hint=_NO_NETWORK)
     if said is not None:
         headline = headline_of(said, found)
-    elif oom_killed and found.category == "out_of_memory_host":
-        limit = limits.mem_limit or "the host's memory"
-        headline = f"the container ran out of memory (limit: {limit}; exit code {exit_code})"
+    elif ended.oom_killed and found.category == "out_of_memory_host":
+        limit = ended.memory or "the host's memory"
+        headline = f"the {ended.what} ran out of memory (limit: {limit}; exit code {ended.exit_code})"
     else:
-        headline = f"the container ended with exit code {exit_code} and no valid result ({problem})"
-    return AttemptFailedError(found, headline, folder=folder, log_tail=tail, exit_code=exit_code)
+        headline = f"the {ended.what} ended with exit code {ended.exit_code} and no valid result ({problem})"
+    error = AttemptFailedError(found, headline, folder=folder, log_tail=ended.tail, exit_code=ended.exit_code)
+    return _with_error_file(error, spec)
 
 
 def timed_out(
@@ -90,7 +129,7 @@ def timed_out(
     )
 
 
-def with_error_file(failed: AttemptFailedError, spec: ExperimentSpec) -> AttemptFailedError:
+def _with_error_file(failed: AttemptFailedError, spec: ExperimentSpec) -> AttemptFailedError:
     """Write the error file of an attempt that could not, as one that was killed, from what is known outside.
 
     Args:

@@ -1,0 +1,143 @@
+"""The ways to an engine and a registry that a lab has: TLS files, a login, an engine on another machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+
+from llem_airflow.operators import LLEMExperimentOperator
+from llem_airflow.operators.placement import EngineAwayError, PlacementError
+from llem_airflow.operators.runners import engine_address, engine_of
+from llem_airflow.runners.attempt import Attempt
+from llem_airflow.runners.container_spec import ContainerSettings
+from llem_airflow.runners.engine import EngineAddress
+from llem_airflow.runners.failures import AttemptFailedError
+from llem_airflow.runners.images import fetch_image
+from llem_airflow.study import GpuRequest, load_study_text
+from tests.runners.conftest import left_of
+from tests.runners.programs import attempt, in_container, program
+from tests.runners.registry import PASSWORD, USER, Registry
+from tests.runners.relay import Certificates, Relay, make_certificates
+
+pytestmark = pytest.mark.docker
+
+ENGINE = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
+TEXT = """\
+study_name: reached
+serving_mode: offline
+engine: transformers
+task: {model: org/model, dataset: {source: builtin, n_prompts: 2}}
+measurement: {meter: none}
+gpus: {count: 0}
+"""
+
+
+def operator(**kwargs: Any) -> LLEMExperimentOperator:
+    study = load_study_text(TEXT, name="reached")
+    return LLEMExperimentOperator(task_id="t", study=study, experiment=study.experiments[0], **kwargs)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("tls") / "lab")
+
+
+@pytest.fixture
+def secure(docker_api: docker.APIClient, certificates: Certificates) -> Iterator[Relay]:
+    with Relay(ENGINE, certificates.context()) as relay:
+        yield relay
+
+
+def files(certificates: Certificates) -> dict[str, str]:
+    cert, key = map(str, certificates.client)
+    return {"tls_ca_cert": str(certificates.ca), "tls_client_cert": cert, "tls_client_key": key}
+
+
+def test_with_tls_files_the_worker_and_the_triggerer_reach_the_engine(
+    secure: Relay, certificates: Certificates, docker_api: docker.APIClient
+) -> None:
+    task = operator(docker_url=secure.url, **files(certificates))
+    name = docker_api.info()["Name"]
+    api = engine_of(task)
+    assert api.base_url.startswith("https://")
+    assert api.info()["Name"] == name
+    api.close()
+    elsewhere = EngineAddress.from_json(json.loads(json.dumps(engine_address(task).to_json())))
+    with elsewhere.connect(10) as there:
+        assert there.info()["Name"] == name
+
+
+def test_without_them_or_with_another_authority_s_nobody_gets_in(
+    secure: Relay, certificates: Certificates, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineAwayError, match="a container needs a Docker engine, and none answers"):
+        engine_of(operator(docker_url=secure.url))
+    others = make_certificates(tmp_path / "others")
+    mixed = {**files(certificates), "tls_ca_cert": str(others.ca)}
+    with pytest.raises(EngineAwayError, match="none answers"):
+        engine_of(operator(docker_url=secure.url, **mixed))
+    unchecked = operator(docker_url=secure.url, tls_verify=False, **mixed)
+    assert engine_address(unchecked).verify is False
+
+
+def lab_login(monkeypatch: pytest.MonkeyPatch, host: str, password: str) -> None:
+    said = {"conn_type": "docker", "host": host, "login": USER, "password": password}
+    monkeypatch.setenv("AIRFLOW_CONN_LAB", json.dumps(said))
+
+
+def test_a_login_that_succeeds_lets_the_engine_pull_from_that_registry(
+    monkeypatch: pytest.MonkeyPatch, docker_api: docker.APIClient, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    with Registry(str(uuid.uuid4())) as registry:
+        with pytest.raises(AttemptFailedError) as caught:
+            fetch_image(docker_api, registry.image, "missing", lines.append, tmp_path)
+        assert (caught.value.failure.category, caught.value.failure.retryable) == ("image_pull", False)
+        assert "`docker login`" in caught.value.failure.hint
+        lab_login(monkeypatch, registry.host, PASSWORD)
+        api = engine_of(operator(docker_conn_id="lab"))
+        try:
+            assert fetch_image(api, registry.image, "missing", lines.append, tmp_path) == registry.exact
+        finally:
+            docker_api.remove_image(registry.image, force=True)
+            api.close()
+    assert lines[-1] == f"Pulled image {registry.image}"
+    assert PASSWORD not in "".join(lines)
+
+
+def test_a_login_that_is_refused_is_a_mistake_that_says_so(
+    monkeypatch: pytest.MonkeyPatch, docker_api: docker.APIClient
+) -> None:
+    with Registry("x") as registry:
+        lab_login(monkeypatch, registry.host, "wrong")
+        with pytest.raises(
+            PlacementError, match="the registry of docker_conn_id 'lab' refuses the login"
+        ) as e:
+            engine_of(operator(docker_conn_id="lab"))
+        assert not isinstance(e.value, EngineAwayError)
+        assert registry.refused
+
+
+@pytest.mark.alone
+def test_on_another_machine_s_engine_idle_gpus_are_not_watched_and_the_log_says_so(
+    docker_api: docker.APIClient, python_image: str, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    who: Attempt = attempt()
+    settings = ContainerSettings(python_image, gpu_request=GpuRequest(1), gpu_idle_s=1.0)
+    code = program(tmp_path, "time.sleep(3); print('done'); result()")
+    with Relay(ENGINE) as relay, EngineAddress((relay.url,)).connect(60) as api:
+        collected = in_container(api, who, settings, tmp_path / "out", code, on_line=lines.append)
+    assert len(collected.gpus) == 1
+    assert lines == [
+        "max_gpu_idle_s is not watched: the engine is on another machine, whose NVIDIA driver does not answer here",
+        "done",
+    ]
+    assert left_of(docker_api, who) == []
