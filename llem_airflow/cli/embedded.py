@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llem_airflow.text import terminal
+from llem_airflow.text.terminal import say
 
 SETTINGS = {
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
@@ -156,7 +156,7 @@ def start_ui(home: Home, dags_folder: Path, port: int) -> int:
     environment = addresses | home.environment(dags_folder) | {"AIRFLOW__API__PORT": str(port)}
     home.make()
     log = home.airflow / "ui.log"
-    _say(f"Starting Airflow at {url}; its log is {log}")
+    say(f"Starting Airflow at {url}; its log is {log}")
     before = {number: signal.signal(number, signal.default_int_handler) for number in _ENDS}
     try:
         # A session of its own: what ends it is told to it once, by us.
@@ -201,10 +201,6 @@ def tail(log: Path) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
 
 
-def _say(text: str, style: str = "") -> None:
-    terminal.show(terminal.console(), terminal.Whole(text, style))
-
-
 def _say_when_ready(home: Home, url: str, process: subprocess.Popen[bytes]) -> None:
     """Say where the page is and who may enter: Airflow names the password only when it makes it, far above."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this very host is behind no proxy
@@ -220,7 +216,7 @@ def _say_when_ready(home: Home, url: str, process: subprocess.Popen[bytes]) -> N
     passwords = home.airflow / "simple_auth_manager_passwords.json.generated"
     known = json.loads(passwords.read_text()) if passwords.is_file() else {}
     users = "".join(f", user {user}, password {password}" for user, password in known.items())
-    _say(f"Airflow's UI is ready: {url}{users}", "bold")
+    say(f"Airflow's UI is ready: {url}{users}", "bold")
 
 
 def _require_free_port(port: int) -> None:

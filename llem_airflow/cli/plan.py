@@ -65,13 +65,13 @@ def _funnel(plan: Plan) -> Text:
 def _totals(study: Study) -> Text:
     plan = study.plan
     gaps_s = sum(run.gap_before_s for run in plan.planned_cycles)
-    gpus = "one where there is one" if plan.gpus is None else "none" if plan.gpus == 0 else str(plan.gpus)
+    gpus = "1 if the host has one" if plan.gpus is None else "none" if plan.gpus == 0 else str(plan.gpus)
     order: str = study.execution.experiment_order
     several = len(plan.experiments) > 1 and plan.cycles > 1
     if several and "experiment_order" not in study.execution.model_fields_set:
         order += " (not set in the file; `llem run` shuffles then: experiment_order: shuffle)"
     return Text(
-        f"at most {span(plan.wall_clock_s)} one after the other (of it {span(gaps_s)} pauses); "
+        f"at most {span(plan.wall_clock_s)} one after the other, {span(gaps_s)} of it pauses; "
         f"GPUs: {gpus}; order: {order}"
     )
 

@@ -193,7 +193,7 @@ def export_results(run: str, results_root: str, table: str, form: str, output: P
     from llem_airflow.frames.export import export_table
     from llem_airflow.results import ResultsRoot
     from llem_airflow.results.locate import locate_run
-    from llem_airflow.text import terminal
+    from llem_airflow.text.terminal import say
     from llem_airflow.text.wording import counted
 
     found = locate_run(run, ResultsRoot(results_root))
@@ -202,7 +202,7 @@ def export_results(run: str, results_root: str, table: str, form: str, output: P
         return 0
     with output.open("wb") as file:
         rows = export_table(found, table, form, file)
-    terminal.show(terminal.console(), terminal.Whole(f"{output}: {counted(rows, 'row')}"))
+    say(f"{output}: {counted(rows, 'row')}")
     return 0
 
 

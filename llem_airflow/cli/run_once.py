@@ -23,7 +23,7 @@ from llem_airflow.runners.models import missing_model
 from llem_airflow.study import Study
 from llem_airflow.study.names import OWN_ENGINES
 from llem_airflow.study.plan.request import Request, requested
-from llem_airflow.text import terminal
+from llem_airflow.text.terminal import console, say, show
 from llem_airflow.text.wording import counted
 
 INTERRUPTED = 130
@@ -101,14 +101,14 @@ def run_and_show(
     run = root.run(study.name, f"{_MANUAL}{began.isoformat()}")
     left = _missing(asked, run)
     goes_on = f", goes on with the {counted(len(left), 'cycle')} without a result" if earlier else ""
-    _say(
+    say(
         f"{study.name}: {counted(len(asked.experiments), 'experiment')} x {counted(asked.cycles, 'cycle')}{goes_on}"
     )
-    _say(f"Run: {run.url}")
-    _say(f"Airflow's log: {home.airflow / 'run.log'}")
+    say(f"Run: {run.url}")
+    say(f"Airflow's log: {home.airflow / 'run.log'}")
     with (
         _alone(home),
-        RunProgress(terminal.console(), len(left), home.airflow / "run.log") as progress,
+        RunProgress(console(), len(left), home.airflow / "run.log") as progress,
     ):
         try:
             code = _run(wanted, home, began, progress.line)
@@ -133,22 +133,22 @@ def require_models(study: Study, models_dir: Path, runner: str | None = None) ->
 def _show_end(run: StoredRun, asked: Study, code: int, home: Home) -> int:
     missing = _missing(asked, run) if run.is_run() else [None] * len(asked.plan.planned_cycles)
     if run.is_run() and (summary := run.summary()) and code != INTERRUPTED:
-        terminal.show(terminal.console(), render_summary(Summary.from_json(summary)), "")
-        _say(f"Report:  {run.url}/{layout.REPORT}")
-        _say(f"Open it: llem-airflow report {run.url} --open")
-        _say("See it in Airflow's UI: llem-airflow ui (or: make airflow)")
+        show(console(), render_summary(Summary.from_json(summary)), "")
+        say(f"Report:  {run.url}/{layout.REPORT}")
+        say(f"Open it: llem-airflow report {run.url} --open")
+        say("See it in Airflow's UI: llem-airflow ui (or: make airflow)")
     elif code != INTERRUPTED:
-        _say(
+        say(
             f"Airflow ended with {code} and there is no summary; its log is {home.airflow / 'run.log'}", "red"
         )
     if code == INTERRUPTED:
         kept = len(asked.plan.planned_cycles) - len(missing)
         where = f" in {run.url}" if kept else ""
-        _say(
+        say(
             f"Ended with Ctrl-C. {kept} of {counted(len(asked.plan.planned_cycles), 'cycle')} measured and kept{where}."
         )
     if missing and (code == INTERRUPTED or code):
-        _say(f"`{_resume_command(asked)}` measures the {counted(len(missing), 'cycle')} without a result.")
+        say(f"`{_resume_command(asked)}` measures the {counted(len(missing), 'cycle')} without a result.")
     return INTERRUPTED if code == INTERRUPTED else int(bool(code))
 
 
@@ -275,7 +275,3 @@ def _alone(home: Home) -> Iterator[None]:
                 f"another `llem-airflow run` is under way in {home.airflow}; wait for it, or set AIRFLOW_HOME"
             ) from error
         yield
-
-
-def _say(text: str, style: str = "") -> None:
-    terminal.show(terminal.console(), terminal.Whole(text, style))

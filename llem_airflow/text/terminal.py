@@ -40,6 +40,11 @@ def show(target: Console, *parts: RenderableType) -> None:
         target.print(part, crop=False)
 
 
+def say(text: str, style: str = "") -> None:
+    """Print a text to standard output; the terminal may wrap it, so that what is copied is whole."""
+    show(console(), Whole(text, style))
+
+
 def pieces(text: str) -> list[str]:
     """The text cut where a line may end."""
     return _PIECE.findall(text)
