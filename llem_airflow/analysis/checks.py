@@ -37,7 +37,7 @@ def compared(meter: Meter, power: object, window: Window, energy: EnergyOfWindow
     ratio = other.energy_j / energy.energy_j - 1
     if abs(ratio) <= AGREE_RATIO:
         return ()
-    return (_flag(f"The second sampler of the window is {ratio:+.1%} off the one that counts."),)
+    return (_flag(f"The second sampler of the measurement window is {ratio:+.1%} off the one that counts."),)
 
 
 def _flag(message: str) -> Flag:
@@ -125,8 +125,8 @@ def _foreign_load(seen: Seen) -> str | None:
     if others <= FOREIGN_LOAD_RATIO * cpu.cores:
         return None
     return (
-        f"Other processes used {others:.1f} of the host's {counted(cpu.cores, 'core')} in the window, the experiment "
-        f"{cpu.own_s / duration_s:.1f} cores; their power is in the number."
+        f"Other processes used {others:.1f} of the host's {counted(cpu.cores, 'core')} in the measurement window, "
+        f"the experiment {cpu.own_s / duration_s:.1f} cores; their power is in the number."
     )
 
 
@@ -193,10 +193,12 @@ def _warmup_not_checked(seen: Seen) -> str | None:
 def _drift(seen: Seen) -> str | None:
     bias = iteration_bias_ratio(seen.events)
     if bias is not None and abs(bias) > 0.02:
-        return f"The first iterations of the window move the mean duration by {bias:+.1%} (MSER-5)."
+        return (
+            f"The first iterations of the measurement window move the mean duration by {bias:+.1%} (MSER-5)."
+        )
     drift = power_drift_ratio(seen.series.values(), seen.energy.duration_s)
     if drift is not None and abs(drift) > 0.05:
-        return f"Power changed by {drift:+.1%} from the first to the last third of the window."
+        return f"Power changed by {drift:+.1%} from the first to the last third of the measurement window."
     return None
 
 
@@ -205,7 +207,7 @@ def _baseline(seen: Seen) -> str | None:
     if active_j is None or active_j > 0:
         return None
     return (
-        f"The baseline {seen.energy.active_over} took more power than the load: active energy is "
+        f"The idle power {seen.energy.active_over} was above the power under load: active energy is "
         f"{active_j:.1f} J."
     )
 
@@ -324,14 +326,14 @@ CYCLE_CHECKS = (
         "drift",
         "warning",
         _drift,
-        "Warm up longer; the window was not in a steady state.",
+        "Warm up longer; the measurement window was not in a steady state.",
         "2 % of the mean by MSER-5 (White 1997), or 5 % of power between thirds",
     ),
     Check(
         "baseline_above_load",
         "error",
         _baseline,
-        "Somebody used the device during the baseline; repeat on an idle host.",
+        "Somebody used the device while idle power was measured; repeat on an idle host.",
         "active energy above 0",
     ),
     Check(
@@ -355,7 +357,7 @@ def flags(
     environment: Mapping[str, Any] | None = None,
     host: Mapping[str, Any] | None = None,
 ) -> tuple[Flag, ...]:
-    """All reasons to doubt one cycle, the gravest first.
+    """All flags one cycle, the gravest first.
 
     Args:
         result: What the cycle observed.
@@ -400,7 +402,5 @@ def _withheld(energy: EnergyOfWindow) -> list[Flag]:
         message = f"Energy is not known: {reason.message}"
         if reason.code in found:
             message = f"{found[reason.code].message} {reason.message}"
-        found[reason.code] = Flag(
-            reason.code, message, _NEXT_STEP_OF_WITHHELD[reason.code], "absent is never 0", severity
-        )
+        found[reason.code] = Flag(reason.code, message, _NEXT_STEP_OF_WITHHELD[reason.code], "", severity)
     return list(found.values())

@@ -29,17 +29,17 @@ AGREEMENT_SAME_RATIO = 0.99
 
 @dataclass(frozen=True, slots=True)
 class OutputEquivalence:
-    """How the candidate's answers compare with the baseline's.
+    """How the candidate's answers compare with the reference's.
 
     Attributes:
         prompts: Prompts that both answered.
         identical_ratio: Share of them with the same token ids; None when ids were not kept.
         token_agreement_ratio: Equal tokens at equal places / longer answer, mean over prompts.
-        mean_tokens_baseline: Mean length of the baseline's answers, in tokens.
+        mean_tokens_baseline: Mean length of the reference's answers, in tokens.
         mean_tokens_candidate: Mean length of the candidate's answers, in tokens.
-        empty_baseline_ratio: Share of the baseline's answers without a token.
+        empty_baseline_ratio: Share of the reference's answers without a token.
         empty_candidate_ratio: Share of the candidate's answers without a token.
-        looping_candidate_ratio: Share of answers that end in one repeated token, unlike the baseline's.
+        looping_candidate_ratio: Share of answers that end in one repeated token, unlike the reference's.
         finding: ``same``, ``differs``, ``suspicious`` or ``cannot tell``.
         reason: One sentence.
     """
@@ -152,10 +152,10 @@ TWO_RUNS = (
 
 @dataclass(frozen=True)
 class PairReport:
-    """Baseline against candidate.
+    """Reference against candidate.
 
     Attributes:
-        baseline: ``run#experiment`` of the baseline.
+        baseline: ``run#experiment`` of the reference.
         candidate: ``run#experiment`` of the candidate.
         metrics: Comparison of each metric that both sides have.
         factors: What is under study and differs, keys of the configuration and fields of the fingerprint:
@@ -255,7 +255,7 @@ def _usual(pairs: Sequence[tuple[Side, Side]], metric: str) -> Usual | None:
 
 
 def matched(baseline: RunRows, candidate: RunRows, factor: str | None = None) -> dict[str, str]:
-    """Experiments that two runs have in common: the candidate's by the baseline's."""
+    """Experiments that two runs have in common: the candidate's by the reference's."""
     if factor is not None:
         ours, theirs = baseline.by_all_but(factor), candidate.by_all_but(factor)
         return {ours[key]: theirs[key] for key in ours if key in theirs}
@@ -274,7 +274,7 @@ def _same(hashes: dict[str, str], others: dict[str, str]) -> dict[str, str]:
 def unmatched(
     baseline: StoredRun | RunRows, candidate: StoredRun | RunRows, factor: str | None = None
 ) -> tuple[list[str], list[str]]:
-    """Experiments that only the baseline has, and those that only the candidate has."""
+    """Experiments that only the reference has, and those that only the candidate has."""
     before, after = RunRows.of(baseline), RunRows.of(candidate)
     pairs = matched(before, after, factor)
     theirs = set(pairs.values())

@@ -114,7 +114,7 @@ class Compared:
         reports: Each pair of experiments; their p values are corrected together.
         without_baseline: Candidates for which there is no earlier run yet.
         only_baseline: ``run#experiment`` that no candidate has.
-        only_candidate: ``run#experiment`` that its baseline does not have.
+        only_candidate: ``run#experiment`` that its reference run does not have.
         same: Runs, or ``run#experiment``, that were compared with themselves.
     """
 
@@ -134,7 +134,7 @@ class Compared:
 def compare_named(
     baseline: str, candidates: Sequence[str], root: ResultsRoot, how: How, own: StoredRun | None = None
 ) -> Compared:
-    """Compare candidates with their baseline.
+    """Compare candidates with their reference run.
 
     Args:
         baseline: A run, ``study@release``, or ``previous`` for the run before each candidate; ``#experiment`` behind
@@ -192,7 +192,7 @@ def _runs(name: str, root: ResultsRoot, own: StoredRun | None) -> list[StoredRun
 def _one(name: str, root: ResultsRoot, own: StoredRun | None) -> StoredRun:
     found = _runs(name, root, own)
     if len(found) != 1:
-        raise ValueError(f"{name!r} names {counted(len(found), 'run')}; name one baseline")
+        raise ValueError(f"{name!r} names {counted(len(found), 'run')}; name one reference run")
     return found[0]
 
 

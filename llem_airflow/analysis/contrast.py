@@ -260,7 +260,7 @@ def _why_no_energy(measured: Sequence[Measured]) -> str:
     return (
         "there is no energy: no meter was read"
         if kinds == {"none"}
-        else "there is no energy: it was withheld"
+        else "there is no energy: none could be reported"
     )
 
 
@@ -269,7 +269,7 @@ def _withheld(measured: Sequence[Measured], metric: str) -> list[str]:
     rows = [row for one in measured for row in one.rows]
     without = sum(row.measures.get(metric) is None for row in rows)
     return (
-        [f"energy is withheld in {without} of {counted(len(rows), 'cycle')}"]
+        [f"energy is not reported for {without} of {counted(len(rows), 'cycle')}"]
         if without and metric == ENERGY
         else []
     )

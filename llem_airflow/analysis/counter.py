@@ -56,14 +56,14 @@ class Writes:
     period_s: float = REGISTER_S
 
     @property
-    def doubt_s(self) -> Floats:
+    def uncertainty_s(self) -> Floats:
         """How wide the bounds of each are."""
         return self.before_s - self.after_s
 
     @property
     def middle_s(self) -> Floats:
         """Where each is to be expected: in the middle of its bounds, or half a period before its first reading."""
-        return self.before_s - np.minimum(self.doubt_s, self.period_s) / 2
+        return self.before_s - np.minimum(self.uncertainty_s, self.period_s) / 2
 
     def near(self, begin_s: float, end_s: float) -> Writes:
         """Those that may lie in a span, and one to each side."""
@@ -95,16 +95,16 @@ class Register:
         best = self._best_move(t_s)
         since_s = t_s - self.moves_s[best]
         written_s = self.moves_s[best] + np.floor(since_s / self.period_s) * self.period_s
-        return written_s, self._doubt_s(t_s, best) + self.wander_s
+        return written_s, self._uncertainty_s(t_s, best) + self.wander_s
 
-    def _doubt_s(self, t_s: Floats, move: Ints) -> Floats:
+    def _uncertainty_s(self, t_s: Floats, move: Ints) -> Floats:
         """How far a write at an instant may be off, by a move."""
         return self.off_s[move] + np.abs(t_s - self.moves_s[move]) / self.period_s * self.period_off_s
 
     def _best_move(self, t_s: Floats) -> Ints:
-        """The move with the least doubt at each instant.
+        """The move with the least uncertainty at each instant.
 
-        Doubt grows evenly with the distance from the move. So the best of all moves before an instant is the same for
+        It grows evenly with the distance from the move. So the best of all moves before an instant is the same for
         all later ones until a better one comes, and likewise backwards: no instant is compared with every move.
         """
         grows = self.moves_s * (self.period_off_s / self.period_s)
@@ -112,7 +112,7 @@ class Register:
         after = (len(grows) - 1 - _least_so_far((self.off_s + grows)[::-1]))[::-1]
         at = np.searchsorted(self.moves_s, t_s, side="right")
         one, other = before[np.maximum(at - 1, 0)], after[np.minimum(at, len(grows) - 1)]
-        nearer = self._doubt_s(t_s, one) <= self._doubt_s(t_s, other)
+        nearer = self._uncertainty_s(t_s, one) <= self._uncertainty_s(t_s, other)
         found: Ints = np.where(nearer, one, other)
         return found
 
@@ -159,21 +159,21 @@ def find_register(t_s: Floats, call_s: Floats, counter_j: Floats) -> Register | 
         counter_j: Value of each.
     """
     writes = _seen(t_s, call_s, counter_j)
-    sharp = writes.doubt_s <= _SHARP_S
+    sharp = writes.uncertainty_s <= _SHARP_S
     if not sharp.any():
         return None
-    moves_s, off_s = (writes.after_s + writes.before_s)[sharp] / 2, writes.doubt_s[sharp] / 2
+    moves_s, off_s = (writes.after_s + writes.before_s)[sharp] / 2, writes.uncertainty_s[sharp] / 2
     period_s, period_off_s = _rough_period(writes, t_s)
-    apart_s, doubt_s = np.diff(moves_s), off_s[:-1] + off_s[1:]
+    apart_s, uncertainty_s = np.diff(moves_s), off_s[:-1] + off_s[1:]
     steady = True
     for i in np.argsort(apart_s):
         periods = round(float(apart_s[i]) / period_s)
-        if periods < 1 or periods * period_off_s + doubt_s[i] > period_s / 3:
+        if periods < 1 or periods * period_off_s + uncertainty_s[i] > period_s / 3:
             continue
-        if abs(apart_s[i] - periods * period_s) > periods * period_off_s + doubt_s[i] + _STEADY_S:
+        if abs(apart_s[i] - periods * period_s) > periods * period_off_s + uncertainty_s[i] + _STEADY_S:
             steady = False
-        elif doubt_s[i] / periods < period_off_s:
-            period_s, period_off_s = float(apart_s[i]) / periods, float(doubt_s[i]) / periods
+        elif uncertainty_s[i] / periods < period_off_s:
+            period_s, period_off_s = float(apart_s[i]) / periods, float(uncertainty_s[i]) / periods
     wander_s = _wander_s(moves_s, off_s, period_s, period_off_s) if steady else np.inf
     return Register(moves_s, off_s, period_s, period_off_s, wander_s)
 
@@ -190,15 +190,15 @@ def _rough_period(writes: Writes, t_s: Floats) -> tuple[float, float]:
     Formula: where many readings equal the one before, every write was seen: time / number of writes. Else the nearest
     two sharp moves, where they are closer than a register of the usual kind can write. Else the usual period.
     """
-    seen, middle_s, doubt_s = len(writes.y), writes.middle_s, writes.doubt_s
+    seen, middle_s, uncertainty_s = len(writes.y), writes.middle_s, writes.uncertainty_s
     steps_s = np.diff(t_s)
     steps_s = steps_s[steps_s > _SHARP_S]
     if seen > _FEWEST and len(steps_s):
         counted_s = float(middle_s[-1] - middle_s[0]) / (seen - 1)
         if counted_s > 1.25 * float(np.median(steps_s)) and not _beside_readings(writes):
-            return counted_s, float(doubt_s[0] + doubt_s[-1]) / (seen - 1)
-    sharp = doubt_s <= _SHARP_S
-    gaps_s, off_s = np.diff(middle_s[sharp]), (doubt_s[sharp][1:] + doubt_s[sharp][:-1]) / 2
+            return counted_s, float(uncertainty_s[0] + uncertainty_s[-1]) / (seen - 1)
+    sharp = uncertainty_s <= _SHARP_S
+    gaps_s, off_s = np.diff(middle_s[sharp]), (uncertainty_s[sharp][1:] + uncertainty_s[sharp][:-1]) / 2
     near = (gaps_s > np.maximum(4 * off_s, _FASTEST_S)) & (gaps_s < 0.75 * REGISTER_S)
     if near.any():
         nearest = int(np.argmin(np.where(near, gaps_s, np.inf)))
@@ -367,14 +367,14 @@ def _explained(writes: Writes, power: Curve, begin_s: float, end_s: float) -> fl
     if integral_j <= 0:
         return None
     ratio = float(writes.y[last] - writes.y[first]) / integral_j
-    doubt = float(writes.doubt_s[first] + writes.doubt_s[last]) / 2 / (to_s - from_s)
-    return ratio if abs(ratio - 1) <= EXPLAINED_RATIO and doubt <= EXPLAINED_RATIO else None
+    uncertainty = float(writes.uncertainty_s[first] + writes.uncertainty_s[last]) / 2 / (to_s - from_s)
+    return ratio if abs(ratio - 1) <= EXPLAINED_RATIO and uncertainty <= EXPLAINED_RATIO else None
 
 
 def _best_known(writes: Writes, begin_s: float, end_s: float) -> int | None:
     """The write in a span that is known best."""
     inside = (writes.middle_s >= begin_s) & (writes.middle_s <= end_s)
-    return int(np.argmin(np.where(inside, writes.doubt_s, np.inf))) if inside.any() else None
+    return int(np.argmin(np.where(inside, writes.uncertainty_s, np.inf))) if inside.any() else None
 
 
 @dataclass(frozen=True)
@@ -414,7 +414,7 @@ class _Edge:
         last of them with their own slope; never outside of the bounds.
         """
         t_s, y = self.writes.middle_s, self.writes.y
-        known = self.writes.doubt_s <= self.writes.period_s / 4
+        known = self.writes.uncertainty_s <= self.writes.period_s / 4
         beyond_s = self.t_s - np.clip(self.t_s, *t_s[known][[0, -1]]) if known.sum() > 1 else np.inf
         if abs(beyond_s) > 2 * self.writes.period_s:
             known[:], beyond_s = True, 0.0

@@ -97,7 +97,7 @@ SEMANTICS_VERSION = 5
 
 1: counter at sharp moves, else edge-interpolated trapezoid; baselines are medians of their phases.
 2: each reading of the counter counts at the move of the register that wrote it, whose period the moves tell.
-3: the doubt about that period and about the power decides which readings count, and is part of what is told; beyond
+3: the uncertainty of that period and about the power decides which readings count, and is part of what is told; beyond
    the last exact point the energy goes on with its own slope.
 4: readings that cannot be true are missing, and a counter that contradicts the power is no energy.
 5: the register's period is not taken for 100 ms, its clock only where it keeps one; averaged power is moved by the

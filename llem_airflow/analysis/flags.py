@@ -19,7 +19,7 @@ from llem_airflow.protocol.result import CycleResult
 
 @dataclass(frozen=True)
 class Flag:
-    """One reason to doubt.
+    """One flag.
 
     Attributes:
         code: Its stable name.
@@ -62,7 +62,7 @@ class Seen:
 
     @property
     def known(self) -> bool:
-        """Whether there is an energy to doubt."""
+        """Whether the energy is known."""
         return self.energy.energy_j is not None
 
 
@@ -73,7 +73,7 @@ class Check:
     Attributes:
         code: As in Flag.
         severity: As in Flag.
-        says: The message when there is a reason to doubt, else None.
+        says: The message when there is a flag, else None.
         next_step: As in Flag.
         threshold: As in Flag.
     """
@@ -114,7 +114,7 @@ _WORDINGS = 3
 
 @dataclass(frozen=True)
 class FlagSummary:
-    """A reason to doubt an experiment's numbers.
+    """a flag an experiment's numbers.
 
     Attributes:
         code: Name of the flag.
@@ -163,15 +163,15 @@ def summed_flags(flags: Iterable[tuple[int, Flag]]) -> list[FlagSummary]:
     return found
 
 
-def grouped_flags(doubts: Iterable[tuple[str, FlagSummary]]) -> list[tuple[FlagSummary, list[str]]]:
-    """Each kind of doubt of a run once, the gravest first, with where it was seen.
+def grouped_flags(flags: Iterable[tuple[str, FlagSummary]]) -> list[tuple[FlagSummary, list[str]]]:
+    """Each kind of flag of a run once, the gravest first, with where it was seen.
 
     Args:
-        doubts: (name of the experiment, doubt).
+        flags: (name of the experiment, its flag).
     """
     found: dict[str, list[tuple[str, FlagSummary]]] = {}
-    for label, doubt in doubts:
-        found.setdefault(doubt.code, []).append((label, doubt))
+    for label, flag in flags:
+        found.setdefault(flag.code, []).append((label, flag))
     groups = [
         (_over_experiments(those), [_place(label, one) for label, one in those]) for those in found.values()
     ]
@@ -233,8 +233,8 @@ def _float(text: str) -> float:
 
 
 def _over_experiments(those: Sequence[tuple[str, FlagSummary]]) -> FlagSummary:
-    gravest = min((doubt for _, doubt in those), key=lambda doubt: gravity(doubt.severity))
-    said = [item for label, doubt in those for item in _said(label, doubt)]
+    gravest = min((flag for _, flag in those), key=lambda flag: gravity(flag.severity))
+    said = [item for label, flag in those for item in _said(label, flag)]
     return FlagSummary(
         gravest.code,
         gravest.severity,
@@ -245,14 +245,12 @@ def _over_experiments(those: Sequence[tuple[str, FlagSummary]]) -> FlagSummary:
     )
 
 
-def _said(label: str, doubt: FlagSummary) -> list[tuple[str, str]]:
+def _said(label: str, flag: FlagSummary) -> list[tuple[str, str]]:
     """What each cycle said; a summary of an older version has one message for all of them."""
-    if len(doubt.messages) != len(doubt.cycles) or not doubt.cycles:
-        return [(_place(label, doubt), doubt.message)]
-    return [
-        (f"{label}, cycle {cycle}", text) for cycle, text in zip(doubt.cycles, doubt.messages, strict=True)
-    ]
+    if len(flag.messages) != len(flag.cycles) or not flag.cycles:
+        return [(_place(label, flag), flag.message)]
+    return [(f"{label}, cycle {cycle}", text) for cycle, text in zip(flag.cycles, flag.messages, strict=True)]
 
 
-def _place(label: str, doubt: FlagSummary) -> str:
-    return f"{label}, cycle {', '.join(map(str, doubt.cycles))}" if doubt.cycles else label
+def _place(label: str, flag: FlagSummary) -> str:
+    return f"{label}, cycle {', '.join(map(str, flag.cycles))}" if flag.cycles else label

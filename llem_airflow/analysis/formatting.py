@@ -85,7 +85,7 @@ def detectable(ratio: float | None) -> str:
     """The smallest difference that would have been found; empty for None."""
     if ratio is None:
         return ""
-    return f"would show from {percent(ratio)}" if ratio < 1 else "not even double would show"
+    return f"detects from {percent(ratio)}" if ratio < 1 else "would not detect a doubling"
 
 
 def when(epoch_ns: int | None) -> str:

@@ -151,7 +151,7 @@ METRICS: tuple[Metric, ...] = (
         "Energy per output token",
         "J/token",
         "lower",
-        "energy of the window / tokens generated in it",
+        "energy of the measurement window / tokens generated in it",
         energy=True,
     ),
     Metric(
@@ -159,7 +159,7 @@ METRICS: tuple[Metric, ...] = (
         "Energy per token",
         "J/token",
         "lower",
-        "energy of the window / (prompt + generated tokens)",
+        "energy of the measurement window / (prompt + generated tokens)",
         energy=True,
     ),
     Metric(
@@ -167,7 +167,7 @@ METRICS: tuple[Metric, ...] = (
         "Energy per request",
         "J",
         "lower",
-        "energy of the window / requests completed in it",
+        "energy of the measurement window / requests completed in it",
         energy=True,
     ),
     Metric(
@@ -175,21 +175,33 @@ METRICS: tuple[Metric, ...] = (
         "Output tokens per joule",
         "token/J",
         "higher",
-        "tokens generated in the window / energy of the window",
+        "tokens generated in the measurement window / energy of the measurement window",
         energy=True,
     ),
-    Metric("energy_j", "Energy of the window", "J", "-", "total energy of the measured window", energy=True),
     Metric(
-        "energy_active_j",
-        "Active energy of the window",
+        "energy_j",
+        "Energy of the measurement window",
         "J",
         "-",
-        "energy of the window - baseline power x its length; the baseline is named beside it",
+        "total energy of the measurement window",
+        energy=True,
+    ),
+    Metric(
+        "energy_active_j",
+        "Active energy",
+        "J",
+        "-",
+        "energy of the measurement window - idle power x its length; which idle power is told by active_over",
         energy=True,
         signed=True,
     ),
     Metric(
-        "average_power_w", "Mean power", "W", "-", "energy of the window / length of the window", energy=True
+        "average_power_w",
+        "Mean power",
+        "W",
+        "-",
+        "energy of the measurement window / length of the measurement window",
+        energy=True,
     ),
     Metric(
         "energy_delay_product_j_s",
@@ -204,33 +216,33 @@ METRICS: tuple[Metric, ...] = (
         "Output tokens per second",
         "token/s",
         "higher",
-        "generated tokens of the window / length of the window",
+        "generated tokens of the measurement window / length of the measurement window",
     ),
     Metric(
         "total_tokens_per_s",
         "Tokens per second",
         "token/s",
         "higher",
-        "(prompt + generated tokens) / length of the window",
+        "(prompt + generated tokens) / length of the measurement window",
     ),
     Metric(
         "requests_per_s",
         "Requests per second",
         "1/s",
         "higher",
-        "requests completed in the window / length of the window",
+        "requests completed in the measurement window / length of the measurement window",
     ),
     *_latencies("ttft", "TTFT", "t1 - t0"),
     *_latencies("tpot", "TPOT", "(E2EL - TTFT) / (n - 1)"),
     *_latencies("itl", "ITL", "every gap between two chunks; tokens that came together are one chunk"),
     *_latencies("token_gap", "Token gap", "every gap between two tokens, 0 within a chunk"),
     *_latencies("e2el", "E2EL", "tn - t0"),
-    Metric("window_s", "Measured window", "s", "-", "length of the measured window"),
-    Metric("output_tokens", "Output tokens", "tokens", "-", "tokens generated in the window"),
-    Metric("input_tokens", "Input tokens", "tokens", "-", "prompt tokens of the window"),
-    Metric("requests", "Requests", "requests", "-", "requests completed in the window"),
-    Metric("load_s", "Model load", "s", "-", "length of the phase load, outside the window"),
-    Metric("warmup_s", "Warm-up", "s", "-", "length of the warm-up, outside the window"),
+    Metric("window_s", "Measurement window", "s", "-", "length of the measurement window"),
+    Metric("output_tokens", "Output tokens", "tokens", "-", "tokens generated in the measurement window"),
+    Metric("input_tokens", "Input tokens", "tokens", "-", "prompt tokens of the measurement window"),
+    Metric("requests", "Requests", "requests", "-", "requests completed in the measurement window"),
+    Metric("load_s", "Model load", "s", "-", "length of the phase load, outside the measurement window"),
+    Metric("warmup_s", "Warm-up", "s", "-", "length of the warm-up, outside the measurement window"),
     *_SERVED,
 )
 """Every metric, the headline first."""
@@ -382,17 +394,17 @@ TOKENS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """A number that follows from energy and something the study states. Every one is an estimate.
+    """A number that follows from energy and a rate of the study. Every one is an estimate.
 
     Attributes:
         name: ``co2e_g_per_million_output_tokens`` or ``cost_per_million_output_tokens``.
         label: Name for people.
         unit: ``g CO2e`` or the currency.
         mean: Of the mean energy per output token.
-        low: Of the lower end of its 95 % t interval; the uncertainty of what is stated is not in it. None below 3
+        low: Of the lower end of its 95 % t interval; the uncertainty of the rate is not in it. None below 3
             cycles.
         high: Of its upper end.
-        basis: What is stated, with source and year.
+        basis: The rate, with source and year.
     """
 
     name: str
@@ -404,11 +416,11 @@ class Derived:
     basis: str
 
 
-def derived(stated: Mapping[str, Any], energy_per_output_token_j: Description | None) -> tuple[Derived, ...]:
+def derived(rates: Mapping[str, Any], energy_per_output_token_j: Description | None) -> tuple[Derived, ...]:
     """CO2e and cost of a million output tokens.
 
     Args:
-        stated: ``stated`` of plan.json: ``carbon`` with g_per_kwh, ``price`` with per_kwh and currency, both with
+        rates: ``stated`` of plan.json: ``carbon`` with g_per_kwh, ``price`` with per_kwh and currency, both with
             source and year.
         energy_per_output_token_j: Over the cycles of one experiment.
     """
@@ -418,23 +430,23 @@ def derived(stated: Mapping[str, Any], energy_per_output_token_j: Description | 
     shown = energy.shown_interval
     ends = (energy.mean, *((shown.low, shown.high) if shown else (None, None)))
     found = []
-    if carbon := stated.get("carbon"):
+    if carbon := rates.get("carbon"):
         values = [None if e is None else co2e_g(e * TOKENS, float(carbon["g_per_kwh"])) for e in ends]
         name, label = "co2e_g_per_million_output_tokens", "CO2e per million output tokens"
         found.append(_derived(name, label, "g CO2e", values, basis_of("carbon", carbon)))
-    if price := stated.get("price"):
+    if price := rates.get("price"):
         values = [None if e is None else cost(e * TOKENS, float(price["per_kwh"])) for e in ends]
         name, label = "cost_per_million_output_tokens", "Electricity per million output tokens"
         found.append(_derived(name, label, str(price["currency"]), values, basis_of("price", price)))
     return tuple(found)
 
 
-def basis_of(kind: str, stated: Mapping[str, Any]) -> str:
-    """What is stated, with source and year."""
-    source = f"{stated['source']}, {stated['year']}"
+def basis_of(kind: str, rate: Mapping[str, Any]) -> str:
+    """The rate, with source and year."""
+    source = f"{rate['source']}, {rate['year']}"
     if kind == "carbon":
-        return f"{stated['g_per_kwh']:g} g CO2e/kWh ({source})"
-    return f"{stated['per_kwh']:g} {stated['currency']}/kWh ({source})"
+        return f"{rate['g_per_kwh']:g} g CO2e/kWh ({source})"
+    return f"{rate['per_kwh']:g} {rate['currency']}/kWh ({source})"
 
 
 def _derived(name: str, label: str, unit: str, values: list[float | None], basis: str) -> Derived:

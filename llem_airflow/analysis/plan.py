@@ -191,14 +191,14 @@ class Planned:
         cycles: (experiment id, cycle), in run order.
         skipped: Points of the sweep that the study left out: ``{"rule", "reason", "point"}``.
         precision_target: ``{"relative_half_width", "min_cycles"}`` when the study stops at a precision.
-        stated: ``{"carbon", "price"}`` as the study states them.
+        rates: ``{"carbon", "price"}`` of energy as the study gives them (``stated`` in plan.json).
     """
 
     experiments: dict[str, PlannedExperiment]
     cycles: tuple[tuple[str, int], ...]
     skipped: tuple[dict[str, Any], ...]
     precision_target: dict[str, Any] | None = None
-    stated: dict[str, Any] = field(default_factory=dict)
+    rates: dict[str, Any] = field(default_factory=dict)
 
 
 def planned(plan: Mapping[str, Any]) -> Planned:

@@ -181,16 +181,16 @@ def unusable(series: GpuSeries, source: str | None, gap_s: float, duration_s: fl
     if source is None and errors and last_s < duration_s:
         return Withheld(
             "gpu_lost",
-            f"{series.gpu} stopped answering ({errors[0]}) {max(last_s, 0):.1f} s into the window of "
+            f"{series.gpu} stopped answering ({errors[0]}) {max(last_s, 0):.1f} s into the measurement window of "
             f"{duration_s:.1f} s.",
         )
     if source is None and len(answered_s) and not (last_s >= duration_s and answered_s[0] <= 0):
         return Withheld(
             "not_bracketed",
-            f"{series.gpu}: the window is not bracketed by samples, so its edges are not known.",
+            f"{series.gpu}: the measurement window is not bracketed by samples, so its edges are not known.",
         )
     if source is None:
-        return Withheld("no_energy", f"{series.gpu} told neither power nor energy in the window.")
+        return Withheld("no_energy", f"{series.gpu} told neither power nor energy in the measurement window.")
     if gap_s > MAX_BLIND_GAP_S:
         return Withheld(
             "gap_without_counter",
@@ -252,14 +252,14 @@ def duration_mismatch(window: Window, events: Sequence[Mapping[str, Any]]) -> Wi
     """The window that cannot be: it ends before it begins, or lies outside of the phase that was measured."""
     begin_ns, end_ns = window.t_begin_mono_ns, window.t_end_mono_ns
     if end_ns <= begin_ns:
-        return Withheld("duration_mismatch", "The window ends before it begins.")
+        return Withheld("duration_mismatch", "The measurement window ends before it begins.")
     measured = phase_windows(events).get("measure")
     if measured is None:
         return None
     if begin_ns < measured[0] - _PHASE_SLACK_NS or end_ns > measured[1] + _PHASE_SLACK_NS:
         return Withheld(
             "duration_mismatch",
-            f"The window of {(end_ns - begin_ns) / 1e9:.2f} s lies outside the measure phase of "
+            f"The measurement window of {(end_ns - begin_ns) / 1e9:.2f} s lies outside the measure phase of "
             f"{(measured[1] - measured[0]) / 1e9:.2f} s in the events.",
         )
     return None

@@ -95,7 +95,7 @@ def _window_length(seen: Seen) -> str | None:
     if seen.energy.kind in {"none", "estimate"}:
         return None
     duration_s = seen.energy.duration_s
-    said = f"The window is {duration_s:.1f} s long"
+    said = f"The measurement window is {duration_s:.1f} s long"
     if seen.result.meter.kind != "nvml":
         return f"{said}; windows this short differ more from one another."
     share = 20 / max(duration_s, 1e-9)
@@ -105,7 +105,8 @@ def _window_length(seen: Seen) -> str | None:
 def _few_readings(seen: Seen) -> str | None:
     if seen.energy.kind != "estimate" or seen.energy.duration_s >= 5:
         return None
-    return f"The window is {seen.energy.duration_s:.1f} s long; so short an estimate follows every other process."
+    said = f"The measurement window is {seen.energy.duration_s:.1f} s long"
+    return f"{said}; so short an estimate follows every other process."
 
 
 def _few_samples(seen: Seen) -> str | None:
@@ -113,7 +114,9 @@ def _few_samples(seen: Seen) -> str | None:
     fewest = min((gpu.samples for gpu in seen.energy.gpus), default=0)
     if not seen.known or fewest >= 0.9 * expected - 1:
         return None
-    return f"{fewest} of {counted(round(expected), 'power sample')} that were due are in the window."
+    return (
+        f"{fewest} of {counted(round(expected), 'power sample')} that were due are in the measurement window."
+    )
 
 
 def _gap(seen: Seen) -> str | None:
@@ -232,7 +235,7 @@ def _temperature_drift(seen: Seen) -> str | None:
             widest = max(widest, float(inside.max() - inside.min()))
     if widest <= 10:
         return None
-    return f"The GPU's temperature moved by {widest:.0f} degrees Celsius inside the window."
+    return f"The GPU's temperature moved by {widest:.0f} degrees Celsius in the measurement window."
 
 
 def _implausible_readings(seen: Seen) -> str | None:
@@ -255,7 +258,7 @@ def _clock_jump(seen: Seen) -> str | None:
         return None
     return (
         f"The clock went on by {longest_s:.1f} s in which the energy counter stood still: it jumped, or the "
-        "machine slept. Durations, rates and mean power of this window are wrong."
+        "machine slept. Durations, rates and mean power of this measurement window are wrong."
     )
 
 
@@ -320,7 +323,7 @@ POWER_CHECKS = (
         "counter_disagreement",
         "warning",
         _counter_disagreement,
-        "Use a longer window; if it stays, the load may beat in step with the sensor.",
+        "Use a longer measurement window; if it stays, the load may beat in step with the sensor.",
         "3 % (expected agreement over 30 s or more is 1-3 %)",
     ),
     Check(

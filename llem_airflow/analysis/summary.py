@@ -317,9 +317,9 @@ def _experiment(
         else None,
         active_over=_one_of(row.active_over for row in measured if row.active_over) if measured else None,
         metrics=metrics,
-        doubts=_doubts(rows, measured, planned, metrics, whole.precision_target),
+        doubts=_flags(rows, measured, planned, metrics, whole.precision_target),
         precision_met=_precision_met(whole.precision_target, metrics),
-        derived=derived(whole.stated, per_token),
+        derived=derived(whole.rates, per_token),
     )
 
 
@@ -340,7 +340,7 @@ def _metric(name: str, rows: Sequence[Cycle]) -> MetricSummary | None:
     )
 
 
-def _doubts(
+def _flags(
     rows: Sequence[Cycle],
     measured: Sequence[Cycle],
     planned: int,
@@ -351,7 +351,7 @@ def _doubts(
     valid = sum(row.status == "valid" for row in rows)
     if valid < planned:
         found.append(
-            _about_all(
+            _experiment_flag(
                 "incomplete",
                 "not every planned cycle is valid",
                 f"correct what each reason names, then {how_to_rerun()}; "
@@ -360,7 +360,7 @@ def _doubts(
         )
     if 0 < valid < FEW_CYCLES:
         found.append(
-            _about_all(
+            _experiment_flag(
                 "few_cycles",
                 f"fewer than {FEW_CYCLES} cycles: the interval is wide, and absent below {SHOWN_FROM_N}",
                 f"set study_execution.n_cycles to {FEW_CYCLES} or more",
@@ -368,7 +368,7 @@ def _doubts(
         )
     if target is not None and not _precision_met(target, metrics):
         found.append(
-            _about_all(
+            _experiment_flag(
                 "precision_not_met",
                 f"the interval is wider than the {float(target['relative_half_width']):.2%} of the mean that was asked "
                 "for",
@@ -387,10 +387,10 @@ def _doubts(
                 headline.outlier_cycles,
             )
         )
-    return tuple(sorted(found, key=lambda doubt: (gravity(doubt.severity), doubt.code)))
+    return tuple(sorted(found, key=lambda flag: (gravity(flag.severity), flag.code)))
 
 
-def _about_all(code: str, message: str, next_step: str) -> FlagSummary:
+def _experiment_flag(code: str, message: str, next_step: str) -> FlagSummary:
     return FlagSummary(code, "warning", message, next_step, "", ())
 
 

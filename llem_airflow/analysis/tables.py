@@ -54,9 +54,9 @@ CYCLE_FACTS: tuple[tuple[str, Any, str], ...] = (
         _REAL,
         "how far it may be off by what the readings leave open (95 %), in joules; null is not known",
     ),
-    ("active_over", _TEXT, "baseline that was subtracted for energy_active_j"),
+    ("active_over", _TEXT, "idle power that was subtracted for energy_active_j: bare, context or loaded"),
     ("warmup", _TEXT, "how the warm-up ended"),
-    ("flags", pa.list_(_TEXT), "codes of the reasons to doubt this row"),
+    ("flags", pa.list_(_TEXT), "codes of the flags of this row"),
     ("doubtful", pa.bool_(), "whether a flag is more than information"),
     ("fingerprint", _TEXT, "JSON: what has to be equal for a comparison"),
 )
@@ -135,8 +135,8 @@ EXPERIMENT_FACTS: tuple[tuple[str, Any, str], ...] = (
     ("energy_kind", _TEXT, "measured, estimate, attributed, none or mixed"),
     ("energy_source", _TEXT, "where the joules come from"),
     ("energy_boundary", _TEXT, "what the joules include"),
-    ("active_over", _TEXT, "baseline that was subtracted for energy_active_j"),
-    ("flags", pa.list_(_TEXT), "codes of the reasons to doubt this row"),
+    ("active_over", _TEXT, "idle power that was subtracted for energy_active_j: bare, context or loaded"),
+    ("flags", pa.list_(_TEXT), "codes of the flags of this row"),
 )
 """Columns of experiments.parquet before the metrics: name, type, meaning."""
 
@@ -192,7 +192,7 @@ def _experiment_row(summary: Summary, item: ExperimentSummary) -> dict[str, Any]
         "experiment": item.id,
         "factors": _json(item.factors),
         "statuses": _json(item.statuses),
-        "flags": [doubt.code for doubt in item.doubts],
+        "flags": [flag.code for flag in item.doubts],
     }
     for metric in item.metrics:
         row |= _metric_columns(metric.name, metric.all)

@@ -92,14 +92,14 @@ GRAVEST_FIRST = (
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Baseline against candidate for one metric. Ratios are relative to the baseline's mean.
+    """Reference against candidate for one metric. Ratios are relative to the reference's mean.
 
     Attributes:
-        n_baseline: Cycles of the baseline with a value.
+        n_baseline: Cycles of the reference with a value.
         n_candidate: Cycles of the candidate with a value.
-        mean_baseline: Mean of the baseline; None without a value.
+        mean_baseline: Mean of the reference; None without a value.
         mean_candidate: Mean of the candidate; None without a value.
-        difference_ratio: candidate / baseline - 1; None where the baseline is 0 or has no value.
+        difference_ratio: candidate / baseline - 1; None where the reference is 0 or has no value.
         low_ratio: Lower end of its 95 % interval, above -1 for values that cannot be negative; None when a side has
             one cycle.
         high_ratio: Upper end.
@@ -143,11 +143,11 @@ class _Effect:
     Quantities that cannot be negative are compared by the logarithm of the ratio of their means, so that no interval
     tells a change below -100 %. Its standard error is that of the delta method (the log response ratio of Hedges,
     Gurevitch and Curtis 1999): each side is divided by its own mean. Values below 0 are compared by their difference,
-    both sides divided by the baseline's mean.
+    both sides divided by the reference's mean.
 
     Attributes:
         size: ln(mean candidate / mean baseline), or the difference / |mean baseline|.
-        baseline: Values of the baseline, divided.
+        baseline: Values of the reference, divided.
         candidate: Values of the candidate, divided.
         is_log: Whether ``size`` is a logarithm.
         least_ratio: Smallest change that there can be: -1 for values that cannot be negative.
@@ -180,7 +180,7 @@ class _Effect:
         return va + vb, 1.0 / (share**2 / (n - 1) + (1.0 - share) ** 2 / (m - 1))
 
     def ratio(self, size: float) -> float:
-        """A size as a change of the baseline."""
+        """A size as a change of the reference."""
         ratio = math.expm1(min(size, _LARGEST_LOG)) if self.is_log else size
         return max(ratio, self.least_ratio)
 
@@ -204,7 +204,7 @@ def compare(
     """Welch's comparison of two independent sets of cycles.
 
     Formula: size of ``_Effect``, with standard error sqrt(s1^2/n1 + s2^2/n2) and Welch-Satterthwaite degrees
-    of freedom; equivalence by two one-sided tests at the threshold, which is a share of the baseline's mean. None, NaN
+    of freedom; equivalence by two one-sided tests at the threshold, which is a share of the reference's mean. None, NaN
     and infinite values are not known, and left out.
 
     ``alpha`` is the risk of the interval; a smaller one than 5 % makes several intervals hold together. ``usual`` is
@@ -276,7 +276,7 @@ def usual_error(sides: Iterable[tuple[Sequence[float | None], Sequence[float | N
     """What the experiments of two runs say together of how much cycles differ; None where too few tell it.
 
     Args:
-        sides: Values of the baseline and of the candidate, by experiment.
+        sides: Values of the reference and of the candidate, by experiment.
     """
     errors = []
     for a, b in ((_known(one), _known(other)) for one, other in sides):
@@ -360,19 +360,19 @@ def _bare(
 
 
 def _difference(mean_a: float | None, mean_b: float | None, *, nothing: bool) -> tuple[float | None, str]:
-    """Change of the baseline's mean as its share, or None and why there is no such share.
+    """Change of the reference's mean as its share, or None and why there is no such share.
 
     Args:
-        mean_a: Mean of the baseline.
+        mean_a: Mean of the reference.
         mean_b: Mean of the candidate.
         nothing: Every value is 0.
     """
     if mean_a is None or mean_b is None:
-        return None, f"the {'baseline' if mean_a is None else 'candidate'} has no value"
+        return None, f"the {'reference' if mean_a is None else 'candidate'} has no value"
     if nothing:
         return 0.0, ""
     if mean_a == 0.0:
-        return None, "the baseline is 0, and a change from it is no share of it"
+        return None, "the reference is 0, and a change from it is no share of it"
     ratio = mean_b / mean_a - 1.0 if mean_a > 0.0 else 1.0 - mean_b / mean_a
     if not math.isfinite(ratio):
         return None, "the means are too far apart for a ratio"

@@ -164,7 +164,7 @@ class LLEMCompareOperator(BaseOperator):
         if not found.reports and not found.without_baseline:
             raise AirflowFailException(
                 "the runs have no experiment in common: name one of each as run#experiment, or the key that differs "
-                f"with `factor`. Only in the baseline: {', '.join(found.only_baseline) or 'none'}. Only in the "
+                f"with `factor`. Only in the reference run: {', '.join(found.only_baseline) or 'none'}. Only in the "
                 f"candidates: {', '.join(found.only_candidate) or 'none'}"
             )
         return found

@@ -94,6 +94,7 @@ def _changes(view: View) -> list[str]:
         titles = ("Experiment", "Verdict", *found["titles"], "Outputs")
         lines += _table(Table(titles, tuple(map(_change, found["rows"]))))
         lines += ["The verdict is about energy per output token. Changes with their 95 % interval.", ""]
+        lines += [f"{formatting.sentence(remark)}\n" for remark in found["remarks"]]
     if found["by_history"]:
         titles = ("Experiment", "Runs", "Nightly verdict", "Changes, looking back", "Detects from")
         keys = ("label", "runs", "state", "changes", "detects")

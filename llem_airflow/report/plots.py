@@ -323,9 +323,9 @@ def _named_rows(axes: Axes, labels: Sequence[str]) -> None:
 
 
 _PHASE_LABELS = {
-    "baseline_bare": "baseline",
-    "baseline_context": "baseline",
-    "baseline_loaded": "baseline",
+    "baseline_bare": "idle power",
+    "baseline_context": "idle power",
+    "baseline_loaded": "idle power",
     "warmup": "warm-up",
 }
 

@@ -344,6 +344,7 @@ def previous_section(previous: PreviousRun | None, labels: Mapping[str, str]) ->
         "rows": [_row(one, labels) | {"verdict": str(verdicts[one.candidate])} for one in reports],
         "history": [_history_row(name, one, labels) for name, one in previous.history.items()],
         "by_history": any(len(one.points) > 2 for one in previous.history.values()),
+        "remarks": _remarks(previous.reports, CHANGES),
         "note": formatting.sentence(BUDGET),
         "new": [labels.get(name, name) for name in previous.new],
         "gone": list(previous.gone),
@@ -390,10 +391,22 @@ def _row(report: PairReport, labels: Mapping[str, str]) -> dict[str, Any]:
 def _change(found: Comparison | None) -> dict[str, str]:
     if found is None:
         return {"value": formatting.ABSENT, "interval": "", "detects": ""}
-    interval, detects = formatting.change_interval(found.low_ratio, found.high_ratio), found.reason
-    if found.verdict is Verdict.NOT_ENOUGH_EVIDENCE and found.detectable_ratio is not None:
-        detects = formatting.detectable(found.detectable_ratio)
-    return {"value": formatting.signed(found.difference_ratio), "interval": interval, "detects": detects}
+    undecided = found.verdict is Verdict.NOT_ENOUGH_EVIDENCE
+    return {
+        "value": formatting.signed(found.difference_ratio),
+        "interval": formatting.change_interval(found.low_ratio, found.high_ratio),
+        "detects": formatting.detectable(found.detectable_ratio) if undecided else "",
+    }
+
+
+def _remarks(reports: Sequence[PairReport], names: Sequence[str]) -> list[str]:
+    """Why metrics have no test, or an exact one: each reason once, with the metrics."""
+    found: dict[str, dict[str, None]] = {}
+    for report in reports:
+        for name in names:
+            if name in report.metrics and report.metrics[name].reason:
+                found.setdefault(report.metrics[name].reason, {})[BY_NAME[name].label] = None
+    return [f"{', '.join(labels)}: {reason}" for reason, labels in found.items()]
 
 
 def runs_of_pair(reference: str, candidate: str) -> tuple[str, str]:
@@ -417,17 +430,14 @@ def by_runs(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], list[int]
 
 def comparison_table(report: PairReport) -> tuple[Table, list[str]]:
     """The metrics of a comparison, and what is to be said of them below the table."""
-    rows, remarks = [], dict[str, list[str]]()
+    rows = []
     for name, found in report.metrics.items():
-        label, better = BY_NAME[name].label, found.verdict is Verdict.NOT_ENOUGH_EVIDENCE
         change = formatting.signed(found.difference_ratio)
         if interval := formatting.change_interval(found.low_ratio, found.high_ratio):
             change += f"\n{interval}"
         verdict = str(found.verdict)
-        if better and (detects := formatting.detectable(found.detectable_ratio)):
-            verdict += f"\n{detects}"
-        if found.reason:
-            remarks.setdefault(found.reason, []).append(label)
+        if found.verdict is Verdict.NOT_ENOUGH_EVIDENCE:
+            verdict += f"\n{formatting.detectable(found.detectable_ratio)}".rstrip()
         sides = [
             f"{formatting.with_unit(name, mean, estimate=report.estimate)}\nn = {n}"
             for mean, n in (
@@ -435,11 +445,9 @@ def comparison_table(report: PairReport) -> tuple[Table, list[str]]:
                 (found.mean_candidate, found.n_candidate),
             )
         ]
-        rows.append((label, *sides, change, formatting.p_value(found.p_adjusted), verdict))
+        rows.append((BY_NAME[name].label, *sides, change, formatting.p_value(found.p_adjusted), verdict))
     titles = ("Metric", "Reference", "Candidate", "Change, 95 % interval", "p (BH)", "Verdict")
-    return _n_in_title(Table(titles, tuple(rows)), report), [
-        f"{', '.join(labels)}: {reason}" for reason, labels in remarks.items()
-    ]
+    return _n_in_title(Table(titles, tuple(rows)), report), _remarks([report], tuple(report.metrics))
 
 
 def _n_in_title(table: Table, report: PairReport) -> Table:

@@ -92,6 +92,7 @@ def comparison_page(seen: SeenRun) -> HTMLResponse:
 
 def _comparison(found: dict[str, Any]) -> str:
     """A table for each pair of runs, which are named once above it."""
+    from llem_airflow.analysis.metrics import BY_NAME  # noqa: PLC0415 - likewise
     from llem_airflow.report.view import by_runs, pair_label  # noqa: PLC0415 - SciPy, for whoever looks
 
     metric, baselines = str(found.get("metric", "")), found.get("baselines", {})
@@ -107,7 +108,8 @@ def _comparison(found: dict[str, Any]) -> str:
             n = f"{one['n_baseline']} and {one['n_candidate']}" if one else ""
             rows.append((label, str(found["outcomes"][names[1]]), _change(one), n))
             said = [text.replace(f"{names[1]} against {names[0]}: ", f"{label}: ") for text in said]
-        parts.append(table(("experiment", "verdict", metric, "n"), rows))
+        label = BY_NAME[metric].label if metric in BY_NAME else metric
+        parts.append(table(("Experiment", "Verdict", label, "n"), rows))
     alone = [f"No earlier run to compare with: {name}" for name in found.get("without_baseline", ())]
     return "".join(parts) + items([*said, *alone])
 

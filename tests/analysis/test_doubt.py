@@ -7,7 +7,8 @@ from llem_airflow.analysis.flags import Flag, FlagSummary, grouped_flags, places
 
 def _window(seconds: float) -> str:
     share = 20 / seconds
-    return f"The window is {seconds:.1f} s long; a register update of 100 ms at each edge is {share:.1f} % of it."
+    edges = f"a register update of 100 ms at each edge is {share:.1f} % of it"
+    return f"The measurement window is {seconds:.1f} s long; {edges}."
 
 
 def _flag(code: str, message: str, severity: str = "warning", threshold: str = "30 s") -> Flag:
@@ -19,8 +20,8 @@ def test_a_flag_of_several_cycles_tells_the_range_and_the_worst() -> None:
         [(k, _flag("short_window", _window(s))) for k, s in enumerate((12.6, 10.1, 13.3), 1)]
     )
     assert found.message == (
-        "The window is 10.1 to 13.3 s long; a register update of 100 ms at each edge is 1.5 to 2.0 % of it. "
-        "Worst: 10.1 s in cycle 2."
+        "The measurement window is 10.1 to 13.3 s long; "
+        "a register update of 100 ms at each edge is 1.5 to 2.0 % of it. Worst: 10.1 s in cycle 2."
     )
     assert found.cycles == (1, 2, 3)
 

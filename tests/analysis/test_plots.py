@@ -195,8 +195,8 @@ def test_an_interval_that_holds_half_and_double_cannot_tell() -> None:
 
 
 def test_a_difference_beyond_double_is_not_told_in_percent() -> None:
-    assert detectable(0.0307) == "would show from 3.1 %"
-    assert detectable(385.28) == "not even double would show"
+    assert detectable(0.0307) == "detects from 3.1 %"
+    assert detectable(385.28) == "would not detect a doubling"
     assert detectable(None) == ""
 
 

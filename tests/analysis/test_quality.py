@@ -147,7 +147,7 @@ def test_load_of_other_processes_is_told_where_the_meter_counts_the_whole_host(k
 
     assert "foreign_load" not in seen(60.0, 70.0)
     assert (
-        "used 1.0 of the host's 2 cores in the window, the experiment 0.7 cores"
+        "used 1.0 of the host's 2 cores in the measurement window, the experiment 0.7 cores"
         in seen(42.0, 102.0)["foreign_load"]
     )
 

@@ -188,7 +188,7 @@ def test_markdown_lists_the_places_of_a_doubt_or_counts_those_it_leaves_out(make
     for count in (2, PLACES, PLACES + 3):
         many = [replace(one, id=f"e{k}", factors={"size": k}) for k in range(count)]
         text = report_markdown(replace(summary, experiments=tuple(many)))
-        (line,) = [line for line in text.splitlines() if "The window is" in line]
+        (line,) = [line for line in text.splitlines() if "The measurement window is" in line]
         listed = sum(f"size {k}, cycle 1" in line for k in range(count))
         more = re.search(r"and (\d+) more", line)
         assert listed + int(more[1] if more else 0) == count
@@ -201,7 +201,7 @@ def test_a_doubt_over_cycles_tells_its_range_in_every_form(make_run: MakeRun) ->
     console = Console(width=300, record=True, file=io.StringIO())
     console.print(render_summary(summary))
     for text in (page, report_markdown(summary), console.export_text()):
-        assert "The window is 10.2 to 13.3 s long" in text
+        assert "The measurement window is 10.2 to 13.3 s long" in text
         assert re.search(r"Worst: 10\.2 s in batch_size 1, cycle 2", text)
 
 

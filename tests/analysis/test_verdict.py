@@ -178,10 +178,10 @@ def test_a_verdict_does_not_depend_on_the_unit(values: list[float], unit: float)
     ("one", "other", "verdict", "reason"),
     [
         ((0.0, 0.0), (0.0, 0.0), Verdict.UNCHANGED, "no spread on either side: exact"),
-        ((0.0, 0.0), (1.0, 1.1), Verdict.NOT_ENOUGH_EVIDENCE, "the baseline is 0"),
-        ((-1.0, 1.0), (-2.0, 2.0), Verdict.NOT_ENOUGH_EVIDENCE, "the baseline is 0"),
+        ((0.0, 0.0), (1.0, 1.1), Verdict.NOT_ENOUGH_EVIDENCE, "the reference is 0"),
+        ((-1.0, 1.0), (-2.0, 2.0), Verdict.NOT_ENOUGH_EVIDENCE, "the reference is 0"),
         ((1.0, 1.01, 0.99), (0.0, 0.0, 0.0), Verdict.IMPROVEMENT, ""),
-        ((), (1.0, 1.1), Verdict.NOT_ENOUGH_EVIDENCE, "the baseline has no value"),
+        ((), (1.0, 1.1), Verdict.NOT_ENOUGH_EVIDENCE, "the reference has no value"),
         (
             (1.0, 1.1),
             (math.nan, None),
