@@ -188,7 +188,7 @@ def test_a_gpu_lost_inside_the_window_withholds_the_energy_and_says_when() -> No
             one.update(power_instant_mw=None, energy_mj=None, error="GpuIsLost")
     energy = of(rows)
     assert (energy.energy_j, codes(energy)) == (None, ["gpu_lost"])
-    assert "stopped answering (GpuIsLost) 6.0 s into the window" in energy.withheld[0].message
+    assert "stopped answering (GpuIsLost) 6.0 s into the measurement window" in energy.withheld[0].message
 
 
 def test_a_gpu_lost_after_the_window_changes_nothing() -> None:
