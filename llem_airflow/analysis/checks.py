@@ -379,6 +379,7 @@ def flags(
     return tuple(sorted(found, key=lambda flag: order.index(flag.severity)))
 
 
+_NULL = "energy is null, never 0, where it is not known"
 _NEXT_STEP_OF_WITHHELD = {
     "no_meter": "Choose a meter (`meter: auto`) to get energy.",
     "gpu_missing": "See the attempt's log for the sampler's messages; repeat the cycle.",
@@ -402,5 +403,5 @@ def _withheld(energy: EnergyOfWindow) -> list[Flag]:
         message = f"Energy is not known: {reason.message}"
         if reason.code in found:
             message = f"{found[reason.code].message} {reason.message}"
-        found[reason.code] = Flag(reason.code, message, _NEXT_STEP_OF_WITHHELD[reason.code], "", severity)
+        found[reason.code] = Flag(reason.code, message, _NEXT_STEP_OF_WITHHELD[reason.code], _NULL, severity)
     return list(found.values())

@@ -63,7 +63,7 @@ _SERVED: tuple[Metric, ...] = (
         "Energy per good request",
         "J",
         "lower",
-        "energy of the window / requests due in it that met every bound of server.traffic.slo",
+        "energy of the measurement window / requests due in it that met every bound of server.traffic.slo",
         energy=True,
     ),
     Metric(
@@ -71,21 +71,22 @@ _SERVED: tuple[Metric, ...] = (
         "Offered rate",
         "1/s",
         "-",
-        "requests due in the window / length of the window",
+        "requests due in the measurement window / length of the measurement window",
     ),
     Metric(
         "goodput_requests_per_s",
         "Goodput",
         "1/s",
         "higher",
-        "requests due in the window that met every bound of server.traffic.slo / length of the window",
+        "requests due in the measurement window that met every bound of "
+        "server.traffic.slo / length of the measurement window",
     ),
     Metric(
         "slo_attainment_ratio",
         "SLO attainment",
         "ratio",
         "higher",
-        "requests due in the window that met every bound of server.traffic.slo / all that were due in it",
+        "requests due in the measurement window that met every bound of server.traffic.slo / all that were due in it",
     ),
     Metric(
         "slo_met_ratio",
@@ -99,7 +100,7 @@ _SERVED: tuple[Metric, ...] = (
         "Failed requests",
         "ratio",
         "lower",
-        "1 - requests answered / requests due in the window",
+        "1 - requests answered / requests due in the measurement window",
     ),
     Metric(
         "idle_power_w", "Idle server", "W", "-", "power of the loaded server without a request", energy=True
@@ -109,7 +110,8 @@ _SERVED: tuple[Metric, ...] = (
         "Idle share",
         "ratio",
         "-",
-        "power of the loaded server without a request x length of the window / energy of the window",
+        "power of the loaded server without a request x length of the measurement window "
+        "/ energy of the measurement window",
         energy=True,
     ),
     Metric(
@@ -134,7 +136,13 @@ _SERVED: tuple[Metric, ...] = (
         "requests waiting, by the server's metrics page",
     ),
     Metric("queue_max_requests", "Queue, longest", "requests", "-", "as before"),
-    Metric("preemptions", "Preemptions", "requests", "-", "in the window, by the server's metrics page"),
+    Metric(
+        "preemptions",
+        "Preemptions",
+        "requests",
+        "-",
+        "in the measurement window, by the server's metrics page",
+    ),
     Metric(
         "client_lateness_p99_s",
         "Client lateness p99",
