@@ -150,11 +150,13 @@ class _Chunks:
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """Data of chunks, and bytes that follow the body."""
-        if (whole := self._whole(data)) is not None:
-            return whole, b""
         pieces: list[bytes] = []
         at, end = 0, len(data)
         while at < end and not self.ended:
+            if (stop := self._end_of_whole(data, at)) > at:
+                pieces.append(data[data.index(b"\n", at) + 1 : stop - 2])
+                at = stop
+                continue
             if self._left_bytes:
                 piece = data[at : at + self._left_bytes]
                 pieces.append(piece)
@@ -172,16 +174,16 @@ class _Chunks:
                 break
         return b"".join(pieces), data[at:]
 
-    def _whole(self, data: bytes) -> bytes | None:
-        """The data of a segment that is exactly one chunk: nearly every segment of a stream is."""
+    def _end_of_whole(self, data: bytes, at: int) -> int:
+        """Where the chunk that begins here ends, if it is whole and has data, as nearly all of a stream are; else 0."""
         if self._left_bytes or self._gap or self._line or self._trailer_bytes is not None:
-            return None
-        begin = data.find(b"\r\n") + 2
-        size = data[: begin - 2]
-        if begin < 3 or _CHUNK_SIZE.fullmatch(size) is None or not data.endswith(b"\r\n"):
-            return None
-        size_bytes = int(size, 16)
-        return data[begin:-2] if size_bytes and begin + size_bytes + 2 == len(data) else None
+            return 0
+        begin = data.find(b"\r\n", at)
+        if _CHUNK_SIZE.fullmatch(data, at, max(begin, at)) is None:
+            return 0
+        size_bytes = int(data[at:begin], 16)
+        stop = begin + 4 + size_bytes
+        return stop if size_bytes and data[stop - 2 : stop] == b"\r\n" else 0
 
     def _between(self) -> None:
         """The size of the next chunk, the line end after one, or a field of the trailer, if it is whole."""
