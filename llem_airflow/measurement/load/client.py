@@ -388,11 +388,10 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of a response; what comes without a request closes the connection."""
-        t_ns = time.monotonic_ns()
         exchange = self._exchange
         if exchange is None:
             self.close()
-        elif exchange.feed(data, t_ns):
+        elif exchange.feed(data, time.monotonic_ns):
             self._exchange = exchange.connection = None
             self._used = True
             if exchange.reusable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+from collections.abc import Callable
 from typing import Protocol
 
 from llem_airflow.measurement.load.answer import Answer, AnswerError, error_text
@@ -76,12 +77,13 @@ class Exchange:
         """Whether its connection can carry another request."""
         return self._failure is None and self._reader.ended and self._reader.keep_alive
 
-    def feed(self, data: bytes, t_ns: int) -> bool:
+    def feed(self, data: bytes, clock_ns: Callable[[], int]) -> bool:
         """Take bytes of the response.
 
         Args:
             data: The next bytes of the connection, cut anywhere.
-            t_ns: When they came, in nanoseconds of the monotonic clock.
+            clock_ns: The monotonic clock, in nanoseconds. It is read for each event, so that two chunks of one segment
+                are two, as in vLLM's client.
 
         Returns:
             Whether the response has ended.
@@ -90,7 +92,7 @@ class Exchange:
         body = self._reader.feed(data)
         try:
             if body:
-                self._read(body, t_ns)
+                self._read(body, clock_ns)
         except AnswerError as error:
             self._failure = ("malformed", str(error))
         failure = self._events.failure or self._reader.failure
@@ -98,11 +100,11 @@ class Exchange:
             self._failure = ("malformed", failure)
         return self._reader.ended or self._failure is not None
 
-    def _read(self, body: bytes, t_ns: int) -> None:
+    def _read(self, body: bytes, clock_ns: Callable[[], int]) -> None:
         if self._reader.status == 200:
             for event in self._events.feed(body):
                 self._streams = True
-                self._answer.take(event, t_ns)
+                self._answer.take(event, clock_ns())
         if not self._streams and len(self._body) < _KEPT_BODY_BYTES:
             self._body += body[:_KEPT_BODY_BYTES]
 

@@ -266,6 +266,13 @@ def test_what_happens_after_done_does_not_matter() -> None:
     assert ask(always(whole), timeout_s=0.2).one.status == "ok"
 
 
+def test_chunks_that_come_in_one_segment_have_times_of_their_own() -> None:
+    """As in vLLM's client, which takes the time of each message: they are two gaps, not one chunk of two tokens."""
+    times_ns = ask(always(chunked(answer([1] * 50)))).one.chunk_mono_ns
+    assert len(set(times_ns)) == 50
+    assert list(times_ns) == sorted(times_ns)
+
+
 def test_tokens_of_a_chunk_are_told_or_not_known() -> None:
     told = ask(always(chunked(answer([1, 2, 0, 4])))).one
     assert (told.chunk_tokens, told.output_tokens, len(told.token_mono_ns)) == ((1, 2, 4), 7, 7)
