@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from llem_airflow.study.config.paths import Config, KeyPath, leaf_paths, lookup, merged
 from llem_airflow.study.file.check import Stage
@@ -17,6 +19,9 @@ from llem_airflow.study.plan.sweep import MOST_POINTS, Sweep, Variant
 from llem_airflow.study.problems import KeyPath as FilePath
 from llem_airflow.study.problems import Problem, StudyFileError, StudyWarning, dotted
 from llem_airflow.text.wording import counted
+
+MOST_TOLD_POINTS = 10_000
+"""So many points are looked at for more problems when a file has some already."""
 
 
 @dataclass(slots=True)
@@ -87,7 +92,11 @@ def expand(document: Document, sweep: Sweep, problems: set[Problem]) -> Expansio
     stage: Stage = "rest" if problems else "whole"
     for origin, written, varied, variants in _batches(document, sweep, engines, checks):
         batch = Batch(document, origin, written | {"serving_mode": mode}, varied, stage)
-        judge.batch(batch, variants)
+        if stage == "whole":
+            judge.batch(batch, variants)
+        else:  # the first points tell enough beside what is wrong already
+            for variant in islice(variants, MOST_TOLD_POINTS):
+                batch.point(variant)
         problems |= batch.problems
     if problems:
         raise StudyFileError(problems)
@@ -215,10 +224,14 @@ class _Checks:
         self.document, self.sweep, self.problems = document, sweep, problems
         self._known = frozenset(problems)
 
-    def about(self, *keys: str) -> bool:
-        """Whether something is known to be wrong at one of the keys, or was probably meant for it."""
+    def about(self, *key: str) -> bool:
+        """Whether something is known to be wrong at a key, above or below it, or was probably meant for it."""
+        whole = ".".join(key)
         return any(
-            problem.path.partition(".")[0] in keys or problem.suggestion in keys for problem in self._known
+            f"{whole}.".startswith(f"{known.path}.")
+            or re.match(rf"{re.escape(whole)}(?![^.\[])", known.path) is not None
+            or known.suggestion in {whole, *key}
+            for known in self._known
         )
 
     def run(self, engines: list[str]) -> str | None:
@@ -253,14 +266,15 @@ class _Checks:
         mode = config.get("serving_mode")
         for key, advice in _NEEDED.items():
             needed = key[0] != "server" or mode == "server"
-            known = self.about("base", "sweep", *key) or (path and self.about(f"experiments[{path[1]}]"))
+            known = self.about("base") or self.about("sweep") or self.about(*key)
+            known = known or (bool(path) and self.about(f"experiments[{path[1]}]", *key))
             if needed and lookup(config, key) is None and key not in swept and not known:
                 self._note(path or key[:1], f"the key {'.'.join(key)!r} is missing", advice)
         return {mode} if mode else set()
 
     def _entry_engine(self, entry: Config, index: int) -> None:
         where = ("experiments", index)
-        if self.about("engine", f"experiments[{index}]"):
+        if self.about("engine") or self.about(f"experiments[{index}]", "engine"):
             return
         if "engine" not in entry and len(self.document.engines or ()) > 1:
             found = "the study lists several engines and this entry names none"
