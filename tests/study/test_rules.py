@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from llem_airflow.study.config.docs import values
-from llem_airflow.study.config.experiment import Experiment, known_keys
+from llem_airflow.study.config.engines import known_keys
+from llem_airflow.study.config.experiment import Experiment
 from llem_airflow.study.config.paths import lookup, with_values, without
 from llem_airflow.study.file.document import Document
 from llem_airflow.study.file.yaml import Source

@@ -11,7 +11,8 @@ from pydantic_core import PydanticCustomError
 
 from llem_airflow.study.config.base import FRAGMENT, Section, keys_of, model_of, takes_null
 from llem_airflow.study.config.docs import allowed, value_schema
-from llem_airflow.study.config.experiment import Experiment, key_of_engines
+from llem_airflow.study.config.engines import key_of_engines
+from llem_airflow.study.config.experiment import Experiment
 from llem_airflow.study.config.study import StudyKeys
 from llem_airflow.study.config.types import finite
 from llem_airflow.study.problems import KeyPath, closest, show

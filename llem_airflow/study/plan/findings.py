@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from llem_airflow.study.config.experiment import BUILTIN, PARTS, STANDING_IN, known_keys
+from llem_airflow.study.config.engines import PARTS, known_keys
+from llem_airflow.study.config.experiment import BUILTIN, STANDING_IN
 from llem_airflow.study.config.paths import Config, lookup
 from llem_airflow.study.config.study import StudyKeys
 from llem_airflow.study.file.document import Document

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from pydantic.fields import FieldInfo
 
 from llem_airflow.study.config.base import Section, is_mapping, keys_of, model_of, takes_null
-from llem_airflow.study.config.experiment import EngineSection, Experiment, key_of_engines
+from llem_airflow.study.config.engines import EngineSection, key_of_engines
+from llem_airflow.study.config.experiment import Experiment
 from llem_airflow.study.config.study import OF_STUDY
 from llem_airflow.study.file.check import WRONG, Report, check_free, check_value, full_key, unknown
 from llem_airflow.study.file.document import engine_names
