@@ -14,7 +14,7 @@ from llem_airflow.report.markdown import report_markdown
 from llem_airflow.report.page import report_html
 from llem_airflow.results import StoredRun
 from tests.analysis.conftest import IDS, MakeRun
-from tests.analysis.test_report import _text
+from tests.report.test_report import _text
 from tests.results.recorded import Recording
 
 JITTER = (0.0, 0.4, -0.4, 0.2, -0.2)

@@ -13,7 +13,7 @@ from llem_airflow.report.markdown import report_markdown
 from llem_airflow.report.page import report_html
 from llem_airflow.study import StudyFileError
 from tests.analysis.conftest import MakeRun
-from tests.analysis.test_report import _text
+from tests.report.test_report import _text
 from tests.results.recorded import Recording
 from tests.study.texts import study
 

@@ -9,7 +9,7 @@ import pytest
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.operators.energy import energy_line, line_of
 from tests.analysis.conftest import MakeRun, make_run
-from tests.analysis.test_report import ESTIMATE
+from tests.report.test_report import ESTIMATE
 
 __all__ = ["make_run"]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -18,9 +16,7 @@ from llem_airflow.analysis.compare_named import How, against_previous, compare_n
 from llem_airflow.analysis.history import histories
 from llem_airflow.analysis.tables import cycle_rows
 from llem_airflow.report.markdown import report_markdown
-from llem_airflow.report.page import report_html
 from llem_airflow.report.terminal import (
-    history_json,
     render_comparisons,
     render_cycles,
     render_reliability,
@@ -38,19 +34,12 @@ def made(name: str, folder: Path) -> dict[str, str]:
     """Each text of a recorded run by its file name."""
     root = ResultsRoot(folder / "results")
     runs = RUNS[name](root, folder)
-    for run in runs[:-1]:
-        aggregate_run(run)
-    run = runs[-1]
-    summary = aggregate_run(run, page=report_html)
-    since = against_previous(run)
+    summaries = [aggregate_run(run) for run in runs]
+    run, summary = runs[-1], summaries[-1]
+    views = (render_summary(summary), render_cycles(cycle_rows(run)), render_reliability(summary))
     found = {
-        "summary.json": json.dumps(summary.to_json(), indent=1, sort_keys=True),
-        "terminal.txt": _terminal(render_summary(summary))
-        + _terminal(render_cycles(cycle_rows(run)))
-        + _terminal(render_reliability(summary)),
-        "report.md": report_markdown(summary, since),
-        "page.txt": _page(run),
-        "since.json": json.dumps(since.to_json() if since else None, indent=1, sort_keys=True),
+        "terminal.txt": "".join(map(_terminal, views)),
+        "report.md": report_markdown(summary, against_previous(run)),
     }
     if len(runs) > 1:
         found |= _over_runs(root, runs)
@@ -72,14 +61,8 @@ def _over_runs(root: ResultsRoot, runs: list[StoredRun]) -> dict[str, str]:
     }
     return {
         "history.txt": _terminal(render_trends(trends, METRIC)),
-        "history.json": json.dumps(history_json(trends, METRIC, study), indent=1, sort_keys=True),
         "compare.txt": "".join(
-            f"== {name}\n" + _terminal(render_comparisons(found.reports)) for name, found in pairs.items()
-        ),
-        "compare.json": json.dumps(
-            {name: [one.to_json() for one in found.reports] for name, found in pairs.items()},
-            indent=1,
-            sort_keys=True,
+            f"== {name}\n{_terminal(render_comparisons(found.reports))}" for name, found in pairs.items()
         ),
     }
 
@@ -88,16 +71,6 @@ def _terminal(what: RenderableType) -> str:
     console = Console(width=110, file=io.StringIO(), record=True)
     console.print(what)
     return "\n".join(line.rstrip() for line in console.export_text().splitlines()) + "\n"
-
-
-def _page(run: StoredRun) -> str:
-    """The page without its style sheet and drawings, a tag a line."""
-    text = run.folder.read("report.html").decode()
-    text = re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<svg.*?aria-label=\"(.*?)\".*?</svg>", r"[\1]", text, flags=re.DOTALL)
-    text = re.sub(r"llem-airflow \d+\.\d+\.\S*", "llem-airflow VERSION", text)
-    lines = (re.sub(r"\s+", " ", line).strip() for line in re.sub(r"(<[^/])", r"\n\1", text).splitlines())
-    return "\n".join(line for line in lines if line)
 
 
 def _schema(run: StoredRun, table: str) -> str:

@@ -10,8 +10,8 @@ import pytest
 
 from llem_airflow.web.document import HEADERS, in_theme
 from tests.analysis.conftest import IDS, MakeRun, make_run
-from tests.analysis.test_report import ESTIMATE, page_of
 from tests.browser import chromium_page
+from tests.report.test_report import ESTIMATE, page_of
 
 __all__ = ["make_run"]
 

@@ -14,7 +14,7 @@ from llem_airflow.web.evidence import cycle_page
 from llem_airflow.web.seen import SeenRun, SeenTask
 from llem_airflow.web.unfinished import comparison_page, unfinished_page
 from tests.analysis.conftest import IDS, MakeRun, make_run
-from tests.analysis.test_report import ESTIMATE
+from tests.report.test_report import ESTIMATE
 
 __all__ = ["make_run"]
 
