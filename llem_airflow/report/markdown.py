@@ -10,6 +10,7 @@ from llem_airflow.analysis.compare import TWO_RUNS
 from llem_airflow.analysis.compare_named import PreviousRun
 from llem_airflow.analysis.flags import places_text
 from llem_airflow.analysis.summary import Summary
+from llem_airflow.report.under_load import under_load
 from llem_airflow.report.view import Row, Table, View
 from llem_airflow.text.wording import counted
 
@@ -40,6 +41,7 @@ def report_markdown(summary: Summary, previous: PreviousRun | None = None) -> st
         lines += ["**Energy is an estimate** (~): no power meter was read; do not publish it.", ""]
     if any(e.metrics for e in summary.experiments):
         lines += [*_headline(view), *_changes(view)]
+    lines += _load(view)
     if view.costs:
         lines += ["## Carbon and cost", "", *_table(view.costs), f"From {_plain('; '.join(view.bases))}.", ""]
     if view.missing:
@@ -69,6 +71,13 @@ def _headline(view: View) -> list[str]:
         "Mean over cycles, in brackets the 95 % t interval of the mean.",
         "",
     ]
+
+
+def _load(view: View) -> list[str]:
+    load = under_load(view.summary.experiments, view.labels)
+    if load is None:
+        return []
+    return ["## Under load", "", *_table(load.table), *(f"{_plain(text)}\n" for text in load.said)]
 
 
 def _cells(row: Row) -> Iterable[str]:

@@ -18,6 +18,7 @@ from llem_airflow.analysis.plan import flatten, short
 from llem_airflow.analysis.summary import ExperimentSummary, Summary
 from llem_airflow.report import plots
 from llem_airflow.report.plots import power_overlay, power_panels
+from llem_airflow.report.under_load import under_load
 from llem_airflow.report.view import FRONTS, View
 from llem_airflow.text.wording import counted
 
@@ -30,6 +31,7 @@ def report_html(data: ReportData) -> str:
     summary = data.summary
     view = View(summary, data.previous)
     labels, experiments = list(view.labels.values()), summary.experiments
+    load = under_load(experiments, view.labels)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -57,6 +59,8 @@ def report_html(data: ReportData) -> str:
         ],
         forest=plots.forest(experiments, "energy_per_output_token_j", labels, data.cycles)
         or plots.forest(experiments, "output_tokens_per_s", labels, data.cycles),
+        load=load,
+        rates=plots.rates(load.ladders) if load else None,
         trade_off=plots.trade_off(experiments, view.fronts, FRONTS, labels),
         latency=plots.latencies(experiments, labels),
         power=_power(summary, data.curves, labels),

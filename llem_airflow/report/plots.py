@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
+from llem_airflow.analysis.across_rates import Ladder
 from llem_airflow.analysis.aggregate import Curve
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.formatting import number, scale
@@ -191,6 +192,52 @@ def trade_off(
             marks = [(by_id[key], x.mean * size, y.mean * factor) for key, x, y in named]
             _name_points(axes, marks, _LINE_IN * lines / height_in)
         return inline_svg(figure, "trade-off", "Energy per output token against throughput and latency")
+
+
+def rates(servers: Sequence[Ladder]) -> Markup | None:
+    """Energy per output token and the latency's tail of servers against the rate; None without two rates."""
+    drawn = [one for one in servers if len(one.levels) > 1]
+    tails = dict.fromkeys(one.tail for one in drawn if one.tail)
+    names = [
+        name
+        for name in ("energy_per_output_token_j", *tails)
+        if any(level.experiment.metric(name) for one in drawn for level in one.levels)
+    ]
+    if not names:
+        return None
+    with drawing():
+        figure = Figure(figsize=(WIDTH_IN, 3.2), layout="constrained")
+        for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            _rate_panel(axes, drawn, name)
+        return inline_svg(figure, "rates", "Energy per output token and latency against the offered rate")
+
+
+def _rate_panel(axes: Axes, servers: Sequence[Ladder], name: str) -> None:
+    known = [
+        [(level, found.all) for level in one.levels if (found := level.experiment.metric(name))]
+        for one in servers
+    ]
+    largest = max((value.mean for row in known for _, value in row), default=1.0)
+    unit, factor = scale(BY_NAME[name], largest)
+    for index, (one, row) in enumerate(zip(servers, known, strict=True)):
+        colour = SERIES[index % len(SERIES)]
+        text = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in one.factors)
+        at = [(level.rate_per_s, value.mean * factor) for level, value in row]
+        axes.plot([x for x, _ in at], [y for _, y in at], color=colour, linewidth=1.2, label=text)
+        for (x, y), (level, value) in zip(at, row, strict=True):
+            face = PAPER if level.saturated else colour
+            axes.plot([x], [y], "o", color=colour, markerfacecolor=face, markersize=5)
+            if shown := value.shown_interval:
+                axes.vlines(x, shown.low * factor, shown.high * factor, colors=colour, linewidth=0.8)
+        if name == one.tail and (knee := one.knee):
+            axes.axvline(knee.rate_per_s, color=MUTED, linewidth=0.8, linestyle=":")
+    axes.set_title(BY_NAME[name].label, loc="left", color=INK)
+    axes.set(xlabel="requests/s, offered", ylabel=unit)
+    axes.set_ylim(0, None)
+    axes.set_xlim(0, None)
+    axes.grid(visible=True)
+    if len(servers) > 1:
+        axes.legend(frameon=False, fontsize=8)
 
 
 def latencies(experiments: Sequence[ExperimentSummary], labels: Sequence[str]) -> Markup | None:

@@ -16,6 +16,7 @@ from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.plan import factor_changes, short
 from llem_airflow.analysis.summary import Summary
 from llem_airflow.protocol.typed_json import to_json
+from llem_airflow.report.under_load import under_load
 from llem_airflow.report.view import (
     ITL,
     Row,
@@ -55,6 +56,8 @@ def render_summary(summary: Summary) -> RenderableType:
         parts.append(
             Text("~ an estimate: no power meter was read; do not publish these joules.", style="yellow")
         )
+    if load := under_load(summary.experiments, view.labels):
+        parts += [Text(""), _rows(load.table, right=True), *map(Folding, load.said)]
     if view.costs:
         parts += [Text(""), _rows(view.costs, right=True), Folding(f"From {'; '.join(view.bases)}.", "dim")]
     for label, cycle, status, reason, step in view.missing:

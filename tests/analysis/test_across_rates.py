@@ -10,6 +10,8 @@ from llem_airflow.analysis.across_rates import RATE, ladders
 from llem_airflow.analysis.flags import FlagSummary
 from llem_airflow.analysis.statistics import describe
 from llem_airflow.analysis.summary import ExperimentSummary, MetricSummary
+from llem_airflow.report.plots import rates
+from llem_airflow.report.under_load import under_load
 
 
 def measured(
@@ -108,3 +110,23 @@ def test_servers_that_differ_in_more_than_the_rate_have_ladders_of_their_own() -
         ((("max_num_seqs", "4"),), 2),
         ((("max_num_seqs", "8"),), 2),
     ]
+
+
+def test_the_section_says_what_the_rates_come_to() -> None:
+    found = under_load(RUN, {one.id: one.id for one in RUN})
+    assert found is not None
+    assert [row[-1] for row in found.table.rows] == [*["meets the SLO"] * 3, "saturated, misses the SLO"]
+    assert "E2EL p99" in found.table.titles
+    cheapest, knee, saturated = found.said
+    assert cheapest.startswith("The cheapest rate that meets the SLO is 4 requests/s, at 0.8 J/token [")
+    assert knee == "E2EL p99 turns up from 4 requests/s on (the knee)."
+    assert saturated.startswith("Saturated at 8 requests/s: ")
+
+
+def test_the_rates_are_drawn_and_a_batch_has_no_such_section() -> None:
+    picture = rates(ladders(RUN))
+    assert picture is not None
+    assert "requests/s, offered" in picture
+    assert rates(ladders(RUN[:1])) is None
+    assert under_load([], {}) is None
+    assert ladders([]) == ()

@@ -1,0 +1,93 @@
+"""What a server did at each of its rates, and what that comes to, as texts for every renderer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from llem_airflow.analysis import formatting
+from llem_airflow.analysis.across_rates import Ladder, Level, ladders
+from llem_airflow.analysis.metrics import BY_NAME
+from llem_airflow.analysis.summary import ExperimentSummary
+from llem_airflow.report.view import Cell, Table, columns, metric_cell
+
+RATES = ("offered_requests_per_s", "requests_per_s", "ttft_p50_s", "tpot_p50_s")
+COSTS = (
+    "slo_attainment_ratio",
+    "goodput_requests_per_s",
+    "energy_per_output_token_j",
+    "energy_per_good_request_j",
+    "idle_share_ratio",
+)
+"""Columns of the table of rates; between them stands the tail of the latency that all rates have."""
+
+
+@dataclass(frozen=True)
+class UnderLoad:
+    """The rates of a run's servers.
+
+    Attributes:
+        table: One row a rate.
+        said: What they come to, a sentence each.
+        ladders: The servers, to draw them.
+    """
+
+    table: Table
+    said: tuple[str, ...]
+    ladders: tuple[Ladder, ...]
+
+
+def under_load(experiments: Sequence[ExperimentSummary], labels: Mapping[str, str]) -> UnderLoad | None:
+    """The rates of a run's servers; None for a run of batches.
+
+    Args:
+        experiments: Of the run.
+        labels: What each is called, by its id.
+    """
+    servers = ladders(experiments)
+    if not servers:
+        return None
+    levels = [level for one in servers for level in one.levels]
+    served = [level.experiment for level in levels]
+    names = (*RATES, *dict.fromkeys(one.tail for one in servers if one.tail), *COSTS)
+    shown = [one for one in columns(served, names) if any(e.metric(one.name) for e in served)]
+    rows = [
+        (
+            labels[level.experiment.id],
+            *(_text(metric_cell(level.experiment, one.name, tag=not one.estimate)) for one in shown),
+            _state(level),
+        )
+        for level in levels
+    ]
+    table = Table(("Experiment", *(one.title for one in shown), "State"), tuple(rows))
+    said = tuple(formatting.sentence(text) for one in servers for text in _said(one))
+    return UnderLoad(table, said, servers)
+
+
+def _text(cell: Cell) -> str:
+    interval = "" if cell.interval.startswith("no interval") else cell.interval
+    return f"{cell.text} [{interval}]" if interval else cell.text
+
+
+def _state(level: Level) -> str:
+    met = {True: "meets the SLO", False: "misses the SLO", None: ""}[level.meets_slo]
+    return ", ".join(filter(None, ["saturated" if level.saturated else "", met])) or "sustained"
+
+
+def _said(server: Ladder) -> Iterator[str]:
+    name = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in server.factors)
+    before = f"{name}: " if name else ""
+    cheapest, knee = server.cheapest, server.knee
+    if cheapest is not None:
+        joules = _text(metric_cell(cheapest.experiment, "energy_per_output_token_j"))
+        yield f"{before}the cheapest rate that meets the SLO is {_rate(cheapest)}, at {joules}"
+    elif any(one.meets_slo is not None for one in server.levels):
+        yield f"{before}no rate meets the SLO in every cycle"
+    if knee is not None and server.tail is not None:
+        yield f"{before}{BY_NAME[server.tail].label} turns up from {_rate(knee)} on (the knee)"
+    if saturated := [_rate(one) for one in server.levels if one.saturated]:
+        yield f"{before}saturated at {', '.join(saturated)}: these latencies are not those of a steady state"
+
+
+def _rate(level: Level) -> str:
+    return f"{formatting.number(level.rate_per_s)} requests/s"
