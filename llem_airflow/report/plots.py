@@ -233,8 +233,8 @@ def _rate_panel(axes: Axes, servers: Sequence[Ladder], name: str) -> None:
             axes.axvline(knee.rate_per_s, color=MUTED, linewidth=0.8, linestyle=":")
     axes.set_title(BY_NAME[name].label, loc="left", color=INK)
     axes.set(xlabel="requests/s, offered", ylabel=unit)
-    axes.set_ylim(0, None)
-    axes.set_xlim(0, None)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.06)
+    axes.set_xlim(0, axes.get_xlim()[1] * 1.03)
     axes.grid(visible=True)
     if len(servers) > 1:
         axes.legend(frameon=False, fontsize=8)

@@ -11,10 +11,9 @@ from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.summary import ExperimentSummary
 from llem_airflow.report.view import Cell, Table, columns, metric_cell
 
-RATES = ("offered_requests_per_s", "requests_per_s", "ttft_p50_s", "tpot_p50_s")
+RATES = ("offered_requests_per_s", "requests_per_s", "ttft_p50_s")
 COSTS = (
     "slo_attainment_ratio",
-    "goodput_requests_per_s",
     "energy_per_output_token_j",
     "energy_per_good_request_j",
     "idle_share_ratio",
