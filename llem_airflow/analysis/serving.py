@@ -24,6 +24,7 @@ from llem_airflow.analysis.flags import Flag
 from llem_airflow.analysis.latency import Requests, good_requests, ttft_s
 from llem_airflow.analysis.series import Floats
 from llem_airflow.protocol.result import CycleResult, Served, Window
+from llem_airflow.text.wording import counted
 
 BLOCKS = 10
 """Parts of the window whose mean backlogs are compared: requests that wait together are one observation."""
@@ -242,8 +243,8 @@ def serving_flags(requests: Requests, served: Served, window: Window, seen: Back
         found.append(
             Flag(
                 "saturated",
-                f"The backlog grew by {seen.slope_per_s * window_s:.0f} requests through the window, of "
-                f"{len(requests)} requests: the server does not keep up with this rate, and its latencies are not "
+                f"The backlog grew by {counted(round(seen.slope_per_s * window_s), 'request')} through the window, of "
+                f"{counted(len(requests), 'request')}: the server does not keep up with this rate, and its latencies are not "
                 "those of a steady state.",
                 "Lower server.traffic.rate.",
                 f"a slope of the backlog above 0 with p < {SLOPE_P:g}, and {GROWTH_RATIO:.0%} of the requests",
@@ -255,8 +256,8 @@ def serving_flags(requests: Requests, served: Served, window: Window, seen: Back
         found.append(
             Flag(
                 "requests_failed",
-                f"{failed} of {len(requests)} requests of the window failed. They count in rates, attainment and "
-                "energy, and have no latency.",
+                f"{failed} of {counted(len(requests), 'request')} of the window failed. They count in rates, "
+                "attainment and energy, and have no latency.",
                 "See the columns status and error_text of requests.parquet, and server.log.",
                 "none expected; server.max_failed_ratio fails the cycle",
                 "warning",

@@ -79,7 +79,7 @@ def _said(server: Ladder) -> Iterator[str]:
     cheapest, knee = server.cheapest, server.knee
     if cheapest is not None:
         joules = _text(metric_cell(cheapest.experiment, "energy_per_output_token_j"))
-        yield f"{before}the cheapest rate that meets the SLO is {_rate(cheapest)}, at {joules}"
+        yield f"{before}the cheapest that meets the SLO is {_rate(cheapest)}, at {joules}"
     elif any(one.meets_slo is not None for one in server.levels):
         yield f"{before}no rate meets the SLO in every cycle"
     if knee is not None and server.tail is not None:
@@ -89,4 +89,4 @@ def _said(server: Ladder) -> Iterator[str]:
 
 
 def _rate(level: Level) -> str:
-    return f"{formatting.number(level.rate_per_s)} requests/s"
+    return f"rate {formatting.number(level.rate_per_s)}/s"

@@ -118,9 +118,9 @@ def test_the_section_says_what_the_rates_come_to() -> None:
     assert [row[-1] for row in found.table.rows] == [*["meets the SLO"] * 3, "saturated, misses the SLO"]
     assert "E2EL p99" in found.table.titles
     cheapest, knee, saturated = found.said
-    assert cheapest.startswith("The cheapest rate that meets the SLO is 4 requests/s, at 0.8 J/token [")
-    assert knee == "E2EL p99 turns up from 4 requests/s on (the knee)."
-    assert saturated.startswith("Saturated at 8 requests/s: ")
+    assert cheapest.startswith("The cheapest that meets the SLO is rate 4/s, at 0.8 J/token [")
+    assert knee == "E2EL p99 turns up from rate 4/s on (the knee)."
+    assert saturated.startswith("Saturated at rate 8/s: ")
 
 
 def test_the_rates_are_drawn_and_a_batch_has_no_such_section() -> None:
