@@ -244,8 +244,8 @@ def serving_flags(requests: Requests, served: Served, window: Window, seen: Back
             Flag(
                 "saturated",
                 f"The backlog grew by {counted(round(seen.slope_per_s * window_s), 'request')} through the window, of "
-                f"{counted(len(requests), 'request')}: the server does not keep up with this rate, and its latencies are not "
-                "those of a steady state.",
+                f"{counted(len(requests), 'request')}: the server does not keep up with this rate, and its latencies "
+                "are not those of a steady state.",
                 "Lower server.traffic.rate.",
                 f"a slope of the backlog above 0 with p < {SLOPE_P:g}, and {GROWTH_RATIO:.0%} of the requests",
                 "warning",
