@@ -1,7 +1,7 @@
 """Mutation run: small changes to the code, one at a time, each of which some test should notice.
 
     python .ci/mutants.py                    a seeded sample over all rooms
-    python .ci/mutants.py analysis/noise     every mutant of the modules whose path holds that text
+    python .ci/mutants.py analysis/noise     every mutant of the modules whose path holds one of these texts
 
 The changes are cosmic-ray's operators; which of them, where and how many is in pyproject.toml. Each mutant is written
 into a copy of the working tree and meets, in a forked process that has the libraries loaded, just the tests that run
@@ -310,9 +310,9 @@ def begin_worker(ready: Path) -> None:
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
-def meet(mutant: Mutant, tests: list[str], limit_s: float) -> str:
-    """``killed``, ``timeout`` or ``survived``."""
-    text = mutated(mutant)
+def meet(mutant: Mutant, tests: list[str], limit_s: float, end_s: float) -> str:
+    """``killed``, ``timeout`` or ``survived``; ``none`` for no change, or when the run's time is over."""
+    text = mutated(mutant) if time.monotonic() < end_s else None
     if text is None:
         return "none"
     if not tests:
@@ -330,29 +330,31 @@ def meet(mutant: Mutant, tests: list[str], limit_s: float) -> str:
     return "timeout" if code is None else "survived" if code == 0 else "killed"
 
 
-def chosen(fragment: str | None) -> dict[str, list[Mutant]]:
-    """Mutants by room: all of the modules that are named, or a seeded sample."""
+def chosen(fragments: list[str]) -> dict[str, list[Mutant]]:
+    """Mutants by room, shuffled by the seed: all of the modules that are named, or a sample."""
     every = {
-        room: [one for path in modules(room) if (fragment or "") in path for one in mutants(path)]
+        room: [
+            one
+            for path in modules(room)
+            if not fragments or any(fragment in path for fragment in fragments)
+            for one in mutants(path)
+        ]
         for room in CONFIG["rooms"]
     }
-    if fragment:
-        return {room: found for room, found in every.items() if found}
     source = random.Random(CONFIG["seed"])  # noqa: S311  # a sample that is the same again
     total = sum(map(len, every.values()))
-    return {
-        room: sorted(source.sample(found, round(CONFIG["sample"] * len(found) / total)))
-        for room, found in every.items()
-    }
+    share = 1.0 if fragments else min(1.0, CONFIG["sample"] / total)
+    return {room: source.sample(found, round(share * len(found))) for room, found in every.items() if found}
 
 
-def run_room(room: str, found: list[Mutant], workers: int) -> bool:
+def run_room(room: str, found: list[Mutant], workers: int, longest_s: float) -> bool:
     """Test a room's mutants and print its score and its survivors; whether the score is high enough."""
     ready = copy_tree()
     seen = look(ready, CONFIG["rooms"][room]["tests"])
     for test in sorted(seen.failed):
         print(f"left out, as it fails without a mutant: {test}")
     found = [one for one in found if not is_equivalent(one)]
+    end_s = time.monotonic() + longest_s
     with ProcessPoolExecutor(
         workers, mp_context=get_context("fork"), initializer=begin_worker, initargs=(ready,)
     ) as pool:
@@ -360,7 +362,7 @@ def run_room(room: str, found: list[Mutant], workers: int) -> bool:
         for mutant in found:
             tests = seen.tests_of(mutant)
             limit_s = CONFIG["patience_s"] + 5 * sum(seen.duration_s[test] for test in tests)
-            jobs[mutant] = pool.submit(meet, mutant, tests, limit_s)
+            jobs[mutant] = pool.submit(meet, mutant, tests, limit_s, end_s)
         told = {mutant: job.result() for mutant, job in jobs.items()}
     shutil.rmtree(ready)
     count = Counter(told.values())
@@ -369,7 +371,7 @@ def run_room(room: str, found: list[Mutant], workers: int) -> bool:
     print(
         f"{room}: {score:.1%} of {total} killed ({count['timeout']} by their time), {count['survived']} survive"
     )
-    for mutant, outcome in told.items():
+    for mutant, outcome in sorted(told.items()):
         if outcome == "survived":
             before, after = changed(mutant)
             print(f"  {mutant.path}:{mutant.line} {mutant.operator}\n    - {before}\n    + {after}")
@@ -379,10 +381,11 @@ def run_room(room: str, found: list[Mutant], workers: int) -> bool:
 def main() -> int:
     """Run, and print a score and the survivors for each room; 1 where a room's score is too low."""
     asked = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    asked.add_argument("module", nargs="?", help="part of a module's path; default: a sample of all rooms")
+    asked.add_argument("modules", nargs="*", help="parts of modules' paths; default: a sample of all rooms")
     asked.add_argument("--workers", type=int, default=os.cpu_count())
+    asked.add_argument("--seconds", type=float, default=float("inf"), help="how long a room may take")
     told = asked.parse_args()
-    good = [run_room(room, found, told.workers) for room, found in chosen(told.module).items()]
+    good = [run_room(room, found, told.workers, told.seconds) for room, found in chosen(told.modules).items()]
     return 0 if all(good) else 1
 
 

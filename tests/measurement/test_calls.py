@@ -8,7 +8,7 @@ from typing import Any
 import pynvml
 import pytest
 
-from llem_airflow.measurement.meters.calls import Fields
+from llem_airflow.measurement.meters.calls import Fields, extras
 
 
 def fields(library: SimpleNamespace) -> Fields:
@@ -65,3 +65,73 @@ def test_a_field_that_the_driver_does_not_touch_is_not_known_and_keeps_no_earlie
 
 def test_a_driver_too_old_for_the_call_says_so_as_nvml_does() -> None:
     assert fields(SimpleNamespace()).ask() == pynvml.NVML_ERROR_FUNCTION_NOT_FOUND
+
+
+def device(**answers: Any) -> tuple[Any, dict[str, list[int]]]:
+    """A driver library in which a call answers with these numbers, or refuses with a negative one."""
+    told: dict[str, list[int]] = {}
+
+    def answer(name: str, numbers: list[int]) -> Any:
+        def call(_handle: None, *arguments: Any) -> int:
+            told.setdefault(name, []).extend(arguments[:-1])
+            if numbers[0] < 0:
+                return -numbers[0]
+            for place, number in enumerate(numbers):
+                arguments[-1]._obj[place] = number
+            return 0
+
+        return call
+
+    library = SimpleNamespace(**{name: answer(name, numbers) for name, numbers in answers.items()})
+    return SimpleNamespace(
+        nvmlLib=library,
+        **{
+            name: getattr(pynvml, name)
+            for name in (
+                *("NVML_CLOCK_SM", "NVML_CLOCK_MEM", "NVML_TEMPERATURE_GPU"),
+                *("NVML_ERROR_NOT_SUPPORTED", "NVML_ERROR_FUNCTION_NOT_FOUND"),
+            )
+        },
+    ), told
+
+
+def test_what_else_a_device_tells_is_read_from_its_place_in_the_answer() -> None:
+    nvml, told = device(
+        nvmlDeviceGetClockInfo=[1410],
+        nvmlDeviceGetCurrentClocksEventReasons=[2**40],
+        nvmlDeviceGetCurrentClocksThrottleReasons=[7],
+        nvmlDeviceGetTemperature=[55],
+        nvmlDeviceGetUtilizationRates=[98, 12],
+        nvmlDeviceGetMemoryInfo=[80, 30, 50],
+    )
+    asked = extras(nvml, None)
+    assert {column: ask() for column, ask in asked.items()} == {
+        "sm_clock_mhz": 1410,
+        "mem_clock_mhz": 1410,
+        "event_reasons": 2**40,
+        "temperature_c": 55,
+        "utilisation_percent": 98,
+        "memory_used_bytes": 50,
+    }
+    assert set(told["nvmlDeviceGetClockInfo"]) == {pynvml.NVML_CLOCK_SM, pynvml.NVML_CLOCK_MEM}
+    assert set(told["nvmlDeviceGetTemperature"]) == {pynvml.NVML_TEMPERATURE_GPU}
+
+
+def test_what_a_device_does_not_know_is_left_out_and_what_fails_now_is_not_known() -> None:
+    nvml, _ = device(
+        nvmlDeviceGetCurrentClocksThrottleReasons=[7],
+        nvmlDeviceGetTemperature=[-pynvml.NVML_ERROR_NOT_SUPPORTED],
+        nvmlDeviceGetUtilizationRates=[-pynvml.NVML_ERROR_FUNCTION_NOT_FOUND],
+        nvmlDeviceGetMemoryInfo=[-pynvml.NVML_ERROR_GPU_IS_LOST],
+    )
+    asked = extras(nvml, None)
+    assert {column: ask() for column, ask in asked.items()} == {"event_reasons": 7, "memory_used_bytes": None}
+
+
+def test_a_call_that_fails_as_a_whole_says_so_and_the_first_field_says_why() -> None:
+    asked = fields(SimpleNamespace(nvmlDeviceGetFieldValues=lambda *_: pynvml.NVML_ERROR_GPU_IS_LOST))
+    assert asked.ask() == pynvml.NVML_ERROR_GPU_IS_LOST
+    asked = fields(SimpleNamespace(nvmlDeviceGetFieldValues=answering(1, "uiVal", 5, returned=3)))
+    assert asked.first_failure == 999
+    asked.ask()
+    assert asked.first_failure == 3
