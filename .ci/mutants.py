@@ -265,11 +265,13 @@ class Watch:
             self._seen.failed.add(report.nodeid)
 
 
-def look(tree: Path, files: list[str]) -> Seen:
-    """Run the tests once without a mutant; what they showed is kept until a file changes."""
+def look(tree: Path, room: str) -> Seen:
+    """Run a room's tests once without a mutant; what they showed is kept until the room or its tests change."""
+    files = CONFIG["rooms"][room]["tests"]
     known = hashlib.sha256(repr(files).encode())
-    for path in sorted([*tree.glob("llem_airflow/**/*.py"), *tree.glob("tests/**/*.py")]):
-        known.update(path.read_bytes())
+    for name in (f"llem_airflow/{room}", *files):
+        for path in sorted((tree / name).rglob("*.py")) or [tree / name]:
+            known.update(path.read_bytes())
     kept = ROOT / "build/mutants" / known.hexdigest()[:16]
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -311,10 +313,12 @@ def begin_worker(ready: Path) -> None:
 
 
 def meet(mutant: Mutant, tests: list[str], limit_s: float, end_s: float) -> str:
-    """``killed``, ``timeout`` or ``survived``; ``none`` for no change, or when the run's time is over."""
-    text = mutated(mutant) if time.monotonic() < end_s else None
+    """``killed``, ``timeout`` or ``survived``; ``same`` for no change, ``late`` when the run's time is over."""
+    if time.monotonic() > end_s:
+        return "late"
+    text = mutated(mutant)
     if text is None:
-        return "none"
+        return "same"
     if not tests:
         return "survived"
     assert _tree is not None
@@ -350,7 +354,7 @@ def chosen(fragments: list[str]) -> dict[str, list[Mutant]]:
 def run_room(room: str, found: list[Mutant], workers: int, longest_s: float) -> bool:
     """Test a room's mutants and print its score and its survivors; whether the score is high enough."""
     ready = copy_tree()
-    seen = look(ready, CONFIG["rooms"][room]["tests"])
+    seen = look(ready, room)
     for test in sorted(seen.failed):
         print(f"left out, as it fails without a mutant: {test}")
     found = [one for one in found if not is_equivalent(one)]
@@ -366,7 +370,9 @@ def run_room(room: str, found: list[Mutant], workers: int, longest_s: float) -> 
         told = {mutant: job.result() for mutant, job in jobs.items()}
     shutil.rmtree(ready)
     count = Counter(told.values())
-    total = len(found) - count["none"]
+    total = len(found) - count["same"] - count["late"]
+    if count["late"]:
+        print(f"{room}: the time was over for {count['late']} more")
     score = 1 - count["survived"] / total if total else 1.0
     print(
         f"{room}: {score:.1%} of {total} killed ({count['timeout']} by their time), {count['survived']} survive"
