@@ -19,6 +19,7 @@ import hashlib
 import importlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -45,7 +46,18 @@ from coverage import Coverage
 ROOT = Path(__file__).parents[1]
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutants"]
 EQUIVALENT = tomllib.loads((ROOT / ".ci/mutants-equivalent.toml").read_text(encoding="utf-8"))
-PYTEST = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0", "-m", CONFIG["marks"])
+PYTEST = (
+    "-q",
+    "-W",
+    "ignore::pytest.PytestAssertRewriteWarning",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:xdist",
+    "--hypothesis-seed=0",
+    "-m",
+    CONFIG["marks"],
+)
 
 
 class DropElement(Operator):
@@ -113,8 +125,15 @@ class Seen:
     failed: set[str] = field(default_factory=set)
 
     def tests_of(self, mutant: Mutant) -> list[str]:
-        """Tests that run the mutant's line, the fastest first; those of the whole module for what runs at import."""
-        found = self.by_line.get((mutant.path, mutant.line)) or self.by_line.get((mutant.path, None), set())
+        """Tests that run the mutant's line, the fastest first; of what runs at import, the module's."""
+        found = self.by_line.get((mutant.path, mutant.line))
+        if not found:
+            module = re.compile(rf"\b{Path(mutant.path).stem}\b")
+            files = {test.partition("::")[0] for test in self.duration_s}
+            named = {file for file in files if module.search((ROOT / file).read_text(encoding="utf-8"))}
+            found = self.by_line.get((mutant.path, None), set()) | {
+                test for test in self.duration_s if test.partition("::")[0] in named
+            }
         extra = {
             test
             for pattern, files in CONFIG["tests_in_other_processes"].items()
@@ -220,6 +239,7 @@ def in_fork(tree: Path, act: Callable[[], int], timeout_s: float) -> int | None:
             os.setsid()
             _enter(tree)
             code = act()
+            sys.stdout.flush()
         os._exit(code)
     end_s = time.monotonic() + timeout_s
     status: int | None = None
@@ -312,25 +332,34 @@ def begin_worker(ready: Path) -> None:
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
-def meet(mutant: Mutant, tests: list[str], limit_s: float, end_s: float) -> str:
-    """``killed``, ``timeout`` or ``survived``; ``same`` for no change, ``late`` when the run's time is over."""
+def meet(mutant: Mutant | None, tests: list[str], limit_s: float, end_s: float) -> str:
+    """``killed``, ``timeout`` or ``survived``; ``same`` for no change, ``late`` when the run's time is over.
+
+    Without a mutant the tests meet the code as it is, which has to survive.
+    """
+    assert _tree is not None
     if time.monotonic() > end_s:
         return "late"
+    if mutant is None:
+        return _outcome(_tree, tests, limit_s)
     text = mutated(mutant)
     if text is None:
         return "same"
     if not tests:
         return "survived"
-    assert _tree is not None
     path = _tree / mutant.path
     for cached in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
         cached.unlink()
     kept = path.read_text(encoding="utf-8")
     path.write_text(text, encoding="utf-8")
     try:
-        code = in_fork(_tree, lambda: int(pytest.main([*PYTEST, "-x", *tests])), limit_s)
+        return _outcome(_tree, tests, limit_s)
     finally:
         path.write_text(kept, encoding="utf-8")
+
+
+def _outcome(tree: Path, tests: list[str], limit_s: float) -> str:
+    code = in_fork(tree, lambda: int(pytest.main([*PYTEST, "-x", *tests])), limit_s)
     return "timeout" if code is None else "survived" if code == 0 else "killed"
 
 
@@ -362,6 +391,10 @@ def run_room(room: str, found: list[Mutant], workers: int, longest_s: float) -> 
     with ProcessPoolExecutor(
         workers, mp_context=get_context("fork"), initializer=begin_worker, initargs=(ready,)
     ) as pool:
+        usable = [test for test in seen.duration_s if test not in seen.failed]
+        fastest = sorted(usable, key=seen.duration_s.__getitem__)[: CONFIG["most_tests"]]
+        if pool.submit(meet, None, fastest, 600, end_s).result() != "survived":
+            sys.exit("tests fail in a worker without a mutant: see LLEM_MUTANTS_LOG")
         jobs = {}
         for mutant in found:
             tests = seen.tests_of(mutant)
