@@ -21,6 +21,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No test fails because the machine is busy.
 hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.register_profile(
+    "mutants",
+    deadline=None,
+    database=None,
+    max_examples=20,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+)
 hypothesis.settings.load_profile("untimed")
 
 

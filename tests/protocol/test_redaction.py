@@ -11,6 +11,7 @@ import shlex
 import urllib.parse
 from collections.abc import Callable
 
+import docker.errors
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -220,3 +221,32 @@ def test_how_far_a_secret_reaches_is_the_longest_of_its_forms() -> None:
 def test_data_is_returned_as_it_is_where_nothing_is_to_hide() -> None:
     data = b"\xff\x00 power 300"
     assert Redactor(["hush-hush"]).data(data) is data
+
+
+@pytest.mark.parametrize("way", sorted(WRITTEN))
+def test_nothing_of_a_secret_with_signs_of_every_kind_is_left(way: str) -> None:
+    secret = "pa\"s's\\wo/r\u00e9d\u2028 <&>+%"
+    left = Redactor([secret]).text(WRITTEN[way](secret)).replace("[redacted]", "")
+    assert set(left) <= set("\"'b\\")
+
+
+@pytest.mark.parametrize("before", range(4))
+@pytest.mark.parametrize("length", [12, 13, 14, 40])
+def test_of_base64_only_what_neighbours_share_is_left(before: int, length: int) -> None:
+    secret = "".join(chr(97 + place % 26) for place in range(length))
+    encoded = base64.b64encode(b"-" * before + secret.encode() + b"--").decode()
+    head, _, tail = Redactor([secret]).text(encoded).partition("[redacted]")
+    assert len(head) == -(-before * 8 // 6)
+    assert len(tail.rstrip("=")) <= 4
+
+
+def test_a_real_stream_is_copied() -> None:
+    target = io.BytesIO()
+    Redactor(["hush-hush"]).copy(io.BytesIO(b"a hush-hush " * 200_000), target)
+    assert target.getvalue() == b"a [redacted] " * 200_000
+
+
+def test_an_engine_s_explanation_is_blanked() -> None:
+    error = docker.errors.APIError("no hush-hush", explanation="because of hush-hush")
+    Redactor(["hush-hush"]).blank(error)
+    assert error.explanation == "because of [redacted]"
