@@ -22,6 +22,10 @@ def test_an_attempt_that_airflow_s_limit_ends_stores_what_it_has_printed_and_why
     slow.write_text("#!/bin/sh\necho still loading\nexec sleep 60\n")
     slow.chmod(0o755)
     monkeypatch.setenv("LLEM_PYTHON", str(slow))
+    model = tmp_path / "models" / "tiny-llama-random"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    monkeypatch.setenv("LLEM_MODELS_DIR", str(model.parent))
     monkeypatch.setenv("LLEM_RESULTS_ROOT", str(tmp_path / "results"))
     with (
         pytest.raises(AttemptFinalError, match="ran longer than its execution_timeout"),
