@@ -25,7 +25,7 @@ from llem_airflow.operators.evidence import attempt_of, cut_short, provenance, r
 from llem_airflow.operators.gates import Candidate, check, require_energy, without_required_energy
 from llem_airflow.operators.host import DEFAULT_CONN_ID, HostSettings, HostSettingsError, LLEMHostHook
 from llem_airflow.operators.inputs import EarlierTries, pinned_model, require_model
-from llem_airflow.operators.placement import PlacementError, first
+from llem_airflow.operators.placement import EngineAwayError, PlacementError, first
 from llem_airflow.operators.request import cycle_of_run, study_in_form
 from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
 from llem_airflow.operators.runners import CORRECT, Chosen
@@ -192,20 +192,20 @@ class ExperimentTask(BaseOperator):
         return ref.folder.url
 
     def _clear(self, run: StoredRun, runner: str) -> None:
-        """Remove what killed tries left, once their place can be reached."""
+        """Remove what killed tries left, once its place can be reached; the stored result counts in any case."""
         deadline_s = time.monotonic() + _ENGINE_GRACE_S
         with scratch_folder() as folder:
             while True:
                 try:
                     self.make_runner(runner, run, folder).release()
                     return
-                except PlacementError as error:
-                    if time.monotonic() >= deadline_s:
+                except (PlacementError, AttemptFailedError) as error:
+                    if not isinstance(error, EngineAwayError) or time.monotonic() >= deadline_s:
                         self.log.warning("What earlier tries left could not be removed: %s", error)
                         return
-                    time.sleep(1)
                 finally:
                     self.leave_host()
+                time.sleep(1)
 
     def _run(self, run: StoredRun, folder: Path, store: Callable[[Collected], None]) -> None:
         """See the attempt through: a place, what is told there, what came out."""

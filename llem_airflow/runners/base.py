@@ -181,7 +181,11 @@ class Runner(ABC):
 
     @abstractmethod
     def release(self) -> None:
-        """Remove what the tries of an attempt left; for one whose result is stored already."""
+        """Remove what the tries of an attempt left; for one whose result is stored already.
+
+        Raises:
+            AttemptFailedError: It cannot be removed now.
+        """
 
     def record(self, collected: Collected | None) -> dict[str, Any]:
         """What provenance.json says of where and in what it ran.

@@ -179,10 +179,11 @@ class DockerRunner(Runner):
 
     def release(self) -> None:
         """Remove containers and volumes of all tries, whatever their state."""
-        for listed in containers_of(self._api, self._attempt):
-            if remove_container(self._api, listed["Id"]):
-                remove_volume(self._api, exchange_of(listed.get("Mounts") or []))
-        sweep_volumes(self._api, self._attempt)
+        with self._refusals():
+            for listed in containers_of(self._api, self._attempt):
+                if remove_container(self._api, listed["Id"]):
+                    remove_volume(self._api, exchange_of(listed.get("Mounts") or []))
+            sweep_volumes(self._api, self._attempt)
 
     def record(self, collected: Collected | None) -> dict[str, Any]:
         """What every runner says, the image by its own name, and requests for devices that were made by hand."""
