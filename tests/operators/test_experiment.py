@@ -16,10 +16,13 @@ import docker
 import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from llem_airflow.operators import LLEMAggregateOperator, LLEMExperimentOperator
+from llem_airflow.operators import LLEMAggregateOperator, LLEMExperimentOperator, experiment
+from llem_airflow.operators.evidence import open_run
 from llem_airflow.operators.retries import AttemptRetryableError
+from llem_airflow.protocol.files import result_name
 from llem_airflow.results import ResultsRoot
 from llem_airflow.study import Study, load_study
+from tests.runners.programs import HASH, RESULT
 from tests.standins.build import Standins
 
 INSTALLATION = f"test-{uuid.uuid4().hex[:8]}"
@@ -300,3 +303,18 @@ def test_a_container_without_an_engine_to_run_it_says_what_to_do(tmp_path: Path)
     with pytest.raises(AttemptRetryableError, match="needs a Docker engine, and none answers"):
         operator(study, docker_url="unix:///nowhere/docker.sock").execute(context())
     gc.collect()  # docker-py leaves the socket of a failed connection to the collector; let it be this test's
+
+
+def test_a_stored_result_counts_also_where_what_its_tries_left_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(experiment, "_ENGINE_GRACE_S", 0.0)
+    study = study_at(tmp_path, "container", STUDY.replace("cpu-estimate", "none"))
+    (asked,) = study.experiments
+    run = open_run(study, context())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / result_name(asked.hash)).write_text(RESULT.replace(HASH, asked.hash))
+    stored = run.commit_cycle(asked.id, 1, tmp_path / "out", {"try_number": 1, "runner": "container"})
+    task = operator(study, docker_url="unix:///nowhere/docker.sock", retries=1)
+    assert task.execute(context(try_number=2, max_tries=1))["result"] == stored
+    assert "What earlier tries left could not be removed: " in capsys.readouterr().out

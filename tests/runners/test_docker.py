@@ -259,6 +259,11 @@ def test_a_mount_that_is_not_there_is_said(run_container: RunContainer) -> None:
     assert caught.value.failure.category == "config"
 
 
+def test_a_network_that_is_not_there_is_said(run_container: RunContainer) -> None:
+    with pytest.raises(AttemptFailedError, match="nosuch-network"):
+        run_container("result()", network_mode="nosuch-network")
+
+
 def test_secrets_reach_the_program_and_nothing_else(
     run_container: RunContainer, docker_api: docker.APIClient, this_attempt: Attempt
 ) -> None:
