@@ -52,7 +52,7 @@ def vllm_image(docker_api: docker.APIClient) -> str:
 
 @pytest.fixture(scope="session")
 def python_image(docker_api: docker.APIClient) -> str:
-    """The name of a small image with Debian's Python, for tests that need no engine in the box."""
+    """The name of a small image with Debian's Python, for tests that need no engine in the container."""
     return parts.build_image("debian")
 
 

@@ -303,7 +303,7 @@ CYCLE_CHECKS = (
         "neighbours_unknown",
         "info",
         _neighbours_unknown,
-        "Let the engine (or the proxy before it) answer the calls that the box's page lists.",
+        "Let the engine (or the proxy before it) answer the calls that the runners' page lists.",
         "a look that failed is not an empty host",
     ),
     Check(
