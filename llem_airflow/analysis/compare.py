@@ -87,7 +87,7 @@ def output_equivalence(
         reason="",
     )
     finding, reason = _judged(measured)
-    return OutputEquivalence(**{**_fields(measured), "finding": finding, "reason": reason})
+    return replace(measured, finding=finding, reason=reason)
 
 
 def agreement_ratio(one: Sequence[int], other: Sequence[int]) -> float:
@@ -127,10 +127,6 @@ def _first_answers(rows: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, 
         if row["phase"] == "measure" and row["prompt_index"] is not None:
             found.setdefault(int(row["prompt_index"]), row)
     return found
-
-
-def _fields(found: OutputEquivalence) -> dict[str, Any]:
-    return {name: getattr(found, name) for name in found.__dataclass_fields__}
 
 
 COMPARED = (

@@ -309,13 +309,9 @@ def _experiment(
         valid=sum(row.status == "valid" for row in rows),
         statuses=dict(Counter(row.status for row in rows)),
         energy_kind=_one_of(row.energy_kind for row in measured),
-        energy_source=_one_of(row.energy_source for row in measured if row.energy_source)
-        if measured
-        else None,
-        energy_boundary=_one_of(row.energy_boundary for row in measured if row.energy_boundary)
-        if measured
-        else None,
-        active_over=_one_of(row.active_over for row in measured if row.active_over) if measured else None,
+        energy_source=_shared(row.energy_source for row in measured),
+        energy_boundary=_shared(row.energy_boundary for row in measured),
+        active_over=_shared(row.active_over for row in measured),
         metrics=metrics,
         doubts=_flags(rows, measured, planned, metrics, whole.precision_target),
         precision_met=_precision_met(whole.precision_target, metrics),
@@ -435,6 +431,12 @@ def _reliability(cycles: Sequence[Cycle]) -> tuple[dict[str, Any], ...]:
         }
         for (host, engine), rows in sorted(groups.items())
     )
+
+
+def _shared(values: Iterable[str | None]) -> str | None:
+    """As ``_one_of``; None where there is no cycle at all."""
+    told = list(values)
+    return _one_of(told) if told else None
 
 
 def _one_of(values: Iterable[str | None]) -> str:
