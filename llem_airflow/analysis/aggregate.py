@@ -23,6 +23,7 @@ from llem_airflow.analysis.summary import Summary, summarise
 from llem_airflow.analysis.tables import cycles_table, experiments_table
 from llem_airflow.protocol.records import BOARD_STATE
 from llem_airflow.results import CycleRef, FailureRef, StoredRun, layout
+from llem_airflow.results.folder import json_bytes
 from llem_airflow.results.parquet import POWER_OPTIONS, POWER_SCHEMA, GroupedWriter
 
 _NAMES = pa.dictionary(pa.int32(), pa.string())
@@ -256,9 +257,10 @@ def aggregate_run(run: StoredRun, *, page: Callable[[ReportData], str] | None = 
     _write_table(run, layout.EXPERIMENTS_TABLE, experiments_table(summary))
     run.replace(layout.SUMMARY, _json_lines(summary.to_json()))
     if page:
-        data = ReportData(
-            summary, gathered.cycles, gathered.curves, run.study_text(), run.meta(), against_previous(run)
-        )
+        previous = against_previous(run)
+        if previous is not None:
+            run.folder.write(layout.PREVIOUS, json_bytes(previous.told()))
+        data = ReportData(summary, gathered.cycles, gathered.curves, run.study_text(), run.meta(), previous)
         run.folder.write(layout.REPORT, page(data).encode())
     return summary
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from llem_airflow.analysis.compare import (
 from llem_airflow.analysis.history import Trend, history_until
 from llem_airflow.analysis.metrics import deciding_metric, positive_threshold
 from llem_airflow.analysis.tables import RunRows, aggregated_beside
-from llem_airflow.analysis.verdict import THRESHOLD_RATIO
+from llem_airflow.analysis.verdict import THRESHOLD_RATIO, Verdict
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
 from llem_airflow.results.locate import NoSuchRunError, locate_run
 from llem_airflow.text.wording import counted
@@ -247,6 +248,32 @@ class PreviousRun:
     problem: str = ""
     history: Mapping[str, Trend] = field(default_factory=dict)
 
+    def verdict_of(self, report: PairReport) -> Verdict:
+        """Of the history, which knows how much whole runs differ; conditions that differ are told before it."""
+        found = self.history.get(report.candidate.rpartition("#")[2])
+        return report.verdict if found is None or report.differences else found.verdict
+
+    def told(self) -> dict[str, Any]:
+        """What previous.json keeps: by experiment its verdict, and of each metric the change and its 95 % interval."""
+        return {
+            "schema_version": 1,
+            "run_id": self.run_id,
+            "started_epoch_ns": self.started_epoch_ns,
+            "problem": self.problem,
+            "new": list(self.new),
+            "gone": list(self.gone),
+            "experiments": {
+                report.candidate.rpartition("#")[2]: {
+                    "verdict": str(self.verdict_of(report)),
+                    "changes": {
+                        name: [_finite(one.difference_ratio), _finite(one.low_ratio), _finite(one.high_ratio)]
+                        for name, one in report.metrics.items()
+                    },
+                }
+                for report in self.reports
+            },
+        }
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {
@@ -269,6 +296,10 @@ class PreviousRun:
                 for name, one in self.history.items()
             },
         }
+
+
+def _finite(ratio: float | None) -> float | None:
+    return ratio if ratio is not None and math.isfinite(ratio) else None
 
 
 def against_previous(run: StoredRun) -> PreviousRun | None:

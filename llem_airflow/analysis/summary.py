@@ -18,7 +18,7 @@ from llem_airflow.analysis.plan import Planned, experiment_factors, experiment_l
 from llem_airflow.analysis.statistics import FEW_CYCLES, SHOWN_FROM_N, Description, describe, slope_ratio
 from llem_airflow.protocol.failures import how_to_rerun
 from llem_airflow.protocol.typed_json import from_json, to_json
-from llem_airflow.results import StoredRun, layout
+from llem_airflow.results import ResultReadError, StoredRun, layout
 from llem_airflow.text.wording import counted
 
 ORDER = ("model", "release", "engine", "hardware", "driver", "meter", "host")
@@ -224,9 +224,22 @@ class Summary:
 
 
 def load_summary(run: StoredRun) -> Summary | None:
-    """The stored summary of a run, or None before it was aggregated."""
-    data = run.summary()
-    return Summary.from_json(data, f"{run.url}/{layout.SUMMARY}") if data else None
+    """The stored summary of a run, or None before it was aggregated.
+
+    Raises:
+        ResultReadError: A newer release wrote it.
+        ProtocolError: It is not what this version writes.
+    """
+    data, where = run.summary(), f"{run.url}/{layout.SUMMARY}"
+    if data is None:
+        return None
+    version = data.get("schema_version")
+    if isinstance(version, int) and version > SUMMARY_VERSION:
+        raise ResultReadError(
+            f"{where}: schema_version {version} was written by a newer llem-airflow (this one reads up to "
+            f"{SUMMARY_VERSION}); upgrade to read it"
+        )
+    return Summary.from_json(data, where)
 
 
 def summarise(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 import pyarrow as pa
@@ -36,7 +36,7 @@ def export_table(run: StoredRun, table: str, form: str, target: IO[bytes]) -> in
         ResultReadError: The run was not aggregated, or something of it does not open.
     """
     pieces = _pieces(run, table)
-    writers = {"csv": _csv, "json": _json, "jsonl": _json_lines, "parquet": _parquet}
+    writers = {"csv": write_csv, "json": _json, "jsonl": _json_lines, "parquet": _parquet}
     return writers[form](pieces, target)
 
 
@@ -65,7 +65,8 @@ def _reliability(run: StoredRun) -> Any:
     )
 
 
-def _csv(pieces: Iterator[Any], target: IO[bytes]) -> int:
+def write_csv(pieces: Iterable[Any], target: IO[bytes]) -> int:
+    """Write tables of the same columns below each other as CSV, lists as JSON text; the number of rows."""
     rows = 0
     for place, piece in enumerate(pieces):
         flat = pa.table({name: _flat(piece.column(name)) for name in piece.column_names})

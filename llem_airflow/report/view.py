@@ -304,12 +304,19 @@ def derived_cell(e: ExperimentSummary, name: str) -> Cell:
     return Cell(formatting.number(found.mean), found.unit, interval, estimate=True, tag=False)
 
 
-def fronts(experiments: Sequence[ExperimentSummary]) -> dict[str, set[str]]:
+def fronts(
+    experiments: Sequence[ExperimentSummary], against: Mapping[str, str] = FRONTS
+) -> dict[str, set[str]]:
     """By what it is weighed against, the Pareto front: what no other experiment beats in that and in energy together.
 
     Only what the 95 % intervals of both show: where they overlap in both directions, which one is better is not known.
+    A front of fewer than two experiments is empty.
+
+    Args:
+        experiments: Those of a run.
+        against: Names of metrics, by what the front is called.
     """
-    return {name: _front(experiments, metric) for name, metric in FRONTS.items()}
+    return {name: _front(experiments, metric) for name, metric in against.items()}
 
 
 def _front(experiments: Sequence[ExperimentSummary], metric: str) -> set[str]:
@@ -330,7 +337,7 @@ def previous_section(previous: PreviousRun | None, labels: Mapping[str, str]) ->
     """What changed against the previous run; the gravest verdict first. None without one."""
     if previous is None:
         return None
-    verdicts = {one.candidate: _verdict(one, previous.history) for one in previous.reports}
+    verdicts = {one.candidate: previous.verdict_of(one) for one in previous.reports}
     reports = sorted(previous.reports, key=lambda one: GRAVEST_FIRST.index(verdicts[one.candidate]))
     counted = Counter(map(str, verdicts.values()))
     return {
@@ -349,12 +356,6 @@ def previous_section(previous: PreviousRun | None, labels: Mapping[str, str]) ->
         "new": [labels.get(name, name) for name in previous.new],
         "gone": list(previous.gone),
     }
-
-
-def _verdict(report: PairReport, history: Mapping[str, Trend]) -> Verdict:
-    """Of the history, which knows how much whole runs differ; conditions that differ are told before it."""
-    found = history.get(report.candidate.rpartition("#")[2])
-    return report.verdict if found is None or report.differences else found.verdict
 
 
 def _history_row(name: str, found: Trend, labels: Mapping[str, str]) -> dict[str, Any]:

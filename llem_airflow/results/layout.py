@@ -25,6 +25,7 @@ EXPERIMENTS_TABLE = "experiments.parquet"
 CYCLES_TABLE = "cycles.parquet"
 POWER_TABLE = "power.parquet"
 REPORT = "report.html"
+PREVIOUS = "previous.json"
 
 EXPERIMENTS_DIR = "experiments"
 FAILED_DIR = "failed"

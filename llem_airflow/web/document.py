@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-from collections.abc import Iterable, Sequence
 
 from fastapi.responses import HTMLResponse
 
@@ -29,15 +28,8 @@ _STYLE = """
 :root[data-theme=light]{color-scheme:light}:root[data-theme=dark]{color-scheme:dark}
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:1.5rem auto;padding:0 1rem;
 background:var(--paper);color:var(--ink);overflow-wrap:anywhere}
-a{color:inherit}h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:1.5rem}
-pre{white-space:pre-wrap;background:var(--well);border:1px solid var(--line);border-radius:4px;padding:.6rem;
-font-size:.85rem}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}
-th,td{text-align:left;vertical-align:top;border-bottom:1px solid var(--line);padding:.25rem .8rem .25rem 0;
-overflow-wrap:normal}
+a{color:inherit}h1{font-size:1.4rem}
 """
-REFRESH_S = 10
-"""How often the page of a run at work is asked for again."""
 
 
 def in_theme(page: str) -> str:
@@ -45,48 +37,23 @@ def in_theme(page: str) -> str:
     return page.replace("<head>", f"<head><script>{_FOLLOW_THEME}</script>", 1)
 
 
-def page(title: str, *parts: str, status: int = 200, refreshes: bool = False) -> HTMLResponse:
+def page(title: str, *parts: str, status: int = 200) -> HTMLResponse:
     """A page of some parts of HTML.
 
     Args:
         title: Its heading, as text.
         *parts: What follows, as HTML.
         status: Status of the answer.
-        refreshes: Asked for again every 10 s.
     """
-    refresh = f"<meta http-equiv='refresh' content='{REFRESH_S}'>" if refreshes else ""
     body = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        f"<meta name='viewport' content='width=device-width, initial-scale=1'>{refresh}"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>"
         f"<body><h1>{html.escape(title)}</h1>{''.join(parts)}</body></html>"
     )
     return HTMLResponse(in_theme(body), status_code=status, headers=HEADERS)
 
 
-def heading(text: str) -> str:
-    """A heading of a part."""
-    return f"<h2>{html.escape(text)}</h2>"
-
-
 def paragraph(text: str) -> str:
     """A paragraph."""
     return f"<p>{html.escape(text)}</p>"
-
-
-def verbatim(text: str) -> str:
-    """Text as it is, line by line."""
-    return f"<pre>{html.escape(text)}</pre>"
-
-
-def items(texts: Iterable[str]) -> str:
-    """A list of texts; nothing for none."""
-    found = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
-    return f"<ul>{found}</ul>" if found else ""
-
-
-def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of texts; nothing without rows."""
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
-    return f"<div class='wide'><table><tr>{head}</tr>{body}</table></div>" if body else ""

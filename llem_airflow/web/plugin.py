@@ -1,4 +1,4 @@
-"""What Airflow's plugin loader finds: an "Energy" tab on every DAG run, the timetable of model releases, the preload.
+"""What Airflow's plugin loader finds: the pages called Energy, the timetable of model releases, the preload.
 
 Every Airflow process imports this module, so it stays light: the pages are imported by the first request.
 """
@@ -15,6 +15,8 @@ from llem_airflow.factory import preload
 from llem_airflow.timetables.releases import ModelReleaseTimetable
 
 URL_PREFIX = "/llem"
+NAME = "Energy"
+"""Of the pages, in every place; Airflow looks for the one component of all of them under it."""
 
 
 class _Pages:
@@ -25,7 +27,7 @@ class _Pages:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if self._app is None:
-            from llem_airflow.web.pages import create_app  # noqa: PLC0415 - for the API server alone
+            from llem_airflow.web.app import create_app  # noqa: PLC0415 - for the API server alone
 
             self._app = create_app()
         await self._app(scope, receive, send)
@@ -44,11 +46,18 @@ class LLEMPlugin(AirflowPlugin):
     fastapi_apps = [{"app": _Pages(), "url_prefix": URL_PREFIX, "name": "LLEM"}]  # noqa: RUF012 - Airflow's interface
     timetables = [ModelReleaseTimetable]  # noqa: RUF012 - Airflow's interface
     listeners = [preload]  # noqa: RUF012 - Airflow's interface
-    external_views = [  # noqa: RUF012 - Airflow's interface
+    react_apps = [  # noqa: RUF012 - Airflow's interface
         {
-            "name": "Energy",
-            "href": _href("/run?dag_id={DAG_ID}&run_id={RUN_ID}"),
-            "destination": "dag_run",
-            "url_route": "llem-energy",
+            "name": NAME,
+            "bundle_url": _href("/static/app.js"),
+            "destination": destination,
+            "url_route": route,
+            "nav_top_level": destination == "nav",
         }
+        for destination, route in (
+            ("nav", "llem-studies"),
+            ("dashboard", "llem-card"),
+            ("dag", "llem-study"),
+            ("dag_run", "llem-energy"),
+        )
     ]

@@ -80,14 +80,9 @@ def test_a_study_that_is_pasted_into_the_form_is_measured_and_its_report_is_a_ta
     assert (answer.status_code, answer.text) == (200, in_theme(report.read_text()))
     page.goto(f"{process_airflow.url}/dags/llem_adhoc/runs/{run['dag_run_id']}")
     page.get_by_role("link", name="Energy").or_(page.get_by_role("tab", name="Energy")).first.click()
-    frame = page.frame_locator("iframe")
-    frame.get_by_text("pasted").first.wait_for()
+    page.get_by_role("heading", name="pasted").wait_for()
+    page.get_by_test_id("llem-answer").wait_for()
     page.screenshot(path=SHOTS / "adhoc-good.png", full_page=True)
-    page.evaluate("localStorage.setItem('theme', 'dark')")  # as the menu of the user does
-    page.reload()
-    frame.get_by_text("pasted").first.wait_for()
-    background = frame.locator("body").evaluate("body => getComputedStyle(body).backgroundColor")
-    assert background == "rgb(20, 23, 27)"
 
 
 def test_the_page_of_an_invalid_study_shows_its_mistakes_with_line_and_column(
@@ -104,7 +99,7 @@ def test_the_page_of_an_invalid_study_shows_its_mistakes_with_line_and_column(
     page.screenshot(path=SHOTS / "invalid-docs.png")
     run = process_airflow.run("invalid.broken")
     page.goto(f"{process_airflow.url}/dags/invalid.broken/runs/{run['dag_run_id']}/plugin/llem-energy")
-    page.frame_locator("iframe").locator("pre", has_text="broken.yaml:4:1: engnie").wait_for()
+    page.get_by_test_id("llem-page").locator("pre", has_text="broken.yaml:4:1: engnie").wait_for()
 
 
 def test_rows_of_the_grid_are_called_by_what_differs_and_a_cycle_leads_to_its_evidence(
@@ -138,7 +133,11 @@ def test_mistakes_of_a_pasted_study_stand_in_the_page_of_its_plan_with_line_and_
     page.get_by_text("study:4:1: engnie").first.wait_for()
     page.get_by_text("study:8:22: task.max_output_tokens").first.wait_for()
     page.goto(f"{process_airflow.url}/dags/llem_adhoc/runs/{run['dag_run_id']}/plugin/llem-energy")
-    page.frame_locator("iframe").locator("pre", has_text="study:4:1: engnie").first.wait_for()
+    shown = page.get_by_test_id("llem-page")
+    shown.locator("pre", has_text="study:4:1: engnie").first.wait_for()
+    assert len(shown.get_by_test_id("llem-mistake").all()) == 2
+    line = shown.get_by_role("listitem").filter(has_text="engnie: transformers")
+    line.get_by_test_id("llem-mistake").filter(has_text="engnie").wait_for()
     page.screenshot(path=SHOTS / "adhoc-bad.png", full_page=True)
 
 

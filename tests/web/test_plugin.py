@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
 
 from fastapi.testclient import TestClient
 
+from llem_airflow.web.app import MODULES
 from llem_airflow.web.plugin import LLEMPlugin
 from plugins import llem_plugin
 
@@ -23,10 +25,30 @@ def test_the_file_for_copying_holds_the_same_class() -> None:
     assert llem_plugin.LLEMPlugin is LLEMPlugin
 
 
+def test_every_place_shows_one_component_by_its_own_route() -> None:
+    places = {entry["destination"]: entry for entry in LLEMPlugin.react_apps}
+    assert places.keys() == {"nav", "dashboard", "dag", "dag_run"}
+    assert {entry["name"] for entry in places.values()} == {"Energy"}
+    assert len({entry["url_route"] for entry in places.values()}) == len(places)
+    (module,) = {entry["bundle_url"] for entry in places.values()}
+    assert module.removeprefix("/llem/static/") in MODULES
+
+
+def test_no_module_of_the_pages_loads_anything_from_elsewhere_or_writes_html() -> None:
+    for name, path in MODULES.items():
+        text = path.read_text()
+        imported = re.findall(r'from "([^"]+)"', text)
+        assert all(each.startswith("./") and each[2:] in MODULES for each in imported), name
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", text
+        ), name
+        assert not re.search(r"dangerously|https?://|method:", text), name
+
+
 def test_importing_the_plugin_loads_no_page_and_no_analysis() -> None:
     code = (
         "import sys; import llem_airflow.web.plugin; "
-        "print([m for m in ('llem_airflow.web.pages', 'scipy', 'matplotlib', 'docker', 'torch') if m in sys.modules])"
+        "print([m for m in ('llem_airflow.web.app', 'scipy', 'matplotlib', 'docker', 'torch') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -1,0 +1,94 @@
+"""A bounded cache: what was worked out from a stored file is kept until the file changes or others need the room."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from llem_airflow.results.folder import Folder
+
+LARGEST_BYTES = 32 << 20
+"""So much JSON is kept, in bytes: of a year of nights x 100 experiments, what the pages show takes about a tenth."""
+
+
+class Kept:
+    """JSON by key, the least recently used one leaves first; several threads may use it.
+
+    Args:
+        largest_bytes: Limit of what is kept, in bytes of JSON text.
+    """
+
+    def __init__(self, largest_bytes: int = LARGEST_BYTES) -> None:
+        self._largest_bytes = largest_bytes
+        self._entries: OrderedDict[tuple[str, str], tuple[str, bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+        self.bytes = 0
+
+    def of_file(self, kind: str, folder: Folder, name: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives of a file, as plain JSON values; made again when the file has changed.
+
+        Args:
+            kind: What is made of it: a file may be read for several purposes.
+            folder: Where the file lies.
+            name: The file.
+            make: Works it out; not called while an unchanged one is kept.
+        """
+        key, version = (kind, f"{folder.path}/{name}"), file_version(folder, name)
+        with self._lock:
+            found = self._entries.get(key)
+            if found is not None and found[0] == version:
+                self._entries.move_to_end(key)
+                return json.loads(found[1])
+        text = json.dumps(make(), allow_nan=False).encode()
+        with self._lock:
+            self.bytes += len(text) - len(self._entries.pop(key, ("", b""))[1])
+            self._entries[key] = version, text
+            while self.bytes > self._largest_bytes:
+                self.bytes -= len(self._entries.popitem(last=False)[1][1])
+        return json.loads(text)
+
+
+class Recent:
+    """Answers that were just given, so that who asks often costs no more than a sixth of one thread.
+
+    An answer is given again for five times as long as it took: one that lists an object store for two seconds is ten
+    seconds old at most.
+
+    Args:
+        longest: So many answers are kept.
+    """
+
+    def __init__(self, longest: int = 64) -> None:
+        self._longest = longest
+        self._answers: OrderedDict[Hashable, tuple[float, Any]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, or what it gave a moment ago."""
+        begin_s = time.monotonic()
+        with self._lock:
+            until_s, found = self._answers.get(key, (0.0, None))
+        if begin_s < until_s:
+            return found
+        found = make()
+        end_s = time.monotonic()
+        with self._lock:
+            self._answers[key] = end_s + 5 * (end_s - begin_s), found
+            self._answers.move_to_end(key)
+            while len(self._answers) > self._longest:
+                self._answers.popitem(last=False)
+        return found
+
+
+def file_version(folder: Folder, name: str) -> str:
+    """What changes when a file is written again, without reading it: its size and its time or tag; empty for none."""
+    try:
+        folder.fs.invalidate_cache()
+        info = folder.fs.info(f"{folder.path}/{name}")
+    except OSError:
+        return ""
+    return repr([info.get(key) for key in ("size", "mtime", "ino", "ETag", "LastModified")])

@@ -1,0 +1,101 @@
+// What every page is made of: Airflow's own React, Router and Chakra, the JSON API, and the state in the address.
+
+export const { createElement: h, Fragment, useEffect, useMemo, useRef, useState } = globalThis.React;
+export const { Link, useLocation, useSearchParams } = globalThis.ReactRouterDOM;
+export const UI = globalThis.ChakraUI;
+
+const OURS = new URL("../", import.meta.url);
+const AIRFLOW = new URL("../../api/v2/", import.meta.url);
+
+/** Where something of ours is: a path below /llem with its parameters. */
+export function ours(path, params) {
+  const url = new URL(path, OURS);
+  url.search = new URLSearchParams(params);
+  return url.href;
+}
+
+async function ask(url, signal) {
+  const answer = await fetch(url, { credentials: "same-origin", headers: { Accept: "application/json" }, signal });
+  if (answer.ok) return answer.json();
+  const body = await answer.json().catch(() => ({}));
+  const said = typeof body.detail === "string" ? body.detail : "";
+  const known = {
+    401: "You are not signed in any more. Load the page again to sign in.",
+    403: "You have no permission to read this DAG. Whoever looks after this Airflow can give it.",
+  };
+  throw new Error(known[answer.status] ?? (said || `The server answered with ${answer.status}. Load the page again.`));
+}
+
+/**
+ * What the API says at a path, asked again every `again(data)` milliseconds while that is not null and the page is seen.
+ * A failed repetition keeps what was there before.
+ */
+export function useApi(path, params, again = () => null) {
+  const key = path === null ? null : ours(`api/${path}`, params);
+  const [state, setState] = useState({ key: null, data: null, error: null });
+  useEffect(() => {
+    if (key === null) return undefined;
+    const stop = new AbortController();
+    let timer = null;
+    const look = async () => {
+      timer = null;
+      if (document.hidden) return;
+      let data = null;
+      try {
+        data = await ask(key, stop.signal);
+        setState({ key, data, error: null });
+      } catch (error) {
+        if (stop.signal.aborted) return;
+        setState((old) => ({ key, data: old.key === key ? old.data : null, error: error.message }));
+      }
+      const pause = data === null ? 15000 : again(data);
+      if (pause !== null && !stop.signal.aborted) timer = setTimeout(look, pause);
+    };
+    const seen = () => {
+      if (!document.hidden && timer === null) look();
+    };
+    look();
+    document.addEventListener("visibilitychange", seen);
+    return () => {
+      stop.abort();
+      clearTimeout(timer);
+      document.removeEventListener("visibilitychange", seen);
+    };
+  }, [key]);
+  return state.key === key ? state : { data: null, error: null };
+}
+
+const part = encodeURIComponent;
+
+/** The page of a run, a task, or the log of one try, in Airflow. */
+export const runPage = (dagId, runId) => `/dags/${part(dagId)}/runs/${part(runId)}`;
+export const energyPage = (dagId, runId) => `${runPage(dagId, runId)}/plugin/llem-energy`;
+export function taskPage(dagId, runId, task) {
+  const mapped = task.map_index >= 0 ? `/mapped/${task.map_index}` : "";
+  return `${runPage(dagId, runId)}/tasks/${part(task.task_id)}${mapped}`;
+}
+
+/** The last lines of a task's log, by Airflow's own API with the rights of the user; they hold phase, progress, waits. */
+export async function logTail(dagId, runId, task, signal) {
+  const path = `dags/${part(dagId)}/dagRuns/${part(runId)}/taskInstances/${part(task.task_id)}/logs/${task.try_number}`;
+  const url = new URL(path, AIRFLOW);
+  url.search = new URLSearchParams({ map_index: task.map_index, full_content: "true" });
+  const found = await ask(url, signal);
+  return [found.content].flat().map((one) => (typeof one === "string" ? one : String(one?.event ?? "")));
+}
+
+/** A value in the address: `[value, set]`; the default leaves no trace. */
+export function useAddress(name, initial = "") {
+  const [search, setSearch] = useSearchParams();
+  const set = (value) =>
+    setSearch(
+      (old) => {
+        const next = new URLSearchParams(old);
+        if (value === initial || value === null) next.delete(name);
+        else next.set(name, value);
+        return next;
+      },
+      { replace: true },
+    );
+  return [search.get(name) ?? initial, set];
+}

@@ -1,0 +1,69 @@
+// Numbers and times for people; the rules are those of the reports: three significant digits, a unit that fits.
+
+export const ABSENT = "–";
+const SMALL = { s: ["ms", 1e3], "J/token": ["mJ/token", 1e3] };
+
+export function number(value, digits = 3) {
+  if (value === null || value === undefined || !Number.isFinite(value)) return ABSENT;
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  if (size < 1e-9 || size >= 1e15) return value.toExponential(digits - 1);
+  const rounded = Number(value.toPrecision(digits));
+  return rounded.toLocaleString("en", { maximumFractionDigits: Math.max(0, digits - 1 - Math.floor(Math.log10(size))) });
+}
+
+/** Unit and factor in which values up to `largest` are easy to read. */
+export function scaleOf(metric, largest) {
+  const small = SMALL[metric.unit];
+  const limit = metric.unit === "s" ? 1 : 0.1;
+  return small && Math.abs(largest) > 0 && Math.abs(largest) < limit
+    ? { unit: small[0], factor: small[1] }
+    : { unit: metric.unit, factor: 1 };
+}
+
+export const isEstimate = (metric, kind) => Boolean(metric.energy) && kind === "estimate";
+
+/** `~ 12.3 mJ/token`, with the sign of an estimate where it is one. */
+export function quantity(metric, value, kind) {
+  if (value === null || value === undefined) return ABSENT;
+  const { unit, factor } = scaleOf(metric, value);
+  return `${isEstimate(metric, kind) ? "~ " : ""}${number(value * factor)} ${unit}`;
+}
+
+export function interval(metric, found, scale) {
+  if (found.low === null || found.low === undefined) return found.n < 3 ? `no interval (n = ${found.n})` : "no interval";
+  const { factor } = scale ?? scaleOf(metric, found.mean);
+  return `${number(found.low * factor)} to ${number(found.high * factor)}`;
+}
+
+export function change(ratio) {
+  if (ratio === null || ratio === undefined) return ABSENT;
+  const rounded = Math.round(ratio * 1000) / 10;
+  const text = Math.abs(rounded).toLocaleString("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
+  return rounded === 0 ? "0.0 %" : `${rounded < 0 ? "−" : "+"}${text} %`;
+}
+
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return ABSENT;
+  const whole = Math.round(seconds);
+  if (whole < 60) return `${seconds < 10 ? number(seconds, 2) : whole} s`;
+  const minutes = Math.round(whole / 60);
+  if (minutes < 60) return whole < 600 ? `${Math.floor(whole / 60)} min ${whole % 60} s` : `${minutes} min`;
+  const hours = Math.floor(minutes / 60);
+  return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.round(hours / 24)} days`;
+}
+
+const WHEN = new Intl.DateTimeFormat("sv", { dateStyle: "short", timeStyle: "short" });
+
+/** An instant in the zone of the user's browser, to the minute. */
+export const when = (epochNs) => (epochNs ? WHEN.format(new Date(epochNs / 1e6)) : ABSENT);
+
+/** A value of a factor on a short line. */
+export function short(value) {
+  if (value === null || value === undefined) return ABSENT;
+  const text = typeof value === "object" ? JSON.stringify(value) : String(value);
+  return text.length > 60 ? `${text.slice(0, 57)}…` : text;
+}
+
+export const shortKey = (key) => key.split(".").pop();
+export const counted = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;

@@ -1,0 +1,271 @@
+// Parts of pages: sections, notices, choosers, a table that sorts, filters and hides columns.
+
+import { Fragment, h, UI, useAddress, useState } from "./base.js";
+import { ABSENT } from "./format.js";
+
+const css = (name) => `var(--chakra-colors-${name})`;
+export const INK = css("fg");
+export const MUTED = css("fg-muted");
+export const LINE = css("border");
+export const WELL = css("bg-subtle");
+export const PAPER = css("bg");
+// Okabe and Ito's palette without its yellow, which white paper swallows; every mark also differs in shape or text.
+export const SERIES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F"];
+export const SHAPES = ["circle", "square", "triangle", "diamond", "cross", "down", "plus"];
+
+export function Page({ title, aside, children }) {
+  return h(
+    UI.Box,
+    { p: { base: 2, md: 4 }, maxW: "1800px", overflowWrap: "anywhere", "data-testid": "llem-page" },
+    h(
+      UI.Flex,
+      { align: "baseline", gap: 3, wrap: "wrap", mb: 2 },
+      h(UI.Heading, { as: "h1", size: "lg" }, title),
+      aside,
+    ),
+    children,
+  );
+}
+
+export const Section = ({ title, children, ...rest }) =>
+  h(UI.Box, { as: "section", mt: 5, ...rest }, title && h(UI.Heading, { as: "h2", size: "md", mb: 2 }, title), children);
+
+export const Muted = ({ children }) => h(UI.Text, { color: "fg.muted", fontSize: "sm" }, children);
+
+/** What is wrong, or missing, and what to do about it. */
+export function Notice({ kind = "info", title, children }) {
+  const colours = { info: "blue", warning: "orange", error: "red" };
+  return h(
+    UI.Box,
+    {
+      role: kind === "error" ? "alert" : "status",
+      borderLeftWidth: "4px",
+      borderColor: `${colours[kind]}.solid`,
+      bg: "bg.subtle",
+      p: 3,
+      my: 2,
+    },
+    title && h(UI.Text, { fontWeight: "semibold" }, title),
+    children,
+  );
+}
+
+export const Loading = () => h(UI.Text, { color: "fg.muted", role: "status" }, "Loading …");
+
+const PALETTES = {
+  regression: "red",
+  improvement: "green",
+  unchanged: "gray",
+  "not comparable": "purple",
+  "not enough evidence": "gray",
+  running: "blue",
+  queued: "gray",
+  success: "green",
+  failed: "red",
+  estimate: "orange",
+};
+const SIGNS = { regression: "▲", improvement: "▼", unchanged: "=", "not comparable": "≠", "not enough evidence": "?" };
+
+/** A word with a colour; the word says all that the colour says. */
+export function Tag({ children, ...rest }) {
+  const text = String(children);
+  const sign = SIGNS[text] ? `${SIGNS[text]} ` : "";
+  return h(UI.Badge, { colorPalette: PALETTES[text] ?? "gray", variant: "subtle", ...rest }, `${sign}${text}`);
+}
+
+export const Estimate = ({ kind }) => (kind === "estimate" ? h(Tag, { ml: 1 }, "estimate") : null);
+
+/** Foreign text line by line: never anything but text. */
+export const Verbatim = ({ children, label }) =>
+  h(
+    UI.Box,
+    {
+      as: "pre",
+      tabIndex: 0,
+      "aria-label": label,
+      whiteSpace: "pre-wrap",
+      bg: "bg.subtle",
+      borderWidth: "1px",
+      borderRadius: "sm",
+      p: 2,
+      fontSize: "xs",
+      maxH: "24rem",
+      overflow: "auto",
+      fontFamily: "mono",
+    },
+    children,
+  );
+
+const FIELD = {
+  color: INK,
+  background: PAPER,
+  border: `1px solid ${LINE}`,
+  borderRadius: "4px",
+  padding: "2px 6px",
+  fontSize: "0.875rem",
+  maxWidth: "100%",
+};
+
+export function Choose({ label, value, options, onChange }) {
+  return h(
+    "label",
+    { style: { display: "inline-flex", gap: "0.4rem", alignItems: "center", fontSize: "0.875rem", maxWidth: "100%" } },
+    h("span", { style: { color: MUTED } }, label),
+    h(
+      "select",
+      { value, onChange: (event) => onChange(event.target.value), style: FIELD },
+      options.map(([key, text]) => h("option", { key, value: key }, text)),
+    ),
+  );
+}
+
+export function Search({ label, value, onChange }) {
+  return h("input", {
+    type: "search",
+    "aria-label": label,
+    placeholder: label,
+    value,
+    onChange: (event) => onChange(event.target.value),
+    style: { ...FIELD, minWidth: "10rem" },
+  });
+}
+
+export function Tabs({ label, value, options, onChange }) {
+  return h(
+    UI.Flex,
+    { role: "tablist", "aria-label": label, gap: 1, borderBottomWidth: "1px", mb: 3, wrap: "wrap" },
+    options.map(([key, text]) =>
+      h(
+        "button",
+        {
+          key,
+          type: "button",
+          role: "tab",
+          "aria-selected": key === value,
+          onClick: () => onChange(key),
+          style: {
+            padding: "0.35rem 0.8rem",
+            borderBottom: `3px solid ${key === value ? SERIES[0] : "transparent"}`,
+            fontWeight: key === value ? 600 : 400,
+            cursor: "pointer",
+          },
+        },
+        text,
+      ),
+    ),
+  );
+}
+
+const ordered = (a, b) => {
+  if (a === null || a === undefined) return b === null || b === undefined ? 0 : 1;
+  if (b === null || b === undefined) return -1;
+  return typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
+};
+
+/**
+ * A table whose rows can be sorted by any column, filtered by text, and whose columns can be chosen; all in the address.
+ * A column: `{key, title, value(row), cell(row), number, hidden}`; `value` is what is sorted and found.
+ */
+export function DataTable({ name, label, columns, rows, rowKey, tools, pageSize = 100 }) {
+  const [sort, setSort] = useAddress(`${name}-sort`);
+  const [text, setText] = useAddress(`${name}-find`);
+  const initial = columns.filter((each) => !each.hidden).map((each) => each.key).join("~");
+  const [chosen, setChosen] = useAddress(`${name}-columns`, initial);
+  const [size, setSize] = useState(pageSize);
+  const keys = new Set(chosen.split("~"));
+  const shown = columns.filter((each) => keys.has(each.key));
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  const found = rows.filter((row) => {
+    const all = columns.map((each) => String(each.value(row) ?? "")).join(" ").toLowerCase();
+    return words.every((word) => all.includes(word));
+  });
+  const down = sort.startsWith("-");
+  const by = columns.find((each) => each.key === sort.replace(/^-/, ""));
+  if (by) found.sort((a, b) => {
+    const known = by.value(a) ?? by.value(b) ?? null;
+    if (known === null || by.value(a) == null || by.value(b) == null) return ordered(by.value(a), by.value(b));
+    return (down ? -1 : 1) * ordered(by.value(a), by.value(b));
+  });
+  const toggle = (key) => {
+    const next = columns.map((each) => each.key).filter((each) => (each === key ? !keys.has(each) : keys.has(each)));
+    if (next.length) setChosen(next.join("~"));
+  };
+  return h(
+    Fragment,
+    null,
+    h(
+      UI.Flex,
+      { gap: 3, align: "center", wrap: "wrap", mb: 2 },
+      h(Search, { label: "Filter rows", value: text, onChange: setText }),
+      h(
+        "details",
+        { style: { fontSize: "0.875rem" } },
+        h("summary", { style: { cursor: "pointer" } }, `Columns (${shown.length} of ${columns.length})`),
+        h(
+          UI.Flex,
+          { gap: 3, wrap: "wrap", py: 1 },
+          columns.map((each) =>
+            h(
+              "label",
+              { key: each.key },
+              h("input", { type: "checkbox", checked: keys.has(each.key), onChange: () => toggle(each.key) }),
+              ` ${each.title}`,
+            ),
+          ),
+        ),
+      ),
+      tools,
+      h(Muted, null, found.length === rows.length ? `${rows.length} rows` : `${found.length} of ${rows.length} rows`),
+    ),
+    h(
+      UI.Box,
+      { overflowX: "auto", tabIndex: 0, role: "region", "aria-label": label },
+      h(
+        UI.Table.Root,
+        { size: "sm", interactive: true },
+        h(
+          UI.Table.Header,
+          null,
+          h(UI.Table.Row, null, shown.map((each) => h(Title, { key: each.key, each, sort, setSort }))),
+        ),
+        h(
+          UI.Table.Body,
+          null,
+          found.slice(0, size).map((row) =>
+            h(
+              UI.Table.Row,
+              { key: rowKey(row) },
+              shown.map((each) =>
+                h(
+                  UI.Table.Cell,
+                  { key: each.key, textAlign: each.number ? "end" : "start", whiteSpace: each.number ? "nowrap" : "normal" },
+                  (each.cell ? each.cell(row) : each.value(row)) ?? ABSENT,
+                ),
+              ),
+            ),
+          ),
+        ),
+      ),
+    ),
+    found.length > size &&
+      h(UI.Button, { size: "xs", variant: "outline", mt: 2, onClick: () => setSize(size + 10 * pageSize) }, "Show more rows"),
+  );
+}
+
+function Title({ each, sort, setSort }) {
+  const up = sort === each.key;
+  const down = sort === `-${each.key}`;
+  return h(
+    UI.Table.ColumnHeader,
+    { "aria-sort": up ? "ascending" : down ? "descending" : "none", textAlign: each.number ? "end" : "start", title: each.help },
+    h(
+      "button",
+      {
+        type: "button",
+        onClick: () => setSort(up ? `-${each.key}` : down ? "" : each.key),
+        style: { fontWeight: 600, cursor: "pointer", textAlign: "inherit" },
+      },
+      `${each.title}${up ? " ↑" : down ? " ↓" : ""}`,
+    ),
+  );
+}

@@ -1,0 +1,374 @@
+// The Energy tab of a DAG run: what happens now, the matrix of cycles, what failed and why, the results.
+
+import { Fragment, h, Link, logTail, ours, taskPage, UI, useAddress, useApi, useEffect, useState } from "./base.js";
+import { CyclePage } from "./cycle.js";
+import { Explorer } from "./explore.js";
+import { change, counted, duration, number, quantity, when } from "./format.js";
+import { Estimate, INK, LINE, Loading, Muted, Notice, Page, SERIES, Section, Tabs, Tag, Verbatim } from "./parts.js";
+
+const PER_TOKEN = { name: "energy_per_output_token_j", unit: "J/token", energy: true };
+const ENERGY = { name: "energy_j", unit: "J", energy: true };
+const POLL_MS = 5000;
+const SIGNS = {
+  measured: "✓",
+  running: "▶",
+  queued: "…",
+  waiting: "·",
+  skipped: "–",
+  failed: "✗",
+  damaged: "✗",
+  missed: "✗",
+  missing: "?",
+  invalid_energy: "!",
+  "not begun": "·",
+  "waiting for another try": "↻",
+};
+const COLOURS = {
+  measured: "green",
+  running: "blue",
+  queued: "blue",
+  failed: "red",
+  damaged: "red",
+  missed: "red",
+  missing: "orange",
+  invalid_energy: "orange",
+  "waiting for another try": "orange",
+};
+const SAID = { invalid_energy: "measured, energy withheld", missed: "no GPU came" };
+const said = (state) => SAID[state] ?? state;
+
+export function RunPage({ dagId, runId }) {
+  const { data, error } = useApi("run", { dag_id: dagId, run_id: runId }, (found) => (found.ended && !found.unread ? null : POLL_MS));
+  const [view, setView] = useAddress("view");
+  if (error && !data) return h(Page, { title: "Energy" }, h(Notice, { kind: "error", title: error }));
+  if (!data) return h(Page, { title: "Energy" }, h(Loading));
+  if (data.foreign)
+    return h(Page, { title: "Energy" }, h(Muted, null, "This DAG measures no energy: it has no task of llem-airflow."));
+  const marked = data.failures.some((one) => one.text && one.places.length > 0);
+  const tabs = [
+    ...(data.explorable ? [["results", "Results"]] : []),
+    ...(data.experiments.length ? [["cycles", "Cycles"]] : []),
+    ...(view === "cycle" ? [["cycle", "One cycle"]] : []),
+    ...(data.study_text && !(marked && data.experiments.length === 0) ? [["study", "Study file"]] : []),
+  ];
+  const shown = view || (data.explorable && data.ended ? "results" : data.experiments.length ? "cycles" : tabs[0]?.[0]);
+  return h(
+    Page,
+    { title: data.study ?? dagId, aside: h(Fragment, null, h(Tag, null, data.state), data.preliminary && h(Tag, null, "preliminary")) },
+    data.said && h(UI.Text, null, `${data.title}. ${data.said}`),
+    error && h(Notice, { kind: "warning", title: `Not up to date: ${error}` }),
+    data.problem && h(Notice, { kind: "error", title: "A file of this run cannot be read" }, h(Verbatim, { label: "What is wrong" }, data.problem)),
+    h(Progress, { data }),
+    h(Failures, { data, dagId, runId }),
+    h(Comparisons, { data }),
+    tabs.length > 0 && h(UI.Box, { mt: 4 }, h(Tabs, { label: "Views of the run", value: shown, options: tabs, onChange: setView })),
+    shown === "results" && data.explorable && h(Explorer, { dagId, runId, preliminary: !data.ended }),
+    shown === "cycles" && data.experiments.length > 0 && h(Matrix, { data, dagId, runId }),
+    shown === "cycle" && h(CyclePage, { dagId, runId, names: data.experiments }),
+    shown === "study" && h(StudyText, { text: data.study_text, places: data.failures.flatMap((one) => one.places) }),
+    data.report &&
+      h(
+        UI.Text,
+        { mt: 4, fontSize: "sm" },
+        h("a", { href: ours("run", { dag_id: dagId, run_id: runId }), target: "_blank", rel: "noreferrer", style: { textDecoration: "underline" } }, "Report for the archive"),
+        " (one file, also without Airflow)",
+      ),
+  );
+}
+
+function Progress({ data }) {
+  if (!data.planned) return null;
+  const share = data.measured / data.planned;
+  const eta = data.eta;
+  return h(
+    UI.Box,
+    { mt: 2, "data-testid": "llem-progress" },
+    h(
+      "div",
+      {
+        role: "progressbar",
+        "aria-label": "Cycles measured",
+        "aria-valuemin": 0,
+        "aria-valuemax": data.planned,
+        "aria-valuenow": data.measured,
+        style: { height: "8px", border: `1px solid ${LINE}`, borderRadius: "4px", maxWidth: "40rem", overflow: "hidden" },
+      },
+      h("div", { style: { width: `${100 * share}%`, height: "100%", background: SERIES[2] } }),
+    ),
+    eta &&
+      h(
+        UI.Text,
+        { fontSize: "sm", mt: 1 },
+        `Time left: about ${duration(eta.low_s)} to ${duration(eta.high_s)}, until ${when(data.now_epoch_ns + eta.low_s * 1e9)} to ${when(data.now_epoch_ns + eta.high_s * 1e9)}`,
+        h(Muted, null, `for ${counted(eta.cycles, "cycle")}: ${eta.basis}`),
+      ),
+    !data.ended && !eta && data.measured < data.planned && h(Muted, null, "Time left: not known, as no cycle of this DAG has ended yet."),
+    data.unread > 0 && h(Muted, null, `${counted(data.unread, "measured cycle")} still being read.`),
+  );
+}
+
+function Failures({ data, dagId, runId }) {
+  return data.failures.map((failure, place) =>
+    h(
+      Section,
+      { key: place, title: `${failure.tasks.slice(0, 3).map((one) => one.name).join("; ")} failed` },
+      failure.text
+        ? h(
+            UI.Flex,
+            { gap: 4, wrap: "wrap", align: "flex-start" },
+            h(UI.Box, { flex: "1 1 22rem", minW: 0 }, h(Verbatim, { label: "What it failed with" }, failure.text)),
+            failure.places.length > 0 &&
+              data.study_text &&
+              h(UI.Box, { flex: "1 1 22rem", minW: 0 }, h(StudyText, { text: data.study_text, places: failure.places })),
+          )
+        : h(UI.Text, null, "It left no text."),
+      h(Link, { to: taskPage(dagId, runId, failure.tasks[0]), style: { textDecoration: "underline", fontSize: "0.875rem" } }, "Log of the task"),
+    ),
+  );
+}
+
+/** The study's file with its lines numbered, and each mistake under its line. */
+function StudyText({ text, places }) {
+  const byLine = Map.groupBy ? Map.groupBy(places, (one) => one.line) : group(places);
+  return h(
+    UI.Box,
+    { as: "ol", "aria-label": "Study file", tabIndex: 0, fontFamily: "mono", fontSize: "xs", borderWidth: "1px", borderRadius: "sm", bg: "bg.subtle", maxH: "32rem", overflow: "auto", listStyleType: "none", p: 1 },
+    text.split("\n").map((line, index) =>
+      h(
+        "li",
+        { key: index, style: { whiteSpace: "pre-wrap" } },
+        h("span", { "aria-hidden": true, style: { display: "inline-block", width: "3.2em", textAlign: "right", paddingRight: "0.8em", opacity: 0.6, userSelect: "none" } }, index + 1),
+        h("span", byLine.has(index + 1) ? { style: { textDecoration: `underline wavy ${SERIES[1]}` } } : null, line),
+        (byLine.get(index + 1) ?? []).map((one) =>
+          h(
+            UI.Box,
+            { key: `${one.column}${one.text}`, as: "div", "data-testid": "llem-mistake", bg: "red.subtle", color: "red.fg", ml: "3.2em", px: 2, whiteSpace: "pre-wrap" },
+            `${" ".repeat(Math.max(0, one.column - 1))}↑ ${one.text}`,
+          ),
+        ),
+      ),
+    ),
+  );
+}
+
+function group(places) {
+  const found = new Map();
+  for (const one of places) found.set(one.line, [...(found.get(one.line) ?? []), one]);
+  return found;
+}
+
+function Comparisons({ data }) {
+  return data.comparisons.map((found, place) => {
+    const metric = String(found.metric ?? "");
+    return h(
+      Section,
+      { key: place, title: `Comparison: ${found.verdict}` },
+      h(
+        UI.Box,
+        { overflowX: "auto" },
+        h(
+          UI.Table.Root,
+          { size: "sm" },
+          h(UI.Table.Header, null, h(UI.Table.Row, null, ["experiment", "against", "verdict", metric, "n"].map((title) => h(UI.Table.ColumnHeader, { key: title }, title)))),
+          h(
+            UI.Table.Body,
+            null,
+            Object.entries(found.outcomes).map(([candidate, outcome]) => {
+              const one = found.changes?.[candidate]?.[metric] ?? {};
+              const ends = one.low_ratio == null ? "" : ` (${change(one.low_ratio)} to ${change(one.high_ratio)})`;
+              const cells = [
+                candidate,
+                found.baselines?.[candidate] ?? "",
+                h(Tag, null, String(outcome)),
+                one.difference_ratio == null ? "" : `${change(one.difference_ratio)}${ends}`,
+                one.n_baseline == null ? "" : `${one.n_baseline} and ${one.n_candidate}`,
+              ];
+              return h(UI.Table.Row, { key: candidate }, cells.map((cell, at) => h(UI.Table.Cell, { key: at }, cell)));
+            }),
+          ),
+        ),
+      ),
+      h(
+        UI.Box,
+        { as: "ul", pl: 5, listStyleType: "disc", fontSize: "sm" },
+        [...found.said.map(String), ...(found.without_baseline ?? []).map((name) => `No earlier run to compare with: ${name}`)].map((text) =>
+          h("li", { key: text }, text),
+        ),
+      ),
+    );
+  });
+}
+
+function Matrix({ data, dagId, runId }) {
+  const [picked, pick] = useAddress("cell");
+  const most = Math.max(...data.experiments.map((row) => row.cells.length));
+  const running = data.experiments.flatMap((row) =>
+    row.cells.filter((cell) => ["running", "waiting"].includes(cell.state) && cell.try_number > 0).map((cell) => ({ ...cell, row })),
+  );
+  const [, id, cycle] = picked.match(/^(.*)\.(\d+)$/) ?? [];
+  const row = data.experiments.find((one) => one.id === id);
+  const cell = row?.cells.find((one) => one.cycle === Number(cycle));
+  return h(
+    Fragment,
+    null,
+    !data.ended && running.length > 0 && h(Now, { cells: running, dagId, runId, now: data.now_epoch_ns }),
+    h(Muted, null, `Energy per output token of each cycle${data.preliminary ? ", preliminary: cycles are still being measured, and the checks over all of them are still to come" : ""}. Choose a cycle for more.`),
+    h(
+      UI.Box,
+      { overflowX: "auto", mt: 2, tabIndex: 0, role: "region", "aria-label": "Experiments and cycles" },
+      h(
+        "table",
+        { "data-testid": "llem-matrix", style: { borderCollapse: "separate", borderSpacing: "3px" } },
+        h(
+          "thead",
+          null,
+          h("tr", null, h("th", { scope: "col", style: { textAlign: "start" } }, "experiment"), Array.from({ length: most }, (_, at) => h("th", { key: at, scope: "col", style: { fontWeight: 400, fontSize: "0.8rem" } }, `cycle ${at + 1}`))),
+        ),
+        h(
+          "tbody",
+          null,
+          data.experiments.map((each) =>
+            h(
+              "tr",
+              { key: each.id },
+              h("th", { scope: "row", title: each.id, style: { textAlign: "start", fontWeight: 400, fontSize: "0.875rem", paddingInlineEnd: "0.6rem", minWidth: "8rem" } }, each.label),
+              each.cells.map((one) =>
+                h("td", { key: one.cycle }, h(Cell, { cell: one, row: each, chosen: cell === one, onPick: () => pick(cell === one ? "" : `${each.id}.${one.cycle}`) })),
+              ),
+            ),
+          ),
+        ),
+      ),
+    ),
+    h(Key, { data }),
+    cell && h(Detail, { cell, row, dagId, runId }),
+  );
+}
+
+function Cell({ cell, row, chosen, onPick }) {
+  const colour = cell.state === "measured" && cell.doubtful ? "yellow" : (COLOURS[cell.state] ?? "gray");
+  const value = cell.energy_per_output_token_j;
+  const tries = cell.failures.length ? `, ${counted(cell.failures.length, "attempt")} failed` : "";
+  const sign = cell.state === "measured" && cell.doubtful ? "!" : (SIGNS[cell.state] ?? "?");
+  const text = `${sign} ${value === null ? said(cell.state) : quantity(PER_TOKEN, value, cell.energy_kind)}`;
+  return h(
+    UI.Box,
+    {
+      as: "button",
+      type: "button",
+      onClick: onPick,
+      "aria-pressed": chosen,
+      "aria-label": `${row.label}, cycle ${cell.cycle}: ${said(cell.state)}${value === null ? "" : `, ${quantity(PER_TOKEN, value, cell.energy_kind)}`}${cell.failures.length ? `, ${counted(cell.failures.length, "failed attempt")}` : ""}`,
+      bg: `${colour}.subtle`,
+      color: `${colour}.fg`,
+      borderWidth: "2px",
+      borderColor: chosen ? INK : "transparent",
+      borderRadius: "sm",
+      px: 2,
+      py: 1,
+      minW: "6.5rem",
+      fontSize: "xs",
+      textAlign: "start",
+      cursor: "pointer",
+      whiteSpace: "nowrap",
+    },
+    `${text}${cell.state === "failed" ? "" : tries}`,
+    cell.duration_s !== null && h("div", { style: { fontSize: "0.7rem" } }, duration(cell.duration_s)),
+  );
+}
+
+function Key({ data }) {
+  const states = [...new Set(data.experiments.flatMap((row) => row.cells.map((cell) => cell.state)))];
+  const doubt = data.experiments.some((row) => row.cells.some((cell) => cell.state === "measured" && cell.doubtful));
+  return h(
+    UI.Flex,
+    { gap: 3, wrap: "wrap", fontSize: "xs", color: "fg.muted", mt: 1 },
+    states.map((state) => h("span", { key: state }, `${SIGNS[state] ?? "?"} ${said(state)}`)),
+    doubt && h("span", null, "! measured, with a reason to doubt it"),
+  );
+}
+
+const PHASE = /^\[\s*([\d.]+) s\] (\S+)\s+(.*)$/;
+
+/** What the cycles at work are doing, from the end of their logs: phase, progress, and who holds what they wait for. */
+function Now({ cells, dagId, runId, now }) {
+  const shown = cells.slice(0, 4);
+  return h(
+    Section,
+    { title: "Now" },
+    shown.map((cell) => h(NowCell, { key: `${cell.row.id}.${cell.cycle}`, cell, dagId, runId, now })),
+    cells.length > shown.length && h(Muted, null, `and ${cells.length - shown.length} more`),
+  );
+}
+
+function NowCell({ cell, dagId, runId, now }) {
+  const [lines, setLines] = useState(null);
+  useEffect(() => {
+    const stop = new AbortController();
+    logTail(dagId, runId, cell, stop.signal).then((found) => setLines(found), () => {
+      if (!stop.signal.aborted) setLines((old) => old ?? []);
+    });
+    return () => stop.abort();
+  }, [now, cell.try_number]);
+  const told = (lines ?? []).filter((line) => line.trim());
+  const last = told.findLast((line) => PHASE.test(line));
+  const waits = told.findLast((line) => /Waiting for GPUs|Thermal gap|held by/.test(line));
+  const [, , phase, text] = last?.match(PHASE) ?? [];
+  const gone = cell.started_epoch_ns ? Math.max(0, (now - cell.started_epoch_ns) / 1e9) : null;
+  return h(
+    UI.Box,
+    { borderWidth: "1px", borderRadius: "md", p: 2, mb: 2, "data-testid": "llem-now" },
+    h(
+      UI.Flex,
+      { gap: 2, wrap: "wrap", align: "baseline" },
+      h("strong", null, `${cell.row.label}, cycle ${cell.cycle}`),
+      h(Tag, null, cell.state),
+      phase && h(Tag, { colorPalette: "blue" }, phase),
+      gone !== null && cell.state === "running" && h(Muted, null, `for ${duration(gone)}, try ${cell.try_number}`),
+    ),
+    (cell.state === "waiting" ? waits : text) && h(UI.Text, { fontSize: "sm" }, cell.state === "waiting" ? waits : text),
+    h(Link, { to: taskPage(dagId, runId, cell), style: { textDecoration: "underline", fontSize: "0.875rem" } }, "Log of the task"),
+  );
+}
+
+function Detail({ cell, row, dagId, runId }) {
+  const facts = [
+    ["State", said(cell.state)],
+    ["Energy per output token", h(Fragment, null, quantity(PER_TOKEN, cell.energy_per_output_token_j, cell.energy_kind), h(Estimate, { kind: cell.energy_kind }))],
+    ["Energy of the window", quantity(ENERGY, cell.energy_j, cell.energy_kind)],
+    ["Output tokens per second", number(cell.output_tokens_per_s)],
+    ["Began", when(cell.started_epoch_ns)],
+    ["Took, with start and load", duration(cell.duration_s)],
+    ["Try", cell.try_number || "–"],
+    ["Reasons to doubt", cell.flags.join(", ") || "none"],
+  ];
+  return h(
+    Section,
+    { title: `${row.label}, cycle ${cell.cycle}`, "data-testid": "llem-cell" },
+    cell.reason && h(UI.Text, { mb: 2 }, cell.reason),
+    h(
+      UI.Box,
+      { as: "dl", display: "grid", gridTemplateColumns: "minmax(9rem, max-content) 1fr", columnGap: 4, fontSize: "sm" },
+      facts.map(([name, value]) => h(Fragment, { key: name }, h(UI.Box, { as: "dt", color: "fg.muted" }, name), h("dd", null, value))),
+    ),
+    h(
+      UI.Flex,
+      { gap: 4, mt: 2, fontSize: "sm" },
+      cell.task_id && h(Link, { to: taskPage(dagId, runId, cell), style: { textDecoration: "underline" } }, "Log of the task"),
+      h(Link, { to: `?${new URLSearchParams({ view: "cycle", cell: `${row.id}.${cell.cycle}` })}`, style: { textDecoration: "underline" } }, "Power, requests, environment, files"),
+    ),
+    cell.failures.map((failure) =>
+      h(
+        UI.Box,
+        { key: `${failure.attempt}${failure.url}`, mt: 3 },
+        h(UI.Heading, { as: "h3", size: "sm" }, `Attempt ${failure.attempt} failed: ${failure.category.replaceAll("_", " ")}`),
+        h(UI.Text, null, failure.message),
+        failure.hint && h(UI.Text, null, h("strong", null, "What to do: "), failure.hint),
+        failure.tail === null
+          ? h(Muted, null, "Its output is shown to users who may read the logs of this DAG's tasks.")
+          : failure.tail.length > 0 && h(Verbatim, { label: `Last lines of attempt ${failure.attempt}` }, failure.tail.join("\n")),
+      ),
+    ),
+  );
+}
+

@@ -1,0 +1,162 @@
+// All studies with their headlines, the runs of one DAG, and the card on Airflow's first page.
+
+import { energyPage, Fragment, h, Link, UI, useAddress, useApi } from "./base.js";
+import { change, counted, interval, quantity, when } from "./format.js";
+import { Choose, DataTable, Estimate, Loading, Muted, Notice, Page, Search, Tag } from "./parts.js";
+import { Spark } from "./plots.js";
+
+const underlined = { textDecoration: "underline" };
+const MINUTE = 60000;
+
+export function StudiesPage() {
+  const { data, error } = useApi("studies", {}, () => MINUTE);
+  if (error && !data) return h(Page, { title: "Energy studies" }, h(Notice, { kind: "error", title: error }));
+  if (!data) return h(Page, { title: "Energy studies" }, h(Loading));
+  return h(
+    Page,
+    { title: "Energy studies", aside: h(Muted, null, data.studies.length === 1 ? "1 study" : `${data.studies.length} studies`) },
+    data.studies.length === 0
+      ? h(
+          Notice,
+          { title: "There is no study yet whose DAG you may read." },
+          h(UI.Text, { fontSize: "sm" }, `Trigger a DAG of a study, or llem_adhoc with a pasted study; its results appear here. Results are looked for under ${data.root} (option results_root of section [llem]).`),
+        )
+      : h(List, { rows: data.studies }),
+  );
+}
+
+function List({ rows }) {
+  const [text, setText] = useAddress("find");
+  const [state, setState] = useAddress("state", "all");
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  const found = rows.filter(
+    (row) =>
+      (state === "all" || row.state === state) && words.every((word) => `${row.study} ${row.dag_id}`.toLowerCase().includes(word)),
+  );
+  const states = [...new Set(rows.map((row) => row.state).filter(Boolean))];
+  return h(
+    Fragment,
+    null,
+    h(
+      UI.Flex,
+      { gap: 3, wrap: "wrap", mb: 3, align: "center" },
+      h(Search, { label: "Find a study", value: text, onChange: setText }),
+      h(Choose, { label: "Last run", value: state, options: ["all", ...states].map((one) => [one, one]), onChange: setState }),
+      found.length < rows.length && h(Muted, null, `${found.length} of ${rows.length}`),
+    ),
+    h(
+      UI.Box,
+      { as: "ul", listStyleType: "none", "data-testid": "llem-studies" },
+      found.map((row) => h(Study, { key: `${row.dag_id} ${row.study}`, row })),
+    ),
+  );
+}
+
+function Study({ row }) {
+  const { data, error } = useApi("headline", { dag_id: row.dag_id, study: row.folder }, () => (row.state === "running" ? MINUTE : null));
+  const label = { color: "fg.muted", fontSize: "xs" };
+  return h(
+    UI.Box,
+    { as: "li", borderWidth: "1px", borderRadius: "md", p: 3, mb: 2, display: "grid", gap: 3, gridTemplateColumns: "repeat(auto-fit, minmax(min(100%, 12rem), 1fr))", alignItems: "start" },
+    h(
+      UI.Box,
+      null,
+      h(Link, { to: `/dags/${encodeURIComponent(row.dag_id)}/plugin/llem-study`, style: { ...underlined, fontWeight: 600 } }, row.study),
+      row.dag_id !== row.study && h(Muted, null, row.dag_id),
+      h(Muted, null, counted(row.runs, "run")),
+    ),
+    h(
+      UI.Box,
+      null,
+      h(UI.Text, label, "Last run"),
+      h(Link, { to: energyPage(row.dag_id, row.run_id), style: underlined }, when(row.started_epoch_ns)),
+      row.state && h(UI.Box, null, h(Tag, null, row.state)),
+    ),
+    error
+      ? h(UI.Box, null, h(Muted, null, error))
+      : h(Headline, { data, label, row }),
+    h(Since, { since: data?.since, dagId: row.dag_id, label }),
+    h(
+      UI.Box,
+      null,
+      h(UI.Text, label, "Next run"),
+      h(UI.Text, { fontSize: "sm" }, row.paused ? "paused" : row.next_epoch_ns ? when(row.next_epoch_ns) : "not scheduled"),
+    ),
+  );
+}
+
+function Headline({ data, label, row }) {
+  const found = data?.number;
+  if (!data) return h(UI.Box, null, h(Loading));
+  if (!found) return h(UI.Box, null, h(UI.Text, label, "Result"), h(Muted, null, "none yet"));
+  const values = data.history.map((one) => one.mean);
+  const older = data.run_id !== row.run_id && data.history.at(-1);
+  return h(
+    UI.Box,
+    { "data-testid": "llem-headline" },
+    h(UI.Text, label, found.metric.label),
+    h(UI.Text, { fontWeight: "semibold" }, quantity(found.metric, found.mean, found.energy_kind), found.metric.energy && h(Estimate, { kind: found.energy_kind })),
+    h(UI.Text, { fontSize: "sm" }, found.low === null ? `n = ${found.n}` : `${interval(found.metric, found)}, n = ${found.n}`),
+    found.experiments > 1 && h(Muted, null, `${found.label}, the ${found.metric.better === "lower" ? "lowest" : "highest"} of ${found.experiments}`),
+    h(Muted, null, `${data.valid} of ${data.planned} cycles valid${older ? `, in the run of ${when(older.started_epoch_ns)}` : ""}`),
+    h(Spark, { values, label: `${found.metric.label} of the last ${values.length} runs, from ${quantity(found.metric, values[0], found.energy_kind)} to ${quantity(found.metric, values.at(-1), found.energy_kind)}` }),
+  );
+}
+
+function Since({ since, dagId, label }) {
+  if (!since) return h(UI.Box, null, h(UI.Text, label, "Since the run before"), h(Muted, null, "no comparison"));
+  const others = Object.entries(since.verdicts);
+  return h(
+    UI.Box,
+    null,
+    h(UI.Text, label, "Since ", h(Link, { to: energyPage(dagId, since.run_id), style: underlined }, "the run before")),
+    since.problem ? h(Muted, null, since.problem) : null,
+    since.verdict && h(Tag, null, since.verdict),
+    since.ratio !== null && h(UI.Text, { fontSize: "sm" }, `${change(since.ratio)}${since.low_ratio === null ? "" : ` (${change(since.low_ratio)} to ${change(since.high_ratio)})`}`),
+    others.length > 0 && h(Muted, null, others.map(([verdict, count]) => `${count} ${verdict}`).join(", ")),
+  );
+}
+
+/** The Energy tab of a DAG: its runs. */
+export function DagPage({ dagId }) {
+  const { data, error } = useApi("runs", { dag_id: dagId }, () => MINUTE);
+  if (error && !data) return h(Page, { title: "Energy" }, h(Notice, { kind: "error", title: error }));
+  if (!data) return h(Page, { title: "Energy" }, h(Loading));
+  if (!data.runs.length)
+    return h(Page, { title: "Energy" }, h(Muted, null, "No run of this DAG has measured energy. If it is the DAG of a study, trigger it: each run has an Energy tab of its own."));
+  const number = (row) => row.number;
+  const columns = [
+    { key: "started", title: "Began", value: (row) => row.started_epoch_ns, cell: (row) => h(Link, { to: energyPage(dagId, row.run_id), style: underlined }, row.started_epoch_ns ? when(row.started_epoch_ns) : row.run_id) },
+    { key: "run", title: "Run", value: (row) => row.run_id },
+    { key: "study", title: "Study", hidden: new Set(data.runs.map((row) => row.study)).size === 1, value: (row) => row.study },
+    { key: "release", title: "Release", hidden: data.runs.every((row) => !row.release), value: (row) => row.release },
+    { key: "valid", title: "Valid", number: true, value: (row) => row.valid ?? null, cell: (row) => (row.planned === undefined ? "not aggregated" : `${row.valid} of ${row.planned}`) },
+    {
+      key: "best",
+      title: "Best experiment",
+      number: true,
+      value: (row) => number(row)?.mean ?? null,
+      cell: (row) =>
+        number(row) &&
+        h(Fragment, null, quantity(number(row).metric, number(row).mean, number(row).energy_kind), h("div", { style: { opacity: 0.75, fontSize: "0.75rem" } }, interval(number(row).metric, number(row)))),
+    },
+    { key: "label", title: "Which", value: (row) => number(row)?.label ?? null },
+  ];
+  return h(Page, { title: "Energy" }, h(DataTable, { name: "runs", label: "Runs", columns, rows: data.runs, rowKey: (row) => row.run_id }));
+}
+
+/** A few lines on Airflow's first page; nothing where the user sees no study. */
+export function Card() {
+  const { data } = useApi("studies", {}, () => MINUTE);
+  if (!data?.studies.length) return null;
+  const running = data.studies.filter((row) => row.state === "running");
+  const failed = data.studies.filter((row) => row.state === "failed");
+  return h(
+    UI.Flex,
+    { "data-testid": "llem-card", gap: 3, wrap: "wrap", align: "baseline", borderWidth: "1px", borderRadius: "md", p: 2, mb: 2, fontSize: "sm" },
+    h(Link, { to: "/plugin/llem-studies", style: { ...underlined, fontWeight: 600 } }, "Energy studies"),
+    h("span", null, `${data.studies.length} measured`),
+    running.length > 0 && h("span", null, "running: ", running.slice(0, 3).map((row, place) => h(Fragment, { key: row.dag_id }, place > 0 && ", ", h(Link, { to: energyPage(row.dag_id, row.run_id), style: underlined }, row.study)))),
+    failed.length > 0 && h("span", null, "last run failed: ", failed.slice(0, 3).map((row, place) => h(Fragment, { key: row.dag_id }, place > 0 && ", ", h(Link, { to: energyPage(row.dag_id, row.run_id), style: underlined }, row.study)))),
+  );
+}

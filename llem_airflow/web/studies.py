@@ -1,0 +1,201 @@
+"""What the overview and a study's tab show of its runs: headline numbers, their history, the newest verdict."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from llem_airflow.analysis.plan import distinct_labels, factor_label
+from llem_airflow.analysis.statistics import SHOWN_FROM_N
+from llem_airflow.results import StoredRun, layout
+from llem_airflow.results.parquet import read_table
+from llem_airflow.web.explore import HEADLINES, metric_facts
+from llem_airflow.web.index import Entry, RunIndex
+from llem_airflow.web.kept import Kept
+from llem_airflow.web.seen import SeenDag
+
+NIGHTS = 30
+"""Runs that a sparkline has."""
+SHOWN_RUNS = 50
+"""Runs that the list of a DAG has."""
+_COLUMNS = ("experiment", "hash", "planned", "valid", "energy_kind", "factors")
+
+
+def study_rows(index: RunIndex, dags: dict[str, SeenDag]) -> list[dict[str, Any]]:
+    """One row a study and DAG, of the DAGs that are given: where its newest run stands, and when the next is due.
+
+    Args:
+        index: The runs.
+        dags: What Airflow knows of the DAGs that the user may read, by id.
+    """
+    rows = []
+    for study in index.studies():
+        by_dag: dict[str, list[Entry]] = {}
+        for entry in index.runs(study):
+            if entry.dag_id in dags:
+                by_dag.setdefault(entry.dag_id, []).append(entry)
+        for dag_id, entries in by_dag.items():
+            newest, dag = entries[-1], dags[dag_id]
+            rows.append(
+                {
+                    "study": newest.run.study,
+                    "folder": study,
+                    "dag_id": dag_id,
+                    "run_id": newest.run.run_id,
+                    "started_epoch_ns": newest.started_epoch_ns or None,
+                    "runs": len(entries),
+                    "state": dag.state if dag.run_id == newest.run.run_id else "",
+                    "next_epoch_ns": None if dag.paused else dag.next_epoch_ns,
+                    "paused": dag.paused,
+                }
+            )
+    return sorted(rows, key=lambda row: -(row["started_epoch_ns"] or 0))
+
+
+def headline(entries: Sequence[Entry], kept: Kept, visible: Collection[str]) -> dict[str, Any]:
+    """The headline number of a study's newest aggregated run, what it was before, and the verdict on it.
+
+    The number is that of the experiment with the least energy per output token (the most tokens per second where there
+    is no energy); the same experiment is followed through the earlier runs by its identity.
+
+    Args:
+        entries: The runs of a study and DAG, oldest first.
+        kept: Where what was read is kept.
+        visible: Ids of the study's runs that the user may see: a change against another one is not told.
+    """
+    told = [(entry, rows) for entry in entries[-NIGHTS:] if (rows := run_numbers(entry.run, kept))]
+    if not told:
+        return {"number": None, "history": [], "since": None}
+    newest, rows = told[-1]
+    best = _best(rows)
+    if best is None:
+        return {"number": None, "history": [], "since": None, "run_id": newest.run.run_id}
+    row, metric = best
+    history = [
+        {
+            "run_id": entry.run.run_id,
+            "started_epoch_ns": entry.started_epoch_ns or None,
+            **_value(one, metric),
+        }
+        for entry, found in told
+        for one in found
+        if one["hash"] == row["hash"] and one["experiment"] == row["experiment"] and one[metric] is not None
+    ]
+    labels = _labels(rows)
+    return {
+        "run_id": newest.run.run_id,
+        "number": {
+            "metric": metric_facts(metric),
+            "experiment": row["experiment"],
+            "label": labels[row["experiment"]],
+            "experiments": len(rows),
+            "energy_kind": row["energy_kind"],
+            **_value(row, metric),
+        },
+        "planned": sum(one["planned"] for one in rows),
+        "valid": sum(one["valid"] for one in rows),
+        "history": history,
+        "since": _since(newest.run, kept, visible, row["experiment"], metric),
+    }
+
+
+def run_rows(entries: Sequence[Entry], kept: Kept) -> list[dict[str, Any]]:
+    """One row a run, the newest first: what was planned and valid, and its best experiment."""
+    found = []
+    for entry in reversed(entries[-SHOWN_RUNS:]):
+        row: dict[str, Any] = {
+            "run_id": entry.run.run_id,
+            "study": entry.run.study,
+            "started_epoch_ns": entry.started_epoch_ns or None,
+            "release": entry.release,
+            "number": None,
+        }
+        if rows := run_numbers(entry.run, kept):
+            row |= {key: sum(one[key] for one in rows) for key in ("planned", "valid")}
+            if best := _best(rows):
+                one, metric = best
+                row["number"] = {
+                    "metric": metric_facts(metric),
+                    "label": _labels(rows)[one["experiment"]],
+                    "energy_kind": one["energy_kind"],
+                    **_value(one, metric),
+                }
+        found.append(row)
+    return found
+
+
+def run_numbers(run: StoredRun, kept: Kept) -> list[dict[str, Any]]:
+    """The headline numbers of a run's experiments; nothing for one without a readable table."""
+    if not run.folder.exists(layout.EXPERIMENTS_TABLE):
+        return []
+    try:
+        found: list[dict[str, Any]] = kept.of_file(
+            "headline", run.folder, layout.EXPERIMENTS_TABLE, lambda: _numbers(run)
+        )
+    except (OSError, ValueError):
+        return []  # a damaged table hides no other run; the run's own page says what is wrong
+    return found
+
+
+def _numbers(run: StoredRun) -> list[dict[str, Any]]:
+    columns = [f"{metric}{end}" for metric in HEADLINES for end in ("", "_n", "_low", "_high")]
+    rows: list[dict[str, Any]] = read_table(
+        run.folder, layout.EXPERIMENTS_TABLE, [*_COLUMNS, *columns]
+    ).to_pylist()
+    return rows
+
+
+def _best(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str] | None:
+    for metric, sign in zip(HEADLINES, (1, -1), strict=True):
+        if known := [row for row in rows if row[metric] is not None]:
+            return min(known, key=lambda row: sign * row[metric]), metric
+    return None
+
+
+def _value(row: dict[str, Any], metric: str) -> dict[str, Any]:
+    n = int(row[f"{metric}_n"] or 0)
+    shown = n >= SHOWN_FROM_N
+    return {
+        "mean": row[metric],
+        "n": n,
+        "low": row[f"{metric}_low"] if shown else None,
+        "high": row[f"{metric}_high"] if shown else None,
+    }
+
+
+def _labels(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    ids = [str(row["experiment"]) for row in rows]
+    texts = [factor_label(json.loads(row["factors"] or "{}"), row["experiment"]) for row in rows]
+    return dict(zip(ids, distinct_labels(ids, texts), strict=True))
+
+
+def _since(
+    run: StoredRun, kept: Kept, visible: Collection[str], experiment: str, metric: str
+) -> dict[str, Any] | None:
+    """The change of an experiment against the run before, with the verdicts on all, as the aggregate told it."""
+    if not run.folder.exists(layout.PREVIOUS):
+        return None
+    try:
+        found = kept.of_file(
+            "since", run.folder, layout.PREVIOUS, lambda: run.folder.read_object(layout.PREVIOUS)
+        )
+    except (OSError, ValueError):
+        return None
+    if found.get("schema_version") != 1 or found["run_id"] not in visible:
+        return None
+    own = found["experiments"].get(experiment, {})
+    return {
+        "run_id": found["run_id"],
+        "problem": found["problem"],
+        "verdicts": dict(Counter(one["verdict"] for one in found["experiments"].values())),
+        "verdict": own.get("verdict"),
+        **dict(
+            zip(
+                ("ratio", "low_ratio", "high_ratio"),
+                own.get("changes", {}).get(metric) or [None] * 3,
+                strict=True,
+            )
+        ),
+    }

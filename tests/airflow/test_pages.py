@@ -1,0 +1,240 @@
+"""The Energy pages in a real Chromium inside of a real Airflow: values, links, permissions, hostile text, sizes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page
+
+from llem_airflow.analysis.aggregate import aggregate_run
+from llem_airflow.report.page import report_html
+from llem_airflow.results import ResultsRoot, StoredRun, layout
+from llem_airflow.study import load_study
+from tests.airflow.server import AirflowServer
+from tests.browser import chromium_page
+from tests.results.recorded import Recording, provenance
+
+pytestmark = [pytest.mark.airflow, pytest.mark.engine, pytest.mark.browser, pytest.mark.timeout(900)]
+
+SHOTS = Path("build") / "screenshots"
+HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Page]:
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    with chromium_page() as opened:
+        opened.set_default_timeout(60_000)
+        yield opened
+
+
+@pytest.fixture
+def page(process_airflow: AirflowServer, browser: Page) -> Page:
+    """The browser, signed in as the administrator."""
+    sign_in(browser, process_airflow, "admin")
+    browser.set_viewport_size({"width": 1400, "height": 1000})
+    return browser
+
+
+def sign_in(page: Page, airflow: AirflowServer, user: str | None) -> None:
+    page.context.clear_cookies()
+    if user:
+        page.context.add_cookies([{"name": "_token", "value": airflow.token(user), "url": airflow.url}])
+
+
+@pytest.fixture(scope="module")
+def measured(process_airflow: AirflowServer, tmp_path_factory: pytest.TempPathFactory) -> StoredRun:
+    """A run of the study ``choice`` whose cycles are recordings: its DAG run is a dry one, which takes no time."""
+    dag_run = process_airflow.run("choice", conf={"dry_run": True})
+    study = load_study(process_airflow.home / "dags" / "studies" / "choice.yaml")
+    run = ResultsRoot(process_airflow.results).run("choice", dag_run["dag_run_id"])
+    run.write_plan(
+        study.text + f"\n# {HOSTILE}\n", study.plan.to_json(), {"dag_id": "choice", "note": HOSTILE}
+    )
+    folder = tmp_path_factory.mktemp("recorded")
+    for index, experiment in enumerate(study.experiments):
+        for cycle in (1, 2):
+            left = folder / f"{index}-{cycle}"
+            if (index, cycle) == (1, 2):
+                left.mkdir()
+                (left / "container.log").write_text(f"loading\n{HOSTILE}\nCUDA out of memory\n")
+                failed = {
+                    "category": "gpu_oom",
+                    "message": f"no memory {HOSTILE}",
+                    "hint": "lower the batch size",
+                }
+                run.commit_failed(experiment.id, cycle, 1, left, {"failure": failed})
+                continue
+            recording = Recording(
+                hash=experiment.hash,
+                cycle=cycle,
+                config=experiment.config,
+                power_w=200.0 - 30 * index + cycle,
+                model=HOSTILE,
+            )
+            run.commit_cycle(experiment.id, cycle, recording.write(left), provenance(60.0 * cycle))
+    aggregate_run(run, page=report_html)
+    return run
+
+
+def tab(airflow: AirflowServer, run: StoredRun, query: str = "") -> str:
+    return f"{airflow.url}/dags/choice/runs/{run.run_id.replace('+', '%2B')}/plugin/llem-energy{query}"
+
+
+def shown_numbers(page: Page) -> list[str]:
+    return page.get_by_test_id("llem-experiments").locator("tbody tr").all_inner_texts()
+
+
+def test_the_results_of_a_run_are_those_of_its_summary(
+    process_airflow: AirflowServer, measured: StoredRun, page: Page
+) -> None:
+    summary: dict[str, Any] = json.loads(measured.folder.read(layout.SUMMARY))
+    page.goto(tab(process_airflow, measured))
+    answer = page.get_by_test_id("llem-answer")
+    answer.wait_for()
+    assert answer.inner_text() == summary["answer"]
+    rows = shown_numbers(page)
+    assert len(rows) == len(summary["experiments"])
+    for row, experiment in zip(rows, summary["experiments"], strict=True):
+        by_name = {metric["name"]: metric["all"]["mean"] for metric in experiment["metrics"]}
+        assert f"{by_name['energy_per_output_token_j']:.3g}" in row
+        assert f"{experiment['valid']} of {experiment['planned']}" in row
+    picture = page.get_by_test_id("llem-factors").locator("svg title").all_inner_texts()
+    assert len(picture) == 2
+    page.screenshot(path=SHOTS / "pages-results-light.png", full_page=True)
+
+
+def test_choices_stand_in_the_address_and_a_copied_link_shows_the_same(
+    process_airflow: AirflowServer, measured: StoredRun, page: Page
+) -> None:
+    page.goto(tab(process_airflow, measured))
+    page.get_by_test_id("llem-answer").wait_for()
+    page.get_by_role("tab", name="Distributions").click()
+    page.get_by_label("Metric", exact=True).select_option("output_tokens_per_s")
+    page.get_by_test_id("llem-experiments").get_by_role("button", name="Valid").click()
+    page.get_by_label("Filter rows").fill("batch_size 2")
+    page.wait_for_url("**metric=output_tokens_per_s**table-find=batch_size*2**")
+    assert len(shown_numbers(page)) == 1
+    copied = page.url
+    page.goto("about:blank")
+    page.goto(copied)
+    page.get_by_test_id("llem-distribution").locator("circle").first.wait_for()
+    assert page.get_by_test_id("llem-distribution").locator("circle, path").count() == 3
+    assert page.get_by_label("Metric", exact=True).input_value() == "output_tokens_per_s"
+    assert len(shown_numbers(page)) == 1
+
+
+def test_a_failed_cycle_has_its_reason_its_hint_its_output_and_its_log(
+    process_airflow: AirflowServer, measured: StoredRun, page: Page
+) -> None:
+    page.goto(tab(process_airflow, measured, "?view=cycles"))
+    cell = page.get_by_test_id("llem-matrix").get_by_role("button", name=re.compile("failed attempt"))
+    cell.click()
+    detail = page.get_by_test_id("llem-cell")
+    for text in ("Attempt 1 failed: gpu oom", "CUDA out of memory", "Lower the batch size", HOSTILE):
+        detail.get_by_text(text).first.wait_for()
+    detail.get_by_role("link", name="Log of the task").click()
+    page.wait_for_url(re.compile(r"/tasks/.*cycle_2"))
+
+
+def test_nothing_of_a_result_is_executed(
+    process_airflow: AirflowServer, measured: StoredRun, page: Page
+) -> None:
+    for query in ("?view=results", "?view=cycles", "?view=study"):
+        page.goto(tab(process_airflow, measured, query))
+        page.get_by_test_id("llem-page").get_by_text(HOSTILE[:20]).first.wait_for()
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("img[src=x]").count() == 0
+
+
+def test_the_overview_leads_to_the_study_and_to_its_run(
+    process_airflow: AirflowServer, measured: StoredRun, page: Page
+) -> None:
+    page.goto(process_airflow.url)
+    page.get_by_test_id("llem-card").get_by_role("link", name="Energy studies").click()
+    row = page.get_by_test_id("llem-studies").get_by_role("listitem").filter(has_text="choice")
+    row.get_by_test_id("llem-headline").wait_for()
+    summary = json.loads(measured.folder.read(layout.SUMMARY))
+    means = [
+        metric["all"]["mean"]
+        for experiment in summary["experiments"]
+        for metric in experiment["metrics"]
+        if metric["name"] == "energy_per_output_token_j"
+    ]
+    assert f"{min(means):.3g} J/token" in row.inner_text()
+    page.screenshot(path=SHOTS / "pages-studies-light.png", full_page=True)
+    page.get_by_label("Find a study").fill("no such study")
+    page.get_by_text("0 of ").wait_for()
+    page.get_by_label("Find a study").fill("choi")
+    row.get_by_role("link", name="choice").click()
+    page.get_by_role("region", name="Runs").get_by_role("link").first.click()
+    page.wait_for_url("**/plugin/llem-energy**")
+    page.get_by_test_id("llem-page").get_by_role("heading", name="choice").wait_for()
+
+
+def test_a_viewer_sees_the_pages_and_an_anonymous_visitor_nothing(
+    process_airflow: AirflowServer, measured: StoredRun, page: Page
+) -> None:
+    sign_in(page, process_airflow, "bob")
+    page.goto(tab(process_airflow, measured))
+    page.get_by_test_id("llem-answer").wait_for()
+    sign_in(page, process_airflow, None)
+    page.goto(f"{process_airflow.url}/plugin/llem-studies")
+    page.wait_for_url("**/login**")
+    for path in ("/llem/api/studies", "/llem/static/app.js", "/llem/api/run", "/llem/download/file"):
+        answer = process_airflow.get(
+            path, user=None, dag_id="choice", run_id=measured.run_id, name="summary.json"
+        )
+        assert answer.status_code == 401
+
+
+def test_a_download_is_a_file_with_the_rows_of_the_table(
+    process_airflow: AirflowServer, measured: StoredRun, page: Page
+) -> None:
+    page.goto(tab(process_airflow, measured))
+    with page.expect_download() as started:
+        page.get_by_role("link", name="cycles, CSV").click()
+    text = started.value.path().read_text()
+    assert len(text.splitlines()) == 1 + 4
+    assert "energy_per_output_token_j" in text.splitlines()[0]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_pages_fit_a_phone_follow_the_theme_and_are_accessible(
+    process_airflow: AirflowServer, measured: StoredRun, page: Page, theme: str
+) -> None:
+    page.goto(process_airflow.url)
+    page.evaluate(f"localStorage.setItem('theme', '{theme}')")  # as the menu of the user does
+    where = {
+        "studies": f"{process_airflow.url}/plugin/llem-studies",
+        "run": tab(process_airflow, measured, "?view=results"),
+        "pareto": tab(process_airflow, measured, "?view=results&plot=pareto"),
+        "cycles": tab(process_airflow, measured, "?view=cycles"),
+    }
+    for name, url in where.items():
+        page.goto(url)
+        shown = page.get_by_test_id("llem-page")
+        shown.get_by_text(re.compile("J/token|batch_size")).first.wait_for()
+        found = Axe().run(page, context="[data-testid=llem-page]")
+        serious = [one for one in found.response["violations"] if one["impact"] in {"serious", "critical"}]
+        assert not serious, [(one["id"], one["nodes"][0]["html"][:200]) for one in serious]
+        page.screenshot(path=SHOTS / f"pages-{name}-{theme}.png", full_page=True)
+    assert page.evaluate("document.documentElement.classList.contains('dark')") == (theme == "dark")
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.goto(where["studies"])
+    shown = page.get_by_test_id("llem-page")
+    shown.get_by_test_id("llem-headline").first.wait_for()
+    assert shown.evaluate("one => one.scrollWidth - one.clientWidth") <= 0
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    page.screenshot(path=SHOTS / f"pages-studies-phone-{theme}.png", full_page=True)
+
+
+def test_a_dag_that_is_none_of_ours_gets_a_neutral_line(process_airflow: AirflowServer, page: Page) -> None:
+    page.goto(f"{process_airflow.url}/dags/llem_maintenance/plugin/llem-study")
+    page.get_by_text("No run of this DAG has measured energy").wait_for()

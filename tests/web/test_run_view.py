@@ -1,0 +1,223 @@
+"""The Energy tab of a run says what happens now, what was measured, what failed, and how long it may take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llem_airflow.analysis.aggregate import aggregate_run
+from llem_airflow.frames import cycles_df
+from llem_airflow.results import layout
+from llem_airflow.web.cells import places
+from llem_airflow.web.eta import time_left
+from llem_airflow.web.kept import Kept
+from llem_airflow.web.run_view import run_view
+from llem_airflow.web.seen import SeenRun, SeenTask
+from tests.analysis.conftest import IDS, MakeRun, make_run
+from tests.analysis.test_report import ESTIMATE
+from tests.web.conftest import BEGAN, Site
+
+__all__ = ["make_run"]
+
+ROOT = "/srv/results"
+
+
+def view(state: str, *tasks: SeenTask, run: Any = None, past: Any = None, **about: Any) -> dict[str, Any]:
+    seen = SeenRun(state, tasks, **about)
+    return run_view(seen, run, ROOT, Kept(), past or {}, may_read_logs=True)
+
+
+def cycle_task(index: int, cycle: int, state: str, **values: Any) -> SeenTask:
+    return SeenTask("", state, task_id=f"{IDS[index]}.cycle_{cycle}", **values)
+
+
+def cells(found: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+    return {(row["id"], cell["cycle"]): cell for row in found["experiments"] for cell in row["cells"]}
+
+
+def test_mistakes_of_a_plan_stand_at_their_lines_beside_the_text_that_was_given() -> None:
+    found = view(
+        "failed",
+        SeenTask("plan", "failed", "study:3:1: engnie\nstudy:8:22: task.n: <b>", task_id="plan"),
+        cycle_task(0, 1, "upstream_failed"),
+        study_text="a: 1\nb: 2\nengnie: x\n",
+    )
+    (failure,) = found["failures"]
+    assert failure["text"] == "study:3:1: engnie\nstudy:8:22: task.n: <b>"
+    assert failure["places"] == [
+        {"line": 3, "column": 1, "text": "engnie"},
+        {"line": 8, "column": 22, "text": "task.n: <b>"},
+    ]
+    assert found["study_text"].startswith("a: 1")
+
+
+def test_one_mistake_that_ended_several_tasks_is_told_once() -> None:
+    found = view(
+        "failed",
+        SeenTask("plan", "failed", "study:3:1: engnie", task_id="plan"),
+        SeenTask("aggregate", "failed", "study:3:1: engnie", task_id="aggregate"),
+    )
+    assert [[task["name"] for task in one["tasks"]] for one in found["failures"]] == [["plan", "aggregate"]]
+
+
+def test_a_path_with_a_drive_or_a_time_is_no_place_in_a_file() -> None:
+    assert places("at 12:30:45 it ended\nsee http://x:80/y") == []
+    assert places("/srv/my studies/a.yaml:4:1: x") == [{"line": 4, "column": 1, "text": "x"}]
+
+
+def test_a_run_at_work_shows_each_cycle_with_its_state_and_its_energy(make_run: MakeRun) -> None:
+    run = make_run({(0, 1): ESTIMATE, (1, 1): ESTIMATE}, cycles=2)
+    found = view(
+        "running",
+        cycle_task(0, 1, "success", duration_s=40.0),
+        cycle_task(1, 1, "running", try_number=2),
+        cycle_task(0, 2, "deferred"),
+        run=run,
+    )
+    told = cells(found)
+    assert told[IDS[0], 1]["state"] == "measured"
+    assert told[IDS[1], 1]["state"] == "running"  # it is measured again
+    assert told[IDS[0], 2]["state"] == "waiting"
+    assert told[IDS[1], 2]["state"] == "waiting"
+    assert (found["preliminary"], found["measured"], found["planned"]) == (True, 1, 4)
+    assert found["said"].startswith("1 of 4 planned cycles measured.")
+    aggregate_run(run)
+    frame: Any = cycles_df(run).set_index(["experiment", "cycle"])
+    assert told[IDS[0], 1]["energy_per_output_token_j"] == frame.loc[(IDS[0], 1), "energy_per_output_token_j"]
+    assert told[IDS[0], 1]["energy_kind"] == "estimate"
+
+
+def test_a_run_that_has_ended_has_the_numbers_of_its_table(make_run: MakeRun) -> None:
+    run = make_run({(0, 1): ESTIMATE, (1, 2): ESTIMATE}, cycles=2)
+    aggregate_run(run)
+    found = view("failed", run=run)
+    frame: Any = cycles_df(run).set_index(["experiment", "cycle"])
+    for key, cell in cells(found).items():
+        row = frame.loc[key]
+        assert cell["state"] == {"valid": "measured"}.get(row["status"], row["status"])
+        assert cell["energy_j"] == (None if pd.isna(row["energy_j"]) else row["energy_j"])
+    assert (found["explorable"], found["preliminary"], found["eta"]) == (True, False, None)
+
+
+def test_a_failed_attempt_has_category_hint_and_last_lines_as_text(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run({}, cycles=1)
+    (tmp_path / "left").mkdir()
+    lines = [f"line {number} <script>" for number in range(5000)]
+    (tmp_path / "left" / "container.log").write_text("\n".join(lines))
+    record = {"failure": {"category": "image_pull", "message": "no such image", "hint": "pull it"}}
+    run.commit_failed(IDS[0], 1, 1, tmp_path / "left", record)
+    (failure,) = cells(view("running", run=run))[IDS[0], 1]["failures"]
+    assert (failure["category"], failure["message"], failure["hint"]) == (
+        "image_pull",
+        "no such image",
+        "Pull it.",
+    )
+    assert failure["tail"] == lines[-40:]
+
+
+def test_reasons_of_cycles_that_were_left_out_are_told(make_run: MakeRun) -> None:
+    run = make_run({(0, 1): ESTIMATE}, cycles=2)
+    run.mark_skipped(IDS[0], 2, "precise enough")
+    run.mark_not_begun(IDS[1], 1, "the breaker has tripped")
+    found = view("running", cycle_task(0, 2, "skipped"), run=run, past={(IDS[0], 2): [10.0]})
+    told = cells(found)
+    assert (told[IDS[0], 2]["state"], told[IDS[0], 2]["reason"]) == ("skipped", "precise enough")
+    assert told[IDS[1], 1]["reason"] == "the breaker has tripped"
+    assert found["planned"] == 3
+    assert found["eta"]["cycles"] == 2
+
+
+def test_a_run_whose_results_are_elsewhere_says_where_they_were_looked_for() -> None:
+    assert ROOT in view("success", cycle_task(0, 1, "success"))["said"]
+    assert view("success", SeenTask("plan", "success", ""))["said"] == "No cycle was measured."
+    assert view("queued")["said"].startswith("No cycle has begun yet")
+    assert view("success", ours=False)["foreign"]
+
+
+def test_tasks_are_told_by_cycle_in_groups_and_mapped_ones() -> None:
+    for task_id, mapped, cycle in (
+        ("a-1b2c3d4e.cycle_3", "", ("a-1b2c3d4e", 3)),
+        ("mine.night.a-1b2c3d4e.cycle_12", "", ("a-1b2c3d4e", 12)),
+        ("cycle", "a-1b2c3d4e cycle 2", ("a-1b2c3d4e", 2)),
+        ("cycle", "", None),
+        ("plan", "", None),
+        ("fetch.cycle_x", "", None),
+    ):
+        assert SeenTask("", "", task_id=task_id, mapped_name=mapped).cycle == cycle
+
+
+def test_time_left_is_that_of_the_same_experiment() -> None:
+    known = {("a", 1): [10.0], ("a", 2): [14.0], ("b", 1): [100.0]}
+    found = time_left({("a", 3): 4.0, ("b", 2): 0.0}, known, 1)
+    assert found is not None
+    assert (found.low_s, found.high_s, found.cycles) == (106.0, 110.0, 2)
+    side_by_side = time_left({("a", 3): 0.0, ("b", 2): 0.0}, known, 2)
+    assert side_by_side is not None
+    assert side_by_side.high_s == 100.0  # as long as the longest one
+    unknown = time_left({("c", 1): 0.0}, known, 1)
+    assert unknown is not None
+    assert (unknown.low_s, unknown.high_s) == (10.0, 100.0)
+    assert "1 experiment never measured" in unknown.basis
+    assert time_left({}, known, 1) is None
+    assert time_left({("a", 1): 0.0}, {}, 1) is None
+
+
+@given(
+    st.dictionaries(st.tuples(st.sampled_from("abc"), st.integers(1, 3)), st.floats(0, 1e4), min_size=1),
+    st.dictionaries(
+        st.tuples(st.sampled_from("abc"), st.integers(1, 3)),
+        st.lists(st.floats(0.1, 1e4), min_size=1),
+        min_size=1,
+    ),
+    st.integers(1, 4),
+)
+def test_time_left_is_a_range_and_never_negative(left: Any, known: Any, at_a_time: int) -> None:
+    found = time_left(left, known, at_a_time)
+    assert found is not None
+    assert 0 <= found.low_s <= found.high_s
+
+
+def test_the_api_reads_tasks_durations_and_failures_from_airflow_s_database(site: Site) -> None:
+    site.stored({(0, 1): ESTIMATE}, cycles=2)
+    site.dag_run("nightly", "r0")
+    site.dag_run("nightly", "r1", "running", conf={"study": "x: 1"})
+    for cycle, seconds in ((1, 30.0), (2, 50.0)):
+        site.task("nightly", "r0", f"{IDS[0]}.cycle_{cycle}", state="success", duration=seconds)
+    site.task(
+        "nightly",
+        "r1",
+        f"{IDS[0]}.cycle_1",
+        state="success",
+        duration=40.0,
+        operator="LLEMExperimentOperator",
+    )
+    site.task("nightly", "r1", f"{IDS[0]}.cycle_2", state="running", start_date=BEGAN, try_number=1)
+    site.dag("other")
+    site.dag_run("other", "r1")
+    site.task("other", "r1", f"{IDS[0]}.cycle_2", state="success", duration=9999.0)
+    found = site.get("/api/run", dag_id="nightly", run_id="r1").json()
+    told = cells(found)
+    assert told[IDS[0], 1]["duration_s"] == 40.0
+    assert (told[IDS[0], 2]["state"], told[IDS[0], 2]["try_number"]) == ("running", 1)
+    assert told[IDS[0], 2]["started_epoch_ns"] == BEGAN.timestamp() * 1e9
+    # One cycle of the first experiment is at work and far beyond what is known; both of the second are to come.
+    assert found["eta"]["cycles"] == 3
+    assert found["eta"]["high_s"] == pytest.approx(50.0)  # 2 x 50 s at two at a time
+    assert not found["foreign"]
+
+
+def test_a_damaged_result_is_a_cell_and_no_error(make_run: MakeRun) -> None:
+    run = make_run({(0, 1): ESTIMATE}, cycles=1)
+    ref = run.cycle(IDS[0], 1)
+    assert ref is not None
+    stored = json.loads(ref.folder.read(layout.RESULT))
+    ref.folder.write(layout.RESULT, json.dumps({**stored, "schema_version": 99}).encode())
+    cell = cells(view("running", run=run))[IDS[0], 1]
+    assert cell["state"] == "damaged"
+    assert "newer llem-airflow" in cell["reason"]
