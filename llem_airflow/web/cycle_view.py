@@ -60,7 +60,9 @@ def cycle_view(run: StoredRun, experiment: str, cycle: int, *, with_tails: bool)
     refs = [ref for ref in run.cycles(repeats=True) if (ref.experiment_id, ref.cycle) == (experiment, cycle)]
     failures = [ref for ref in run.failures() if (ref.experiment_id, ref.cycle) == (experiment, cycle)]
     reasons = [
-        found[experiment, cycle] for found in (run.skipped(), run.not_begun()) if (experiment, cycle) in found
+        found[experiment, cycle]
+        for found in (run.skipped(needed=False), run.skipped(needed=True))
+        if (experiment, cycle) in found
     ]
     return {
         "experiment": experiment,

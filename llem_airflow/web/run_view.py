@@ -78,12 +78,12 @@ def _stored(
     plan = planned(run.plan())
     numbers, unread = stored_numbers(run, kept, whole=seen.ended)
     failures = run.failures()
-    skipped = run.skipped()
+    skipped = run.skipped(needed=False)
     rows = matrix(
         plan,
         seen.tasks,
         numbers,
-        {**run.not_begun(), **skipped},
+        {**run.skipped(needed=True), **skipped},
         failed_attempts(failures, with_tails=may_read_logs),
     )
     measured = sum(cell["state"] == "measured" for row in rows for cell in row["cells"])

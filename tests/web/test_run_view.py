@@ -123,8 +123,8 @@ def test_a_failed_attempt_has_category_hint_and_last_lines_as_text(make_run: Mak
 
 def test_reasons_of_cycles_that_were_left_out_are_told(make_run: MakeRun) -> None:
     run = make_run({(0, 1): ESTIMATE}, cycles=2)
-    run.mark_skipped(IDS[0], 2, "precise enough")
-    run.mark_not_begun(IDS[1], 1, "the breaker has tripped")
+    run.mark_skipped(IDS[0], 2, "precise enough", needed=False)
+    run.mark_skipped(IDS[1], 1, "the breaker has tripped", needed=True)
     found = view("running", cycle_task(0, 2, "skipped"), run=run, past={(IDS[0], 2): [10.0]})
     told = cells(found)
     assert (told[IDS[0], 2]["state"], told[IDS[0], 2]["reason"]) == ("skipped", "precise enough")
