@@ -59,5 +59,6 @@ class LLEMPlugin(AirflowPlugin):
             ("dashboard", "llem-card"),
             ("dag", "llem-study"),
             ("dag_run", "llem-energy"),
+            ("task_instance", "llem-cycle"),
         )
     ]

@@ -143,6 +143,41 @@ def test_a_failed_cycle_has_its_reason_its_hint_its_output_and_its_log(
     page.wait_for_url(re.compile(r"/tasks/.*cycle_2"))
 
 
+def test_the_power_of_a_cycle_is_zoomed_and_the_stretch_stands_in_the_address(
+    process_airflow: AirflowServer, measured: StoredRun, page: Page
+) -> None:
+    experiment = measured.plan()["experiments"][0]["id"]
+    page.goto(tab(process_airflow, measured, f"?view=cycle&cell={experiment}.1"))
+    shown = page.get_by_test_id("llem-power")
+    shown.locator("polyline").first.wait_for()
+    page.get_by_test_id("llem-latencies").wait_for()
+    whole = [float(shown.get_attribute(name) or "nan") for name in ("data-begin", "data-end")]
+    box = shown.locator("svg").first.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 60, steps=5)
+    page.mouse.up()
+    page.wait_for_url(re.compile(r"from=[\d.]+&to=[\d.]+"))
+    page.wait_for_function(
+        "begin => Number(document.querySelector('[data-testid=llem-power]').dataset.begin) > begin",
+        arg=whole[0] + 5,
+    )
+    near = [float(shown.get_attribute(name) or "nan") for name in ("data-begin", "data-end")]
+    assert near[1] - near[0] == pytest.approx(0.2 * (whole[1] - whole[0]), rel=0.25)
+    page.get_by_role("button", name="Whole cycle").click()
+    page.wait_for_function(
+        "begin => Number(document.querySelector('[data-testid=llem-power]').dataset.begin) === begin",
+        arg=whole[0],
+    )
+    with page.expect_download() as started:
+        page.get_by_role("link", name="as CSV").first.click()
+    assert started.value.suggested_filename.endswith(".csv")
+    task = f"{process_airflow.url}/dags/choice/runs/{measured.run_id.replace('+', '%2B')}/tasks/{experiment}.cycle_1"
+    page.goto(f"{task}/plugin/llem-cycle")
+    page.get_by_test_id("llem-power").locator("polyline").first.wait_for()
+
+
 def test_nothing_of_a_result_is_executed(
     process_airflow: AirflowServer, measured: StoredRun, page: Page
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import os
 import shutil
 import urllib.parse
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llem_airflow.analysis.aggregate import aggregate_run
+from llem_airflow.analysis.compare_named import against_previous
 from llem_airflow.frames import cycles_df, experiments_df
 from llem_airflow.results import ResultsRoot, StoredRun, layout
 from llem_airflow.web.app import MODULES
@@ -362,3 +365,35 @@ def test_a_file_that_is_written_again_is_read_again(site: Site, measured: Make) 
     text = run.folder.read(layout.SUMMARY).decode().replace(before["answer"], "Another answer.")
     run.folder.write(layout.SUMMARY, text.encode())
     assert site.get("/api/explore", **ASKED).json()["answer"] == "Another answer."
+
+
+def test_the_change_against_the_run_before_is_what_the_aggregate_told(site: Site) -> None:
+    make = run_maker(site.root, site.tmp_path)
+    runs = []
+    for place, factor in enumerate((1.0, 2.0)):
+        recordings = {
+            key: dataclasses.replace(one, power_w=float(one.power_w) * factor)  # type: ignore[arg-type]
+            for key, one in MEASURED.items()
+        }
+        run = make(recordings, cycles=3, run_id=f"r{place}")
+        meta = json.loads(run.folder.read(layout.RUN))
+        run.folder.write(layout.RUN, json.dumps({**meta, "started_epoch_ns": place + 1}).encode())
+        aggregate_run(run, page=lambda _: "")
+        runs.append(run)
+    told = against_previous(runs[1])
+    assert told is not None
+    stored = json.loads(runs[1].folder.read(layout.PREVIOUS))
+    assert stored == told.told()
+    since = site.get("/api/headline", **ASKED).json()["since"]
+    report = next(one for one in told.reports if one.candidate.endswith(IDS[0]))
+    assert (since["run_id"], since["verdict"]) == ("r0", "regression")
+    assert (
+        since["ratio"]
+        == report.metrics["energy_per_output_token_j"].difference_ratio
+        == pytest.approx(1.0, abs=0.02)
+    )
+    assert since["verdicts"] == {"regression": 2}
+    first = json.loads(runs[0].folder.read(layout.RUN))
+    runs[0].folder.write(layout.RUN, json.dumps({**first, "dag_id": "hidden"}).encode())
+    os.utime(f"{site.root.url}/nightly")  # writing a file into a run changes that run's folder
+    assert site.get("/api/headline", **ASKED).json()["since"] is None

@@ -1,8 +1,8 @@
 // One cycle: power with its phases, what the GPUs did meanwhile, the requests, latencies, environment, files.
 
-import { Fragment, h, ours, UI, useAddress, useApi, useEffect, useRef, useSearchParams, useState } from "./base.js";
+import { energyPage, Fragment, h, Link, ours, UI, useAddress, useApi, useEffect, useRef, useSearchParams, useState } from "./base.js";
 import { counted, duration, number, quantity, when } from "./format.js";
-import { Estimate, INK, LINE, Loading, Muted, Notice, Section, SERIES, Verbatim } from "./parts.js";
+import { Estimate, INK, LINE, Loading, Muted, Notice, Page, Section, SERIES, Verbatim } from "./parts.js";
 import { DIM, niceTicks, scaleFor, TEXT, useWidth } from "./plots.js";
 
 const PANELS = [
@@ -14,15 +14,25 @@ const PANELS = [
 const LEFT = 62;
 const TINT = { baseline_bare: 1, baseline_context: 2, baseline_loaded: 3, load: 5, warmup: 4, measure: 0, cooldown: 6 };
 
-export function CyclePage({ dagId, runId, names }) {
-  const [cell] = useAddress("cell");
-  const [, experiment, cycle] = cell.match(/^(.*)\.(\d+)$/) ?? [];
+/** The Energy tab of a task: the cycle that it measures. */
+export function TaskPage({ dagId, runId, taskId }) {
+  const [, path, cycle] = taskId.match(/^(.*)\.cycle_(\d+)$/) ?? [];
+  const experiment = path?.split(".").pop();
+  return h(
+    Page,
+    { title: "Energy" },
+    experiment
+      ? h(CyclePage, { dagId, runId, experiment, cycle, label: experiment })
+      : h(Muted, null, "This task measures no cycle of its own."),
+    h(UI.Text, { mt: 4, fontSize: "sm" }, h(Link, { to: energyPage(dagId, runId), style: { textDecoration: "underline" } }, "Energy of the whole run")),
+  );
+}
+
+export function CyclePage({ dagId, runId, experiment, cycle, label }) {
   const asked = { dag_id: dagId, run_id: runId, experiment, cycle };
-  const { data, error } = useApi(experiment ? "cycle" : null, asked);
-  if (!experiment) return h(Notice, { title: "Choose a cycle in the view Cycles." });
+  const { data, error } = useApi("cycle", asked);
   if (error) return h(Notice, { kind: "error", title: error });
   if (!data) return h(Loading);
-  const label = names.find((one) => one.id === experiment)?.label ?? experiment;
   const found = data.measured;
   return h(
     UI.Box,

@@ -9,6 +9,7 @@ import { Estimate, INK, LINE, Loading, Muted, Notice, Page, SERIES, Section, Tab
 const PER_TOKEN = { name: "energy_per_output_token_j", unit: "J/token", energy: true };
 const ENERGY = { name: "energy_j", unit: "J", energy: true };
 const POLL_MS = 5000;
+const CELL = /^(.*)\.(\d+)$/;
 const SIGNS = {
   measured: "✓",
   running: "▶",
@@ -64,7 +65,7 @@ export function RunPage({ dagId, runId }) {
     tabs.length > 0 && h(UI.Box, { mt: 4 }, h(Tabs, { label: "Views of the run", value: shown, options: tabs, onChange: setView })),
     shown === "results" && data.explorable && h(Explorer, { dagId, runId, preliminary: !data.ended }),
     shown === "cycles" && data.experiments.length > 0 && h(Matrix, { data, dagId, runId }),
-    shown === "cycle" && h(CyclePage, { dagId, runId, names: data.experiments }),
+    shown === "cycle" && h(OneCycle, { dagId, runId, rows: data.experiments }),
     shown === "study" && h(StudyText, { text: data.study_text, places: data.failures.flatMap((one) => one.places) }),
     data.report &&
       h(
@@ -74,6 +75,14 @@ export function RunPage({ dagId, runId }) {
         " (one file, also without Airflow)",
       ),
   );
+}
+
+function OneCycle({ dagId, runId, rows }) {
+  const [picked] = useAddress("cell");
+  const [, experiment, cycle] = picked.match(CELL) ?? [];
+  if (!experiment) return h(Notice, { title: "Choose a cycle in the view Cycles." });
+  const label = rows.find((one) => one.id === experiment)?.label ?? experiment;
+  return h(CyclePage, { dagId, runId, experiment, cycle, label });
 }
 
 function Progress({ data }) {
@@ -205,7 +214,7 @@ function Matrix({ data, dagId, runId }) {
   const running = data.experiments.flatMap((row) =>
     row.cells.filter((cell) => ["running", "waiting"].includes(cell.state) && cell.try_number > 0).map((cell) => ({ ...cell, row })),
   );
-  const [, id, cycle] = picked.match(/^(.*)\.(\d+)$/) ?? [];
+  const [, id, cycle] = picked.match(CELL) ?? [];
   const row = data.experiments.find((one) => one.id === id);
   const cell = row?.cells.find((one) => one.cycle === Number(cycle));
   return h(
