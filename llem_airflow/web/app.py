@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import get_user
 from airflow.sdk import conf
-from fastapi import Depends, FastAPI, HTTPException, Query
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from llem_airflow.frames.export import FORMATS, TABLES, export_table
@@ -80,6 +80,7 @@ def create_app() -> FastAPI:
     app = FastAPI(
         title="LLEM", dependencies=[Depends(get_user)], docs_url=None, redoc_url=None, openapi_url=None
     )
+    app.middleware("http")(guarded)
     routes: tuple[tuple[str, Callable[..., Any], tuple[Any, ...]], ...] = (
         ("/static/{name}", module, ()),
         ("/api/studies", studies, ()),
@@ -102,6 +103,14 @@ def create_app() -> FastAPI:
             path, endpoint, methods=["GET"], dependencies=list(dependencies), response_class=Response
         )
     return app
+
+
+async def guarded(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Every answer, refusals and errors included, with the headers that keep a browser from running it."""
+    answer = await call_next(request)
+    for name, value in HEADERS.items():
+        answer.headers.setdefault(name, value)
+    return answer
 
 
 def module(name: str) -> Response:

@@ -148,7 +148,7 @@ def site(tmp_path: Path, tables: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
             yield opened
 
     app.dependency_overrides |= {get_user: user, _get_session: session, server: lambda: state}
-    found = Site(TestClient(app), root, tmp_path, sessions)
+    found = Site(TestClient(app, follow_redirects=False), root, tmp_path, sessions)
     found.dag("nightly")
     yield found
     engine.dispose()

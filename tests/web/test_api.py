@@ -214,9 +214,10 @@ def test_a_module_is_served_by_its_exact_name_alone(site: Site) -> None:
 def test_every_answer_keeps_the_browser_from_running_it(site: Site, measured: Make, path: str) -> None:
     measured()
     site.dag_run("nightly", "r1")
-    answer = site.get(path, **ASKED)
-    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
-    assert answer.headers["x-content-type-options"] == "nosniff"
+    refused = site.get(path, user="other", **ASKED), site.get(path, user=None), site.get(path, cycle="x")
+    for answer in (site.get(path, **ASKED), *refused):
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+        assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 def test_the_explorer_has_the_values_of_summary_json(site: Site, measured: Make) -> None:
