@@ -113,7 +113,7 @@ export function Choose({ label, value, options, onChange }) {
     h("span", { style: { color: MUTED } }, label),
     h(
       "select",
-      { value, onChange: (event) => onChange(event.target.value), style: FIELD },
+      { value, "aria-label": label, onChange: (event) => onChange(event.target.value), style: FIELD },
       options.map(([key, text]) => h("option", { key, value: key }, text)),
     ),
   );
