@@ -183,7 +183,13 @@ def test_the_power_of_a_cycle_is_zoomed_and_the_stretch_stands_in_the_address(
 def test_nothing_of_a_result_is_executed(
     process_airflow: AirflowServer, measured: StoredRun, page: Page
 ) -> None:
-    for query in ("?view=results", "?view=cycles", "?view=study"):
+    failed = f"{measured.plan()['experiments'][1]['id']}.2"
+    for query in (
+        "?view=results",
+        f"?view=cycles&cell={failed}",
+        f"?view=cycle&cell={failed}",
+        "?view=study",
+    ):
         page.goto(tab(process_airflow, measured, query))
         page.get_by_test_id("llem-page").get_by_text(HOSTILE[:20]).first.wait_for()
         assert page.evaluate("window.hacked") is None

@@ -155,8 +155,9 @@ function Panel({ name, title, height, shown, at, back, right, width, zoom }) {
     event.currentTarget.setPointerCapture(event.pointerId);
     setDrag([place(event), place(event)]);
   };
-  const up = () => {
-    if (drag && Math.abs(drag[1] - drag[0]) > 6) zoom(back(Math.min(...drag)), back(Math.max(...drag)));
+  const up = (event) => {
+    const ends = drag ? [drag[0], place(event)] : [0, 0]; // the last move may not be drawn yet
+    if (Math.abs(ends[1] - ends[0]) > 6) zoom(back(Math.min(...ends)), back(Math.max(...ends)));
     setDrag(null);
   };
   return h(
