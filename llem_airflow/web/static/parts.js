@@ -175,8 +175,9 @@ export function DataTable({ name, label, columns, rows, rowKey, tools, pageSize 
   const keys = new Set(chosen.split("~"));
   const shown = columns.filter((each) => keys.has(each.key));
   const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  const texts = columns.filter((each) => !each.number); // any digit is somewhere in a row of measured numbers
   const found = rows.filter((row) => {
-    const all = columns.map((each) => String(each.value(row) ?? "")).join(" ").toLowerCase();
+    const all = texts.map((each) => String(each.value(row) ?? "")).join(" ").toLowerCase();
     return words.every((word) => all.includes(word));
   });
   const down = sort.startsWith("-");
