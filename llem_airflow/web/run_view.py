@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.plan import Planned, planned
 from llem_airflow.results import StoredRun, layout
 from llem_airflow.text.wording import counted
@@ -52,7 +53,7 @@ def run_view(
         "ended": seen.ended,
         "now_epoch_ns": time.time_ns(),
         "started_epoch_ns": seen.started_epoch_ns,
-        "comparisons": list(seen.comparisons),
+        "comparisons": [{**found, "label": _called(found.get("metric"))} for found in seen.comparisons],
         "failures": _failures(seen),
         "states": _states(seen),
         "study_text": seen.study_text,
@@ -164,6 +165,10 @@ def _failures(seen: SeenRun) -> list[dict[str, Any]]:
         }
         for text, tasks in list(named.items())[:_SHOWN_FAILURES]
     ]
+
+
+def _called(metric: object) -> str:
+    return BY_NAME[str(metric)].label if metric in BY_NAME else str(metric or "")
 
 
 def _states(seen: SeenRun) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from llem_airflow.web.kept import Kept
 from llem_airflow.web.run_view import run_view
 from llem_airflow.web.seen import SeenRun, SeenTask
 from tests.analysis.conftest import IDS, MakeRun, make_run
-from tests.analysis.test_report import ESTIMATE
+from tests.report.test_report import ESTIMATE
 from tests.web.conftest import BEGAN, Site
 
 __all__ = ["make_run"]

@@ -178,7 +178,7 @@ function Comparisons({ data }) {
         h(
           UI.Table.Root,
           { size: "sm" },
-          h(UI.Table.Header, null, h(UI.Table.Row, null, ["experiment", "against", "verdict", metric, "n"].map((title) => h(UI.Table.ColumnHeader, { key: title }, title)))),
+          h(UI.Table.Header, null, h(UI.Table.Row, null, ["Experiment", "Against", "Verdict", found.label, "n"].map((title) => h(UI.Table.ColumnHeader, { key: title }, title)))),
           h(
             UI.Table.Body,
             null,
