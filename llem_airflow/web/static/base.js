@@ -84,18 +84,31 @@ export async function logTail(dagId, runId, task, signal) {
   return [found.content].flat().map((one) => (typeof one === "string" ? one : String(one?.event ?? "")));
 }
 
+/** What the address will be when the router has followed the last change: it does so later than the next one may come. */
+let coming = null;
+
+/** Changes values in the address: `change({name: value})`; null takes a name out. */
+export function useChange() {
+  const [, setSearch] = useSearchParams();
+  return (changes) => {
+    const { pathname, search } = globalThis.location;
+    const next = new URLSearchParams(coming?.pathname === pathname ? coming.search : search);
+    for (const [name, value] of Object.entries(changes)) {
+      if (value === null) next.delete(name);
+      else next.set(name, value);
+    }
+    const mine = { pathname, search: next.toString() };
+    coming = mine;
+    setTimeout(() => {
+      if (coming === mine) coming = null;
+    }, 500);
+    setSearch(next, { replace: true });
+  };
+}
+
 /** A value in the address: `[value, set]`; the default leaves no trace. */
 export function useAddress(name, initial = "") {
-  const [search, setSearch] = useSearchParams();
-  const set = (value) =>
-    setSearch(
-      (old) => {
-        const next = new URLSearchParams(old);
-        if (value === initial || value === null) next.delete(name);
-        else next.set(name, value);
-        return next;
-      },
-      { replace: true },
-    );
-  return [search.get(name) ?? initial, set];
+  const [search] = useSearchParams();
+  const change = useChange();
+  return [search.get(name) ?? initial, (value) => change({ [name]: value === initial ? null : value })];
 }

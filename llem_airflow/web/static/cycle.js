@@ -1,6 +1,6 @@
 // One cycle: power with its phases, what the GPUs did meanwhile, the requests, latencies, environment, files.
 
-import { energyPage, Fragment, h, Link, ours, UI, useAddress, useApi, useEffect, useRef, useSearchParams, useState } from "./base.js";
+import { energyPage, Fragment, h, Link, ours, UI, useAddress, useApi, useChange, useEffect, useRef, useState } from "./base.js";
 import { counted, duration, number, quantity, when } from "./format.js";
 import { Estimate, INK, LINE, Loading, Muted, Notice, Page, Section, SERIES, Verbatim } from "./parts.js";
 import { DIM, niceTicks, scaleFor, TEXT, useWidth } from "./plots.js";
@@ -127,19 +127,9 @@ function Time({ asked, estimate }) {
 }
 
 function useZoom() {
-  const [, set] = useSearchParams();
-  return (begin, end) =>
-    set(
-      (old) => {
-        const next = new URLSearchParams(old);
-        for (const [name, value] of [["from", begin], ["to", end]]) {
-          if (value === null) next.delete(name);
-          else next.set(name, String(Number(value.toFixed(4))));
-        }
-        return next;
-      },
-      { replace: true },
-    );
+  const change = useChange();
+  const text = (value) => (value === null ? null : String(Number(value.toFixed(4))));
+  return (begin, end) => change({ from: text(begin), to: text(end) });
 }
 
 function Panel({ name, title, height, shown, at, back, right, width, zoom }) {
