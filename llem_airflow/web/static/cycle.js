@@ -44,7 +44,7 @@ export function CyclePage({ dagId, runId, experiment, cycle, label }) {
           Fragment,
           null,
           h(UI.Text, { mt: 1 }, found.line, h(Estimate, { kind: found.energy_kind })),
-          found.reason && h(Notice, { kind: "warning", title: found.reason }),
+          found.reason && !found.line.includes(found.reason) && h(Notice, { kind: "warning", title: found.reason }),
           h(Time, { asked, estimate: found.energy_kind === "estimate" }),
           h(Flags, { flags: found.flags }),
           h(Numbers, { found }),
