@@ -120,6 +120,7 @@ def test_choices_stand_in_the_address_and_a_copied_link_shows_the_same(
     page.get_by_test_id("llem-experiments").get_by_role("button", name="Valid").click()
     page.get_by_label("Filter rows").fill("batch_size 2")
     page.wait_for_url("**metric=output_tokens_per_s**table-find=batch_size*2**")
+    page.get_by_text("1 of 2 rows").wait_for()
     assert len(shown_numbers(page)) == 1
     copied = page.url
     page.goto("about:blank")
