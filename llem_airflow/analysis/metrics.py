@@ -92,14 +92,14 @@ _SERVED: tuple[Metric, ...] = (
         "slo_met_ratio",
         "SLO met",
         "ratio",
-        "higher",
+        "-",
         "1 in a cycle whose attainment is at least server.traffic.slo.percentile, else 0",
     ),
     Metric(
         "failed_ratio",
         "Failed requests",
         "ratio",
-        "lower",
+        "-",
         "1 - requests answered / requests due in the measurement window",
     ),
     Metric(

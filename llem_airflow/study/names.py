@@ -45,8 +45,9 @@ METRIC_NAMES = (
     *(
         f"{m}_{of}_s"
         for m in ("ttft", "tpot", "itl", "token_gap", "e2el")
-        for of in ("mean", "p50", "p95", "p99")
+        for of in ("mean", "p50", "p90", "p95", "p99")
     ),
+    *("energy_per_good_request_j", "goodput_requests_per_s", "slo_attainment_ratio"),
 )
 """Metrics that a study may name: those of ``analysis.metrics`` for which less or more is better.
 
