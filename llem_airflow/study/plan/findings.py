@@ -13,7 +13,7 @@ from llem_airflow.study.config.study import StudyKeys
 from llem_airflow.study.file.document import Document
 from llem_airflow.study.names import ENGINES, INVALID_PREFIX, RESERVED_DAG_IDS, dag_id_of
 from llem_airflow.study.plan.expand import Expansion
-from llem_airflow.study.plan.lengths import under_load_s
+from llem_airflow.study.plan.lengths import least_s
 from llem_airflow.study.plan.model import Experiment, Study
 from llem_airflow.study.plan.order import balanced
 from llem_airflow.study.plan.sweep import Sweep
@@ -278,16 +278,3 @@ def _too_short(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
             needs = f"{needed_s:g} s at least: warm-up, idle power and {window}"
             found = f"it ends a cycle after {limit_s:g} s, and each takes {needs}"
             yield ("study_execution", key), found, "raise it, or shorten the window"
-
-
-def least_s(experiment: Experiment) -> float:
-    """Seconds that a cycle takes at least: its window, and the idle power and the warm-up that the study asks for."""
-    measurement = experiment.config["measurement"]
-    baseline = measurement["baseline"]
-    idle_s = (baseline["duration_seconds"] or 0) if baseline["enabled"] else 0
-    server = experiment.config.get("server")
-    if server is not None:
-        return float(idle_s + under_load_s(server, server["warmup"]["mode"] == "fixed"))
-    warmup = (experiment.config.get("offline") or {}).get("warmup") or {}
-    warm_s = (warmup.get("thermal_floor_seconds") or 0) if warmup.get("enabled") else 0
-    return float(measurement["min_window_seconds"] + idle_s + warm_s)

@@ -1,8 +1,9 @@
-"""How long the cycle of a server takes, by what the study asks of it."""
+"""How long a cycle takes by what the study asks of it: at least, and at most."""
 
 from __future__ import annotations
 
 from llem_airflow.study.config.paths import Config
+from llem_airflow.study.plan.model import Experiment
 
 _IDLE_S = 120.0
 """Longest idle power, which a study may leave to the meter: two phases, and the quiet before them."""
@@ -27,3 +28,16 @@ def under_load_s(server: Config, warmup: bool) -> float:
 def longest_s(server: Config) -> float:
     """A limit for a cycle of which the study writes none, in seconds: everything takes its longest."""
     return under_load_s(server, True) + float(server["startup_timeout_seconds"]) + _IDLE_S + _AROUND_S
+
+
+def least_s(experiment: Experiment) -> float:
+    """Seconds that a cycle takes at least: its window, and the idle power and the warm-up that the study asks for."""
+    measurement = experiment.config["measurement"]
+    baseline = measurement["baseline"]
+    idle_s = (baseline["duration_seconds"] or 0) if baseline["enabled"] else 0
+    server = experiment.config.get("server")
+    if server is not None:
+        return float(idle_s + under_load_s(server, server["warmup"]["mode"] == "fixed"))
+    warmup = (experiment.config.get("offline") or {}).get("warmup") or {}
+    warm_s = (warmup.get("thermal_floor_seconds") or 0) if warmup.get("enabled") else 0
+    return float(measurement["min_window_seconds"] + idle_s + warm_s)
