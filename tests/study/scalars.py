@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 from tests.study.golden.schema import key_paths
 
@@ -106,6 +107,7 @@ _HEAD = {
 }
 
 
+@cache
 def keys() -> list[tuple[str, ...]]:
     """The path of every key and section of a study, and of some that engines and sweeps bring."""
     found = [tuple(str(part) for part in path if part != 0) for path in key_paths()]
