@@ -8,10 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # that module needs SciPy, and DAG files load this one
-    from llem_airflow.analysis.statistics import Description
+from typing import Any, Protocol
 
 P90_FROM = 10
 P95_FROM = 20
@@ -424,7 +421,25 @@ class Derived:
     basis: str
 
 
-def derived(rates: Mapping[str, Any], energy_per_output_token_j: Description | None) -> tuple[Derived, ...]:
+class _Ends(Protocol):
+    """An interval: ``statistics.Interval``, which this module cannot import (it needs SciPy)."""
+
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+class _Described(Protocol):
+    """A mean over cycles with its interval: ``statistics.Description``."""
+
+    @property
+    def mean(self) -> float: ...
+    @property
+    def shown_interval(self) -> _Ends | None: ...
+
+
+def derived(rates: Mapping[str, Any], energy_per_output_token_j: _Described | None) -> tuple[Derived, ...]:
     """CO2e and cost of a million output tokens.
 
     Args:
