@@ -31,6 +31,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,8 +143,13 @@ class Seen:
             for test in self.duration_s
             if test.partition("::")[0] in files
         }
-        usable = {test for test in found | extra if self.duration_s[test] <= CONFIG["slowest_test_s"]}
-        return sorted(usable - self.failed, key=self.duration_s.__getitem__)[: CONFIG["most_tests"]]
+        return self.quick((found | extra) - self.failed)
+
+    def quick(self, tests: set[str]) -> list[str]:
+        """As many of the tests as the time for a mutant allows, the fastest first."""
+        ordered = sorted(tests, key=self.duration_s.__getitem__)
+        ends_s = accumulate(self.duration_s[test] for test in ordered)
+        return [test for test, end_s in zip(ordered, ends_s, strict=True) if end_s <= CONFIG["longest_s"]]
 
 
 def operator_of(name: str) -> Operator:
@@ -391,8 +397,7 @@ def run_room(room: str, found: list[Mutant], workers: int, longest_s: float) -> 
     with ProcessPoolExecutor(
         workers, mp_context=get_context("fork"), initializer=begin_worker, initargs=(ready,)
     ) as pool:
-        usable = [test for test in seen.duration_s if test not in seen.failed]
-        fastest = sorted(usable, key=seen.duration_s.__getitem__)[: CONFIG["most_tests"]]
+        fastest = seen.quick(set(seen.duration_s) - seen.failed)
         if pool.submit(meet, None, fastest, 600, float("inf")).result() != "survived":
             sys.exit("tests fail in a worker without a mutant: see LLEM_MUTANTS_LOG")
         end_s = time.monotonic() + longest_s
@@ -401,21 +406,22 @@ def run_room(room: str, found: list[Mutant], workers: int, longest_s: float) -> 
             tests = seen.tests_of(mutant)
             limit_s = CONFIG["patience_s"] + 5 * sum(seen.duration_s[test] for test in tests)
             jobs[mutant] = pool.submit(meet, mutant, tests, limit_s, end_s)
-        told = {mutant: job.result() for mutant, job in jobs.items()}
+        told = {mutant: _told(mutant, job.result()) for mutant, job in jobs.items()}
     shutil.rmtree(ready)
     count = Counter(told.values())
     total = len(found) - count["same"] - count["late"]
-    if count["late"]:
-        print(f"{room}: the time was over for {count['late']} more")
     score = 1 - count["survived"] / total if total else 1.0
-    print(
-        f"{room}: {score:.1%} of {total} killed ({count['timeout']} by their time), {count['survived']} survive"
-    )
-    for mutant, outcome in sorted(told.items()):
-        if outcome == "survived":
-            before, after = changed(mutant)
-            print(f"  {mutant.path}:{mutant.line} {mutant.operator}\n    - {before}\n    + {after}")
+    left_out = f"; the time was over for {count['late']} more" if count["late"] else ""
+    killed = f"{score:.1%} of {total} killed ({count['timeout']} by their time)"
+    print(f"{room}: {killed}, {count['survived']} survive{left_out}")
     return bool(score >= CONFIG["least_score"])
+
+
+def _told(mutant: Mutant, outcome: str) -> str:
+    if outcome == "survived":
+        before, after = changed(mutant)
+        print(f"{mutant.path}:{mutant.line} {mutant.operator}\n    - {before}\n    + {after}", flush=True)
+    return outcome
 
 
 def main() -> int:

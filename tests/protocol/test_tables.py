@@ -33,11 +33,12 @@ CHOSEN: list[tuple[Callable[[Category], bool], set[str]]] = [
                 "network",
             ),
             *("crash", "killed", "name_conflict", "cancelled", "unknown"),
+            *("server_not_ready", "server_died", "port_taken", "window_cut"),
         },
     ),
     (
         lambda one: one.at_once,
-        {"gpu_unavailable", "timeout_silence", "timeout_gpu_idle", "crash", "killed"},
+        {"gpu_unavailable", "timeout_silence", "timeout_gpu_idle", "crash", "killed", "port_taken"},
     ),
     (
         lambda one: one.by_study,
@@ -49,7 +50,7 @@ CHOSEN: list[tuple[Callable[[Category], bool], set[str]]] = [
                 "model_missing",
                 "engine_missing",
             ),
-            *("config", "meter_unavailable"),
+            *("config", "meter_unavailable", "server_errors", "client_limit"),
         },
     ),
     (
@@ -169,12 +170,27 @@ def test_the_streams_of_an_attempt_have_these_columns() -> None:
         *("warmup", "ramp", "measure", "drain", "cooldown"),
     ) == records.PHASES
     kinds = {"phase_begin", "phase_end", "iteration", "progress", "counter_tick", "baselines_reused", "note"}
-    assert kinds <= set(records.EVENTS)
+    assert kinds == set(records.EVENTS)
     assert {
         *("request_id", "phase", "iteration", "prompt_index", "batch_size", "input_tokens", "output_tokens"),
         *("t_submit_mono_ns", "t_first_mono_ns", "t_last_mono_ns", "token_mono_ns", "output_token_ids"),
         "finish_reason",
-    } <= set(records.REQUEST_FIELDS)
+    } == set(records.REQUEST_FIELDS)
+    assert set(records.SERVED_FIELDS) == {
+        *(
+            "t_due_mono_ns",
+            "t_end_mono_ns",
+            "status",
+            "chunk_tokens",
+            "error_class",
+            "http_status",
+            "error_text",
+        ),
+    }
+    assert (
+        *("t_mono_ns", "running", "waiting", "kv_cache_usage_ratio", "preemptions", "prompt_tokens"),
+        "generation_tokens",
+    ) == records.SERVER_COLUMNS
 
 
 def test_what_a_board_says_is_a_condition_or_of_the_moment() -> None:
