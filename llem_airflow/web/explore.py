@@ -61,7 +61,9 @@ def _explorer(run: StoredRun) -> dict[str, Any]:
         ],
         "metrics": [metric_facts(metric.name) for metric in METRICS if metric.name in present],
         "fronts": {
-            name: [e.id for e in experiments if e.id in best] for name, best in weighed.items() if best
+            name: [e.id for e in experiments if e.id in best]
+            for name, best in weighed.items()
+            if sum(bool(e.metric(ENERGY) and e.metric(name)) for e in experiments) > 1
         },
         "experiments": [
             _experiment(e, label, {"engine": e.engine, "model": e.model} | swept.of_experiment(run, e.id))

@@ -9,7 +9,7 @@ const ENERGY = "energy_per_output_token_j";
 
 export function Explorer({ dagId, runId, preliminary }) {
   const { data, error } = useApi("explore", { dag_id: dagId, run_id: runId });
-  const [plot, setPlot] = useAddress("plot", "factors");
+  const [wanted, setPlot] = useAddress("plot", "factors");
   const [metricName, setMetric] = useAddress("metric", ENERGY);
   if (error) return h(Notice, { kind: "error", title: "The results of this run cannot be read" }, h(Verbatim, { label: "What is wrong" }, error));
   if (!data) return h(Loading);
@@ -19,6 +19,7 @@ export function Explorer({ dagId, runId, preliminary }) {
     ...(Object.keys(data.fronts).length ? [["pareto", "Energy against speed"]] : []),
     ["cycles", "Distributions"],
   ];
+  const plot = plots.some(([key]) => key === wanted) ? wanted : "factors";
   return h(
     Fragment,
     null,
