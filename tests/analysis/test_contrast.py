@@ -196,7 +196,7 @@ def test_what_failed_what_is_withheld_and_what_is_of_another_kind_is_said() -> N
         "o", "batch_size 9", {"transformers.batch_size": 9}, _cycles("o", [1.0], [3], kind="estimate")
     )
     told = _told([*run, failed, other], planned=12)
-    assert "energy is withheld in 1 of 7 cycles" in told
+    assert "energy is not reported for 1 of 7 cycles" in told
     assert "not measured: batch_size 64" in told
     assert "not compared, as another meter or boundary was read: batch_size 9" in told
     assert "6 of 12 planned cycles are not valid" in told
@@ -206,7 +206,7 @@ def test_without_energy_the_speed_is_told_and_why() -> None:
     run = _run([None, None], [None, None], kind="none")
     assert "output tokens per second" in _told(run)
     assert "there is no energy: no meter was read" in _told(run)
-    assert "there is no energy: it was withheld" in _told(_run([None, None], [None, None]))
+    assert "there is no energy: none could be reported" in _told(_run([None, None], [None, None]))
 
 
 def test_a_run_without_any_result_says_so() -> None:

@@ -61,7 +61,10 @@ def test_a_night_never_overlaps_the_one_before_and_past_nights_are_not_caught_up
     ("airflow", "message"),
     [
         ('schedule: "0 25 * * *"', r"5:21: airflow\.schedule: .*0 25 \* \* \*.* not acceptable"),
-        ('schedule: "0 2 * * *", timezone: Europe/Berln', r"airflow\.timezone: .*did you mean Europe/Berlin"),
+        (
+            'schedule: "0 2 * * *", timezone: Europe/Berln',
+            r"airflow\.timezone: .*Did you mean 'Europe/Berlin'",
+        ),
         ('schedule: "0 2 * * *", window: 22-6', r"airflow\.window: found '22-6'.*such as 22:00-06:00"),
         (
             'window: "22:00-06:00"',

@@ -119,11 +119,6 @@ def test_an_unknown_engine_names_those_that_are_known(tmp_path: Path) -> None:
     )
 
 
-def test_a_serving_mode_that_cannot_be_measured_is_refused_at_once(tmp_path: Path) -> None:
-    ran = run(spec_of("scripted", FAST, config={"serving_mode": "server"}), tmp_path)
-    assert ran.error.message == "serving_mode 'server' cannot be measured yet; use offline"
-
-
 def test_an_engine_that_the_image_lacks_is_said_with_its_module(tmp_path: Path) -> None:
     ran = run(spec_of("tensorrt", {}), tmp_path)
     assert ran.error.category == "engine_missing"

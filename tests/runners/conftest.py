@@ -10,10 +10,11 @@ from typing import Any
 import docker
 import pytest
 
+from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.runners.attempt import LABEL_KEY, Attempt
 from llem_airflow.runners.base import Collected, Wait
 from llem_airflow.runners.container_spec import ContainerSettings
-from tests.runners.programs import attempt, in_container, program
+from tests.runners.programs import SPEC, attempt, in_container, program
 
 RunContainer = Callable[..., Collected]
 
@@ -55,6 +56,7 @@ def run_container(
         lines: list[str] | None = None,
         who: Attempt = this_attempt,
         wait: Wait = Wait(180.0),  # noqa: B008  # frozen
+        spec: ExperimentSpec = SPEC,
         **settings: Any,
     ) -> Collected:
         return in_container(
@@ -65,6 +67,7 @@ def run_container(
             program(tmp_path, text),
             on_line=(lines if lines is not None else []).append,
             wait=wait,
+            spec=spec,
         )
 
     return run

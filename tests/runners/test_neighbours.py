@@ -100,12 +100,9 @@ def test_a_box_without_gpus_hides_them_and_has_no_neighbours_of_foreigners(
 
 
 @pytest.mark.docker
-def test_a_meter_of_gpus_without_a_gpu_fails_before_anything_runs(
-    run_container: RunContainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tests.runners.conftest.SPEC", _metered("nvml"))
+def test_a_meter_of_gpus_without_a_gpu_fails_before_anything_runs(run_container: RunContainer) -> None:
     with pytest.raises(AttemptFailedError, match=r"meter `nvml` reads the power of GPUs.*count: 0") as caught:
-        run_container("result()", gpu_request=GpuRequest(0))
+        run_container("result()", gpu_request=GpuRequest(0), spec=_metered("nvml"))
     assert caught.value.failure.category == "gpu_access"
 
 

@@ -72,7 +72,7 @@ def test_a_file_of_several_and_its_revision_are_named(hub: Hub, tmp_path: Path) 
 
 def test_too_few_prompts_are_an_error_with_a_dataset_too(hub: Hub, tmp_path: Path) -> None:
     published(hub, tmp_path / "data", test=["a"])
-    assert "'org/data' has 1 usable prompts but n_prompts is 2" in refusal("org/data")
+    assert "'org/data' has 1 usable prompt but n_prompts is 2" in refusal("org/data")
 
 
 def test_what_the_hub_does_not_have_is_told_apart(hub: Hub, tmp_path: Path) -> None:

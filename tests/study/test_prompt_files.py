@@ -45,7 +45,7 @@ WHOLE = parquet(prompt=[f"question {n}" for n in range(3000)])
         ("p.jsonl", b"", r"'p.jsonl': is empty"),
         ("p.jsonl", b"\n\n", r"'p.jsonl' has no prompts"),
         ("p.parquet", parquet(messages=["x"], id=[1]), r"none of its columns \(messages, id\) is one of prompt, text,"),
-        ("p.parquet", parquet(prompt=[None, None, "x"]), r"has 1 usable prompts \(2 empty, the first in row 1\)"),
+        ("p.parquet", parquet(prompt=[None, None, "x"]), r"has 1 usable prompt \(2 empty, the first in row 1\)"),
         ("p.parquet", parquet(prompt=[1, 2]), r"has no prompts: .*\(2 of another type than text, the first in row 1\)"),
         ("p.parquet", parquet(prompt=["a", "b\0c"]), r"p.parquet:2: prompt has the character U\+0000; delete it"),
         ("p.parquet", GOOD, r"'p.parquet': is no Parquet file; rename it"),
@@ -60,7 +60,7 @@ WHOLE = parquet(prompt=[f"question {n}" for n in range(3000)])
         ("p.jsonl", b"\x28\xb5\x2f\xfd" + GOOD, r"'p.jsonl': is compressed with zstd; unpack it"),
         ("p.jsonl", GOOD.decode().encode("utf-16"), r"'p.jsonl': is UTF-16; save it as UTF-8"),
         ("p.jsonl", b'{"prompt": "' + b"x" * (17 * 1024**2) + b'"}', r"p.jsonl:1: the line is longer than 16 MiB"),
-        ("p.jsonl", b'{"prompt": "a"}\n', r"'p.jsonl' has 1 usable prompts but n_prompts is 2; set"),
+        ("p.jsonl", b'{"prompt": "a"}\n', r"'p.jsonl' has 1 usable prompt but n_prompts is 2; set"),
     ],
 )  # fmt: skip
 def test_each_fault_is_one_problem_with_file_and_row(
