@@ -71,6 +71,7 @@ def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) 
                 "released.yaml": RELEASED,
                 "paged.yaml": RELEASED.replace("study_name: released", "study_name: paged"),
                 "choice.yaml": CHOICE,
+                "looked-at.yaml": CHOICE.replace("choice", "looked-at"),
                 "nightly.yaml": NIGHTLY,
                 "held.yaml": HELD,
                 "broken.yaml": BROKEN,

@@ -1,6 +1,6 @@
 // Parts of pages: sections, notices, choosers, a table that sorts, filters and hides columns.
 
-import { Fragment, h, UI, useAddress, useState } from "./base.js";
+import { Fragment, h, UI, useAddress, useEffect, useRef, useState } from "./base.js";
 import { ABSENT } from "./format.js";
 
 const css = (name) => `var(--chakra-colors-${name})`;
@@ -119,12 +119,18 @@ export function Choose({ label, value, options, onChange }) {
   );
 }
 
+/** The address follows what is typed; it never writes into the field meanwhile, as it comes later than the next letter. */
 export function Search({ label, value, onChange }) {
+  const field = useRef(null);
+  useEffect(() => {
+    if (document.activeElement !== field.current) field.current.value = value;
+  }, [value]);
   return h("input", {
+    ref: field,
     type: "search",
     "aria-label": label,
     placeholder: label,
-    value,
+    defaultValue: value,
     onChange: (event) => onChange(event.target.value),
     style: { ...FIELD, minWidth: "10rem" },
   });
