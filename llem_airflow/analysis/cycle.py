@@ -307,7 +307,7 @@ def measures(
     window: Window, energy: EnergyOfWindow, requests: Requests, marks: Sequence[Phase]
 ) -> dict[str, float | None]:
     """Every metric of ``metrics.METRICS`` for one cycle; None where it is undefined."""
-    window_s = (window.t_end_mono_ns - window.t_begin_mono_ns) / 1e9
+    window_s = window.duration_s
     out, requests_n = window.output_tokens, window.requests
     joules = energy.energy_j
     found: dict[str, float | None] = {

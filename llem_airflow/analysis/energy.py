@@ -231,7 +231,7 @@ def window_energy(
         expected_gpus: UUIDs that the attempt was given; one without samples withholds the total.
         limits_w: Enforced power limit of each device by its name, in watts, where it is known.
     """
-    duration_s = (window.t_end_mono_ns - window.t_begin_mono_ns) / 1e9
+    duration_s = window.duration_s
     if meter.kind == "none":
         return _without(meter, duration_s, Withheld("no_meter", "No meter was asked for."))
     try:
@@ -257,7 +257,7 @@ def _of_series(
     requests: Requests | None,
     expected_gpus: Sequence[str],
 ) -> EnergyOfWindow:
-    duration_s = (window.t_end_mono_ns - window.t_begin_mono_ns) / 1e9
+    duration_s = window.duration_s
     if mismatch := duration_mismatch(window, events):
         return _without(meter, duration_s, mismatch)
     missing = missing_devices(series, meter, expected_gpus)

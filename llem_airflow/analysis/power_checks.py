@@ -12,6 +12,7 @@ from llem_airflow.analysis.energy import GpuEnergy
 from llem_airflow.analysis.flags import Check, Seen
 from llem_airflow.analysis.plausibility import slept_s
 from llem_airflow.analysis.series import Floats, GpuSeries, rows_between
+from llem_airflow.protocol.records import POWER_CAP_BIT, SLOWDOWNS
 from llem_airflow.text.wording import counted
 
 _MIN_ITERATIONS = 20
@@ -77,9 +78,7 @@ def power_drift_ratio(series: Iterable[GpuSeries], duration_s: float) -> float |
     return last / first - 1 if first > 0 else None
 
 
-THROTTLE_BITS = 0x8 | 0x20 | 0x40 | 0x80
-"""Hardware slowdown, software thermal, hardware thermal, power brake (nvml.h, clocks event reasons)."""
-POWER_CAP_BIT = 0x4
+THROTTLE_BITS = sum(SLOWDOWNS)
 
 
 def _very_short_window(seen: Seen) -> str | None:

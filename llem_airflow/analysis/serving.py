@@ -21,7 +21,7 @@ from scipy import stats
 
 from llem_airflow.analysis.energy import EnergyOfWindow
 from llem_airflow.analysis.flags import Flag
-from llem_airflow.analysis.latency import Requests, good_requests, ttft_s
+from llem_airflow.analysis.latency import Requests, good_requests, goodput_requests_per_s, ttft_s
 from llem_airflow.analysis.series import Floats
 from llem_airflow.protocol.result import CycleResult, Served, Window
 from llem_airflow.text.wording import counted
@@ -99,7 +99,7 @@ def backlog(due_ns: Floats, end_ns: Floats, window: Window) -> Backlog:
         end_ns: When each was over; NaN is not known.
         window: The measured window.
     """
-    window_s = (window.t_end_mono_ns - window.t_begin_mono_ns) / 1e9
+    window_s = window.duration_s
     t_s = np.linspace(0.0, window_s, BLOCKS * 20, endpoint=False)
     at_ns = window.t_begin_mono_ns + t_s * 1e9
     begun = np.searchsorted(np.sort(due_ns), at_ns, side="right")
@@ -200,13 +200,15 @@ def serving_measures(
         idle_w: Power of the loaded server without requests, in watts.
         server: Columns of server.csv in the window.
     """
-    window_s = (window.t_end_mono_ns - window.t_begin_mono_ns) / 1e9
+    window_s = window.duration_s
     due = len(requests)
     good = None if slo is None else int(good_requests(requests, slo.limits_s).sum())
     return {
         "offered_requests_per_s": served.scheduled / window_s,
         "failed_ratio": float(requests.failed.mean()) if due else None,
-        "goodput_requests_per_s": None if good is None else good / window_s,
+        "goodput_requests_per_s": None
+        if slo is None
+        else goodput_requests_per_s(requests, window_s, slo.limits_s),
         "slo_attainment_ratio": None if good is None or not due else good / due,
         "slo_met_ratio": None
         if good is None or slo is None or not due
@@ -237,7 +239,7 @@ def serving_flags(requests: Requests, served: Served, window: Window, seen: Back
         window: The measured window.
         seen: The backlog.
     """
-    window_s = (window.t_end_mono_ns - window.t_begin_mono_ns) / 1e9
+    window_s = window.duration_s
     found = []
     if seen.saturated(window_s, len(requests)):
         found.append(
@@ -270,7 +272,8 @@ def _client(requests: Requests, served: Served) -> list[Flag]:
     """Whether the client, and not the server, was slow."""
     found = []
     late_s = None if served.lateness_p99_ms is None else served.lateness_p99_ms / 1e3
-    known = ttft_s(requests)[~np.isnan(ttft_s(requests))]
+    known = ttft_s(requests)
+    known = known[~np.isnan(known)]
     typical_s = float(np.median(known)) if known.size else 0.0
     if late_s is not None and late_s > max(LATE_S, LATE_RATIO * typical_s):
         found.append(

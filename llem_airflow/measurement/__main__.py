@@ -78,10 +78,9 @@ def _observe(spec: ExperimentSpec, out: Path, attempt: Attempt, log: EventLog) -
         attempt.stop_sampler()
         return EXIT_FAILED
     window, meter = result.window, result.meter
-    seconds = (window.t_end_mono_ns - window.t_begin_mono_ns) / 1e9
     log.say(
-        f"done: {window.requests} requests, {window.output_tokens} tokens in {seconds:.1f} s, "
-        f"{window.output_tokens / seconds:.1f} tok/s; power {meter.kind} ({meter.energy_kind})"
+        f"done: {window.requests} requests, {window.output_tokens} tokens in {window.duration_s:.1f} s, "
+        f"{window.output_tokens / window.duration_s:.1f} tok/s; power {meter.kind} ({meter.energy_kind})"
     )
     return 0
 

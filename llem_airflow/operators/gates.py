@@ -338,8 +338,8 @@ class ProbeTrigger(RunTrigger):
     def is_over(self) -> bool:
         """Whether the breaker has opened or closed anew since, or the time is over."""
         now: Tripped | None = self.seen()
-        waits = now is not None and now.epoch_ns == self.opened_ns and not now.probe_failed
-        return not waits or super().is_over()
+        open_still = now is not None and now.epoch_ns == self.opened_ns and not now.probe_failed
+        return not open_still or super().is_over()
 
 
 def _when(record: dict[str, object], what: str) -> int:

@@ -103,6 +103,17 @@ SERVER_COLUMNS = (
 ``running`` and ``waiting`` are requests now, the last three count since the server's start.
 """
 
+SLOWDOWNS = {
+    0x8: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
+"""Clock event reasons (nvml.h) that are a fault of the moment, by their bit."""
+
+POWER_CAP_BIT = 0x4
+"""The clock event reason of a GPU that runs at its power limit."""
+
 BOARD_CONDITIONS = (
     "uuid",
     "name",

@@ -48,6 +48,11 @@ class Window:
     input_tokens: int
     output_tokens: int
 
+    @property
+    def duration_s(self) -> float:
+        """Its length, in seconds."""
+        return (self.t_end_mono_ns - self.t_begin_mono_ns) / 1e9
+
 
 @dataclass(frozen=True)
 class Warmup:

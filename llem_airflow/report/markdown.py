@@ -81,7 +81,7 @@ def _load(view: View) -> list[str]:
 
 
 def _cells(row: Row) -> Iterable[str]:
-    return (f"{cell.text} [{cell.interval}]" if cell.interval else cell.text for cell in row.cells)
+    return (cell.with_interval for cell in row.cells)
 
 
 def _count(row: Row) -> str:

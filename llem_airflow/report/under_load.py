@@ -64,8 +64,7 @@ def under_load(experiments: Sequence[ExperimentSummary], labels: Mapping[str, st
 
 
 def _text(cell: Cell) -> str:
-    interval = "" if cell.interval.startswith("no interval") else cell.interval
-    return f"{cell.text} [{interval}]" if interval else cell.text
+    return cell.text if cell.interval.startswith("no interval") else cell.with_interval
 
 
 def _state(level: Level) -> str:

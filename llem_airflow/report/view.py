@@ -50,6 +50,11 @@ class Cell:
         """Value and unit, marked where it is an estimate."""
         return formatting.labelled(f"{self.value} {self.unit}".strip(), estimate=self.estimate, tag=self.tag)
 
+    @property
+    def with_interval(self) -> str:
+        """Value, unit and interval on one line."""
+        return f"{self.text} [{self.interval}]" if self.interval else self.text
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -181,7 +186,7 @@ class View:
         rows = [
             (
                 self.label(e.id),
-                *(f"{cell.text} [{cell.interval}]" if cell.interval else cell.text for cell in cells),
+                *(cell.with_interval for cell in cells),
             )
             for e in self.summary.experiments
             if (cells := [derived_cell(e, name) for name in names])

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from llem_airflow.protocol.spec import ExperimentSpec
-from llem_airflow.runners.failures import GPUUnavailableError, failure
+from llem_airflow.runners.failures import GPUUnavailableError, failure, told_without_secrets
 
 if TYPE_CHECKING:
     from llem_airflow.runners.holders import Holder
+    from llem_airflow.runners.output import LogSink
 
 RUNNERS = {"container": "llem_airflow.runners.docker", "process": "llem_airflow.runners.process"}
 """The module of each runner, by its name in studies and records."""
@@ -117,6 +118,24 @@ class Collected:
 
 
 Store = Callable[[Collected], object]
+
+
+def placed_with(sink: LogSink, find: Callable[[], Place | Busy]) -> Place | Busy:
+    """Find a place with the attempt's log open: it stays open for ``Runner.run``, and is closed where there is none.
+
+    Args:
+        sink: The log.
+        find: Finds the place, or says who holds it.
+    """
+    sink.open()
+    placed: Place | Busy | None = None
+    try:
+        with told_without_secrets(sink.redactor):
+            placed = find()
+    finally:
+        if not isinstance(placed, Place):
+            sink.close()
+    return placed
 
 
 class Runner(ABC):

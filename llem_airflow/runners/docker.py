@@ -18,7 +18,7 @@ from llem_airflow.protocol.files import EVENTS, EXCHANGE_DIR
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.typed_json import ProtocolError
 from llem_airflow.runners.attempt import LABEL_GPUS, Attempt
-from llem_airflow.runners.base import KILL_S, Busy, Collected, Place, Runner, Store, Wait
+from llem_airflow.runners.base import KILL_S, Busy, Collected, Place, Runner, Store, Wait, placed_with
 from llem_airflow.runners.bundle import build_bundle
 from llem_airflow.runners.claims import LABEL_ON_CPU, Claim, Waiter
 from llem_airflow.runners.container_spec import ContainerSettings, create_arguments
@@ -118,15 +118,12 @@ class DockerRunner(Runner):
     def place(self, spec: ExperimentSpec, wait: Wait = Wait()) -> Place | Busy:  # noqa: B008  # frozen
         """Take over the container of an earlier try, or create one that holds the GPUs."""
         self._wait = wait
-        self._sink.open()
-        placed: Place | Busy | None = None
-        try:
-            with told_without_secrets(self._sink.redactor), self._refusals():
-                placed = self._adopt(spec) or self._claim(spec, wait)
-        finally:
-            if not isinstance(placed, Place):
-                self._sink.close()
-        return placed
+
+        def find() -> Place | Busy:
+            with self._refusals():
+                return self._adopt(spec) or self._claim(spec, wait)
+
+        return placed_with(self._sink, find)
 
     def run(self, place: Place, spec: ExperimentSpec, store: Store) -> Collected:
         """Start the container or follow the one that is there; store what it left; remove it."""

@@ -24,7 +24,7 @@ from llem_airflow.protocol.typed_json import ProtocolError
 from llem_airflow.protocol.visible import BY_BUS, ORDER, VARIABLE, AmbiguousDeviceError, visible_to_cuda
 from llem_airflow.results.scratch import remove_scratch_orphans, scratch_folder
 from llem_airflow.runners.attempt import Attempt
-from llem_airflow.runners.base import Busy, Collected, Place, Runner, Store, Wait
+from llem_airflow.runners.base import Busy, Collected, Place, Runner, Store, Wait, placed_with
 from llem_airflow.runners.bundle import build_bundle
 from llem_airflow.runners.claims import demand_for, new_ticket, on_cpu, unknown
 from llem_airflow.runners.ending import CONTAINER_LOG, Ended, failed, read_result
@@ -136,15 +136,7 @@ class ProcessRunner(Runner):
 
     def place(self, spec: ExperimentSpec, wait: Wait = Wait()) -> Place | Busy:  # noqa: B008  # frozen
         """Lease GPUs of this machine; who waits for them waits in this process, which is the only one that can tell."""
-        self._sink.open()
-        placed: Place | Busy | None = None
-        try:
-            with told_without_secrets(self._sink.redactor):
-                placed = self._claim(spec, wait)
-        finally:
-            if not isinstance(placed, Place):
-                self._sink.close()
-        return placed
+        return placed_with(self._sink, lambda: self._claim(spec, wait))
 
     def run(self, place: Place, spec: ExperimentSpec, store: Store) -> Collected:
         """Run the process to its end, bring out what it wrote and store it."""

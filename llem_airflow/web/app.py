@@ -125,10 +125,9 @@ def module(name: str) -> Response:
 
 def studies(readable: ReadableDags, session: SessionDep, state: Asked) -> Response:
     """The studies of the DAGs that the user may read."""
-    dags = {entry.dag_id for name in state.index.studies() for entry in state.index.runs(name)} & readable
-    return json_answer(
-        {"studies": study_rows(state.index, seen_dags(session, dags)), "root": state.index.root.url}
-    )
+    found = {name: state.index.runs(name) for name in state.index.studies()}
+    dags = {entry.dag_id for entries in found.values() for entry in entries} & readable
+    return json_answer({"studies": study_rows(found, seen_dags(session, dags)), "root": state.index.root.url})
 
 
 def study_headline(

@@ -18,6 +18,7 @@ from llem_airflow.analysis.latency import Requests, e2el_s, itl_s, ttft_s
 from llem_airflow.analysis.series import Labels, columns, phases
 from llem_airflow.frames.export import write_csv
 from llem_airflow.operators.energy import line_of
+from llem_airflow.protocol.records import POWER_CAP_BIT, SLOWDOWNS
 from llem_airflow.results import CycleRef, ResultReadError, StoredRun, layout
 from llem_airflow.results.parquet import read_table
 from llem_airflow.web.cells import failed_attempts
@@ -32,14 +33,8 @@ SHOWN_VALUES = 5_000
 LARGEST_SAMPLES = 4_000_000
 """So many samples are kept decoded, about 50 bytes each: two cycles of 10^6 on 2 GPUs."""
 _SERIES = {"power_w": 1e-3, "temperature_c": 1.0, "sm_clock_mhz": 1.0, "mem_clock_mhz": 1.0}
-_REASONS = {
-    0x4: "power cap",
-    0x8: "hardware slowdown",
-    0x20: "software thermal slowdown",
-    0x40: "hardware thermal slowdown",
-    0x80: "power brake",
-}
-"""Clock event bits that slow a GPU down (nvml.h)."""
+_REASONS = {POWER_CAP_BIT: "power cap", **SLOWDOWNS}
+"""Clock event bits that slow a GPU down."""
 _READ = (
     *("t_before_mono_ns", "t_after_mono_ns", "gpu", "power_instant_mw", "power_average_mw"),
     *("temperature_c", "sm_clock_mhz", "mem_clock_mhz", "event_reasons"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from llem_airflow.analysis.plan import distinct_labels, factor_label
@@ -12,7 +12,7 @@ from llem_airflow.analysis.statistics import SHOWN_FROM_N
 from llem_airflow.results import StoredRun, layout
 from llem_airflow.results.parquet import read_table
 from llem_airflow.web.explore import HEADLINES, metric_facts
-from llem_airflow.web.index import Entry, RunIndex
+from llem_airflow.web.index import Entry
 from llem_airflow.web.kept import Kept
 from llem_airflow.web.seen import SeenDag
 
@@ -23,17 +23,17 @@ SHOWN_RUNS = 50
 _COLUMNS = ("experiment", "hash", "planned", "valid", "energy_kind", "factors")
 
 
-def study_rows(index: RunIndex, dags: dict[str, SeenDag]) -> list[dict[str, Any]]:
+def study_rows(runs: Mapping[str, Sequence[Entry]], dags: dict[str, SeenDag]) -> list[dict[str, Any]]:
     """One row a study and DAG, of the DAGs that are given: where its newest run stands, and when the next is due.
 
     Args:
-        index: The runs.
+        runs: Those of each study's folder, oldest first.
         dags: What Airflow knows of the DAGs that the user may read, by id.
     """
     rows = []
-    for study in index.studies():
+    for study, found in runs.items():
         by_dag: dict[str, list[Entry]] = {}
-        for entry in index.runs(study):
+        for entry in found:
             if entry.dag_id in dags:
                 by_dag.setdefault(entry.dag_id, []).append(entry)
         for dag_id, entries in by_dag.items():

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import pytest
 
 from llem_airflow.measurement.load.arrivals import arrival_times
 from llem_airflow.protocol.result import CycleResult
+from tests.engines.command import run_study
 
 pytestmark = [pytest.mark.docker, pytest.mark.engine, pytest.mark.airflow, pytest.mark.timeout(900)]
 
@@ -57,26 +55,7 @@ def run(
 ) -> Path:
     """The folder of the run's results."""
     home = tmp_path_factory.mktemp("served")
-    (home / "study.yaml").write_text(STUDY)
-    environment = {
-        **os.environ,
-        "AIRFLOW_HOME": str(home / "airflow"),
-        "LLEM_RESULTS_ROOT": str(home / "results"),
-        "LLEM_MODELS_DIR": str(tiny_model.parent),
-        "LLEM_IMAGE_VLLM": vllm_image,
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("llem-airflow")), "run", str(home / "study.yaml")],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-4000:]
-    (folder,) = (home / "results" / "served").iterdir()
-    return folder
+    return run_study(home, STUDY, tiny_model.parent, {"vllm": vllm_image})
 
 
 @pytest.fixture(scope="module")

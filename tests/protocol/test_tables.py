@@ -106,7 +106,7 @@ def test_how_to_rerun_is_by_clearing_or_by_the_command_of_who_has_no_airflow(
 def test_what_a_library_raises_for_an_argument_is_a_refusal_and_what_we_raise_is_not(refused: str) -> None:
     assert is_refusal(refused, "/site-packages/vllm/config.py")
     assert is_refusal(refused, None)
-    assert not is_refusal(refused, "/work/llem_airflow/measurement/attempt.py")
+    assert not is_refusal(refused, "/src/llem_airflow/measurement/attempt.py")
     assert not is_refusal(refused, "/run/llem/llem.pyz/llem_airflow/x.py")
     assert not is_refusal("UnicodeDecodeError", "/site-packages/vllm/config.py")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from time import monotonic_ns
 
@@ -88,17 +89,10 @@ class Scraper:
             writer = csv.DictWriter(file, SERVER_COLUMNS)
             writer.writeheader()
             begin_ns = monotonic_ns()
-            for at_s in _every(EVERY_S):
+            for at_s in count(EVERY_S, EVERY_S):
                 page = self._read()
                 if page is not None:
                     writer.writerow(row(page.decode(errors="replace"), monotonic_ns()))
                     file.flush()
                 if self._ended.wait(max(0.0, at_s - (monotonic_ns() - begin_ns) / 1e9)):
                     return
-
-
-def _every(period_s: float) -> Iterable[float]:
-    at_s = 0.0
-    while True:
-        at_s += period_s
-        yield at_s

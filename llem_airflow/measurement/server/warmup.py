@@ -11,14 +11,14 @@ from typing import Any
 
 from llem_airflow.measurement.recent_power import DeviceRow
 from llem_airflow.measurement.warmup import MEASURED_KINDS
+from llem_airflow.protocol.records import SLOWDOWNS
 
 SPAN_S = 30.0
 """Half of what the gates look at: a Poisson load needs that long for its mean power to tell a trend from chance."""
 
 POWER_RATIO = 0.05
 TEMPERATURE_C = 2.0
-THROTTLED = 0x8 | 0x20 | 0x40 | 0x80
-"""NVML's clock event reasons that are a fault of the moment: hardware slowdown, thermal (software, hardware), brake."""
+THROTTLE_BITS = sum(SLOWDOWNS)
 
 UNSEEN_S = 30.0
 """Length of a composite warm-up whose meter tells nothing of a device."""
@@ -88,6 +88,6 @@ def _of_device(rows: Sequence[DeviceRow], middle_ns: int) -> list[str]:
     temperatures = [one.temperature_c for one in rows if one.temperature_c is not None]
     if temperatures and (moved := max(temperatures) - min(temperatures)) > TEMPERATURE_C:
         closed.append(f"the temperature moved by {moved:g} degrees Celsius (limit {TEMPERATURE_C:g})")
-    if any((one.event_reasons or 0) & THROTTLED for one in rows):
+    if any((one.event_reasons or 0) & THROTTLE_BITS for one in rows):
         closed.append("its clock was throttled")
     return closed
