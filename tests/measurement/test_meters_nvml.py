@@ -186,13 +186,31 @@ def test_a_driver_that_stops_answering_inside_the_window_withholds_the_energy(
 def test_calls_that_time_out_for_a_while_leave_a_gap_and_the_counter_right(
     script: Script, tmp_path: Path
 ) -> None:
-    fault = "fault = timeout call=nvmlDeviceGetFieldValues after_s=0 until_s=0.8"
-    script(f"gpu.0.power = const 300\ngpu.0.idle_w = 300\n{fault}", starts_in_s=2.0)
-    measured = measure(tmp_path, NVML, 3.0)
+    measured = _through_a_gap(script, tmp_path)
     assert measured.energy.source == "counter"
     assert measured.energy.average_power_w == pytest.approx(300.0, rel=5e-3)
     assert "gap" in measured.codes <= {"gap", "few_samples"}
     assert "Timeout" in measured.power["error"]
+
+
+def _through_a_gap(script: Script, tmp_path: Path, number: int = 1) -> Measured:
+    """A window in whose middle the driver does not answer for 0.8 s; begun at another moment where that was a bad one.
+
+    Reads that coincide with the register's updates cannot tell its phase, and the gap takes those that could: about
+    one start in ten. The uncertainty covers that.
+    """
+    folder = tmp_path / str(number)
+    folder.mkdir()
+    fault = "fault = timeout call=nvmlDeviceGetFieldValues after_s=0 until_s=0.8"
+    script(f"gpu.0.power = const 300\ngpu.0.idle_w = 300\n{fault}", starts_in_s=2.0)
+    measured = measure(folder, NVML, 3.0)
+    energy_j, uncertainty_j = measured.energy.energy_j, measured.energy.uncertainty_j
+    assert energy_j is not None
+    assert uncertainty_j is not None
+    if uncertainty_j < 0.01 * energy_j or number == 4:
+        return measured
+    assert abs(energy_j - 300.0 * measured.energy.duration_s) <= uncertainty_j
+    return _through_a_gap(script, tmp_path, number + 1)
 
 
 def test_a_counter_that_resets_gives_way_to_the_integral(script: Script, tmp_path: Path) -> None:
