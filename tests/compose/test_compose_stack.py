@@ -56,11 +56,11 @@ def left_behind(project: str) -> list[str]:
     ]
 
 
-def experiments_left() -> list[str]:
-    """Containers and volumes of attempts of the stack's installation."""
-    name = ["--quiet", "--filter", "label=llem.dag_id=quickstart"]
-    found = subprocess.check_output(["docker", "ps", "--all", *name], text=True).split()
-    return found + subprocess.check_output(["docker", "volume", "ls", *name], text=True).split()
+def left_of(run_id: str) -> list[str]:
+    """Containers and volumes of the attempts of one run: the engine may keep those of other installations."""
+    label = ["--quiet", "--filter", f"label=llem.run_id={run_id}"]
+    found = subprocess.check_output(["docker", "ps", "--all", *label], text=True).split()
+    return found + subprocess.check_output(["docker", "volume", "ls", *label], text=True).split()
 
 
 def test_the_quickstart_study_runs_in_the_stack_and_leaves_its_results(stack: Stack) -> None:
@@ -72,7 +72,7 @@ def test_the_quickstart_study_runs_in_the_stack_and_leaves_its_results(stack: St
     assert summary["missing"] == []
     page = stack.page("/llem/run", dag_id="quickstart", run_id=run["dag_run_id"])
     assert "<svg" in page
-    assert experiments_left() == []
+    assert left_of(run["dag_run_id"]) == []
 
 
 def test_nobody_gets_in_without_a_password(stack: Stack) -> None:
