@@ -337,7 +337,7 @@ def _gpu_energy(
     source = next((name for name, value in candidates.items() if value is not None and value > 0), None)
     gap_s = power.longest_gap_s(0.0, duration_s)
     reason = unusable(series, source, gap_s, duration_s)
-    if source == "counter" and meter.kind in ("nvml", "rapl"):
+    if source == "counter" and meter.energy_kind != "estimate" and meter.kind != PEER_METER:
         told = {"instant": instant_j, "averaged": average_j}
         reason = contradiction(series, counter, told, dropped.ceiling_w, duration_s)
     energy_j = candidates[source] if source and reason is None else None
@@ -409,7 +409,8 @@ def _taken_over(events: Sequence[Mapping[str, Any]]) -> tuple[Baseline, ...]:
     return tuple(Baseline(**one, measured_in=str(said["measured_in"])) for one in said.get("baselines") or ())
 
 
-_OF_THE_CPU = ("rapl", "cpu-estimate")
+_OF_A_BOARD, _OF_THE_CPU = ("board", "module"), ("cpu-package", "estimate")
+"""Boundaries of what a meter's joules belong to."""
 
 
 def of_the_model(energy: EnergyOfWindow, result: CycleResult) -> EnergyOfWindow:
@@ -440,9 +441,9 @@ def mismatch(result: CycleResult) -> str | None:
     meter, device = result.meter, result.model.get("device")
     if not isinstance(device, str) or not device or device == "meta":
         return None
-    if meter.kind == "nvml" and device.startswith("cpu"):
+    if meter.boundary in _OF_A_BOARD and device.startswith("cpu"):
         return f"The model ran on the CPU ({device}), and the meter read {len(meter.devices)} GPU(s)."
-    if meter.kind in _OF_THE_CPU and not device.startswith("cpu"):
+    if meter.boundary in _OF_THE_CPU and not device.startswith("cpu"):
         return f"The model ran on {device}, and the meter {meter.kind} knows the CPU only."
     used = result.model.get("gpu_uuids")
     if meter.kind != "nvml" or meter.energy_kind != "measured" or not isinstance(used, list):

@@ -201,7 +201,7 @@ def _counter_frozen(seen: Seen) -> str | None:
         and one.counter.covers(0.0, seen.energy.duration_s)
         and not np.ptp(one.counter.y)
     ]
-    if not frozen or seen.result.meter.kind not in ("nvml", "rapl"):
+    if not frozen or seen.result.meter.energy_kind == "estimate":
         return None
     return (
         f"The energy counter of {', '.join(frozen)} never moved, from the first reading on: it is not used."

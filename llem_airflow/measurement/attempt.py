@@ -20,11 +20,11 @@ from llem_airflow.measurement.prompts import batches, prompt_set
 from llem_airflow.measurement.recent_power import Recent, recent
 from llem_airflow.measurement.requests import BatchTotals, RequestLog
 from llem_airflow.measurement.sampler import Sampler, start_sampler
-from llem_airflow.measurement.warmup import MEASURED_KINDS, Verdict, WarmupRules, judge, warmup_rules
+from llem_airflow.measurement.warmup import Verdict, WarmupRules, judge, warmup_rules
 from llem_airflow.protocol import PROTOCOL_VERSION
 from llem_airflow.protocol.files import ENVIRONMENT, POWER, REQUESTS
 from llem_airflow.protocol.result import Anchor, CpuTime, CycleResult, Meter, Warmup, Window
-from llem_airflow.protocol.spec import ExperimentSpec, idle_conditions
+from llem_airflow.protocol.spec import UNMEASURED_KINDS, ExperimentSpec, idle_conditions
 
 # The driver's power average looks back one second, and the window's edges are interpolated between samples.
 COOLDOWN_S = 1.5
@@ -137,7 +137,7 @@ class Attempt:
 
             def look() -> Recent | None:
                 devices = len(sampler.facts.devices)
-                return recent(self._out / POWER, devices) if sampler.kind in MEASURED_KINDS else None
+                return recent(self._out / POWER, devices) if sampler.kind not in UNMEASURED_KINDS else None
 
             for index, batch in enumerate(itertools.cycle(work)):
                 totals = self._warmup_iteration(engine, index, batch)

@@ -14,8 +14,7 @@ from typing import Any
 
 from llem_airflow.measurement.output import EventLog, seconds_since
 from llem_airflow.measurement.recent_power import mean_power_w
-from llem_airflow.measurement.warmup import MEASURED_KINDS
-from llem_airflow.protocol.spec import KnownIdlePower
+from llem_airflow.protocol.spec import UNMEASURED_KINDS, KnownIdlePower
 from llem_airflow.protocol.typed_json import to_json
 
 # Clocks fall some seconds after a load has ended; the quiet before keeps that out of the idle power. What is
@@ -56,7 +55,7 @@ def idle_rules(config: dict[str, Any], meter_kind: str) -> IdleRules:
         meter_kind: The meter in use.
     """
     said = (config.get("measurement") or {}).get("baseline") or {}
-    measured = meter_kind in MEASURED_KINDS
+    measured = meter_kind not in UNMEASURED_KINDS
     enabled = said.get("enabled")
     if enabled is None:
         enabled = measured

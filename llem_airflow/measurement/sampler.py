@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llem_airflow.measurement.meters.choose import open_meter
-from llem_airflow.measurement.meters.reading import MeterFacts, MeterUnavailableError
+from llem_airflow.measurement.meters.contract import MeterFacts, MeterUnavailableError
 from llem_airflow.measurement.sampling import TAIL_S, Sampling, say_to
 from llem_airflow.protocol.records import POWER_COLUMNS
 from llem_airflow.protocol.result import Meter

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from llem_airflow.measurement.meters.reading import OpenMeter, Reading
+from llem_airflow.measurement.meters.contract import Meter, Reading
 
 TAIL_S = 1.05
 """How long it goes on after it was told to stop: a little over the second that the window's end needs."""
@@ -146,7 +146,7 @@ class Sampling:
 
     def __init__(
         self,
-        meter: OpenMeter,
+        meter: Meter,
         power_csv: TextIO,
         hz: float,
         control: int,

@@ -9,8 +9,7 @@ from itertools import combinations
 from typing import Any
 
 from llem_airflow.measurement.recent_power import TEMPERATURE_SPAN_S, Recent
-
-MEASURED_KINDS = ("nvml", "rapl")
+from llem_airflow.protocol.spec import UNMEASURED_KINDS
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def warmup_rules(config: dict[str, Any], meter_kind: str, wall_clock_s: float | 
         wall_clock_s: Longest life of the attempt, in seconds; warm-up takes at most a third of it.
     """
     said = {k: v for k, v in ((config.get("offline") or {}).get("warmup") or {}).items() if v is not None}
-    measured = meter_kind in MEASURED_KINDS
+    measured = meter_kind not in UNMEASURED_KINDS
     gated = bool(said.get("convergence_detection", True))
     window = int(said.get("window_size", 10))
     fewest = int(said.get("min_prompts", window)) if gated else int(said.get("n_prompts", 5))

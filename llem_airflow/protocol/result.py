@@ -78,7 +78,7 @@ class Meter:
     """What was used to read power.
 
     Attributes:
-        kind: nvml | rapl | cpu-estimate | none.
+        kind: nvml | rapl | cpu-estimate | none, or the name of a third party's.
         energy_kind: measured | estimate | attributed | none.
         boundary: board | module | cpu-package | estimate | none.
         devices: Names of the series in power.csv (GPU UUIDs, or ``cpu``).

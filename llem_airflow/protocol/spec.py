@@ -10,6 +10,11 @@ from typing import Any
 from llem_airflow.protocol.typed_json import read_versioned, to_json
 
 METER_KINDS = ("auto", "nvml", "rapl", "cpu-estimate", "none")
+"""Names of our own meters."""
+UNMEASURED_KINDS = ("cpu-estimate", "none")
+"""Meters without a sensor. With all others the machine gets hot: idle phases, thermal floors, pauses are for those."""
+METERS_GROUP = "llem_airflow.meters"
+"""Entry points of third parties' meters; what carries one is put into the bundle."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class MeterSpec:
     """How power is read.
 
     Attributes:
-        kind: One of METER_KINDS; ``auto`` is nvml, then rapl, then cpu-estimate.
+        kind: One of METER_KINDS, or the name of a third party's; ``auto`` is nvml, then rapl, then cpu-estimate.
         power_hz: Samples per second.
         gpus: UUIDs (GPU or MIG) that the attempt was given; empty means all visible.
         cpu_idle_w: Assumed idle power of the CPU, for cpu-estimate, in watts.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import llem_airflow
 from llem_airflow.protocol.files import BUNDLE
+from llem_airflow.protocol.spec import METERS_GROUP
 
 ENGINES_GROUP = "llem_airflow.engines"
 """Entry points of third parties' engines; what carries one is put into the bundle."""
@@ -26,6 +27,8 @@ from llem_airflow.measurement.__main__ import main
 if __name__ == "__main__":
     sys.exit(main())
 """
+
+_AN = {"engine": "an engine", "meter": "a meter"}
 
 # One fixed time for every member: the same sources give the same bytes, so a bundle is known by its hash.
 _MEMBER_TIME = (1980, 1, 1, 0, 0, 0)
@@ -76,20 +79,21 @@ def _members() -> Iterator[tuple[str, Path]]:
             if path.suffix == ".py":
                 yield f"llem_airflow/{path.relative_to(package).as_posix()}", path
     yield "pynvml.py", pynvml_file()
-    for entry in importlib.metadata.entry_points(group=ENGINES_GROUP):
-        yield from _plugin(entry)
+    for what, group in (("engine", ENGINES_GROUP), ("meter", METERS_GROUP)):
+        for entry in importlib.metadata.entry_points(group=group):
+            yield from _plugin(entry, what)
 
 
-def _plugin(entry: importlib.metadata.EntryPoint) -> Iterator[tuple[str, Path]]:
-    """A third party's engine: the top-level package or module that its entry point names, and its metadata.
+def _plugin(entry: importlib.metadata.EntryPoint, what: str) -> Iterator[tuple[str, Path]]:
+    """A third party's engine or meter: the top-level package or module that its entry point names, and its metadata.
 
-    Its metadata is what the entry point is found by inside the container. What the engine depends on is the image's.
+    Its metadata is what the entry point is found by inside the container. What it depends on is the image's.
     """
     name = entry.module.partition(".")[0]
     found = importlib.util.find_spec(name)  # a top-level name is found without running its code
     if found is None or found.origin is None or entry.dist is None:
         raise FileNotFoundError(
-            f"engine {entry.name!r}: its module {name!r} is not installed as files: pip install its package again"
+            f"{what} {entry.name!r}: its module {name!r} is not installed as files: pip install its package again"
         )
     folders = [Path(folder) for folder in found.submodule_search_locations or ()]
     for folder in folders:
@@ -98,17 +102,17 @@ def _plugin(entry: importlib.metadata.EntryPoint) -> Iterator[tuple[str, Path]]:
                 yield f"{name}/{path.relative_to(folder).as_posix()}", path
     if not folders:
         yield Path(found.origin).name, Path(found.origin)
-    metadata = Path(str(entry.dist.locate_file(""))) / _metadata_folder(entry.dist)
+    metadata = Path(str(entry.dist.locate_file(""))) / _metadata_folder(entry.dist, what)
     for wanted in ("METADATA", "entry_points.txt"):
         yield f"{metadata.name}/{wanted}", metadata / wanted
 
 
-def _metadata_folder(distribution: importlib.metadata.Distribution) -> str:
+def _metadata_folder(distribution: importlib.metadata.Distribution, what: str) -> str:
     for file in distribution.files or ():
         if file.name == "entry_points.txt":
             return file.parts[0]
     raise FileNotFoundError(
-        f"{distribution.name} brings an engine but has no list of its files (RECORD): pip install it again"
+        f"{distribution.name} brings {_AN[what]} but has no list of its files (RECORD): pip install it again"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llem_airflow.study.config.experiment import GPU_METERS
+from llem_airflow.protocol.spec import UNMEASURED_KINDS
 from llem_airflow.study.config.paths import Config
 from llem_airflow.study.config.study import Execution
 from llem_airflow.study.file.document import Document, read_document
@@ -62,7 +62,9 @@ def _load(source: Source, *, name: str, path: Path | None, folder: Path | None) 
         )
     experiments = _experiments(document, expansion)
     # A machine that gets hot must cool down between experiments; an estimate from the CPU's load needs no pauses.
-    needs_cooldown = any(unique.config["measurement"]["meter"] in GPU_METERS for unique in expansion.uniques)
+    needs_cooldown = any(
+        unique.config["measurement"]["meter"] not in UNMEASURED_KINDS for unique in expansion.uniques
+    )
     gaps = execution.gaps_s(needs_cooldown=needs_cooldown)
     warnings = warnings_of(document, sweep, expansion, experiments, gaps[0])
     return Study(

@@ -1,4 +1,4 @@
-"""Names of engines and runners with their older spellings, of metrics, and ids of DAGs; standard library only."""
+"""Names of engines, meters and runners with their older spellings, of metrics, and ids of DAGs."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ import re
 from hashlib import sha256
 from importlib.metadata import distributions
 
-GROUP = "llem_airflow.engines"
+from llem_airflow.protocol.spec import METER_KINDS, METERS_GROUP
+
+ENGINES_GROUP = "llem_airflow.engines"
 OWN_ENGINES = ("transformers", "vllm", "tensorrt")
 
 
-def _installed() -> set[str]:
-    """Names of the engines that packages bring.
+def _installed() -> dict[str, set[str]]:
+    """Names of the engines and meters that packages bring, by the group of their entry points.
 
     Every Airflow task pays for this. ``entry_points(group=...)`` parses what all installed packages say; here only a
     text that names the group is parsed.
     """
-    return {
-        one.name
-        for package in distributions()
-        if f"[{GROUP}]" in (package.read_text("entry_points.txt") or "")
-        for one in package.entry_points.select(group=GROUP)
-    }
+    found: dict[str, set[str]] = {ENGINES_GROUP: set(), METERS_GROUP: set()}
+    for package in distributions():
+        said = package.read_text("entry_points.txt") or ""
+        for group, names in found.items():
+            if f"[{group}]" in said:
+                names.update(one.name for one in package.entry_points.select(group=group))
+    return found
 
 
-INSTALLED_ENGINES = tuple(sorted(_installed() - set(OWN_ENGINES)))
+_INSTALLED = _installed()
+INSTALLED_ENGINES = tuple(sorted(_INSTALLED[ENGINES_GROUP] - set(OWN_ENGINES)))
 """Names of third parties' engines whose packages are installed here."""
 
 ENGINES = (*OWN_ENGINES, *INSTALLED_ENGINES)
@@ -36,6 +40,9 @@ ENGINE_ALIASES = {
     "tensorrt_llm": "tensorrt",
     "trtllm": "tensorrt",
 }
+METERS = (*METER_KINDS, *sorted(_INSTALLED[METERS_GROUP] - set(METER_KINDS)))
+PEER_SAMPLERS = {"zeus": "nvml", "codecarbon": "cpu-estimate"}
+"""llenergymeasure's words for a sampler that are no names of meters, and the meter of each."""
 RUNNERS = ("process", "container")
 RUNNER_ALIASES = {"local": "process", "docker": "container"}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llem_airflow.measurement.meters.reading import MeterUnavailableError
+from llem_airflow.measurement.meters.contract import MeterUnavailableError
 from llem_airflow.measurement.sampler import start_sampler
 from llem_airflow.protocol.spec import MeterSpec
 from tests.standins.gpus import Measured, measure, use_script

@@ -14,7 +14,7 @@ import pytest
 
 import llem_airflow
 from llem_airflow.analysis.energy import window_energy
-from llem_airflow.measurement.meters.reading import MeterUnavailableError, Reading
+from llem_airflow.measurement.meters.contract import MeterUnavailableError, Reading
 from llem_airflow.measurement.sampler import Sampler, start_sampler
 from llem_airflow.measurement.sampling import TickWatch
 from llem_airflow.protocol.records import POWER_COLUMNS

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llem_airflow.measurement.meters.reading import MeterFacts, Reading
+from llem_airflow.measurement.meters.contract import MeterFacts, Reading
 from llem_airflow.measurement.sampling import SHARP_NS, TAIL_S, Sampling, Tally, TickWatch, say_to
 
 

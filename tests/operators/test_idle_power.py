@@ -11,7 +11,7 @@ import pytest
 
 from llem_airflow.analysis.energy import window_energy
 from llem_airflow.measurement.idle_power import IdlePhases, IdleRules
-from llem_airflow.measurement.meters.reading import Reading
+from llem_airflow.measurement.meters.contract import Reading
 from llem_airflow.measurement.output import EventLog
 from llem_airflow.operators.energy import known_idle_power
 from llem_airflow.protocol.records import POWER_COLUMNS

@@ -1,43 +1,62 @@
-"""From the meter that was asked for to one that reads.
+"""From the meter that was asked for to one that reads: ours, or a third party's through ``llem_airflow.meters``.
 
 A named meter that cannot read is an error, never a fallback.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+from collections.abc import Callable
 from typing import Any
 
+from llem_airflow.measurement.meters.contract import Meter, MeterFacts, MeterUnavailableError, Reading
 from llem_airflow.measurement.meters.cpu_estimate import CpuEstimateMeter
 from llem_airflow.measurement.meters.nvml import NoDriverError, NvmlMeter
 from llem_airflow.measurement.meters.rapl import RaplMeter
-from llem_airflow.measurement.meters.reading import MeterFacts, MeterUnavailableError, OpenMeter, Reading
-from llem_airflow.protocol.spec import METER_KINDS, MeterSpec
+from llem_airflow.protocol.spec import METER_KINDS, METERS_GROUP, MeterSpec
 
 
-def open_meter(spec: MeterSpec) -> OpenMeter:
+def open_meter(spec: MeterSpec) -> Meter:
     """Open the meter that the spec names.
 
     ``auto`` is nvml where a driver shows a GPU, else rapl where the packages can be read, else cpu-estimate.
     A driver that is there but broken is an error even then: the model would run on a GPU that nobody
-    measures.
+    measures. Any other meter is used only where it is named.
 
     Raises:
-        MeterUnavailableError: It cannot read power here.
+        MeterUnavailableError: There is no such meter, or it cannot read power here.
     """
-    if spec.kind == "auto":
-        return _first_available(spec)
-    if spec.kind == "nvml":
-        return NvmlMeter(spec.gpus)
-    if spec.kind == "rapl":
-        return RaplMeter()
-    if spec.kind == "cpu-estimate":
-        return CpuEstimateMeter(spec.cpu_idle_w, spec.cpu_max_w)
-    if spec.kind == "none":
-        return NoMeter()
-    raise MeterUnavailableError(f"meter {spec.kind!r} is not known; known: {', '.join(METER_KINDS)}")
+    if spec.kind in _OWN:
+        return _OWN[spec.kind](spec)
+    for entry in importlib.metadata.entry_points(group=METERS_GROUP):
+        if entry.name == spec.kind:
+            return _theirs(entry, spec)
+    raise MeterUnavailableError(f"meter {spec.kind!r} is not known; known: {', '.join(meter_names())}")
 
 
-def _first_available(spec: MeterSpec) -> OpenMeter:
+def meter_names() -> tuple[str, ...]:
+    """Names of the meters that can be asked for here, ours first."""
+    installed = importlib.metadata.entry_points(group=METERS_GROUP)
+    return (*METER_KINDS, *sorted({entry.name for entry in installed} - set(METER_KINDS)))
+
+
+def _theirs(entry: importlib.metadata.EntryPoint, spec: MeterSpec) -> Meter:
+    try:
+        factory: Callable[[MeterSpec], Meter] = entry.load()
+    except (ImportError, AttributeError, OSError) as error:  # OSError: a shared library that its module loads
+        raise MeterUnavailableError(
+            f"meter {entry.name!r}: its module {entry.module!r} does not load here ({error}); what it imports besides "
+            "the standard library must be in the image, or in the Python of the process runner"
+        ) from error
+    meter = factory(spec)
+    if meter.facts.kind != entry.name:
+        raise MeterUnavailableError(
+            f"meter {entry.name!r} calls itself {meter.facts.kind!r}: MeterFacts.kind must be the entry point's name"
+        )
+    return meter
+
+
+def _first_available(spec: MeterSpec) -> Meter:
     try:
         return NvmlMeter(spec.gpus)
     except NoDriverError:
@@ -69,3 +88,12 @@ class NoMeter:
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+
+_OWN: dict[str, Callable[[MeterSpec], Meter]] = {
+    "auto": _first_available,
+    "nvml": lambda spec: NvmlMeter(spec.gpus),
+    "rapl": lambda _: RaplMeter(),
+    "cpu-estimate": lambda spec: CpuEstimateMeter(spec.cpu_idle_w, spec.cpu_max_w),
+    "none": lambda _: NoMeter(),
+}

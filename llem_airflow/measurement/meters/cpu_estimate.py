@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llem_airflow.measurement.meters.reading import MeterFacts, MeterUnavailableError, Reading
+from llem_airflow.measurement.meters.contract import MeterFacts, MeterUnavailableError, Reading
 
 SERIES = "cpu"
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llem_airflow.measurement.meters.calls import Fields, extras
+from llem_airflow.measurement.meters.contract import MeterFacts, MeterUnavailableError, Reading
 from llem_airflow.measurement.meters.describe import describe_board
-from llem_airflow.measurement.meters.reading import MeterFacts, MeterUnavailableError, Reading
 from llem_airflow.protocol.visible import AmbiguousDeviceError, visible_to_cuda
 
 POWER_INSTANT, POWER_AVERAGE, ENERGY, MEMORY_TEMPERATURE = 186, 185, 83, 82

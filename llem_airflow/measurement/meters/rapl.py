@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llem_airflow.measurement.meters.reading import MeterFacts, MeterUnavailableError, Reading
+from llem_airflow.measurement.meters.contract import MeterFacts, MeterUnavailableError, Reading
 
 ROOTS = (Path("/sys/class/powercap"), Path("/host/sys/class/powercap"))
 """Where the zones lie. Docker masks the first in containers; the second is where it can be mounted for us."""

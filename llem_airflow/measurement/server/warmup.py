@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llem_airflow.measurement.recent_power import DeviceRow
-from llem_airflow.measurement.warmup import MEASURED_KINDS
 from llem_airflow.protocol.records import SLOWDOWNS
+from llem_airflow.protocol.spec import UNMEASURED_KINDS
 
 SPAN_S = 30.0
 """Half of what the gates look at: a Poisson load needs that long for its mean power to tell a trend from chance."""
@@ -50,7 +50,7 @@ def load_warmup(config: dict[str, Any], meter_kind: str) -> LoadWarmup:
     if said["mode"] == "fixed":
         return LoadWarmup(gated=False, longest_s=float(said["duration_seconds"]))
     longest_s = float(said["timeout_seconds"])
-    if meter_kind in MEASURED_KINDS:
+    if meter_kind not in UNMEASURED_KINDS:
         return LoadWarmup(gated=True, longest_s=longest_s)
     why = f"the meter {meter_kind} tells neither power nor temperature of a device: so many seconds instead of gates"
     return LoadWarmup(gated=False, longest_s=min(UNSEEN_S, longest_s), reason=why)

@@ -13,8 +13,18 @@ from pydantic import AfterValidator, create_model
 from llem_airflow.study.config.base import Consistent, Contradiction, Section, key, keys_of, model_of
 from llem_airflow.study.config.engines import EngineSection, Tensorrt, Transformers, Vllm
 from llem_airflow.study.config.paths import Config
-from llem_airflow.study.config.types import Engine, GpuIds, Mapped, Number, Text, Whole, refuse
-from llem_airflow.study.names import INSTALLED_ENGINES, PROMPT_FILES, names_dataset
+from llem_airflow.study.config.types import (
+    Engine,
+    GpuIds,
+    Mapped,
+    MeterName,
+    Number,
+    SamplerName,
+    Text,
+    Whole,
+    refuse,
+)
+from llem_airflow.study.names import INSTALLED_ENGINES, PEER_SAMPLERS, PROMPT_FILES, names_dataset
 from llem_airflow.study.problems import closest, show
 from llem_airflow.text.wording import counted
 
@@ -25,11 +35,12 @@ SYNTHETIC = re.compile(r"synthetic:(0*[1-9]\d{0,6})x(0*[1-9]\d{0,6})\Z")
 """Prompts made of so many random tokens, with so many tokens of output."""
 STANDING_IN = {"aienergyscore": "AIEnergyScore"}
 """Datasets of llenergymeasure that are not shipped; the builtin set stands in for them, with a warning."""
-GPU_METERS = ("auto", "nvml", "rapl")
-"""Meters of a machine that gets hot: pauses and warm-up floors have their full defaults with them."""
-SAMPLER_METER = {"auto": "auto", "nvml": "nvml", "zeus": "nvml", "codecarbon": "cpu-estimate", None: "none"}
-"""What a file's ``energy_sampler`` (llenergymeasure's word) means as a ``meter``."""
 KEPT = "Kept for llenergymeasure files"
+
+
+def _meter_of(sampler: str | None) -> str:
+    """What a file's ``energy_sampler`` (llenergymeasure's word) means as a ``meter``."""
+    return "none" if sampler is None else PEER_SAMPLERS.get(sampler, sampler)
 
 
 def _source(text: str) -> str:
@@ -123,12 +134,11 @@ class Measurement(Consistent):
 
     moved: ClassVar = {"warmup": "it has moved to offline.warmup"}
 
-    meter: Literal["auto", "nvml", "rapl", "cpu-estimate", "none"] | None = key(
-        None, "What reads the power (default auto: nvml, then rapl, then cpu-estimate)."
+    meter: MeterName | None = key(
+        None,
+        "What reads the power (default auto: nvml, then rapl, then cpu-estimate), or an installed meter's name.",
     )
-    energy_sampler: Literal["auto", "nvml", "zeus", "codecarbon"] | None = key(
-        "auto", "The meter, in llenergymeasure's word; null for none."
-    )
+    energy_sampler: SamplerName | None = key("auto", "The meter, in llenergymeasure's word; null for none.")
     power_hz: Number = key(10, "Power samples per second.", gt=0, le=1000)
     min_window_seconds: Number = key(
         30, "The prompt set is repeated until the window is this long, in seconds.", ge=0, le=86400
@@ -159,7 +169,7 @@ class Measurement(Consistent):
                 found,
                 "add measurement_window: [begin_s, end_s]",
             )
-        if self.meter not in {None, SAMPLER_METER[self.energy_sampler]} and self.energy_sampler != "auto":
+        if self.meter not in {None, _meter_of(self.energy_sampler)} and self.energy_sampler != "auto":
             sampler = "null" if self.energy_sampler is None else repr(self.energy_sampler)
             found = f"meter {self.meter!r} contradicts energy_sampler {sampler}"
             yield ("meter", "energy_sampler"), found, "keep one of them"
@@ -172,7 +182,7 @@ class Measurement(Consistent):
         """The section as it is measured: one word for the meter."""
         found = self.model_dump()
         sampler = found.pop("energy_sampler")
-        found["meter"] = self.meter or SAMPLER_METER[sampler]
+        found["meter"] = self.meter or _meter_of(sampler)
         return found
 
 

@@ -17,7 +17,9 @@ from llem_airflow.study.names import (
     ENGINE_ALIASES,
     ENGINES,
     LONGEST_DAG_ID,
+    METERS,
     METRIC_NAMES,
+    PEER_SAMPLERS,
     dag_id_of,
     split_runner,
 )
@@ -93,6 +95,14 @@ Engine = Annotated[
     str,
     AfterValidator(_one_of(ENGINES, ENGINE_ALIASES)),
     WithJsonSchema({"type": "string", "enum": [*ENGINES, *ENGINE_ALIASES]}),
+]
+MeterName = Annotated[
+    str, AfterValidator(_one_of(METERS, {})), WithJsonSchema({"type": "string", "enum": [*METERS]})
+]
+SamplerName = Annotated[
+    str,
+    AfterValidator(_one_of((*METERS, *PEER_SAMPLERS), {})),
+    WithJsonSchema({"type": "string", "enum": [*METERS, *PEER_SAMPLERS]}),
 ]
 Metric = Annotated[
     str,

@@ -1,4 +1,9 @@
-"""What every meter gives: readings in the columns of power.csv, and the facts that label them."""
+"""The seam of meters: what a meter is, what it gives, and the facts that label its numbers.
+
+A third party's meter is a class of one argument, the ``MeterSpec``, named by an entry point of the group
+``llem_airflow.meters``. Its module runs in the sampling process, inside the container, from the bundle: it may import
+the standard library, this file, and what the container's image holds.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 
 class MeterUnavailableError(RuntimeError):
-    """The meter that was asked for cannot read power here; the message says what to do."""
+    """The meter that was asked for cannot read power here; the message names the meter and says what to do."""
 
 
 class Reading(NamedTuple):
@@ -61,9 +66,9 @@ class MeterFacts:
     """What a meter reads and how much its numbers mean.
 
     Attributes:
-        kind: nvml | rapl | cpu-estimate | none.
-        energy_kind: measured | estimate | attributed | none.
-        boundary: board | module | cpu-package | estimate | none.
+        kind: The meter's name, as the study gives it; never ``auto``.
+        energy_kind: measured (a sensor of these devices), attributed (a sensor of something larger), estimate, or none.
+        boundary: What the joules belong to: board | module | cpu-package | estimate | none.
         devices: Names of its series, as in the ``gpu`` column.
         note: One sentence for people.
     """
@@ -75,11 +80,21 @@ class MeterFacts:
     note: str
 
 
-class OpenMeter(Protocol):
+class Meter(Protocol):
     """A meter that is ready to be read.
 
+    Made once, in the sampling process, by ``factory(spec)``, which raises MeterUnavailableError where it cannot read
+    power: a missing library, no device, no permission, a GPU of ``spec.gpus`` that it does not see. From then on one
+    thread calls it: ``read`` at every deadline (10 times a second unless the study says otherwise), ``counters`` up to
+    2,000 times a second for half a second around the edges of the window and every 20 s, ``describe`` once before the
+    first phase, ``close`` once at the end.
+
+    ``read`` and ``counters`` never raise for a device that fails: its reading carries ``error`` and no value. What is
+    not known is None, never 0. Power is in milliwatts; energy in millijoules since any origin, rising but for a reset;
+    times are of CLOCK_MONOTONIC in nanoseconds, around the question.
+
     Attributes:
-        facts: What it reads.
+        facts: What it reads; fixed from the start.
         ticks: Whether its energy counter moves in visible steps, so that waiting for one makes sense.
     """
 
@@ -87,13 +102,13 @@ class OpenMeter(Protocol):
     ticks: bool
 
     def read(self) -> Sequence[Reading]:
-        """Read every device once, with all that it tells."""
+        """Read every device of ``facts.devices`` once, in their order, with all that it tells."""
 
     def counters(self) -> Sequence[Reading]:
-        """Read only the energy counters, as cheaply as possible."""
+        """Read only the energy counters, as cheaply as possible; empty where there are none."""
 
     def describe(self) -> list[dict[str, Any]]:
-        """The devices' identity, limits and neighbours, ready for JSON."""
+        """The devices' identity, limits and neighbours, ready for JSON; keys as in ``describe_board``."""
 
     def close(self) -> None:
         """Let go of the driver."""
