@@ -53,10 +53,20 @@ from llem_airflow.study import load_study
 study = load_study(Path(__file__).with_name("chaos.yaml"))
 with DAG("chaos", schedule=None, max_active_runs=8, is_paused_upon_creation=False):
     LLEMExperimentOperator(
-        task_id="cycle_1", study=study, experiment=study.experiments[0], retries=4, retry_delay=timedelta(seconds=1)
+        task_id="cycle_1",
+        study=study,
+        experiment=study.experiments[0],
+        retries=8,
+        retry_delay=timedelta(seconds=1),
+        retry_exponential_backoff=2,
+        max_retry_delay=timedelta(seconds=20),
     )
 """
-"""The operator alone: a plan and a summary around it would only take time."""
+"""The operator alone: a plan and a summary around it would only take time.
+
+After a kill of everything the scheduler begins before the API server answers, and each task that it starts meanwhile
+costs a try: the pauses between tries must reach over that start, as a study's of a minute do.
+"""
 
 INDISCREET = """
 
