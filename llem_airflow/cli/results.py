@@ -206,6 +206,60 @@ def export_results(run: str, results_root: str, table: str, form: str, output: P
     return 0
 
 
+@results_group.command("push")
+@RUN
+@ROOT
+@click.option(
+    "--to",
+    type=click.Choice(["influx", "prometheus", "postgres"]),
+    required=True,
+    help="Kind of database: InfluxDB's line protocol, Prometheus' remote write, PostgreSQL (also with Timescale).",
+)
+@click.option(
+    "--url",
+    envvar="LLEM_PUSH_URL",
+    help="Where it is, with user and password: http://HOST:8086/DATABASE, http://HOST:8428/api/v1/write, "
+    "postgresql://HOST/DATABASE. LLEM_PUSH_URL keeps a password out of the list of processes.",
+)
+@click.option("--no-power", is_flag=True, help="Leave the samples out: write only the numbers of each cycle.")
+@click.option(
+    "--dashboard",
+    is_flag=True,
+    help="Print a Grafana dashboard for this kind of database, and write nothing.",
+)
+def push_results(
+    run: str, results_root: str, to: str, url: str | None, *, no_power: bool, dashboard: bool
+) -> int:
+    """Write a run's power series and numbers to a time-series database.
+
+    RUN as for `show`. The same run again changes nothing: no point counts twice.
+    """
+    import sys
+
+    from llem_airflow import push
+    from llem_airflow.results import ResultsRoot
+    from llem_airflow.results.locate import locate_run
+    from llem_airflow.text.terminal import console, say
+    from llem_airflow.text.wording import counted
+
+    if dashboard:
+        sys.stdout.write(push.dashboard(to))
+        return 0
+    if not url:
+        raise click.UsageError("where is the database? --url or LLEM_PUSH_URL names it (see --help)")
+    found = locate_run(run, ResultsRoot(results_root))
+    with console(stderr=True).status("writing") as status:
+        points = push.push_run(
+            found,
+            to,
+            url,
+            power=not no_power,
+            wrote=lambda n: status.update(f"{counted(n, 'point')} written"),
+        )
+    say(f"{found.study}/{found.run_id}: {counted(points, 'point')} in {to}")
+    return 0
+
+
 @results_group.command("prune")
 @ROOT
 @click.option("--study", help="Look only at this study.")

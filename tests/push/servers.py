@@ -1,0 +1,123 @@
+"""Real databases on this machine, of Debian's packages, each with data of its own that goes with it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+
+from tests import parts
+
+INFLUX_CONFIG = """
+reporting-disabled = true
+bind-address = "127.0.0.1:{rpc}"
+[meta]
+  dir = "{folder}/meta"
+[data]
+  dir = "{folder}/data"
+  wal-dir = "{folder}/wal"
+[http]
+  bind-address = "127.0.0.1:{port}"
+  log-enabled = false
+[monitor]
+  store-enabled = false
+"""
+
+
+def program(name: str, package: str, *places: str) -> str:
+    """The path of a server's program; the test ends where the machine lacks it."""
+    found = shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *places]))
+    return found or parts.missing(f"no {name}: apt install {package}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(command: Sequence[str], ready: Callable[[], Any], **options: Any) -> Iterator[None]:
+    """A server while it is needed."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options) as server:
+        try:
+            for _ in range(600):
+                try:
+                    ready()
+                    break
+                except (httpx.TransportError, psycopg.Error):
+                    assert server.poll() is None, f"{command[0]} has ended"
+                    time.sleep(0.05)
+            yield
+        finally:
+            server.terminate()
+
+
+@contextmanager
+def influx(folder: Path) -> Iterator[str]:
+    """Address of an InfluxDB 1 without databases."""
+    port = free_port()
+    config = folder / "influx.toml"
+    config.write_text(INFLUX_CONFIG.format(folder=folder, port=port, rpc=free_port()))
+    url = f"http://127.0.0.1:{port}"
+    influxd = program("influxd", "influxdb")
+    with running([influxd, "-config", str(config)], lambda: httpx.get(f"{url}/ping").raise_for_status()):
+        yield url
+
+
+@contextmanager
+def victoria_metrics(folder: Path) -> Iterator[str]:
+    """Address of a VictoriaMetrics that takes points of any age."""
+    port = free_port()
+    command = [
+        *(program("victoria-metrics", "victoria-metrics"), f"-storageDataPath={folder}"),
+        *(f"-httpListenAddr=127.0.0.1:{port}", "-retentionPeriod=100y", "-dedup.minScrapeInterval=1ms"),
+    ]
+    url = f"http://127.0.0.1:{port}"
+    with running(command, lambda: httpx.get(f"{url}/health").raise_for_status()):
+        yield url
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """URL of a PostgreSQL that asks for the password ``secret``; its user is the owner of the database."""
+    places = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)
+    server = program("postgres", "postgresql", *places)
+    port = free_port()
+    as_other: dict[str, Any] = {}
+    if os.geteuid() == 0:  # PostgreSQL does not run as root
+        nobody = pwd.getpwnam("nobody")
+        as_other = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        for each in (folder, *folder.parents):
+            if each == Path("/tmp"):
+                break
+            each.chmod(0o755)
+        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+    password = folder / "password"
+    password.write_text("secret")
+    password.chmod(0o644)
+    data = folder / "data"
+    init = [str(Path(server).with_name("initdb")), "--no-sync", "-A", "scram-sha-256", "-U", "llem"]
+    subprocess.run(
+        [*init, "-D", str(data), f"--pwfile={password}"],
+        check=True,
+        capture_output=True,
+        cwd=folder,
+        **as_other,
+    )
+    options = ["-h", "127.0.0.1", "-p", str(port), "-k", str(folder), "-c", "fsync=off"]
+    url = f"postgresql://llem:secret@127.0.0.1:{port}/postgres"
+    with running(
+        [server, "-D", str(data), *options], lambda: psycopg.connect(url).close(), cwd=folder, **as_other
+    ):
+        yield url
