@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llem_airflow.analysis import metrics
@@ -14,6 +14,7 @@ from llem_airflow.analysis.latency import COLUMNS, SERVED_COLUMNS, Distribution,
 from llem_airflow.analysis.metrics import METRICS, UndefinedMetricError
 from llem_airflow.analysis.series import Phase, StoredPower, phases, stored_power
 from llem_airflow.analysis.serving import serving
+from llem_airflow.protocol.prefix_cache import shared_beginnings
 from llem_airflow.protocol.records import BOARD_CONDITIONS
 from llem_airflow.protocol.result import CycleResult, Window
 from llem_airflow.protocol.spec import ExperimentSpec
@@ -248,6 +249,7 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
     )
     found += second_sampler(ref, result.window, energy)
     found += _own_flags(power, requests_problem, requests, result)
+    found += _prefix_cache(config)
     seen = serving(table, result, energy, config.config, ref.server_metrics())
     found += seen.flags
     marks = phases(events)
@@ -420,6 +422,13 @@ def _request_flags(requests: Requests, result: CycleResult) -> list[Flag]:
                 )
             )
     return found
+
+
+def _prefix_cache(config: ExperimentSpec) -> tuple[Flag, ...]:
+    """Whether what prompts share on purpose is computed once or for each: it decides how much work a request is."""
+    text = shared_beginnings(config.config) if config.config.get("task") else ""
+    next_step = "compare it only with cycles whose prefix cache is the same"
+    return (replace(_flag("prefix_cache", text, next_step), severity="info"),) if text else ()
 
 
 def _flag(code: str, message: str, next_step: str) -> Flag:

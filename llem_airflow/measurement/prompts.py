@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from llem_airflow.measurement.engines.contract import Encoder, Prompt, Vocabulary
 from llem_airflow.measurement.failure import MeasurementError
-from llem_airflow.protocol.spec import ExperimentSpec
+from llem_airflow.protocol.spec import ExperimentSpec, Synthetic
 
 
 def prompt_set(spec: ExperimentSpec, engine: Encoder) -> tuple[Prompt, ...]:
@@ -18,14 +18,8 @@ def prompt_set(spec: ExperimentSpec, engine: Encoder) -> tuple[Prompt, ...]:
     """
     task = spec.config.get("task") or {}
     if spec.prompts.synthetic is not None:
-        wanted = spec.prompts.synthetic
         seed = int(task.get("random_seed") or 0)
-        return tuple(
-            Prompt(index, ids, wanted.output_tokens)
-            for index, ids in enumerate(
-                synthetic_ids(engine.vocabulary(), spec.prompts.n_prompts, wanted.input_tokens, seed)
-            )
-        )
+        return tuple(_synthetic(spec.prompts.synthetic, spec.prompts.n_prompts, engine.vocabulary(), seed))
     if len(spec.prompts.items) < spec.prompts.n_prompts:
         raise MeasurementError(
             f"prompts {spec.prompts.source!r}: a pass needs {spec.prompts.n_prompts} prompts, "
@@ -44,20 +38,30 @@ def prompt_set(spec: ExperimentSpec, engine: Encoder) -> tuple[Prompt, ...]:
     return tuple(Prompt(index, ids, output_tokens) for index, ids in enumerate(encoded))
 
 
-def synthetic_ids(vocabulary: Vocabulary, n: int, length_tokens: int, seed: int) -> Iterator[tuple[int, ...]]:
-    """Random prompts of an exact length, all different, the same for the same seed.
+def _synthetic(wanted: Synthetic, n: int, vocabulary: Vocabulary, seed: int) -> Iterator[Prompt]:
+    inputs = wanted.input_lengths_tokens or (wanted.input_tokens,) * n
+    outputs = wanted.output_lengths_tokens or (wanted.output_tokens,) * n
+    # Drawn apart: with and without a prefix the rest is the same.
+    (prefix,) = synthetic_ids(vocabulary, (wanted.prefix_tokens,), f"{seed} prefix")
+    for index, own in enumerate(synthetic_ids(vocabulary, inputs, seed)):
+        yield Prompt(index, prefix + own, outputs[index])
+
+
+def synthetic_ids(
+    vocabulary: Vocabulary, lengths_tokens: Sequence[int], seed: int | str
+) -> Iterator[tuple[int, ...]]:
+    """Random prompts of exact lengths, all different, the same for the same seed.
 
     Args:
         vocabulary: What to choose from; special tokens are left out.
-        n: How many prompts.
-        length_tokens: Length of each, in tokens.
+        lengths_tokens: Length of each, in tokens.
         seed: Of the random numbers.
     """
     # Not for secrets: the same seed must give the same prompts on every machine.
     source = random.Random(seed)  # noqa: S311
     plain = [token for token in range(vocabulary.size) if token not in vocabulary.special_ids]
-    for _ in range(n):
-        yield tuple(source.choices(plain, k=length_tokens))
+    for length in lengths_tokens:
+        yield tuple(source.choices(plain, k=length))
 
 
 def batches(prompts: tuple[Prompt, ...], size: int | None) -> list[tuple[Prompt, ...]]:

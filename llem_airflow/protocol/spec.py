@@ -45,12 +45,18 @@ class Synthetic:
     """Prompts made from token ids.
 
     Attributes:
-        input_tokens: Length of each prompt, in tokens.
-        output_tokens: Generated length of each, in tokens.
+        input_tokens: Length of each prompt, in tokens, or what its lengths are spread around; the prefix comes on top.
+        output_tokens: Generated length of each, likewise.
+        prefix_tokens: Tokens that every prompt begins with, the same in all.
+        input_lengths_tokens: Length of each prompt of a pass, where they differ.
+        output_lengths_tokens: Generated length of each, where they differ.
     """
 
     input_tokens: int
     output_tokens: int
+    prefix_tokens: int = 0
+    input_lengths_tokens: tuple[int, ...] = ()
+    output_lengths_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,46 +9,51 @@ import json
 import os
 import random
 from collections.abc import Iterator
-from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from llem_airflow.protocol.spec import Prompts, Synthetic
 from llem_airflow.study.config.experiment import BUILTIN, BUILTIN_FILE, STANDING_IN, SYNTHETIC
+from llem_airflow.study.config.paths import Config
 from llem_airflow.study.names import HUB_DATASET, PROMPT_FILES, names_dataset
 from llem_airflow.study.plan.identity import canonical_json
 from llem_airflow.study.plan.model import Study
 from llem_airflow.study.problems import Problem, PromptsError
+from llem_airflow.study.synthetic import synthetic
 from llem_airflow.text.wording import counted
 
 
-def synthetic(source: str) -> Synthetic | None:
-    """``synthetic:512x128`` as token counts, or None when the source is something else."""
-    match = SYNTHETIC.match(source)
-    return None if match is None else Synthetic(input_tokens=int(match[1]), output_tokens=int(match[2]))
-
-
-def load_prompts(source: str, n_prompts: int, order: str, *, seed: int, folder: Path | None) -> Prompts:
+def load_prompts(dataset: Config, *, seed: int, folder: Path | None) -> Prompts:
     """Choose and order the prompts.
 
     Args:
-        source: What the study names.
-        n_prompts: How many make one pass.
-        order: ``interleaved`` (as in the file), ``grouped`` (by the record's ``source``) or ``shuffled``.
-        seed: Seed of the shuffle.
+        dataset: ``task.dataset`` of an experiment. Its order is ``interleaved`` (as in the file), ``grouped`` (by the
+            record's ``source``) or ``shuffled``.
+        seed: Seed of the shuffle, and of synthetic lengths.
         folder: What a relative path is relative to.
 
     Raises:
         PromptsError: No such source, not readable, or too few prompts in it.
     """
-    made = synthetic(source)
+    source, n_prompts = dataset["source"], dataset["n_prompts"]
+    made = synthetic(dataset, seed)
     if made is not None:
-        text = canonical_json(asdict(made) | {"seed": seed})
-        return Prompts(source, _sha256(text), (), n_prompts, made)
+        return Prompts(source, _sha256(_described(made, seed)), (), n_prompts, made)
     path, resolved = _file(source, folder)
-    items = _ordered(read_prompts(path, source, n_prompts), n_prompts, order, seed)
+    items = _ordered(read_prompts(path, source, n_prompts), n_prompts, dataset["order"], seed)
     return Prompts(resolved, _sha256(canonical_json(list(items))), items, n_prompts)
+
+
+def _described(made: Synthetic, seed: int) -> str:
+    """What a synthetic set is made from; what it does not have is left out, so that older sets keep their hash."""
+    always = {"input_tokens": made.input_tokens, "output_tokens": made.output_tokens, "seed": seed}
+    drawn = {
+        "prefix_tokens": made.prefix_tokens,
+        "input_lengths_tokens": made.input_lengths_tokens,
+        "output_lengths_tokens": made.output_lengths_tokens,
+    }
+    return canonical_json(always | {key: value for key, value in drawn.items() if value})
 
 
 def prompt_problems(study: Study) -> list[Problem]:
@@ -62,7 +67,7 @@ def prompt_problems(study: Study) -> list[Problem]:
         needed[dataset["source"]] = max(dataset["n_prompts"], needed.get(dataset["source"], 0))
     problems = []
     for source, n_prompts in needed.items():
-        if synthetic(source) is not None or names_dataset(source):
+        if SYNTHETIC.match(source) or names_dataset(source):
             continue
         try:
             path, _ = _file(source, study.folder)

@@ -39,7 +39,6 @@ def experiment_spec(
         experiment = experiment.at_version(study.version(version))
     config = experiment.config
     task, measurement = config["task"], config["measurement"]
-    dataset = task["dataset"]
     return ExperimentSpec(
         schema_version=PROTOCOL_VERSION,
         study=study.name,
@@ -49,13 +48,7 @@ def experiment_spec(
         config=config,
         cycle=cycle,
         model=ModelSource(name=experiment.model, path=model_path, revision=revision or experiment.revision),
-        prompts=load_prompts(
-            dataset["source"],
-            dataset["n_prompts"],
-            dataset["order"],
-            seed=task["random_seed"],
-            folder=study.folder,
-        ),
+        prompts=load_prompts(task["dataset"], seed=task["random_seed"], folder=study.folder),
         meter=MeterSpec(
             kind=measurement["meter"],
             power_hz=float(measurement["power_hz"]),

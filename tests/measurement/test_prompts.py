@@ -13,7 +13,7 @@ from tests.measurement.running import spec_of
 
 
 def test_synthetic_prompts_have_the_exact_length_differ_and_hold_no_special_token() -> None:
-    ids = list(synthetic_ids(Vocabulary(300, frozenset({0, 1, 2})), 20, 64, seed=7))
+    ids = list(synthetic_ids(Vocabulary(300, frozenset({0, 1, 2})), [64] * 20, seed=7))
     assert {len(one) for one in ids} == {64}
     assert len(set(ids)) == 20
     assert not {0, 1, 2} & {token for one in ids for token in one}
@@ -21,8 +21,8 @@ def test_synthetic_prompts_have_the_exact_length_differ_and_hold_no_special_toke
 
 def test_the_same_seed_gives_the_same_prompts() -> None:
     vocabulary = Vocabulary(300, frozenset())
-    assert list(synthetic_ids(vocabulary, 3, 8, 1)) == list(synthetic_ids(vocabulary, 3, 8, 1))
-    assert list(synthetic_ids(vocabulary, 3, 8, 1)) != list(synthetic_ids(vocabulary, 3, 8, 2))
+    assert list(synthetic_ids(vocabulary, [8] * 3, 1)) == list(synthetic_ids(vocabulary, [8] * 3, 1))
+    assert list(synthetic_ids(vocabulary, [8] * 3, 1)) != list(synthetic_ids(vocabulary, [8] * 3, 2))
 
 
 def test_texts_are_encoded_and_cut_in_the_order_of_the_study() -> None:
@@ -36,6 +36,23 @@ def test_a_synthetic_set_brings_its_own_output_length() -> None:
     spec = spec_of("scripted", {}, synthetic=Synthetic(input_tokens=12, output_tokens=34), output_tokens=5)
     prompts = prompt_set(spec, ScriptedEngine())
     assert {(len(prompt.token_ids), prompt.output_tokens) for prompt in prompts} == {(12, 34)}
+
+
+def test_drawn_lengths_are_exact_for_each_prompt_and_its_answer() -> None:
+    wanted = Synthetic(12, 34, input_lengths_tokens=(3, 17, 1, 9), output_lengths_tokens=(40, 1, 2, 30))
+    prompts = prompt_set(spec_of("scripted", {}, synthetic=wanted), ScriptedEngine())
+    assert [(len(one.token_ids), one.output_tokens) for one in prompts] == [(3, 40), (17, 1), (1, 2), (9, 30)]
+
+
+def test_every_prompt_begins_with_the_shared_prefix_and_goes_on_as_it_would_without() -> None:
+    wanted = Synthetic(12, 34, input_lengths_tokens=(3, 17, 1, 9))
+    alone = prompt_set(spec_of("scripted", {}, synthetic=wanted), ScriptedEngine())
+    shared = prompt_set(
+        spec_of("scripted", {}, synthetic=replace(wanted, prefix_tokens=50)), ScriptedEngine()
+    )
+    prefix = shared[0].token_ids[:50]
+    assert len(set(prefix)) > 10
+    assert [one.token_ids for one in shared] == [prefix + one.token_ids for one in alone]
 
 
 def test_a_prompt_without_tokens_is_named() -> None:

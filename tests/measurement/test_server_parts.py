@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llem_airflow.measurement.engines.contract import Prompt
 from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.recent_power import DeviceRow
 from llem_airflow.measurement.server.command import flags, pinned_port, sampling_fields, server_command
 from llem_airflow.measurement.server.scrape import labels, row
+from llem_airflow.measurement.server.traffic import load_plan, traffic_of
 from llem_airflow.measurement.server.warmup import closed_gates, load_warmup
 from tests.measurement.running import spec_of
+from tests.measurement.test_server_attempt import served
 
 
 def test_engine_parameters_become_flags() -> None:
@@ -55,7 +59,10 @@ def test_tensorrt_gets_its_parameters_as_a_file(tmp_path: Path) -> None:
     assert command[:2] == ("trtllm-serve", "m")
     assert command[command.index("--backend") + 1] == "tensorrt"
     options = Path(command[command.index("--extra_llm_api_options") + 1])
-    assert json.loads(options.read_text()) == {"max_batch_size": 4}
+    assert json.loads(options.read_text()) == {
+        "max_batch_size": 4,
+        "kv_cache_config": {"enable_block_reuse": False},
+    }
 
 
 def test_an_engine_without_a_server_is_refused(tmp_path: Path) -> None:
@@ -68,6 +75,18 @@ def test_requests_have_a_fixed_length_and_the_study_s_sampling() -> None:
     assert fixed == {"min_tokens": 16, "temperature": 0.0, "top_p": 0.9}
     open_ended = sampling_fields(spec_of("vllm", {"sampling_params": {"ignore_eos": False}}), 16)
     assert "min_tokens" not in open_ended
+
+
+def test_each_request_has_the_length_of_its_own_answer() -> None:
+    given = {"engine_params": {}, "sampling_params": {"top_p": 0.9}}
+    spec = replace(served(), config=served().config | {"vllm": given})
+    prompts = [Prompt(index, (1, 2), tokens) for index, tokens in enumerate((16, 3, 16))]
+    plan = load_plan(
+        spec, traffic_of(spec), prompts, (0.0,), model="m", port=1, phase="measure", start_mono_ns=0
+    )
+    bodies = [json.loads(body) for body in plan.bodies()]
+    assert [(body["max_tokens"], body["min_tokens"]) for body in bodies] == [(16, 16), (3, 3), (16, 16)]
+    assert {body["top_p"] for body in bodies} == {0.9}
 
 
 PAGE = """\

@@ -37,9 +37,13 @@ READERS: dict[str, str] = {
     "task.random_seed": "llem_airflow.measurement.generation:random_seed",
     "task.max_input_tokens": "llem_airflow.measurement.prompts:max_input_tokens",
     "task.max_output_tokens": "llem_airflow.measurement.prompts:max_output_tokens",
-    "task.dataset.source": f"{SPEC}:source",
-    "task.dataset.n_prompts": f"{SPEC}:n_prompts",
-    "task.dataset.order": f"{SPEC}:order",
+    **{
+        f"task.dataset.{key}": f"llem_airflow.study.prompts:{key}" for key in ("source", "n_prompts", "order")
+    },
+    **{
+        f"task.dataset.{key}": f"llem_airflow.study.synthetic:{key}"
+        for key in ("range_ratio", "input_tokens_stddev", "output_tokens_stddev", "prefix_tokens")
+    },
     "measurement.meter": f"{SPEC}:meter",
     "measurement.energy_sampler": "llem_airflow.study.config.experiment:energy_sampler",
     "measurement.power_hz": f"{SPEC}:power_hz",

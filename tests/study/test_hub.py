@@ -40,7 +40,7 @@ def published(hub: Hub, folder: Path, **files: list[str]) -> None:
 
 
 def load(source: str, n: int = 2) -> Prompts:
-    return load_prompts(source, n, "interleaved", seed=1, folder=None)
+    return load_prompts({"source": source, "n_prompts": n, "order": "interleaved"}, seed=1, folder=None)
 
 
 def refusal(source: str) -> str:

@@ -21,6 +21,11 @@ from llem_airflow.study import load_study
 from llem_airflow.study.problems import PromptsError
 from llem_airflow.study.prompts import load_prompts, prompt_problems
 
+
+def _dataset(source: str, n: int) -> dict[str, Any]:
+    return {"source": source, "n_prompts": n, "order": "interleaved"}
+
+
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 GOOD = b'{"prompt": "a"}\n{"prompt": "b"}\n'
 
@@ -68,7 +73,7 @@ def test_each_fault_is_one_problem_with_file_and_row(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(PromptsError, match=rf"^task.dataset\..*{expected}"):
-        load_prompts(name, 2, "interleaved", seed=1, folder=tmp_path)
+        load_prompts(_dataset(name, 2), seed=1, folder=tmp_path)
     study = tmp_path / "s.yaml"
     study.write_text(
         "serving_mode: offline\nmeasurement: {meter: none}\n"
@@ -90,7 +95,7 @@ def test_a_folder_and_a_pipe_are_told_without_waiting(tmp_path: Path) -> None:
         ("none.jsonl", "no such file"),
     ):
         with pytest.raises(PromptsError, match=what):
-            load_prompts(name, 2, "interleaved", seed=1, folder=tmp_path)
+            load_prompts(_dataset(name, 2), seed=1, folder=tmp_path)
 
 
 def test_a_file_is_read_once_for_the_largest_number_that_is_asked_for(tmp_path: Path) -> None:
@@ -138,7 +143,9 @@ def test_no_bytes_raise_anything_but_a_problem(content: bytes, suffix: str) -> N
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / f"p.{suffix}").write_bytes(content)
         try:
-            prompts = load_prompts(f"p.{suffix}", 1, "grouped", seed=1, folder=Path(folder))
+            prompts = load_prompts(
+                _dataset(f"p.{suffix}", 1) | {"order": "grouped"}, seed=1, folder=Path(folder)
+            )
         except PromptsError as error:
             refused = f"{error}"
         else:

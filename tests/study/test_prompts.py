@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,8 +13,12 @@ from llem_airflow.study.problems import PromptsError
 from llem_airflow.study.prompts import load_prompts
 
 
+def _dataset(source: str, n: int = 2, order: str = "interleaved", **more: Any) -> dict[str, Any]:
+    return {"source": source, "n_prompts": n, "order": order, **more}
+
+
 def _load(source: str, n: int = 2, order: str = "interleaved", folder: Path | None = None) -> tuple[str, ...]:
-    return load_prompts(source, n, order, seed=1, folder=folder).items
+    return load_prompts(_dataset(source, n, order), seed=1, folder=folder).items
 
 
 def _file(folder: Path, *records: object) -> Path:
@@ -32,9 +37,9 @@ def test_the_builtin_set_has_many_different_prompts_under_a_free_licence() -> No
 
 
 def test_prompts_and_their_hash_depend_on_nothing_but_the_arguments() -> None:
-    one, two = (load_prompts("builtin", 100, "shuffled", seed=7, folder=None) for _ in range(2))
+    one, two = (load_prompts(_dataset("builtin", 100, "shuffled"), seed=7, folder=None) for _ in range(2))
     assert one == two
-    assert one.sha256 != load_prompts("builtin", 100, "shuffled", seed=8, folder=None).sha256
+    assert one.sha256 != load_prompts(_dataset("builtin", 100, "shuffled"), seed=8, folder=None).sha256
     assert len(one.items) == one.n_prompts == 100
 
 
@@ -107,7 +112,7 @@ def test_a_file_without_a_column_of_prompts_says_which_are_looked_for(tmp_path: 
 
 
 def test_synthetic_prompts_are_described_not_written() -> None:
-    prompts = load_prompts("synthetic:512x128", 4, "interleaved", seed=1, folder=None)
+    prompts = load_prompts(_dataset("synthetic:512x128", 4), seed=1, folder=None)
     assert prompts.items == ()
     assert prompts.synthetic is not None
     assert (prompts.synthetic.input_tokens, prompts.synthetic.output_tokens, prompts.n_prompts) == (

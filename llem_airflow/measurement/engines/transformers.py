@@ -145,9 +145,11 @@ class TransformersEngine:
         streamer.check(getattr(made, "sequences", made), longest)
         default = self._model.generation_config.eos_token_id
         ends = () if self._fixed_length else _end_ids(self._sampling.get("eos_token_id", default))
+        # A batch runs until its longest answer is done: what a shorter one's place gives after its end is padding.
+        mosts = [prompt.output_tokens if prompt.output_tokens < limit else None for prompt in batch]
         return [
-            completion(prompt.index, streamer.column(row), streamer.times_ns, t_submit_ns, ends)
-            for row, prompt in enumerate(batch)
+            completion(prompt.index, streamer.column(row)[:most], streamer.times_ns[:most], t_submit_ns, ends)
+            for row, (prompt, most) in enumerate(zip(batch, mosts, strict=True))
         ]
 
     def sync(self) -> None:

@@ -105,6 +105,9 @@ def _trtllm(spec: ExperimentSpec, port: int, scratch: Path) -> ServerCommand:
     """``trtllm-serve``: the arguments of ``LLM`` come from a file. Never run by us."""
     settings = _given(spec)
     backend = settings.pop("backend", None)
+    cache = settings.get("kv_cache_config", {})
+    if isinstance(cache, dict):
+        settings["kv_cache_config"] = {"enable_block_reuse": False, **cache}  # as offline: the prompts repeat
     options = scratch / "trtllm-options.yaml"
     options.write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
     source = source_of(spec)

@@ -113,16 +113,27 @@ def load_plan(
         phase: What the rows are marked with.
         start_mono_ns: When the traffic begins, in nanoseconds of the monotonic clock.
     """
+    shared = sampling_fields(spec, prompts[0].output_tokens)
     return LoadPlan(
         endpoint=f"http://{HOST}:{port}",
         model=model,
-        prompts=tuple(LoadPrompt(one.output_tokens, token_ids=one.token_ids) for one in prompts),
+        prompts=tuple(_load_prompt(spec, one, shared) for one in prompts),
         start_mono_ns=start_mono_ns,
         timeout_s=traffic.timeout_s,
         phase=phase,
         due_s=due_s,
         concurrency_cap=traffic.concurrency_cap,
-        sampling=sampling_fields(spec, prompts[0].output_tokens),
+        sampling=shared,
+    )
+
+
+def _load_prompt(spec: ExperimentSpec, prompt: Prompt, shared: dict[str, Any]) -> LoadPrompt:
+    """A request, with those fields of its own that depend on its length."""
+    own = sampling_fields(spec, prompt.output_tokens)
+    return LoadPrompt(
+        prompt.output_tokens,
+        token_ids=prompt.token_ids,
+        sampling={key: value for key, value in own.items() if shared.get(key) != value},
     )
 
 

@@ -65,6 +65,10 @@ def builtin_prompts() -> int:
     return sum('"prompt"' in line for line in BUILTIN_FILE.read_text("utf-8").splitlines())
 
 
+_SYNTHETIC_ONLY = ("range_ratio", "input_tokens_stddev", "output_tokens_stddev", "prefix_tokens")
+"""Keys of ``task.dataset`` that only synthetic prompts have."""
+
+
 class Dataset(Consistent):
     """The prompts."""
 
@@ -75,9 +79,54 @@ class Dataset(Consistent):
     )
     n_prompts: Whole = key(100, "How many prompts make one pass.", ge=1, le=1_000_000)
     order: Literal["interleaved", "grouped", "shuffled"] = key("interleaved", "Order of the prompts.")
+    range_ratio: Number | None = key(
+        None,
+        "Synthetic lengths, of prompts and answers, uniform over length x (1 -/+ this) (vLLM's "
+        "`--random-range-ratio`).",
+        ge=0,
+        le=1,
+    )
+    input_tokens_stddev: Number | None = key(
+        None,
+        "Synthetic prompts' lengths normal with this standard deviation, in tokens (AIPerf's "
+        "`--synthetic-input-tokens-stddev`).",
+        ge=0,
+    )
+    output_tokens_stddev: Number | None = key(
+        None, "The same of their answers (AIPerf's `--output-tokens-stddev`).", ge=0
+    )
+    prefix_tokens: Whole | None = key(
+        None,
+        "Tokens that all synthetic prompts begin with, before their own (vLLM's `--random-prefix-len`).",
+        ge=0,
+        le=9_999_999,
+    )
+
+    def config(self) -> Config:
+        """The section as it is measured; what only some sets have is there only if it is asked for."""
+        return {
+            name: value for name, value in self.model_dump().items() if name not in _SYNTHETIC_ONLY or value
+        }
 
     def contradictions(self) -> Iterator[Contradiction]:
-        """More prompts than the shipped set has."""
+        """More prompts than the shipped set has, two distributions, what only synthetic prompts have."""
+        asked = [name for name in _SYNTHETIC_ONLY if getattr(self, name)]
+        if asked and not self.source.startswith("synthetic:"):
+            found = f"{asked[0]} needs synthetic prompts but source is {show(self.source)}"
+            yield (asked[0], "source"), found, "write source: synthetic:<in>x<out>, or leave it out"
+        spread = next((name for name in asked if name.endswith("_stddev")), None)
+        match = SYNTHETIC.match(self.source)
+        for place, name in enumerate(("input_tokens_stddev", "output_tokens_stddev"), 1):
+            if match and (getattr(self, name) or 0) > int(match[place]):
+                found = f"{name} {getattr(self, name):g} is above the {int(match[place])} tokens of {show(self.source)}"
+                yield (
+                    (name, "source"),
+                    found,
+                    "the standard deviation is the mean at most: none is below 1 token",
+                )
+        if self.range_ratio and spread:
+            found = f"range_ratio is a uniform distribution and {spread} a normal one"
+            yield ("range_ratio", spread), found, "keep one of them"
         if self.source in {BUILTIN, *STANDING_IN} and self.n_prompts > (most := builtin_prompts()):
             found = f"{self.source!r} has {counted(most, 'prompt')} but n_prompts is {self.n_prompts}"
             yield ("n_prompts", "source"), found, f"set n_prompts to {most} or less, or name a file"
@@ -96,7 +145,10 @@ class Task(Section):
 
     def config(self) -> Config:
         """The section as it is measured: lengths are fixed so that cycles do the same work."""
-        return self.model_dump() | {"max_output_tokens": self.max_output_tokens or 256}
+        return self.model_dump() | {
+            "max_output_tokens": self.max_output_tokens or 256,
+            "dataset": self.dataset.config(),
+        }
 
 
 class Baseline(Section):

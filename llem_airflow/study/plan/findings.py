@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from llem_airflow.protocol.prefix_cache import shared_beginnings
 from llem_airflow.study.config.engines import PARTS, known_keys
 from llem_airflow.study.config.experiment import BUILTIN, STANDING_IN
 from llem_airflow.study.config.paths import Config, lookup
@@ -18,6 +19,7 @@ from llem_airflow.study.plan.model import Experiment, Study
 from llem_airflow.study.plan.order import balanced
 from llem_airflow.study.plan.sweep import Sweep
 from llem_airflow.study.problems import KeyPath, Problem, StudyWarning
+from llem_airflow.study.synthetic import lengths_of
 from llem_airflow.text.wording import counted
 
 _SCHEDULE = (("airflow", "schedule"), "add `airflow.schedule`")
@@ -66,6 +68,8 @@ def warnings_of(
     found += _name(document)
     found += _runners(experiments)
     found += _datasets(experiments)
+    found += _drawn_lengths(experiments)
+    found += _shared_beginnings(experiments)
     found += _open_ended(document)
     found += _burstiness(experiments)
     found += _idle_in_server_mode(document, experiments)
@@ -169,6 +173,28 @@ def _datasets(experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning]:
                 "stand-in",
                 f"the prompts of {STANDING_IN[name]} are not shipped: the set {BUILTIN!r} stands in for them",
             )
+
+
+def _drawn_lengths(experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning]:
+    """Which lengths synthetic prompts have, where they are not all the same."""
+    for experiment in experiments:
+        dataset = experiment.config["task"]["dataset"]
+        if not {"range_ratio", "input_tokens_stddev", "output_tokens_stddev"} & set(dataset):
+            continue
+        found = lengths_of(dataset)
+        if found is not None:
+            text = (
+                f"{dataset['source']}: tokens of a prompt: {found[0].told()}; of its answer: {found[1].told()}; drawn "
+                "from task.random_seed, the same in all experiments that have it"
+            )
+            yield StudyWarning("drawn-lengths", text)
+
+
+def _shared_beginnings(experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning]:
+    """What the prefix cache makes of prompts that begin alike: it decides how much of them is computed."""
+    for experiment in experiments:
+        if text := shared_beginnings(experiment.config):
+            yield StudyWarning("prefix-cache", text)
 
 
 def _burstiness(experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning]:

@@ -129,6 +129,13 @@ def test_a_minimum_of_its_own_lets_answers_end_early(tiny_model: Path) -> None:
     assert {one.finish_reason for one in done} == {"stop"}
 
 
+def test_answers_of_a_batch_have_their_own_lengths(tiny_model: Path) -> None:
+    made = Synthetic(9, 5, input_lengths_tokens=(3, 9, 7, 12), output_lengths_tokens=(5, 2, 7, 1))
+    found = answered(tiny_model, {"llem_execution": {"batch_size": 4}}, synthetic=made)
+    assert [(len(one.token_ids), len(one.token_mono_ns)) for one in found] == [(n, n) for n in (5, 2, 7, 1)]
+    assert {one.finish_reason for one in found} == {"length"}
+
+
 def test_synthetic_prompts_have_their_exact_lengths(tiny_model: Path) -> None:
     engine = open_engine("transformers", offline=True)
     spec = spec_of("transformers", {}, model_path=str(tiny_model), synthetic=Synthetic(33, 5))
