@@ -1,11 +1,14 @@
 """Mutation run: small changes to the code, one at a time, each of which some test should notice.
 
-    python .ci/mutants.py                    a seeded sample over all rooms
-    python .ci/mutants.py analysis/noise     every mutant of the modules whose path holds one of these texts
+    python .ci/mutants.py                          a seeded sample over all rooms
+    python .ci/mutants.py analysis/noise           every mutant of the modules whose path holds one of these texts
+    python .ci/mutants.py analysis/ --sample 400   a seeded sample of these modules, of each in proportion
 
-The changes are cosmic-ray's operators; which of them, where and how many is in pyproject.toml. Each mutant is written
-into a copy of the working tree and meets, in a forked process that has the libraries loaded, just the tests that run
-its line (its module, for what runs at import). What no test can tell apart is in mutants-equivalent.toml, with why.
+The changes are cosmic-ray's operators; which of them, where and how many is in pyproject.toml. Each mutant meets just
+the tests that run its line, the fastest first, in a process forked from a pytest that has collected them: a change
+inside a function is put into the loaded function, and only one that acts at import makes pytest load the modules again.
+Which test runs which line is kept in build/mutants for each test file. What no test can tell apart is in
+mutants-equivalent.toml, with why.
 """
 
 from __future__ import annotations
@@ -15,8 +18,11 @@ import ast
 import contextlib
 import difflib
 import fnmatch
+import gc
 import hashlib
 import importlib
+import inspect
+import json
 import os
 import random
 import re
@@ -29,11 +35,13 @@ import time
 import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache, partial
 from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Thread
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 import parso
@@ -43,6 +51,7 @@ from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import get_operator
 from coverage import Coverage
+from scipy.stats import binomtest
 
 ROOT = Path(__file__).parents[1]
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutants"]
@@ -118,13 +127,25 @@ class Seen:
 
     Attributes:
         duration_s: Of each test, in seconds.
-        by_line: Tests by module and line; None stands for import time.
+        by_line: Tests by module and line; None stands for any line.
+        at_import: Modules and lines that ran before any test did.
         failed: Tests that fail without any mutant, and are left out.
     """
 
     duration_s: dict[str, float] = field(default_factory=dict)
     by_line: dict[tuple[str, int | None], set[str]] = field(default_factory=lambda: defaultdict(set))
+    at_import: set[tuple[str, int]] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
+
+    def add(self, told: dict[str, Any]) -> None:
+        """Take in what was kept of one test file."""
+        self.duration_s |= told["duration_s"]
+        self.failed |= set(told["failed"])
+        self.at_import |= {(path, line) for path, lines in told["at_import"].items() for line in lines}
+        for test, paths in told["lines"].items():
+            for path, lines in paths.items():
+                for line in (None, *lines):
+                    self.by_line[path, line].add(test)
 
     def tests_of(self, mutant: Mutant) -> list[str]:
         """Tests that run the mutant's line, the fastest first; of what runs at import, the module's."""
@@ -199,6 +220,7 @@ def _spared(tree: ast.AST) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     return [((one.lineno, one.col_offset), (one.end_lineno, one.end_col_offset)) for one in found]
 
 
+@cache
 def mutated(mutant: Mutant) -> str | None:
     """The module's text with the change; None where that is no Python, or the same."""
     source = (ROOT / mutant.path).read_text(encoding="utf-8")
@@ -212,15 +234,16 @@ def mutated(mutant: Mutant) -> str | None:
 def changed(mutant: Mutant) -> tuple[str, str]:
     """The changed lines before and after, without what is around them."""
     before = (ROOT / mutant.path).read_text(encoding="utf-8").splitlines()
-    lines = list(difflib.ndiff(before, (mutated(mutant) or "").splitlines()))
-    sides = [" ".join(line[2:].strip() for line in lines if line.startswith(sign)) for sign in ("- ", "+ ")]
+    lines = difflib.unified_diff(before, (mutated(mutant) or "").splitlines(), n=0, lineterm="")
+    differing = list(lines)[2:]  # behind the names of the two files
+    sides = [" ".join(line[1:].strip() for line in differing if line.startswith(sign)) for sign in "-+"]
     return sides[0], sides[1]
 
 
 def is_equivalent(mutant: Mutant) -> bool:
     """Whether the list of equivalent mutants has it."""
-    before, after = changed(mutant)
-    return any(one["before"] == before and one["after"] == after for one in EQUIVALENT.get(mutant.path, ()))
+    listed = EQUIVALENT.get(mutant.path)
+    return bool(listed) and changed(mutant) in [(one["before"], one["after"]) for one in listed]
 
 
 def copy_tree() -> Path:
@@ -237,14 +260,13 @@ def copy_tree() -> Path:
     return target
 
 
-def in_fork(tree: Path, act: Callable[[], int], timeout_s: float) -> int | None:
-    """What a function returns in a forked process in that tree; None when it took too long."""
+def in_fork(act: Callable[[], int], timeout_s: float) -> int | None:
+    """What a function returns in a forked process; None when it took too long."""
     child = os.fork()
     if child == 0:
         code = 70
         with contextlib.suppress(BaseException):
             os.setsid()
-            _enter(tree)
             code = act()
             sys.stdout.flush()
         os._exit(code)
@@ -293,145 +315,312 @@ class Watch:
 
 
 def look(tree: Path, room: str) -> Seen:
-    """Run a room's tests once without a mutant; what they showed is kept until the room or its tests change."""
-    files = CONFIG["rooms"][room]["tests"]
-    known = hashlib.sha256(repr(files).encode())
-    for name in (f"llem_airflow/{room}", "tests/conftest.py", *files):
+    """Run a room's tests once without a mutant; what a file of tests shows is kept until it or the room changes."""
+    files = test_files(tree, room)
+    shared = hashlib.sha256()
+    for name in (f"llem_airflow/{room}", "tests/conftest.py", *CONFIG["rooms"][room]["tests"]):
         for path in sorted((tree / name).rglob("*.py")) or [tree / name]:
-            known.update(path.read_bytes())
-    kept = ROOT / "build/mutants" / known.hexdigest()[:16]
-    if not kept.is_file():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        in_fork(tree, lambda: _look(tree, files, kept), CONFIG["longest_look_s"])
-    if not kept.is_file():
-        sys.exit("the tests did not come to their end without a mutant: see LLEM_MUTANTS_LOG")
-    duration_s, by_line, failed = ast.literal_eval(kept.read_text(encoding="utf-8"))
-    return Seen(duration_s, defaultdict(set, by_line), failed)
+            if not path.name.startswith("test_"):
+                shared.update(path.read_bytes())
+    kept = {
+        file: ROOT
+        / "build/mutants"
+        / hashlib.sha256(shared.digest() + (tree / file).read_bytes()).hexdigest()[:16]
+        for file in files
+    }
+    new = {file: path for file, path in kept.items() if not path.is_file()}
+    if new:
+        (ROOT / "build/mutants").mkdir(parents=True, exist_ok=True)
+        in_fork(lambda: _look(tree, new), CONFIG["longest_look_s"])
+    seen = Seen()
+    for file, path in kept.items():
+        if not path.is_file():
+            sys.exit(f"{file} did not come to its end without a mutant: see LLEM_MUTANTS_LOG")
+        seen.add(json.loads(path.read_text(encoding="utf-8")))
+    return seen
 
 
-def _look(tree: Path, files: list[str], kept: Path) -> int:
+def test_files(tree: Path, room: str) -> list[str]:
+    """Files with a room's tests, from the root."""
+    found = [
+        path
+        for name in CONFIG["rooms"][room]["tests"]
+        for path in [tree / name, *(tree / name).rglob("*.py")]
+    ]
+    return sorted({path.relative_to(tree).as_posix() for path in found if path.name.startswith("test_")})
+
+
+def _look(tree: Path, new: dict[str, Path]) -> int:
+    _enter(tree)
     seen = Seen()
     cover = Coverage(data_file=None, include=[f"{tree}/llem_airflow/*"], config_file=False)
     cover.start()
-    code = int(pytest.main([*PYTEST, *files], plugins=[Watch(cover, seen)]))
+    code = int(pytest.main([*_pytest(tree), *new], plugins=[Watch(cover, seen)]))
     cover.stop()
     data = cover.get_data()
+    lines: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for path in data.measured_files():
         name = Path(path).relative_to(tree).as_posix()
         for line, contexts in data.contexts_by_lineno(path).items():
-            seen.by_line[name, line] |= set(contexts) - {""}
-            seen.by_line[name, None] |= set(contexts) - {""}
-    kept.write_text(repr((seen.duration_s, dict(seen.by_line), seen.failed)), encoding="utf-8")
+            for test in contexts:
+                lines[test][name].append(line)
+    for file, kept in new.items():
+        tests = {test for test in seen.duration_s if test.partition("::")[0] == file}
+        told = {
+            "duration_s": {test: seen.duration_s[test] for test in tests},
+            "failed": sorted(tests & seen.failed),
+            "at_import": lines[""],
+            "lines": {test: lines[test] for test in tests},
+        }
+        kept.write_text(json.dumps(told), encoding="utf-8")
     return code
 
 
-_tree: Path | None = None
+def _pytest(tree: Path) -> list[str]:
+    return [*PYTEST, f"--basetemp={tree}-tmp"]
 
 
-def begin_worker(ready: Path) -> None:
-    """Give this process a tree of its own."""
-    global _tree  # noqa: PLW0603  # one worker, one tree
-    for name in CONFIG["libraries"]:
-        importlib.import_module(name)
-    _tree = Path(tempfile.mkdtemp(prefix="llem-mutants-"))
-    shutil.copytree(ready, _tree, symlinks=True, dirs_exist_ok=True)
-    sys.dont_write_bytecode = True
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+def replaced(before: CodeType, after: CodeType) -> dict[CodeType, CodeType] | None:
+    """The functions' code that differs; None where something else differs, which acts when the module is loaded."""
+    found: dict[CodeType, CodeType] = {}
+    sides = [[one for one in code.co_consts if isinstance(one, CodeType)] for code in (before, after)]
+    if before.co_flags & inspect.CO_OPTIMIZED:  # a function; a module and the body of a class are not
+        if before.co_freevars != after.co_freevars:
+            return None
+        if before != after:
+            found[before] = after
+    elif _own(before) != _own(after) or len(sides[0]) != len(sides[1]):
+        return None
+    for inner, other in zip(*sides, strict=False):
+        deeper = replaced(inner, other) if inner.co_name == other.co_name else {}
+        if deeper is None:
+            return None
+        found |= deeper
+    return found
 
 
-def meet(mutant: Mutant | None, tests: list[str], limit_s: float, end_s: float) -> str:
-    """``killed``, ``timeout`` or ``survived``; ``same`` for no change, ``late`` when the run's time is over.
-
-    Without a mutant the tests meet the code as it is, which has to survive.
-    """
-    assert _tree is not None
-    if time.monotonic() > end_s:
-        return "late"
-    if mutant is None:
-        return _outcome(_tree, tests, limit_s)
-    text = mutated(mutant)
-    if text is None:
-        return "same"
-    if not tests:
-        return "survived"
-    path = _tree / mutant.path
-    for cached in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
-        cached.unlink()
-    kept = path.read_text(encoding="utf-8")
-    path.write_text(text, encoding="utf-8")
-    try:
-        return _outcome(_tree, tests, limit_s)
-    finally:
-        path.write_text(kept, encoding="utf-8")
+def _own(code: CodeType) -> tuple[object, ...]:
+    constants = [repr(one) for one in code.co_consts if not isinstance(one, CodeType)]
+    return code.co_code, code.co_names, constants
 
 
-def _outcome(tree: Path, tests: list[str], limit_s: float) -> str:
-    code = in_fork(tree, lambda: int(pytest.main([*PYTEST, "-x", *tests])), limit_s)
+class Job(NamedTuple):
+    """A mutant and the tests it meets; without a mutant they meet the code as it is, which has to survive."""
+
+    mutant: Mutant | None
+    tests: list[str]
+    limit_s: float
+
+
+class Loop:
+    """In place of pytest's own loop: for each mutant, its tests in a fork of the session that has collected them."""
+
+    def __init__(
+        self, tree: Path, jobs: list[tuple[Job, dict[CodeType, CodeType]]], tell: Callable[[Job, str], None]
+    ):
+        self._tree, self._jobs, self._tell = tree, jobs, tell
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """All mutants."""
+        items = {item.nodeid: item for item in session.items}
+        loaded: dict[CodeType, list[FunctionType]] = defaultdict(list)
+        for one in gc.get_objects():
+            if isinstance(one, FunctionType) and one.__code__.co_filename.startswith(str(self._tree)):
+                loaded[one.__code__].append(one)
+        gc.freeze()
+        for job, codes in self._jobs:
+            asked = [items[test] for test in job.tests]
+
+            def act(codes: dict[CodeType, CodeType] = codes, asked: list[pytest.Item] = asked) -> int:
+                for before, after in codes.items():
+                    for function in loaded[before]:
+                        function.__code__ = after
+                return self._first_failure(session, asked)
+
+            with written(self._tree, job.mutant):
+                self._tell(job, told_by(in_fork(act, job.limit_s)))
+        return True
+
+    @staticmethod
+    def _first_failure(session: pytest.Session, items: list[pytest.Item]) -> int:
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if session.testsfailed:
+                return 1
+        return 0
+
+
+def told_by(code: int | None) -> str:
+    """What pytest's exit status says of the mutant."""
     return "timeout" if code is None else "survived" if code == 0 else "killed"
 
 
-def chosen(fragments: list[str]) -> dict[str, list[Mutant]]:
-    """Mutants by room, shuffled by the seed: all of the modules that are named, or a sample."""
-    every = {
-        room: [
-            one
+@contextlib.contextmanager
+def written(tree: Path, mutant: Mutant | None) -> Iterator[None]:
+    """The mutant in its file, for what loads the module anew."""
+    if mutant is None:
+        yield
+        return
+    path = tree / mutant.path
+    kept, times = path.read_text(encoding="utf-8"), path.stat()
+    path.write_text(mutated(mutant) or "", encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(kept, encoding="utf-8")
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # its bytecode counts again
+
+
+def work(ready: Path, room: str, seen: Seen, jobs: list[Job], tell: Callable[[Job, str], None]) -> int:
+    """One worker, in a process of its own: first the mutants that act at import, then the rest in one session."""
+    tree = Path(tempfile.mkdtemp(prefix="llem-mutants-"))
+    shutil.copytree(ready, tree, symlinks=True, dirs_exist_ok=True)
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    _enter(tree)
+    try:
+        inside: list[tuple[Job, dict[CodeType, CodeType]]] = []
+        for job in jobs:
+            codes = _codes(tree, job.mutant, seen)
+            if codes is not None:
+                inside.append((job, codes))
+                continue
+            with written(tree, job.mutant):
+                status = in_fork(partial(_fresh, tree, job.tests), job.limit_s)
+                tell(job, told_by(status))
+        return int(
+            pytest.main([*_pytest(tree), "-s", *test_files(tree, room)], plugins=[Loop(tree, inside, tell)])
+        )
+    finally:
+        shutil.rmtree(tree)
+        shutil.rmtree(f"{tree}-tmp", ignore_errors=True)
+
+
+def _write_bytecode(tree: Path, room: str) -> int:
+    _enter(tree)
+    return int(pytest.main([*_pytest(tree), "--collect-only", *test_files(tree, room)]))
+
+
+def _fresh(tree: Path, tests: list[str]) -> int:
+    return int(pytest.main([*_pytest(tree), "-x", *tests]))
+
+
+def _codes(tree: Path, mutant: Mutant | None, seen: Seen) -> dict[CodeType, CodeType] | None:
+    if mutant is None:
+        return {}
+    if (mutant.path, mutant.line) in seen.at_import:
+        return None
+    name = str(tree / mutant.path)
+    sources = Path(name).read_text(encoding="utf-8"), mutated(mutant) or ""
+    before, after = (compile(source, name, "exec", dont_inherit=True) for source in sources)
+    return replaced(before, after)
+
+
+def chosen(fragments: list[str], size: int | None) -> dict[str, list[Mutant]]:
+    """Mutants by room, in the seed's order: all, or a sample with each module in proportion, and at least one of it."""
+    every: dict[str, dict[str, list[Mutant]]] = {
+        room: {
+            path: list(mutants(path))
             for path in modules(room)
             if not fragments or any(fragment in path for fragment in fragments)
-            for one in mutants(path)
-        ]
+        }
         for room in CONFIG["rooms"]
     }
     source = random.Random(CONFIG["seed"])  # noqa: S311  # a sample that is the same again
-    total = sum(map(len, every.values()))
-    share = 1.0 if fragments else min(1.0, CONFIG["sample"] / total)
-    return {room: source.sample(found, round(share * len(found))) for room, found in every.items() if found}
+    total = sum(len(found) for paths in every.values() for found in paths.values())
+    share = 1.0 if size is None else min(1.0, size / max(total, 1))
+    sampled = {
+        room: [
+            one
+            for found in paths.values()
+            for one in source.sample(found, min(len(found), max(1, round(share * len(found)))))
+        ]
+        for room, paths in every.items()
+    }
+    real = {
+        room: [one for one in found if mutated(one) is not None and not is_equivalent(one)]
+        for room, found in sampled.items()
+    }
+    return {room: source.sample(found, len(found)) for room, found in real.items() if found}
 
 
-def run_room(room: str, found: list[Mutant], workers: int, longest_s: float) -> bool:
+def run_room(room: str, found: list[Mutant], workers: int) -> bool:
     """Test a room's mutants and print its score and its survivors; whether the score is high enough."""
     ready = copy_tree()
     seen = look(ready, room)
+    in_fork(partial(_write_bytecode, ready, room), CONFIG["longest_look_s"])
     for test in sorted(seen.failed):
         print(f"left out, as it fails without a mutant: {test}")
-    found = [one for one in found if not is_equivalent(one)]
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("fork"), initializer=begin_worker, initargs=(ready,)
-    ) as pool:
-        fastest = seen.quick(set(seen.duration_s) - seen.failed)
-        if pool.submit(meet, None, fastest, 600, float("inf")).result() != "survived":
-            sys.exit("tests fail in a worker without a mutant: see LLEM_MUTANTS_LOG")
-        end_s = time.monotonic() + longest_s
-        jobs = {}
-        for mutant in found:
-            tests = seen.tests_of(mutant)
-            limit_s = CONFIG["patience_s"] + 5 * sum(seen.duration_s[test] for test in tests)
-            jobs[mutant] = pool.submit(meet, mutant, tests, limit_s, end_s)
-        told = {mutant: _told(mutant, job.result()) for mutant, job in jobs.items()}
+    jobs = [Job(None, seen.quick(set(seen.duration_s) - seen.failed), 600)]
+    untested: list[Mutant] = []
+    for mutant in found:
+        tests = seen.tests_of(mutant)
+        limit_s = CONFIG["patience_s"] + 5 * sum(seen.duration_s[test] for test in tests)
+        if tests:
+            jobs.append(Job(mutant, tests, limit_s))
+        else:
+            untested.append(mutant)
+    for mutant in untested:
+        _say_survivor(mutant)
+    count = Counter(survived=len(untested))
+    for mutant, outcome in _outcomes(ready, room, seen, jobs, workers):
+        if mutant is None:
+            if outcome != "survived":
+                sys.exit("tests fail in a worker without a mutant: see LLEM_MUTANTS_LOG")
+            continue
+        count[outcome] += 1
+        if outcome == "survived":
+            _say_survivor(mutant)
     shutil.rmtree(ready)
-    count = Counter(told.values())
-    total = len(found) - count["same"] - count["late"]
-    score = 1 - count["survived"] / total if total else 1.0
-    left_out = f"; the time was over for {count['late']} more" if count["late"] else ""
-    killed = f"{score:.1%} of {total} killed ({count['timeout']} by their time)"
-    print(f"{room}: {killed}, {count['survived']} survive{left_out}")
-    return bool(score >= CONFIG["least_score"])
+    total, killed = count.total(), count["killed"] + count["timeout"]
+    low, high = binomtest(killed, total).proportion_ci(method="wilson")
+    print(
+        f"{room}: {killed / total:.1%} of {total} killed (95 % interval {low:.1%} to {high:.1%}, "
+        f"{count['timeout']} by their time), {count['survived']} survive"
+    )
+    return killed / total >= float(CONFIG["least_score"])
 
 
-def _told(mutant: Mutant, outcome: str) -> str:
-    if outcome == "survived":
-        before, after = changed(mutant)
-        print(f"{mutant.path}:{mutant.line} {mutant.operator}\n    - {before}\n    + {after}", flush=True)
-    return outcome
+def _outcomes(
+    ready: Path, room: str, seen: Seen, jobs: list[Job], workers: int
+) -> Iterator[tuple[Mutant | None, str]]:
+    answers = get_context("fork").SimpleQueue()
+    children = []
+    for number in range(workers):
+        share = [jobs[0], *jobs[1 + number :: workers]]
+
+        def act(share: list[Job] = share) -> int:
+            return work(ready, room, seen, share, lambda job, outcome: answers.put((job.mutant, outcome)))
+
+        children.append(Thread(target=in_fork, args=(act, float("inf")), daemon=True))
+        children[-1].start()
+    for _ in range(len(jobs) - 1 + workers):
+        while answers.empty() and any(child.is_alive() for child in children):
+            time.sleep(0.05)
+        if answers.empty():
+            sys.exit("a worker ended before its mutants did: see LLEM_MUTANTS_LOG")
+        yield answers.get()
+
+
+def _say_survivor(mutant: Mutant) -> None:
+    before, after = changed(mutant)
+    print(f"{mutant.path}:{mutant.line} {mutant.operator}\n    - {before}\n    + {after}", flush=True)
 
 
 def main() -> int:
     """Run, and print a score and the survivors for each room; 1 where a room's score is too low."""
     asked = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     asked.add_argument("modules", nargs="*", help="parts of modules' paths; default: a sample of all rooms")
+    asked.add_argument(
+        "--sample", type=int, help="how many mutants; default: all of the modules that are named"
+    )
     asked.add_argument("--workers", type=int, default=os.cpu_count())
-    asked.add_argument("--seconds", type=float, default=float("inf"), help="how long a room may take")
     told = asked.parse_args()
-    good = [run_room(room, found, told.workers, told.seconds) for room, found in chosen(told.modules).items()]
+    size = told.sample or (None if told.modules else CONFIG["sample"])
+    for name in CONFIG["libraries"]:
+        importlib.import_module(name)
+    good = [run_room(room, found, told.workers) for room, found in chosen(told.modules, size).items()]
     return 0 if all(good) else 1
 
 

@@ -84,12 +84,12 @@ def test_one_broken_study_of_ten_leaves_nine_dags_as_they_were(tmp_path: Path) -
     assert len(healthy) == 9
     assert set(after.dags) - healthy == {"invalid.s4"}
     # Airflow's list is searched by how names begin.
-    assert after.dags["invalid.s4"].dag_display_name == "s4.yaml has mistakes"
+    assert after.dags["invalid.s4"].dag_display_name == "s4.yaml has problems"
     for dag_id in healthy:
         assert DagSerialization.to_dict(after.dags[dag_id]) == DagSerialization.to_dict(before.dags[dag_id])
 
 
-def test_of_two_files_that_want_one_dag_id_airflow_gets_the_first_and_the_mistake_of_the_other(
+def test_of_two_files_that_want_one_dag_id_airflow_gets_the_first_and_the_problem_of_the_other(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "studies").mkdir()

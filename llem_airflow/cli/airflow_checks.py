@@ -21,11 +21,11 @@ from llem_airflow.study.prompts import prompt_problems
 _CANNOT_RUN = "cannot-run"
 
 
-def dag_mistakes(study: Study) -> tuple[Problem, ...]:
+def dag_problems(study: Study) -> tuple[Problem, ...]:
     """What keeps the study from becoming a DAG; where Airflow is installed, also what it refuses."""
     with _airflow("llem_airflow.factory.folder") as folder:
         if folder is not None:
-            found: tuple[Problem, ...] = folder.dag_mistakes(study)
+            found: tuple[Problem, ...] = folder.dag_problems(study)
             return found
     return tuple(not_runnable(study))
 
@@ -33,7 +33,7 @@ def dag_mistakes(study: Study) -> tuple[Problem, ...]:
 def with_what_keeps_it(study: Study) -> Study:
     """The study with a notice for each reason why it could not run as it is."""
     # Airflow is asked only for what is not known without it: its import takes seconds.
-    known = dag_mistakes(study) if _runs_by_itself(study) else not_runnable(study)
+    known = dag_problems(study) if _runs_by_itself(study) else not_runnable(study)
     told = tuple(
         StudyWarning(
             _CANNOT_RUN, f"cannot run: {one.path}: {one.found}; {one.allowed}".rstrip("; "), one.line

@@ -59,8 +59,8 @@ def run_once(
             "--resume continues a run as it was asked for: leave out --release, --experiments and --cycles"
         )
     study = load_study(study_file)
-    if mistakes := [*not_runnable(study), *prompt_problems(study)]:
-        raise StudyFileError(mistakes)
+    if problems := [*not_runnable(study), *prompt_problems(study)]:
+        raise StudyFileError(problems)
     request = Request(release, experiments=names_in(experiments), cycles=cycles, dry_run=dry_run)
     from llem_airflow.cli.embedded import Home
     from llem_airflow.cli.run_once import run_and_show

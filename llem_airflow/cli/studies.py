@@ -76,16 +76,16 @@ def _missing_models(study: Study) -> list[str]:
 
 @click.command("validate")
 @click.argument("study_files", metavar="STUDY...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the mistakes as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
 def validate_studies(study_files: tuple[Path, ...], *, as_json: bool) -> int:
-    """Check study files; each mistake with its line and column.
+    """Check study files; each problem with its line and column.
 
-    STUDY is a study file. Exit code 2 when one has a mistake, so that it works as a pre-commit hook.
+    STUDY is a study file. Exit code 2 when one has a problem, so that it works as a pre-commit hook.
     """
-    from llem_airflow.cli.airflow_checks import dag_mistakes
+    from llem_airflow.cli.airflow_checks import dag_problems
     from llem_airflow.cli.validate import check_files
 
-    return check_files(study_files, dag_mistakes, as_json=as_json)
+    return check_files(study_files, dag_problems, as_json=as_json)
 
 
 @click.command("init")

@@ -13,7 +13,7 @@ from llem_airflow.text.wording import counted
 
 ADHOC_DOC = """# A study from the trigger form
 
-Trigger this DAG and paste the YAML of a study. Mistakes are shown with line and column in the *Energy* tab of the run
+Trigger this DAG and paste the YAML of a study. Problems are shown with line and column in the *Energy* tab of the run
 and in the log of `plan`, before anything is measured. The cycles run one at a time; then the tab shows the report.
 
 The same from a terminal: `airflow dags trigger llem_adhoc --conf "$(jq -Rs '{study: .}' my-study.yaml)"`.
@@ -25,7 +25,7 @@ _SHOWN_LINES = 400
 _MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<![^\W_])_|_(?![^\W_])")
 """An underscore inside of a word is one."""
 _SHORT = re.compile(r"^/(?:[^/:\n]+/)+(?=[^/:\n]+:\d)")
-"""The folder of a file that a mistake begins with."""
+"""The folder of a file that a problem begins with."""
 _PLACES = {"process": "each in a fresh process", "container": "each in a fresh container"}
 
 
@@ -122,13 +122,13 @@ def _yaml(text: str) -> str:
 
 
 def invalid_doc(name: str, report: str) -> str:
-    """The page of a DAG that stands for a file with mistakes: as a list, and as the command prints them.
+    """The page of a DAG that stands for a file with problems: as a list, and as the command prints them.
 
     Airflow drops raw HTML, and its window cuts the lines of a fenced block.
     """
     report = re.sub(r"<(?=[a-zA-Z/!])", "<\u200b", report)  # whatever renders it, no tag comes of it
     listed = "\n".join(f"- {plain(_SHORT.sub('', line))}" for line in report.splitlines() if line.strip())
-    return f"# {plain(name)} has mistakes\n\n{listed}\n\nIn full:\n\n{_fenced(report, 'text')}"
+    return f"# {plain(name)} has problems\n\n{listed}\n\nIn full:\n\n{_fenced(report, 'text')}"
 
 
 def _fenced(text: str, language: str) -> str:

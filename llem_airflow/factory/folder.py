@@ -42,14 +42,14 @@ def study_dags(
         folder: Where the study files lie. ``study_dags(globals(), folder)`` is the same as
             ``study_dags(folder, globals())``.
         namespace: ``globals()`` of the DAG file, into which the DAGs are put. Airflow also finds them without it.
-        strict: Raise an error for a file with mistakes, instead of making a DAG that shows them.
+        strict: Raise an error for a file with problems, instead of making a DAG that shows them.
         **dag_args: As for :func:`study_dag`.
 
     Returns:
         The DAGs by id.
 
     Raises:
-        StudyFileError: A file has mistakes and ``strict`` is set.
+        StudyFileError: A file has problems and ``strict`` is set.
         FileNotFoundError: The folder does not exist.
         ValueError: ``render`` is none of the three.
     """
@@ -90,12 +90,12 @@ def _dags_of(paths: Sequence[Path], *, strict: bool, dag_args: dict[str, Any]) -
 
 def _made(study: Study, dag_args: dict[str, Any]) -> list[DAG]:
     """The DAGs of a study; only a worker does not look whether Airflow stores them: it reads what was stored."""
-    if get_parsing_context().dag_id is None and (mistakes := dag_mistakes(study, **dag_args)):
-        raise StudyFileError(mistakes)
+    if get_parsing_context().dag_id is None and (problems := dag_problems(study, **dag_args)):
+        raise StudyFileError(problems)
     return _study_dags(study, dag_args)
 
 
-def dag_mistakes(study: Study, **dag_args: Any) -> tuple[Problem, ...]:
+def dag_problems(study: Study, **dag_args: Any) -> tuple[Problem, ...]:
     """What keeps a study from becoming a DAG: what it says of times and releases, and whatever Airflow refuses."""
     return refused(study, lambda small: _study_dags(small, dag_args))
 
@@ -131,7 +131,7 @@ def files_naming(paths: Sequence[Path], dag_id: str) -> list[Path]:
 
 
 def _of_file(path: Path) -> tuple[str, str]:
-    """Ids from the name of the file: of its study where the text names none, and of its mistakes."""
+    """Ids from the name of the file: of its study where the text names none, and of its problems."""
     return dag_id_of(plain_name(path.stem)), dag_id_of(path.stem)
 
 
@@ -179,7 +179,7 @@ class FolderDags:
         return self.dags
 
     def refuse(self, path: Path, report: str) -> None:
-        """Add a DAG that stands for a file with mistakes: it shows them, and its only task fails with them."""
+        """Add a DAG that stands for a file with problems: it shows them, and its only task fails with them."""
         report = _text(report)
         log.warning("%s", report)
         dag_id = wanted = INVALID_PREFIX + dag_id_of(_text(path.stem))
@@ -220,21 +220,21 @@ def _invalid_dag(dag_id: str, name: str, report: str) -> DAG:
     with DAG(
         dag_id=dag_id,
         # Airflow's list searches by how names begin: who looks for the file finds it.
-        dag_display_name=f"{name} has mistakes",
-        description=f"{name} has mistakes",
+        dag_display_name=f"{name} has problems",
+        description=f"{name} has problems",
         doc_md=invalid_doc(name, report),
         schedule=None,
         tags=["llem", INVALID_TAG],
         auto_register=False,
     ) as dag:
 
-        @task(task_id="mistakes", retries=0)
-        def mistakes(**context: Any) -> None:
+        @task(task_id="problems", retries=0)
+        def problems(**context: Any) -> None:
             error = AirflowFailException(report)
             keep_failure(cast("Context", context), error)
             raise error
 
-        mistakes()
+        problems()
     return dag
 
 

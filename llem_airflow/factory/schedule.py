@@ -43,7 +43,7 @@ def schedule_of(study: Study) -> Any:
         if study.airflow.start_date is None:
             raise StudyFileError(
                 [
-                    _mistake(
+                    _problem(
                         study,
                         "schedule",
                         f"Airflow runs {wanted} only from a start_date on",
@@ -114,26 +114,26 @@ def _check(study: Study, wanted: str) -> None:
         never = isinstance(error, ValueError)  # croniter finds no date in 50 years
         found = f"{wanted!r} never comes: there is no such date" if never else str(error)
         raise StudyFileError(
-            [_mistake(study, "schedule", found, "a cron expression such as 0 2 * * *")]
+            [_problem(study, "schedule", found, "a cron expression such as 0 2 * * *")]
         ) from error
     airflow = study.airflow
     if airflow.window is None and airflow.deadline_s is None:
         return
     zone = ZoneInfo(airflow.timezone)
     year = [*first, *takewhile(lambda moment: moment < _YEAR[1], islice(fires, _MOST_LOOKED_AT))]
-    mistakes = []
+    problems = []
     if airflow.window is not None and not any(airflow.window.holds(one.astimezone(zone)) for one in year):
         first_time = f"{year[0].astimezone(zone):%H:%M}"
         found = (
             f"no run of the schedule {wanted!r} begins in the window {airflow.window}, but at {first_time}"
         )
-        mistakes.append(_mistake(study, "window", found, "move the window, or the schedule into it"))
+        problems.append(_problem(study, "window", found, "move the window, or the schedule into it"))
     longest_s = max((late - early).total_seconds() for early, late in pairwise(year))
     if airflow.deadline_s is not None and airflow.deadline_s > longest_s:
         found = f"{airflow.deadline_s:g} s are longer than the {longest_s:g} s from one run to the next"
-        mistakes.append(_mistake(study, "deadline", found, "a run has to be done before the next one is due"))
-    if mistakes:
-        raise StudyFileError(mistakes)
+        problems.append(_problem(study, "deadline", found, "a run has to be done before the next one is due"))
+    if problems:
+        raise StudyFileError(problems)
 
 
 def _fires(cron: CronInTheScheduler, after: pendulum.DateTime) -> Iterator[pendulum.DateTime]:
@@ -149,5 +149,5 @@ def _fires(cron: CronInTheScheduler, after: pendulum.DateTime) -> Iterator[pendu
         )
 
 
-def _mistake(study: Study, key: str, found: str, allowed: str) -> Problem:
+def _problem(study: Study, key: str, found: str, allowed: str) -> Problem:
     return study.problem(("airflow", key), found, allowed)

@@ -59,7 +59,7 @@ def study_dag(
         **operator_args: Arguments of every LLEMExperimentOperator, such as ``llem_conn_id`` or ``mem_limit``.
 
     Raises:
-        StudyFileError: The file has mistakes; the text lists all of them with line and column.
+        StudyFileError: The file has problems; the text lists all of them with line and column.
         ValueError: ``render`` is none of the three.
     """
     if not isinstance(study, Study):
@@ -71,8 +71,8 @@ def build_dag(
     study: Study, *, known: bool = True, chain: bool = False, render: str = "auto", **operator_args: Any
 ) -> DAG:
     """The DAG of a study; one that is not ``known`` is not found by the Airflow that reads the DAG file."""
-    if mistakes := not_runnable(study):
-        raise StudyFileError(mistakes)
+    if problems := not_runnable(study):
+        raise StudyFileError(problems)
     settings, dag_id, longest_s = study.airflow, study.dag_id, study.execution.wall_clock_timeout_s
     only = _wanted_task(dag_id)
     dag = DAG(

@@ -132,7 +132,7 @@ def compare_df(
     under study and differs has two columns, ``<key>_baseline`` and ``<key>_candidate``.
 
     Args:
-        a: The baseline: a run, as for ``experiments_df``, ``study@release`` or ``previous``; ``#experiment`` behind it
+        a: The reference run, as for ``experiments_df``, ``study@release`` or ``previous``; ``#experiment`` behind it
             names one experiment.
         b: The candidate, or several: runs, ``study@release``, ``study@*``; likewise.
         root: Where names are looked up; as for ``runs_df``.
@@ -156,7 +156,7 @@ def compare_df(
         {"candidate": url, "reason": "no earlier run of this study and release"}
         for url in found.without_baseline
     ]
-    rows += [{"baseline": name, "reason": "only the baseline has it"} for name in found.only_baseline]
+    rows += [{"baseline": name, "reason": "only the reference run has it"} for name in found.only_baseline]
     rows += [{"candidate": name, "reason": "only the candidate has it"} for name in found.only_candidate]
     return problems.beside(typed(rows_table(rows, _COMPARED_SCHEMA)), strict=strict)
 

@@ -89,15 +89,15 @@ class LLEMAggregateOperator(BaseOperator):
         note_gated(study, run)
         summary = aggregate_run(run, page=report_html)
         self.log.info("Report: %s/report.html", run.url)
-        outcome = {"run": run.url, "report": f"{run.url}/report.html", **key_numbers(summary)}
+        returned = {"run": run.url, "report": f"{run.url}/report.html", **key_numbers(summary)}
         if summary.valid:
-            outcome["comparison"] = self._comparison(study, run, context)
+            returned["comparison"] = self._comparison(study, run, context)
         for asset in self.outlets:
-            context["outlet_events"][asset].extra = outcome
+            context["outlet_events"][asset].extra = returned
         if missing := self._missing(study, summary):
             raise AirflowFailException(_report(run, summary, missing))
-        self._told = study, outcome
-        return outcome
+        self._told = study, returned
+        return returned
 
     def _missing(self, study: Study, summary: Summary) -> list[dict[str, Any]]:
         """Planned cycles whose absence fails the run: none in quarantine, none that are no longer needed."""
@@ -171,14 +171,14 @@ def _report(run: StoredRun, summary: Summary, missing: list[dict[str, Any]]) -> 
     )
 
 
-def run_lineage(study: Study | None, outcome: Mapping[str, Any]) -> Any:
+def run_lineage(study: Study | None, returned: Mapping[str, Any]) -> Any:
     """What a run read and wrote, for OpenLineage where its provider is installed.
 
     The models that were measured as inputs, the run's results as output, the key numbers as a facet of the run.
 
     Args:
         study: What was measured, as far as it is known.
-        outcome: What the aggregate returned.
+        returned: What the aggregate returned.
 
     Returns:
         An OperatorLineage, or None where there is no OpenLineage.
@@ -200,19 +200,19 @@ def run_lineage(study: Study | None, outcome: Mapping[str, Any]) -> Any:
         experiments: dict[str, Any]
         comparison: dict[str, Any] | None
 
-    url = urlsplit(outcome["run"])
+    url = urlsplit(returned["run"])
     models = sorted({each.model for each in study.experiments}) if study else []
     return OperatorLineage(
         inputs=[Dataset(namespace="model", name=model) for model in models],
         outputs=[Dataset(namespace=f"{url.scheme or 'file'}://{url.netloc}", name=url.path)],
         run_facets={
             "llem_energy": EnergyRunFacet(
-                study=outcome["study"],
-                planned=outcome["planned"],
-                valid=outcome["valid"],
-                energyKind=outcome["energy_kind"],
-                experiments=outcome["experiments"],
-                comparison=outcome.get("comparison"),
+                study=returned["study"],
+                planned=returned["planned"],
+                valid=returned["valid"],
+                energyKind=returned["energy_kind"],
+                experiments=returned["experiments"],
+                comparison=returned.get("comparison"),
             )
         },
     )

@@ -29,7 +29,7 @@ from llem_airflow.operators.placement import EngineAwayError, PlacementError, fi
 from llem_airflow.operators.request import cycle_of_run, study_in_form
 from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
 from llem_airflow.operators.runners import CORRECT, Chosen
-from llem_airflow.operators.settings import local_model, settings
+from llem_airflow.operators.settings import LocalModel, local_model, settings
 from llem_airflow.operators.ui import EvidenceLink
 from llem_airflow.operators.waits import (
     AT_MOST_S,
@@ -75,7 +75,8 @@ class ExperimentTask(BaseOperator):
     _runner = ""
     _chosen: Mapping[str, str] = MappingProxyType({})
     _image_asked: str | None = None
-    _tries_before_clearing = 0
+    earlier: EarlierTries = EarlierTries()
+    model_files: LocalModel | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the attempt and commit its result.
@@ -91,6 +92,7 @@ class ExperimentTask(BaseOperator):
         """
         self.study, self.experiment = self._asked(context)
         self.look_at_host()
+        self.model_files = local_model(self.experiment.model, settings(), study_folder=self.study.folder)
         run = run_of(self.study, context)
         attempt = self.attempt = attempt_of(context, self.experiment, self.cycle)
         if stored := self._stored_by_an_earlier_try(run, context):
@@ -181,7 +183,8 @@ class ExperimentTask(BaseOperator):
         """
         ti = context["ti"]
         retries = self.retries or 0
-        cleared = self._tries_before_clearing = max(0, getattr(ti, "max_tries", retries) - retries)
+        cleared = max(0, getattr(ti, "max_tries", retries) - retries)
+        self.earlier = EarlierTries.of(run, self.experiment.id, self.cycle, cleared)
         ref = run.cycle(self.experiment.id, self.cycle) if ti.try_number > cleared + 1 else None
         if ref is None or int(ref.provenance().get("try_number", 0)) <= cleared:
             return None
@@ -226,7 +229,7 @@ class ExperimentTask(BaseOperator):
 
     def _spec(self, run: StoredRun, runner: Runner, folder: Path) -> ExperimentSpec:
         """What the attempt is told."""
-        model = local_model(self.experiment.model, settings(), study_folder=self.study.folder)
+        model = self.model_files
         if not runner.own_files:
             require_model(self.experiment, model, self.study.folder, folder)
         spec = experiment_spec(
@@ -237,11 +240,7 @@ class ExperimentTask(BaseOperator):
             revision=None if model else pinned_model(run, self.experiment),
         )
         spec = replace(spec, known_baselines=known_idle_power(run, self.experiment, self.cycle))
-        return self.earlier(run).pin_model(spec)
-
-    def earlier(self, run: StoredRun) -> EarlierTries:
-        """The failed tries of this task in the run, since a person last cleared it."""
-        return EarlierTries.of(run, self.experiment.id, self.cycle, self._tries_before_clearing)
+        return self.earlier.pin_model(spec)
 
     def _choose(self, run: StoredRun, folder: Path) -> str:
         """Choose runner and image, and note which layers named them; the runner."""

@@ -142,7 +142,7 @@ class LLEMPlanTextOperator(BaseOperator):
             Experiment, cycle and thermal gap of each planned cycle, in order; nothing in a dry run.
 
         Raises:
-            AirflowFailException: The text has mistakes, the plan is longer than Airflow maps, or there is nowhere to
+            AirflowFailException: The text has problems, the plan is longer than Airflow maps, or there is nowhere to
                 run it.
         """
         asked = study_of_run(study_in_form(context), context)
@@ -209,8 +209,8 @@ def check_study(study: Study) -> None:
     Raises:
         AirflowFailException: Every reason, with its place in the study.
     """
-    if mistakes := [*not_runnable(study), *prompt_problems(study)]:
-        raise AirflowFailException(str(StudyFileError(mistakes)))
+    if problems := [*not_runnable(study), *prompt_problems(study)]:
+        raise AirflowFailException(str(StudyFileError(problems)))
 
 
 def _opened(study: Study, context: Context) -> StoredRun:

@@ -93,9 +93,9 @@ class LLEMPrefetchOperator(LLEMExperimentOperator):
             return fetched
         attempt = self.attempt = attempt_of(context, experiment, self.cycle)
         self._current = self.make_runner(self._runner, run, folder)
-        settings_ = replace(container_settings(self, None), image=exact)
+        container = replace(container_settings(self, None), image=exact)
         revision = experiment.revision
-        commit = fetch_model(self.cli, attempt, settings_, experiment.model, revision, self.line, folder)
+        commit = fetch_model(self.cli, attempt, container, experiment.model, revision, self.line, folder)
         pin(run, "model", model_name(experiment.model, revision), commit)
         self.log.info("model %s is commit %s", experiment.model, commit)
         return {**fetched, "model": experiment.model, "model_commit": commit}

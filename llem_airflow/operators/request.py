@@ -63,7 +63,7 @@ def study_in_form(context: Context) -> Study:
     """The study whose text was given in the trigger form.
 
     Raises:
-        AirflowFailException: The text has mistakes; the error lists every one with its line and column.
+        AirflowFailException: The text has problems; the error lists every one with its line and column.
     """
     text = (context.get("params") or {}).get(STUDY_FIELD)
     if not isinstance(text, str):
@@ -72,7 +72,7 @@ def study_in_form(context: Context) -> Study:
         return load_study_text(text, name="study")
     except StudyFileError as error:
         raise AirflowFailException(
-            f"the study has mistakes (line and column follow its name):\n{error}"
+            f"the study has problems (line and column follow its name):\n{error}"
         ) from error
 
 

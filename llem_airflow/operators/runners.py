@@ -25,7 +25,7 @@ from llem_airflow.operators.placement import (
     container_settings,
     process_settings,
 )
-from llem_airflow.operators.settings import installed_runners, local_model, settings
+from llem_airflow.operators.settings import installed_runners
 from llem_airflow.protocol.failures import how_to_rerun
 from llem_airflow.results import StoredRun
 from llem_airflow.results.folder import json_bytes
@@ -314,11 +314,10 @@ def make_runner(operator: LLEMExperimentOperator, name: str, run: StoredRun, fol
 def _in_container(
     operator: LLEMExperimentOperator, attempt: Attempt, run: StoredRun, folder: Path
 ) -> DockerRunner:
-    model = local_model(operator.experiment.model, settings(), study_folder=operator.study.folder)
-    asked = container_settings(operator, model)
+    asked = container_settings(operator, operator.model_files)
     api = engine_of(operator)
     try:
-        exact = operator.earlier(run).pin_image(api, asked)
+        exact = operator.earlier.pin_image(api, asked)
         if exact.image == asked.image:
             exact = as_fetched(run, api, asked)
     except ENGINE_ERRORS as error:

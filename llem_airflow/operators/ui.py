@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 
 def keeps_failure(execute: Callable[[Any, Context], R]) -> Callable[[Any, Context], R]:
-    """An operator's ``execute`` that keeps what it fails with as an XCom: a log is no place to look for mistakes."""
+    """An operator's ``execute`` that keeps what it fails with as an XCom: a log is no place to look for problems."""
 
     @wraps(execute)
     def kept(self: Any, context: Context) -> R:

@@ -20,10 +20,10 @@ def releases_of(study: Study) -> dict[str, str]:
     Raises:
         StudyFileError: A release has no date, two have the same, or the study has a schedule too.
     """
-    mistakes = []
+    problems = []
     releases: dict[str, str] = {}
     if study.airflow.schedule is not None:
-        mistakes.append(
+        problems.append(
             study.problem(
                 ("airflow", "schedule"),
                 "a study with `versions` runs once per release",
@@ -34,21 +34,21 @@ def releases_of(study: Study) -> dict[str, str]:
         where = ("versions", index)
         if version.released is None:
             missing = f"the release {version.name!r} has no date"
-            mistakes.append(
+            problems.append(
                 study.problem(where, missing, "add `released: 2026-03-01`; a backfill walks over dates")
             )
             continue
         if version.name in releases:
-            mistakes.append(
+            problems.append(
                 study.problem(where, f"the name {version.name!r} is taken", "name each release once")
             )
             continue
         if problem := problem_with({**releases, version.name: version.released}):
-            mistakes.append(study.problem(where, problem, ""))
+            problems.append(study.problem(where, problem, ""))
             continue
         releases[version.name] = version.released
-    if mistakes:
-        raise StudyFileError(mistakes)
+    if problems:
+        raise StudyFileError(problems)
     return dict(sorted(releases.items(), key=lambda item: release_date(item[1])))
 
 

@@ -192,7 +192,7 @@ def _tail(ref: FailureRef) -> list[str]:
 
 
 def places(text: str) -> list[dict[str, Any]]:
-    """The mistakes of a study file in a text that has one a line: ``file:line:column: what``."""
+    """The problems of a study file in a text that has one a line: ``file:line:column: what``."""
     return [
         {"line": int(match[1]), "column": int(match[2]), "text": match[3]}
         for line in text.splitlines()

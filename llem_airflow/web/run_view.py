@@ -150,7 +150,7 @@ def _nothing_stored(seen: SeenRun, root_url: str) -> str:
 
 
 def _failures(seen: SeenRun) -> list[dict[str, Any]]:
-    """What tasks failed with, each text once with the tasks that it ended; mistakes in a file by line and column."""
+    """What tasks failed with, each text once with the tasks that it ended; problems in a file by line and column."""
     named: dict[str, list[SeenTask]] = {}
     for task in seen.tasks:
         if task.state in _FAILED and task.cycle is None:

@@ -1,4 +1,4 @@
-"""What people do in Airflow's own pages: paste a study, look at its mistakes, backfill releases."""
+"""What people do in Airflow's own pages: paste a study, look at its problems, backfill releases."""
 
 from __future__ import annotations
 
@@ -85,15 +85,15 @@ def test_a_study_that_is_pasted_into_the_form_is_measured_and_its_report_is_a_ta
     page.screenshot(path=SHOTS / "adhoc-good.png", full_page=True)
 
 
-def test_the_page_of_an_invalid_study_shows_its_mistakes_with_line_and_column(
+def test_the_page_of_an_invalid_study_shows_its_problems_with_line_and_column(
     process_airflow: AirflowServer, page: Page
 ) -> None:
     page.goto(f"{process_airflow.url}/dags?name_pattern=broken")  # the list searches by how names begin
-    page.get_by_role("link", name="broken.yaml has mistakes").first.wait_for()
+    page.get_by_role("link", name="broken.yaml has problems").first.wait_for()
     page.goto(f"{process_airflow.url}/dags/invalid.broken")
     page.get_by_role("button", name="Dag Docs").click()
     dialog = page.get_by_role("dialog")
-    dialog.get_by_text("broken.yaml has mistakes").wait_for()
+    dialog.get_by_text("broken.yaml has problems").wait_for()
     dialog.locator("li", has_text="broken.yaml:4:1: engnie").wait_for()
     dialog.locator("code", has_text="broken.yaml:4:1: engnie").wait_for()
     page.screenshot(path=SHOTS / "invalid-docs.png")
@@ -122,7 +122,7 @@ def test_rows_of_the_grid_are_called_by_what_differs_and_a_cycle_leads_to_its_ev
     assert "J (estimate, cpu-estimate)" in process_airflow.task_log("choice", run["dag_run_id"], task_id)
 
 
-def test_mistakes_of_a_pasted_study_stand_in_the_page_of_its_plan_with_line_and_column(
+def test_problems_of_a_pasted_study_stand_in_the_page_of_its_plan_with_line_and_column(
     process_airflow: AirflowServer, page: Page
 ) -> None:
     bad = CHOICE.replace("max_output_tokens: 8", "max_output_tokens: lots").replace("engine:", "engnie:")
@@ -135,9 +135,9 @@ def test_mistakes_of_a_pasted_study_stand_in_the_page_of_its_plan_with_line_and_
     page.goto(f"{process_airflow.url}/dags/llem_adhoc/runs/{run['dag_run_id']}/plugin/llem-energy")
     shown = page.get_by_test_id("llem-page")
     shown.locator("pre", has_text="study:4:1: engnie").first.wait_for()
-    assert len(shown.get_by_test_id("llem-mistake").all()) == 2
+    assert len(shown.get_by_test_id("llem-problem").all()) == 2
     line = shown.get_by_role("listitem").filter(has_text="engnie: transformers")
-    line.get_by_test_id("llem-mistake").filter(has_text="engnie").wait_for()
+    line.get_by_test_id("llem-problem").filter(has_text="engnie").wait_for()
     page.screenshot(path=SHOTS / "adhoc-bad.png", full_page=True)
 
 

@@ -128,7 +128,7 @@ def test_a_broken_study_shows_file_and_line_in_the_ui_and_fails_with_them(airflo
     assert "engnie" in doc
     run = airflow.run("invalid.broken")
     assert run["state"] == "failed"
-    assert "broken.yaml:4:1" in airflow.task_log("invalid.broken", run["dag_run_id"], "mistakes")
+    assert "broken.yaml:4:1" in airflow.task_log("invalid.broken", run["dag_run_id"], "problems")
 
 
 def test_an_image_that_does_not_exist_is_a_failed_task_that_says_what_to_do(

@@ -104,7 +104,7 @@ def test_names_in_the_pages_of_other_dags_are_whole_too(tmp_path: Path) -> None:
     pages = {name: dag.doc_md or "" for name, dag in study_dags(tmp_path).items()}
     assert "_b_.yaml asks for this DAG id too" in shown(pages["my_study_-of-_names"])
     assert "Each release against r_1" in shown(pages["my_study_-of-_names.compare"])
-    assert "_b_.yaml has mistakes" in shown(pages["invalid._b_"])
+    assert "_b_.yaml has problems" in shown(pages["invalid._b_"])
 
 
 def test_mistakes_stand_in_a_list_that_folds_and_in_full_as_the_command_prints_them() -> None:

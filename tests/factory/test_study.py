@@ -115,7 +115,7 @@ def test_a_broken_file_becomes_a_dag_that_shows_its_mistakes_and_leaves_the_othe
     assert INVALID_TAG in bad.tags
     assert bad.doc_md is not None
     assert "bad.yaml:4:1" in bad.doc_md
-    assert [t.task_id for t in bad.tasks] == ["mistakes"]
+    assert [t.task_id for t in bad.tasks] == ["problems"]
 
 
 def test_strict_raises_on_a_broken_file(tmp_path: Path) -> None:

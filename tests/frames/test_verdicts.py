@@ -166,7 +166,7 @@ def test_what_cannot_be_compared_is_a_row_that_says_so(make_run: MakeRun) -> Non
     assert frame["verdict"].tolist()[0] == said(run, "compare", "nightly/n00", "nightly/x")[0]["verdict"]
     alone = frame[frame["candidate"].isna()]
     assert alone["baseline"].str.endswith(IDS[1]).all()
-    assert alone["reason"].tolist() == ["only the baseline has it"]
+    assert alone["reason"].tolist() == ["only the reference run has it"]
     first = compare_df("previous", "nightly/n00", root=root_of(run))
     assert first["reason"].tolist() == ["no earlier run of this study and release"]
     itself = compare_df("nightly/n00", "nightly/n00", root=root_of(run))

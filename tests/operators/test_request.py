@@ -99,7 +99,7 @@ def test_every_field_of_the_form_has_a_default_that_its_own_schema_accepts() -> 
         assert field.resolve() == field.value, name
 
 
-def test_mistakes_of_a_text_are_all_named_with_their_lines() -> None:
+def test_problems_of_a_text_are_all_named_with_their_lines() -> None:
     with pytest.raises(AirflowFailException, match=r"(?s)study:3:1: engnie.*study:4:"):
         study_in_form(context(study=STUDY.text.replace("engine:", "engnie:").replace("model: m", "modle: m")))
     with pytest.raises(

@@ -136,7 +136,7 @@ function Failures({ data, dagId, runId }) {
   );
 }
 
-/** The study's file with its lines numbered, and each mistake under its line. */
+/** The study's file with its lines numbered, and each problem under its line. */
 function StudyText({ text, places }) {
   const byLine = Map.groupBy ? Map.groupBy(places, (one) => one.line) : group(places);
   return h(
@@ -151,7 +151,7 @@ function StudyText({ text, places }) {
         (byLine.get(index + 1) ?? []).map((one) =>
           h(
             UI.Box,
-            { key: `${one.column}${one.text}`, as: "div", "data-testid": "llem-mistake", bg: "red.subtle", color: "red.fg", ml: "3.2em", px: 2, whiteSpace: "pre-wrap" },
+            { key: `${one.column}${one.text}`, as: "div", "data-testid": "llem-problem", bg: "red.subtle", color: "red.fg", ml: "3.2em", px: 2, whiteSpace: "pre-wrap" },
             `${" ".repeat(Math.max(0, one.column - 1))}↑ ${one.text}`,
           ),
         ),
