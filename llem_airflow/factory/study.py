@@ -30,6 +30,7 @@ from llem_airflow.operators.retries import FailureRetryPolicy
 from llem_airflow.operators.settings import parse_time_layers
 from llem_airflow.operators.settings import settings as installed
 from llem_airflow.study import PlannedCycle, Study, StudyFileError, load_study
+from llem_airflow.study.names import ADHOC_DAG_ID
 from llem_airflow.study.plan.findings import not_runnable
 from llem_airflow.study.plan.order import CANARY_CYCLE, canaries
 from llem_airflow.text.wording import counted
@@ -100,7 +101,7 @@ def build_dag(
     return dag
 
 
-def adhoc_dag(dag_id: str = "llem_adhoc", **operator_args: Any) -> DAG:
+def adhoc_dag(dag_id: str = ADHOC_DAG_ID, **operator_args: Any) -> DAG:
     """Make the DAG that measures a study whose YAML is pasted into its trigger form (or sent as ``conf``).
 
     Args:

@@ -7,7 +7,7 @@ from pathlib import Path
 from llem_airflow.protocol.spec import UNMEASURED_KINDS
 from llem_airflow.study.config.paths import Config
 from llem_airflow.study.config.study import Execution
-from llem_airflow.study.file.document import Document, read_document
+from llem_airflow.study.file.document import FILE_BOUNDS, Bounds, Document, read_document
 from llem_airflow.study.file.yaml import Source, read_text
 from llem_airflow.study.names import plain_name
 from llem_airflow.study.plan.expand import Expansion, Unique, expand
@@ -19,9 +19,6 @@ from llem_airflow.study.plan.order import CANARY_CYCLE, Run, canaries, gaps_s, o
 from llem_airflow.study.plan.sweep import parse_sweep
 from llem_airflow.study.problems import Problem, StudyWarning
 from llem_airflow.text.wording import counted
-
-MOST_CYCLES = 1_000_000
-"""Longest plan: it is held in memory, in every process that reads the study."""
 
 
 def load_study(path: str | Path) -> Study:
@@ -35,31 +32,36 @@ def load_study(path: str | Path) -> Study:
     return _load(Source(str(path), text), name=file.stem, path=file, folder=file.parent)
 
 
-def load_study_text(text: str, *, name: str = "<text>", folder: Path | None = None) -> Study:
+def load_study_text(
+    text: str, *, name: str = "<text>", folder: Path | None = None, bounds: Bounds = FILE_BOUNDS
+) -> Study:
     """Read a study from text.
 
     Args:
         text: The YAML.
         name: What error messages call it.
         folder: What relative paths in it are relative to.
+        bounds: How much reading it may cost, and whether it may name a file that is read; default as for a file.
 
     Raises:
         StudyFileError: The text cannot be used; the error lists every problem with its place.
     """
-    return _load(Source(name, text), name=Path(name).stem.strip("<>"), path=None, folder=folder)
+    source = Source(name, text)
+    return _load(source, name=Path(name).stem.strip("<>"), path=None, folder=folder, bounds=bounds)
 
 
-def _load(source: Source, *, name: str, path: Path | None, folder: Path | None) -> Study:
+def _load(
+    source: Source, *, name: str, path: Path | None, folder: Path | None, bounds: Bounds = FILE_BOUNDS
+) -> Study:
     problems: set[Problem] = set()
-    document = read_document(source, folder, problems)
+    document = read_document(source, folder, problems, bounds)
     sweep = parse_sweep(source.value.get("sweep"), document.reporter(problems))
     expansion = expand(document, sweep, problems)
     execution = document.keys.study_execution
-    if (count := len(expansion.uniques) * execution.cycles) > MOST_CYCLES:
+    if (count := len(expansion.uniques) * execution.cycles) > document.bounds.cycles:
         found = f"the plan has {counted(count, 'cycle')} to run"
-        document.refuse(
-            ("study_execution",), found, f"at most {MOST_CYCLES:,}: fewer points, or fewer cycles"
-        )
+        advice = f"at most {document.bounds.cycles:,}: fewer points, or fewer cycles"
+        document.refuse(("study_execution",), found, advice)
     experiments = _experiments(document, expansion)
     # A machine that gets hot must cool down between experiments; an estimate from the CPU's load needs no pauses.
     needs_cooldown = any(

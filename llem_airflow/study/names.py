@@ -68,7 +68,9 @@ LONGEST_DAG_ID = 238
 """Airflow has room for 250 characters; the DAGs that compare releases add up to 12 (``.compare_all``)."""
 INVALID_PREFIX = "invalid."
 """Begins the id of the DAG that stands for a file with problems."""
-RESERVED_DAG_IDS = frozenset({"llem_adhoc", "llem_maintenance"})
+ADHOC_DAG_ID = "llem_adhoc"
+"""Id of the DAG that measures a study whose text its run is given."""
+RESERVED_DAG_IDS = frozenset({ADHOC_DAG_ID, "llem_maintenance"})
 """Ids of the DAGs that are shipped: Airflow keeps one DAG of an id and drops the other."""
 
 

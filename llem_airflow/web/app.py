@@ -26,6 +26,7 @@ from llem_airflow.web.document import in_theme, page, paragraph
 from llem_airflow.web.explore import cycle_values, explorer
 from llem_airflow.web.index import RunIndex
 from llem_airflow.web.kept import Kept, Recent
+from llem_airflow.web.new_study import check, new_study
 from llem_airflow.web.run_view import run_view
 from llem_airflow.web.seen import past_durations, seen_dags, seen_run
 from llem_airflow.web.studies import headline, run_rows, study_rows
@@ -97,11 +98,14 @@ def create_app() -> FastAPI:
         ("/api/power", power, READS_RUN),
         ("/api/requests", requests, READS_RUN),
         ("/download/cycle", download_cycle, READS_RUN),
+        ("/api/new-study", new_study, ()),
     )
     for path, endpoint, dependencies in routes:
         app.add_api_route(
             path, endpoint, methods=["GET"], dependencies=list(dependencies), response_class=Response
         )
+    # The one route with a body, which is too long for an address; it changes nothing either.
+    app.add_api_route("/api/check", check, methods=["POST"], response_class=Response)
     return app
 
 

@@ -234,3 +234,12 @@ def test_a_sweep_of_parts_of_an_optional_section_works() -> None:
     head = HEAD.replace("offline", "server") + "engine: vllm\n"
     body = "server: {traffic: {rate: 1}}\nsweep:\n  server.traffic.rate: [2, 10]\n"
     assert values(body, "server", "traffic", "rate", head=head) == [2, 10]
+
+
+def test_short_ranges_do_not_stand_for_more_values_than_the_memory_has() -> None:
+    axes = "".join(
+        f"  vllm.engine_params.k{each}: {{min: 1, max: 100000, num: 100000}}\n" for each in range(2000)
+    )
+    assert "the sweep has too many values; at most 200,000 in all" in report("sweep:\n" + axes)
+    grid = f"{{task.random_seed: {list(range(400))}, task.max_output_tokens: {list(range(1, 401))}}}"
+    assert "the sweep has too many values" in report(f"sweep:\n  seeds: [{grid}, {grid}, {grid}]\n")

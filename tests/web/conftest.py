@@ -36,7 +36,10 @@ BEGAN = datetime(2026, 3, 1, 2, 0, tzinfo=UTC)
 
 
 class PerDag(SimpleAuthManager):
-    """Lets each user read what its name says: ``a+b`` reads DAGs a and b, ``a-logs`` DAG a without its tasks' logs."""
+    """Lets each user read what its name says: ``a+b`` reads DAGs a and b, ``a-logs`` DAG a without its tasks' logs.
+
+    ``a-trigger`` may also trigger a.
+    """
 
     def is_authorized_dag(
         self, *, method: Any, user: Any, access_entity: Any = None, details: Any = None
@@ -46,7 +49,11 @@ class PerDag(SimpleAuthManager):
             return False
         if access_entity is not None and without == "runs" and access_entity.name == "RUN":
             return False
-        return method == "GET" and details is not None and details.id in names.split("+")
+        return (
+            (method == "GET" or without == "trigger")
+            and details is not None
+            and details.id in names.split("+")
+        )
 
 
 @dataclass

@@ -18,6 +18,25 @@ from llem_airflow.study.names import ENGINE_ALIASES
 from llem_airflow.study.problems import KeyPath, Problem, StudyFileError, StudyWarning, closest, show
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much a study may ask of the process that reads it.
+
+    Attributes:
+        points: Points of its sweep.
+        cycles: Planned cycles: they are held in memory, in every process that reads the study.
+        reads_base: Whether the file that ``base`` names is read.
+    """
+
+    points: int = 200_000
+    cycles: int = 1_000_000
+    reads_base: bool = True
+
+
+FILE_BOUNDS = Bounds()
+"""Of a study file, which somebody put where DAGs come from."""
+
+
 @dataclass(slots=True)
 class Document:
     """What a study file says.
@@ -30,6 +49,7 @@ class Document:
         keys: The study-level keys.
         entries: Written-out experiments, without defaults.
         warnings: What the user should know.
+        bounds: How much it may ask for.
     """
 
     source: Source
@@ -39,6 +59,7 @@ class Document:
     keys: StudyKeys = field(default_factory=StudyKeys)
     entries: list[Config] = field(default_factory=list)
     warnings: list[StudyWarning] = field(default_factory=list)
+    bounds: Bounds = FILE_BOUNDS
 
     @property
     def default_engine(self) -> str:
@@ -72,9 +93,11 @@ class Document:
         return report
 
 
-def read_document(source: Source, folder: Path | None, problems: set[Problem]) -> Document:
+def read_document(
+    source: Source, folder: Path | None, problems: set[Problem], bounds: Bounds = FILE_BOUNDS
+) -> Document:
     """Check a whole file but for its sweep; what is wrong with it and with its base goes to ``problems``."""
-    document = Document(source)
+    document = Document(source, bounds=bounds)
     report = document.reporter(problems)
     _check_duplicate_aliases(source, report)
     study = {name: value for name, value in source.value.items() if name in keys_of(StudyKeys)}
@@ -163,6 +186,10 @@ def _check_versions(keys: StudyKeys, report: Report) -> None:
 def _inherit(document: Document, name: str, folder: Path | None, own: Config, problems: set[Problem]) -> None:
     """Take the experiment keys of the base file; its study-level keys are ignored."""
     source = document.source
+    if not document.bounds.reads_base:
+        advice = "write its keys into this file: no other file is read here"
+        problems.add(source.problem(("base",), f"found {show(name)}", advice))
+        return
     path = Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser() raises for an unknown ~name
     if not path.is_absolute() and folder is None:
         advice = "a study that is not a file needs an absolute path"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,7 +14,7 @@ from llem_airflow.study.plan.identity import digest
 from llem_airflow.study.plan.model import Skipped
 from llem_airflow.study.plan.resolve import Batch, Point
 from llem_airflow.study.plan.rules import Rule, rules_of
-from llem_airflow.study.plan.sweep import MOST_POINTS, Sweep, Variant
+from llem_airflow.study.plan.sweep import Sweep, Variant
 from llem_airflow.study.problems import KeyPath as FilePath
 from llem_airflow.study.problems import Problem, StudyFileError, StudyWarning, dotted
 from llem_airflow.text.wording import counted
@@ -76,11 +75,11 @@ def expand(document: Document, sweep: Sweep, problems: set[Problem]) -> Expansio
     """
     engines = _engines(document, sweep)
     count = sum(sweep.count(engine) for engine in engines)
-    if count > MOST_POINTS:
+    if count > document.bounds.points:
         document.refuse(
             ("sweep",),
             f"the sweep has {counted(count, 'point')}",
-            f"at most {MOST_POINTS:,}; drop an axis",
+            f"at most {document.bounds.points:,}; drop an axis",
             problems,
         )
     checks = _Checks(document, sweep, problems)
@@ -210,6 +209,11 @@ def _nothing_left(document: Document, sweep: Sweep, expansion: Expansion) -> Non
     document.refuse(where, found, "change or drop these keys")
 
 
+def _ends(path: str, marks: str) -> list[int]:
+    """Where a dotted path or one above it ends."""
+    return [*(place for place, letter in enumerate(path) if letter in marks), len(path)]
+
+
 _NEEDED: dict[KeyPath, str] = {
     ("serving_mode",): "add serving_mode: offline (a fixed prompt set) or serving_mode: server",
     ("task", "model"): "add task: {model: ...}",
@@ -222,16 +226,17 @@ class _Checks:
 
     def __init__(self, document: Document, sweep: Sweep, problems: set[Problem]) -> None:
         self.document, self.sweep, self.problems = document, sweep, problems
-        self._known = frozenset(problems)
+        self._at = {problem.path for problem in problems}
+        self._above = {path[:end] for path in self._at for end in _ends(path, ".[")}
+        self._meant = {problem.suggestion for problem in problems}
 
     def about(self, *key: str) -> bool:
         """Whether something is known to be wrong at a key, above or below it, or was probably meant for it."""
         whole = ".".join(key)
-        return any(
-            f"{whole}.".startswith(f"{known.path}.")
-            or re.match(rf"{re.escape(whole)}(?![^.\[])", known.path) is not None
-            or known.suggestion in {whole, *key}
-            for known in self._known
+        return (
+            whole in self._above
+            or any(whole[:end] in self._at for end in _ends(whole, "."))
+            or not self._meant.isdisjoint({whole, *key})
         )
 
     def run(self, engines: list[str]) -> str | None:

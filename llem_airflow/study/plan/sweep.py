@@ -166,6 +166,10 @@ def parse_sweep(value: Any, report: Report) -> Sweep:
         found = _known(key)
         axis = not mappings or (found is not None and found.takes_mapping)
         sweep.dimensions.append((_axis if axis else _group)(key, content, path, report))
+        if sum(len(dimension.variants) for dimension in sweep.dimensions) > MOST_POINTS:
+            # Short ranges stand for many values: those of the rest would fill the memory.
+            report(path, "the sweep has too many values", f"at most {MOST_POINTS:,} in all", of_key=True)
+            break
     return sweep
 
 
@@ -306,9 +310,8 @@ def _group(key: str, content: list[Any], path: KeyPath, report: Report) -> Dimen
     else:
         for index, variant in enumerate(content):
             found.variants += _variants(variant, (*path, index), report)
-        if len(found.variants) > MOST_POINTS:
-            said = f"the group has {len(found.variants):,} variants"
-            report(path, said, f"at most {MOST_POINTS:,}", of_key=True)
+            if len(found.variants) > MOST_POINTS:  # told by the caller
+                break
     return found
 
 

@@ -1,16 +1,21 @@
 // The one component of all pages: Airflow gives it the ids of where it stands, and the address says the rest.
 
-import { h, useLocation } from "./base.js";
+import { h, useLocation, useSearchParams } from "./base.js";
 import { TaskPage } from "./cycle.js";
+import { NewStudyPage } from "./new_study.js";
 import { RunPage } from "./run.js";
 import { Card, DagPage, StudiesPage } from "./studies.js";
 
+/** Pages of the menu's entry beside the overview, by `page` in the address. */
+const OF_NAV = new Map([["new", NewStudyPage]]);
+
 function Energy({ dagId, runId, taskId }) {
   const { pathname } = useLocation();
+  const [search] = useSearchParams();
   if (dagId && runId && taskId) return h(TaskPage, { key: `${dagId} ${runId} ${taskId}`, dagId, runId, taskId });
   if (dagId && runId) return h(RunPage, { key: `${dagId} ${runId}`, dagId, runId });
   if (dagId) return h(DagPage, { key: dagId, dagId });
-  return pathname.includes("/plugin/") ? h(StudiesPage) : h(Card);
+  return pathname.includes("/plugin/") ? h(OF_NAV.get(search.get("page")) ?? StudiesPage) : h(Card);
 }
 
 globalThis.AirflowPlugin = Energy;

@@ -14,16 +14,28 @@ export function ours(path, params) {
   return url.href;
 }
 
-async function ask(url, signal) {
-  const answer = await fetch(url, { credentials: "same-origin", headers: { Accept: "application/json" }, signal });
+/** Where something of Airflow's public API is. */
+export const airflow = (path) => new URL(path, AIRFLOW).href;
+
+const SIGNED_OUT = "You are not signed in any more. Load the page again to sign in.";
+const UNREADABLE = "You have no permission to read this DAG. Whoever looks after this Airflow can give it.";
+
+/** The JSON of an answer; what went wrong as an error, in the words of `known` by status, else in the server's. */
+async function read(answer, known) {
   if (answer.ok) return answer.json();
   const body = await answer.json().catch(() => ({}));
-  const said = typeof body.detail === "string" ? body.detail : "";
-  const known = {
-    401: "You are not signed in any more. Load the page again to sign in.",
-    403: "You have no permission to read this DAG. Whoever looks after this Airflow can give it.",
-  };
-  throw new Error(known[answer.status] ?? (said || `The server answered with ${answer.status}. Load the page again.`));
+  const said = typeof body.detail === "string" ? body.detail : body.detail ? JSON.stringify(body.detail) : "";
+  throw new Error({ 401: SIGNED_OUT, ...known }[answer.status] ?? (said || `The server answered with ${answer.status}. Load the page again.`));
+}
+
+async function ask(url, signal) {
+  return read(await fetch(url, { credentials: "same-origin", headers: { Accept: "application/json" }, signal }), { 403: UNREADABLE });
+}
+
+/** Sends a text with the rights of the user: the session's cookie goes only to this Airflow. */
+export async function send(url, body, { type = "application/json", signal, known = {} } = {}) {
+  const headers = { Accept: "application/json", "Content-Type": type };
+  return read(await fetch(url, { method: "POST", credentials: "same-origin", headers, body, signal }), known);
 }
 
 /**

@@ -14,12 +14,12 @@ export function StudiesPage() {
   if (!data) return h(Page, { title: "Energy studies" }, h(Loading));
   return h(
     Page,
-    { title: "Energy studies", aside: h(Muted, null, data.studies.length === 1 ? "1 study" : `${data.studies.length} studies`) },
+    { title: "Energy studies", aside: h(Fragment, null, h(Muted, null, data.studies.length === 1 ? "1 study" : `${data.studies.length} studies`), h(Link, { to: "/plugin/llem-studies?page=new", style: underlined }, "New study")) },
     data.studies.length === 0
       ? h(
           Notice,
           { title: "There is no study yet whose DAG you may read." },
-          h(UI.Text, { fontSize: "sm" }, `Trigger a DAG of a study, or llem_adhoc with a pasted study; its results appear here. Results are looked for under ${data.root} (option results_root of section [llem]).`),
+          h(UI.Text, { fontSize: "sm" }, `Trigger a DAG of a study, or write a new study; its results appear here. Results are looked for under ${data.root} (option results_root of section [llem]).`),
         )
       : h(List, { rows: data.studies }),
   );
