@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -93,6 +94,14 @@ class LoadProcess:
             self._process.kill()
             self._process.wait()
 
+    def how_it_ended(self) -> str:
+        """Signal or exit code of a process that has ended."""
+        try:
+            code = self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            return "says nothing any more"
+        return f"ended with {f'signal {signal.Signals(-code).name}' if code < 0 else f'exit code {code}'}"
+
     def _receive(self, wanted: str, deadline_s: float) -> Any:
         assert self._process.stdout is not None
         while True:
@@ -101,7 +110,7 @@ class LoadProcess:
                 ready, _, _ = select.select([self._process.stdout], [], [], left_s)
                 more = os.read(self._process.stdout.fileno(), 65536) if ready else b""
                 if not more:
-                    state = "ended" if ready else "has not answered in time"
+                    state = self.how_it_ended() if ready else "has not answered in time"
                     raise LoadError(f"the load process {state} (waited for: {wanted}); see the log above")
                 self._heard += more
             line, _, self._heard = self._heard.partition(b"\n")

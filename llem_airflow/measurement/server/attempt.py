@@ -6,9 +6,11 @@ due time; energy and tokens by when they were used and came.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -161,9 +163,9 @@ class ServerAttempt(Attempt):
         with self._log.phase("warmup"):
             due_s = traffic.warmup_due_s(rules.longest_s)
             load, begin_ns = self._begin_load(ready, traffic, due_s, "warmup")
-            outcome, reason = self._until_warm(sampler, ready.server, rules, begin_ns)
+            outcome, reason = self._until_warm(sampler, ready.server, load, rules, begin_ns)
             load.cut()
-            self._end_load(load, _END_S)
+            _check_handles(self._end_load(load, _END_S))
             ok, failed, example = answered(self._out / REQUESTS, "warmup")
             if failed and not ok:
                 what = f"none of {failed} requests of the warm-up was answered ({example})"
@@ -172,14 +174,13 @@ class ServerAttempt(Attempt):
         return Warmup(outcome, ok, seconds_since(begin_ns), None, reason)
 
     def _until_warm(
-        self, sampler: Sampler, server: ServerProcess, rules: LoadWarmup, begin_ns: int
+        self, sampler: Sampler, server: ServerProcess, load: LoadProcess, rules: LoadWarmup, begin_ns: int
     ) -> tuple[str, str]:
         """How the warm-up ended, and why."""
         devices, closed = len(sampler.facts.devices), ["not looked at yet"]
         line_ns = begin_ns
         while True:
             server.check()
-            self._check_wall_clock()
             elapsed_s = seconds_since(begin_ns)
             if rules.gated:
                 closed = closed_gates(last_rows(self._out / POWER, 2 * SPAN_S + 5.0, devices), begin_ns)
@@ -187,6 +188,8 @@ class ServerAttempt(Attempt):
                 return "converged", f"power and temperature are level after {elapsed_s:.0f} s of load"
             if elapsed_s >= rules.longest_s:
                 break
+            self._check_load(load, rules.longest_s - elapsed_s)
+            self._check_wall_clock()
             if seconds_since(line_ns) >= _LINE_EVERY_S:
                 line_ns = time.monotonic_ns()
                 text = f"{'; '.join(closed)}" if rules.gated else f"{elapsed_s:.0f} s of load"
@@ -251,34 +254,35 @@ class ServerAttempt(Attempt):
             self._out / (_WARMUP_PLAN if warmup else LOAD_PLAN),
             self._out / (REQUESTS if warmup else _LOAD_ROWS),
         )
-        load.wait_until_ready()
+        with _load_errors():
+            load.wait_until_ready()
         time.sleep(max(0.0, (start_ns - time.monotonic_ns()) / 1e9))
         return load, start_ns
 
     def _end_load(self, load: LoadProcess, patience_s: float) -> ClientFacts:
         """Wait for the answers that are still to come."""
-        with self._sign_of_life(time.monotonic_ns()):
-            try:
-                return load.wait(patience_s)
-            except LoadError as error:
-                raise MeasurementError(f"the load client failed: {error}", category="window_cut") from error
+        with self._sign_of_life(time.monotonic_ns()), _load_errors():
+            return load.wait(patience_s)
 
     def _wait_until(self, end_ns: int, length_s: float, server: ServerProcess, load: LoadProcess) -> None:
         """Let time pass, as long as server and client live."""
         line_ns = time.monotonic_ns()
         while (left_s := (end_ns - time.monotonic_ns()) / 1e9) > 0:
             server.check()
-            if load.ended:
-                raise MeasurementError(
-                    f"the load client ended {left_s:.1f} s before the end of the phase {self._log.phase_name}; "
-                    "see the log above",
-                    category="window_cut",
-                )
+            self._check_load(load, left_s)
             self._check_wall_clock()
             if seconds_since(line_ns) >= _LINE_EVERY_S:
                 line_ns = time.monotonic_ns()
                 self._log.progress(length_s - left_s, length_s, f"under load, {left_s:.0f} s left")
             time.sleep(min(left_s, _LOOK_S))
+
+    def _check_load(self, load: LoadProcess, left_s: float) -> None:
+        if load.ended:
+            raise MeasurementError(
+                f"the load client ended {left_s:.1f} s before the end of the phase {self._log.phase_name} "
+                f"({load.how_it_ended()}); see the log above",
+                category="window_cut",
+            )
 
     def _check_window(self, totals: WindowTotals, client: ClientFacts) -> None:
         """Whether its numbers say something of the server.
@@ -286,13 +290,7 @@ class ServerAttempt(Attempt):
         Raises:
             MeasurementError: They do not.
         """
-        if client.out_of_file_handles:
-            raise MeasurementError(
-                f"the load client could open no more connections for {client.out_of_file_handles} requests "
-                f"({client.peak_connections} were open): raise the limit of open files (ulimit -n) of the attempt, or "
-                "set server.traffic.concurrency_cap",
-                category="client_limit",
-            )
+        _check_handles(client)
         if not totals.due:
             raise MeasurementError(
                 "no request was due in the window: raise server.traffic.rate or server.traffic.window_seconds",
@@ -308,6 +306,30 @@ class ServerAttempt(Attempt):
                 self._out / SERVER_LOG,
                 "server_errors",
             )
+
+
+@contextlib.contextmanager
+def _load_errors() -> Iterator[None]:
+    """A load process that could not do its work cuts the window."""
+    try:
+        yield
+    except LoadError as error:
+        raise MeasurementError(f"the load client failed: {error}", category="window_cut") from error
+
+
+def _check_handles(client: ClientFacts) -> None:
+    """Make sure that every request had its connection: one that had none says nothing of the server.
+
+    Raises:
+        MeasurementError: Some had none.
+    """
+    if client.out_of_file_handles:
+        raise MeasurementError(
+            f"the load client could open no more connections for {client.out_of_file_handles} requests "
+            f"({client.peak_connections} were open): raise the limit of open files (ulimit -n) of the attempt, or "
+            "set server.traffic.concurrency_cap",
+            category="client_limit",
+        )
 
 
 class _StartUp:

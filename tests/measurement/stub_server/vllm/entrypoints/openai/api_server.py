@@ -1,7 +1,9 @@
 """A server of completions that answers each token after 5 ms, and misbehaves as the variable STUB_SERVER says.
 
 die: ends after the first 20 requests. refuse: every third request gets status 500. slow: tokens take 0.5 s. deaf: never
-gets ready. broken: ends before it is ready, as an engine without room for its cache. unused: none of these.
+gets ready. broken: ends before it is ready, as an engine without room for its cache. in-use: likewise, as its port was
+taken meanwhile. hang-up: closes every connection after two tokens. mute: tells no token counts. chunky: three tokens an
+event. unused: none of these.
 """
 
 from __future__ import annotations
@@ -62,10 +64,13 @@ class Handler(BaseHTTPRequestHandler):
             Counts.running -= 1
 
     def stream(self, body: dict[str, Any]) -> None:
-        total = body["max_tokens"]
-        for done in range(1, total + 1):
+        total, step = body["max_tokens"], 3 if MODE == "chunky" else 1
+        for done in [*range(step, total, step), total]:
             time.sleep(STEP_S)
-            Counts.tokens += 1
+            Counts.tokens += step
+            if MODE == "hang-up" and done > 2:
+                self.close_connection = True
+                return
             choice = {"index": 0, "text": "x", "finish_reason": "length" if done == total else None}
             self.event({"choices": [choice], "usage": usage(body, done)})
         self.event({"choices": [], "usage": usage(body, total)})
@@ -89,8 +94,8 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-def usage(body: dict[str, Any], done: int) -> dict[str, int]:
-    return {"prompt_tokens": len(body["prompt"]), "completion_tokens": done}
+def usage(body: dict[str, Any], done: int) -> dict[str, int] | None:
+    return None if MODE == "mute" else {"prompt_tokens": len(body["prompt"]), "completion_tokens": done}
 
 
 def metrics() -> str:
@@ -111,6 +116,9 @@ def main() -> None:
     known, _ = parser.parse_known_args()
     if MODE == "broken":
         sys.stdout.write("ValueError: No available memory for the cache blocks. Try raising it.\n")
+        sys.exit(1)
+    if MODE == "in-use":
+        sys.stdout.write("OSError: [Errno 98] Address already in use\n")
         sys.exit(1)
     ThreadingHTTPServer((known.host, known.port), Handler).serve_forever()
 

@@ -1,0 +1,108 @@
+"""What the load client of a server meets: no file handles, its own death, lost connections, answers of other shapes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llem_airflow.protocol.files import EVENTS
+from llem_airflow.protocol.spec import ExperimentSpec
+from tests.measurement.running import PLUGIN, ROOT, Ran, start
+from tests.measurement.test_server_attempt import STUB, TOKENS, attempt, of_window, served
+
+FILES = 48
+
+
+def short(*, warmup_s: float = 0.0, **traffic: Any) -> ExperimentSpec:
+    """A window of 0.6 s."""
+    warmup = {"mode": "fixed", "duration_seconds": warmup_s, "timeout_seconds": 900}
+    return served(traffic={"window_seconds": 0.6, "ramp_exclusion_seconds": 0.1} | traffic, warmup=warmup)
+
+
+def started(spec: ExperimentSpec, folder: Path, mode: str = "") -> subprocess.Popen[str]:
+    return start(spec, folder, PYTHONPATH=f"{ROOT}:{PLUGIN}:{STUB}", STUB_SERVER=mode)
+
+
+def ended(process: subprocess.Popen[str], folder: Path) -> Ran:
+    stdout, _ = process.communicate(timeout=120)
+    return Ran(process.returncode, stdout, folder / "out")
+
+
+@pytest.mark.parametrize(("warmup_s", "phase"), [(1.0, "warmup"), (0.0, "drain")])
+def test_a_client_out_of_file_handles_is_told_and_the_server_is_not_blamed(
+    tmp_path: Path, warmup_s: float, phase: str
+) -> None:
+    spec = short(warmup_s=warmup_s, rate=150.0, request_timeout_seconds=2.0)
+    process = started(spec, tmp_path, "slow")
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (FILES, FILES))
+    failed = ended(process, tmp_path)
+    assert (failed.error.category, failed.error.phase) == ("client_limit", phase), failed.error.message
+    assert "the load client could open no more connections for" in failed.error.message
+    assert "ulimit -n" in failed.error.message
+
+
+def load_process_of(process: subprocess.Popen[str], out: Path, phase: str) -> int:
+    """The id of the load process, once it has sent something in a phase."""
+    rows = out / ("requests.jsonl" if phase == "warmup" else "load.jsonl")
+    deadline_s = time.monotonic() + 60
+    while time.monotonic() < deadline_s:
+        begun = f'"phase": "{phase}"' in (out / EVENTS).read_text() if (out / EVENTS).exists() else False
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        found = [pid for pid in children if b"measurement.load" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        if begun and found and rows.exists() and rows.stat().st_size:
+            return int(found[-1])
+        time.sleep(0.02)
+    raise AssertionError(f"no load process in the phase {phase}")
+
+
+@pytest.mark.parametrize("phase", ["warmup", "measure"])
+def test_a_client_that_is_killed_ends_the_attempt_at_once_and_is_named(tmp_path: Path, phase: str) -> None:
+    process = started(short(warmup_s=600.0 if phase == "warmup" else 0.0, window_seconds=600.0), tmp_path)
+    os.kill(load_process_of(process, tmp_path / "out", phase), signal.SIGKILL)
+    failed = ended(process, tmp_path)
+    assert failed.error.category == "window_cut", failed.error.message
+    assert "the load client ended" in failed.error.message
+    assert f"before the end of the phase {phase} (ended with signal SIGKILL)" in failed.error.message
+
+
+def test_a_server_that_closes_every_connection_is_told(tmp_path: Path) -> None:
+    failed = attempt(tmp_path, short(), "hang-up")
+    assert failed.error.category == "server_errors"
+    assert "connection_lost" in failed.error.message
+    rows = [row for row in failed.requests if row["phase"] == "measure"]
+    assert {(row["status"], row["error_class"], row["output_tokens"]) for row in rows} == {
+        ("error", "connection_lost", 2)
+    }
+
+
+def test_a_server_that_tells_no_token_counts_is_told(tmp_path: Path) -> None:
+    failed = attempt(tmp_path, short(warmup_s=0.3), "mute")
+    assert (failed.error.category, failed.error.phase) == ("server_errors", "warmup")
+    assert "no_usage: the answer ended without the token counts that were asked for" in failed.error.message
+
+
+def test_a_port_that_is_taken_while_the_server_starts_is_told(tmp_path: Path) -> None:
+    failed = attempt(tmp_path, short(), "in-use")
+    assert failed.error.category == "port_taken"
+    assert "Address already in use" in failed.error.message
+
+
+def test_chunks_with_several_tokens_count_each_of_them(tmp_path: Path) -> None:
+    ran = attempt(tmp_path, short(), "chunky")
+    assert ran.code == 0, ran.stdout
+    for row in of_window(ran):
+        assert (row["output_tokens"], row["chunk_tokens"]) == (TOKENS, [3, 3, 2])
+        assert len(row["token_mono_ns"]) == TOKENS
+        assert len(set(row["token_mono_ns"])) == 3
+    window = ran.result.window
+    came = [t for row in ran.requests for t in row["token_mono_ns"]]
+    assert window.output_tokens == sum(window.t_begin_mono_ns <= t < window.t_end_mono_ns for t in came)
+    assert json.loads((ran.out / "load.json").read_text())["phase"] == "measure"
