@@ -24,6 +24,7 @@ from llem_airflow.analysis.tables import cycles_table, experiments_table
 from llem_airflow.protocol.records import BOARD_STATE
 from llem_airflow.results import CycleRef, FailureRef, StoredRun, layout
 from llem_airflow.results.folder import json_bytes
+from llem_airflow.results.live import end_all
 from llem_airflow.results.parquet import POWER_OPTIONS, POWER_SCHEMA, GroupedWriter
 
 _NAMES = pa.dictionary(pa.int32(), pa.string())
@@ -256,6 +257,7 @@ def aggregate_run(run: StoredRun, *, page: Callable[[ReportData], str] | None = 
     _write_table(run, layout.CYCLES_TABLE, cycles_table(run.study, run.run_id, gathered.cycles, plan))
     _write_table(run, layout.EXPERIMENTS_TABLE, experiments_table(summary))
     run.replace(layout.SUMMARY, _json_lines(summary.to_json()))
+    end_all(run)
     if page:
         previous = against_previous(run)
         if previous is not None:

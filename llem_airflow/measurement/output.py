@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llem_airflow.protocol.files import error_name, result_name
+from llem_airflow.protocol.live import ENV_LIVE, LivePhase, phase_record
 from llem_airflow.protocol.records import PHASES
 from llem_airflow.protocol.result import Anchor, AttemptError, CycleResult
 
@@ -81,9 +82,14 @@ class EventLog:
         if name not in PHASES:
             raise ValueError(f"{name!r} is not a phase; phases: {', '.join(PHASES)}")
         self.phase_name = name
-        self.emit("phase_begin")
+        self._tell_live(LivePhase(self.emit("phase_begin"), name))
         yield
-        self.emit("phase_end")
+        self._tell_live(LivePhase(self.emit("phase_end"), None))
+
+    def _tell_live(self, record: LivePhase) -> None:
+        if os.environ.get(ENV_LIVE):
+            with contextlib.suppress(OSError):
+                print(phase_record(record).decode(), end="", flush=True)
 
     def close(self) -> None:
         """Close the file."""

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from llem_airflow.measurement.live import teller
 from llem_airflow.measurement.meters.choose import open_meter
 from llem_airflow.measurement.meters.contract import MeterFacts, MeterUnavailableError
 from llem_airflow.measurement.sampling import TAIL_S, Sampling, say_to
@@ -205,7 +206,8 @@ def sampler_main(argv: list[str]) -> int:
             say({"error": str(error)})
             return 1
         say({"facts": asdict(meter.facts)})
-        Sampling(meter, power_csv, spec.power_hz, sys.stdin.fileno(), say).run()
+        live = teller(meter.facts, sys.stderr.fileno())
+        Sampling(meter, power_csv, spec.power_hz, sys.stdin.fileno(), say, live).run()
         meter.close()
     return 0
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from llem_airflow.measurement.live import LiveTeller
 from llem_airflow.measurement.meters.contract import Meter, Reading
 
 TAIL_S = 1.05
@@ -151,8 +152,10 @@ class Sampling:
         hz: float,
         control: int,
         say: Callable[[dict[str, Any]], None],
+        live: LiveTeller | None = None,
     ) -> None:
         self._meter, self._csv, self._control, self._say = meter, power_csv, control, say
+        self._live = live
         self._period_ns = round(1e9 / hz)
         self._parent = os.getppid()
         self._end_ns: int | None = None
@@ -202,6 +205,8 @@ class Sampling:
         tally.rows += len(readings)
         tally.failed_reads += sum([not reading.has_power for reading in readings])
         tally.call_s.extend([(r.t_after_mono_ns - r.t_before_mono_ns) / 1e9 for r in readings])
+        if self._live is not None:
+            self._live.add(readings)
 
     def _write(self, readings: Sequence[Reading]) -> None:
         if not readings:

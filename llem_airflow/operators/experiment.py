@@ -25,6 +25,7 @@ from llem_airflow.operators.evidence import attempt_of, cut_short, provenance, r
 from llem_airflow.operators.gates import Candidate, check, require_energy, without_required_energy
 from llem_airflow.operators.host import DEFAULT_CONN_ID, HostSettings, HostSettingsError, LLEMHostHook
 from llem_airflow.operators.inputs import EarlierTries, pinned_model, require_model
+from llem_airflow.operators.live import LiveWriter, live_power
 from llem_airflow.operators.placement import EngineAwayError, PlacementError, first
 from llem_airflow.operators.request import cycle_of_run, study_in_form
 from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
@@ -40,6 +41,7 @@ from llem_airflow.operators.waits import (
     thermal_gap,
 )
 from llem_airflow.protocol.files import config_name
+from llem_airflow.protocol.live import LivePhase, LivePower
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.results import StoredRun
 from llem_airflow.results.scratch import scratch_folder
@@ -72,6 +74,7 @@ class ExperimentTask(BaseOperator):
     _gpu_wait_s: float | None
     attempt: Attempt | None = None
     _current: Runner | None = None
+    _live: LiveWriter | None = None
     _runner = ""
     _chosen: Mapping[str, str] = MappingProxyType({})
     _image_asked: str | None = None
@@ -225,7 +228,10 @@ class ExperimentTask(BaseOperator):
         if isinstance(placed, Busy):
             self._wait_in_the_triggerer(placed)
             raise placed.error(folder)
-        runner.run(placed, spec, store)
+        with live_power(
+            run, self.experiment.id, self.cycle, self.attempt.try_number if self.attempt else 0
+        ) as self._live:
+            runner.run(placed, spec, store)
 
     def _spec(self, run: StoredRun, runner: Runner, folder: Path) -> ExperimentSpec:
         """What the attempt is told."""
@@ -284,6 +290,11 @@ class ExperimentTask(BaseOperator):
     def line(self, line: str) -> None:
         """Take a line of the attempt's output."""
         self.log.info("%s", line)
+
+    def live(self, record: LivePower | LivePhase) -> None:
+        """Take a live record of the attempt, for those who watch it."""
+        if self._live is not None:
+            self._live.take(record)
 
     def _pause(self, run: StoredRun, context: Context) -> None:
         """Pass every gate, then wait until the hardware has cooled down; nothing holds a GPU meanwhile.

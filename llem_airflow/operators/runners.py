@@ -328,6 +328,7 @@ def _in_container(
         exact,
         folder=folder,
         on_line=operator.line,
+        on_live=operator.live,
         engine=engine_address(operator),
         image=asked.image,
     )
@@ -344,7 +345,13 @@ def _as_process(
     engine = None
     with contextlib.suppress(PlacementError):  # its containers hold GPUs too, where there is one
         engine = engine_of(operator)
-    return ProcessRunner(attempt, process_settings(operator, engine), folder=folder, on_line=operator.line)
+    return ProcessRunner(
+        attempt,
+        process_settings(operator, engine),
+        folder=folder,
+        on_line=operator.line,
+        on_live=operator.live,
+    )
 
 
 _MAKERS: dict[str, Callable[[LLEMExperimentOperator, Attempt, StoredRun, Path], Runner]] = {

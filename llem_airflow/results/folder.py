@@ -163,8 +163,12 @@ class Folder:
         return True
 
     @contextmanager
-    def atomic_write(self, name: str) -> Iterator[IO[bytes]]:
+    def atomic_write(self, name: str, *, durable: bool = True) -> Iterator[IO[bytes]]:
         """A file that appears under its name when the block ends well, and not at all otherwise.
+
+        Args:
+            name: The file.
+            durable: Whether it must outlive a crash of the machine; waiting for the disk disturbs whoever measures.
 
         Raises:
             ResultsWriteError: The disk is full, or the place cannot be written.
@@ -176,7 +180,7 @@ class Folder:
                     file.flush()
                     self.fs.put_file(file.name, f"{self.path}/{name}")
             else:
-                with _atomic_local(self.local / name) as file:
+                with _atomic_local(self.local / name, durable=durable) as file:
                     yield file
         except OSError as error:
             raise write_error(error, f"{self.url}/{name}") from error
@@ -225,7 +229,7 @@ def write_error(error: OSError, where: str) -> ResultsWriteError:
 
 
 @contextmanager
-def _atomic_local(target: Path) -> Iterator[IO[bytes]]:
+def _atomic_local(target: Path, *, durable: bool) -> Iterator[IO[bytes]]:
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
@@ -233,7 +237,8 @@ def _atomic_local(target: Path) -> Iterator[IO[bytes]]:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

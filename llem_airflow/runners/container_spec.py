@@ -18,6 +18,7 @@ from llem_airflow.protocol.files import (
     OUT_DIR,
     config_name,
 )
+from llem_airflow.protocol.live import ENV_LIVE
 from llem_airflow.protocol.redaction import secrets_in
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.gpus import NO_GPUS
@@ -146,6 +147,7 @@ def create_arguments(
         lease: Labels that the claim of the GPUs adds.
     """
     protocol = {
+        ENV_LIVE: "1",
         ENV_CONFIG_PATH: f"{EXCHANGE_DIR}/{config_name(experiment_hash)}",
         ENV_OUTPUT_DIR: f"{EXCHANGE_DIR}/{OUT_DIR}",
     }

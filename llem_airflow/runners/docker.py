@@ -50,6 +50,7 @@ from llem_airflow.runners.failures import AttemptFailedError, classify, failure,
 from llem_airflow.runners.gpus import inventory, on_this_machine
 from llem_airflow.runners.host_sampler import HostSampler
 from llem_airflow.runners.images import ImagePullError, default_user, digest, pull
+from llem_airflow.runners.live import OnLive
 from llem_airflow.runners.neighbours import Neighbours
 from llem_airflow.runners.output import GoneError, LogSink, Watchdog, follow, watched
 
@@ -82,6 +83,7 @@ class DockerRunner(Runner):
         settings: How the container is made.
         folder: Folder for the raw files of ``out/`` and the log.
         on_line: Called with every line of output, in the caller's thread.
+        on_live: Called with every live record, likewise.
         engine: Where the engine is, for whoever goes on with a wait in another process.
         bundle: What runs inside; default: the bundle of the installed packages.
         image: What people call the image; default: the name in the settings, which may be an exact one.
@@ -91,7 +93,7 @@ class DockerRunner(Runner):
     own_files = True
     outlives_worker = True
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what a container is made of, and who hears of it
         self,
         api: docker.APIClient,
         attempt: Attempt,
@@ -99,6 +101,7 @@ class DockerRunner(Runner):
         *,
         folder: Path,
         on_line: Callable[[str], None],
+        on_live: OnLive | None = None,
         engine: EngineAddress | None = None,
         bundle: Path | None = None,
         image: str = "",
@@ -110,7 +113,7 @@ class DockerRunner(Runner):
         self._engine = engine or EngineAddress()
         self._bundle = bundle
         self._image = image or settings.image
-        self._sink = LogSink(folder / CONTAINER_LOG, on_line, settings.secrets(), settings.log_bytes)
+        self._sink = LogSink(folder / CONTAINER_LOG, on_line, settings.secrets(), settings.log_bytes, on_live)
         self._wait = Wait()
         self._keep_volume = False
         self._runs = False

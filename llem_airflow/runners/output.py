@@ -23,6 +23,7 @@ from docker.errors import NotFound
 
 from llem_airflow.protocol.redaction import Redactor
 from llem_airflow.runners.engine import patiently
+from llem_airflow.runners.live import LiveRecords, OnLive
 
 LONGEST_LINE_BYTES = 8 * 1024
 TAIL_LINES = 400
@@ -89,16 +90,23 @@ class LogSink:
         on_line: Called with every line.
         secrets: Values that are blanked.
         max_bytes: Most bytes in the file; the callback gets all.
+        on_live: Called with every live record; they stand in no log.
     """
 
     def __init__(
-        self, path: Path, on_line: Callable[[str], None], secrets: Iterable[str], max_bytes: int
+        self,
+        path: Path,
+        on_line: Callable[[str], None],
+        secrets: Iterable[str],
+        max_bytes: int,
+        on_live: OnLive | None = None,
     ) -> None:
         self.path = path
         self._on_line = on_line
         self.redactor = Redactor(secrets)
         self._left_bytes = max_bytes
         self._assembler = LineAssembler(self.redactor)
+        self._live = LiveRecords(on_live)
         self._file: IO[bytes] | None = None
         self._tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
 
@@ -127,14 +135,20 @@ class LogSink:
         """The last lines."""
         return tuple(self._tail)
 
-    def feed(self, data: bytes) -> None:
-        """Take bytes of output."""
-        for line in self._assembler.feed(data):
+    def feed(self, data: bytes) -> bool:
+        """Take bytes of output.
+
+        Returns:
+            Whether there was anything but live records, which the sampler also tells of an attempt that hangs.
+        """
+        rest = self._live.taken_out_of(data)
+        for line in self._assembler.feed(rest):
             self.line(line)
+        return bool(rest)
 
     def finish(self) -> None:
         """The output has ended."""
-        for line in self._assembler.finish():
+        for line in (*self._assembler.feed(self._live.finish()), *self._assembler.finish()):
             self.line(line)
         if self._file is not None:
             self._file.flush()
@@ -177,7 +191,7 @@ def follow(
         api: The engine.
         container: Id of the container.
         sink: Where the output goes.
-        heard: Called when there was output.
+        heard: Called when there was output of the attempt itself.
         patience_s: How long the engine may be away, in seconds.
 
     Returns:
@@ -221,8 +235,8 @@ def _read(
                 if stamp and stamp <= resume:
                     continue
                 last = stamp or last
-                heard()
-                sink.feed(data)
+                if sink.feed(data):
+                    heard()
         except BaseException:
             stream.close()
             for _ in stream:  # closing only ends the connection; reading its end gives it back

@@ -17,6 +17,7 @@ from pathlib import Path
 import docker
 
 from llem_airflow.protocol.files import BUNDLE, ENV_CONFIG_PATH, ENV_OUTPUT_DIR, OUT_DIR, config_name
+from llem_airflow.protocol.live import ENV_LIVE
 from llem_airflow.protocol.oom import host_oom_kills, oom_kills
 from llem_airflow.protocol.redaction import Redactor, secrets_in
 from llem_airflow.protocol.spec import ExperimentSpec
@@ -31,6 +32,7 @@ from llem_airflow.runners.ending import CONTAINER_LOG, Ended, failed, read_resul
 from llem_airflow.runners.failures import AttemptFailedError, classify, failure, told_without_secrets
 from llem_airflow.runners.gpus import GpuLookError, Inventory, kernel_gpus, local_inventory
 from llem_airflow.runners.leases import Patience, ProcessLease, take
+from llem_airflow.runners.live import OnLive
 from llem_airflow.runners.output import LogSink, Watchdog, watched
 from llem_airflow.study import GpuRequest
 
@@ -109,6 +111,7 @@ class ProcessRunner(Runner):
         settings: How the process is run.
         folder: Folder for the raw files of ``out/`` and the log.
         on_line: Called with every line of output, in the caller's thread.
+        on_live: Called with every live record, likewise.
         bundle: What runs; default: the bundle of the installed packages.
     """
 
@@ -123,13 +126,14 @@ class ProcessRunner(Runner):
         *,
         folder: Path,
         on_line: Callable[[str], None],
+        on_live: OnLive | None = None,
         bundle: Path | None = None,
     ) -> None:
         self._attempt = attempt
         self._settings = settings
         self._folder = folder
         self._bundle = bundle
-        self._sink = LogSink(folder / CONTAINER_LOG, on_line, settings.secrets(), settings.log_bytes)
+        self._sink = LogSink(folder / CONTAINER_LOG, on_line, settings.secrets(), settings.log_bytes, on_live)
         self._process: subprocess.Popen[bytes] | None = None
         self._lease: ProcessLease | None = None
         self._killed = False
@@ -227,8 +231,8 @@ class ProcessRunner(Runner):
                 ) as dog,
             ):
                 for data in _output(process):
-                    dog.heard()
-                    self._sink.feed(data)
+                    if self._sink.feed(data):
+                        dog.heard()
                 exit_code = process.wait()
             self._sink.finish()
             return exit_code, dog.fired
@@ -320,6 +324,7 @@ def _spawn(
         **settings.environment,
         **settings.private_environment,
         **place.environment,
+        ENV_LIVE: "1",
         ENV_CONFIG_PATH: str(exchange / config_name(spec.experiment_hash)),
         ENV_OUTPUT_DIR: str(exchange / OUT_DIR),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,9 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from llem_airflow.frames.export import FORMATS, TABLES, export_table
 from llem_airflow.operators.settings import settings
+from llem_airflow.protocol.typed_json import to_json
 from llem_airflow.results import CycleRef, ResultsRoot, StoredRun, layout
+from llem_airflow.results.live import read_live
 from llem_airflow.web.access import READS_DAG, READS_RUN, DagId, MayReadLogs, ReadableDags, RunId
 from llem_airflow.web.answers import HEADERS, download, json_answer
 from llem_airflow.web.cycle_view import PowerSeries, csv_of, cycle_requests, cycle_view
@@ -27,7 +30,7 @@ from llem_airflow.web.explore import cycle_values, explorer
 from llem_airflow.web.index import RunIndex
 from llem_airflow.web.kept import Kept, Recent
 from llem_airflow.web.new_study import check, new_study
-from llem_airflow.web.run_view import run_view
+from llem_airflow.web.run_view import cycle_of_task, run_view
 from llem_airflow.web.seen import past_durations, seen_dags, seen_run
 from llem_airflow.web.studies import headline, run_rows, study_rows
 
@@ -95,6 +98,8 @@ def create_app() -> FastAPI:
         ("/run", report, READS_RUN),
         ("/cycle", cycle_link, READS_RUN),
         ("/api/cycle", cycle_facts, READS_RUN),
+        ("/api/live", live, READS_RUN),
+        ("/api/task", task_cycle, READS_RUN),
         ("/api/power", power, READS_RUN),
         ("/api/requests", requests, READS_RUN),
         ("/download/cycle", download_cycle, READS_RUN),
@@ -237,6 +242,35 @@ def cycle_facts(
     """What one cycle left: its result and doubts, or why there is none."""
     stored = _found(dag_id, run_id, state)
     return _readable(lambda: cycle_view(stored, experiment, cycle, with_tails=may_read_logs))
+
+
+def live(dag_id: DagId, run_id: RunId, experiment: Experiment, cycle: CycleNumber, state: Asked) -> Response:
+    """Power of a cycle while it is at work, as its worker last told; null for one that is not."""
+    stored = state.index.find(dag_id, run_id)
+    return _readable(
+        lambda: {
+            "now_epoch_ns": time.time_ns(),
+            "live": to_json(read_live(stored, experiment, cycle)) if stored else None,
+        }
+    )
+
+
+def task_cycle(
+    dag_id: DagId,
+    run_id: RunId,
+    task_id: Annotated[str, Query(min_length=1)],
+    session: SessionDep,
+    state: Asked,
+    map_index: Annotated[int, Query(ge=-1)] = -1,
+) -> Response:
+    """Which cycle a task measures, also one of a mapped task that has not begun; null for none."""
+    seen, stored = seen_run(session, dag_id, run_id), state.index.find(dag_id, run_id)
+
+    def told() -> dict[str, Any]:
+        found = cycle_of_task(seen, stored, task_id, map_index) if seen else None
+        return {"experiment": found[0] if found else None, "cycle": found[1] if found else None}
+
+    return _readable(told)
 
 
 def power(

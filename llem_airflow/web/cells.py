@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,8 @@ READING_S = 0.5
 """So long an answer reads cycles that nobody has read yet; the others follow with the next one."""
 SHOWN_FAILURES = 100
 TAIL_LINES = 40
+MAPPED_TASK = "cycle"
+"""Last part of the id of a task whose instances are the planned cycles."""
 _TAIL_BYTES = 16 << 10
 _NUMBERS = ("energy_per_output_token_j", "energy_j", "output_tokens_per_s")
 _STATES = {
@@ -113,6 +116,34 @@ def matrix(
         }
         for name, label in called(plan).items()
     ]
+
+
+def named_by_plan(tasks: Sequence[SeenTask], plan: Planned) -> tuple[SeenTask, ...]:
+    """The tasks, with each mapped cycle that has not begun named after its place in the plan.
+
+    Airflow names an index when it begins. Indices stand in the order of the plan; where one that has a name is another
+    cycle than that, or there are not as many as the plan has cycles, the run measures a part of it and none is named.
+
+    Args:
+        tasks: Tasks of the run.
+        plan: What was planned.
+    """
+    mapped: dict[str, list[SeenTask]] = defaultdict(list)
+    for task in tasks:
+        if task.map_index >= 0 and task.task_id.rpartition(".")[2] == MAPPED_TASK:
+            mapped[task.task_id].append(task)
+    keys = list(plan.cycles)
+    names = {
+        (one.task_id, one.map_index): f"{keys[one.map_index][0]} cycle {keys[one.map_index][1]}"
+        for found in mapped.values()
+        if {one.map_index for one in found} == set(range(len(keys)))
+        and all(one.cycle in {None, keys[one.map_index]} for one in found)
+        for one in found
+    }
+    return tuple(
+        replace(task, mapped_name=names.get((task.task_id, task.map_index), task.mapped_name))
+        for task in tasks
+    )
 
 
 def called(plan: Planned) -> dict[str, str]:

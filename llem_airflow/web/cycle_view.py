@@ -20,6 +20,7 @@ from llem_airflow.frames.export import write_csv
 from llem_airflow.operators.energy import line_of
 from llem_airflow.protocol.records import POWER_CAP_BIT, SLOWDOWNS
 from llem_airflow.results import CycleRef, ResultReadError, StoredRun, layout
+from llem_airflow.results.live import is_live
 from llem_airflow.results.parquet import read_table
 from llem_airflow.web.cells import failed_attempts
 from llem_airflow.web.explore import metric_facts
@@ -65,6 +66,7 @@ def cycle_view(run: StoredRun, experiment: str, cycle: int, *, with_tails: bool)
         "reasons": reasons,
         "failures": failed_attempts(failures, with_tails=with_tails).get((experiment, cycle), []),
         "results": len(refs),
+        "live": is_live(run, experiment, cycle),
         "measured": _measured(refs[-1]) if refs else None,
     }
 

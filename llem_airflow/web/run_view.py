@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.plan import Planned, planned
 from llem_airflow.results import StoredRun, layout
 from llem_airflow.text.wording import counted
-from llem_airflow.web.cells import Key, failed_attempts, matrix, places, stored_numbers
+from llem_airflow.web.cells import Key, failed_attempts, matrix, named_by_plan, places, stored_numbers
 from llem_airflow.web.eta import time_left
 from llem_airflow.web.kept import Kept
 from llem_airflow.web.seen import SeenRun, SeenTask
@@ -77,6 +77,7 @@ def _stored(
     seen: SeenRun, run: StoredRun, kept: Kept, past_s: Mapping[Key, list[float]], *, may_read_logs: bool
 ) -> dict[str, Any]:
     plan = planned(run.plan())
+    seen = replace(seen, tasks=named_by_plan(seen.tasks, plan))
     numbers, unread = stored_numbers(run, kept, whole=seen.ended)
     failures = run.failures()
     skipped = run.skipped(needed=False)
@@ -102,6 +103,24 @@ def _stored(
         "eta": asdict(eta) if eta else None,
         "said": _progress(seen, measured, needed, len(failures)),
     }
+
+
+def cycle_of_task(seen: SeenRun, run: StoredRun | None, task_id: str, map_index: int) -> Key | None:
+    """Experiment and cycle that a task measures; None for another task.
+
+    Args:
+        seen: The run in Airflow.
+        run: What is stored of it.
+        task_id: The task.
+        map_index: Its index, or -1.
+
+    Raises:
+        ResultReadError: The plan cannot be read.
+    """
+    tasks = named_by_plan(seen.tasks, planned(run.plan())) if run else seen.tasks
+    return next(
+        (task.cycle for task in tasks if (task.task_id, task.map_index) == (task_id, map_index)), None
+    )
 
 
 def _eta(

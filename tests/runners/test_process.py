@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from llem_airflow.protocol.live import LivePhase
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import Collected
 from llem_airflow.runners.failures import AttemptFailedError
@@ -75,6 +76,31 @@ def test_wall_clock_and_silence_end_it(tmp_path: Path) -> None:
         run(tmp_path, FOREVER, wall_clock_s=0.5)
     with pytest.raises(AttemptFailedError, match=r"silence limit of 0\.5 s"):
         run(tmp_path, FOREVER, silence_s=0.5)
+
+
+def test_what_the_sampler_tells_those_who_watch_is_heard_and_is_no_sign_of_life(tmp_path: Path) -> None:
+    lines: list[str] = []
+    heard: list[Any] = []
+    record = '{"t":1,"phase":"load"}'
+    telling = f"""
+print("hello", flush=True)
+while True:
+    os.write(2, b'\\x1e{record}\\n')
+    time.sleep(0.05)
+"""
+    runner = ProcessRunner(
+        attempt(),
+        ProcessSettings(silence_s=4.0),
+        folder=tmp_path / "collected",
+        on_line=lines.append,
+        on_live=heard.append,
+        bundle=program(tmp_path, telling),
+    )
+    with pytest.raises(AttemptFailedError, match="silence limit of 4 s"):
+        see_through(runner, tmp_path / "collected")
+    assert lines == ["hello"]
+    assert set(heard) == {LivePhase(1, "load")}
+    assert (tmp_path / "collected" / "container.log").read_text() == "hello\n"
 
 
 def test_a_program_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:

@@ -18,7 +18,10 @@ import pytest
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.compare_named import against_previous
 from llem_airflow.frames import cycles_df, experiments_df
+from llem_airflow.operators.live import LiveSeries
+from llem_airflow.protocol.live import DevicePower, LivePhase, LivePower
 from llem_airflow.results import ResultsRoot, StoredRun, layout
+from llem_airflow.results.live import end_live, write_live
 from llem_airflow.web.app import MODULES
 from tests.analysis.conftest import IDS, run_maker
 from tests.results.recorded import Recording
@@ -26,6 +29,8 @@ from tests.web.conftest import Site
 
 ABOUT_A_RUN = (
     "/api/cycle",
+    "/api/live",
+    "/api/task",
     "/api/power",
     "/api/requests",
     "/download/cycle",
@@ -49,6 +54,7 @@ ASKED: dict[str, Any] = {
     "name": "summary.json",
     "experiment": IDS[0],
     "cycle": 1,
+    "task_id": f"{IDS[0]}.cycle_1",
 }
 Make = Callable[..., StoredRun]
 MEASURED = {
@@ -154,6 +160,46 @@ def test_a_study_that_two_dags_measure_shows_each_user_the_runs_of_its_own(
         found = site.get("/api/headline", user=user, dag_id=user, study="nightly").json()
         assert [one["run_id"] for one in found["history"]] == runs
         assert [one["run_id"] for one in site.get("/api/runs", user=user, dag_id=user).json()["runs"]] == runs
+
+
+def test_power_of_a_cycle_at_work_is_shown_until_it_has_ended(site: Site) -> None:
+    run = site.stored({}, cycles=1)
+    site.dag_run("nightly", "r1", "running")
+    assert site.get("/api/live", **ASKED).json()["live"] is None
+    assert site.get("/api/cycle", **ASKED).json()["live"] is False
+    series = LiveSeries()
+    series.add(LivePhase(10**9, "<script>"))
+    series.add(LivePower(3 * 10**9, "estimate", {"GPU-a": DevicePower(90.0, 100.0, 120.0, 20)}))
+    told = series.told(2)
+    assert told is not None
+    write_live(run, IDS[0], 1, told)
+    live = site.get("/api/live", **ASKED).json()["live"]
+    assert (live["try_number"], live["energy_kind"], live["last_s"]) == (2, "estimate", 2.0)
+    assert live["phases"] == [{"name": "<script>", "begin_s": 0.0, "end_s": None}]
+    assert live["gpus"][0] == {
+        "gpu": "GPU-a",
+        "t_s": [2.0],
+        "low_w": [90.0],
+        "mean_w": [100.0],
+        "high_w": [120.0],
+        "now_w": 100.0,
+    }
+    assert site.get("/api/cycle", **ASKED).json()["live"] is True
+    run.folder.child("live", IDS[0]).write("cycle-1.json", b"{}")
+    assert "cycle-1.json" in site.get("/api/live", **ASKED).json()["detail"]
+    end_live(run, IDS[0], 1)
+    assert site.get("/api/live", **ASKED).json()["live"] is None
+
+
+def test_a_task_is_the_cycle_that_it_measures(site: Site) -> None:
+    site.stored({}, cycles=2)
+    site.dag_run("nightly", "r1", "running")
+    site.task("nightly", "r1", f"{IDS[1]}.cycle_2", state="running")
+    site.task("nightly", "r1", "aggregate")
+    own = site.get("/api/task", **{**ASKED, "task_id": f"{IDS[1]}.cycle_2"}).json()
+    assert own == {"experiment": IDS[1], "cycle": 2}
+    for other in ("aggregate", f"{IDS[0]}.cycle_1", "x.cycle_1<script>"):
+        assert site.get("/api/task", **{**ASKED, "task_id": other}).json()["cycle"] is None
 
 
 def test_output_is_shown_only_to_those_who_may_read_logs(site: Site, tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llem_airflow.analysis.aggregate import aggregate_run
+from llem_airflow.analysis.plan import planned
+from llem_airflow.factory.study import CYCLE_TASK_ID
 from llem_airflow.frames import cycles_df
 from llem_airflow.results import layout
-from llem_airflow.web.cells import places
+from llem_airflow.web.cells import MAPPED_TASK, named_by_plan, places
 from llem_airflow.web.eta import time_left
 from llem_airflow.web.kept import Kept
 from llem_airflow.web.run_view import run_view
@@ -221,3 +223,39 @@ def test_a_damaged_result_is_a_cell_and_no_error(make_run: MakeRun) -> None:
     cell = cells(view("running", run=run))[IDS[0], 1]
     assert cell["state"] == "damaged"
     assert "newer llem-airflow" in cell["reason"]
+
+
+def mapped(index: int, state: str = "None", name: str = "", task_id: str = "cycle") -> SeenTask:
+    return SeenTask("", state, task_id=task_id, map_index=index, mapped_name=name)
+
+
+def keys_of(tasks: tuple[SeenTask, ...]) -> list[tuple[str, int] | None]:
+    return [task.cycle for task in tasks]
+
+
+@pytest.mark.parametrize("task_id", ["cycle", "mine.study.cycle"])
+def test_a_mapped_cycle_that_has_not_begun_is_the_one_at_its_place_in_the_plan(
+    make_run: MakeRun, task_id: str
+) -> None:
+    plan = planned(make_run({}, cycles=2).plan())
+    count = len(plan.cycles)
+    first = plan.cycles[0]
+    tasks = [mapped(index, task_id=task_id) for index in range(count)]
+    tasks[0] = mapped(0, "success", f"{first[0]} cycle {first[1]}", task_id)
+    assert keys_of(named_by_plan(tasks, plan)) == list(plan.cycles)
+    part = tasks[:-1]
+    assert keys_of(named_by_plan(part, plan)) == [first, *[None] * (count - 2)]
+    contradicted = [mapped(0, "success", f"{first[0]} cycle {first[1] + 1}", task_id), *tasks[1:]]
+    assert keys_of(named_by_plan(contradicted, plan))[1:] == [None] * (count - 1)
+
+
+def test_the_cells_of_mapped_cycles_that_wait_have_their_tasks(make_run: MakeRun) -> None:
+    run = make_run({}, cycles=2)
+    count = len(planned(run.plan()).cycles)
+    found = cells(view("running", *[mapped(index) for index in range(count)], run=run))
+    assert sorted(cell["map_index"] for cell in found.values()) == list(range(count))
+    assert {cell["task_id"] for cell in found.values()} == {"cycle"}
+
+
+def test_the_pages_know_the_mapped_task_by_the_name_that_the_factory_gives() -> None:
+    assert MAPPED_TASK == CYCLE_TASK_ID

@@ -9,10 +9,10 @@ import { Card, DagPage, StudiesPage } from "./studies.js";
 /** Pages of the menu's entry beside the overview, by `page` in the address. */
 const OF_NAV = new Map([["new", NewStudyPage]]);
 
-function Energy({ dagId, runId, taskId }) {
+function Energy({ dagId, runId, taskId, mapIndex }) {
   const { pathname } = useLocation();
   const [search] = useSearchParams();
-  if (dagId && runId && taskId) return h(TaskPage, { key: `${dagId} ${runId} ${taskId}`, dagId, runId, taskId });
+  if (dagId && runId && taskId) return h(TaskPage, { key: `${dagId} ${runId} ${taskId} ${mapIndex}`, dagId, runId, taskId, mapIndex });
   if (dagId && runId) return h(RunPage, { key: `${dagId} ${runId}`, dagId, runId });
   if (dagId) return h(DagPage, { key: dagId, dagId });
   return pathname.includes("/plugin/") ? h(OF_NAV.get(search.get("page")) ?? StudiesPage) : h(Card);

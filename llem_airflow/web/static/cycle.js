@@ -2,8 +2,9 @@
 
 import { energyPage, Fragment, h, Link, ours, UI, useAddress, useApi, useChange, useEffect, useRef, useState } from "./base.js";
 import { counted, duration, number, quantity, when } from "./format.js";
+import { Live } from "./live.js";
 import { Estimate, INK, LINE, Loading, Muted, Notice, Page, Section, SERIES, Verbatim } from "./parts.js";
-import { DIM, niceTicks, scaleFor, TEXT, useWidth } from "./plots.js";
+import { DIM, niceTicks, phaseBands, scaleFor, TEXT, useWidth } from "./plots.js";
 
 const PANELS = [
   ["power_w", "Power, W", 190],
@@ -12,25 +13,27 @@ const PANELS = [
   ["mem_clock_mhz", "Clock of the memory, MHz", 90],
 ];
 const LEFT = 62;
-const TINT = { baseline_bare: 1, baseline_context: 2, baseline_loaded: 3, load: 5, warmup: 4, measure: 0, cooldown: 6 };
+const AT_WORK_MS = 5000;
+const NOT_YET_MS = 15000;
 
 /** The Energy tab of a task: the cycle that it measures. */
-export function TaskPage({ dagId, runId, taskId }) {
-  const [, path, cycle] = taskId.match(/^(.*)\.cycle_(\d+)$/) ?? [];
-  const experiment = path?.split(".").pop();
+export function TaskPage({ dagId, runId, taskId, mapIndex }) {
+  const { data, error } = useApi("task", { dag_id: dagId, run_id: runId, task_id: taskId, map_index: mapIndex ?? -1 });
+  const { experiment, cycle } = data ?? {};
   return h(
     Page,
     { title: "Energy" },
-    experiment
-      ? h(CyclePage, { dagId, runId, experiment, cycle, label: experiment })
-      : h(Muted, null, "This task measures no cycle of its own."),
+    error && h(Notice, { kind: "error", title: error }),
+    !data && !error && h(Loading),
+    experiment && h(CyclePage, { dagId, runId, experiment, cycle, label: experiment }),
+    data && !experiment && h(Muted, null, "This task measures no cycle of its own."),
     h(UI.Text, { mt: 4, fontSize: "sm" }, h(Link, { to: energyPage(dagId, runId), style: { textDecoration: "underline" } }, "Energy of the whole run")),
   );
 }
 
 export function CyclePage({ dagId, runId, experiment, cycle, label }) {
   const asked = { dag_id: dagId, run_id: runId, experiment, cycle };
-  const { data, error } = useApi("cycle", asked);
+  const { data, error } = useApi("cycle", asked, (told) => (told.live ? AT_WORK_MS : told.measured ? null : NOT_YET_MS));
   if (error) return h(Notice, { kind: "error", title: error });
   if (!data) return h(Loading);
   const found = data.measured;
@@ -39,6 +42,7 @@ export function CyclePage({ dagId, runId, experiment, cycle, label }) {
     { "data-testid": "llem-cycle" },
     h(UI.Heading, { as: "h2", size: "md" }, `${label}, cycle ${cycle}`),
     data.results > 1 && h(Muted, null, `Measured ${data.results} times; the newest result counts and is shown.`),
+    data.live && h(Section, { title: "Power now" }, h(Live, { asked })),
     found
       ? h(
           Fragment,
@@ -51,7 +55,7 @@ export function CyclePage({ dagId, runId, experiment, cycle, label }) {
           h(Environment, { environment: found.environment }),
           h(Files, { asked, found }),
         )
-      : h(Notice, { title: "No attempt has left a result: none has ended yet, or each failed, or it ended together with its worker; then the log of the task says more." }),
+      : !data.live && h(Notice, { title: "No attempt has left a result: none has ended yet, or each failed, or it ended together with its worker; then the log of the task says more." }),
     data.reasons.map((reason) => h(Notice, { key: reason, title: `Not measured: ${reason}` })),
     data.failures.map((failure) =>
       h(
@@ -165,17 +169,7 @@ function Panel({ name, title, height, shown, at, back, right, width, zoom }) {
       onPointerCancel: () => setDrag(null),
       onDoubleClick: () => zoom(null, null),
     },
-    shown.phases
-      .filter((phase) => phase.end_s > shown.begin_s && phase.begin_s < shown.end_s)
-      .map((phase) => {
-        const [left, end] = [Math.max(LEFT, at(phase.begin_s)), Math.min(right, at(phase.end_s))];
-        return h(
-          "g",
-          { key: `${phase.name}${phase.begin_s}` },
-          h("rect", { x: left, y: top, width: Math.max(0, end - left), height: bottom - top, fill: SERIES[TINT[phase.name] ?? 6], fillOpacity: phase.name === "measure" ? 0.14 : 0.07 }),
-          name === "power_w" && end - left > 45 && h("text", { x: left + 4, y: bottom - 5, ...DIM }, phase.name.replaceAll("_", " ")),
-        );
-      }),
+    phaseBands(shown.phases, { at, left: LEFT, right, top, bottom, named: name === "power_w" }),
     y.ticks.map((value) => h("g", { key: value }, h("line", { x1: LEFT, x2: right, y1: y.at(value), y2: y.at(value), stroke: LINE }), h("text", { x: LEFT - 6, y: y.at(value) + 4, textAnchor: "end", ...DIM }, number(value)))),
     ticks.map((value) => h("text", { key: value, x: at(value), y: height - 6, textAnchor: "middle", ...DIM }, `${number(value, 6)} s`)),
     h("text", { x: LEFT, y: 13, ...TEXT }, title),

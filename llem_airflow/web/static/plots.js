@@ -73,6 +73,23 @@ export function mark(shape, x, y, size, props) {
   return shape in paths ? h("path", { d: paths[shape], ...props }) : h("circle", { cx: x, cy: y, r: s, ...props });
 }
 
+const TINT = { baseline_bare: 1, baseline_context: 2, baseline_loaded: 3, load: 5, warmup: 4, measure: 0, cooldown: 6 };
+
+/** Phases behind a series of time: a tint each, with its name where there is room. */
+export function phaseBands(phases, { at, left, right, top, bottom, named }) {
+  return phases
+    .map((phase) => ({ ...phase, from: Math.max(left, at(phase.begin_s)), to: Math.min(right, at(phase.end_s)) }))
+    .filter((phase) => phase.to > phase.from)
+    .map((phase) =>
+      h(
+        "g",
+        { key: `${phase.name}${phase.begin_s}` },
+        h("rect", { x: phase.from, y: top, width: phase.to - phase.from, height: bottom - top, fill: SERIES[TINT[phase.name] ?? 6], fillOpacity: phase.name === "measure" ? 0.14 : 0.07 }),
+        named && phase.to - phase.from > 45 && h("text", { x: phase.from + 4, y: bottom - 5, ...DIM }, phase.name.replaceAll("_", " ")),
+      ),
+    );
+}
+
 function Axes({ box, x, y, xTitle, yTitle, xTicks }) {
   const { left, right, top, bottom } = box;
   const xs = xTicks ?? x.ticks.map((value) => [value, number(value)]);

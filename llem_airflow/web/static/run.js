@@ -4,6 +4,7 @@ import { Fragment, h, Link, logTail, ours, taskPage, UI, useAddress, useApi, use
 import { CyclePage } from "./cycle.js";
 import { Explorer } from "./explore.js";
 import { change, counted, duration, number, quantity, when } from "./format.js";
+import { Live } from "./live.js";
 import { Estimate, INK, LINE, Loading, Muted, Notice, Page, SERIES, Section, Tabs, Tag, Verbatim } from "./parts.js";
 
 const PER_TOKEN = { name: "energy_per_output_token_j", unit: "J/token", energy: true };
@@ -220,7 +221,7 @@ function Matrix({ data, dagId, runId }) {
   return h(
     Fragment,
     null,
-    !data.ended && running.length > 0 && h(Now, { cells: running, dagId, runId, now: data.now_epoch_ns }),
+    !data.ended && running.length > 0 && h(Now, { cells: running, picked, dagId, runId, now: data.now_epoch_ns }),
     h(Muted, null, `Energy per output token of each cycle${data.preliminary ? ", preliminary: cycles are still being measured, and the checks over all of them are still to come" : ""}. Choose a cycle for more.`),
     h(
       UI.Box,
@@ -300,17 +301,17 @@ function Key({ data }) {
 const PHASE = /^\[\s*([\d.]+) s\] (\S+)\s+(.*)$/;
 
 /** What the cycles at work are doing, from the end of their logs: phase, progress, and who holds what they wait for. */
-function Now({ cells, dagId, runId, now }) {
+function Now({ cells, picked, dagId, runId, now }) {
   const shown = cells.slice(0, 4);
   return h(
     Section,
     { title: "Now" },
-    shown.map((cell) => h(NowCell, { key: `${cell.row.id}.${cell.cycle}`, cell, dagId, runId, now })),
+    shown.map((cell) => h(NowCell, { key: `${cell.row.id}.${cell.cycle}`, cell, chosen: picked === `${cell.row.id}.${cell.cycle}`, dagId, runId, now })),
     cells.length > shown.length && h(Muted, null, `and ${cells.length - shown.length} more`),
   );
 }
 
-function NowCell({ cell, dagId, runId, now }) {
+function NowCell({ cell, chosen, dagId, runId, now }) {
   const [lines, setLines] = useState(null);
   useEffect(() => {
     const stop = new AbortController();
@@ -335,6 +336,7 @@ function NowCell({ cell, dagId, runId, now }) {
       phase && h(Tag, { colorPalette: "blue" }, phase),
       gone !== null && cell.state === "running" && h(Muted, null, `for ${duration(gone)}, try ${cell.try_number}`),
     ),
+    cell.state === "running" && !chosen && h(Live, { asked: { dag_id: dagId, run_id: runId, experiment: cell.row.id, cycle: cell.cycle }, height: 110 }),
     (cell.state === "waiting" ? waits : text) && h(UI.Text, { fontSize: "sm" }, cell.state === "waiting" ? waits : text),
     h(Link, { to: taskPage(dagId, runId, cell), style: { textDecoration: "underline", fontSize: "0.875rem" } }, "Log of the task"),
   );
@@ -355,6 +357,7 @@ function Detail({ cell, row, dagId, runId }) {
     Section,
     { title: `${row.label}, cycle ${cell.cycle}`, "data-testid": "llem-cell" },
     cell.reason && h(UI.Text, { mb: 2 }, cell.reason),
+    cell.state === "running" && h(Live, { asked: { dag_id: dagId, run_id: runId, experiment: row.id, cycle: cell.cycle } }),
     h(
       UI.Box,
       { as: "dl", display: "grid", gridTemplateColumns: "minmax(9rem, max-content) 1fr", columnGap: 4, fontSize: "sm" },

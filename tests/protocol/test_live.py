@@ -1,0 +1,83 @@
+"""Live records: what is written is read again, and whatever else stands behind a mark is no record."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llem_airflow.protocol.live import (
+    DEVICES_A_RECORD,
+    LONGEST_BYTES,
+    MARK,
+    DevicePower,
+    LivePhase,
+    LivePower,
+    parse,
+    phase_record,
+    power_record,
+)
+
+WATTS = st.floats(0, 20_000).map(lambda value: round(value, 1))
+DEVICES = st.dictionaries(
+    st.text("GPU-0123456789abcdef", min_size=1, max_size=80),
+    st.builds(DevicePower, WATTS, WATTS, WATTS, st.integers(1, 10_000)),
+    max_size=DEVICES_A_RECORD,
+)
+RECORDS = st.one_of(
+    st.builds(LivePower, st.integers(0, 2**63 - 1), st.sampled_from(["measured", "estimate"]), DEVICES),
+    st.builds(LivePhase, st.integers(0, 2**63 - 1), st.sampled_from([None, "load", "measure"])),
+)
+
+
+def written(record: LivePower | LivePhase) -> bytes:
+    return power_record(record) if isinstance(record, LivePower) else phase_record(record)
+
+
+@given(RECORDS)
+def test_a_record_is_read_as_it_was_written_and_fits_a_pipe(record: LivePower | LivePhase) -> None:
+    text = written(record)
+    assert text.startswith(MARK)
+    assert text.endswith(b"\n")
+    assert text.count(b"\n") == text.count(MARK) == 1
+    assert len(text) <= LONGEST_BYTES
+    assert parse(text[1:-1]) == record
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        [],
+        "text",
+        {},
+        {"t": 1},
+        {"t": -1, "phase": "load"},
+        {"t": 1.5, "phase": "load"},
+        {"t": True, "phase": "load"},
+        {"t": 1 << 63, "phase": "load"},
+        {"t": 1, "phase": ""},
+        {"t": 1, "phase": "x" * 81},
+        {"t": 1, "phase": ["load"]},
+        {"t": 1, "phase": "load", "more": 1},
+        {"t": 1, "kind": "measured", "power": []},
+        {"t": 1, "kind": 7, "power": {}},
+        {"t": 1, "kind": "measured", "power": {"g": [1, 2, 3]}},
+        {"t": 1, "kind": "measured", "power": {"g": [1, 2, 3, 0]}},
+        {"t": 1, "kind": "measured", "power": {"g": [1, 2, float("nan"), 1]}},
+        {"t": 1, "kind": "measured", "power": {"g": [1, 2, None, 1]}},
+        {"t": 1, "kind": "measured", "power": {"g": "1234"}},
+        {"t": 1, "kind": "measured", "power": {"g" * 81: [1, 2, 3, 1]}},
+        {"t": 1, "kind": "measured", "power": {str(n): [1, 2, 3, 1] for n in range(17)}},
+    ],
+)
+def test_what_is_not_exactly_a_record_is_none(value: Any) -> None:
+    assert parse(json.dumps(value).encode()) is None
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_are_an_error(data: bytes) -> None:
+    assert parse(data) is None or parse(data) == parse(data)
