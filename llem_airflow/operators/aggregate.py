@@ -12,6 +12,7 @@ from airflow.sdk import BaseOperator, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from llem_airflow.operators.evidence import open_run
+from llem_airflow.operators.export import export_run
 from llem_airflow.operators.gates import matches, note_gated, quarantine
 from llem_airflow.operators.notify import tell
 from llem_airflow.operators.outcome import baseline_run, cautions, compared, key_numbers, nightly, said, worse
@@ -60,7 +61,8 @@ class LLEMAggregateOperator(BaseOperator):
             asset event.
 
         Raises:
-            AirflowFailException: Planned cycles have no result and the study does not allow that.
+            AirflowFailException: Planned cycles have no result and the study does not allow that, or a database of
+                ``airflow.export`` did not take the run.
             AirflowSkipException: The run was a dry run.
         """
         if RunRequest.of(context).dry_run:
@@ -94,8 +96,13 @@ class LLEMAggregateOperator(BaseOperator):
             returned["comparison"] = self._comparison(study, run, context)
         for asset in self.outlets:
             context["outlet_events"][asset].extra = returned
+        not_exported = export_run(study, run)
         if missing := self._missing(study, summary):
-            raise AirflowFailException(_report(run, summary, missing))
+            raise AirflowFailException("\n".join([_report(run, summary, missing), *not_exported]))
+        if not_exported:
+            raise AirflowFailException(
+                "\n".join([*not_exported, "The run is merged; clear this task to export it again."])
+            )
         self._told = study, returned
         return returned
 

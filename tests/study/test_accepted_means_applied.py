@@ -148,6 +148,7 @@ READERS: dict[str, str] = {
     **{f"airflow.regression.{key}": f"{OUTCOME}:{key}" for key in ("metric", "threshold_ratio", "baseline")},
     **{f"output.carbon.{key}": f"{STATED}:{key}" for key in ("g_per_kwh", "source", "year")},
     **{f"output.price.{key}": f"{STATED}:{key}" for key in ("per_kwh", "currency", "source", "year")},
+    **{f"airflow.export.{key}": f"llem_airflow.operators.export:{key}" for key in ("to", "conn_id", "power")},
     "versions.name": "llem_airflow.timetables.release_dates:name",
     "versions.model": "llem_airflow.study.plan.model:model",
     "versions.revision": "llem_airflow.study.plan.model:revision",

@@ -27,7 +27,7 @@ OFFLINE: dict[str, Any] = {
         "carbon": {"g_per_kwh": 363, "source": "a table", "year": 2024},
         "price": {"per_kwh": 0.25, "currency": "EUR", "source": "a contract", "year": 2026},
     },
-    "airflow": {"schedule": "0 2 * * *"},
+    "airflow": {"schedule": "0 2 * * *", "export": [{"to": "influx", "conn_id": "db"}]},
 }
 SERVER: dict[str, Any] = {
     "serving_mode": "server",

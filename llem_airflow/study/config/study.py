@@ -163,6 +163,14 @@ class Regression(Section):
     baseline: Text = key("previous", "`previous` run, or the name of a version.")
 
 
+class Export(Section):
+    """A database that a merged run is written to."""
+
+    to: Literal["influx", "prometheus", "postgres"] = key(..., "Kind of database.")
+    conn_id: Text = key(..., "Airflow connection that says where it is.")
+    power: bool = key(True, "Write the samples of power, too; else only the numbers of each cycle.")
+
+
 class AirflowSection(Consistent):
     """How the study becomes a DAG."""
 
@@ -193,6 +201,7 @@ class AirflowSection(Consistent):
         [], "What is told to the notifier: failure, regression."
     )
     regression: Regression | None = None
+    export: list[Export] = key([], "Databases that a run is written to when it has been merged.")
 
     def contradictions(self) -> Iterator[Contradiction]:
         """Keys that would change what is measured, on a schedule that is not there."""
