@@ -49,6 +49,7 @@ NIGHTLY = small("nightly").replace(
     "{retries: 0}", '{retries: 0, schedule: "* * * * *", start_date: 2026-01-01, deadline: 1s}'
 )
 BROKEN = "study_name: broken\nserving_mode: offline\ntask: {model: m}\nengnie: transformers\n"
+WATCHED = small("watched").replace("min_window_seconds: 0.2", "min_window_seconds: 25")
 HELD = small("held").replace("tiny-llama-random", "damaged")
 
 
@@ -72,6 +73,7 @@ def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) 
                 "paged.yaml": RELEASED.replace("study_name: released", "study_name: paged"),
                 "choice.yaml": CHOICE,
                 "looked-at.yaml": CHOICE.replace("choice", "looked-at"),
+                "watched.yaml": WATCHED,
                 "nightly.yaml": NIGHTLY,
                 "held.yaml": HELD,
                 "broken.yaml": BROKEN,

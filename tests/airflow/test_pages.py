@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 from typing import Any
 
 import pytest
@@ -181,6 +182,58 @@ def test_the_power_of_a_cycle_is_zoomed_and_the_stretch_stands_in_the_address(
     page.get_by_test_id("llem-power").locator("polyline").first.wait_for(
         state="attached"
     )  # a level line has no height
+
+
+def test_a_plot_is_saved_as_it_is_shown(
+    process_airflow: AirflowServer, measured: StoredRun, page: Page
+) -> None:
+    page.goto(tab(process_airflow, measured, f"?view=cycle&cell={measured.plan()['experiments'][0]['id']}.1"))
+    shown = page.get_by_test_id("llem-power")
+    shown.locator("polyline").first.wait_for(state="attached")
+    saved = {}
+    for form in ("SVG", "PNG"):
+        with page.expect_download() as started:
+            shown.get_by_role("button", name=f"Save as {form}").click()
+        saved[form] = started.value.path().read_bytes()
+        assert started.value.suggested_filename.startswith("Power-of-")
+    assert saved["PNG"].startswith(b"\x89PNG\r\n")
+    picture = ElementTree.fromstring(saved["SVG"])
+    tags = [one.tag.rpartition("}")[2] for one in picture.iter()]
+    assert set(tags) <= {"svg", "title", "g", "rect", "line", "text", "polyline", "polygon", "circle", "path"}
+    assert tags.count("polyline") == shown.locator("polyline").count()
+    assert b"var(" not in saved["SVG"]
+    assert any(one.text == "Power, W" for one in picture.iter())
+
+
+def test_the_power_of_a_cycle_moves_while_it_is_measured(process_airflow: AirflowServer, page: Page) -> None:
+    process_airflow.unpause("watched")
+    run_id = process_airflow.trigger("watched").json()["dag_run_id"]
+    run = f"{process_airflow.url}/dags/watched/runs/{run_id.replace('+', '%2B')}"
+    page.goto(f"{run}/plugin/llem-energy")
+    live = page.get_by_test_id("llem-live")
+    live.locator("polyline").wait_for(state="attached", timeout=180_000)
+    said = live.inner_text()
+    assert "preliminary" in said
+    assert "estimate" in said
+    assert "W now" in said
+    last = float(live.get_attribute("data-last") or "nan")
+    page.wait_for_function(
+        "last => Number(document.querySelector('[data-testid=llem-live]')?.dataset.last) > last + 2", arg=last
+    )
+    page.screenshot(path=SHOTS / "pages-live-light.png", full_page=True)
+    cell = page.get_by_test_id("llem-matrix").get_by_role("button", name=re.compile("running"))
+    cell.click()
+    page.get_by_test_id("llem-cell").get_by_test_id("llem-live").wait_for()
+    page.get_by_test_id("llem-cell").get_by_role("link", name="Power, requests").click()
+    page.get_by_test_id("llem-cycle").get_by_test_id("llem-live").locator("polyline").wait_for(
+        state="attached"
+    )
+    page.get_by_test_id("llem-power").wait_for(timeout=180_000)  # it has ended, and the page has seen that
+    assert page.get_by_test_id("llem-live").count() == 0
+    (task_id,) = re.findall(r"cell=([^&]+)\.1", page.url)
+    log = process_airflow.task_log("watched", run_id, f"{task_id}.cycle_1")
+    assert "measure" in log
+    assert '"power"' not in log
 
 
 def test_nothing_of_a_result_is_executed(

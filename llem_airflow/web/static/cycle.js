@@ -4,7 +4,7 @@ import { energyPage, Fragment, h, Link, ours, UI, useAddress, useApi, useChange,
 import { counted, duration, number, quantity, when } from "./format.js";
 import { Live } from "./live.js";
 import { Estimate, INK, LINE, Loading, Muted, Notice, Page, Section, SERIES, Verbatim } from "./parts.js";
-import { DIM, niceTicks, phaseBands, scaleFor, TEXT, useWidth } from "./plots.js";
+import { DIM, niceTicks, phaseBands, Picture, scaleFor, TEXT, useWidth } from "./plots.js";
 
 const PANELS = [
   ["power_w", "Power, W", 190],
@@ -119,8 +119,8 @@ function Time({ asked, estimate }) {
       h(Muted, null, `${number(shown.begin_s, 5)} to ${number(shown.end_s, 5)} s, ${shown.samples.toLocaleString("en")} samples${shown.average ? ", averaged by the driver" : ""}. Drag to zoom.`),
     ),
     h(
-      "div",
-      { ref, "data-testid": "llem-power", "data-begin": shown.begin_s, "data-end": shown.end_s },
+      Picture,
+      { watch: ref, name: `Power of ${asked.experiment} cycle ${asked.cycle}`, groups: shown.gpus.map((gpu) => gpu.gpu), "data-testid": "llem-power", "data-begin": shown.begin_s, "data-end": shown.end_s },
       panels.map(([name, title, height]) => h(Panel, { key: name, name, title, height, shown, at, back, right, width, zoom })),
       told && told.shown.length > 0 && h(Requests, { told, shown, at, right, width }),
       h(Slowed, { shown }),
@@ -241,8 +241,8 @@ function Cumulative({ title, found }) {
   const quantile = (share) => number(values[Math.min(values.length - 1, Math.floor(share * values.length))] * factor);
   const unit = factor === 1e3 ? "ms" : "s";
   return h(
-    "figure",
-    { ref, style: { minWidth: 0 } },
+    Picture,
+    { watch: ref, name: title, style: { minWidth: 0 } },
     h(
       "svg",
       { width, height: 164, role: "img", "aria-label": `${title} of ${found.n} values: median ${quantile(0.5)} ${unit}, largest ${number(values.at(-1) * factor)} ${unit}` },

@@ -3,7 +3,7 @@
 import { h, UI, useApi } from "./base.js";
 import { duration, number } from "./format.js";
 import { LINE, Muted, SERIES, Tag } from "./parts.js";
-import { DIM, niceTicks, phaseBands, scaleFor, TEXT, useWidth } from "./plots.js";
+import { DIM, niceTicks, phaseBands, Picture, scaleFor, TEXT, useWidth } from "./plots.js";
 
 const POLL_MS = 2000;
 const NOT_YET_MS = 5000;
@@ -48,8 +48,8 @@ function Moving({ live, height }) {
   const at = (s) => LEFT + (s / (live.last_s || 1)) * (right - LEFT);
   const line = (gpu, values) => gpu.t_s.map((s, place) => `${at(s).toFixed(1)},${y.at(values[place]).toFixed(1)}`);
   return h(
-    "div",
-    { ref },
+    Picture,
+    { watch: ref, name: "Power so far", groups: known.map((gpu) => gpu.gpu) },
     h(
       "svg",
       { width, height, role: "img", "aria-label": `Power so far: ${known.map((gpu) => `${gpu.gpu} ${number(gpu.now_w)} W now`).join(", ")}`, style: { display: "block" } },

@@ -1,8 +1,9 @@
 // Pictures as SVG: few marks, whose labels are the work. Colours and fonts are those of the page around them.
 
-import { h, useEffect, useState } from "./base.js";
+import { h, useEffect, useRef, useState } from "./base.js";
 import { number } from "./format.js";
 import { INK, LINE, MUTED, PAPER, SERIES, SHAPES } from "./parts.js";
+import { savePicture } from "./save.js";
 
 /** Width of an element, which a picture fills; measured again when it changes. */
 export function useWidth(initial = 600) {
@@ -90,6 +91,38 @@ export function phaseBands(phases, { at, left, right, top, bottom, named }) {
     );
 }
 
+/** What holds a plot: `watch` measures its width, and it can be saved, with a key to its groups. */
+export function Picture({ watch, name, groups = [], children, ...rest }) {
+  const box = useRef(null);
+  const step = 18;
+  return h(
+    "div",
+    { ref: watch, ...rest },
+    h(
+      "div",
+      { ref: box, style: { background: PAPER } },
+      children,
+      groups.length > 1 &&
+        h(
+          "svg",
+          { width: 200, height: groups.length * step, style: { display: "none" }, "aria-hidden": true },
+          groups.map((group, place) => {
+            const colour = SERIES[place % SERIES.length];
+            const y = place * step + step / 2;
+            return h("g", { key: group }, mark(SHAPES[place % SHAPES.length], 10, y, 4, { fill: colour, stroke: colour }), h("text", { x: 22, y: y + 4, ...TEXT }, String(group)));
+          }),
+        ),
+    ),
+    h(
+      "div",
+      { style: { display: "flex", gap: "0.5rem", justifyContent: "flex-end", fontSize: "0.7rem", color: MUTED } },
+      ["svg", "png"].map((form) =>
+        h("button", { key: form, type: "button", "aria-label": `Save as ${form.toUpperCase()}: ${name}`, onClick: () => savePicture(box.current, name, form), style: { cursor: "pointer", textDecoration: "underline" } }, form.toUpperCase()),
+      ),
+    ),
+  );
+}
+
 function Axes({ box, x, y, xTitle, yTitle, xTicks }) {
   const { left, right, top, bottom } = box;
   const xs = xTicks ?? x.ticks.map((value) => [value, number(value)]);
@@ -139,8 +172,8 @@ export function FactorPlot({ points, xTitle, yTitle, groups, label, onPick }) {
       ? distinct.map((value) => [value, number(value)])
       : undefined;
   return h(
-    "div",
-    { ref },
+    Picture,
+    { watch: ref, name: label, groups },
     h(
       "svg",
       { width, height: 296, role: "img", "aria-label": label },
@@ -205,8 +238,8 @@ export function Pareto({ points, front, xTitle, yTitle, better, groups, label, o
   const best = points.filter((one) => front.has(one.key)).sort((a, b) => a.x - b.x);
   const names = placed(points.length <= 40 ? points : best, x, y, box);
   return h(
-    "div",
-    { ref },
+    Picture,
+    { watch: ref, name: label, groups },
     h(
       "svg",
       { width, height, role: "img", "aria-label": label },
@@ -264,8 +297,8 @@ export function Distribution({ rows, xTitle, label, onPick }) {
   const x = scaleFor(every, box.left + 8, box.right - 8);
   const letters = Math.max(8, Math.floor(names / 6.4) - 2);
   return h(
-    "div",
-    { ref },
+    Picture,
+    { watch: ref, name: label },
     h(
       "svg",
       { width, height, role: "img", "aria-label": label },
