@@ -1,4 +1,4 @@
-"""A server over its rates: the knee, and the cheapest rate that meets the bounds."""
+"""A server over its rates, or its numbers of users: the knee, and the cheapest that meets the bounds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from llem_airflow.analysis.summary import ExperimentSummary, MetricSummary
 
 RATE = "server.traffic.rate"
+USERS = "server.traffic.concurrency"
+_OF_THE_LOOP = (RATE, USERS)
 TAILS = ("p99", "p95", "p90", "p50")
 """Of the end-to-end latency, the highest first: percentiles need enough requests."""
 
@@ -20,17 +22,17 @@ KNEE_DISTANCE = 0.1
 
 @dataclass(frozen=True)
 class Level:
-    """One rate.
+    """One rate of an open loop, or one number of users of a closed one.
 
     Attributes:
         experiment: What was measured at it.
-        rate_per_s: The rate, as the study gives it.
+        load: The rate in requests/s, or the users, as the study gives it.
         saturated: Whether the backlog grew through the window in some cycle: its latencies are not steady.
         meets_slo: Whether every cycle met the study's bounds; None where it has none.
     """
 
     experiment: ExperimentSummary
-    rate_per_s: float
+    load: float
     saturated: bool
     meets_slo: bool | None
 
@@ -42,28 +44,28 @@ class Level:
 
 @dataclass(frozen=True)
 class Ladder:
-    """The rates of one configuration, ascending.
+    """The rates of one configuration, or its numbers of users, ascending.
 
     Attributes:
         factors: What sets the configuration apart from others of the run, without the rate.
-        levels: Its rates.
+        levels: Its rates, or its numbers of users.
+        closed: Whether these are users.
         tail: Name of the latency metric that all of them have: the highest percentile of the end-to-end latency.
     """
 
     factors: tuple[tuple[str, str], ...]
     levels: tuple[Level, ...]
+    closed: bool
     tail: str | None
 
     @property
     def knee(self) -> Level | None:
-        """The rate from which the latency's tail turns up; None without one.
+        """The load from which the latency's tail turns up; None without one.
 
         Kneedle (Satopää et al., 2011) without smoothing: both axes from 0 to 1, the point farthest below the diagonal.
         """
         tail = self.tail
-        points = [
-            (one.rate_per_s, value) for one in self.levels if tail and (value := one.value(tail)) is not None
-        ]
+        points = [(one.load, value) for one in self.levels if tail and (value := one.value(tail)) is not None]
         if len(points) < max(KNEE_FROM, len(self.levels)):
             return None
         (first_x, first_y), (last_x, last_y) = points[0], points[-1]
@@ -75,7 +77,7 @@ class Ladder:
 
     @property
     def cheapest(self) -> Level | None:
-        """The rate with the least energy per output token among those that meet the bounds; None without one."""
+        """The load with the least energy per output token among those that meet the bounds; None without one."""
         energy = "energy_per_output_token_j"
         known = [
             (value, one) for one in self.levels if one.meets_slo and (value := one.value(energy)) is not None
@@ -85,25 +87,30 @@ class Ladder:
 
 def ladders(experiments: Sequence[ExperimentSummary]) -> tuple[Ladder, ...]:
     """The servers of a run, each with its rates; empty for a run of batches."""
-    groups: dict[tuple[tuple[str, str], ...], list[Level]] = {}
+    groups: dict[tuple[bool, tuple[tuple[str, str], ...]], list[Level]] = {}
     for one in experiments:
-        offered = one.metric("offered_requests_per_s")
-        if offered is None:
+        users, offered = one.metric("concurrency_users"), one.metric("offered_requests_per_s")
+        load = users or offered
+        if load is None:
             continue
-        others = tuple(sorted((key, str(value)) for key, value in one.factors.items() if key != RATE))
-        groups.setdefault(others, []).append(_level(one, offered))
+        others = {
+            key: str(value)
+            for key, value in one.factors.items()
+            if key not in _OF_THE_LOOP and value is not None
+        }
+        groups.setdefault((users is not None, tuple(sorted(others.items()))), []).append(_level(one, load))
     return tuple(
-        Ladder(factors, tuple(sorted(levels, key=lambda level: level.rate_per_s)), _tail(levels))
-        for factors, levels in groups.items()
+        Ladder(factors, tuple(sorted(levels, key=lambda level: level.load)), closed, _tail(levels))
+        for (closed, factors), levels in groups.items()
     )
 
 
-def _level(one: ExperimentSummary, offered: MetricSummary) -> Level:
-    rate = one.factors.get(RATE)
+def _level(one: ExperimentSummary, seen: MetricSummary) -> Level:
+    asked = one.factors.get(RATE if seen.name == "offered_requests_per_s" else USERS)
     met = one.metric("slo_met_ratio")
     return Level(
         experiment=one,
-        rate_per_s=float(rate) if isinstance(rate, int | float) else offered.all.mean,
+        load=float(asked) if isinstance(asked, int | float) else seen.all.mean,
         saturated=any(flag.code == "saturated" for flag in one.doubts),
         meets_slo=None if met is None else met.all.mean == 1.0,
     )

@@ -68,7 +68,14 @@ _SERVED: tuple[Metric, ...] = (
         "Offered rate",
         "1/s",
         "-",
-        "requests due in the measurement window / length of the measurement window",
+        "requests due in the measurement window / length of the measurement window; none in a closed loop",
+    ),
+    Metric(
+        "concurrency_users",
+        "Users",
+        "",
+        "-",
+        "users of a closed loop, each of whom asks again when it was answered; none in an open loop",
     ),
     Metric(
         "goodput_requests_per_s",

@@ -186,10 +186,10 @@ def serving_measures(
 ) -> dict[str, float | None]:
     """The metrics that only a server under load has; None where one is not known.
 
-    Formulas: offered rate = requests due in the window / its length; failed = 1 - answered / due; goodput = good
-    requests / length of the window; SLO attainment = good / due, met from the bounds' ``percentile`` on; energy per
-    good request = energy of the window / good requests; idle share = power of the loaded idle server x length of the
-    window / energy of the window.
+    Formulas: offered rate = requests due in the window / its length (not of a closed loop: there the server sets the
+    rate); failed = 1 - answered / due; goodput = good requests / length of the window; SLO attainment = good / due,
+    met from the bounds' ``percentile`` on; energy per good request = energy of the window / good requests; idle share
+    = power of the loaded idle server x length of the window / energy of the window.
 
     Args:
         requests: Those due in the window.
@@ -204,7 +204,8 @@ def serving_measures(
     due = len(requests)
     good = None if slo is None else int(good_requests(requests, slo.limits_s).sum())
     return {
-        "offered_requests_per_s": served.scheduled / window_s,
+        "offered_requests_per_s": served.scheduled / window_s if served.users is None else None,
+        "concurrency_users": None if served.users is None else float(served.users),
         "failed_ratio": float(requests.failed.mean()) if due else None,
         "goodput_requests_per_s": None
         if slo is None
@@ -241,7 +242,8 @@ def serving_flags(requests: Requests, served: Served, window: Window, seen: Back
     """
     window_s = window.duration_s
     found = []
-    if seen.saturated(window_s, len(requests)):
+    # Users who wait for their answers never ask for more than the server does: the backlog is their number.
+    if served.users is None and seen.saturated(window_s, len(requests)):
         found.append(
             Flag(
                 "saturated",

@@ -126,20 +126,22 @@ class Served:
     Attributes:
         command: How the server was started.
         ready_s: From its start until its health endpoint answered, in seconds.
-        rate_per_s: Arrivals a second that the schedule was drawn for.
+        rate_per_s: Arrivals a second that the schedule was drawn for; None in a closed loop, which has none.
         scheduled: Requests of the schedule that were due in the window.
         lateness_p99_ms: 99th percentile of how late the client turned to a request, in milliseconds; None when unknown.
         client_cpu_s: CPU time of the load client, in core-seconds; None when unknown.
         client_wall_s: How long it ran, in seconds.
+        users: Users of a closed loop; None in an open one.
     """
 
     command: tuple[str, ...]
     ready_s: float
-    rate_per_s: float
+    rate_per_s: float | None
     scheduled: int
     lateness_p99_ms: float | None
     client_cpu_s: float | None
     client_wall_s: float
+    users: int | None = None
 
 
 @dataclass(frozen=True)

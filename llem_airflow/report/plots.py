@@ -195,7 +195,7 @@ def trade_off(
 
 
 def rates(servers: Sequence[Ladder]) -> Markup | None:
-    """Energy per output token and the latency's tail of servers against the rate; None without two rates."""
+    """Energy per output token and the latency's tail of servers against the rate or the users; None without two."""
     drawn = [one for one in servers if len(one.levels) > 1]
     tails = dict.fromkeys(one.tail for one in drawn if one.tail)
     names = [
@@ -206,10 +206,13 @@ def rates(servers: Sequence[Ladder]) -> Markup | None:
     if not names:
         return None
     with drawing():
-        figure = Figure(figsize=(WIDTH_IN, 3.2), layout="constrained")
-        for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-            _rate_panel(axes, drawn, name)
-        return inline_svg(figure, "rates", "Energy per output token and latency against the offered rate")
+        loops = [row for closed in (False, True) if (row := [one for one in drawn if one.closed is closed])]
+        figure = Figure(figsize=(WIDTH_IN, 3.2 * len(loops)), layout="constrained")
+        panels = figure.subplots(len(loops), len(names), squeeze=False)
+        for row, ladders in zip(panels, loops, strict=True):
+            for axes, name in zip(row, names, strict=True):
+                _rate_panel(axes, ladders, name)
+        return inline_svg(figure, "rates", "Energy per output token and latency against the load")
 
 
 def _rate_panel(axes: Axes, servers: Sequence[Ladder], name: str) -> None:
@@ -222,7 +225,7 @@ def _rate_panel(axes: Axes, servers: Sequence[Ladder], name: str) -> None:
     for index, (one, row) in enumerate(zip(servers, known, strict=True)):
         colour = SERIES[index % len(SERIES)]
         text = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in one.factors)
-        at = [(level.rate_per_s, value.mean * factor) for level, value in row]
+        at = [(level.load, value.mean * factor) for level, value in row]
         axes.plot([x for x, _ in at], [y for _, y in at], color=colour, linewidth=1.2, label=text)
         for (x, y), (level, value) in zip(at, row, strict=True):
             face = PAPER if level.saturated else colour
@@ -230,9 +233,9 @@ def _rate_panel(axes: Axes, servers: Sequence[Ladder], name: str) -> None:
             if shown := value.shown_interval:
                 axes.vlines(x, shown.low * factor, shown.high * factor, colors=colour, linewidth=0.8)
         if name == one.tail and (knee := one.knee):
-            axes.axvline(knee.rate_per_s, color=MUTED, linewidth=0.8, linestyle=":")
+            axes.axvline(knee.load, color=MUTED, linewidth=0.8, linestyle=":")
     axes.set_title(BY_NAME[name].label, loc="left", color=INK)
-    axes.set(xlabel="requests/s, offered", ylabel=unit)
+    axes.set(xlabel="users" if servers[0].closed else "requests/s, offered", ylabel=unit)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.06)
     axes.set_xlim(0, axes.get_xlim()[1] * 1.03)
     axes.grid(visible=True)

@@ -11,7 +11,7 @@ from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.summary import ExperimentSummary
 from llem_airflow.report.view import Cell, Table, columns, metric_cell
 
-RATES = ("offered_requests_per_s", "requests_per_s", "ttft_p50_s")
+RATES = ("concurrency_users", "offered_requests_per_s", "requests_per_s", "ttft_p50_s")
 COSTS = (
     "slo_attainment_ratio",
     "energy_per_output_token_j",
@@ -78,14 +78,22 @@ def _said(server: Ladder) -> Iterator[str]:
     cheapest, knee = server.cheapest, server.knee
     if cheapest is not None:
         joules = _text(metric_cell(cheapest.experiment, "energy_per_output_token_j"))
-        yield f"{before}the cheapest that meets the SLO is {_rate(cheapest)}, at {joules}"
+        yield f"{before}the cheapest that meets the SLO is {load_text(server, cheapest)}, at {joules}"
     elif any(one.meets_slo is not None for one in server.levels):
-        yield f"{before}no rate meets the SLO in every cycle"
+        what = "number of users" if server.closed else "rate"
+        yield f"{before}no {what} meets the SLO in every cycle"
     if knee is not None and server.tail is not None:
-        yield f"{before}{BY_NAME[server.tail].label} turns up from {_rate(knee)} on (the knee)"
-    if saturated := [_rate(one) for one in server.levels if one.saturated]:
+        yield f"{before}{BY_NAME[server.tail].label} turns up from {load_text(server, knee)} on (the knee)"
+    if saturated := [load_text(server, one) for one in server.levels if one.saturated]:
         yield f"{before}saturated at {', '.join(saturated)}: these latencies are not those of a steady state"
+    if server.closed:
+        yield (
+            f"{before}closed loop: who waits for an answer asks nothing meanwhile, so a slower server is asked less. "
+            "Its latencies are not those of arrivals at the same throughput, and no saturation is tested for"
+        )
 
 
-def _rate(level: Level) -> str:
-    return f"rate {formatting.number(level.rate_per_s)}/s"
+def load_text(server: Ladder, level: Level) -> str:
+    """The load of a level, with its unit."""
+    number = formatting.number(level.load)
+    return f"{number} user{'s' * (level.load != 1)}" if server.closed else f"rate {number}/s"

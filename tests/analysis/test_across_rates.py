@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from llem_airflow.analysis.across_rates import RATE, ladders
+from llem_airflow.analysis.across_rates import RATE, USERS, ladders
 from llem_airflow.analysis.flags import FlagSummary
 from llem_airflow.analysis.statistics import describe
 from llem_airflow.analysis.summary import ExperimentSummary, MetricSummary
@@ -73,10 +74,10 @@ RUN = [
 
 def test_the_knee_is_where_the_tail_turns_up() -> None:
     (found,) = ladders(RUN)
-    assert [level.rate_per_s for level in found.levels] == [1, 2, 4, 8]
+    assert [level.load for level in found.levels] == [1, 2, 4, 8]
     assert found.tail == "e2el_p99_s"
     assert found.knee is not None
-    assert found.knee.rate_per_s == 4
+    assert found.knee.load == 4
 
 
 @pytest.mark.parametrize(
@@ -96,10 +97,10 @@ def test_there_is_no_knee_where_nothing_bends(run: list[ExperimentSummary]) -> N
 def test_the_cheapest_rate_is_one_that_meets_the_bounds_in_every_cycle() -> None:
     (found,) = ladders(RUN)
     assert found.cheapest is not None
-    assert found.cheapest.rate_per_s == 4  # 8 is cheaper, and misses them
+    assert found.cheapest.load == 4  # 8 is cheaper, and misses them
     (some,) = ladders([measured(1, tail_s=1, joules=2), measured(2, tail_s=1, joules=1, met=2 / 3)])
     assert some.cheapest is not None
-    assert some.cheapest.rate_per_s == 1
+    assert some.cheapest.load == 1
     (none,) = ladders([measured(1, tail_s=1, joules=2, met=None)])
     assert none.cheapest is None
 
@@ -121,6 +122,41 @@ def test_the_section_says_what_the_rates_come_to() -> None:
     assert cheapest.startswith("The cheapest that meets the SLO is rate 4/s, at 0.8 J/token [")
     assert knee == "E2EL p99 turns up from rate 4/s on (the knee)."
     assert saturated.startswith("Saturated at rate 8/s: ")
+
+
+def in_a_closed_loop(users: int, met: float = 1.0) -> ExperimentSummary:
+    one = measured(users, tail_s=1.0 + users / 10, joules=8 / users, met=met)
+    metrics = [
+        replace(m, name="concurrency_users") if m.name == "offered_requests_per_s" else m for m in one.metrics
+    ]
+    return replace(one, factors={USERS: users, RATE: None}, metrics=tuple(metrics))
+
+
+def test_users_of_a_closed_loop_have_a_ladder_of_their_own_and_it_is_said_what_their_latencies_are() -> None:
+    closed = [in_a_closed_loop(n) for n in (4, 1, 2)]
+    run = [*closed, *(replace(one, factors=one.factors | {USERS: None}) for one in RUN)]
+    users, rates_ = ladders(run)
+    assert [(one.closed, [level.load for level in one.levels]) for one in (users, rates_)] == [
+        (True, [1, 2, 4]),
+        (False, [1, 2, 4, 8]),
+    ]
+    assert users.factors == rates_.factors == ()
+    found = under_load(run, {one.id: one.id for one in run})
+    assert found is not None
+    assert found.said[0].startswith("The cheapest that meets the SLO is 4 users, at 2 J/token [")
+    assert "Its latencies are not those of arrivals" in found.said[1]
+    assert "Users" in found.table.titles
+    picture = rates(ladders(run))
+    assert picture is not None
+    assert ">users<" in picture
+    assert "requests/s, offered" in picture
+
+
+def test_no_number_of_users_that_meets_the_bounds_is_said() -> None:
+    run = [in_a_closed_loop(n, met=0.0) for n in (1, 2)]
+    found = under_load(run, {one.id: one.id for one in run})
+    assert found is not None
+    assert found.said[0] == "No number of users meets the SLO in every cycle."
 
 
 def test_the_rates_are_drawn_and_a_batch_has_no_such_section() -> None:

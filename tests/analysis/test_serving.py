@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,7 @@ def test_failed_requests_count_in_every_denominator() -> None:
     )
     assert found == {
         "offered_requests_per_s": 0.5,
+        "concurrency_users": None,
         "failed_ratio": 0.4,
         "goodput_requests_per_s": 0.2,
         "slo_attainment_ratio": 0.4,
@@ -121,6 +123,19 @@ def test_failed_requests_count_in_every_denominator() -> None:
         "preemptions": 2.0,
         "client_lateness_p99_s": 0.002,
     }
+
+
+def test_a_closed_loop_has_users_and_no_offered_rate() -> None:
+    found = serving_measures(
+        of(*ROWS),
+        replace(SERVED, rate_per_s=None, users=7),
+        WINDOW,
+        slo=None,
+        energy_j=1.0,
+        idle_w=None,
+        server={},
+    )
+    assert (found["concurrency_users"], found["offered_requests_per_s"]) == (7.0, None)
 
 
 CSV = """\

@@ -135,9 +135,33 @@ def test_the_result_says_how_the_server_was_started_and_what_the_client_took(ran
 
 
 def test_two_cycles_have_arrivals_of_their_own() -> None:
-    first, again, second = (traffic_of(replace(served(), cycle=cycle)).due_s for cycle in (1, 1, 2))
+    first, again, second = (traffic_of(replace(served(), cycle=cycle)).measured for cycle in (1, 1, 2))
     assert first == again != second
-    assert first != traffic_of(served()).warmup_due_s(3.5)
+    assert first != traffic_of(served()).warmup(3.5)
+
+
+def test_a_closed_loop_keeps_every_user_at_one_request_through_all_phases(tmp_path: Path) -> None:
+    spec = served(max_failed_ratio=0)
+    traffic = {
+        key: spec.config["server"]["traffic"][key] for key in ("window_seconds", "request_timeout_seconds")
+    }
+    server = spec.config["server"] | {
+        "traffic": traffic | {"ramp_exclusion_seconds": 0.5, "concurrency": 3, "slo": {"ttft_ms": 1000}}
+    }
+    ran = attempt(tmp_path, replace(spec, config=spec.config | {"server": server}))
+    assert ran.code == 0, ran.stdout
+    assert "a closed loop of 3 users" in ran.stdout
+    assert (said(ran).users, said(ran).rate_per_s) == (3, None)
+    assert {row["phase"] for row in ran.requests} >= {"warmup", "ramp", "measure"}
+    plan = json.loads((ran.out / LOAD_PLAN).read_text())
+    assert (plan["users"], plan["due_s"]) == (3, None)
+    window = ran.result.window
+    load = [row for row in ran.requests if row["phase"] != "warmup"]
+    for at_ns in range(window.t_begin_mono_ns, window.t_end_mono_ns, 50_000_000):
+        # A user asks at the instant of the answer, which belongs to both requests.
+        assert 2 <= sum(row["t_due_mono_ns"] <= at_ns < row["t_end_mono_ns"] for row in load) <= 3
+    assert window.requests == len(of_window(ran)) == said(ran).scheduled > 3
+    assert {row["status"] for row in of_window(ran)} == {"ok"}
 
 
 FAILURES: dict[str, tuple[dict[str, Any], str, str]] = {

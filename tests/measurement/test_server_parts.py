@@ -82,7 +82,14 @@ def test_each_request_has_the_length_of_its_own_answer() -> None:
     spec = replace(served(), config=served().config | {"vllm": given})
     prompts = [Prompt(index, (1, 2), tokens) for index, tokens in enumerate((16, 3, 16))]
     plan = load_plan(
-        spec, traffic_of(spec), prompts, (0.0,), model="m", port=1, phase="measure", start_mono_ns=0
+        spec,
+        traffic_of(spec),
+        prompts,
+        {"due_s": (0.0,)},
+        model="m",
+        port=1,
+        phase="measure",
+        start_mono_ns=0,
     )
     bodies = [json.loads(body) for body in plan.bodies()]
     assert [(body["max_tokens"], body["min_tokens"]) for body in bodies] == [(16, 16), (3, 3), (16, 16)]

@@ -40,6 +40,7 @@ from llem_airflow.measurement.server.scrape import METRICS, Scraper, labels
 from llem_airflow.measurement.server.tokenizer import Tokenizer
 from llem_airflow.measurement.server.traffic import (
     EDGE_S,
+    Load,
     Traffic,
     WindowTotals,
     answered,
@@ -124,8 +125,7 @@ class ServerAttempt(Attempt):
 
             server.wait_ready(float(self._spec.config["server"]["startup_timeout_seconds"]), on_wait)
             self._log.say(
-                f"{self._spec.engine} serves on port {port} after {server.ready_s:.1f} s; "
-                f"{traffic.arrival} arrivals, {traffic.rate_per_s:g} requests/s"
+                f"{self._spec.engine} serves on port {port} after {server.ready_s:.1f} s; {traffic}"
             )
         _check_lengths(server, prompts)
         return _Ready(server, command, prompts)
@@ -161,8 +161,7 @@ class ServerAttempt(Attempt):
         if rules.longest_s <= 0:
             return Warmup("disabled", 0, 0.0, None, "the study asks for a warm-up of 0 s")
         with self._log.phase("warmup"):
-            due_s = traffic.warmup_due_s(rules.longest_s)
-            load, begin_ns = self._begin_load(ready, traffic, due_s, "warmup")
+            load, begin_ns = self._begin_load(ready, traffic, traffic.warmup(rules.longest_s), "warmup")
             outcome, reason = self._until_warm(sampler, ready.server, load, rules, begin_ns)
             load.cut()
             _check_handles(self._end_load(load, _END_S))
@@ -205,7 +204,7 @@ class ServerAttempt(Attempt):
     def _under_load(self, sampler: Sampler, ready: _Ready, traffic: Traffic) -> tuple[Window, Served]:
         """Ramp, window and drain."""
         with self._log.phase("ramp"):
-            load, start_ns = self._begin_load(ready, traffic, traffic.due_s, "measure")
+            load, start_ns = self._begin_load(ready, traffic, traffic.measured, "measure")
             self._wait_until(start_ns + round(traffic.ramp_s * 1e9), traffic.ramp_s, ready.server, load)
         with self._log.phase("measure"):
             cpu_before = cpu_time()
@@ -227,15 +226,14 @@ class ServerAttempt(Attempt):
             command=ready.command.argv,
             ready_s=ready.server.ready_s or 0.0,
             rate_per_s=traffic.rate_per_s,
+            users=traffic.users,
             scheduled=totals.due,
             lateness_p99_ms=client.lateness_p99_ms,
             client_cpu_s=client.cpu_s,
             client_wall_s=client.duration_s,
         )
 
-    def _begin_load(
-        self, ready: _Ready, traffic: Traffic, due_s: tuple[float, ...], phase: str
-    ) -> tuple[LoadProcess, int]:
+    def _begin_load(self, ready: _Ready, traffic: Traffic, asks: Load, phase: str) -> tuple[LoadProcess, int]:
         """A load process that begins to send now, and when that is, in nanoseconds of the monotonic clock."""
         start_ns = time.monotonic_ns() + round(_LEAD_S * 1e9)
         warmup = phase == "warmup"
@@ -243,7 +241,7 @@ class ServerAttempt(Attempt):
             self._spec,
             traffic,
             ready.prompts,
-            due_s,
+            asks,
             model=ready.command.served_model,
             port=ready.server.port,
             phase=phase,
@@ -293,7 +291,8 @@ class ServerAttempt(Attempt):
         _check_handles(client)
         if not totals.due:
             raise MeasurementError(
-                "no request was due in the window: raise server.traffic.rate or server.traffic.window_seconds",
+                "no request was due in the window: raise server.traffic.window_seconds, or the rate or the number of "
+                "users of server.traffic",
                 category="bad_parameter",
             )
         failed, most = totals.due - totals.answered, float(self._spec.config["server"]["max_failed_ratio"])
@@ -327,7 +326,7 @@ def _check_handles(client: ClientFacts) -> None:
         raise MeasurementError(
             f"the load client could open no more connections for {client.out_of_file_handles} requests "
             f"({client.peak_connections} were open): raise the limit of open files (ulimit -n) of the attempt, or "
-            "set server.traffic.concurrency_cap",
+            "lower server.traffic.concurrency_cap or concurrency",
             category="client_limit",
         )
 

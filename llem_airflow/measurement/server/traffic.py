@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from llem_airflow.measurement.engines.contract import Prompt
 from llem_airflow.measurement.load.arrivals import arrival_times
@@ -25,12 +25,21 @@ CYCLE_SEED = 7_919
 """What separates the seeds of two cycles: each has arrivals of its own, the same in every experiment of a study."""
 
 
+class Load(TypedDict, total=False):
+    """What makes requests: a schedule, or users; the fields of a LoadPlan."""
+
+    due_s: tuple[float, ...]
+    users: int | None
+    duration_s: float
+
+
 @dataclass(frozen=True)
 class Traffic:
     """What the study asks for under ``server.traffic``.
 
     Attributes:
-        rate_per_s: Mean arrivals in a second.
+        rate_per_s: Mean arrivals in a second; None in a closed loop.
+        users: Users of a closed loop, each of whom asks again when it was answered; None in an open one.
         arrival: poisson, gamma or constant.
         burstiness: Coefficient of variation of the gaps, for gamma.
         window_s: Length of the measured window, in seconds.
@@ -40,7 +49,8 @@ class Traffic:
         seed: Of this cycle's arrivals.
     """
 
-    rate_per_s: float
+    rate_per_s: float | None
+    users: int | None
     arrival: str
     burstiness: float
     window_s: float
@@ -49,25 +59,32 @@ class Traffic:
     timeout_s: float
     seed: int
 
+    def __str__(self) -> str:
+        """For a log."""
+        if self.users is not None:
+            return f"a closed loop of {self.users} user{'s' * (self.users > 1)}"
+        return f"{self.arrival} arrivals, {self.rate_per_s:g} requests/s"
+
     @property
-    def due_s(self) -> tuple[float, ...]:
-        """When the requests of ramp and window are due, in seconds from the begin of the ramp."""
-        return self._arrivals(self.ramp_s + self.window_s + EDGE_S, self.seed)
+    def measured(self) -> Load:
+        """The load of ramp and window."""
+        return self._load(self.ramp_s + self.window_s + EDGE_S, self.seed)
 
-    def warmup_due_s(self, longest_s: float) -> tuple[float, ...]:
-        """When those of a warm-up are due, in seconds from its begin."""
-        return self._arrivals(longest_s, self.seed + WARMUP_SEED)
+    def warmup(self, longest_s: float) -> Load:
+        """The load of a warm-up, with arrivals of its own."""
+        return self._load(longest_s, self.seed + WARMUP_SEED)
 
-    def _arrivals(self, duration_s: float, seed: int) -> tuple[float, ...]:
-        return tuple(
-            arrival_times(
-                self.arrival,
-                rate_per_s=self.rate_per_s,
-                duration_s=duration_s,
-                burstiness=self.burstiness,
-                seed=seed,
-            )
+    def _load(self, duration_s: float, seed: int) -> Load:
+        if self.rate_per_s is None:
+            return Load(users=self.users, duration_s=duration_s)
+        due_s = arrival_times(
+            self.arrival,
+            rate_per_s=self.rate_per_s,
+            duration_s=duration_s,
+            burstiness=self.burstiness,
+            seed=seed,
         )
+        return Load(due_s=tuple(due_s))
 
 
 def traffic_of(spec: ExperimentSpec) -> Traffic:
@@ -77,14 +94,17 @@ def traffic_of(spec: ExperimentSpec) -> Traffic:
         spec: The experiment, of server mode.
     """
     said = spec.config["server"]["traffic"]
-    seed = said["seed"] if said["seed"] is not None else (spec.config.get("task") or {}).get("random_seed")
+    users, seed = said.get("concurrency"), said.get("seed")
+    if seed is None:
+        seed = (spec.config.get("task") or {}).get("random_seed")
     return Traffic(
-        rate_per_s=float(said["rate"]),
-        arrival=said["arrival"],
-        burstiness=float(said["burstiness"] or 1.0),
+        rate_per_s=None if users is not None else float(said["rate"]),
+        users=users,
+        arrival=said.get("arrival", "poisson"),
+        burstiness=float(said.get("burstiness") or 1.0),
         window_s=float(said["window_seconds"]),
         ramp_s=float(said["ramp_exclusion_seconds"]),
-        concurrency_cap=said["concurrency_cap"],
+        concurrency_cap=said.get("concurrency_cap"),
         timeout_s=float(said["request_timeout_seconds"]),
         seed=int(seed or 0) + CYCLE_SEED * (spec.cycle - 1),
     )
@@ -94,7 +114,7 @@ def load_plan(
     spec: ExperimentSpec,
     traffic: Traffic,
     prompts: Sequence[Prompt],
-    due_s: tuple[float, ...],
+    load: Load,
     *,
     model: str,
     port: int,
@@ -107,7 +127,7 @@ def load_plan(
         spec: The experiment.
         traffic: Its traffic.
         prompts: One pass of its prompts; they repeat.
-        due_s: When requests are due, in seconds from the start.
+        load: What makes the requests.
         model: Name that the server knows the model by.
         port: Where the server listens.
         phase: What the rows are marked with.
@@ -121,9 +141,9 @@ def load_plan(
         start_mono_ns=start_mono_ns,
         timeout_s=traffic.timeout_s,
         phase=phase,
-        due_s=due_s,
         concurrency_cap=traffic.concurrency_cap,
         sampling=shared,
+        **load,
     )
 
 

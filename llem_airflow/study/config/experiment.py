@@ -292,12 +292,18 @@ class Slo(Section):
     percentile: Number = key(0.99, "The quantile the bounds apply to.", gt=0, le=1)
 
 
-class Traffic(Section):
-    """The arrivals."""
+class Traffic(Consistent):
+    """The arrivals: an open loop at a rate, or a closed one of users."""
 
     moved: ClassVar = {"window_requests": "not supported: a window is a duration; use window_seconds"}
 
-    rate: Number = key(..., "Requests per second.", gt=0)
+    rate: Number | None = key(None, "Requests per second, whatever the server does (open loop).", gt=0)
+    concurrency: Whole | None = key(
+        None,
+        "In place of `rate`: so many users, each of whom asks again when it was answered (closed loop).",
+        ge=1,
+        le=100_000,
+    )
     arrival: Literal["poisson", "gamma", "constant"] = key(
         "poisson", "Distribution of the gaps between arrivals."
     )
@@ -317,6 +323,27 @@ class Traffic(Section):
         None, "Seed of the arrivals (default: task.random_seed); each cycle draws its own from it."
     )
     slo: Slo | None = None
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """No load or two, and keys of arrivals that nobody schedules."""
+        if self.rate is None and self.concurrency is None:
+            yield (), "it says of no load", f"write one of {', '.join(LOADS)}"
+        if self.concurrency is None:
+            return
+        for name in _OF_ARRIVALS:
+            if name in self.model_fields_set and getattr(self, name) is not None:
+                found = f"a closed loop has no {name}: a user asks when it was answered"
+                yield (name, "concurrency"), found, f"keep concurrency or {name}"
+
+    def config(self) -> Config:
+        """The section as it is measured: a closed loop has no arrivals."""
+        absent = {"concurrency"} if self.concurrency is None else set(_OF_ARRIVALS)
+        return self.model_dump(exclude=absent)
+
+
+LOADS = ("rate", "concurrency")
+"""Keys of ``server.traffic`` of which one has to be written."""
+_OF_ARRIVALS = ("rate", "arrival", "burstiness", "concurrency_cap", "seed")
 
 
 class ServerWarmup(Section):
@@ -342,7 +369,7 @@ class Server(Section):
 
     def config(self) -> Config:
         """The section as it is measured, with the bounds as they are written."""
-        found = self.model_dump()
+        found = self.model_dump() | {"traffic": self.traffic.config()}
         del found["traffic"]["slo"]
         if self.traffic.slo is not None:
             found["traffic"]["slo"] = self.traffic.slo.model_dump(exclude_unset=True, exclude_none=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
+from llem_airflow.study.config.experiment import LOADS
 from llem_airflow.study.config.paths import Config, KeyPath, leaf_paths, lookup, merged
 from llem_airflow.study.file.check import Stage
 from llem_airflow.study.file.document import Document
@@ -214,10 +215,11 @@ def _ends(path: str, marks: str) -> list[int]:
     return [*(place for place, letter in enumerate(path) if letter in marks), len(path)]
 
 
+_RATE = ("server", "traffic", "rate")
 _NEEDED: dict[KeyPath, str] = {
     ("serving_mode",): "add serving_mode: offline (a fixed prompt set) or serving_mode: server",
     ("task", "model"): "add task: {model: ...}",
-    ("server", "traffic", "rate"): "add server: {traffic: {rate: <requests per second>}}",
+    _RATE: "add server: {traffic: {rate: <requests per second>}}",
 }
 
 
@@ -273,7 +275,9 @@ class _Checks:
             needed = key[0] != "server" or mode == "server"
             known = self.about("base") or self.about("sweep") or self.about(*key)
             known = known or (bool(path) and self.about(f"experiments[{path[1]}]", *key))
-            if needed and lookup(config, key) is None and key not in swept and not known:
+            keys = [(*key[:-1], name) for name in LOADS] if key == _RATE else [key]
+            given = any(lookup(config, one) is not None or one in swept for one in keys)
+            if needed and not given and not known:
                 self._note(path or key[:1], f"the key {'.'.join(key)!r} is missing", advice)
         return {mode} if mode else set()
 
