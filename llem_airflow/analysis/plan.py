@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from llem_airflow.study.names import ENGINES
+from llem_airflow.study.plan.search import RateSearch
 
 NAMED_BY_VALUE = ("engine", "model")
 LONGEST = 80
@@ -192,6 +193,7 @@ class Planned:
         skipped: Points of the sweep that the study left out: ``{"rule", "reason", "point"}``.
         precision_target: ``{"relative_half_width", "min_cycles"}`` when the study stops at a precision.
         rates: ``{"carbon", "price"}`` of energy as the study gives them (``stated`` in plan.json).
+        searches: Searches for the highest rate that meets an SLO.
     """
 
     experiments: dict[str, PlannedExperiment]
@@ -199,6 +201,7 @@ class Planned:
     skipped: tuple[dict[str, Any], ...]
     precision_target: dict[str, Any] | None = None
     rates: dict[str, Any] = field(default_factory=dict)
+    searches: tuple[RateSearch, ...] = ()
 
 
 def planned(plan: Mapping[str, Any]) -> Planned:
@@ -223,6 +226,7 @@ def planned(plan: Mapping[str, Any]) -> Planned:
         tuple(plan.get("skipped", ())),
         dict(target) if target else None,
         dict(plan.get("stated") or {}),
+        tuple(map(RateSearch.from_json, plan.get("searches") or ())),
     )
 
 

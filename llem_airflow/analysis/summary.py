@@ -19,6 +19,7 @@ from llem_airflow.analysis.statistics import FEW_CYCLES, SHOWN_FROM_N, Descripti
 from llem_airflow.protocol.failures import how_to_rerun
 from llem_airflow.protocol.typed_json import from_json, to_json
 from llem_airflow.results import ResultReadError, StoredRun, layout
+from llem_airflow.study.plan.search import RateSearch
 from llem_airflow.text.wording import counted
 
 ORDER = ("model", "release", "engine", "hardware", "driver", "meter", "host")
@@ -175,6 +176,7 @@ class Summary:
         answer: What the run says to its study's question, as one sentence; None in summaries of an older version.
         contrasts: Each experiment against the first one, for the metric that the answer is about.
         setting: Model, engine, hardware, driver, meter, host and release: the distinct values of each.
+        searches: Searches for the highest rate that meets an SLO.
     """
 
     schema_version: int
@@ -195,6 +197,7 @@ class Summary:
     answer: str | None = None
     contrasts: tuple[Contrast, ...] = ()
     setting: dict[str, Any] = field(default_factory=dict)
+    searches: tuple[RateSearch, ...] = ()
 
     @property
     def labels(self) -> dict[str, str]:
@@ -263,7 +266,9 @@ def summarise(
             by_name[row.experiment].append(row)
     counted = Counter(name for name, _ in plan.cycles)
     experiments = tuple(
-        _experiment(name, plan, by_name[name], varied.get(name, {}), counted[name]) for name in names
+        _experiment(name, plan, by_name[name], varied.get(name, {}), counted[name])
+        for name in names
+        if not _left_out(by_name[name], plan)
     )
     valid = sum(row.status == "valid" for row in cycles)
     planned = len(plan.cycles) - sum(row.status == "skipped" for row in cycles)
@@ -289,7 +294,13 @@ def summarise(
         answer=answered.sentence,
         contrasts=answered.contrasts,
         setting=setup(cycles, told, release),
+        searches=plan.searches,
     )
+
+
+def _left_out(rows: Sequence[Cycle], plan: Planned) -> bool:
+    """Whether a search did not ask for an experiment."""
+    return bool(plan.searches and rows) and all(row.status == "skipped" for row in rows)
 
 
 def _measured(

@@ -57,21 +57,26 @@ def _funnel(plan: Plan) -> Text:
         f"{plan.valid:,} valid",
         f"{len(plan.experiments):,} after deduplication",
         f"x {counted(plan.cycles, 'cycle')}",
-        f"= {counted(len(plan.planned_cycles), 'cycle')} to measure, each in a container or process of its own",
+        f"= {counted(len(plan.planned_cycles), 'cycle')}{_at_most(plan)} to measure",
     ]
-    return Text(" -> ".join(steps[:4]) + " " + " ".join(steps[4:]))
+    where = ", each in a container or process of its own"
+    return Text(" -> ".join(steps[:4]) + " " + " ".join(steps[4:]) + where)
+
+
+def _at_most(plan: Plan) -> str:
+    return f", {plan.most_cycles:,} of them at most," if plan.searches else ""
 
 
 def _totals(study: Study) -> Text:
     plan = study.plan
-    gaps_s = sum(run.gap_before_s for run in plan.planned_cycles)
+    gaps_s = sorted((run.gap_before_s for run in plan.planned_cycles), reverse=True)[: plan.most_cycles]
     gpus = "1 if the host has one" if plan.gpus is None else "none" if plan.gpus == 0 else str(plan.gpus)
     order: str = study.execution.experiment_order
     several = len(plan.experiments) > 1 and plan.cycles > 1
     if several and "experiment_order" not in study.execution.model_fields_set:
         order += " (not set in the file; `llem run` shuffles then: experiment_order: shuffle)"
     return Text(
-        f"at most {span(plan.wall_clock_s)} one after the other, {span(gaps_s)} of it pauses; "
+        f"at most {span(plan.wall_clock_s)} one after the other, {span(sum(gaps_s))} of it pauses; "
         f"GPUs: {gpus}; order: {order}"
     )
 

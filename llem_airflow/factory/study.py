@@ -229,8 +229,11 @@ def _study_tasks(
         for before, after in pairwise(cycles):
             after.trigger_rule = TriggerRule.ALL_DONE
             precede([before], [after])
-    elif study.execution.canary:
-        _gate(study, {(task.experiment.id, task.cycle): task for task in cycles})
+    else:
+        if study.execution.canary:
+            _gate(study, {(task.experiment.id, task.cycle): task for task in cycles})
+        for search in study.plan.searches:
+            _follow([task for task in cycles if task.experiment.id in search.experiments])
     precede([plan], cycles[:1] if chain else cycles)
     if whole:
         _fetch_first(plan, study, operator_args, cycles[:1] if chain else cycles)
@@ -245,6 +248,16 @@ def _gate(study: Study, tasks: dict[tuple[str, int], LLEMExperimentOperator]) ->
         if canary is not None and canary is not gated:
             gated.trigger_rule = TriggerRule.NONE_FAILED
             precede([canary], [gated])
+
+
+def _follow(probes: Sequence[LLEMExperimentOperator]) -> None:
+    """Rates of a search one after the other: what the stored ones say decides whether the next is asked for.
+
+    One that was left out or failed holds up no other; where the plan failed, nothing runs.
+    """
+    for before, after in pairwise(probes):
+        after.trigger_rule = TriggerRule.ALL_DONE_MIN_ONE_SUCCESS
+        precede([before], [after])
 
 
 def _cycle_tasks(

@@ -1,8 +1,8 @@
 """Gates: what decides whether a planned cycle is measured now, later or not at all, and whether its result counts.
 
-Before it starts, a cycle passes precision, canary, window and breaker, in this order (:func:`check`). A gate answers
-with a :class:`Reason` to skip the cycle (noted in the results, shown in the report), with a pause, or with None to go
-on. After it was stored, :func:`require_energy` is the last one.
+Before it starts, a cycle passes precision, canary, rate search, window and breaker, in this order (:func:`check`). A
+gate answers with a :class:`Reason` to skip the cycle (noted in the results, shown in the report), with a pause, or with
+None to go on. After it was stored, :func:`require_energy` is the last one.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from llem_airflow.protocol.failures import how_to_rerun
 from llem_airflow.results import CycleRef, FailureRef, StoredRun, layout
 from llem_airflow.study import Experiment, Study
 from llem_airflow.study.plan.order import CANARY_CYCLE, canaries
+from llem_airflow.study.plan.search import RateSearch, progress
 from llem_airflow.text.wording import counted
 
 QUARANTINE_VARIABLE = "llem_quarantine"
@@ -171,8 +172,115 @@ def _canary_failed(run: StoredRun, canary_id: str, retries: int) -> Reason | Non
     if not failed or matches(canary_id, quarantine()):
         return None
     last = failed[-1]
-    final = last.attempt > retries or not last.provenance().get("failure", {}).get("retryable", True)
-    return Reason("canary", f"the canary {canary_id} failed: {last.reason()[1]}") if final else None
+    return (
+        Reason("canary", f"the canary {canary_id} failed: {last.reason()[1]}")
+        if _final(last, retries)
+        else None
+    )
+
+
+def _final(last: FailureRef, retries: int) -> bool:
+    """Whether no further try of a cycle follows on its last failure."""
+    return last.attempt > retries or not last.provenance().get("failure", {}).get("retryable", True)
+
+
+def rate_search(candidate: Candidate) -> Reason | Pause | None:
+    """Of the rates of a search only those that it asks for, by what the run has stored of the others.
+
+    The rate that decides whether this one is asked for is measured before, by the order of the tasks; where they are
+    not in order (mapped ones) this waits for its answer.
+    """
+    plan, own = candidate.run.plan(), candidate.experiment.id
+    told = next((one for one in plan.get("searches", ()) if own in one["experiments"]), None)
+    if told is None:
+        return None
+    from llem_airflow.analysis.rate_search import stored_answer  # noqa: PLC0415 - SciPy, for the few that search
+
+    search, cycles = RateSearch.from_json(told), range(1, int(plan["cycles"]) + 1)
+    open_cycles = _open_cycles(candidate)
+
+    def answer(at: int) -> bool | None:
+        name = search.experiments[at]
+        if any(open_cycles(name, cycle) for cycle in cycles):
+            return None
+        return stored_answer(candidate.run, name, cycles)
+
+    found, place = progress(len(search.experiments), answer), search.experiments.index(own)
+    if found.rules_out(place):
+        seen = [
+            f"{search.rates_per_s[at]:g}/s {'meets' if at == found.met else 'misses'} the SLO"
+            for at in (found.met, found.missed)
+            if at is not None
+        ]
+        return Reason(
+            "search",
+            f"find_rate does not ask for {search.rates_per_s[place]:g}/s: {', '.join(seen)}",
+            needed=False,
+        )
+    if found.asks is None or found.asks == place or place in found.probes:
+        return None
+    return _without_answer(candidate, search, found.asks, cycles, open_cycles)
+
+
+def _without_answer(
+    candidate: Candidate,
+    search: RateSearch,
+    asks: int,
+    cycles: range,
+    open_cycles: Callable[[str, int], bool],
+) -> Reason | Pause:
+    """What follows for a rate while the one that decides about it has no answer."""
+    run, name = candidate.run, search.experiments[asks]
+    rate = f"find_rate at {search.rates_per_s[asks]:g}/s"
+    if not any(open_cycles(name, cycle) for cycle in cycles):
+        text = f"{rate} has no result, on which this rate depends; {how_to_rerun('its task')}, then this one"
+        return Reason("search", text)
+    tries = (candidate.retries + 1) * len(cycles)
+    limit_s = tries * (candidate.study.airflow.retry_delay_s + (candidate.experiment.wall_clock_s or _LONG_S))
+    since_s = (run.last_finished_epoch_ns() or run.started_epoch_ns()) / 1e9
+    if since_s + limit_s <= now_epoch_s():
+        return Reason("search", f"{rate} has not ended within {limit_s:.0f} s, and this rate depends on it")
+    trigger = AnswerTrigger(until_epoch_s=since_s + limit_s, run_url=run.url, seen_before=_stored(run))
+    return Pause(f"{rate} decides whether this rate is asked for", since_s + limit_s, trigger)
+
+
+def _open_cycles(candidate: Candidate) -> Callable[[str, int], bool]:
+    """Whether a cycle of the run may still get a result, or another one."""
+    run = candidate.run
+    done = {(ref.experiment_id, ref.cycle) for ref in run.cycles()}
+    done |= set(run.skipped(needed=True)) | set(run.skipped(needed=False))
+    last = {(ref.experiment_id, ref.cycle): ref for ref in run.failures()}
+    done |= {key for key, ref in last.items() if _final(ref, candidate.retries)}
+    return lambda name, cycle: (name, cycle) not in done
+
+
+def _stored(run: StoredRun) -> int:
+    """How much a run has stored of its cycles."""
+    return len(run.cycles(repeats=True)) + len(run.failures()) + len(run.skipped(needed=True))
+
+
+class AnswerTrigger(RunTrigger):
+    """Fires when the run has stored more than before, or it has taken too long.
+
+    Args:
+        until_epoch_s: When it has taken too long.
+        run_url: Folder of the run's results.
+        seen_before: How many results, failures and skipped cycles it had.
+    """
+
+    names = (*RunTrigger.names, "seen_before")
+
+    def __init__(self, *, until_epoch_s: float, run_url: str, seen_before: int) -> None:
+        super().__init__(until_epoch_s=until_epoch_s, run_url=run_url)
+        self.seen_before = seen_before
+
+    def look(self, run: StoredRun) -> int:
+        """How much it has stored."""
+        return _stored(run)
+
+    def is_over(self) -> bool:
+        """Whether something came since."""
+        return self.seen() != self.seen_before or super().is_over()
 
 
 def quarantine() -> tuple[str, ...]:
@@ -347,7 +455,7 @@ def _when(record: dict[str, object], what: str) -> int:
     return found if isinstance(found, int) else 0
 
 
-GATES: tuple[Gate, ...] = (precision, canary, window, breaker)
+GATES: tuple[Gate, ...] = (precision, canary, rate_search, window, breaker)
 
 
 def without_required_energy(experiment: Experiment, ref: CycleRef) -> Reason | None:

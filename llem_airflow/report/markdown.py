@@ -74,7 +74,7 @@ def _headline(view: View) -> list[str]:
 
 
 def _load(view: View) -> list[str]:
-    load = under_load(view.summary.experiments, view.labels)
+    load = under_load(view.summary.experiments, view.labels, view.summary.searches)
     if load is None:
         return []
     return ["## Under load", "", *_table(load.table), *(f"{_plain(text)}\n" for text in load.said)]

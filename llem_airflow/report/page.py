@@ -31,7 +31,7 @@ def report_html(data: ReportData) -> str:
     summary = data.summary
     view = View(summary, data.previous)
     labels, experiments = list(view.labels.values()), summary.experiments
-    load = under_load(experiments, view.labels)
+    load = under_load(experiments, view.labels, summary.searches)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

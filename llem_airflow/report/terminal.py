@@ -56,7 +56,7 @@ def render_summary(summary: Summary) -> RenderableType:
         parts.append(
             Text("~ an estimate: no power meter was read; do not publish these joules.", style="yellow")
         )
-    if load := under_load(summary.experiments, view.labels):
+    if load := under_load(summary.experiments, view.labels, summary.searches):
         parts += [Text(""), _rows(load.table, right=True), *map(Folding, load.said)]
     if view.costs:
         parts += [Text(""), _rows(view.costs, right=True), Folding(f"From {'; '.join(view.bases)}.", "dim")]

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from llem_airflow.analysis import formatting
-from llem_airflow.analysis.across_rates import Ladder, Level, ladders
+from llem_airflow.analysis.across_rates import RATE, Ladder, Level, ladders
 from llem_airflow.analysis.metrics import BY_NAME
+from llem_airflow.analysis.rate_search import FoundRate, Probe, found_rate
 from llem_airflow.analysis.summary import ExperimentSummary
 from llem_airflow.report.view import Cell, Table, columns, metric_cell
+from llem_airflow.study.plan.search import RateSearch
 
 RATES = ("concurrency_users", "offered_requests_per_s", "requests_per_s", "ttft_p50_s")
 COSTS = (
@@ -36,12 +38,15 @@ class UnderLoad:
     ladders: tuple[Ladder, ...]
 
 
-def under_load(experiments: Sequence[ExperimentSummary], labels: Mapping[str, str]) -> UnderLoad | None:
+def under_load(
+    experiments: Sequence[ExperimentSummary], labels: Mapping[str, str], searches: Sequence[RateSearch] = ()
+) -> UnderLoad | None:
     """The rates of a run's servers; None for a run of batches.
 
     Args:
         experiments: Of the run.
         labels: What each is called, by its id.
+        searches: Searches of the run.
     """
     servers = ladders(experiments)
     if not servers:
@@ -59,8 +64,12 @@ def under_load(experiments: Sequence[ExperimentSummary], labels: Mapping[str, st
         for level in levels
     ]
     table = Table(("Experiment", *(one.title for one in shown), "State"), tuple(rows))
-    said = tuple(formatting.sentence(text) for one in servers for text in _said(one))
-    return UnderLoad(table, said, servers)
+    by_id = {one.id: one for one in experiments}
+    texts = [
+        text for one in searches for text in _searched(found_rate(one, by_id), several=len(searches) > 1)
+    ]
+    texts += [text for one in servers for text in _said(one)]
+    return UnderLoad(table, tuple(map(formatting.sentence, texts)), servers)
 
 
 def _text(cell: Cell) -> str:
@@ -91,6 +100,39 @@ def _said(server: Ladder) -> Iterator[str]:
             f"{before}closed loop: who waits for an answer asks nothing meanwhile, so a slower server is asked less. "
             "Its latencies are not those of arrivals at the same throughput, and no saturation is tested for"
         )
+
+
+def _searched(found: FoundRate, *, several: bool) -> Iterator[str]:
+    """What a search has found, in sentences."""
+    if not found.probes:
+        return
+    first, rates = found.probes[0].experiment, found.search.rates_per_s
+    others = [f"{key.rpartition('.')[2]} {value}" for key, value in first.factors.items() if key != RATE]
+    before = f"find_rate ({', '.join(others)}): " if several and others else "find_rate: "
+    asked = f"{len(found.probes)} of at most {found.search.max_probes} rates measured"
+    met, missed = (
+        None if one is None else f"{one.rate_per_s:g}/s" for one in (found.highest_met, found.lowest_missed)
+    )
+    energy = "" if found.highest_met is None else _energy_at(found.highest_met)
+    if found.state == "open":
+        bracket = ", ".join(filter(None, [met and f"met at {met}", missed and f"missed at {missed}"]))
+        yield f"{before}not over: {found.asks_per_s:g}/s has no answer; {bracket} ({asked})"
+    elif found.state == "below":
+        yield f"{before}the SLO is missed at {rates[0]:g}/s, the lowest rate: set from lower, or the bounds wider"
+    elif found.state == "above":
+        yield f"{before}the SLO is met at {rates[-1]:g}/s, the highest rate{energy}: set to higher"
+    else:
+        yield f"{before}the highest rate that meets the SLO is {met}{energy}; {missed} misses it ({asked})"
+    if close := [f"{one.rate_per_s:g}/s" for one in found.probes if one.close]:
+        yield (
+            f"{before}close at {', '.join(close)}: cycles disagree, or the interval of the attainment holds "
+            f"{found.search.percentile:g}. Another measurement may find a neighbouring rate"
+        )
+
+
+def _energy_at(probe: Probe) -> str:
+    known = probe.experiment.metric("energy_per_output_token_j")
+    return f", at {_text(metric_cell(probe.experiment, 'energy_per_output_token_j'))}" if known else ""
 
 
 def load_text(server: Ladder, level: Level) -> str:

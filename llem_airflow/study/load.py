@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from llem_airflow.protocol.spec import UNMEASURED_KINDS
@@ -16,6 +17,7 @@ from llem_airflow.study.plan.identity import Slugs, canonical_json, digest
 from llem_airflow.study.plan.lengths import longest_s
 from llem_airflow.study.plan.model import Duplicates, Experiment, GpuRequest, Plan, PlannedCycle, Study
 from llem_airflow.study.plan.order import CANARY_CYCLE, Run, canaries, gaps_s, ordered
+from llem_airflow.study.plan.search import RateSearch, most_probes, probe_order
 from llem_airflow.study.plan.sweep import parse_sweep
 from llem_airflow.study.problems import Problem, StudyWarning
 from llem_airflow.text.wording import counted
@@ -149,7 +151,8 @@ def _plan(
     execution = document.keys.study_execution
     runs = _runs(document, experiments)
     pauses_s = gaps_s(runs, execution.experiment_order, *gaps)
-    bound_s = sum(pauses_s) + sum(experiments[index].wall_clock_s or 0.0 for index, _ in runs)
+    searches = _searches(expansion, experiments)
+    bound_s = _bound_s(experiments, runs, pauses_s, searches)
     counts = [experiment.gpus.count for experiment in experiments]
     known = [count for count in counts if count is not None]
     return Plan(
@@ -170,7 +173,39 @@ def _plan(
         wall_clock_s=min(bound_s, execution.wall_clock_timeout_s or bound_s),
         gpus=max(known, default=0) if len(known) == len(counts) or max(known, default=0) > 1 else None,
         warnings=warnings,
+        searches=searches,
     )
+
+
+def _searches(expansion: Expansion, experiments: tuple[Experiment, ...]) -> tuple[RateSearch, ...]:
+    found = []
+    for first, rates in expansion.searches:
+        probes = zip(probe_order(len(rates)), experiments[first : first + len(rates)], strict=True)
+        by_rate = sorted(probes, key=lambda probe: probe[0])
+        ids = tuple(one.id for _, one in by_rate)
+        slo = experiments[first].config["server"]["traffic"]["slo"]
+        percentile = slo.get("percentile", 0.99)
+        found.append(RateSearch(ids, tuple(rates), most_probes(len(rates)), percentile))
+    return tuple(found)
+
+
+def _bound_s(
+    experiments: tuple[Experiment, ...],
+    runs: list[Run],
+    pauses_s: list[float],
+    searches: Sequence[RateSearch],
+) -> float:
+    """Longest time of the plan, one cycle at a time, in seconds; of a search what its probes take, all alike."""
+    each_s: dict[str, list[float]] = {}
+    for (index, _), pause_s in zip(runs, pauses_s, strict=True):
+        each_s.setdefault(experiments[index].id, []).append(
+            pause_s + (experiments[index].wall_clock_s or 0.0)
+        )
+    total_s = sum(map(sum, each_s.values()))
+    for one in searches:
+        longest_s = sorted((sum(each_s[name]) for name in one.experiments), reverse=True)
+        total_s -= sum(longest_s[one.max_probes :])
+    return total_s
 
 
 def _runs(document: Document, experiments: tuple[Experiment, ...]) -> list[Run]:

@@ -292,6 +292,29 @@ class Slo(Section):
     percentile: Number = key(0.99, "The quantile the bounds apply to.", gt=0, le=1)
 
 
+class FindRate(Consistent):
+    """Search the highest rate that meets the SLO, in place of `rate`."""
+
+    lowest: Number = key(..., "Lowest rate, in requests per second.", alias="from", gt=0)
+    highest: Number = key(..., "Highest rate, in requests per second.", alias="to", gt=0)
+    slo: Slo | None = None
+    tolerance: Number = key(
+        0.1, "How far the found rate and the next higher one may lie apart, as a share.", ge=0.01, le=1
+    )
+    max_probes: Whole = key(8, "Most rates that are measured, the two ends among them.", ge=3, le=10)
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Bounds that leave nothing between them."""
+        if self.lowest >= self.highest:
+            found = f"from {self.lowest:g} is not below to {self.highest:g}"
+            yield ("from", "to"), found, "write the lower rate as from"
+        elif self.highest / self.lowest < 1 + self.tolerance:
+            found = (
+                f"from {self.lowest:g} and to {self.highest:g} are within the tolerance of {self.tolerance:g}"
+            )
+            yield ("to", "from"), found, "widen the bounds, or lower the tolerance"
+
+
 class Traffic(Consistent):
     """The arrivals: an open loop at a rate, or a closed one of users."""
 
@@ -315,6 +338,7 @@ class Traffic(Consistent):
     )
     window_seconds: Number = key(240, "Length of the measured window, in seconds.", gt=0)
     ramp_exclusion_seconds: Number = key(30, "Load before the window, in seconds.", ge=0)
+    find_rate: FindRate | None = None
     concurrency_cap: Whole | None = key(None, "Most requests in flight.", ge=1)
     request_timeout_seconds: Number = key(
         600, "How long after it was due a request is given up, in seconds.", gt=0
@@ -325,9 +349,12 @@ class Traffic(Consistent):
     slo: Slo | None = None
 
     def contradictions(self) -> Iterator[Contradiction]:
-        """No load or two, and keys of arrivals that nobody schedules."""
-        if self.rate is None and self.concurrency is None:
-            yield (), "it says of no load", f"write one of {', '.join(LOADS)}"
+        """No load or two, keys of arrivals that nobody schedules, and a search without its bounds."""
+        given = [name for name in LOADS if getattr(self, name) is not None]
+        if not given:
+            yield LOADS, "it says of no load", f"write one of {', '.join(LOADS)}"
+        if self.find_rate is not None:
+            yield from self._of_search(self.find_rate)
         if self.concurrency is None:
             return
         for name in _OF_ARRIVALS:
@@ -335,15 +362,28 @@ class Traffic(Consistent):
                 found = f"a closed loop has no {name}: a user asks when it was answered"
                 yield (name, "concurrency"), found, f"keep concurrency or {name}"
 
+    def _of_search(self, search: FindRate) -> Iterator[Contradiction]:
+        if self.rate is not None:
+            yield ("rate", "find_rate"), "find_rate chooses the rate", "keep rate or find_rate"
+        if self.slo is not None and search.slo is not None:
+            yield ("slo", "find_rate"), "find_rate has an slo too", "keep one of them"
+        slo = search.slo or self.slo
+        if slo is None or (slo.ttft_ms is None and slo.tpot_ms is None):
+            advice = "add slo: {ttft_ms: ..., tpot_ms: ...}, or one of the two"
+            yield ("find_rate",), "find_rate has no bound to meet", advice
+
     def config(self) -> Config:
-        """The section as it is measured: a closed loop has no arrivals."""
-        absent = {"concurrency"} if self.concurrency is None else set(_OF_ARRIVALS)
-        return self.model_dump(exclude=absent)
+        """The section as it is measured: a closed loop has no arrivals; a search is resolved into rates by the plan."""
+        absent = {"concurrency", "find_rate"} if self.concurrency is None else {*_OF_ARRIVALS, "find_rate"}
+        found = self.model_dump(exclude=absent)
+        if self.find_rate is not None and self.concurrency is None:
+            found["find_rate"] = self.find_rate.model_dump(exclude={"slo"})
+        return found
 
 
-LOADS = ("rate", "concurrency")
+LOADS = ("rate", "concurrency", "find_rate")
 """Keys of ``server.traffic`` of which one has to be written."""
-_OF_ARRIVALS = ("rate", "arrival", "burstiness", "concurrency_cap", "seed")
+_OF_ARRIVALS = ("rate", "find_rate", "arrival", "burstiness", "concurrency_cap", "seed")
 
 
 class ServerWarmup(Section):
@@ -363,16 +403,24 @@ class Server(Section):
     warmup: ServerWarmup = ServerWarmup()
     cooldown_seconds: Number = key(0, "Pause after a rate level, in seconds.", ge=0)
     startup_timeout_seconds: Number = key(900, "Longest time until the server is ready, in seconds.", gt=0)
-    max_failed_ratio: Number = key(
-        0.05, "A cycle fails when more of the window's requests fail than this share.", ge=0, le=1
+    max_failed_ratio: Number | None = key(
+        None,
+        "A cycle fails when more of the window's requests fail than this share (default 0.05; 1 with find_rate, where "
+        "a failed request misses the SLO).",
+        ge=0,
+        le=1,
     )
 
     def config(self) -> Config:
         """The section as it is measured, with the bounds as they are written."""
         found = self.model_dump() | {"traffic": self.traffic.config()}
         del found["traffic"]["slo"]
-        if self.traffic.slo is not None:
-            found["traffic"]["slo"] = self.traffic.slo.model_dump(exclude_unset=True, exclude_none=True)
+        search = self.traffic.find_rate
+        slo = self.traffic.slo or (search.slo if search else None)
+        if slo is not None:
+            found["traffic"]["slo"] = slo.model_dump(exclude_unset=True, exclude_none=True)
+        if self.max_failed_ratio is None:
+            found["max_failed_ratio"] = 0.05 if search is None else 1
         return found
 
 

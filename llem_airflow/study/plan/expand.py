@@ -7,19 +7,22 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from llem_airflow.study.config.experiment import LOADS
-from llem_airflow.study.config.paths import Config, KeyPath, leaf_paths, lookup, merged
+from llem_airflow.study.config.paths import Config, KeyPath, leaf_paths, lookup, merged, with_values, without
 from llem_airflow.study.file.check import Stage
 from llem_airflow.study.file.document import Document
 from llem_airflow.study.names import ENGINES
-from llem_airflow.study.plan.identity import digest
+from llem_airflow.study.plan.identity import digest, experiment_hash
 from llem_airflow.study.plan.model import Skipped
 from llem_airflow.study.plan.resolve import Batch, Point
 from llem_airflow.study.plan.rules import Rule, rules_of
+from llem_airflow.study.plan.search import grid, probe_order
 from llem_airflow.study.plan.sweep import Sweep, Variant
 from llem_airflow.study.problems import KeyPath as FilePath
 from llem_airflow.study.problems import Problem, StudyFileError, StudyWarning, dotted
 from llem_airflow.text.wording import counted
 
+_RATE = ("server", "traffic", "rate")
+FIND_RATE = ("server", "traffic", "find_rate")
 MOST_TOLD_POINTS = 10_000
 """So many points are looked at for more problems when a file has some already."""
 
@@ -60,6 +63,8 @@ class Expansion:
     uniques: list[Unique] = field(default_factory=list)
     varied: list[KeyPath] = field(default_factory=list)
     fired: dict[str, Rule] = field(default_factory=dict)
+    searches: list[tuple[int, list[float]]] = field(default_factory=list)
+    """Of each search the place of its first experiment, and the rates, ascending."""
 
 
 def expand(document: Document, sweep: Sweep, problems: set[Problem]) -> Expansion:
@@ -100,6 +105,7 @@ def expand(document: Document, sweep: Sweep, problems: set[Problem]) -> Expansio
         problems |= batch.problems
     if problems:
         raise StudyFileError(problems)
+    _search(document, expansion)
     expansion.varied = _varied(document, sweep, expansion)
     if not expansion.uniques:
         _nothing_left(document, sweep, expansion)
@@ -172,6 +178,39 @@ class _Judge:
             leader.ignored |= {dotted(p) for p in idle if lookup(point.config, p) != lookup(leader.config, p)}
 
 
+def _search(document: Document, expansion: Expansion) -> None:
+    """Put the candidate rates of a search in its place, in the order in which it asks for them.
+
+    Raises:
+        StudyFileError: Another experiment is the same measurement as a candidate, or the order is another.
+    """
+    found: list[Unique] = []
+    for unique in expansion.uniques:
+        asked = unique.config.get("server", {}).get("traffic", {}).get("find_rate")
+        if asked is None:
+            found.append(unique)
+            continue
+        rates = grid(asked["lowest"], asked["highest"], asked["tolerance"], asked["max_probes"])
+        expansion.searches.append((len(found), rates))
+        config = without(unique.config, FIND_RATE)
+        for place in probe_order(len(rates)):
+            probe = with_values(config, ((_RATE, rates[place]),))
+            own = experiment_hash(probe)
+            found.append(Unique(probe, own, [own]))
+    if not expansion.searches:
+        return
+    expansion.uniques = found
+    order = document.keys.study_execution.experiment_order
+    if order != "sequential":
+        found_order = f"{order} is no order for find_rate, whose probes follow from each other"
+        document.refuse(("study_execution", "experiment_order"), found_order, "allowed: sequential")
+    if len({unique.hash for unique in found}) < len(found):
+        path: FilePath = ("server", "traffic", "find_rate")
+        same = "a rate of find_rate is the same measurement as another experiment of the study"
+        advice = "move its bounds, or make another study of one of them"
+        document.refuse(path if document.source.has(path) else ("sweep",), same, advice)
+
+
 def _varied(document: Document, sweep: Sweep, expansion: Expansion) -> list[KeyPath]:
     """Keys in which the experiments differ, in the order in which the file names them.
 
@@ -188,6 +227,8 @@ def _varied(document: Document, sweep: Sweep, expansion: Expansion) -> list[KeyP
         if len(dimension.variants) == 1 == len(dimension.variants[0])
     }
     configs = [unique.config for unique in expansion.uniques]
+    if expansion.searches:
+        paths[_RATE] = None
     return [path for path in paths if path in axes or _differs(configs, path)]
 
 
@@ -215,7 +256,6 @@ def _ends(path: str, marks: str) -> list[int]:
     return [*(place for place, letter in enumerate(path) if letter in marks), len(path)]
 
 
-_RATE = ("server", "traffic", "rate")
 _NEEDED: dict[KeyPath, str] = {
     ("serving_mode",): "add serving_mode: offline (a fixed prompt set) or serving_mode: server",
     ("task", "model"): "add task: {model: ...}",

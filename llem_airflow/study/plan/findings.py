@@ -17,6 +17,7 @@ from llem_airflow.study.plan.expand import Expansion
 from llem_airflow.study.plan.lengths import least_s
 from llem_airflow.study.plan.model import Experiment, Study
 from llem_airflow.study.plan.order import balanced
+from llem_airflow.study.plan.search import most_probes
 from llem_airflow.study.plan.sweep import Sweep
 from llem_airflow.study.problems import KeyPath, Problem, StudyWarning
 from llem_airflow.study.synthetic import lengths_of
@@ -64,6 +65,7 @@ def warnings_of(
     found += _without_effect(document, expansion)
     found += _unused_seed(document)
     found += _size(document, expansion, gap_s)
+    found += _searches(document, expansion)
     found += _order(document, len(experiments))
     found += _name(document)
     found += _runners(experiments)
@@ -119,7 +121,10 @@ def _line(document: Document, path: tuple[str, ...]) -> int | None:
 
 def _size(document: Document, expansion: Expansion, gap_s: float) -> Iterator[StudyWarning]:
     execution = document.keys.study_execution
-    count = len(expansion.uniques)
+    # Of a search only the probes are measured.
+    count = len(expansion.uniques) - sum(
+        len(rates) - most_probes(len(rates)) for _, rates in expansion.searches
+    )
     word = next((word for bound, word in SIZES if count > bound), None)
     if word is not None:
         hours = count * execution.cycles * gap_s / 3600
@@ -136,6 +141,20 @@ def _size(document: Document, expansion: Expansion, gap_s: float) -> Iterator[St
             f"{target.min_cycles} to {counted(target.max_cycles, 'cycle')}: the plan shows the most; "
             f"an experiment stops when its interval is within {target.relative_half_width:.1%} of the mean",
         )
+
+
+def _searches(document: Document, expansion: Expansion) -> Iterator[StudyWarning]:
+    for _, rates in expansion.searches:
+        probes, apart = most_probes(len(rates)), rates[1] / rates[0] - 1
+        text = (
+            f"find_rate from {rates[0]:g} to {rates[-1]:g} requests/s: {counted(probes, 'rate')} of {len(rates)} are "
+            f"measured at most, {counted(document.keys.study_execution.cycles, 'cycle')} each; the found rate and the "
+            f"next higher one lie {apart:.1%} apart"
+        )
+        yield StudyWarning("search", text)
+    if expansion.searches and document.keys.study_execution.cycles == 1:
+        text = "find_rate with one cycle a rate: near the bound an answer is chance; n_cycles: 3 asks every rate thrice"
+        yield StudyWarning("search", text)
 
 
 def _name(document: Document) -> Iterator[StudyWarning]:

@@ -13,6 +13,7 @@ from llem_airflow.study.config.study import AirflowSection, Execution, ModelVers
 from llem_airflow.study.file.yaml import Source
 from llem_airflow.study.names import dag_id_of
 from llem_airflow.study.plan.identity import experiment_hash
+from llem_airflow.study.plan.search import RateSearch, at_most
 from llem_airflow.study.problems import KeyPath, Problem, StudyWarning
 
 PLAN_FORMAT = 1
@@ -179,6 +180,7 @@ class Plan:
         wall_clock_s: Upper bound of the run, gaps included, one cycle at a time, in seconds.
         gpus: Most GPUs that one experiment asks for; None is "one where there is one".
         warnings: What the user should know.
+        searches: Searches for a rate; each measures some of the experiments that it names.
     """
 
     planned_cycles: Sequence[PlannedCycle]
@@ -191,6 +193,12 @@ class Plan:
     wall_clock_s: float
     gpus: int | None
     warnings: tuple[StudyWarning, ...]
+    searches: tuple[RateSearch, ...] = ()
+
+    @property
+    def most_cycles(self) -> int:
+        """Cycles that are measured at most: a search leaves most of its candidates out."""
+        return at_most(self.searches, len(self.planned_cycles), self.cycles)
 
     def planned_cycle(self, experiment_id: str, cycle: int) -> PlannedCycle | None:
         """The planned cycle, or None when it is not in the plan."""
@@ -227,6 +235,7 @@ class Plan:
             "wall_clock_s": self.wall_clock_s,
             "gpus": self.gpus,
             "notices": [warning.to_json() for warning in self.warnings],
+            **({"searches": [one.to_json() for one in self.searches]} if self.searches else {}),
         }
 
 

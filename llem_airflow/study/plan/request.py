@@ -70,9 +70,12 @@ def requested(study: Study, request: Request) -> Study:
     ids = {each.id for each in experiments}
     cycles = min(request.cycles or study.cycles, study.cycles)
     runs = tuple(run for run in study.plan.planned_cycles if run.experiment_id in ids and run.cycle <= cycles)
-    return replace(
-        study, plan=replace(study.plan, experiments=tuple(experiments), planned_cycles=runs, cycles=cycles)
+    # Of a search some of whose rates are named, these are measured as they are.
+    searches = tuple(one for one in study.plan.searches if ids.issuperset(one.experiments))
+    plan = replace(
+        study.plan, experiments=tuple(experiments), planned_cycles=runs, cycles=cycles, searches=searches
     )
+    return replace(study, plan=plan)
 
 
 def wanted(experiment: Experiment, request: Request) -> bool:
