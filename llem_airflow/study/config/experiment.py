@@ -320,8 +320,9 @@ class Traffic(Consistent):
 
     moved: ClassVar = {"window_requests": "not supported: a window is a duration; use window_seconds"}
 
-    rate: Number | None = key(None, "Requests per second, whatever the server does (open loop).", gt=0)
-    concurrency: Whole | None = key(
+    # One of three has to be written; null is no value of theirs.
+    rate: Number = key(None, "Requests per second, whatever the server does (open loop).", gt=0)
+    concurrency: Whole = key(
         None,
         "In place of `rate`: so many users, each of whom asks again when it was answered (closed loop).",
         ge=1,
@@ -355,7 +356,7 @@ class Traffic(Consistent):
             yield LOADS, "it says of no load", f"write one of {', '.join(LOADS)}"
         if self.find_rate is not None:
             yield from self._of_search(self.find_rate)
-        if self.concurrency is None:
+        if "concurrency" not in given:
             return
         for name in _OF_ARRIVALS:
             if name in self.model_fields_set and getattr(self, name) is not None:
@@ -363,7 +364,7 @@ class Traffic(Consistent):
                 yield (name, "concurrency"), found, f"keep concurrency or {name}"
 
     def _of_search(self, search: FindRate) -> Iterator[Contradiction]:
-        if self.rate is not None:
+        if "rate" in self.model_fields_set:
             yield ("rate", "find_rate"), "find_rate chooses the rate", "keep rate or find_rate"
         if self.slo is not None and search.slo is not None:
             yield ("slo", "find_rate"), "find_rate has an slo too", "keep one of them"
@@ -374,9 +375,10 @@ class Traffic(Consistent):
 
     def config(self) -> Config:
         """The section as it is measured: a closed loop has no arrivals; a search is resolved into rates by the plan."""
-        absent = {"concurrency", "find_rate"} if self.concurrency is None else {*_OF_ARRIVALS, "find_rate"}
-        found = self.model_dump(exclude=absent)
-        if self.find_rate is not None and self.concurrency is None:
+        absent = {name for name in LOADS if getattr(self, name) is None} | {"find_rate"}
+        closed = "concurrency" in self.model_fields_set
+        found = self.model_dump(exclude=absent.union(_OF_ARRIVALS if closed else ()))
+        if self.find_rate is not None and not closed:
             found["find_rate"] = self.find_rate.model_dump(exclude={"slo"})
         return found
 
@@ -403,7 +405,7 @@ class Server(Section):
     warmup: ServerWarmup = ServerWarmup()
     cooldown_seconds: Number = key(0, "Pause after a rate level, in seconds.", ge=0)
     startup_timeout_seconds: Number = key(900, "Longest time until the server is ready, in seconds.", gt=0)
-    max_failed_ratio: Number | None = key(
+    max_failed_ratio: Number = key(
         None,
         "A cycle fails when more of the window's requests fail than this share (default 0.05; 1 with find_rate, where "
         "a failed request misses the SLO).",
@@ -413,15 +415,14 @@ class Server(Section):
 
     def config(self) -> Config:
         """The section as it is measured, with the bounds as they are written."""
-        found = self.model_dump() | {"traffic": self.traffic.config()}
+        found = {"traffic": self.traffic.config()} | self.model_dump(exclude={"traffic", "max_failed_ratio"})
         del found["traffic"]["slo"]
         search = self.traffic.find_rate
         slo = self.traffic.slo or (search.slo if search else None)
         if slo is not None:
             found["traffic"]["slo"] = slo.model_dump(exclude_unset=True, exclude_none=True)
-        if self.max_failed_ratio is None:
-            found["max_failed_ratio"] = 0.05 if search is None else 1
-        return found
+        asked, usual = "max_failed_ratio" in self.model_fields_set, 0.05 if search is None else 1
+        return found | {"max_failed_ratio": self.max_failed_ratio if asked else usual}
 
 
 class Gpus(Section):

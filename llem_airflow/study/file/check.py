@@ -54,7 +54,7 @@ def check(
         for each in wrong:
             known = stage == "rest" and each.kind != "contradiction"
             if each.place not in told and not known and not (stage == "part" and each.kind == "missing"):
-                each.tell(path, report, swept=swept, told=told)
+                each.tell(path, report, swept=swept, told=told, absent=stage != "rest")
             told.add(each.place)
         rest = value
         for each in wrong:
@@ -134,8 +134,12 @@ class _Wrong:
         below: int = 0,
         swept: Collection[KeyPath] = (),
         told: Collection[KeyPath] = (),
+        absent: bool = True,
     ) -> None:
-        """Report it at its place below ``path``, which has so many of its keys; no contradiction to a wrong key."""
+        """Report it at its place below ``path``, which has so many of its keys; no contradiction to a wrong key.
+
+        One of keys that are all absent is told only where nothing else was: that they are missing is known then.
+        """
         where = (*path, *self.place[below:])
         if self.kind == "refused":
             said = (self.said[name] for name in ("found", "allowed", "suggestion"))
@@ -145,6 +149,8 @@ class _Wrong:
                 if any((*self.place, key) in told for key in keys):
                     continue
                 written = [(*where, key) for key in keys if key in self.value]
+                if not written and not absent:
+                    continue
                 report(next((key for key in written if key in swept), (*written, where)[0]), found, advice)
         elif self.kind == "extra_forbidden":
             unknown(self.owner, str(self.place[-1]), where[:-1], report)
