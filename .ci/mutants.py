@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import copy
 import difflib
 import fnmatch
 import gc
@@ -47,7 +48,6 @@ from typing import Any, NamedTuple
 import parso
 import pytest
 from cosmic_ray.ast import ast_nodes
-from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import get_operator
 from coverage import Coverage
@@ -151,7 +151,8 @@ class Seen:
         """Tests that run the mutant's line, the fastest first; of what runs at import, the module's."""
         found = self.by_line.get((mutant.path, mutant.line))
         if not found:
-            module = re.compile(rf"\b{Path(mutant.path).stem}\b")
+            path = Path(mutant.path)
+            module = re.compile(rf"\b{path.parent.name if path.stem == '__init__' else path.stem}\b")
             files = {test.partition("::")[0] for test in self.duration_s}
             named = {file for file in files if module.search((ROOT / file).read_text(encoding="utf-8"))}
             found = self.by_line.get((mutant.path, None), set()) | {
@@ -194,15 +195,21 @@ def modules(room: str) -> list[str]:
 def mutants(path: str) -> Iterator[Mutant]:
     """Every mutant of a module that compiles to something else; annotations and decorators stay as they are."""
     source = (ROOT / path).read_text(encoding="utf-8")
-    tree = parso.parse(source)
+    nodes = list(ast_nodes(parso.parse(source)))
     spared = _spared(ast.parse(source))
     for name in CONFIG["operators"]:
         operator = operator_of(name)
-        places = [(place, node) for node in ast_nodes(tree) for place in operator.mutation_positions(node)]
-        for occurrence, ((begin, _), node) in enumerate(places):
+        places = [
+            (begin, node, index)
+            for node in nodes
+            for index, (begin, _) in enumerate(operator.mutation_positions(node))
+        ]
+        for occurrence, (begin, node, index) in enumerate(places):
             in_signature = node.parent is not None and node.parent.type == "parameters"  # a bare star
             if not in_signature and not any(first <= tuple(begin) < last for first, last in spared):
-                yield Mutant(path, begin[0], name, occurrence)
+                mutant = Mutant(path, begin[0], name, occurrence)
+                _places[mutant] = source, node, index
+                yield mutant
 
 
 def _spared(tree: ast.AST) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -220,20 +227,30 @@ def _spared(tree: ast.AST) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     return [((one.lineno, one.col_offset), (one.end_lineno, one.end_col_offset)) for one in found]
 
 
+_places: dict[Mutant, tuple[str, Any, int]] = {}
+"""Where mutants are: the module's text, the node, and which of the operator's places in it."""
+
+
+def _offset(source: str, at: tuple[int, int]) -> int:
+    return sum(len(line) for line in source.splitlines(keepends=True)[: at[0] - 1]) + at[1]
+
+
 @cache
 def mutated(mutant: Mutant) -> str | None:
     """The module's text with the change; None where that is no Python, or the same."""
-    source = (ROOT / mutant.path).read_text(encoding="utf-8")
-    text: str | None = mutate_code(source, operator_of(mutant.operator), mutant.occurrence)
+    source, node, index = _places[mutant]
+    begin, end = (_offset(source, at) for at in (node.get_start_pos_of_prefix(), node.end_pos))
+    alone = copy.deepcopy(node, {id(node.parent): node.parent})
+    text = source[:begin] + operator_of(mutant.operator).mutate(alone, index).get_code() + source[end:]
     try:
-        return text if text and ast.dump(ast.parse(text)) != ast.dump(ast.parse(source)) else None
+        return text if ast.dump(ast.parse(text)) != ast.dump(ast.parse(source)) else None
     except SyntaxError:
         return None
 
 
 def changed(mutant: Mutant) -> tuple[str, str]:
     """The changed lines before and after, without what is around them."""
-    before = (ROOT / mutant.path).read_text(encoding="utf-8").splitlines()
+    before = _places[mutant][0].splitlines()
     lines = difflib.unified_diff(before, (mutated(mutant) or "").splitlines(), n=0, lineterm="")
     differing = list(lines)[2:]  # behind the names of the two files
     sides = [" ".join(line[1:].strip() for line in differing if line.startswith(sign)) for sign in "-+"]
@@ -355,7 +372,12 @@ def _look(tree: Path, new: dict[str, Path]) -> int:
     seen = Seen()
     cover = Coverage(data_file=None, include=[f"{tree}/llem_airflow/*"], config_file=False)
     cover.start()
-    code = int(pytest.main([*_pytest(tree), *new], plugins=[Watch(cover, seen)]))
+    code = int(
+        pytest.main(
+            [*_pytest(tree), *new, *(f"--deselect={test}" for test in CONFIG["too_slow"])],
+            plugins=[Watch(cover, seen)],
+        )
+    )
     cover.stop()
     data = cover.get_data()
     lines: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -408,7 +430,7 @@ class Job(NamedTuple):
     """A mutant and the tests it meets; without a mutant they meet the code as it is, which has to survive."""
 
     mutant: Mutant | None
-    tests: list[str]
+    tests: tuple[str, ...]
     limit_s: float
 
 
@@ -473,25 +495,22 @@ def written(tree: Path, mutant: Mutant | None) -> Iterator[None]:
 
 
 def work(ready: Path, room: str, seen: Seen, jobs: list[Job], tell: Callable[[Job, str], None]) -> int:
-    """One worker, in a process of its own: first the mutants that act at import, then the rest in one session."""
+    """One worker, in a process of its own: first the mutants inside functions, in one session, then the rest."""
     tree = Path(tempfile.mkdtemp(prefix="llem-mutants-"))
     shutil.copytree(ready, tree, symlinks=True, dirs_exist_ok=True)
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     _enter(tree)
     try:
-        inside: list[tuple[Job, dict[CodeType, CodeType]]] = []
-        for job in jobs:
-            codes = _codes(tree, job.mutant, seen)
-            if codes is not None:
-                inside.append((job, codes))
-                continue
-            with written(tree, job.mutant):
-                status = in_fork(partial(_fresh, tree, job.tests), job.limit_s)
-                tell(job, told_by(status))
-        return int(
-            pytest.main([*_pytest(tree), "-s", *test_files(tree, room)], plugins=[Loop(tree, inside, tell)])
-        )
+        codes = {job: _codes(tree, job.mutant, seen) for job in jobs}
+        inside = [(job, replacing) for job, replacing in codes.items() if replacing is not None]
+        loop = [*_pytest(tree), "-s", *test_files(tree, room)]
+        in_fork(lambda: int(pytest.main(loop, plugins=[Loop(tree, inside, tell)])), float("inf"))
+        for job, replacing in codes.items():
+            if replacing is None:
+                with written(tree, job.mutant):
+                    tell(job, told_by(in_fork(partial(_fresh, tree, job.tests), job.limit_s)))
+        return 0
     finally:
         shutil.rmtree(tree)
         shutil.rmtree(f"{tree}-tmp", ignore_errors=True)
@@ -552,13 +571,13 @@ def run_room(room: str, found: list[Mutant], workers: int) -> bool:
     in_fork(partial(_write_bytecode, ready, room), CONFIG["longest_look_s"])
     for test in sorted(seen.failed):
         print(f"left out, as it fails without a mutant: {test}")
-    jobs = [Job(None, seen.quick(set(seen.duration_s) - seen.failed), 600)]
+    jobs = [Job(None, tuple(seen.quick(set(seen.duration_s) - seen.failed)), 600)]
     untested: list[Mutant] = []
     for mutant in found:
         tests = seen.tests_of(mutant)
         limit_s = CONFIG["patience_s"] + 5 * sum(seen.duration_s[test] for test in tests)
         if tests:
-            jobs.append(Job(mutant, tests, limit_s))
+            jobs.append(Job(mutant, tuple(tests), limit_s))
         else:
             untested.append(mutant)
     for mutant in untested:

@@ -19,3 +19,8 @@ def test_a_point_is_told_only_where_its_interval_separates_from_every_other() ->
     assert pareto(overlapping, ("lower", "higher")) == set()
     assert pareto(points | {"unknown": (None, 5.0)}, ("lower", "higher")) == {"sure", "fast"}
     assert pareto(points | {"unknown": (None, None)}, ("lower", "higher")) == set()
+
+
+def test_a_point_that_is_as_good_and_better_in_one_coordinate_beats_another() -> None:
+    assert pareto({"a": (1.0, 10.0), "b": (1.0, 11.0)}, ("lower", "higher")) == {"b"}
+    assert pareto({"a": (2.0, 11.0), "b": (1.0, 11.0)}, ("lower", "higher")) == {"b"}

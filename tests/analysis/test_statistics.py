@@ -1,14 +1,23 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import theilslopes
 
 from llem_airflow.analysis.formatting import interval
-from llem_airflow.analysis.statistics import bca_interval, describe, outliers, slope_ratio, t_interval
+from llem_airflow.analysis.statistics import (
+    bca_interval,
+    describe,
+    mean_of,
+    outliers,
+    slope_ratio,
+    t_interval,
+)
 
 # R: x <- c(9.8, 10.1, 10.0, 10.4, 9.7); mean 10, sd 0.2738613, t.test: 9.659956 to 10.340044;
 # mad(x, constant = 1) 0.2.
@@ -135,3 +144,54 @@ def test_drift_over_the_study_is_found() -> None:
 def test_an_outlier_lies_beyond_three_and_a_half_scaled_deviations(far: float, told: tuple[int, ...]) -> None:
     """The median is 0 and its absolute deviation 1, so that the limit is 3.5 x 1.4826 = 5.1891."""
     assert outliers([-1.0, -1.0, -1.0, 1.0, 1.0, 1.0, far, -far]) == told
+
+
+def test_four_values_can_have_an_outlier() -> None:
+    """Median 2.5, deviation 1."""
+    assert outliers([1.0, 2.0, 3.0, 100.0]) == (3,)
+
+
+@pytest.mark.parametrize("n", [20, 22, 33])
+def test_percentiles_and_spread_are_those_of_numpy_and_python(n: int) -> None:
+    values = np.random.default_rng(n).normal(0.0, 1e3, n).tolist()
+    found = describe(values, signed=True)
+    assert found is not None
+    assert [found.p5, found.p95] == pytest.approx(np.quantile(values, [0.05, 0.95]).tolist(), abs=1e-6)
+    assert found.sd == pytest.approx(statistics.stdev(values), rel=1e-9, abs=1e-6)
+    assert found.mean == pytest.approx(statistics.fmean(values), abs=1e-6)
+
+
+def test_an_interval_of_another_confidence_is_that_of_r() -> None:
+    """R: t.test(x, conf.level = 0.9): 9.738901 to 10.261099."""
+    found = t_interval(VALUES, 0.9, signed=True)
+    assert found is not None
+    assert [found.low, found.high] == pytest.approx([9.738901, 10.261099])
+    assert (found.confidence, found.method) == (0.9, "t")
+
+
+def test_values_of_nothing_have_an_interval_of_nothing() -> None:
+    found = describe([0.0, 0.0])
+    assert found is not None
+    assert found.interval is not None
+    assert (found.interval.low, found.interval.high) == (0.0, 0.0)
+    assert (found.cv_ratio, found.half_width_ratio) == (None, None)
+
+
+def test_the_mean_is_right_up_to_the_largest_float() -> None:
+    assert mean_of([1.7e308, 1.5e308]) == pytest.approx(1.6e308)
+    assert mean_of([-1.7e308, -1.5e308]) == pytest.approx(-1.6e308)
+    assert mean_of([0.1] * 3) == 0.1
+
+
+@given(st.lists(st.integers(-50, 50).filter(bool), min_size=4, max_size=9), st.permutations(range(9)))
+def test_the_drift_is_the_slope_of_theil_and_sen(values: list[int], order: list[int]) -> None:
+    middle = statistics.median(values)
+    positions = [float(position) for position in order[: len(values)]]
+    expected = theilslopes(values, positions).slope / abs(middle) if middle else None
+    assert slope_ratio(positions, [float(value) for value in values]) == (
+        None if expected is None else pytest.approx(expected)
+    )
+
+
+def test_values_at_one_position_have_no_drift() -> None:
+    assert slope_ratio([1.0] * 4, [1.0, 2.0, 3.0, 4.0]) is None

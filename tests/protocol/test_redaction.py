@@ -250,3 +250,9 @@ def test_an_engine_s_explanation_is_blanked() -> None:
     error = docker.errors.APIError("no hush-hush", explanation="because of hush-hush")
     Redactor(["hush-hush"]).blank(error)
     assert error.explanation == "because of [redacted]"
+
+
+def test_behind_what_is_no_url_passwords_are_found_still() -> None:
+    assert (
+        secrets_in({"A": "http://[broken@host", "B": "redis://user:s3cret-word@host"}) == ["s3cret-word"] * 2
+    )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pynvml
 import pytest
 
-from llem_airflow.protocol import records
+from llem_airflow.protocol import PROTOCOL_VERSION, records
 from llem_airflow.protocol.failure_texts import LIBRARIES, first
 from llem_airflow.protocol.failures import (
     CATEGORIES,
@@ -18,7 +19,8 @@ from llem_airflow.protocol.failures import (
     is_refusal,
     raised_in,
 )
-from llem_airflow.protocol.result import ERROR_CATEGORIES
+from llem_airflow.protocol.result import ERROR_CATEGORIES, Window
+from llem_airflow.protocol.spec import METER_KINDS
 
 CHOSEN: list[tuple[Callable[[Category], bool], set[str]]] = [
     (
@@ -207,3 +209,23 @@ def test_what_a_board_says_is_a_condition_or_of_the_moment() -> None:
         "persistence_mode",
     ) == records.BOARD_CONDITIONS
     assert records.BOARD_STATE == ("performance_state", "memory_used_bytes", "temperature_c", "processes")
+
+
+def test_version_and_meters_are_what_files_say() -> None:
+    assert PROTOCOL_VERSION == 1
+    assert METER_KINDS == ("auto", "nvml", "rapl", "cpu-estimate", "none")
+
+
+def test_clock_event_reasons_have_the_bits_of_nvml() -> None:
+    assert set(records.SLOWDOWNS) == {
+        pynvml.nvmlClocksEventReasonHwSlowdown,
+        pynvml.nvmlClocksEventReasonSwThermalSlowdown,
+        pynvml.nvmlClocksEventReasonHwThermalSlowdown,
+        pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
+    }
+    assert records.SLOWDOWNS[pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown] == "power brake"
+    assert pynvml.nvmlClocksEventReasonSwPowerCap == records.POWER_CAP_BIT
+
+
+def test_a_window_lasts_as_many_seconds_as_its_clock_says() -> None:
+    assert Window(5, 10_000_000_005, 1, 1, 1, 1).duration_s == 10.0

@@ -24,6 +24,25 @@ PUBLIC = json.loads((Path(__file__).parent.parent / "recorded" / "public-failure
 
 # (text, exit code, category, whether a retry can help)
 WORDINGS: list[tuple[str, int | None, str, bool]] = [
+    # The hub, and models
+    (
+        "OfflineModeIsEnabled: Cannot reach https://huggingface.co/api/models/x: offline mode is enabled",
+        1,
+        "model_missing",
+        False,
+    ),
+    (
+        "ssl.SSLCertVerificationError: [SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate",
+        1,
+        "network",
+        False,
+    ),
+    (
+        "ValueError: model type `new` but Transformers does not recognize this architecture. This could be",
+        1,
+        "engine_missing",
+        False,
+    ),
     # GPU memory, as torch, vLLM and TensorRT-LLM word it
     (
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has",
