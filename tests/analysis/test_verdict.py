@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from llem_airflow.analysis.verdict import (
+    GRAVEST_FIRST,
     Comparison,
     Verdict,
     adjusted,
@@ -220,3 +221,65 @@ def test_no_false_alarms_where_the_smaller_side_has_the_larger_spread() -> None:
 def test_a_threshold_is_above_zero(threshold: float) -> None:
     with pytest.raises(ValueError, match="a number above 0"):
         compare(BASE, BASE, "lower", threshold_ratio=threshold)
+
+
+def test_verdicts_are_read_the_gravest_first() -> None:
+    assert GRAVEST_FIRST[0] is Verdict.REGRESSION
+    assert GRAVEST_FIRST[-1] is Verdict.UNCHANGED
+    assert sorted(GRAVEST_FIRST) == sorted(Verdict)
+
+
+def test_a_change_of_exactly_the_threshold_matters() -> None:
+    """4 to 5 is a quarter exactly."""
+    at, below = (compare([4.0] * 2, [5.0] * 2, "lower", threshold_ratio=ratio) for ratio in (0.25, 0.26))
+    assert (at.verdict, at.equivalence_p, at.p) == (Verdict.REGRESSION, 1.0, 0.0)
+    assert (below.verdict, below.equivalence_p, below.p) == (Verdict.UNCHANGED, 0.0, 0.0)
+    assert (at.low_ratio, at.high_ratio, at.detectable_ratio) == (0.25, 0.25, 0.0)
+
+
+def test_a_candidate_of_nothing_is_a_change_of_all() -> None:
+    found = compare([1.0, 1.1, 0.9], [0.0] * 3, "lower")
+    assert found.difference_ratio == -1.0
+    assert found.low_ratio == -1.0
+    assert found.verdict is Verdict.IMPROVEMENT
+
+
+def test_hedges_g_of_unequal_sides_agrees_with_the_textbook() -> None:
+    """Means 2 and 6, variances 1 of 3 and 20/3 of 4: pooled (2 + 20) / 5, correction 1 - 3 / 19."""
+    expected = 4.0 / math.sqrt(22 / 5) * (1 - 3 / 19)
+    assert hedges_g([1.0, 2.0, 3.0], [3.0, 5.0, 7.0, 9.0]) == pytest.approx(expected)
+    assert hedges_g([0.0, 0.0], [0.0, 0.0]) is None
+
+
+def test_pairs_agree_with_scipy_on_values_divided_by_their_means() -> None:
+    other = (10.4, 10.9, 10.2, 10.6, 10.3)
+    found = compare_pairs(BASE, other, "lower")
+    mean_ratio = sum(other) / sum(BASE)
+    differences = np.array(other) / np.mean(other) - np.array(BASE) / np.mean(BASE)
+    expected = stats.ttest_1samp(differences + math.log(mean_ratio), 0.0)
+    low, high = expected.confidence_interval(0.95)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert [found.low_ratio, found.high_ratio] == pytest.approx([math.expm1(low), math.expm1(high)])
+    assert (found.n_baseline, found.n_candidate, found.method) == (5, 5, "paired")
+
+
+def test_pairs_with_an_unknown_value_are_left_out_and_counted() -> None:
+    found = compare_pairs([1.0, None, 1.2], [1.1, 1.0, 1.3], "lower")
+    assert (found.n_baseline, found.n_candidate) == (2, 2)
+    assert found.reason == "2 values are not known and left out"
+    one = compare([1.0, 1.1, None], [1.0, 1.2], "lower")
+    assert one.reason == "1 value is not known and left out"
+
+
+def test_two_one_sided_tests_give_the_p_of_equivalence() -> None:
+    """On the logarithm of the ratio, whose limits are those of 2 % below and above."""
+    other = (10.05, 10.1, 9.95, 10.0)
+    found = compare(BASE, other, "lower")
+    one, two = np.array(other) / np.mean(other), np.array(BASE) / np.mean(BASE)
+    size = math.log(np.mean(other) / np.mean(BASE))
+    p = max(
+        stats.ttest_ind(one + size, two + limit, equal_var=False, alternative=side).pvalue
+        for limit, side in ((math.log(0.98), "greater"), (math.log(1.02), "less"))
+    )
+    assert found.equivalence_p == pytest.approx(p)
+    assert found.verdict is Verdict.UNCHANGED
