@@ -94,6 +94,10 @@ def test_percentiles_are_told_from_twenty_and_from_a_hundred_values_on() -> None
         found = distribution(np.arange(n, dtype=float))
         assert found is not None
         assert (found.p95_s is not None, found.p99_s is not None) == told
+    nine, ten = (distribution(np.arange(n, dtype=float)) for n in (9, 11))
+    assert nine is not None
+    assert ten is not None
+    assert (nine.p90_s, ten.p90_s) == (None, 9.0)
     hundred = distribution(np.arange(101, dtype=float))
     assert hundred is not None
     assert (hundred.p95_s, hundred.p99_s) == (95.0, 99.0)

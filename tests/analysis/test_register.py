@@ -83,6 +83,9 @@ def test_the_period_is_counted_from_near_moves_to_far_ones() -> None:
     register = find_register(seen.t_s, seen.call_s, seen.counter_j)
     assert register is not None
     assert register.period_s == pytest.approx(0.1007, abs=2e-5)
+    assert (
+        0.0 < register.wander_s < 0.001
+    )  # no move is further from the middle of its readings than half of that
 
 
 def test_a_faster_register_is_recognised_by_two_moves_in_a_row() -> None:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
 from llem_airflow.analysis.verdict import (
     GRAVEST_FIRST,
     Comparison,
+    Usual,
     Verdict,
     adjusted,
     compare,
@@ -48,6 +49,7 @@ def test_values_that_can_be_negative_are_compared_by_their_difference() -> None:
     interval = expected.confidence_interval(0.95)
     assert found.p == pytest.approx(expected.pvalue)
     assert [found.low_ratio, found.high_ratio] == pytest.approx([interval.low, interval.high])
+    assert found.difference_ratio == pytest.approx((-0.225 - -1.0) / 1.0)
 
 
 def test_hedges_g_agrees_with_the_textbook() -> None:
@@ -283,3 +285,25 @@ def test_two_one_sided_tests_give_the_p_of_equivalence() -> None:
     )
     assert found.equivalence_p == pytest.approx(p)
     assert found.verdict is Verdict.UNCHANGED
+
+
+@pytest.mark.parametrize(("n", "weight"), [(4, 16), (40, 39)])
+def test_experiments_that_agree_say_how_much_cycles_differ(n: int, weight: int) -> None:
+    """Equal errors of four degrees of freedom each: their logarithms vary by nothing, and trigamma(2) = pi^2/6 - 1."""
+    found = Usual.of([(0.04, 4.0)] * n)
+    assert found is not None
+    between = -(math.pi**2 / 6 - 1)
+    df = 2 / ((weight + (n - 1) * between) / (weight + n - 1))
+    assert found.df == pytest.approx(df)
+    assert found.most_df == 4 * n
+    euler = 0.5772156649015329
+    assert math.log(found.variance / 0.04) == pytest.approx(
+        math.log(2) - (1 - euler) + special.psi(df / 2) - math.log(df / 2)
+    )
+    assert Usual.of([(0.04, 4.0)] * 3) is None
+
+
+def test_what_experiments_say_stands_beside_the_comparison_s_own_by_degrees_of_freedom() -> None:
+    usual = Usual(variance=2.0, df=3.0, most_df=10.0)
+    assert usual.beside(5.0, 6.0) == pytest.approx((4.0, 9.0))
+    assert usual.beside(2.0, 60.0) == pytest.approx((2.0, 10.0))
