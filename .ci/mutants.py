@@ -521,7 +521,7 @@ def _write_bytecode(tree: Path, room: str) -> int:
     return int(pytest.main([*_pytest(tree), "--collect-only", *test_files(tree, room)]))
 
 
-def _fresh(tree: Path, tests: list[str]) -> int:
+def _fresh(tree: Path, tests: tuple[str, ...]) -> int:
     return int(pytest.main([*_pytest(tree), "-x", *tests]))
 
 

@@ -254,6 +254,7 @@ def test_devices_are_summed_and_differing_sources_are_called_mixed() -> None:
     energy = of(rows, meter=meter(devices=(GPU, "GPU-1")))
     assert energy.energy_j == pytest.approx(1500.0)
     assert energy.source == "mixed"
+    assert energy.average_power_w == pytest.approx(150.0)
     assert [gpu.average_power_w for gpu in energy.gpus] == [pytest.approx(100.0), pytest.approx(50.0)]
     assert energy.semantics_version == SEMANTICS_VERSION
 
