@@ -1,6 +1,9 @@
-"""How long the routes of the pages' API take on a year of nights x 100 experiments: cold, and warm (95th percentile).
+"""How long the routes of the pages' API take: cold, and warm (95th percentile).
 
-    python -m benchmarks.web [--nights 365] [--experiments 100] [--cycles 3]
+    python -m benchmarks.web [--nights 365] [--experiments 100] [--cycles 3] [--samples 1000000]
+
+Measured on a year of nights x 100 experiments, on a cycle of 10^6 power samples, and on the check of a small study.
+Targets, each of CPU time as of wall time on an idle machine: 1 s cold, 200 ms warm.
 
 The runs are written by the tables' own writers, without raw cycles; Airflow's database is an empty SQLite one.
 """
@@ -30,7 +33,10 @@ from llem_airflow.analysis.summary import summarise
 from llem_airflow.analysis.tables import cycles_table, experiments_table
 from llem_airflow.results import ResultsRoot, layout
 from llem_airflow.results.folder import json_bytes
-from llem_airflow.web import access, app
+from llem_airflow.web import access, app, new_study
+from tests.analysis.conftest import IDS, run_maker
+from tests.results.recorded import Recording
+from tests.web.test_cycle_view import samples
 
 DAY_NS = 86_400 * 10**9
 BEGAN_NS = 1_760_000_000 * 10**9
@@ -117,33 +123,63 @@ def timed(ask: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - begin_s, time.process_time() - cpu_s
 
 
-def measure(root: ResultsRoot, nights: int) -> Iterator[tuple[str, list[float], int]]:
+def write_long_cycle(root: ResultsRoot, folder: Path, count: int) -> None:
+    """A run of one cycle with so many power samples."""
+    run = run_maker(root, folder)({(0, 1): Recording(requests=200)}, cycles=1)
+    ref = run.cycle(IDS[0], 1)
+    assert ref is not None
+    samples(ref, count, np.random.default_rng(0).normal(200, 5, count))
+
+
+def measure(ask: Callable[[], Any]) -> tuple[list[float], int]:
+    """Cold wall and CPU time, the same warm (95th percentile of 40), in seconds; and the answer's bytes."""
+    gc.collect()
+    cold = timed(ask)
+    warm = [timed(ask) for _ in range(40)]
+    p95 = [statistics.quantiles([one[place] for one in warm], n=20)[-1] for place in (0, 1)]
+    return [*cold, *p95], len(ask().content)
+
+
+def of_nights(root: ResultsRoot, nights: int) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The routes about runs, each asked of a server that has seen nothing."""
     asked = {"dag_id": "nightly", "run_id": RUN.format(nights - 1), "study": "nightly", "metric": "energy_j"}
     asked |= {"table": "experiments", "format": "csv", "name": "summary.json"}
     paths = ("/api/headline", "/api/runs", "/api/explore", "/api/values", "/download/table", "/download/file")
     for path in paths:
-        ask = partial(client(root).get, path, params=asked)
-        gc.collect()
-        cold = timed(ask)
-        warm = [timed(ask) for _ in range(40)]
-        p95 = [statistics.quantiles([one[place] for one in warm], n=20)[-1] for place in (0, 1)]
-        yield path, [*cold, *p95], len(ask().content)
+        yield path, partial(client(root).get, path, params=asked)
+
+
+def of_a_cycle(root: ResultsRoot) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The routes about one cycle, and the check of a study."""
+    asked = {"dag_id": "nightly", "run_id": "r1", "experiment": IDS[0], "cycle": 1}
+    for path in ("/api/cycle", "/api/power", "/api/requests"):
+        yield path, partial(client(root).get, path, params=asked)
+    yield "/api/check", partial(client(root).post, "/api/check", content=new_study.EXAMPLE.read_bytes())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("--nights", 365), ("--experiments", 100), ("--cycles", 3)):
+    defaults = {"--nights": 365, "--experiments": 100, "--cycles": 3, "--samples": 10**6}
+    for name, default in defaults.items():
         parser.add_argument(name, type=int, default=default)
     asked = parser.parse_args()
     logging.disable(logging.INFO)  # the client tells every request
     with tempfile.TemporaryDirectory() as folder:
-        root = ResultsRoot(Path(folder))
+        root, other = ResultsRoot(Path(folder) / "nights"), ResultsRoot(Path(folder) / "cycle")
+        write_long_cycle(other, Path(folder), asked.samples)
         write_runs(root, asked.nights, asked.experiments, asked.cycles)
-        client(root).get("/api/runs", params={"dag_id": "nightly"})  # imports are not what is measured
-        print(f"{asked.nights} nights x {asked.experiments} experiments x {asked.cycles} cycles")
+        small = ResultsRoot(Path(folder) / "small")
+        write_long_cycle(small, Path(folder) / "recorded", 100)
+        for _, ask in (*of_nights(root, asked.nights), *of_a_cycle(small)):
+            ask()  # imports are not what is measured
+        print(
+            f"{asked.nights} nights x {asked.experiments} experiments x {asked.cycles} cycles; "
+            f"a cycle of {asked.samples:,} samples"
+        )
         titles = ("cold ms", "its CPU", "warm p95 ms", "its CPU", "answer KB")
         print(f"{'route':<18}" + "".join(f"{title:>13}" for title in titles))
-        for path, times_s, size in measure(root, asked.nights):
+        for path, ask in (*of_nights(root, asked.nights), *of_a_cycle(other)):
+            times_s, size = measure(ask)
             numbers = [*(f"{one * 1e3:.0f}" for one in times_s), f"{size / 1e3:.0f}"]
             print(f"{path:<18}" + "".join(f"{one:>13}" for one in numbers))
 

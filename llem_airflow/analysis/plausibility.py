@@ -177,7 +177,7 @@ def unusable(series: GpuSeries, source: str | None, gap_s: float, duration_s: fl
         return None
     answered_s = series.answered_t_s
     last_s = float(answered_s[-1]) if len(answered_s) else -np.inf
-    errors = [error for t_s, error in zip(series.t_s, series.errors, strict=True) if error and t_s > last_s]
+    errors = [error for error in series.errors.take(np.flatnonzero(series.t_s > last_s)) if error]
     if source is None and errors and last_s < duration_s:
         return Withheld(
             "gpu_lost",

@@ -17,12 +17,16 @@ HEADERS = {
 
 
 def json_answer(value: Any) -> Response:
-    """Plain JSON values; what is not finite is null, as everywhere in the results."""
+    """Plain JSON values."""
+    return Response(json_text(value), media_type="application/json", headers=HEADERS)
+
+
+def json_text(value: Any) -> str:
+    """Plain JSON values as text; what is not finite is null, as everywhere in the results."""
     try:
-        text = json.dumps(value, allow_nan=False)
+        return json.dumps(value, allow_nan=False)
     except ValueError:
-        text = json.dumps(_finite(value), allow_nan=False)
-    return Response(text, media_type="application/json", headers=HEADERS)
+        return json.dumps(_finite(value), allow_nan=False)
 
 
 def download(data: Any, name: str, media_type: str) -> Response:

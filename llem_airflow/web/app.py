@@ -241,7 +241,7 @@ def cycle_facts(
 ) -> Response:
     """What one cycle left: its result and doubts, or why there is none."""
     stored = _found(dag_id, run_id, state)
-    return _readable(lambda: cycle_view(stored, experiment, cycle, with_tails=may_read_logs))
+    return _readable(lambda: cycle_view(stored, experiment, cycle, state.kept, with_tails=may_read_logs))
 
 
 def live(dag_id: DagId, run_id: RunId, experiment: Experiment, cycle: CycleNumber, state: Asked) -> Response:

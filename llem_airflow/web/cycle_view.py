@@ -24,7 +24,7 @@ from llem_airflow.results.live import is_live
 from llem_airflow.results.parquet import read_table
 from llem_airflow.web.cells import failed_attempts
 from llem_airflow.web.explore import metric_facts
-from llem_airflow.web.kept import file_version
+from llem_airflow.web.kept import Kept, file_version
 
 POINTS = 1_200
 """Points of a series in an answer, at most: smallest and largest value of each of 600 stretches."""
@@ -44,13 +44,16 @@ _READ = (
 Floats = NDArray[np.float64]
 
 
-def cycle_view(run: StoredRun, experiment: str, cycle: int, *, with_tails: bool) -> dict[str, Any]:
+def cycle_view(
+    run: StoredRun, experiment: str, cycle: int, kept: Kept, *, with_tails: bool
+) -> dict[str, Any]:
     """Numbers, flags, environment, files, failed attempts of a cycle; ``measured`` is null for none.
 
     Args:
         run: The run.
         experiment: Id of the experiment.
         cycle: Which repetition, from 1.
+        kept: Where what was worked out is kept.
         with_tails: Whether the user may see the output of attempts.
     """
     refs = [ref for ref in run.cycles(repeats=True) if (ref.experiment_id, ref.cycle) == (experiment, cycle)]
@@ -67,8 +70,13 @@ def cycle_view(run: StoredRun, experiment: str, cycle: int, *, with_tails: bool)
         "failures": failed_attempts(failures, with_tails=with_tails).get((experiment, cycle), []),
         "results": len(refs),
         "live": is_live(run, experiment, cycle),
-        "measured": _measured(refs[-1]) if refs else None,
+        "measured": _kept(refs[-1], kept) if refs else None,
     }
+
+
+def _kept(ref: CycleRef, kept: Kept) -> Any:
+    """What was measured: of 10^6 samples it takes a while to work out, and it stays while the result does."""
+    return kept.of_file("cycle", ref.folder, layout.RESULT, lambda: _measured(ref))
 
 
 def _measured(ref: CycleRef) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from llem_airflow.results.folder import Folder
+from llem_airflow.web.answers import json_text
 
 LARGEST_BYTES = 32 << 20
 """So much JSON is kept, in bytes: of a year of nights x 100 experiments, what the pages show takes about a tenth."""
@@ -43,7 +44,7 @@ class Kept:
             if found is not None and found[0] == version:
                 self._entries.move_to_end(key)
                 return json.loads(found[1])
-        text = json.dumps(make(), allow_nan=False).encode()
+        text = json_text(make()).encode()
         with self._lock:
             self.bytes += len(text) - len(self._entries.pop(key, ("", b""))[1])
             self._entries[key] = version, text

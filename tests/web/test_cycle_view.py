@@ -17,6 +17,7 @@ from llem_airflow.frames import requests_df
 from llem_airflow.results import CycleRef, ResultReadError, layout
 from llem_airflow.results.parquet import POWER_SCHEMA
 from llem_airflow.web.cycle_view import POINTS, PowerSeries, cycle_requests, cycle_view
+from llem_airflow.web.kept import Kept
 from tests.analysis.conftest import IDS, MakeRun, make_run
 from tests.results.recorded import GPU, Recording
 from tests.web.conftest import Site
@@ -55,14 +56,25 @@ def samples(ref: CycleRef, count: int, watts: Any) -> None:
 def test_the_numbers_flags_and_files_are_those_of_the_stored_cycle(make_run: MakeRun) -> None:
     ref = cycle_of(make_run, Recording())
     run = make_run({}, cycles=1)
-    found = cycle_view(run, IDS[0], 1, with_tails=True)["measured"]
+    found = cycle_view(run, IDS[0], 1, Kept(), with_tails=True)["measured"]
     row, _ = read_cycle(ref, position=None, failed_attempts=0)
     told = {metric["name"]: metric["value"] for metric in found["metrics"]}
     assert told == {name: value for name, value in row.measures.items() if value is not None}
     assert [flag["code"] for flag in found["flags"]] == [flag.code for flag in row.flags]
     assert {file["name"] for file in found["files"]} >= {"result.json", "power.parquet", "container.log"}
     assert found["environment"]["driver"] == "580.65.06"
-    assert cycle_view(run, IDS[1], 1, with_tails=True)["measured"] is None
+    assert cycle_view(run, IDS[1], 1, Kept(), with_tails=True)["measured"] is None
+
+
+def test_what_was_measured_is_worked_out_again_only_when_the_result_has_changed(make_run: MakeRun) -> None:
+    ref = cycle_of(make_run, Recording())
+    run, kept = make_run({}, cycles=1), Kept()
+    first = cycle_view(run, IDS[0], 1, kept, with_tails=True)["measured"]
+    ref.folder.write(layout.POWER, b"damaged")
+    assert cycle_view(run, IDS[0], 1, kept, with_tails=True)["measured"] == first
+    result = json.loads(ref.folder.read(layout.RESULT))
+    ref.folder.write(layout.RESULT, json.dumps(result, indent=3).encode())
+    assert cycle_view(run, IDS[0], 1, kept, with_tails=True)["measured"] != first
 
 
 def test_a_zoom_keeps_the_extremes_and_tells_every_sample_when_it_is_close(make_run: MakeRun) -> None:
