@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +194,9 @@ def test_keys_and_values_that_fit_where_the_cursor_stands_are_offered() -> None:
             found = page.evaluate(ask, [text.replace("|", ""), place, schema])
             first = found and (found["begin"], found["options"][0]["insert"])
             assert first == wanted, text
+
+
+def test_an_effect_gives_react_nothing_but_what_undoes_it() -> None:
+    """``scrollIntoView`` gives a promise in newer browsers, which React would call: the page goes blank."""
+    short = re.compile(r"useEffect\(\(\) => [^{]")
+    assert not [name for name, path in MODULES.items() if short.search(path.read_text())]

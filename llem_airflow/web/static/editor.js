@@ -99,7 +99,7 @@ export function Editor({ field, value, schema, problems, warnings, onChange, onF
           event.preventDefault();
           onFile(event.dataTransfer.files[0]);
         },
-        style: { ...TEXT, ...LAYER, pointerEvents: "auto", overflow: "auto", width: "100%", height: "100%", resize: "none", background: "transparent", color: INK },
+        style: { ...TEXT, ...LAYER, pointerEvents: "auto", overflow: "auto", width: "100%", height: "100%", resize: "none", border: 0, background: "transparent", color: INK },
       }),
       offer && h(Offer, { offer, chosen, text: value, scroll, take }),
     ),
@@ -148,7 +148,9 @@ function Marks({ lines, marks, scroll }) {
 function Offer({ offer, chosen, text, scroll, take }) {
   const before = text.slice(0, offer.begin).split("\n");
   const list = useRef(null);
-  useEffect(() => list.current?.children[chosen]?.scrollIntoView({ block: "nearest" }), [chosen]);
+  useEffect(() => {
+    list.current?.children[chosen]?.scrollIntoView({ block: "nearest" });
+  }, [chosen]);
   return h(
     "ul",
     {

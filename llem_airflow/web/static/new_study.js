@@ -146,7 +146,7 @@ function Told({ title, label, rows, field }) {
   return h(
     UI.Box,
     { mb: 4, "data-testid": `llem-${label.toLowerCase()}` },
-    h(UI.Heading, { as: "h2", size: "md", mb: 1, role: "status" }, title),
+    h(UI.Box, { role: "status", mb: 1 }, h(UI.Heading, { as: "h2", size: "md" }, title)),
     h(
       UI.Box,
       { as: "ol", listStyleType: "none", maxH: "24rem", overflow: "auto", tabIndex: 0, "aria-label": label },
