@@ -59,6 +59,7 @@ class LLEMPlugin(AirflowPlugin):
             ("dashboard", "llem-card"),
             ("dag", "llem-study"),
             ("dag_run", "llem-energy"),
+            ("task", "llem-task"),
             ("task_instance", "llem-cycle"),
         )
     ]

@@ -27,7 +27,7 @@ def test_the_file_for_copying_holds_the_same_class() -> None:
 
 def test_every_place_shows_one_component_by_its_own_route() -> None:
     places = {entry["destination"]: entry for entry in LLEMPlugin.react_apps}
-    assert places.keys() == {"nav", "dashboard", "dag", "dag_run", "task_instance"}
+    assert places.keys() == {"nav", "dashboard", "dag", "dag_run", "task", "task_instance"}
     assert {entry["name"] for entry in places.values()} == {"Energy"}
     assert len({entry["url_route"] for entry in places.values()}) == len(places)
     (module,) = {entry["bundle_url"] for entry in places.values()}

@@ -1,7 +1,7 @@
 // The one component of all pages: Airflow gives it the ids of where it stands, and the address says the rest.
 
 import { h, useLocation, useSearchParams } from "./base.js";
-import { TaskPage } from "./cycle.js";
+import { DagTaskPage, TaskPage } from "./cycle.js";
 import { NewStudyPage } from "./new_study.js";
 import { RunPage } from "./run.js";
 import { Card, DagPage, StudiesPage } from "./studies.js";
@@ -14,6 +14,8 @@ function Energy({ dagId, runId, taskId, mapIndex }) {
   const [search] = useSearchParams();
   if (dagId && runId && taskId) return h(TaskPage, { key: `${dagId} ${runId} ${taskId} ${mapIndex}`, dagId, runId, taskId, mapIndex });
   if (dagId && runId) return h(RunPage, { key: `${dagId} ${runId}`, dagId, runId });
+  const [, group] = pathname.match(/\/tasks\/group\/([^/]+)/) ?? []; // Airflow names no group to a page
+  if (dagId && (taskId || group)) return h(DagTaskPage, { key: `${dagId} ${taskId} ${group}`, dagId, taskId, group });
   if (dagId) return h(DagPage, { key: dagId, dagId });
   return pathname.includes("/plugin/") ? h(OF_NAV.get(search.get("page")) ?? StudiesPage) : h(Card);
 }

@@ -31,6 +31,32 @@ export function TaskPage({ dagId, runId, taskId, mapIndex }) {
   );
 }
 
+/** The Energy tab of a task or a group of a DAG: the cycle or the experiment in its newest runs. */
+export function DagTaskPage({ dagId, taskId, group }) {
+  const { data, error } = useApi("runs", { dag_id: dagId });
+  const [, path, cycle] = (taskId ?? "").match(/^(.*)\.cycle_(\d+)$/) ?? [];
+  const experiment = (path ?? (group ? decodeURIComponent(group) : "")).split(".").pop();
+  const where = (row) => `${energyPage(dagId, row.run_id)}?${new URLSearchParams(cycle ? { view: "cycle", cell: `${experiment}.${cycle}` } : { view: "cycles" })}`;
+  return h(
+    Page,
+    { title: "Energy" },
+    error && h(Notice, { kind: "error", title: error }),
+    !data && !error && h(Loading),
+    data && !experiment && h(Muted, null, "This task measures no cycle of its own."),
+    data && experiment && data.runs.length === 0 && h(Muted, null, "No run of this DAG has measured energy yet."),
+    data && experiment && data.runs.length > 0 &&
+      h(
+        Section,
+        { title: cycle ? `${experiment}, cycle ${cycle}, in the newest runs` : `${experiment} in the newest runs` },
+        h(
+          UI.Box,
+          { as: "ul", "data-testid": "llem-task-runs" },
+          data.runs.map((row) => h("li", { key: row.run_id }, h(Link, { to: where(row), style: { textDecoration: "underline" } }, row.started_epoch_ns ? when(row.started_epoch_ns) : row.run_id), row.release ? ` ${row.release}` : "")),
+        ),
+      ),
+  );
+}
+
 export function CyclePage({ dagId, runId, experiment, cycle, label }) {
   const asked = { dag_id: dagId, run_id: runId, experiment, cycle };
   const { data, error } = useApi("cycle", asked, (told) => (told.live ? AT_WORK_MS : told.measured ? null : NOT_YET_MS));

@@ -86,7 +86,7 @@ export function phaseBands(phases, { at, left, right, top, bottom, named }) {
         "g",
         { key: `${phase.name}${phase.begin_s}` },
         h("rect", { x: phase.from, y: top, width: phase.to - phase.from, height: bottom - top, fill: SERIES[TINT[phase.name] ?? 6], fillOpacity: phase.name === "measure" ? 0.14 : 0.07 }),
-        named && phase.to - phase.from > 45 && h("text", { x: phase.from + 4, y: bottom - 5, ...DIM }, phase.name.replaceAll("_", " ")),
+        named && phase.to - phase.from > 6.5 * phase.name.length + 4 && h("text", { x: phase.from + 4, y: bottom - 5, ...DIM }, phase.name.replaceAll("_", " ")),
       ),
     );
 }
