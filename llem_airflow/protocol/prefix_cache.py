@@ -39,10 +39,13 @@ def shared_beginnings(config: Mapping[str, Any]) -> str:
     Returns:
         A sentence without its point; empty where nothing is shared on purpose.
     """
-    prefix_tokens = (config["task"].get("dataset") or {}).get("prefix_tokens")
-    if not prefix_tokens:
+    dataset = config["task"].get("dataset") or {}
+    if prefix_tokens := dataset.get("prefix_tokens"):
+        shared = f"the shared prefix of {prefix_tokens} tokens"
+    elif dataset.get("multi_turn"):
+        shared = "what a turn repeats of its conversation"
+    else:
         return ""
-    shared = f"the shared prefix of {prefix_tokens} tokens"
     on, switch = prefix_cache(config)
     if on:
         return f"{switch} is on: {shared} is computed once, as are prompts that repeat"

@@ -41,7 +41,8 @@ def load_prompts(dataset: Config, *, seed: int, folder: Path | None) -> Prompts:
     if made is not None:
         return Prompts(source, _sha256(_described(made, seed)), (), n_prompts, made)
     path, resolved = _file(source, folder)
-    items = _ordered(read_prompts(path, source, n_prompts), n_prompts, dataset["order"], seed)
+    records = read_prompts(path, source, n_prompts, multi_turn=bool(dataset.get("multi_turn")))
+    items = _ordered(records, n_prompts, dataset["order"], seed)
     return Prompts(resolved, _sha256(canonical_json(list(items))), items, n_prompts)
 
 
@@ -61,19 +62,20 @@ def prompt_problems(study: Study) -> list[Problem]:
 
     A dataset of the hub, and an absolute path that does not exist on this machine, are left to the worker.
     """
-    needed: dict[str, int] = {}
+    needed: dict[tuple[str, bool], int] = {}
     for experiment in study.experiments:
         dataset = experiment.config["task"]["dataset"]
-        needed[dataset["source"]] = max(dataset["n_prompts"], needed.get(dataset["source"], 0))
+        which = dataset["source"], bool(dataset.get("multi_turn"))
+        needed[which] = max(dataset["n_prompts"], needed.get(which, 0))
     problems = []
-    for source, n_prompts in needed.items():
+    for (source, multi_turn), n_prompts in needed.items():
         if SYNTHETIC.match(source) or names_dataset(source):
             continue
         try:
             path, _ = _file(source, study.folder)
             if path.is_absolute() and source == str(path) and not os.path.lexists(path):
                 continue
-            read_prompts(path, source, n_prompts)
+            read_prompts(path, source, n_prompts, multi_turn=multi_turn)
         except PromptsError as error:
             where, _, found = f"{error}".partition(": ")
             value = source if where.endswith("source") else n_prompts
@@ -105,6 +107,11 @@ def _ordered(records: list[Record], n_prompts: int, order: str, seed: int) -> tu
 
 COLUMNS = ("prompt", "text", "instruction", "input", "question")
 """Fields of a record that may hold the prompt, in the order in which they are tried."""
+MESSAGES = ("messages",)
+"""Field of a record that holds a conversation."""
+_EACH_MESSAGE = (
+    "a conversation is a system message or none, then user and assistant in turn, each with a content"
+)
 MAX_FILE_BYTES = 256 * 1024 * 1024
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _MOST_UNPACKED_BYTES = 4 * MAX_FILE_BYTES
@@ -124,8 +131,8 @@ _BEGINS = {
 }
 
 
-def read_prompts(path: Path, source: str, n_prompts: int) -> list[Record]:
-    """Every record that holds a prompt, with it.
+def read_prompts(path: Path, source: str, n_prompts: int, *, multi_turn: bool = False) -> list[Record]:
+    """Every record that holds a prompt, or a conversation (as the JSON of its messages), with it.
 
     Records without one, and header lines (keys that begin with ``_``), are left out.
 
@@ -133,14 +140,16 @@ def read_prompts(path: Path, source: str, n_prompts: int) -> list[Record]:
         path: The file: JSON lines, or Parquet.
         source: What the study calls it.
         n_prompts: How many there must be at least.
+        multi_turn: Whether its records are conversations.
 
     Raises:
         PromptsError: It cannot be read, a prompt cannot be used, or there are too few; with the row, from 1.
     """
     left_out: dict[str, list[int]] = {}
     try:
-        rows = _rows(path, source)
-        records = [found for row, record in rows if (found := _prompt_of(record, source, row, left_out))]
+        rows = _rows(path, source, MESSAGES if multi_turn else COLUMNS)
+        take = _conversation_of if multi_turn else _prompt_of
+        records = [found for row, record in rows if (found := take(record, source, row, left_out))]
     except FileNotFoundError:
         raise _wrong(source, f"no such file: {path}", "paths are relative to the study file") from None
     except OSError as error:
@@ -149,18 +158,23 @@ def read_prompts(path: Path, source: str, n_prompts: int) -> list[Record]:
         return records
     rest = ", ".join(f"{len(rows)} {why}, the first in row {rows[0]}" for why, rows in left_out.items())
     rest = f" ({rest})" if rest else ""
+    if not records and multi_turn:
+        raise PromptsError(
+            f"task.dataset.source: {source!r} has no conversations: no record has the column messages{rest}"
+        )
     if not records:
         raise PromptsError(
             f"task.dataset.source: {source!r} has no prompts: no record has one of the columns {', '.join(COLUMNS)} "
             f"with a text in it{rest}"
         )
+    what = counted(len(records), "conversation" if multi_turn else "usable prompt")
     raise PromptsError(
-        f"task.dataset.n_prompts: {source!r} has {counted(len(records), 'usable prompt')}{rest} "
+        f"task.dataset.n_prompts: {source!r} has {what}{rest} "
         f"but n_prompts is {n_prompts}; set n_prompts to {len(records)} or less, or name a larger file"
     )
 
 
-def _rows(path: Path, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(path: Path, source: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
     if path.is_dir():
         raise _wrong(source, "is a folder", "name a .jsonl or .parquet file")
     if path.exists() and not path.is_file():  # opening a pipe waits for ever
@@ -178,7 +192,7 @@ def _rows(path: Path, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
     if is_parquet != (path.suffix == ".parquet"):
         what = "is Parquet" if is_parquet else "is no Parquet file"
         raise _wrong(source, what, "rename it, or save it as it is named")
-    return _parquet(path, source) if is_parquet else _lines(path, source)
+    return _parquet(path, source, columns) if is_parquet else _lines(path, source)
 
 
 def _lines(path: Path, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -210,7 +224,7 @@ def _json(line: bytes, place: str, *, first: bool) -> dict[str, Any] | None:
     return record if text.strip() else None
 
 
-def _parquet(path: Path, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parquet(path: Path, source: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow as pa  # noqa: PLC0415  # reading a study loads no Arrow
     import pyarrow.parquet as pq  # noqa: PLC0415  # as above
 
@@ -218,9 +232,9 @@ def _parquet(path: Path, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with pq.ParquetFile(path) as file:
             known = file.schema_arrow.names
-            wanted = [name for name in (*COLUMNS, "source") if known.count(name) == 1]
-            if not set(wanted) & set(COLUMNS):
-                has = f"none of its columns ({', '.join(known[:20])}) is one of {', '.join(COLUMNS)}"
+            wanted = [name for name in (*columns, "source") if known.count(name) == 1]
+            if not set(wanted) & set(columns):
+                has = f"none of its columns ({', '.join(known[:20])}) is one of {', '.join(columns)}"
                 raise _wrong(source, f"has no prompts: {has}", "rename the column that holds them")
             unpacked = sum(file.metadata.row_group(n).total_byte_size for n in range(file.num_row_groups))
             if unpacked > _MOST_UNPACKED_BYTES:
@@ -251,6 +265,42 @@ def _prompt_of(
         why = "of another type than text"
     left_out.setdefault(why, []).append(row)
     return None
+
+
+def _conversation_of(
+    record: dict[str, Any], source: str, row: int, left_out: dict[str, list[int]]
+) -> Record | None:
+    """A record and the JSON of its messages; an answer at the end, which nothing follows, is left out."""
+    messages = record.get("messages")
+    if messages is None:
+        left_out.setdefault("without messages", []).append(row)
+        return None
+    place = f"{source}:{row}"
+    if not isinstance(messages, list) or not messages:
+        raise _at(place, "messages is no list with messages in it", _EACH_MESSAGE)
+    found: list[dict[str, str]] = []
+    for number, message in enumerate(messages, 1):
+        found.append(_message(message, found, place, number))
+    if found[-1]["role"] == "assistant":
+        found.pop()
+    if found[-1]["role"] != "user":
+        raise _at(place, "no message is the user's", _EACH_MESSAGE)
+    return record, canonical_json(found)
+
+
+def _message(message: Any, before: list[dict[str, str]], place: str, number: int) -> dict[str, str]:
+    if not isinstance(message, dict):
+        raise _at(place, f"message {number} is no object", _EACH_MESSAGE)
+    role, content = message.get("role"), message.get("content")
+    due = ("user",) if before else ("system", "user")
+    if before and before[-1]["role"] == "user":
+        due = ("assistant",)
+    if role not in due:
+        what = f"message {number} has the role {role!r} where {' or '.join(due)} is due"
+        raise _at(place, what, _EACH_MESSAGE)
+    if not isinstance(content, str) or not content.strip():
+        raise _at(place, f"message {number} has no text in its content", _EACH_MESSAGE)
+    return {"role": str(role), "content": _usable(content, place, f"message {number}")}
 
 
 def _usable(prompt: str, place: str, column: str) -> str:

@@ -8,11 +8,13 @@ import resource
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llem_airflow.measurement.load.arrivals import arrival_times
 from llem_airflow.protocol.files import EVENTS
 from llem_airflow.protocol.spec import ExperimentSpec
 from tests.measurement.running import PLUGIN, ROOT, Ran, start
@@ -106,3 +108,42 @@ def test_chunks_with_several_tokens_count_each_of_them(tmp_path: Path) -> None:
     came = [t for row in ran.requests for t in row["token_mono_ns"]]
     assert window.output_tokens == sum(window.t_begin_mono_ns <= t < window.t_end_mono_ns for t in came)
     assert json.loads((ran.out / "load.json").read_text())["phase"] == "measure"
+
+
+USER, ANSWER = {"role": "user", "content": "one"}, {"role": "assistant", "content": "two three"}
+TALK = [
+    [USER, ANSWER, {"role": "user", "content": "x"}],
+    [{"role": "system", "content": "be brief"}, {"role": "user", "content": "four"}],
+]
+
+
+def talking(max_input_tokens: int | None = 32) -> ExperimentSpec:
+    spec = short(rate=30.0)
+    task = spec.config["task"] | {"dataset": {"multi_turn": True}, "max_input_tokens": max_input_tokens}
+    items = tuple(json.dumps(messages) for messages in TALK)
+    prompts = replace(spec.prompts, items=items, n_prompts=2, source="c.jsonl")
+    return replace(spec, config=spec.config | {"task": task}, prompts=prompts)
+
+
+def test_turns_of_a_conversation_follow_each_other_with_the_answers_of_the_file(tmp_path: Path) -> None:
+    ran = attempt(tmp_path, talking())
+    assert ran.code == 0, ran.stdout
+    plan = json.loads((ran.out / "load.json").read_text())
+    assert plan["turns"] == [2, 1]
+    # A word is a token: <user> one <assistant>, then <user> one <assistant> two three <user> x <assistant>.
+    assert [len(prompt["token_ids"]) for prompt in plan["prompts"]] == [3, 8, 6]
+    assert plan["due_s"] == list(arrival_times("poisson", rate_per_s=30.0 / 1.5, duration_s=1.7, seed=3))
+    ends_ns = {row["t_end_mono_ns"] for row in ran.requests if row["prompt_index"] == 0}
+    second = [row for row in ran.requests if row["prompt_index"] == 1]
+    assert second
+    assert {row["t_due_mono_ns"] for row in second} <= ends_ns
+    assert {row["input_tokens"] for row in second} == {8}
+
+
+def test_a_turn_that_would_have_to_be_cut_is_told_with_its_conversation(tmp_path: Path) -> None:
+    failed = attempt(tmp_path, talking(max_input_tokens=7))
+    assert failed.error.category == "bad_parameter"
+    assert (
+        "prompts 'c.jsonl': turn 2 of conversation 1 is 8 tokens with what comes before it, and task.max_input_tokens "
+        "is 7: raise it"
+    ) in failed.error.message

@@ -44,6 +44,7 @@ READERS: dict[str, str] = {
         f"task.dataset.{key}": f"llem_airflow.study.synthetic:{key}"
         for key in ("range_ratio", "input_tokens_stddev", "output_tokens_stddev", "prefix_tokens")
     },
+    "task.dataset.multi_turn": f"{SERVER}.conversations:multi_turn",
     "measurement.meter": f"{SPEC}:meter",
     "measurement.energy_sampler": "llem_airflow.study.config.experiment:energy_sampler",
     "measurement.power_hz": f"{SPEC}:power_hz",

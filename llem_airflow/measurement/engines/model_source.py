@@ -89,6 +89,28 @@ def encode_texts(
     return [tuple(ids) for ids in encoded["input_ids"]]
 
 
+def encode_chats(tokenizer: Any, chats: Sequence[Sequence[dict[str, str]]]) -> list[tuple[int, ...]]:
+    """Token ids of conversations up to a message of the user, in the tokenizer's chat template.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        chats: Messages of each, with role and content.
+
+    Raises:
+        MeasurementError: The tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise MeasurementError(
+            "task.dataset.multi_turn: this tokenizer has no chat template, which tells the turns apart: use a model "
+            "that was trained for conversations",
+            category="bad_parameter",
+        )
+    texts = [
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats
+    ]
+    return [tuple(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
 def vocabulary_of(tokenizer: Any) -> Vocabulary:
     """Every id of the tokenizer, and which of them are special."""
     return Vocabulary(size=len(tokenizer), special_ids=frozenset(tokenizer.all_special_ids))

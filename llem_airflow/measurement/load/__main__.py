@@ -65,7 +65,7 @@ async def _run(plan: LoadPlan, rows: TextIO, say: Callable[[dict[str, Any]], Non
     def on_row(row: RequestRow) -> None:
         rows.write(row_line(row, plan.phase))
 
-    endpoint, bodies = Endpoint.of(plan.endpoint), plan.bodies()
+    endpoint, asked = Endpoint.of(plan.endpoint), plan.conversations()
     gc.collect()
     gc.freeze()  # the plan is looked through no more: a collection among requests would make them late
     if plan.end_s is not None:
@@ -75,7 +75,7 @@ async def _run(plan: LoadPlan, rows: TextIO, say: Callable[[dict[str, Any]], Non
         if plan.users is not None:
             return await closed_loop(
                 endpoint,
-                bodies,
+                asked,
                 users=plan.users,
                 duration_s=plan.duration_s or 0.0,
                 start_mono_ns=plan.start_mono_ns,
@@ -85,7 +85,7 @@ async def _run(plan: LoadPlan, rows: TextIO, say: Callable[[dict[str, Any]], Non
             )
         return await open_loop(
             endpoint,
-            bodies,
+            asked,
             plan.due_s or (),
             start_mono_ns=plan.start_mono_ns,
             timeout_s=plan.timeout_s,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import resource
 import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from llem_airflow.measurement.load.exchange import Exchange
-from llem_airflow.measurement.load.rows import CUT, ERROR, TIMEOUT, RequestRow
+from llem_airflow.measurement.load.rows import CUT, ERROR, OK, TIMEOUT, RequestRow
 
 IDLE_CONNECTION_S = 4.0
 """Older idle connections are not used again: uvicorn, which vLLM and TensorRT-LLM serve with, closes them after 5 s."""
@@ -85,9 +87,38 @@ class ClientFacts:
     duration_s: float
 
 
+class Conversations:
+    """What is asked, and which request follows which: the turns of a conversation, one after the other."""
+
+    def __init__(
+        self, requests: Sequence[bytes], turns: Sequence[int] = (), duration_s: float = math.inf
+    ) -> None:
+        """Lay them out.
+
+        Args:
+            requests: JSON bodies of one pass.
+            turns: How many of them each conversation has, in their order; empty where each is one of its own.
+            duration_s: No further turn is begun later than this, in seconds from the start.
+        """
+        lengths = turns or (1,) * len(requests)
+        self.requests, self.duration_s = requests, duration_s
+        self._first = [0, *accumulate(lengths)][: len(lengths)]
+        self._last = {first + length - 1 for first, length in zip(self._first, lengths, strict=True)}
+        self._opened = 0
+
+    def opening(self) -> int:
+        """The first request of the next conversation; they repeat."""
+        self._opened += 1
+        return self._first[(self._opened - 1) % len(self._first)]
+
+    def following(self, row: RequestRow) -> int | None:
+        """The next request of its conversation; None at its end, and when it was not answered."""
+        return row.prompt_index + 1 if row.status == OK and row.prompt_index not in self._last else None
+
+
 async def open_loop(
     endpoint: Endpoint,
-    requests: Sequence[bytes],
+    conversations: Conversations,
     due_s: Sequence[float],
     *,
     start_mono_ns: int,
@@ -98,10 +129,14 @@ async def open_loop(
 ) -> ClientFacts:
     """Send each request at its due time, however the server fares (no coordinated omission).
 
+    The next turn of a conversation is due when the answer to the one before has come; a turn that fails ends its
+    conversation. Such traffic is open between conversations and closed within one ("partly open": Schroeder,
+    Wierman, Harchol-Balter, NSDI 2006).
+
     Args:
         endpoint: Where to.
-        requests: JSON bodies; request i of the schedule is ``requests[i % len(requests)]``.
-        due_s: When each is due, in seconds from the start, ascending.
+        conversations: What is asked; they repeat.
+        due_s: When each request, or the first turn of each conversation, is due, in seconds from the start, ascending.
         start_mono_ns: The start, in nanoseconds of the monotonic clock.
         timeout_s: How long after its due time a request is given up, in seconds.
         on_row: Gets the row of each request as it ends.
@@ -109,20 +144,34 @@ async def open_loop(
             their due time.
         stop: What is still open is cut when it is set; requests that are not due yet get no row. None waits for all.
     """
-    traffic = _Traffic(endpoint, requests, on_row, timeout_s, concurrency_cap)
-    due_ns = [start_mono_ns + round(at_s * 1e9) for at_s in due_s]
-    traffic.expect(len(due_ns))
-    coming = iter(enumerate(due_ns))
-    entry: tuple[int, int] | None = next(coming, None)
+    last_ns = start_mono_ns + conversations.duration_s * 1e9
+
+    def ended(row: RequestRow) -> None:
+        on_row(row)
+        following = conversations.following(row)
+        if following is not None and row.t_end_mono_ns < last_ns:
+            traffic.expect(1)
+            loop.call_soon(go_on, following, row.t_end_mono_ns)
+
+    def go_on(prompt_index: int, due_ns: int) -> None:
+        if traffic.closed:
+            traffic.expect(-1)
+        else:
+            traffic.begin(prompt_index, due_ns)
+
+    traffic = _Traffic(endpoint, conversations.requests, ended, timeout_s, concurrency_cap)
+    coming = iter([start_mono_ns + round(at_s * 1e9) for at_s in due_s])
+    traffic.expect(len(due_s))
+    entry_ns: int | None = next(coming, None)
 
     def dispatch() -> None:
-        nonlocal entry
+        nonlocal entry_ns
         now_ns = time.monotonic_ns()
-        while entry is not None and entry[1] <= now_ns and not traffic.closed:
-            traffic.begin(*entry)
-            entry = next(coming, None)
-        if entry is not None and not traffic.closed:
-            loop.call_at(entry[1] / 1e9, dispatch)
+        while entry_ns is not None and entry_ns <= now_ns and not traffic.closed:
+            traffic.begin(conversations.opening(), entry_ns)
+            entry_ns = next(coming, None)
+        if entry_ns is not None and not traffic.closed:
+            loop.call_at(entry_ns / 1e9, dispatch)
 
     loop = asyncio.get_running_loop()
     dispatch()
@@ -131,7 +180,7 @@ async def open_loop(
 
 async def closed_loop(
     endpoint: Endpoint,
-    requests: Sequence[bytes],
+    conversations: Conversations,
     *,
     users: int,
     duration_s: float,
@@ -146,7 +195,7 @@ async def closed_loop(
 
     Args:
         endpoint: Where to.
-        requests: JSON bodies, taken in turn.
+        conversations: What is asked; a user goes through one before the next.
         users: How many.
         duration_s: For how long new requests are sent, in seconds from the start.
         start_mono_ns: As in ``open_loop``.
@@ -156,24 +205,21 @@ async def closed_loop(
     """
     begin_s = start_mono_ns / 1e9
     loop = asyncio.get_running_loop()
-    begun = 0
 
-    def ask(due_s: float) -> None:
-        nonlocal begun
+    def ask(due_s: float, following: int | None = None) -> None:
         if traffic.closed or due_s >= begin_s + duration_s:
             traffic.expect(-1)
             return
-        index, begun = begun, begun + 1
         traffic.expect(1)
-        traffic.begin(index, round(due_s * 1e9))
+        traffic.begin(conversations.opening() if following is None else following, round(due_s * 1e9))
 
     def ended(row: RequestRow) -> None:
         on_row(row)
         pause_s = AFTER_FAILURE_S if row.status == ERROR else 0.0
         due_s = max(row.t_end_mono_ns / 1e9 + pause_s, begin_s)
-        loop.call_at(due_s, ask, due_s)
+        loop.call_at(due_s, ask, due_s, conversations.following(row))
 
-    traffic = _Traffic(endpoint, requests, ended, timeout_s, None)
+    traffic = _Traffic(endpoint, conversations.requests, ended, timeout_s, None)
     traffic.expect(users)  # each of them is one more to wait for until it stops asking
     for _ in range(users):
         loop.call_at(begin_s, ask, begin_s)
@@ -215,9 +261,10 @@ class _Traffic:
         if self._expected <= 0 and not self._over.done():
             self._over.set_result(None)
 
-    def begin(self, index: int, due_ns: int) -> None:
+    def begin(self, prompt_index: int, due_ns: int) -> None:
         """A request is due."""
-        exchange = Exchange(index, index % len(self._messages), due_ns)
+        index = len(self._lateness_ns)
+        exchange = Exchange(index, prompt_index, due_ns)
         self._lateness_ns.append(max(time.monotonic_ns() - due_ns, 0))
         self._open[index] = exchange
         exchange.timer = self._loop.call_at(due_ns / 1e9 + self._timeout_s, self._end, exchange, TIMEOUT)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llem_airflow.measurement.load.client import Endpoint
+from llem_airflow.measurement.load.client import Conversations, Endpoint
 from llem_airflow.protocol.typed_json import ProtocolError, from_json, to_json
 
 
@@ -36,13 +37,15 @@ class LoadPlan:
         endpoint: The server's root, ``http://HOST:PORT``.
         model: Name that the server knows its model by.
         prompts: Request i of the schedule asks ``prompts[i % len(prompts)]``.
+        turns: How many of the prompts each conversation has, in their order; then the schedule is that of their first
+            turns, and each further one is due when the answer before it has come. Empty: no prompt follows another.
         start_mono_ns: When the traffic begins, in nanoseconds of the monotonic clock, which all processes of a host
             share.
         timeout_s: How long after its due time a request is given up, in seconds.
         phase: What its rows are marked with.
         due_s: When each request is due, in seconds from the start, ascending.
         users: Users of the closed loop.
-        duration_s: For how long these ask, in seconds.
+        duration_s: For how long these ask, or further turns of conversations are begun, in seconds.
         end_s: When what is still open is cut, in seconds from the start; None waits for all.
         concurrency_cap: Most requests in flight of an open loop.
         sampling: More fields of each request's body (temperature, ignore_eos, seed, ...).
@@ -60,6 +63,7 @@ class LoadPlan:
     end_s: float | None = None
     concurrency_cap: int | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
+    turns: tuple[int, ...] = ()
 
     def checked(self) -> LoadPlan:
         """The plan itself.
@@ -77,11 +81,19 @@ class LoadPlan:
             raise ProtocolError("load plan: due_s must ascend")
         if not self.prompts or any((one.text is None) == (one.token_ids is None) for one in self.prompts):
             raise ProtocolError("load plan: it needs prompts, each with text or token_ids, and not both")
+        if self.turns and (sum(self.turns) != len(self.prompts) or min(self.turns) < 1):
+            raise ProtocolError("load plan: turns, each 1 or more, are as many as there are prompts")
         try:
             Endpoint.of(self.endpoint)
         except ValueError as error:
             raise ProtocolError(f"load plan: {error}") from error
         return self
+
+    def conversations(self) -> Conversations:
+        """What is asked."""
+        return Conversations(
+            self.bodies(), self.turns, math.inf if self.duration_s is None else self.duration_s
+        )
 
     def bodies(self) -> list[bytes]:
         """The JSON body of each prompt's request."""

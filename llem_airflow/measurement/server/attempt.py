@@ -25,7 +25,6 @@ from llem_airflow.measurement.load.client import ClientFacts
 from llem_airflow.measurement.load.process import LoadError, LoadProcess
 from llem_airflow.measurement.output import EventLog, anchor, seconds_since
 from llem_airflow.measurement.process import LEAST_CPU_S, cpu_time, host_memory, look_every_s, spent
-from llem_airflow.measurement.prompts import prompt_set
 from llem_airflow.measurement.recent_power import last_rows
 from llem_airflow.measurement.sampler import Sampler, start_sampler
 from llem_airflow.measurement.server.command import (
@@ -35,6 +34,7 @@ from llem_airflow.measurement.server.command import (
     server_command,
     vllm_is_for_cpus,
 )
+from llem_airflow.measurement.server.conversations import requests_of
 from llem_airflow.measurement.server.process import ServerProcess, free_port, server_error
 from llem_airflow.measurement.server.scrape import METRICS, Scraper, labels
 from llem_airflow.measurement.server.tokenizer import Tokenizer
@@ -116,7 +116,7 @@ class ServerAttempt(Attempt):
             command = server_command(self._spec, port, self._out)
             self._log.note(shlex.join(command.argv))
             server = self._server = ServerProcess(command.argv, port, self._out / SERVER_LOG)
-            prompts = prompt_set(self._spec, Tokenizer(self._spec))
+            prompts = requests_of(self._spec, Tokenizer(self._spec))
             starting = _StartUp(self._log, self._spec.limits.silence_s, self._out / SERVER_LOG)
 
             def on_wait() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llem_airflow.measurement.engines.contract import Vocabulary
-from llem_airflow.measurement.engines.model_source import encode_texts, source_of, vocabulary_of
+from llem_airflow.measurement.engines.model_source import encode_chats, encode_texts, source_of, vocabulary_of
 from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.generation import engine_params, llem_execution
 from llem_airflow.protocol.spec import ExperimentSpec
@@ -39,6 +39,10 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[tuple[int, ...]]:
         """Token ids of texts, each cut to ``max_tokens`` tokens from its begin."""
         return encode_texts(self._tokenizer, texts, max_tokens, chat_template=self._chat_template)
+
+    def encode_chats(self, chats: Sequence[Sequence[dict[str, str]]]) -> list[tuple[int, ...]]:
+        """Token ids of conversations, each up to a message of the user."""
+        return encode_chats(self._tokenizer, chats)
 
     def vocabulary(self) -> Vocabulary:
         """Every id of the tokenizer but the special ones."""

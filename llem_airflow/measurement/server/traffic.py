@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any, TypedDict
 
 from llem_airflow.measurement.engines.contract import Prompt
 from llem_airflow.measurement.load.arrivals import arrival_times
 from llem_airflow.measurement.load.plan import LoadPlan, LoadPrompt
 from llem_airflow.measurement.server.command import HOST, sampling_fields
+from llem_airflow.measurement.server.conversations import turns_of
 from llem_airflow.protocol.spec import ExperimentSpec
 
 EDGE_S = 1.0
@@ -38,7 +40,7 @@ class Traffic:
     """What the study asks for under ``server.traffic``.
 
     Attributes:
-        rate_per_s: Mean arrivals in a second; None in a closed loop.
+        rate_per_s: Mean requests in a second; None in a closed loop.
         users: Users of a closed loop, each of whom asks again when it was answered; None in an open one.
         arrival: poisson, gamma or constant.
         burstiness: Coefficient of variation of the gaps, for gamma.
@@ -47,6 +49,7 @@ class Traffic:
         concurrency_cap: Most requests in flight, or None.
         timeout_s: How long after its due time a request is given up, in seconds.
         seed: Of this cycle's arrivals.
+        turns: Mean requests of a conversation: so many times rarer one begins.
     """
 
     rate_per_s: float | None
@@ -58,6 +61,7 @@ class Traffic:
     concurrency_cap: int | None
     timeout_s: float
     seed: int
+    turns: float = 1.0
 
     def __str__(self) -> str:
         """For a log."""
@@ -79,12 +83,12 @@ class Traffic:
             return Load(users=self.users, duration_s=duration_s)
         due_s = arrival_times(
             self.arrival,
-            rate_per_s=self.rate_per_s,
+            rate_per_s=self.rate_per_s / self.turns,
             duration_s=duration_s,
             burstiness=self.burstiness,
             seed=seed,
         )
-        return Load(due_s=tuple(due_s))
+        return Load(due_s=tuple(due_s), duration_s=duration_s)
 
 
 def traffic_of(spec: ExperimentSpec) -> Traffic:
@@ -107,6 +111,7 @@ def traffic_of(spec: ExperimentSpec) -> Traffic:
         concurrency_cap=said.get("concurrency_cap"),
         timeout_s=float(said["request_timeout_seconds"]),
         seed=int(seed or 0) + CYCLE_SEED * (spec.cycle - 1),
+        turns=mean(turns_of(spec) or (1,)),
     )
 
 
@@ -143,6 +148,7 @@ def load_plan(
         phase=phase,
         concurrency_cap=traffic.concurrency_cap,
         sampling=shared,
+        turns=turns_of(spec),
         **load,
     )
 

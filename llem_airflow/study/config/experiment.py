@@ -67,6 +67,8 @@ def builtin_prompts() -> int:
 
 _SYNTHETIC_ONLY = ("range_ratio", "input_tokens_stddev", "output_tokens_stddev", "prefix_tokens")
 """Keys of ``task.dataset`` that only synthetic prompts have."""
+_OPTIONAL = (*_SYNTHETIC_ONLY, "multi_turn")
+"""Keys that are of the experiment only where they are asked for: those before them keep their identity."""
 
 
 class Dataset(Consistent):
@@ -101,12 +103,15 @@ class Dataset(Consistent):
         ge=0,
         le=9_999_999,
     )
+    multi_turn: bool = key(
+        False,
+        "Each record is a conversation (`messages`: role and content). Under a server a turn is asked when the answer "
+        "before it has come, with the file's answers as context.",
+    )
 
     def config(self) -> Config:
         """The section as it is measured; what only some sets have is there only if it is asked for."""
-        return {
-            name: value for name, value in self.model_dump().items() if name not in _SYNTHETIC_ONLY or value
-        }
+        return {name: value for name, value in self.model_dump().items() if name not in _OPTIONAL or value}
 
     def contradictions(self) -> Iterator[Contradiction]:
         """More prompts than the shipped set has, two distributions, what only synthetic prompts have."""
@@ -116,6 +121,9 @@ class Dataset(Consistent):
             yield (asked[0], "source"), found, "write source: synthetic:<in>x<out>, or leave it out"
         spread = next((name for name in asked if name.endswith("_stddev")), None)
         match = SYNTHETIC.match(self.source)
+        if self.multi_turn and (match or self.source in {BUILTIN, *STANDING_IN}):
+            found = f"multi_turn needs conversations but source is {show(self.source)}"
+            yield ("multi_turn", "source"), found, "name a .jsonl or .parquet file with a column 'messages'"
         for place, name in enumerate(("input_tokens_stddev", "output_tokens_stddev"), 1):
             if match and (getattr(self, name) or 0) > int(match[place]):
                 found = f"{name} {getattr(self, name):g} is above the {int(match[place])} tokens of {show(self.source)}"

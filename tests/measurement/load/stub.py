@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from llem_airflow.measurement.load.client import ClientFacts, Endpoint, open_loop
+from llem_airflow.measurement.load.client import ClientFacts, Conversations, Endpoint, open_loop
 from llem_airflow.measurement.load.rows import RequestRow
 from llem_airflow.measurement.load.timing import precise_event_loop
 
@@ -214,7 +214,7 @@ def ask(
             start_ns = time.monotonic_ns() + 20_000_000
             facts = await open_loop(
                 stub.endpoint,
-                [BODY],
+                Conversations([BODY]),
                 due_s,
                 start_mono_ns=start_ns,
                 timeout_s=timeout_s,

@@ -6,13 +6,21 @@ import resource
 import socket
 import time
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
-from llem_airflow.measurement.load.client import AFTER_FAILURE_S, Endpoint, closed_loop, open_loop
+from llem_airflow.measurement.load.client import (
+    AFTER_FAILURE_S,
+    Conversations,
+    Endpoint,
+    closed_loop,
+    open_loop,
+)
 from llem_airflow.measurement.load.rows import RequestRow
 from tests.measurement.load.stub import (
     BODY,
+    Script,
     Wire,
     always,
     answer,
@@ -291,7 +299,7 @@ def test_a_server_that_is_not_there() -> None:
         run(
             open_loop(
                 Endpoint("127.0.0.1", port),
-                [BODY],
+                Conversations([BODY]),
                 [0.0, 0.05],
                 start_mono_ns=time.monotonic_ns(),
                 timeout_s=5,
@@ -312,7 +320,7 @@ def test_no_more_file_handles_is_told_apart_and_does_not_end_the_traffic() -> No
         try:
             facts = await open_loop(
                 Endpoint(*server.getsockname()),
-                [BODY],
+                Conversations([BODY]),
                 [0.0] * 20 + [0.5],
                 start_mono_ns=time.monotonic_ns(),
                 timeout_s=0.3,
@@ -343,7 +351,7 @@ def test_what_is_open_at_the_end_is_cut_and_what_is_not_due_has_no_row() -> None
             rows: list[RequestRow] = []
             await open_loop(
                 stub.endpoint,
-                [BODY],
+                Conversations([BODY]),
                 [0.0, 0.01, 9.0],
                 start_mono_ns=time.monotonic_ns(),
                 timeout_s=30,
@@ -366,7 +374,7 @@ def test_a_row_that_cannot_be_written_ends_the_traffic_with_that_error() -> None
         async with serving(always(GOOD)) as stub:
             await open_loop(
                 stub.endpoint,
-                [BODY],
+                Conversations([BODY]),
                 [0.0, 9.0],
                 start_mono_ns=time.monotonic_ns(),
                 timeout_s=30,
@@ -389,7 +397,7 @@ def test_a_closed_loop_has_as_many_requests_in_flight_as_users_and_never_more(us
             start_ns = time.monotonic_ns() + 50_000_000
             await closed_loop(
                 stub.endpoint,
-                [b"1", b"2"],
+                Conversations([b"1", b"2"]),
                 users=users,
                 duration_s=0.6,
                 start_mono_ns=start_ns,
@@ -421,7 +429,7 @@ def test_a_user_waits_a_little_after_a_failure() -> None:
             rows: list[RequestRow] = []
             await closed_loop(
                 stub.endpoint,
-                [BODY],
+                Conversations([BODY]),
                 users=1,
                 duration_s=0.35,
                 start_mono_ns=time.monotonic_ns(),
@@ -453,3 +461,87 @@ def test_an_endpoint_writes_its_request() -> None:
     assert message.startswith(b"POST /v1/completions HTTP/1.1\r\nHost: h:1\r\n")
     assert message.endswith(b"Content-Length: 2\r\n\r\n{}")
     assert json.loads(message.partition(b"\r\n\r\n")[2]) == {}
+
+
+TALKS = Conversations([b"a1", b"a2", b"a3", b"b1", b"c1", b"c2"], (3, 1, 2))
+
+
+def talk(
+    script: Script, due_s: list[float], duration_s: float = 9.0, **how: Any
+) -> tuple[list[RequestRow], list[bytes]]:
+    """Conversations of three, one and two turns; the rows as they ended, and what the server was asked."""
+
+    async def traffic() -> tuple[list[RequestRow], list[bytes]]:
+        async with serving(script) as stub:
+            rows: list[RequestRow] = []
+            await open_loop(
+                stub.endpoint,
+                Conversations(TALKS.requests, (3, 1, 2), duration_s),
+                due_s,
+                start_mono_ns=time.monotonic_ns(),
+                timeout_s=5,
+                on_row=rows.append,
+                **how,
+            )
+            return rows, stub.bodies
+
+    return run(traffic())
+
+
+def test_the_next_turn_is_due_when_the_answer_before_it_has_come() -> None:
+    rows, bodies = talk(always(GOOD), [0.0])
+    assert bodies == [b"a1", b"a2", b"a3"]
+    assert [(row.index, row.prompt_index, row.status) for row in rows] == [(n, n, "ok") for n in range(3)]
+    for before, after in pairwise(rows):
+        assert after.t_due_mono_ns == before.t_end_mono_ns
+
+
+def test_conversations_begin_at_their_due_times_and_repeat() -> None:
+    rows, bodies = talk(always(GOOD), [0.0, 0.1, 0.2, 0.3])
+    assert sorted(bodies) == sorted([*TALKS.requests, b"a1", b"a2", b"a3"])
+    begun = [row.t_due_mono_ns for row in rows if row.prompt_index in (0, 3, 4)]
+    assert [round((ns - begun[0]) / 1e8) for ns in sorted(begun)] == [0, 1, 2, 3]
+
+
+def test_a_turn_that_fails_ends_its_conversation_and_no_other() -> None:
+    async def second_fails(wire: Wire, number: int) -> None:
+        await wire.say(with_length([b"no"], "500 No") if number == 1 else GOOD)
+
+    rows, bodies = talk(second_fails, [0.0, 0.3, 0.6])
+    assert bodies == [b"a1", b"a2", b"b1", b"c1", b"c2"]
+    assert [row.status for row in rows] == ["ok", "error", "ok", "ok", "ok"]
+
+
+def test_no_turn_is_begun_after_the_duration() -> None:
+    async def slowly(wire: Wire, _: int) -> None:
+        await asyncio.sleep(0.2)
+        await wire.say(GOOD)
+
+    rows, bodies = talk(slowly, [0.0], duration_s=0.3)
+    assert bodies == [b"a1", b"a2"]
+    assert {row.status for row in rows} == {"ok"}
+
+
+def test_turns_wait_for_the_cap_like_any_request() -> None:
+    rows, bodies = talk(always(GOOD), [0.0, 0.0, 0.0], concurrency_cap=1)
+    assert sorted(bodies) == sorted(TALKS.requests)
+    assert {row.status for row in rows} == {"ok"}
+
+
+def test_a_user_of_a_closed_loop_goes_through_a_conversation_before_the_next() -> None:
+    async def traffic() -> list[bytes]:
+        async with serving(always(GOOD)) as stub:
+            await closed_loop(
+                stub.endpoint,
+                Conversations(TALKS.requests, (3, 1, 2)),
+                users=1,
+                duration_s=0.5,
+                start_mono_ns=time.monotonic_ns(),
+                timeout_s=5,
+                on_row=lambda _row: None,
+            )
+            return stub.bodies
+
+    bodies = run(traffic())
+    assert len(bodies) > 7
+    assert bodies[:7] == [*TALKS.requests, b"a1"]

@@ -180,6 +180,8 @@ BAD_PLANS: list[tuple[str, dict[str, Any]]] = [
     ("prompts", {"prompts": ()}),
     ("text or token_ids", {"prompts": (LoadPrompt(1),)}),
     ("text or token_ids", {"prompts": (LoadPrompt(1, text="a", token_ids=(1,)),)}),
+    ("turns", {"turns": (1, 2)}),
+    ("turns", {"turns": (2, 0)}),
     ("http://HOST:PORT", {"endpoint": "https://x"}),
 ]
 
