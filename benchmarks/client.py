@@ -1,10 +1,12 @@
 """What the load client sustains, beside vLLM's own (`vllm bench serve`) and AIPerf, on the same stub server in one run.
 
-    python -m benchmarks.client [--rates 500 1000 2000] [--seconds 10] [--vllm-image IMAGE] [--aiperf PROGRAM]
+    python -m benchmarks.client [--rates 500 1000 2000] [--seconds 10] [--vllm-image IMAGE | --vllm-python PROGRAM]
+                                [--aiperf PROGRAM]
 
 Every tool sends at a constant rate, so that the stub, a process of its own, knows when each request was due: lateness
 is its arrival there after the grid of the rate, from the earliest on. The stub's own lateness and CPU time stand
-beside, as proof that it was not the limit. AIPerf belongs into a venv of its own:
+beside, as proof that it was not the limit. CPU time a request stands as a ratio to ours at the same rate: unlike
+lateness it compares on a busy machine, too. AIPerf belongs into a venv of its own:
 `uv venv V && uv pip install -p V aiperf`.
 """
 
@@ -103,24 +105,12 @@ def ours(rate: float, seconds: float, port: int, folder: Path) -> Run:
     return Run(facts.cpu_s, ttft_ms, f"own lateness p99 {facts.lateness_p99_ms:.2f} ms, {len(bad)} not ok")
 
 
-def vllm_bench(image: str, rate: float, seconds: float, port: int) -> Run:
+def vllm_bench(python: list[str], rate: float, seconds: float, port: int) -> Run:
     done = subprocess.run(
         [
-            *(
-                "docker",
-                "run",
-                "--rm",
-                "--network",
-                "host",
-                "-v",
-                f"{MODEL}:/model:ro",
-                image,
-                "python3",
-                "-c",
-                VLLM,
-            ),
+            *(*python, "-c", VLLM),
             *("--backend", "openai", "--base-url", f"http://127.0.0.1:{port}", "--model", "stub"),
-            *("--tokenizer", "/model", "--dataset-name", "random", "--random-input-len", "16"),
+            *("--tokenizer", str(MODEL), "--dataset-name", "random", "--random-input-len", "16"),
             *("--random-output-len", str(CHUNKS), "--num-prompts", str(round(rate * seconds))),
             *("--request-rate", str(rate), "--burstiness", "inf", "--disable-tqdm"),
         ],
@@ -193,7 +183,9 @@ def main() -> None:
     options = argparse.ArgumentParser(description="What the load client sustains.")
     options.add_argument("--rates", type=float, nargs="+", default=[500, 1000, 2000])
     options.add_argument("--seconds", type=float, default=10.0)
-    options.add_argument("--vllm-image")
+    vllm = options.add_mutually_exclusive_group()
+    vllm.add_argument("--vllm-image")
+    vllm.add_argument("--vllm-python", help="a Python that has vLLM")
     options.add_argument("--aiperf", type=Path)
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -203,8 +195,19 @@ def main() -> None:
         tools: dict[str, Callable[[float, float, int], Run]] = {
             "llem-airflow": lambda rate, seconds, port: ours(rate, seconds, port, folder)
         }
-        if chosen.vllm_image:
-            tools["vllm bench serve"] = lambda rate, s, port: vllm_bench(chosen.vllm_image, rate, s, port)
+        if chosen.vllm_image or chosen.vllm_python:
+            inside = (
+                "docker",
+                "run",
+                "--rm",
+                "--network",
+                "host",
+                "-v",
+                f"{MODEL}:{MODEL}:ro",
+                chosen.vllm_image,
+            )
+            python = [*inside, "python3"] if chosen.vllm_image else [chosen.vllm_python]
+            tools["vllm bench serve"] = lambda rate, s, port: vllm_bench(python, rate, s, port)
         if chosen.aiperf:
             started = start_of_aiperf(chosen.aiperf, program, folder)
             tools["AIPerf"] = lambda rate, s, port: aiperf(chosen.aiperf, rate, s, port, folder, started)
@@ -214,26 +217,33 @@ def main() -> None:
         )
         print(
             "| tool | offered | reached the stub | lateness there p50 / p99 | TTFT p50 over the stub's "
-            "| CPU of the client | stub: CPU, own lateness p99 | notes |\n|---|---|---|---|---|---|---|---|"
+            "| CPU of the client | beside ours | stub: CPU, own lateness p99 | notes |\n"
+            f"{'|---' * 9}|"
         )
         for rate in chosen.rates:
+            ours_us: float | None = None
             for tool, run in tools.items():
-                print(row(tool, rate, chosen.seconds, run, Stub(program, folder)), flush=True)
+                cpu_us, cells = row(rate, chosen.seconds, run, Stub(program, folder))
+                ours_us = ours_us or cpu_us
+                print(f"| {tool} | {cells[0]} | {cpu_us / ours_us:.2f} | {cells[1]} |", flush=True)
 
 
-def row(tool: str, rate: float, seconds: float, run: Callable[[float, float, int], Run], stub: Stub) -> str:
+def row(
+    rate: float, seconds: float, run: Callable[[float, float, int], Run], stub: Stub
+) -> tuple[float, tuple[str, str]]:
+    """CPU time a request in us, and the cells before and after its ratio."""
     ran = run(rate, seconds, stub.port)
     arrivals_ns, said, _ = stub.end()
     arrivals_ns = sorted(arrivals_ns)[-round(rate * seconds) :]  # before them: the tool's own trial requests
     reached = (len(arrivals_ns) - 1) / ((arrivals_ns[-1] - arrivals_ns[0]) / 1e9)
     late_ms = lateness_ms(arrivals_ns, rate)
     over = "?" if ran.ttft_p50_ms is None else f"{ran.ttft_p50_ms - TTFT_MS:.2f} ms"
-    cpu = f"{ran.cpu_s / len(arrivals_ns) * 1e6:.0f} us a request ({ran.cpu_s / seconds:.0%} of a core)"
-    return (
-        f"| {tool} | {rate:g}/s | {reached:.0f}/s | {late_ms[len(late_ms) // 2]:.2f} / "
-        f"{late_ms[len(late_ms) * 99 // 100]:.2f} ms | {over} | {cpu} "
-        f"| {said['cpu_s'] / seconds:.0%}, {said['late_p99_ms']:.2f} ms | {ran.said} |"
+    cpu_us = ran.cpu_s / len(arrivals_ns) * 1e6
+    before = (
+        f"{rate:g}/s | {reached:.0f}/s | {late_ms[len(late_ms) // 2]:.2f} / "
+        f"{late_ms[len(late_ms) * 99 // 100]:.2f} ms | {over} | {cpu_us:.0f} us a request"
     )
+    return cpu_us, (before, f"{said['cpu_s'] / seconds:.0%}, {said['late_p99_ms']:.2f} ms | {ran.said}")
 
 
 if __name__ == "__main__":

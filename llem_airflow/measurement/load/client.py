@@ -24,6 +24,10 @@ AFTER_FAILURE_S = 0.1
 """How long a user of a closed loop waits after a failure, so that a server that refuses everything is not flooded."""
 
 
+READ_BYTES = 65_536
+"""Most that is read of a connection at a time."""
+
+
 class Endpoint(NamedTuple):
     """Where completions are asked for.
 
@@ -240,6 +244,7 @@ class _Traffic:
         if not requests:
             raise ValueError("there is no request to send")
         self.closed = False
+        self.buffer = memoryview(bytearray(READ_BYTES))
         self._loop = asyncio.get_running_loop()
         self._over = self._loop.create_future()
         self._endpoint, self._timeout_s, self._on_row = endpoint, timeout_s, on_row
@@ -394,8 +399,12 @@ class _Traffic:
         )
 
 
-class _Connection(asyncio.Protocol):
-    """One connection: carries one request at a time."""
+class _Connection(asyncio.BufferedProtocol):
+    """One connection: carries one request at a time.
+
+    It reads into a buffer that is there: ``asyncio.Protocol`` makes room for 256 KiB at every read, for which the C
+    library goes to the kernel, and that cost more than all else of a read (17 us against 1.5 us of the whole ``recv``).
+    """
 
     def __init__(self, traffic: _Traffic) -> None:
         self.idle_since_s = 0.0
@@ -433,8 +442,13 @@ class _Connection(asyncio.Protocol):
         self._transport = transport
         self._traffic.opened(self)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio asks so
+        """Where the next bytes go: they are taken out again before any other connection is read."""
+        return self._traffic.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Bytes of a response; what comes without a request closes the connection."""
+        data = bytes(self._traffic.buffer[:nbytes])
         exchange = self._exchange
         if exchange is None:
             self.close()
