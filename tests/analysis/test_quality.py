@@ -12,7 +12,8 @@ import pytest
 
 from llem_airflow.analysis.checks import Flag, flags
 from llem_airflow.analysis.energy import window_energy
-from llem_airflow.analysis.power_checks import iteration_bias_ratio, mser5_cut
+from llem_airflow.analysis.power_checks import iteration_bias_ratio, mser5_cut, power_drift_ratio
+from llem_airflow.analysis.series import series_by_gpu
 from llem_airflow.protocol.result import Anchor, CpuTime, CycleResult, Meter
 from tests.analysis.sampled import (
     GPU,
@@ -286,6 +287,7 @@ def test_power_over_the_limit() -> None:
 def test_a_warm_up_that_did_not_converge_or_was_not_checked(outcome: str, code: str, severity: str) -> None:
     flag = only(of(good_rows(), warmup=outcome))
     assert (flag.code, flag.severity) == (code, severity)
+    assert ("(CV of the last ones 1.0%)" in flag.message) == outcome.startswith("cap_")
 
 
 def test_power_that_drifts() -> None:
@@ -414,6 +416,7 @@ def test_the_bias_of_unsteady_iterations_is_relative_to_the_steady_ones() -> Non
     ]
     assert iteration_bias_ratio(events) == pytest.approx(0.1)
     assert iteration_bias_ratio(events[:19]) is None
+    assert iteration_bias_ratio(events[:20]) is not None
 
 
 def test_a_smaller_last_batch_of_each_pass_is_no_drift() -> None:
@@ -444,3 +447,12 @@ def test_a_clock_event_slows_the_gpu_where_heat_or_its_supply_is_the_reason(bit:
 def test_a_wall_clock_that_was_set_by_more_than_half_a_second_is_told(set_by_s: float, told: bool) -> None:
     anchors = (Anchor(0, 10**18), Anchor(10**10, 10**18 + 10**10 + round(set_by_s * 1e9)))
     assert [flag.code for flag in of(good_rows(), anchors=anchors)] == ["clock_step"] * told
+
+
+def test_a_drift_of_power_needs_ten_samples_in_the_first_and_in_the_last_third() -> None:
+    """At 10 Hz each third of 3 s has ten, and at half of that it has not."""
+    rows = samples(lambda t: 100.0 if t < 1.5 else 110.0, end_s=3.0)
+    found = power_drift_ratio(series_by_gpu(columns(rows), at_ns(0)).values(), 3.0)
+    assert found == pytest.approx(0.1)
+    few = power_drift_ratio(series_by_gpu(columns(rows[::2]), at_ns(0)).values(), 3.0)
+    assert few is None

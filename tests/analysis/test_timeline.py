@@ -24,7 +24,8 @@ def test_a_clock_that_was_corrected_on_the_way_is_followed() -> None:
 
 def test_absolute_times_keep_their_nanoseconds() -> None:
     now = 1_790_000_000_123_456_789
-    assert epoch_ns(np.array([7]), [Anchor(7, now)]).tolist() == [now]
+    for mono in (7, 30_000_000_000_000_007):  # just started, and up for a year
+        assert epoch_ns(np.array([mono]), [Anchor(mono, now)]).tolist() == [now]
 
 
 def test_a_phase_that_never_ended_ends_at_the_last_event() -> None:
@@ -38,5 +39,6 @@ def test_a_phase_that_never_ended_ends_at_the_last_event() -> None:
 
 
 def test_each_moment_gets_the_phase_it_lies_in() -> None:
-    codes, names = phase_codes(np.array([0, 2, 5, 7, 20]), [Phase("load", 1, 4), Phase("measure", 5, 9)])
-    assert [names[code] for code in codes] == [OUTSIDE, "load", "measure", "measure", OUTSIDE]
+    moments = np.array([0, 1, 4, 5, 7, 9, 10])
+    codes, names = phase_codes(moments, [Phase("load", 1, 4), Phase("measure", 5, 9)])
+    assert [names[code] for code in codes] == [OUTSIDE, "load", "load", *["measure"] * 3, OUTSIDE]

@@ -307,3 +307,10 @@ def test_what_experiments_say_stands_beside_the_comparison_s_own_by_degrees_of_f
     usual = Usual(variance=2.0, df=3.0, most_df=10.0)
     assert usual.beside(5.0, 6.0) == pytest.approx((4.0, 9.0))
     assert usual.beside(2.0, 60.0) == pytest.approx((2.0, 10.0))
+
+
+@pytest.mark.parametrize("threshold_ratio", [1.0, 1.5])
+def test_a_threshold_of_all_bounds_a_loss_by_nothing(threshold_ratio: float) -> None:
+    found = compare(BASE, [value / 10 for value in BASE], "lower", threshold_ratio=threshold_ratio)
+    assert found.verdict is Verdict.UNCHANGED
+    assert found.difference_ratio == pytest.approx(-0.9)
