@@ -87,4 +87,34 @@ def show_gpus(hosts: tuple[str, ...], *, watch: bool, as_json: bool) -> int:
     return show_hosts(hosts, watch=watch, as_json=as_json)
 
 
-VERBS = (show_gpus, show_doctor, check_engine, collect_garbage)
+@click.command("gpu-check")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0.1, max=120),
+    default=5.0,
+    show_default=True,
+    help="How long, for all GPUs together.",
+)
+@click.option(
+    "--results",
+    "root",
+    envvar="LLEM_RESULTS_ROOT",
+    default="results",
+    show_default=True,
+    help="Results root that keeps the profiles.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the profiles as JSON.")
+def check_gpu(minutes: float, root: str, *, as_json: bool) -> int:
+    """Characterise the power meter of each GPU of this machine.
+
+    Measures how often the registers of power and energy are written, what a reading is the mean of, how late it is, how
+    noisy, and what reading costs, under a load of matrix products (PyTorch; without it there is no load). No other work
+    may run on the GPUs. The profile is kept in the results root, and results that are measured later use it. Exit code
+    1 when a GPU refused or was lost, 2 when there is none.
+    """
+    from llem_airflow.gpu_check.run import gpu_check
+
+    return gpu_check(minutes, root, as_json=as_json)
+
+
+VERBS = (show_gpus, check_gpu, show_doctor, check_engine, collect_garbage)

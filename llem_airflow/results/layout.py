@@ -33,6 +33,8 @@ NOT_NEEDED_DIR = "skipped"
 SKIPPED_DIR = "left"
 LIVE_DIR = "live"
 STAGING_DIR = ".staging"
+GPU_PROFILES_DIR = ".gpu-profiles"
+"""Profiles of boards, in the results root; hidden, as it is no study."""
 BREAKER_DIR = "breaker"
 """Who is the probe of a run whose circuit breaker has tripped."""
 

@@ -1,0 +1,151 @@
+"""From what was read of a board to its profile, with a verdict on every number."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from llem_airflow import __version__
+from llem_airflow.gpu_check import steady
+from llem_airflow.gpu_check.collect import Seen
+from llem_airflow.gpu_check.register import Clock, Writes, find_clock, writes
+from llem_airflow.gpu_check.verdicts import findings
+from llem_airflow.gpu_check.window import Window, find_window
+from llem_airflow.protocol.gpu_profile import PROFILE_VERSION, GpuProfile
+
+SLOWDOWN_BITS, POWER_CAP_BIT = 0x8 | 0x20 | 0x40 | 0x80, 0x4
+"""NVML's clock event reasons: hardware slowdown, thermal (software, hardware), power brake; and the power cap."""
+_MILLI = 1e-3
+
+
+def profile_of(seen: Seen) -> GpuProfile:
+    """The profile of one board."""
+    facts, described = seen.facts, seen.facts["described"]
+    counter = find_clock(seen.readings("energy_mj", _MILLI))
+    power = find_clock(seen.readings("power_instant_mw", _MILLI))
+    average = find_clock(seen.readings("power_average_mw", _MILLI))
+    windows = {
+        "instant": _window(seen, "power_instant_mw", power),
+        "average": _window(seen, "power_average_mw", average),
+    }
+    numbers: dict[str, Any] = {
+        **_clock("counter", counter),
+        **_clock("power", power or average),
+        **_windows(windows),
+        **_levels(seen, counter, power),
+        **_heat(seen),
+    }
+    profile = GpuProfile(
+        PROFILE_VERSION,
+        facts["uuid"],
+        facts["name"],
+        "measured",
+        note=_note(facts),
+        made_epoch_ns=time.time_ns(),
+        made_by=f"llem-airflow {__version__}",
+        driver=described.get("driver_version"),
+        power_limit_w=described.get("enforced_power_limit_w"),
+        load=facts["load"] if facts["edges"] else "none",
+        sampler_core_ratio=facts["sampler_core_ratio"],
+        answers=facts["answers"],
+        call_cost_us=facts["call_cost_us"],
+        **numbers,
+    )
+    why = {name: window.why for name, window in windows.items()}
+    return findings(profile, why)
+
+
+def _note(facts: Mapping[str, Any]) -> str:
+    said = [
+        f"Not checked: {facts['refused']}" if facts["refused"] else "",
+        f"The board stopped answering before the end ({facts['lost']}): what follows is from before."
+        if facts["lost"]
+        else "",
+        facts["load_note"],
+    ]
+    return " ".join(text for text in said if text)
+
+
+def _clock(name: str, clock: Clock | None) -> dict[str, float]:
+    if clock is None:
+        return {}
+    return {
+        f"{name}_period_s": clock.period_s,
+        f"{name}_period_uncertainty_s": clock.uncertainty_s,
+        f"{name}_jitter_s": clock.jitter_s,
+    }
+
+
+def _window(seen: Seen, column: str, clock: Clock | None) -> Window:
+    readings = seen.readings(column, _MILLI, "square")
+    if not len(readings.values):
+        return Window(None, why="the driver does not tell it")
+    load = seen.load("square")
+    if not len(load.on_s):
+        return Window(None, why="there was no load whose edges are known")
+    if clock is None:
+        return Window(None, why="the register's period is not known")
+    return find_window(writes(readings, clock), load)
+
+
+def _windows(windows: Mapping[str, Window]) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for name, window in windows.items():
+        found |= {
+            f"{name}_window_s": window.window_s,
+            f"{name}_window_uncertainty_s": window.window_uncertainty_s,
+        }
+    instant = windows["instant"]
+    return found | {"edge_delay_s": instant.lag_s, "edge_delay_uncertainty_s": instant.lag_uncertainty_s}
+
+
+def _levels(seen: Seen, counter: Clock | None, power: Clock | None) -> dict[str, float | None]:
+    """Idle and loaded power, their noise, the counter's unit, and whether it is the integral."""
+    column = "power_instant_mw" if len(seen.readings("power_instant_mw", 1).values) else "power_average_mw"
+    levels = {phase: _writes(seen, column, power, phase) for phase in ("bare", "context", "full")}
+    loaded = len(seen.load("full").on_s) > 0
+    full = levels["full"].values[len(levels["full"].values) // 3 : -len(levels["full"].values) // 5 or None]
+    joules = _writes(seen, "energy_mj", counter, "full")
+    repeats, all_joules = seen.load("repeat"), _writes(seen, "energy_mj", counter, "repeat")
+    return {
+        "idle_bare_w": _median(levels["bare"].values),
+        "idle_context_w": _median(levels["context"].values)
+        if seen.facts["load"] == "torch" and loaded
+        else None,
+        "load_w": _median(full) if loaded else None,
+        "noise_idle_w": steady.noise(levels["bare"].values),
+        "noise_load_w": steady.noise(full) if loaded else None,
+        "counter_step_mj": steady.counter_step(seen.readings("energy_mj", 1.0).values),
+        "counter_to_integral_ratio": steady.counter_to_integral(joules, levels["full"]),
+        "repeat_cv_ratio": steady.repeat_cv(all_joules, repeats.on_s, repeats.off_s),
+    }
+
+
+def _writes(seen: Seen, column: str, clock: Clock | None, phase: str) -> Writes:
+    readings = seen.readings(column, _MILLI, phase)
+    return writes(readings, clock) if len(readings.values) else Writes(readings.before_s, readings.values)
+
+
+def _median(values: Any) -> float | None:
+    return float(np.median(values)) if len(values) else None
+
+
+def _heat(seen: Seen) -> dict[str, float | None]:
+    """What the load does to the temperature and the clocks."""
+    load, temperature = seen.load("full"), seen.readings("temperature_c", 1.0)
+    idle = temperature.between(*seen.phase_s("bare")).values
+    if not len(load.on_s):
+        return {"temperature_idle_c": _median(idle)}
+    on_s, off_s = float(load.on_s[0]), float(load.off_s[0])
+    warm = temperature.between(on_s, off_s)
+    reasons = seen.readings("event_reasons", 1.0).between(on_s, off_s).values.astype(np.int64)
+    return {
+        "temperature_idle_c": _median(idle),
+        "temperature_load_c": float(warm.values.max()) if len(warm.values) else None,
+        "thermal_time_constant_s": steady.thermal_time_constant(warm.before_s - on_s, warm.values),
+        "throttled_ratio": float(((reasons & SLOWDOWN_BITS) != 0).mean()) if len(reasons) else None,
+        "power_capped_ratio": float(((reasons & POWER_CAP_BIT) != 0).mean()) if len(reasons) else None,
+    }

@@ -1,0 +1,139 @@
+"""A verdict on each number of a profile: as expected, other than expected, or it cannot be known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from llem_airflow.protocol.gpu_profile import Finding, GpuProfile
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What is expected of one number.
+
+    Attributes:
+        field: Of the profile.
+        what: In words.
+        unit: In which it is shown.
+        scale: From the profile's unit to that.
+        low: Least that is expected, in the shown unit.
+        high: Most.
+        says: The expectation and whose it is.
+        differs: What follows when it is another.
+        unknown: Why it may not be known.
+        off: The field that tells how far it may be off.
+    """
+
+    field: str
+    what: str
+    unit: str
+    scale: float
+    low: float
+    high: float
+    says: str
+    differs: str
+    unknown: str
+    off: str = ""
+
+
+_SLOW = "the register changed too seldom, too fast or at no steady time"
+_NO_LOAD = "there was no load"
+_LINES = (
+    _Line("counter_period_s", "update period of the energy counter", "ms", 1e3, 98.5, 101.5,
+          "100 ms +- 1.5 %, taken where no profile is", "results of this board use the period found here", _SLOW,
+          "counter_period_uncertainty_s"),
+    _Line("counter_jitter_s", "jitter of the energy counter's writes", "ms", 1e3, 0, 5, "under 5 ms",
+          "energies of short windows are less certain", _SLOW),
+    _Line("counter_step_mj", "step of the energy counter", "mJ", 1, 1, 1, "1 mJ, NVML's unit",
+          "windows must hold many steps", "the counter rose too seldom"),
+    _Line("counter_to_integral_ratio", "counter / integral of instant power", "", 1, 0.97, 1.03, "1 +- 0.03",
+          "counter and power disagree: trust neither alone", _NO_LOAD),
+    _Line("power_period_s", "update period of the power registers", "ms", 1e3, 98.5, 101.5,
+          "100 ms (arXiv 2312.02741: A100, H100, GeForce)", "choose power_hz by it", _SLOW,
+          "power_period_uncertainty_s"),
+    _Line("power_jitter_s", "jitter of the power registers' writes", "ms", 1e3, 0, 5, "under 5 ms",
+          "edges are seen less sharply", _SLOW),
+    _Line("instant_window_s", "averaging window of instant power", "ms", 1e3, 24, 26,
+          "25 ms (arXiv 2312.02741: A100, H100)", "results of this board use the window found here", _NO_LOAD,
+          "instant_window_uncertainty_s"),
+    _Line("average_window_s", "averaging window of averaged power", "ms", 1e3, 970, 1030, "1 s (nvml.h)",
+          "averaged power is later or earlier than usual", _NO_LOAD, "average_window_uncertainty_s"),
+    _Line("edge_delay_s", "delay from an edge of the load to power", "ms", 1e3, 0, 50, "at most 50 ms",
+          "the ends of a window are off by the difference", _NO_LOAD, "edge_delay_uncertainty_s"),
+    _Line("idle_bare_w", "idle power, no context", "W", 1, 3, 150, "3 to 150 W", "is the board idle?",
+          "no power was told"),
+    _Line("idle_context_w", "idle power with a CUDA context", "W", 1, 3, 250, "3 to 250 W", "is the board idle?",
+          "there was no CUDA context"),
+    _Line("load_w", "power at full load", "W", 1, 30, 1500, "30 to 1500 W", "is the load a load?", _NO_LOAD),
+    _Line("noise_idle_w", "noise of idle power", "W", 1, 0, 5, "under 5 W", "other work may run on the board",
+          "too few readings"),
+    _Line("noise_load_w", "noise of loaded power", "W", 1, 0, 15, "under 15 W", "the load or the clocks are unsteady",
+          _NO_LOAD),
+    _Line("thermal_time_constant_s", "thermal time constant", "s", 1, 3, 300, "3 to 300 s", "warm up for longer",
+          "the temperature rose too little, or the load was too short for it"),
+    _Line("throttled_ratio", "share of the load slowed by heat or hardware", "", 1, 0, 0.01, "under 0.01",
+          "cool the board before benchmarks", _NO_LOAD),
+    _Line("power_capped_ratio", "share of the load at the power cap", "", 1, 0, 1, "any: usual at full load", "",
+          _NO_LOAD),
+    _Line("repeat_cv_ratio", "variation of a load that is repeated (CV)", "", 1, 0, 0.01, "under 0.01",
+          "more cycles are needed for the same precision", _NO_LOAD),
+)  # fmt: skip
+_MOST_CORE_RATIO = {"10": 0.02, "20": 0.04, "100": 0.15}
+_MOST_CALL_US = 5_000.0
+
+
+def findings(profile: GpuProfile, why: Mapping[str, str]) -> GpuProfile:
+    """The profile with its findings.
+
+    Args:
+        profile: The numbers.
+        why: Why the window of ``instant`` or ``average`` power is not known, where it is not.
+    """
+    lines = [_found(profile, line, why.get(line.field.partition("_window_s")[0], "")) for line in _LINES]
+    return replace(profile, findings=(*_answers(profile), *lines, *_costs(profile)))
+
+
+def _found(profile: GpuProfile, line: _Line, why: str) -> Finding:
+    number: float | None = getattr(profile, line.field)
+    if number is None:
+        return Finding(line.what, "", line.says, "unknown", why or line.unknown)
+    off = getattr(profile, line.off) if line.off else None
+    shown = number * line.scale
+    about = f" +- {off * line.scale:.2g}" if off is not None else ""
+    value = f"{shown:.4g}{about} {line.unit}".rstrip()
+    slack = off * line.scale if off is not None else 0.0
+    expected = line.low - slack <= shown <= line.high + slack
+    return Finding(
+        line.what, value, line.says, "expected" if expected else "differs", "" if expected else line.differs
+    )
+
+
+def _answers(profile: GpuProfile) -> list[Finding]:
+    refused = sorted(name for name, said in profile.answers.items() if said != "ok")
+    if not profile.answers:
+        return [Finding("what NVML answers", "", "all questions", "unknown", "the board was not asked")]
+    value = (
+        ", ".join(f"{name}: {profile.answers[name]}" for name in refused)
+        or f"all {len(profile.answers)} questions"
+    )
+    verdict = "differs" if set(refused) - {"mig_mode", "field_82_memory_temperature"} else "expected"
+    return [
+        Finding("what NVML refuses" if refused else "what NVML answers", value, "power and energy", verdict)
+    ]
+
+
+def _costs(profile: GpuProfile) -> list[Finding]:
+    found = []
+    if profile.call_cost_us:
+        slowest = max(profile.call_cost_us, key=lambda name: profile.call_cost_us[name])
+        worst_us = profile.call_cost_us[slowest]
+        value = ", ".join(f"{name} {cost:.0f}" for name, cost in profile.call_cost_us.items()) + " us"
+        slow = worst_us > _MOST_CALL_US
+        verdict, why = ("differs", f"{slowest} is slow") if slow else ("expected", "")
+        found.append(Finding("cost of each call", value, "under 5 ms", verdict, why))
+    for rate, ratio in profile.sampler_core_ratio.items():
+        most = _MOST_CORE_RATIO.get(rate, 1.0)
+        verdict = "expected" if ratio <= most else "differs"
+        found.append(Finding(f"sampler at {rate} Hz", f"{ratio:.2%} of a core", f"under {most:.0%}", verdict))
+    return found

@@ -1,0 +1,209 @@
+"""What draws the power whose edges are known.
+
+``TorchLoad`` multiplies matrices in a process of its own, so that the board is bare before it. ``ScriptedLoad`` draws
+nothing: the stand-in driver's script plays the plan by itself, and this only tells when. ``NoLoad`` is what remains
+without PyTorch and CUDA.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from typing import Any, Protocol
+
+from llem_airflow.measurement.board.plan import Phase
+from llem_airflow.measurement.sampler import child_environment
+
+SCRIPTED = "LLEM_GPU_CHECK_SCRIPTED"
+"""Names the instant, in seconds since 1970, from which a stand-in's script plays the plan of the first board."""
+_IMPORT_S, _CONTEXT_S, _ANSWER_S = 120.0, 60.0, 10.0
+
+Edge = tuple[int, int]
+"""When the load was on: from, to, in nanoseconds of the monotonic clock."""
+
+
+class OpenLoad(Protocol):
+    """A load of one board.
+
+    Attributes:
+        kind: torch | scripted | none.
+        note: What it could not do; empty when it works.
+    """
+
+    kind: str
+    note: str
+
+    def begin_ns(self) -> int:
+        """When the plan begins, on the monotonic clock."""
+
+    def context(self) -> None:
+        """Make a CUDA context that does nothing."""
+
+    def start(self, phase: Phase, origin_ns: int) -> None:
+        """Let the edges of a phase happen."""
+
+    def done(self) -> list[Edge]:
+        """Edges that happened since the last call."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+class NoLoad:
+    """Nothing draws power."""
+
+    kind = "none"
+
+    def __init__(self, note: str) -> None:
+        self.note = note
+
+    def begin_ns(self) -> int:
+        """Now."""
+        return time.monotonic_ns()
+
+    def context(self) -> None:
+        """There is none."""
+
+    def start(self, phase: Phase, origin_ns: int) -> None:
+        """Nothing happens."""
+
+    def done(self) -> list[Edge]:
+        """None."""
+        return []
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class ScriptedLoad(NoLoad):
+    """The board follows a script that plays the plan."""
+
+    kind = "scripted"
+
+    def __init__(self, begin_epoch_s: float) -> None:
+        super().__init__("The power was scripted, not drawn.")
+        self._begin_ns = int(begin_epoch_s * 1e9) - time.time_ns() + time.monotonic_ns()
+        self._edges: list[Edge] = []
+
+    def begin_ns(self) -> int:
+        """When the script begins."""
+        return self._begin_ns
+
+    def start(self, phase: Phase, origin_ns: int) -> None:
+        """The script does it; told is when."""
+        self._edges = _at(phase, origin_ns)
+
+    def done(self) -> list[Edge]:
+        """As planned."""
+        edges, self._edges = self._edges, []
+        return edges
+
+
+class TorchLoad:
+    """Matrix products of PyTorch on one board."""
+
+    kind = "torch"
+    note = ""
+
+    def __init__(self, uuid: str) -> None:
+        environment = {**child_environment(), "CUDA_VISIBLE_DEVICES": uuid}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "llem_airflow.measurement.board.torch_load"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        self._buffer, self._waiting = b"", 0
+        answer = self._receive(_IMPORT_S)
+        if answer.get("imported") is not True:
+            self.note = str(answer.get("error") or "the process of the load ended at its start")
+            self.close()
+
+    def begin_ns(self) -> int:
+        """Now."""
+        return time.monotonic_ns()
+
+    def context(self) -> None:
+        """Make the context, and learn how large a product the board does in a millisecond."""
+        self._say("context")
+        answer = self._receive(_CONTEXT_S)
+        if answer.get("context") is not True:
+            self.note = str(answer.get("error") or "the process of the load ended")
+
+    def start(self, phase: Phase, origin_ns: int) -> None:
+        """Tell the process all edges of the phase."""
+        for on_ns, off_ns in _at(phase, origin_ns):
+            self._say(f"{on_ns} {off_ns}")
+            self._waiting += 1
+
+    def done(self) -> list[Edge]:
+        """What the process says of them, as it says when each really was."""
+        edges = []
+        while self._waiting:
+            answer = self._receive(_ANSWER_S)
+            if "on_ns" not in answer:
+                self.note = str(answer.get("error") or "the process of the load ended or hung")
+                self._waiting = 0
+                break
+            edges.append((int(answer["on_ns"]), int(answer["off_ns"])))
+            self._waiting -= 1
+        return edges
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        try:
+            self._process.wait(3.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):  # its end shows where it is asked
+            self._process.stdin.write(f"{line}\n".encode("ascii"))
+            self._process.stdin.flush()
+
+    def _receive(self, timeout_s: float) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        deadline_s = time.monotonic() + timeout_s
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([self._process.stdout], [], [], max(deadline_s - time.monotonic(), 0))
+            heard = os.read(self._process.stdout.fileno(), 65536) if ready else b""
+            if not heard:
+                return {}
+            self._buffer += heard
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def open_load(uuid: str, name: str, begins_after_s: float) -> OpenLoad:
+    """The load that there is for a board.
+
+    Args:
+        uuid: Of the board.
+        name: Its name; only a stand-in can be scripted.
+        begins_after_s: When its plan begins after that of the first board, where a script plays it.
+    """
+    if "STAND-IN" in name:
+        begin = os.environ.get(SCRIPTED)
+        if begin is None:
+            return NoLoad(
+                f"A stand-in has no CUDA; {SCRIPTED} names the instant from which its script plays the plan."
+            )
+        return ScriptedLoad(float(begin) + begins_after_s)
+    load = TorchLoad(uuid)
+    return NoLoad(f"No load: {load.note}.") if load.note else load
+
+
+def _at(phase: Phase, origin_ns: int) -> list[Edge]:
+    return [(origin_ns + int(on_s * 1e9), origin_ns + int(off_s * 1e9)) for on_s, off_s in phase.edges]
