@@ -19,13 +19,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from llem_airflow.analysis.series import Curve, Floats, GpuSeries
+from llem_airflow.analysis.series import UNCHARACTERISED, Curve, Floats, GpuSeries
+from llem_airflow.protocol.gpu_profile import Sensor
 
 Ints = NDArray[np.int64]
 REGISTER_S = 0.1
 """Period of the power registers: 100-101 ms on A100, H100 and GeForce, 20 ms on V100 (arXiv 2312.02741)."""
 PERIOD_OFF_RATIO = 0.015
 """How far the period may be from that before the moves themselves tell it."""
+MOVED_RATIO = 0.002
+"""How far a board's period may be from what gpu-check found, by the clocks' temperature, say."""
 _FASTEST_S = 0.005
 _SHARP_S = 0.02
 """Two readings that are at most so far apart can show a move sharply."""
@@ -124,7 +127,9 @@ def _least_so_far(values: Floats) -> Ints:
     return np.maximum.accumulate(np.where(is_new, np.arange(len(values)), 0))
 
 
-def find_writes(t_s: Floats, call_s: Floats, counter_j: Floats, *, clocked: bool = True) -> Writes:
+def find_writes(
+    t_s: Floats, call_s: Floats, counter_j: Floats, *, clocked: bool = True, sensor: Sensor = UNCHARACTERISED
+) -> Writes:
     """The register's writes, bounded by the readings and, where it keeps one, by its clock.
 
     Args:
@@ -132,11 +137,12 @@ def find_writes(t_s: Floats, call_s: Floats, counter_j: Floats, *, clocked: bool
         call_s: Duration of each reading.
         counter_j: Value of each, not descending.
         clocked: Whether to narrow the bounds by the register's clock and period.
+        sensor: What gpu-check found out about the register.
     """
     writes = _seen(t_s, call_s, counter_j)
-    register = find_register(t_s, call_s, counter_j)
+    register = find_register(t_s, call_s, counter_j, sensor)
     if register is None:
-        return replace(writes, period_s=_rough_period(writes, t_s)[0]) if len(writes.y) else writes
+        return replace(writes, period_s=_rough_period(writes, t_s, sensor)[0]) if len(writes.y) else writes
     writes = replace(writes, period_s=register.period_s)
     if clocked and np.isfinite(register.wander_s):
         return _narrowed(writes, register)
@@ -146,8 +152,12 @@ def find_writes(t_s: Floats, call_s: Floats, counter_j: Floats, *, clocked: bool
     return writes
 
 
-def find_register(t_s: Floats, call_s: Floats, counter_j: Floats) -> Register | None:
+def find_register(
+    t_s: Floats, call_s: Floats, counter_j: Floats, sensor: Sensor = UNCHARACTERISED
+) -> Register | None:
     """The register's sharp moves and their clock; None when no two readings show a move sharply.
+
+    A period that gpu-check found begins the count; where the moves contradict it, they count alone.
 
     Formula: period = time between two sharp moves / number of periods between them, from near pairs to far ones: each
     narrows the period enough to count the periods of the next. A pair that could be one of two numbers tells nothing;
@@ -157,13 +167,23 @@ def find_register(t_s: Floats, call_s: Floats, counter_j: Floats) -> Register | 
         t_s: Middle of each reading, ascending.
         call_s: Duration of each reading.
         counter_j: Value of each.
+        sensor: What gpu-check found out about the register.
     """
     writes = _seen(t_s, call_s, counter_j)
+    if sensor.counter_period_s is not None:
+        found = _register(writes, t_s, sensor)
+        return (
+            found if found is None or np.isfinite(found.wander_s) else _register(writes, t_s, UNCHARACTERISED)
+        )
+    return _register(writes, t_s, UNCHARACTERISED)
+
+
+def _register(writes: Writes, t_s: Floats, sensor: Sensor) -> Register | None:
     sharp = writes.uncertainty_s <= _SHARP_S
     if not sharp.any():
         return None
     moves_s, off_s = (writes.after_s + writes.before_s)[sharp] / 2, writes.uncertainty_s[sharp] / 2
-    period_s, period_off_s = _rough_period(writes, t_s)
+    period_s, period_off_s = _rough_period(writes, t_s, sensor)
     apart_s, uncertainty_s = np.diff(moves_s), off_s[:-1] + off_s[1:]
     steady = True
     for i in np.argsort(apart_s):
@@ -184,11 +204,12 @@ def _seen(t_s: Floats, call_s: Floats, counter_j: Floats) -> Writes:
     return Writes(after_s, before_s, counter_j[first])
 
 
-def _rough_period(writes: Writes, t_s: Floats) -> tuple[float, float]:
+def _rough_period(writes: Writes, t_s: Floats, sensor: Sensor) -> tuple[float, float]:
     """The period and how far it may be off, before it is refined.
 
-    Formula: where many readings equal the one before, every write was seen: time / number of writes. Else the nearest
-    two sharp moves, where they are closer than a register of the usual kind can write. Else the usual period.
+    Formula: where many readings equal the one before, every write was seen: time / number of writes. Else what
+    gpu-check found; it may have moved a little since. Else the nearest two sharp moves, where they are closer than
+    a register of the usual kind can write. Else the usual period.
     """
     seen, middle_s, uncertainty_s = len(writes.y), writes.middle_s, writes.uncertainty_s
     steps_s = np.diff(t_s)
@@ -197,6 +218,9 @@ def _rough_period(writes: Writes, t_s: Floats) -> tuple[float, float]:
         counted_s = float(middle_s[-1] - middle_s[0]) / (seen - 1)
         if counted_s > 1.25 * float(np.median(steps_s)) and not _beside_readings(writes):
             return counted_s, float(uncertainty_s[0] + uncertainty_s[-1]) / (seen - 1)
+    if sensor.counter_period_s is not None:
+        moved_s = MOVED_RATIO * sensor.counter_period_s
+        return sensor.counter_period_s, moved_s + (sensor.counter_period_uncertainty_s or 0.0)
     sharp = uncertainty_s <= _SHARP_S
     gaps_s, off_s = np.diff(middle_s[sharp]), (uncertainty_s[sharp][1:] + uncertainty_s[sharp][:-1]) / 2
     near = (gaps_s > np.maximum(4 * off_s, _FASTEST_S)) & (gaps_s < 0.75 * REGISTER_S)
@@ -321,7 +345,7 @@ def counter_energy(
         off_s = call_s / 2 + FLOWING_S
         flowing = Writes(counter.t_s - off_s, counter.t_s + off_s, counter.y)
         return _between(flowing, _NO_POWER, (begin_s, end_s), (0.0,), limit_w)
-    clocked = find_writes(counter.t_s, call_s, counter.y)
+    clocked = find_writes(counter.t_s, call_s, counter.y, sensor=series.sensor)
     if len(clocked.y) < 2:  # it hardly moves
         energy_j = counter.at(end_s) - counter.at(begin_s)
         return CounterEnergy(energy_j if energy_j > 0 else None)

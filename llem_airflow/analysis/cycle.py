@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from llem_airflow.analysis import metrics
@@ -14,6 +14,7 @@ from llem_airflow.analysis.latency import COLUMNS, SERVED_COLUMNS, Distribution,
 from llem_airflow.analysis.metrics import METRICS, UndefinedMetricError
 from llem_airflow.analysis.series import Phase, StoredPower, phases, stored_power
 from llem_airflow.analysis.serving import serving
+from llem_airflow.protocol.gpu_profile import Sensor
 from llem_airflow.protocol.prefix_cache import shared_beginnings
 from llem_airflow.protocol.records import BOARD_CONDITIONS
 from llem_airflow.protocol.result import CycleResult, Window
@@ -145,6 +146,7 @@ class Cycle:
         energy_check_ratio: Integral of the samples / counter - 1.
         energy_uncertainty_j: How far it may be off by what the readings leave open, at 95 %; None is not known.
         active_over: Name of the baseline that was subtracted for the active energy.
+        characterised: Whether gpu-check knew the power meter of every board; None without an NVIDIA board's meter.
         warmup: How the warm-up ended.
         flags: What limits the numbers.
         measures: Metric name to value; None is undefined or not known.
@@ -173,6 +175,7 @@ class Cycle:
     energy_check_ratio: float | None = None
     energy_uncertainty_j: float | None = None
     active_over: str | None = None
+    characterised: bool | None = None
     warmup: str = ""
     flags: tuple[Flag, ...] = ()
     measures: Mapping[str, float | None] = field(default_factory=dict)
@@ -229,6 +232,7 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
     power = stored_power(ref, record, expected=result.meter.kind != "none")
     table, requests_problem = _requests(ref)
     requests = Requests.of(table)
+    sensors = characterised(record, environment)
     energy = window_energy(
         power.columns,
         result.meter,
@@ -237,6 +241,7 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
         requests=None if result.served else requests,
         expected_gpus=_given(record) or config.meter.gpus,
         limits_w=_limits_w(environment),
+        sensors=sensors,
     )
     energy = of_the_model(energy, result)
     host = record.get("host")
@@ -278,6 +283,7 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
         energy_check_ratio=energy.check_ratio,
         energy_uncertainty_j=energy.uncertainty_j,
         active_over=energy.active_over,
+        characterised=set(result.meter.devices) <= set(sensors) if result.meter.kind == "nvml" else None,
         warmup=result.warmup.outcome,
         flags=found,
         measures=measures(result.window, energy, requests, marks) | seen.measures,
@@ -303,6 +309,27 @@ def _limits_w(environment: Mapping[str, Any]) -> dict[str, float]:
         if isinstance(gpu, Mapping) and isinstance(gpu.get("uuid"), str)
         if isinstance(watts := gpu.get("enforced_power_limit_w"), int | float)
     }
+
+
+_SENSOR = tuple(one.name for one in fields(Sensor))
+
+
+def characterised(record: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Sensor]:
+    """What gpu-check had found out about each board's meter when the cycle was stored, by UUID.
+
+    A profile that was made with another driver does not count: the driver decides how registers are written.
+
+    Args:
+        record: The cycle's provenance.
+        environment: Where it ran.
+    """
+    told = record.get("power_sensors")
+    found = {}
+    for uuid, carried in (told if isinstance(told, Mapping) else {}).items():
+        if isinstance(carried, Mapping) and carried.get("driver") == environment.get("driver"):
+            numbers = {name: carried[name] for name in _SENSOR if isinstance(carried.get(name), int | float)}
+            found[uuid] = Sensor(**numbers)
+    return found
 
 
 def measures(

@@ -31,6 +31,7 @@ from llem_airflow.analysis.series import (
     phase_windows,
     series_by_gpu,
 )
+from llem_airflow.protocol.gpu_profile import Sensor
 from llem_airflow.protocol.result import CycleResult, Meter, Window
 from llem_airflow.results.llenergymeasure import PEER_METER
 
@@ -219,6 +220,7 @@ def window_energy(
     requests: Requests | None = None,
     expected_gpus: Sequence[str] = (),
     limits_w: Mapping[str, float] | None = None,
+    sensors: Mapping[str, Sensor] | None = None,
 ) -> EnergyOfWindow:
     """Energy of the window. Bad data never raises: it withholds.
 
@@ -230,6 +232,7 @@ def window_energy(
         requests: Those of the window, for the split into prefill and decode.
         expected_gpus: UUIDs that the attempt was given; one without samples withholds the total.
         limits_w: Enforced power limit of each device by its name, in watts, where it is known.
+        sensors: What gpu-check found out about the meter of each device by its name, where it did.
     """
     duration_s = window.duration_s
     if meter.kind == "none":
@@ -242,7 +245,8 @@ def window_energy(
         name: without_impossible(one, board=meter.kind == "nvml", limit_w=(limits_w or {}).get(name))
         for name, one in series.items()
     }
-    series = {name: one for name, (one, _) in cleaned.items()}
+    known = sensors or {}
+    series = {name: replace(one, sensor=known.get(name, one.sensor)) for name, (one, _) in cleaned.items()}
     dropped = {name: gone for name, (_, gone) in cleaned.items()}
     found = _of_series(series, dropped, meter, window, events, requests, expected_gpus)
     return replace(found, series=series)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from llem_airflow.protocol.gpu_profile import Sensor
 from llem_airflow.protocol.result import Anchor
 from llem_airflow.results import CycleRef, ResultReadError, layout
 from llem_airflow.results.parquet import POWER_SCHEMA, decode_table
@@ -85,6 +86,8 @@ def labels(table: Any, name: str) -> Labels:
 
 Floats = npt.NDArray[np.float64]
 
+UNCHARACTERISED = Sensor()
+"""Nobody has looked at this board's meter."""
 OUTSIDE = "between"
 """Phase of a moment that lies in no phase."""
 
@@ -326,6 +329,7 @@ class GpuSeries:
         temperature_c: Chip temperature, NaN where not known.
         utilisation_percent: Share of time busy, NaN where not known.
         errors: Short name of the failure of each reading.
+        sensor: What gpu-check found out about its meter, where it did.
     """
 
     gpu: str
@@ -338,6 +342,7 @@ class GpuSeries:
     temperature_c: Floats
     utilisation_percent: Floats
     errors: Labels
+    sensor: Sensor = UNCHARACTERISED
 
     def curve(self, y: Floats, *, shift_s: float = 0.0) -> Curve:
         """The readings that have a value, as a curve."""
@@ -353,7 +358,9 @@ class GpuSeries:
 
     @cached_property
     def average_delay_s(self) -> float:
-        """How late averaged power is, in seconds; 0 where the readings do not tell."""
+        """How late averaged power is, in seconds; 0 where neither a profile nor the readings tell."""
+        if self.sensor.average_window_s is not None:
+            return self.sensor.average_window_s / 2
         return delay_s(self.t_s, self.instant_w, self.average_w)
 
     @cached_property

@@ -72,11 +72,12 @@ def _hardware(environment: Mapping[str, Any]) -> str:
 
 
 def _meter(row: Cycle) -> str:
-    """``nvml (measured, counter, board)``."""
+    """``nvml (measured, counter, board)``, and ``characterised by gpu-check`` where it was."""
     name = str(row.fingerprint.get("meter") or "")
     if row.energy_kind == "none":
         return name
-    parts = dict.fromkeys([row.energy_kind, row.energy_source or "", row.energy_boundary or ""])
+    looked = "characterised by gpu-check" if row.characterised else ""
+    parts = dict.fromkeys([row.energy_kind, row.energy_source or "", row.energy_boundary or "", looked])
     return f"{name} ({', '.join(part for part in parts if part)})"
 
 

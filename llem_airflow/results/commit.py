@@ -76,8 +76,8 @@ def commit(
     )
 
 
-def require_result(folder: Path) -> None:
-    """Make sure that an attempt succeeded.
+def require_result(folder: Path) -> CycleResult:
+    """The result of an attempt that succeeded.
 
     Raises:
         ResultReadError: There is no valid result among its files.
@@ -86,7 +86,7 @@ def require_result(folder: Path) -> None:
     if not candidates:
         raise ResultReadError(f"{folder}: no *_result.json: the attempt did not succeed")
     try:
-        CycleResult.loads(candidates[0].read_text(), str(candidates[0]))
+        return CycleResult.loads(candidates[0].read_text(), str(candidates[0]))
     except (OSError, UnicodeDecodeError, ProtocolError) as error:
         raise ResultReadError(str(error)) from error
 

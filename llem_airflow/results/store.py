@@ -13,6 +13,7 @@ from llem_airflow import __version__
 from llem_airflow.results import layout
 from llem_airflow.results.commit import commit, remove_orphan_commits, require_result
 from llem_airflow.results.folder import Folder, ResultReadError, ResultsWriteError, json_bytes
+from llem_airflow.results.gpu_profiles import sensors_for
 from llem_airflow.results.records import CycleRef, FailureRef, checked_plan
 
 
@@ -88,6 +89,11 @@ class StoredRun:
     def path(self) -> Path | None:
         """Where it lies as a local path, or None on an object store."""
         return self.folder.local
+
+    @property
+    def root(self) -> Folder:
+        """The results root that it lies in."""
+        return Folder(self.folder.fs, self.folder.path.rsplit("/", 2)[0])
 
     def is_run(self) -> bool:
         """Whether the folder holds a run."""
@@ -193,12 +199,13 @@ class StoredRun:
             ResultReadError: There is no valid result in ``folder``.
             ResultsWriteError: It cannot be written.
         """
-        require_result(folder)
+        meter = require_result(folder).meter
+        sensors = sensors_for(self.root, meter.devices) if meter.kind == "nvml" else {}
         target = self._experiment(experiment_id)
         return commit(
             self.folder,
             folder,
-            provenance,
+            {"power_sensors": sensors, **provenance} if sensors else provenance,
             lambda k: target.child(layout.cycle_name(cycle, k)),
             marker=layout.RESULT,
         )

@@ -17,10 +17,12 @@ from typing import Any
 import docker
 from docker.errors import APIError
 
+from llem_airflow.results.folder import Folder, ResultReadError
+from llem_airflow.results.gpu_profiles import read_profile
 from llem_airflow.runners.engine import ENGINE_ERRORS, connect
 from llem_airflow.runners.failures import classify
 from llem_airflow.runners.gc import find_leftovers
-from llem_airflow.runners.gpus import GpuLookError, engine_names_gpus, inventory
+from llem_airflow.runners.gpus import GpuLookError, engine_names_gpus, inventory, local_inventory
 from llem_airflow.runners.images import default_image, default_images, digest, host_cuda_major
 from llem_airflow.text.terminal import Folding, console, show
 
@@ -59,7 +61,7 @@ def examine(environ: Mapping[str, str] = os.environ) -> list[Check]:
             checks += _engine(api, environ)
     except ENGINE_ERRORS as error:
         checks.append(_no_engine(error, environ))
-    return [*checks, _results(environ), _process_runner(), _token(environ)]
+    return [*checks, *_power_meters(environ), _results(environ), _process_runner(), _token(environ)]
 
 
 def worst(checks: list[Check]) -> int:
@@ -221,6 +223,35 @@ def _leftovers(api: docker.APIClient) -> Check:
             "leftovers", WARN, f"{len(left)} of ours are older than a day", "`llem-airflow gc --yes`"
         )
     return Check("leftovers", OK, "none older than a day")
+
+
+def _power_meters(environ: Mapping[str, str]) -> list[Check]:
+    """Whether each GPU of this machine has a profile of its power meter; nothing where there is none."""
+    try:
+        found = local_inventory()
+    except GpuLookError:  # the line about GPUs says so
+        return []
+    boards = {gpu.parent or gpu.id for gpu in found.gpus} if found else set()
+    if not boards:
+        return []
+    root, checks = environ.get("LLEM_RESULTS_ROOT") or "results", []
+    fix = "`llem-airflow gpu-check` while nothing else runs on the GPUs"
+    for uuid in sorted(boards):
+        try:
+            profile = read_profile(Folder.at(root), uuid)
+        except (ResultReadError, OSError, ValueError) as error:
+            checks.append(Check("power meter", WARN, f"the profile of {uuid} cannot be read: {error}", fix))
+            continue
+        if profile is None:
+            checks.append(
+                Check("power meter", WARN, f"{uuid} is not characterised: usual numbers are taken", fix)
+            )
+        elif found and profile.driver != found.driver:
+            text = f"{uuid} was characterised with driver {profile.driver}, now it is {found.driver}"
+            checks.append(Check("power meter", WARN, text, fix))
+        else:
+            checks.append(Check("power meter", OK, f"{uuid} is characterised"))
+    return checks
 
 
 def _results(environ: Mapping[str, str]) -> Check:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import docker
@@ -11,7 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 from llem_airflow.cli import main
+from llem_airflow.protocol.gpu_profile import GpuProfile
+from llem_airflow.results.folder import Folder
+from llem_airflow.results.gpu_profiles import write_profile
 from llem_airflow.runners.doctor import FAIL, OK, WARN, Check, examine, worst
+from tests.standins.gpus import use_script
 
 CANARY = "hf_canary1234567890"
 
@@ -92,3 +99,25 @@ def test_an_engine_s_name_that_cannot_be_resolved_is_no_missing_image_or_socket(
 @pytest.mark.parametrize("age", ["-1", "-0.001", "x"])
 def test_gc_refuses_an_age_that_is_none(age: str) -> None:
     assert CliRunner().invoke(main, ["gc", "--older-than", age]).exit_code == 2
+
+
+def test_a_gpu_without_a_profile_is_told_how_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uuid = "GPU-5741d000-0000-0000-0000-000000000000"
+    use_script(monkeypatch, tmp_path, "driver = 580.1")
+    code = (
+        "from llem_airflow.runners.doctor import examine\n"
+        f"checks = examine({{'DOCKER_HOST': 'unix:///nonexistent', 'LLEM_RESULTS_ROOT': {str(tmp_path)!r}}})\n"
+        "print([(c.status, c.text) for c in checks if c.name == 'power meter'])"
+    )  # the driver library is found at a process's start
+
+    def said() -> str:
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert said() == f"[('warn', '{uuid} is not characterised: usual numbers are taken')]\n"
+    profile = GpuProfile(1, uuid, "A100", "measured", driver="580.1")
+    write_profile(Folder.at(tmp_path), profile, {})
+    assert said() == f"[('ok', '{uuid} is characterised')]\n"
+    write_profile(Folder.at(tmp_path), dataclasses.replace(profile, driver="570"), {})
+    assert "was characterised with driver 570, now it is 580.1" in said()
