@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +22,10 @@ from llem_airflow.analysis.alarm import (
     Watch,
     watch_study,
 )
-from llem_airflow.analysis.cycle import FACTORS, HAS_RESULT
 from llem_airflow.analysis.metrics import BY_NAME
+from llem_airflow.analysis.nights import Night, measured
 from llem_airflow.analysis.noise import without_spikes
-from llem_airflow.analysis.tables import aggregated_beside, cycle_rows
+from llem_airflow.analysis.tables import aggregated_beside
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO, Verdict, compare
 from llem_airflow.results import ResultsRoot, StoredRun, layout
 
@@ -59,7 +58,7 @@ class Point:
         run_id: Id of the run.
         t_epoch_ns: When it began.
         values: The metric's value of each cycle.
-        conditions: Fingerprint without the factors, as text; only equal ones are joined.
+        conditions: Fingerprint without the factors, as ``nights.measured`` tells it; only equal ones are joined.
     """
 
     run_id: str
@@ -75,7 +74,7 @@ class Point:
     @property
     def is_estimate(self) -> bool:
         """Whether the energy is an estimate."""
-        return '"energy_kind": "estimate"' in self.conditions
+        return self.conditions.startswith("estimate ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,22 +288,30 @@ def _split(values: NDArray[np.float64], begin: int, end: int) -> list[int]:
     if end - begin < 2 * MIN_POINTS:
         return []
     part = values[begin:end]
-    scores = [(_energy_distance(part, k), k) for k in range(MIN_POINTS, len(part) - MIN_POINTS + 1)]
-    best, at = max(scores)
-    if best <= 0.0 or _test(part[:at], part[at:]) > 0.05:
+    scores = _energy_distances(part)
+    at = MIN_POINTS + int(len(scores) - 1 - np.argmax(scores[::-1]))  # of equal ones the last
+    if scores.max() <= 0.0 or _test(part[:at], part[at:]) > 0.05:
         return []
     middle = begin + at
     return [*_split(values, begin, middle), middle, *_split(values, middle, end)]
 
 
-def _energy_distance(values: NDArray[np.float64], at: int) -> float:
-    """Scaled energy distance between values[:at] and values[at:], with distances |x - y|."""
-    one, other = values[:at], values[at:]
-    n, m = len(one), len(other)
-    between = np.abs(one[:, None] - other[None, :]).mean()
-    within_one = np.abs(one[:, None] - one[None, :]).sum() / (n * (n - 1))
-    within_other = np.abs(other[:, None] - other[None, :]).sum() / (m * (m - 1))
-    return float(n * m / (n + m) * (2 * between - within_one - within_other))
+def _energy_distances(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scaled energy distance between values[:k] and values[k:], with distances |x - y|, for each k that may split.
+
+    All pairs are summed once: from the distances of value k to the values before it follows the sum within each side.
+    """
+    apart = np.abs(values[:, None] - values[None, :])
+    n = np.arange(MIN_POINTS, len(values) - MIN_POINTS + 1)
+    m, whole = len(values) - n, float(apart.sum())
+    before = 2 * np.concatenate(([0.0], np.cumsum(np.tril(apart).sum(axis=1))))[n]
+    rows = np.concatenate(([0.0], np.cumsum(apart.sum(axis=1))))[n]
+    between = rows - before
+    after = whole - before - 2 * between
+    found: NDArray[np.float64] = (
+        n * m / (n + m) * (2 * between / (n * m) - before / (n * (n - 1)) - after / (m * (m - 1)))
+    )
+    return found
 
 
 def _test(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
@@ -417,9 +424,7 @@ def histories(
         on_damaged: Told of each run whose table does not read; it is left out.
     """
     runs = [run for run in root.runs(study) if run.folder.exists(layout.CYCLES_TABLE)]
-    found = _trends(runs, metric, THRESHOLD_RATIO, on_damaged)
-    shared = Counter(name for name, _, _ in found)
-    return {Followed(name, release * (shared[name] > 1)): one for name, release, one in found}
+    return trends_of(_nights(runs, metric, on_damaged), metric)
 
 
 def history_until(run: StoredRun, metric: str, threshold_ratio: float = THRESHOLD_RATIO) -> dict[str, Trend]:
@@ -437,53 +442,57 @@ def history_until(run: StoredRun, metric: str, threshold_ratio: float = THRESHOL
         if other.url != run.url and other.started_epoch_ns() <= began
     ]
     earlier.sort(key=lambda other: other.started_epoch_ns())
-    found = _trends([*earlier, run], metric, threshold_ratio)
-    return {name: one for name, _, one in found if one.points[-1].run_id == run.run_id}
+    found = trends_of(_nights([*earlier, run], metric), metric, threshold_ratio)
+    return {name: one for (name, _), one in found.items() if one.points[-1].run_id == run.run_id}
 
 
-def _trends(
-    runs: Sequence[StoredRun],
-    metric: str,
-    threshold_ratio: float,
-    on_damaged: Callable[[StoredRun, Exception], None] = _logged,
-) -> list[tuple[str, str, Trend]]:
-    """(id of the experiment, release, its history) of each identity."""
+def trends_of(
+    nights: Sequence[Night], metric: str, threshold_ratio: float = THRESHOLD_RATIO
+) -> dict[Followed, Trend]:
+    """The history of each experiment of a study, by its newest id, and of each release.
+
+    Args:
+        nights: The runs, oldest first.
+        metric: Name of the metric.
+        threshold_ratio: Smallest change that matters.
+    """
+    points, newest = points_of(nights)
+    better = BY_NAME[metric].better
+    found = trends(list(points.values()), better, experiments=newest, threshold_ratio=threshold_ratio)
+    return dict(zip(points, found, strict=True))
+
+
+def points_of(nights: Sequence[Night]) -> tuple[dict[Followed, list[Point]], int]:
+    """The points of each history, oldest first, and how many experiments the newest run has.
+
+    Args:
+        nights: The runs, oldest first.
+    """
     points: dict[str, list[Point]] = {}
     told: dict[str, tuple[str, str]] = {}
     newest = 0
+    for night in nights:
+        newest = len(night.measured) or newest
+        for one in night.measured:
+            point = Point(night.run_id, night.t_epoch_ns, one.values, one.conditions)
+            points.setdefault(one.identity, []).append(point)
+            told[one.identity] = one.experiment, night.release or one.identity[:8]
+    shared = Counter(name for name, _ in told.values())
+    names = {key: Followed(name, release * (shared[name] > 1)) for key, (name, release) in told.items()}
+    return {names[identity]: found for identity, found in points.items()}, newest
+
+
+def _nights(
+    runs: Sequence[StoredRun], metric: str, on_damaged: Callable[[StoredRun, Exception], None] = _logged
+) -> list[Night]:
+    """The newest runs; a damaged table hides no other run."""
+    found = []
     for run in runs[-RUNS:]:
-        groups = _measured(run, metric, on_damaged)
-        newest = len(groups) or newest
-        for identity, rows in groups.items():
-            values = tuple(float(row[metric]) for row in rows)
-            point = Point(run.run_id, run.started_epoch_ns(), values, _conditions(rows))
-            points.setdefault(identity, []).append(point)
-            told[identity] = str(rows[0]["experiment"]), str(run.meta().get("version") or identity[:8])
-    better = BY_NAME[metric].better
-    found = trends(list(points.values()), better, experiments=newest, threshold_ratio=threshold_ratio)
-    return [(*told[identity], one) for identity, one in zip(points, found, strict=True)]
-
-
-def _measured(
-    run: StoredRun, metric: str, on_damaged: Callable[[StoredRun, Exception], None]
-) -> dict[str, list[dict[str, Any]]]:
-    """Rows with a value of the metric by identity; a damaged table hides no other run."""
-    try:
-        rows = cycle_rows(run)
-    except (OSError, ValueError) as error:
-        on_damaged(run, error)
-        return {}
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["status"] in HAS_RESULT and row.get(metric) is not None and row["hash"]:
-            groups.setdefault(str(row["hash"]), []).append(row)
-    return groups
-
-
-def _conditions(rows: list[dict[str, Any]]) -> str:
-    """Conditions without the factors: a history looks for what a new engine version does, not a new GPU."""
-    kept = set()
-    for row in rows:
-        fields = json.loads(row["fingerprint"] or "{}")
-        kept.add(json.dumps({k: v for k, v in fields.items() if k not in FACTORS}, sort_keys=True))
-    return "|".join(sorted(kept))
+        try:
+            told = measured(run, metric)
+        except (OSError, ValueError) as error:
+            on_damaged(run, error)
+            continue
+        release = str(run.meta().get("version") or "")
+        found.append(Night(run.run_id, run.started_epoch_ns(), release, told))
+    return found

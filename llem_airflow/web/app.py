@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,12 +28,13 @@ from llem_airflow.web.cycle_view import PowerSeries, csv_of, cycle_requests, cyc
 from llem_airflow.web.document import HEADERS as PAGE_HEADERS
 from llem_airflow.web.document import in_theme, page, paragraph
 from llem_airflow.web.explore import cycle_values, explorer
-from llem_airflow.web.index import RunIndex
+from llem_airflow.web.index import Entry, RunIndex
 from llem_airflow.web.kept import Kept, Recent
 from llem_airflow.web.new_study import check, new_study
 from llem_airflow.web.run_view import cycle_of_task, run_view
 from llem_airflow.web.seen import past_durations, seen_dags, seen_run
 from llem_airflow.web.studies import headline, run_rows, study_rows
+from llem_airflow.web.trend import studies_of, trend_view, verdicts
 
 STATIC = Path(__file__).parent / "static"
 MODULES = {path.name: path for path in STATIC.glob("*.js")}
@@ -62,6 +64,8 @@ class Server:
         self.kept = Kept()
         self.recent = Recent()
         self.power = PowerSeries()
+        self.watching = threading.Lock()
+        """Held while verdicts are worked out, which may take seconds: one user after another."""
 
 
 @cache
@@ -90,6 +94,8 @@ def create_app() -> FastAPI:
         ("/api/studies", studies, ()),
         ("/api/headline", study_headline, READS_DAG),
         ("/api/runs", runs, READS_DAG),
+        ("/api/trend", trend, READS_RUN),
+        ("/api/verdicts", trend_verdicts, READS_RUN),
         ("/api/run", run, READS_RUN),
         ("/api/explore", explore, READS_RUN),
         ("/api/values", values, READS_RUN),
@@ -156,6 +162,61 @@ def runs(dag_id: DagId, state: Asked) -> Response:
     ]
     entries.sort(key=lambda entry: entry.started_epoch_ns)
     return json_answer({"runs": run_rows(entries, state.kept)})
+
+
+def trend(
+    dag_id: DagId,
+    state: Asked,
+    study: str = "",
+    metric: str = "",
+    experiment: Annotated[list[str] | None, Query(max_length=100)] = None,
+) -> Response:
+    """The histories of experiments of one study as one DAG measured it."""
+    there = _own(dag_id, state)
+    entries = _entries_of(dag_id, study, there, state)
+    if not entries:
+        return json_answer({"studies": [], "root": state.index.root.url})
+    shown = {"studies": studies_of(there), "folder": entries[-1].run.folder.path.rsplit("/", 2)[-2]}
+    return _readable(lambda: shown | trend_view(entries, metric, experiment or (), state.kept))
+
+
+def trend_verdicts(
+    dag_id: DagId,
+    study: Annotated[str, Query(min_length=1)],
+    metric: Annotated[str, Query(min_length=1)],
+    state: Asked,
+) -> Response:
+    """What the nightly verdict says of each experiment of a study."""
+    entries = _entries_of(dag_id, study, _own(dag_id, state), state)
+
+    def make() -> Any:
+        with state.watching:
+            return verdicts(entries, metric, state.kept)
+
+    return _readable(make)
+
+
+def _own(dag_id: str, state: Server) -> list[tuple[str, list[Entry]]]:
+    """The runs of a DAG by the study's folder, oldest first; only folders that have one."""
+    found = [
+        (name, [entry for entry in state.index.runs(name) if entry.dag_id == dag_id])
+        for name in state.index.studies()
+    ]
+    return [(name, entries) for name, entries in found if entries]
+
+
+def _entries_of(
+    dag_id: str, study: str, there: Sequence[tuple[str, list[Entry]]], state: Server
+) -> list[Entry]:
+    """The runs of a DAG in a study's folder; in that of its newest run when none is named."""
+    if not study:
+        return max((entries for _, entries in there), key=lambda one: one[-1].started_epoch_ns, default=[])
+    found = dict(there).get(study)
+    if found is None:
+        raise HTTPException(
+            404, f"the DAG {dag_id} has no run of a study {study!r} under {state.index.root.url}"
+        )
+    return found
 
 
 def run(

@@ -38,7 +38,18 @@ class Kept:
             name: The file.
             make: Works it out; not called while an unchanged one is kept.
         """
-        key, version = (kind, f"{folder.path}/{name}"), file_version(folder, name)
+        return self.of(kind, f"{folder.path}/{name}", file_version(folder, name), make)
+
+    def of(self, kind: str, what: str, version: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, as plain JSON values; made again when the version is another one.
+
+        Args:
+            kind: What is made.
+            what: Of what it is made: one version of it is kept.
+            version: Of the files behind it.
+            make: Works it out; not called while one of this version is kept.
+        """
+        key = (kind, what)
         with self._lock:
             found = self._entries.get(key)
             if found is not None and found[0] == version:

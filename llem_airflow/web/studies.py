@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from llem_airflow.analysis.history import Point, change_points
+from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.plan import distinct_labels, factor_label
 from llem_airflow.analysis.statistics import SHOWN_FROM_N
 from llem_airflow.results import StoredRun, layout
@@ -14,6 +16,7 @@ from llem_airflow.results.parquet import read_table
 from llem_airflow.web.explore import HEADLINES, metric_facts
 from llem_airflow.web.index import Entry
 from llem_airflow.web.kept import Kept
+from llem_airflow.web.measured import nights_of
 from llem_airflow.web.seen import SeenDag
 
 NIGHTS = 30
@@ -69,21 +72,23 @@ def headline(entries: Sequence[Entry], kept: Kept, visible: Collection[str]) -> 
     if not told:
         return {"number": None, "history": [], "since": None}
     newest, rows = told[-1]
-    best = _best(rows)
+    best = best_of(rows)
     if best is None:
         return {"number": None, "history": [], "since": None, "run_id": newest.run.run_id}
     row, metric = best
+    changes = _changes(entries[-NIGHTS:], row, metric, len(rows), kept)
     history = [
         {
             "run_id": entry.run.run_id,
             "started_epoch_ns": entry.started_epoch_ns or None,
+            "change_ratio": changes.get(entry.run.run_id),
             **_value(one, metric),
         }
         for entry, found in told
         for one in found
         if one["hash"] == row["hash"] and one["experiment"] == row["experiment"] and one[metric] is not None
     ]
-    labels = _labels(rows)
+    labels = labels_of(rows)
     return {
         "run_id": newest.run.run_id,
         "number": {
@@ -101,6 +106,21 @@ def headline(entries: Sequence[Entry], kept: Kept, visible: Collection[str]) -> 
     }
 
 
+def _changes(
+    entries: Sequence[Entry], row: Mapping[str, Any], metric: str, experiments: int, kept: Kept
+) -> dict[str, float]:
+    """Where an experiment changed, looking back over some runs: the size by the run that began it."""
+    points = [
+        Point(night.run_id, night.t_epoch_ns, one.values, one.conditions)
+        for night in nights_of(entries, metric, kept)[0]
+        for one in night.measured
+        if (one.identity, one.experiment) == (row["hash"], row["experiment"])
+    ]
+    same = [one for one in points if one.conditions == points[-1].conditions]
+    found = change_points(same, BY_NAME[metric].better, experiments=experiments) if same else ()
+    return {one.run_id: one.ratio for one in found}
+
+
 def run_rows(entries: Sequence[Entry], kept: Kept) -> list[dict[str, Any]]:
     """One row a run, the newest first: what was planned and valid, and its best experiment."""
     found = []
@@ -114,11 +134,11 @@ def run_rows(entries: Sequence[Entry], kept: Kept) -> list[dict[str, Any]]:
         }
         if rows := run_numbers(entry.run, kept):
             row |= {key: sum(one[key] for one in rows) for key in ("planned", "valid")}
-            if best := _best(rows):
+            if best := best_of(rows):
                 one, metric = best
                 row["number"] = {
                     "metric": metric_facts(metric),
-                    "label": _labels(rows)[one["experiment"]],
+                    "label": labels_of(rows)[one["experiment"]],
                     "energy_kind": one["energy_kind"],
                     **_value(one, metric),
                 }
@@ -147,7 +167,8 @@ def _numbers(run: StoredRun) -> list[dict[str, Any]]:
     return rows
 
 
-def _best(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str] | None:
+def best_of(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str] | None:
+    """The experiment that stands for a run, and the metric by which it is the best."""
     for metric, sign in zip(HEADLINES, (1, -1), strict=True):
         if known := [row for row in rows if row[metric] is not None]:
             return min(known, key=lambda row: sign * row[metric]), metric
@@ -165,7 +186,8 @@ def _value(row: dict[str, Any], metric: str) -> dict[str, Any]:
     }
 
 
-def _labels(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+def labels_of(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What each experiment of a run is called, by its id."""
     ids = [str(row["experiment"]) for row in rows]
     texts = [factor_label(json.loads(row["factors"] or "{}"), row["experiment"]) for row in rows]
     return dict(zip(ids, distinct_labels(ids, texts), strict=True))

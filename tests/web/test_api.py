@@ -28,6 +28,8 @@ from tests.results.recorded import Recording
 from tests.web.conftest import Site
 
 ABOUT_A_RUN = (
+    "/api/trend",
+    "/api/verdicts",
     "/api/cycle",
     "/api/live",
     "/api/task",
@@ -48,7 +50,7 @@ ASKED: dict[str, Any] = {
     "dag_id": "nightly",
     "run_id": "r1",
     "study": "nightly",
-    "metric": "energy_j",
+    "metric": "energy_per_output_token_j",
     "table": "cycles",
     "format": "csv",
     "name": "summary.json",
@@ -300,7 +302,7 @@ def test_the_explorer_has_the_values_of_the_frames(site: Site, measured: Make) -
         assert ours["metrics"]["energy_j"]["mean"] == row["energy_j"]
     cycles = cycles_df(run)
     told = site.get("/api/values", **ASKED).json()["cycles"]
-    assert [one["value"] for one in told] == cycles["energy_j"].tolist()
+    assert [one["value"] for one in told] == cycles["energy_per_output_token_j"].tolist()
     assert [(one["experiment"], one["cycle"]) for one in told] == list(
         zip(cycles["experiment"], cycles["cycle"], strict=True)
     )

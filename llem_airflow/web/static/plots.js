@@ -335,8 +335,8 @@ export function Distribution({ rows, xTitle, label, onPick }) {
   );
 }
 
-/** The last runs in a line; its text says what a screen reader cannot see. */
-export function Spark({ values, label }) {
+/** The last runs in a line, a bar at each place where a new level began; its text says what a screen reader cannot see. */
+export function Spark({ values, changes = [], label }) {
   if (values.length < 2) return null;
   const [width, height] = [110, 26];
   const y = scaleFor(values, height - 3, 3, { pad: 0.02 });
@@ -346,6 +346,7 @@ export function Spark({ values, label }) {
     "svg",
     { width, height, role: "img", "aria-label": label },
     h("title", null, label),
+    changes.map((place) => h("line", { key: place, x1: at(place), x2: at(place), y1: 1, y2: height - 1, stroke: SERIES[1], strokeWidth: 2, "data-change": place })),
     h("polyline", { points: values.map((value, place) => `${at(place)},${y.at(value)}`).join(" "), fill: "none", stroke: SERIES[0], strokeWidth: 1.5 }),
     h("circle", { cx: at(last), cy: y.at(values[last]), r: 2.5, fill: SERIES[0] }),
   );

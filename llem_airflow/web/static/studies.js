@@ -2,9 +2,11 @@
 
 import { energyPage, Fragment, h, Link, UI, useAddress, useApi } from "./base.js";
 import { change, counted, interval, quantity, when } from "./format.js";
-import { Choose, DataTable, Estimate, Loading, Muted, Notice, Page, Search, Tag } from "./parts.js";
+import { Choose, DataTable, Estimate, Loading, Muted, Notice, Page, Search, Tabs, Tag } from "./parts.js";
 import { Spark } from "./plots.js";
+import { Trend } from "./trend.js";
 
+const trendPage = (dagId, state) => `/dags/${encodeURIComponent(dagId)}/plugin/llem-study?${new URLSearchParams({ view: "trend", ...state })}`;
 const underlined = { textDecoration: "underline" };
 const MINUTE = 60000;
 
@@ -99,9 +101,24 @@ function Headline({ data, label, row }) {
     h(UI.Text, { fontSize: "sm" }, found.low === null ? `n = ${found.n}` : `${interval(found.metric, found)}, n = ${found.n}`),
     found.experiments > 1 && h(Muted, null, `${found.label}, the ${found.metric.better === "lower" ? "lowest" : "highest"} of ${found.experiments}`),
     h(Muted, null, `${data.valid} of ${data.planned} cycles valid${older ? `, in the run of ${when(older.started_epoch_ns)}` : ""}`),
-    h(Spark, { values, label: `${found.metric.label} of the last ${values.length} runs, from ${quantity(found.metric, values[0], found.energy_kind)} to ${quantity(found.metric, values.at(-1), found.energy_kind)}` }),
+    h(
+      Link,
+      { to: trendPage(row.dag_id, { study: row.folder, metric: found.metric.name, experiments: found.experiment }), "aria-label": `Trend of ${row.study}` },
+      h(Spark, {
+        values,
+        changes: data.history.flatMap((one, place) => (one.change_ratio === null ? [] : [place])),
+        label: `${found.metric.label} of the last ${values.length} runs, from ${quantity(found.metric, values[0], found.energy_kind)} to ${quantity(found.metric, values.at(-1), found.energy_kind)}${changed(data.history)}`,
+      }),
+      values.length < 2 && h("span", { style: { ...underlined, fontSize: "0.875rem" } }, "Trend"),
+    ),
   );
 }
+
+const changed = (history) =>
+  history
+    .filter((one) => one.change_ratio !== null)
+    .map((one) => `; ${change(one.change_ratio)} from ${when(one.started_epoch_ns)} on`)
+    .join("");
 
 function Since({ since, dagId, label }) {
   if (!since) return h(UI.Box, null, h(UI.Text, label, "Since the run before"), h(Muted, null, "no comparison"));
@@ -117,13 +134,27 @@ function Since({ since, dagId, label }) {
   );
 }
 
-/** The Energy tab of a DAG: its runs. */
+const VIEWS = [
+  ["runs", "Runs"],
+  ["trend", "Trend"],
+];
+
+/** The Energy tab of a DAG: its runs, and how their numbers went. */
 export function DagPage({ dagId }) {
+  const [view, setView] = useAddress("view", "runs");
+  return h(
+    Page,
+    { title: "Energy" },
+    h(Tabs, { label: "Views", value: view, options: VIEWS, onChange: setView }),
+    view === "trend" ? h(Trend, { dagId }) : h(RunsOfDag, { dagId }),
+  );
+}
+
+function RunsOfDag({ dagId }) {
   const { data, error } = useApi("runs", { dag_id: dagId }, () => MINUTE);
-  if (error && !data) return h(Page, { title: "Energy" }, h(Notice, { kind: "error", title: error }));
-  if (!data) return h(Page, { title: "Energy" }, h(Loading));
-  if (!data.runs.length)
-    return h(Page, { title: "Energy" }, h(Muted, null, "No run of this DAG has measured energy. If it is the DAG of a study, trigger it: each run has an Energy tab of its own."));
+  if (error && !data) return h(Notice, { kind: "error", title: error });
+  if (!data) return h(Loading);
+  if (!data.runs.length) return h(Muted, null, "No run of this DAG has measured energy. If it is the DAG of a study, trigger it: each run has an Energy tab of its own.");
   const number = (row) => row.number;
   const columns = [
     { key: "started", title: "Began", value: (row) => row.started_epoch_ns, cell: (row) => h(Link, { to: energyPage(dagId, row.run_id), style: underlined }, row.started_epoch_ns ? when(row.started_epoch_ns) : row.run_id) },
@@ -142,7 +173,7 @@ export function DagPage({ dagId }) {
     },
     { key: "label", title: "Which", value: (row) => number(row)?.label ?? null },
   ];
-  return h(Page, { title: "Energy" }, h(DataTable, { name: "runs", label: "Runs", columns, rows: data.runs, rowKey: (row) => row.run_id }));
+  return h(DataTable, { name: "runs", label: "Runs", columns, rows: data.runs, rowKey: (row) => row.run_id });
 }
 
 /** A few lines on Airflow's first page; nothing where the user sees no study. */

@@ -1,0 +1,169 @@
+"""What each run of a study measured of a metric, read narrowly, and what was around it: release, engine, image, driver.
+
+A year of nights x 100 experiments is a million cells of cycles.parquet in this way, and forty times that with all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from llem_airflow.analysis.cycle import FACTORS, HAS_RESULT
+from llem_airflow.results import StoredRun, layout
+from llem_airflow.results.parquet import read_table
+
+AROUND = ("release", "engine", "image", "driver", "gpu", "measured by")
+"""What a history marks where it changed."""
+
+_READ = ("experiment", "status", "hash", "energy_kind")
+_OPTIONAL = ("fingerprint",)
+"""Columns that tables of older releases may not have, the metrics among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one run measured of one experiment.
+
+    Attributes:
+        experiment: Id of the experiment.
+        identity: Its hash, 16 hex digits.
+        values: The metric's value of each cycle.
+        conditions: Fingerprint without the factors, as a short text; only equal ones are joined.
+        around: What was around it, by the names of AROUND, as text; what is not known is left out.
+    """
+
+    experiment: str
+    identity: str
+    values: tuple[float, ...]
+    conditions: str
+    around: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Night:
+    """One run of a study.
+
+    Attributes:
+        run_id: Id of the run.
+        t_epoch_ns: When it began.
+        release: Model release that it measured; empty for none.
+        measured: Its experiments that have a value of the metric.
+    """
+
+    run_id: str
+    t_epoch_ns: int
+    release: str
+    measured: tuple[Measured, ...]
+
+
+class Around(NamedTuple):
+    """Where something around an experiment changed.
+
+    Attributes:
+        run_id: The first run with the new one.
+        what: One of AROUND.
+        before: What it was, as text.
+        after: What it is.
+    """
+
+    run_id: str
+    what: str
+    before: str
+    after: str
+
+
+def measured(run: StoredRun, metric: str) -> tuple[Measured, ...]:
+    """The experiments of a run that have a value of a metric, in the order of the table.
+
+    Raises:
+        ResultReadError: The table of cycles does not read.
+    """
+    table = read_table(
+        run.folder, layout.CYCLES_TABLE, [*_READ, *_OPTIONAL, metric], optional=(*_OPTIONAL, metric)
+    )
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        if row["status"] in HAS_RESULT and row.get(metric) is not None and row["hash"]:
+            groups.setdefault((str(row["hash"]), str(row["experiment"])), []).append(row)
+    return tuple(
+        Measured(
+            experiment,
+            identity,
+            tuple(float(row[metric]) for row in rows),
+            _conditions([row.get("fingerprint") or "{}" for row in rows]),
+            _told(rows[0].get("fingerprint") or "{}")[1],
+        )
+        for (identity, experiment), rows in groups.items()
+    )
+
+
+def plain(found: Sequence[Measured]) -> dict[str, Any]:
+    """The same as plain JSON values; what many experiments share stands there once."""
+    around = list(dict.fromkeys(json.dumps(dict(one.around), sort_keys=True) for one in found))
+    return {
+        "around": [json.loads(text) for text in around],
+        "measured": [
+            asdict(one) | {"around": around.index(json.dumps(dict(one.around), sort_keys=True))}
+            for one in found
+        ],
+    }
+
+
+def from_plain(told: Mapping[str, Any]) -> tuple[Measured, ...]:
+    """What ``plain`` told."""
+    return tuple(
+        Measured(**{**one, "values": tuple(one["values"]), "around": told["around"][one["around"]]})
+        for one in told["measured"]
+    )
+
+
+def changes_around(nights: Sequence[Night], experiment: str) -> list[Around]:
+    """Where release, engine, image, driver, GPU or measuring code of an experiment changed, oldest first.
+
+    A run that does not tell one of them changes nothing.
+
+    Args:
+        nights: Oldest first.
+        experiment: Id of the experiment; it stays the same over the releases of a model.
+    """
+    known: dict[str, str] = {}
+    found = []
+    for night in nights:
+        for one in night.measured:
+            if one.experiment != experiment:
+                continue
+            now = {"release": night.release, **one.around}
+            for what in AROUND:
+                if not (after := now.get(what)):
+                    continue
+                if what in known and known[what] != after:
+                    found.append(Around(night.run_id, what, known[what], after))
+                known[what] = after
+    return found
+
+
+def _conditions(fingerprints: Sequence[str]) -> str:
+    """Conditions without the factors: a history looks for what a new engine version does, not a new GPU."""
+    return "|".join(sorted({_told(text)[0] for text in fingerprints}))
+
+
+@lru_cache(maxsize=2_048)
+def _told(fingerprint: str) -> tuple[str, Mapping[str, str]]:
+    """The conditions of a fingerprint as a short text that begins with the kind of its energy, and what is around."""
+    fields: dict[str, Any] = json.loads(fingerprint)
+    rest = json.dumps({k: v for k, v in fields.items() if k not in FACTORS}, sort_keys=True)
+    digest = hashlib.sha256(rest.encode()).hexdigest()[:16]
+    engine = " ".join(str(fields[key]) for key in ("engine", "engine_version") if fields.get(key))
+    boards = [gpu for gpu in fields.get("gpus") or () if isinstance(gpu, Mapping)]
+    around = {
+        "engine": engine,
+        "image": str(fields.get("image_digest") or ""),
+        "driver": str(fields.get("driver") or ""),
+        "gpu": ", ".join(str(gpu.get("name") or gpu.get("uuid") or "") for gpu in boards),
+        "measured by": str(fields.get("measured_by") or ""),
+    }
+    return f"{fields.get('energy_kind', '')} {digest}", {key: text for key, text in around.items() if text}

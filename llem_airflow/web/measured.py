@@ -1,0 +1,33 @@
+"""What runs measured of a metric, kept as long as their tables of cycles do not change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llem_airflow.analysis.nights import Night, from_plain, measured, plain
+from llem_airflow.results import StoredRun, layout
+from llem_airflow.web.index import Entry
+from llem_airflow.web.kept import Kept
+
+
+def nights_of(entries: Sequence[Entry], metric: str, kept: Kept) -> tuple[list[Night], list[str]]:
+    """The runs that have tables, and what is wrong with those whose tables do not read."""
+    nights, problems = [], []
+    for entry in entries:
+        if not entry.run.folder.exists(layout.CYCLES_TABLE):
+            continue
+        try:
+            told = _measured(entry.run, metric, kept)
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+            continue
+        nights.append(Night(entry.run.run_id, entry.started_epoch_ns, entry.release, from_plain(told)))
+    return nights, problems
+
+
+def _measured(run: StoredRun, metric: str, kept: Kept) -> dict[str, Any]:
+    found: dict[str, Any] = kept.of_file(
+        f"nights {metric}", run.folder, layout.CYCLES_TABLE, lambda: plain(measured(run, metric))
+    )
+    return found
