@@ -157,7 +157,7 @@ class PairReport:
         factors: What is under study and differs, keys of the configuration and fields of the fingerprint:
             ``{key: [baseline, candidate]}``.
         differences: Conditions that differ; when there are any, nothing is compared.
-        answers: What the output check found; None when the requests cannot be read.
+        answers: What the output check found; None when the requests were not, or cannot be, read.
         estimate: Whether the energies are estimates.
         excluded: Flagged cycles that were left out on request, by side.
     """
@@ -205,6 +205,7 @@ def compare_runs(
     without_flagged: bool = False,
     metric: str = COMPARED[0],
     threshold_ratio: float = THRESHOLD_RATIO,
+    answers: bool = True,
 ) -> list[PairReport]:
     """Compare what two runs have in common.
 
@@ -220,6 +221,7 @@ def compare_runs(
         without_flagged: Leave out cycles with a warning.
         metric: The metric that comes first and whose verdict counts.
         threshold_ratio: Smallest difference that matters.
+        answers: Whether the requests of both sides are read, to compare their answers.
 
     Raises:
         ResultReadError: A run was not aggregated.
@@ -236,7 +238,13 @@ def compare_runs(
     return corrected(
         [
             compare_sides(
-                one, other, ignore=ignore, metric=metric, threshold_ratio=threshold_ratio, usual=usual
+                one,
+                other,
+                ignore=ignore,
+                metric=metric,
+                threshold_ratio=threshold_ratio,
+                usual=usual,
+                answers=answers,
             )
             for one, other in pairs
         ]
@@ -288,6 +296,7 @@ def compare_sides(
     metric: str = COMPARED[0],
     threshold_ratio: float = THRESHOLD_RATIO,
     usual: Mapping[str, Usual | None] | None = None,
+    answers: bool = True,
 ) -> PairReport:
     """Compare two sides, when their conditions are equal.
 
@@ -299,6 +308,7 @@ def compare_sides(
         metric: The metric that comes first and whose verdict counts.
         threshold_ratio: Smallest difference that matters.
         usual: What all experiments say of how much cycles differ, by metric.
+        answers: Whether the requests of both sides are read, to compare their answers.
 
     Raises:
         ValueError: ``paired``, and the cycles were not measured next to each other.
@@ -326,7 +336,7 @@ def compare_sides(
         ),
         factors=factors,
         differences=differences,
-        answers=_answers(baseline, candidate),
+        answers=_answers(baseline, candidate) if answers else None,
         estimate="estimate" in kinds,
         excluded={"baseline": list(baseline.excluded), "candidate": list(candidate.excluded)},
     )

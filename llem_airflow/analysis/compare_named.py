@@ -90,6 +90,7 @@ class How:
         ignore: Conditions that may differ.
         paired: Cycle k of one experiment was measured next to cycle k of the other.
         without_flagged: Leave out cycles with a warning.
+        answers: Whether the answers of both sides are read and compared; no verdict depends on it.
 
     Raises:
         ValueError: The metric cannot decide, or the threshold is not above 0.
@@ -101,6 +102,7 @@ class How:
     ignore: Collection[str] = ()
     paired: bool = False
     without_flagged: bool = False
+    answers: bool = True
 
     def __post_init__(self) -> None:
         deciding_metric(self.metric)
@@ -182,6 +184,25 @@ def compare_named(
     return Compared(tuple(corrected(reports)), tuple(alone), gone, tuple(only[1]), tuple(same))
 
 
+def compare_each(baseline: StoredRun, candidates: Sequence[StoredRun], how: How) -> Compared:
+    """The same for runs that are known: every experiment that the reference has in common with each candidate.
+
+    Raises:
+        ResultReadError: A run was not aggregated.
+    """
+    ours = RunRows.of(baseline)
+    reports: list[PairReport] = []
+    only: tuple[list[str], list[str]] = ([], [])
+    same = []
+    for run in candidates:
+        theirs = ours if run.url == baseline.url else RunRows.of(run)
+        if theirs is ours:
+            same.append(run.url)
+        reports += _all(ours, theirs, how)
+        _note_unmatched(only, ours, theirs, how)
+    return Compared(tuple(corrected(reports)), (), tuple(only[0]), tuple(only[1]), tuple(same))
+
+
 def _runs(name: str, root: ResultsRoot, own: StoredRun | None) -> list[StoredRun]:
     if name:
         return named_runs(name, root)
@@ -217,6 +238,7 @@ def _all(earlier: RunRows, run: RunRows, how: How) -> list[PairReport]:
         without_flagged=how.without_flagged,
         metric=how.metric,
         threshold_ratio=how.threshold_ratio,
+        answers=how.answers,
     )
 
 

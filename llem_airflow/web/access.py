@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from airflow.api_fastapi.app import get_auth_manager
@@ -40,6 +41,22 @@ def readable_dags(user: GetUserDep, session: SessionDep) -> set[str]:
     return get_auth_manager().get_authorized_dag_ids(user=user, method="GET", session=session)
 
 
+def reads_runs(user: GetUserDep, readable: Annotated[set[str], Depends(readable_dags)]) -> ReadsRuns:
+    """Tells of a DAG whether the user may read it and its runs: for what is about runs of several DAGs."""
+
+    def reads(dag_id: str) -> bool:
+        return dag_id in readable and get_auth_manager().is_authorized_dag(
+            method="GET",
+            access_entity=DagAccessEntity.RUN,
+            details=DagDetails(id=dag_id, team_name=DagModel.get_team_name(dag_id)),
+            user=user,
+        )
+
+    return reads
+
+
+ReadsRuns = Callable[[str], bool]
+RunsReader = Annotated[ReadsRuns, Depends(reads_runs)]
 MayReadLogs = Annotated[bool, Depends(may_read_logs)]
 """Whether the last lines of an attempt may be shown: they are the task's log."""
 ReadableDags = Annotated[set[str], Depends(readable_dags)]

@@ -6,6 +6,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,13 +18,18 @@ from airflow.sdk import conf
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
+from llem_airflow.analysis.compare import COMPARED
+from llem_airflow.analysis.compare_named import How
+from llem_airflow.analysis.leaderboard import LATENCIES
 from llem_airflow.frames.export import FORMATS, TABLES, export_table
 from llem_airflow.operators.settings import settings
 from llem_airflow.protocol.typed_json import to_json
 from llem_airflow.results import CycleRef, ResultsRoot, StoredRun, layout
 from llem_airflow.results.live import read_live
-from llem_airflow.web.access import READS_DAG, READS_RUN, DagId, MayReadLogs, ReadableDags, RunId
+from llem_airflow.web.access import READS_DAG, READS_RUN, DagId, MayReadLogs, ReadableDags, RunId, RunsReader
 from llem_airflow.web.answers import HEADERS, download, json_answer
+from llem_airflow.web.board import leaderboard
+from llem_airflow.web.comparison import LARGEST_CANDIDATES, choices, comparison, named, pair, usual
 from llem_airflow.web.cycle_view import PowerSeries, csv_of, cycle_requests, cycle_view
 from llem_airflow.web.document import HEADERS as PAGE_HEADERS
 from llem_airflow.web.document import in_theme, page, paragraph
@@ -92,10 +98,13 @@ def create_app() -> FastAPI:
     routes: tuple[tuple[str, Callable[..., Any], tuple[Any, ...]], ...] = (
         ("/static/{name}", module, ()),
         ("/api/studies", studies, ()),
+        ("/api/leaderboard", leaderboard_of_all, ()),
         ("/api/headline", study_headline, READS_DAG),
         ("/api/runs", runs, READS_DAG),
         ("/api/trend", trend, READS_RUN),
         ("/api/verdicts", trend_verdicts, READS_RUN),
+        ("/api/compare", compare, READS_RUN),
+        ("/api/pair", compare_pair, READS_RUN),
         ("/api/run", run, READS_RUN),
         ("/api/explore", explore, READS_RUN),
         ("/api/values", values, READS_RUN),
@@ -143,6 +152,19 @@ def studies(readable: ReadableDags, session: SessionDep, state: Asked) -> Respon
     found = {name: state.index.runs(name) for name in state.index.studies()}
     dags = {entry.dag_id for entries in found.values() for entry in entries} & readable
     return json_answer({"studies": study_rows(found, seen_dags(session, dags)), "root": state.index.root.url})
+
+
+def leaderboard_of_all(
+    reads: RunsReader,
+    state: Asked,
+    latency: str = LATENCIES[0],
+    limit_s: Annotated[float | None, Query(gt=0, allow_inf_nan=False)] = None,
+) -> Response:
+    """Model x hardware x engine over the runs of the DAGs whose runs the user may read."""
+    entries = [entry for name in state.index.studies() for entry in state.index.runs(name)]
+    allowed = {dag_id for dag_id in {entry.dag_id for entry in entries} if dag_id and reads(dag_id)}
+    visible = [entry for entry in entries if entry.dag_id in allowed]
+    return _readable(lambda: leaderboard(visible, latency, limit_s, state.kept))
 
 
 def study_headline(
@@ -194,6 +216,88 @@ def trend_verdicts(
             return verdicts(entries, metric, state.kept)
 
     return _readable(make)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is compared, as the address of the page tells it: names are ids of runs, or @RELEASE."""
+
+    baseline: str
+    baseline_dag: str
+    candidates: Sequence[str]
+    ignore: Sequence[str]
+
+
+def _sides(
+    baseline: str = "",
+    baseline_dag: str = "",
+    candidate: Annotated[list[str] | None, Query(max_length=LARGEST_CANDIDATES)] = None,
+    ignore: Annotated[list[str] | None, Query(max_length=50)] = None,
+) -> Sides:
+    return Sides(baseline, baseline_dag, candidate or (), ignore or ())
+
+
+def compare(
+    dag_id: DagId,
+    sides: Annotated[Sides, Depends(_sides)],
+    reads: RunsReader,
+    state: Asked,
+    study: str = "",
+    metric: str = "",
+) -> Response:
+    """Runs or releases of a DAG, each against one reference, which may be a run of another DAG."""
+    there = _own(dag_id, state)
+    entries = _entries_of(dag_id, study, there, state)
+    shown = {"studies": studies_of(there), "choices": choices(entries)}
+    first, rest = usual(entries)
+    of, baseline, candidates = (
+        sides.baseline_dag or dag_id,
+        sides.baseline or first,
+        list(sides.candidates) or rest,
+    )
+    if not baseline or not candidates:
+        return json_answer(shown | {"rows": None})
+    known = _reference(of, dag_id, entries, reads, state)
+
+    def make() -> Any:
+        how = How(metric=metric or COMPARED[0], ignore=tuple(sorted(sides.ignore)), answers=False)
+        others = [named(name, entries, dag_id) for name in candidates]
+        told = comparison(named(baseline, known, of), others, how, state.kept)
+        names = {"baseline": baseline, "of": of, "candidates": candidates}
+        folder = entries[-1].run.folder.path.rsplit("/", 2)[-2]
+        return shown | {"folder": folder, "names": names} | told
+
+    return _readable(make)
+
+
+def compare_pair(
+    dag_id: DagId,
+    run_id: RunId,
+    experiment: Experiment,
+    baseline: Annotated[str, Query(min_length=1)],
+    baseline_experiment: Experiment,
+    reads: RunsReader,
+    state: Asked,
+    baseline_dag: str = "",
+) -> Response:
+    """What lies behind one cell of a comparison."""
+    of = baseline_dag or dag_id
+    if of != dag_id and not reads(of):
+        raise HTTPException(403, f"you have no permission to read the runs of the DAG {of}")
+    ours, theirs = _found(of, baseline, state), _found(dag_id, run_id, state)
+    return _readable(lambda: pair(ours, baseline_experiment, theirs, experiment))
+
+
+def _reference(
+    of: str, dag_id: str, entries: Sequence[Entry], reads: Callable[[str], bool], state: Server
+) -> Sequence[Entry]:
+    """The runs among which the reference is: those of the DAG's study, or all of another DAG that the user may read."""
+    if of == dag_id:
+        return entries
+    if not reads(of):
+        raise HTTPException(403, f"you have no permission to read the runs of the DAG {of}")
+    found = [entry for _, own in _own(of, state) for entry in own]
+    return sorted(found, key=lambda entry: entry.started_epoch_ns)
 
 
 def _own(dag_id: str, state: Server) -> list[tuple[str, list[Entry]]]:

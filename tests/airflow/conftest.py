@@ -74,6 +74,7 @@ def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) 
                 "choice.yaml": CHOICE,
                 "looked-at.yaml": CHOICE.replace("choice", "looked-at"),
                 "watched.yaml": WATCHED,
+                "followed.yaml": CHOICE.replace("choice", "followed"),
                 "nightly.yaml": NIGHTLY,
                 "held.yaml": HELD,
                 "broken.yaml": BROKEN,

@@ -9,23 +9,29 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
+import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
 from llem_airflow.analysis.aggregate import aggregate_run
+from llem_airflow.frames import compare_df, history_df
 from llem_airflow.report.page import report_html
 from llem_airflow.results import ResultsRoot, StoredRun, layout
 from llem_airflow.study import load_study
 from tests.airflow.server import AirflowServer
 from tests.browser import chromium_page
 from tests.results.recorded import Recording, provenance
+from tests.web.written import ENERGY, written
 
 pytestmark = [pytest.mark.airflow, pytest.mark.engine, pytest.mark.browser, pytest.mark.timeout(900)]
 
 SHOTS = Path("build") / "screenshots"
 STUDY = "looked-at"
 """Of these tests alone: the overview shows the newest run of a study."""
+FOLLOWED = "followed"
+"""Likewise, of many nights."""
 HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
 
 
@@ -86,6 +92,31 @@ def measured(process_airflow: AirflowServer, tmp_path_factory: pytest.TempPathFa
 
 def tab(airflow: AirflowServer, run: StoredRun, query: str = "") -> str:
     return f"{airflow.url}/dags/{STUDY}/runs/{run.run_id.replace('+', '%2B')}/plugin/llem-energy{query}"
+
+
+@pytest.fixture(scope="module")
+def followed(process_airflow: AirflowServer) -> pd.DataFrame:
+    """A study of 14 nights, of a DAG of its own, in which one experiment gets dearer and the release changes."""
+    newest = process_airflow.run(FOLLOWED, conf={"dry_run": True})["dag_run_id"]
+    random, root = np.random.default_rng(1), ResultsRoot(process_airflow.results)
+    for night in range(14):
+        levels = {"small-aaaaaaaa": 2.4 if night >= 8 else 2.0, "large-bbbbbbbb": 1.0}
+        written(
+            root,
+            {name: list(base * (1 + 0.004 * random.standard_normal(3))) for name, base in levels.items()},
+            night=night,
+            run_id=newest if night == 13 else "",
+            study=FOLLOWED,
+            dag_id=FOLLOWED,
+            meta={"version": "v2" if night >= 8 else "v1"},
+            measures={"ttft_mean_s": 0.2},
+            fingerprint={"model": HOSTILE, "engine_version": "0.12" if night >= 5 else "0.11"},
+        )
+    return history_df(FOLLOWED, root=root)
+
+
+def of_dag(airflow: AirflowServer, query: str) -> str:
+    return f"{airflow.url}/dags/{FOLLOWED}/plugin/llem-study{query}"
 
 
 def shown_numbers(page: Page) -> list[str]:
@@ -277,6 +308,97 @@ def test_the_overview_leads_to_the_study_and_to_its_run(
     page.get_by_test_id("llem-page").get_by_role("heading", name=STUDY).wait_for()
 
 
+def test_the_trend_has_the_values_of_the_frame_and_a_link_holds_its_state(
+    process_airflow: AirflowServer, followed: pd.DataFrame, page: Page
+) -> None:
+    page.goto(f"{process_airflow.url}/plugin/llem-studies?find={FOLLOWED}")
+    page.get_by_role("link", name=f"Trend of {FOLLOWED}").click()
+    page.wait_for_url(re.compile("view=trend"), wait_until="commit")
+    picture = page.get_by_test_id("llem-history")
+    picture.locator("[data-run]").first.wait_for(state="attached")
+    best = followed[followed["experiment"] == "large-bbbbbbbb"]
+    points = picture.locator("[data-run]")
+    assert [points.nth(k).get_attribute("data-run") for k in range(14)] == best["run_id"].tolist()
+    for k in (0, 13):
+        assert f"{best[ENERGY].iloc[k]:.3g} J/token" in (points.nth(k).get_attribute("aria-label") or "")
+    table = page.get_by_test_id("llem-trend-experiments")
+    table.get_by_label("Show ").nth(0).wait_for()
+    for box in table.get_by_role("checkbox", name="Show ").all():
+        if "large" not in (box.get_attribute("aria-label") or "") and not box.is_checked():
+            box.check()
+    page.wait_for_url(re.compile("experiments=large-bbbbbbbb(~|%7E)small-aaaaaaaa"), wait_until="commit")
+    changes = followed[followed["change_ratio"].notna()]
+    picture.locator("[data-change]").first.wait_for(state="attached")
+    rings = picture.locator("[data-change]")
+    assert [rings.nth(k).get_attribute("data-change") for k in range(rings.count())] == changes[
+        "run_id"
+    ].tolist()
+    marks = {one.get_attribute("data-mark") for one in picture.locator("[data-mark]").all()}
+    assert marks == {"release", "engine"}
+    for state in followed["state"].dropna():
+        table.get_by_text(state, exact=True).first.wait_for()
+    page.screenshot(path=SHOTS / "pages-trend-light.png", full_page=True)
+    page.get_by_label("Metric", exact=True).select_option("output_tokens_per_s")
+    page.wait_for_url(re.compile("metric=output_tokens_per_s"), wait_until="commit")
+    copied = page.url
+    page.goto("about:blank")
+    page.goto(copied)
+    picture.get_by_text("Output tokens per second").wait_for()
+    assert picture.locator("[data-run]").count() == 28
+    picture.locator("[data-run=r003]").first.dispatch_event("click")
+    page.wait_for_url(re.compile(r"/runs/r003/plugin/llem-energy"), wait_until="commit")
+
+
+def test_the_cells_of_a_comparison_are_those_of_the_command_and_open(
+    process_airflow: AirflowServer, followed: pd.DataFrame, page: Page
+) -> None:
+    del followed
+    page.goto(of_dag(process_airflow, "?view=compare"))
+    cells = page.get_by_test_id("llem-heat").locator("[data-verdict]")
+    cells.first.wait_for()
+    root = ResultsRoot(process_airflow.results)
+    frame = compare_df(f"{FOLLOWED}@v1", f"{FOLLOWED}@v2", root=root)
+    frame = frame[frame["decides"] == True]  # noqa: E712 - of pandas
+    assert [cells.nth(k).get_attribute("data-verdict") for k in range(2)] == frame["verdict"].tolist()
+    for k, ratio in enumerate(frame["difference_ratio"]):
+        assert f"{abs(ratio):.1%}".replace("%", " %") in cells.nth(k).inner_text()
+    cells.first.get_by_role("button").click()
+    page.wait_for_url(re.compile("open=small-aaaaaaaa"), wait_until="commit")
+    page.get_by_test_id("llem-dumbbells").locator("circle").first.wait_for()
+    assert "engine_version" not in page.get_by_test_id("llem-pair").inner_text()
+    page.screenshot(path=SHOTS / "pages-comparison-light.png", full_page=True)
+
+
+def test_the_leaderboard_ranks_within_a_limit(
+    process_airflow: AirflowServer, followed: pd.DataFrame, page: Page
+) -> None:
+    least = followed[followed["experiment"] == "large-bbbbbbbb"][ENERGY].iloc[-1]
+    page.goto(f"{process_airflow.url}/plugin/llem-studies?page=leaderboard")
+    row = page.get_by_test_id("llem-leaderboard").get_by_role("row").filter(has_text=FOLLOWED).first
+    row.wait_for()
+    assert f"{least:.3g} J/token" in row.inner_text()
+    page.screenshot(path=SHOTS / "pages-leaderboard-light.png", full_page=True)
+    page.get_by_label("Limit, in milliseconds").fill("100")
+    page.wait_for_url(re.compile("limit_ms=100"), wait_until="commit")
+    row.filter(has_text="beyond the limit").wait_for()
+    assert page.evaluate("window.hacked") is None
+
+
+def test_all_factors_of_a_sweep_are_lines_that_a_level_picks(
+    process_airflow: AirflowServer, followed: pd.DataFrame, page: Page
+) -> None:
+    run_id = str(followed["run_id"].iloc[-1]).replace("+", "%2B")
+    page.goto(
+        f"{process_airflow.url}/dags/{FOLLOWED}/runs/{run_id}/plugin/llem-energy?view=results&plot=parallel"
+    )
+    picture = page.get_by_test_id("llem-parallel")
+    picture.locator("[data-experiment]").first.wait_for(state="attached")
+    assert picture.locator("[data-experiment]").count() == 2
+    picture.get_by_role("button", name="batch_size 2").click()
+    page.wait_for_url(re.compile("through=vllm.batch_size"), wait_until="commit")
+    assert picture.locator("[data-experiment]").get_attribute("data-experiment") == "large-bbbbbbbb"
+
+
 def test_a_viewer_sees_the_pages_and_an_anonymous_visitor_nothing(
     process_airflow: AirflowServer, measured: StoredRun, page: Page
 ) -> None:
@@ -286,9 +408,15 @@ def test_a_viewer_sees_the_pages_and_an_anonymous_visitor_nothing(
     sign_in(page, process_airflow, None)
     page.goto(f"{process_airflow.url}/plugin/llem-studies")
     page.wait_for_url("**/login**")
-    for path in ("/llem/api/studies", "/llem/static/app.js", "/llem/api/run", "/llem/download/file"):
+    for path in (
+        "/llem/api/studies",
+        "/llem/static/app.js",
+        "/llem/api/run",
+        "/llem/download/file",
+        "/llem/api/leaderboard",
+    ):
         answer = process_airflow.get(
-            path, user=None, dag_id=STUDY, run_id=measured.run_id, name="summary.json"
+            f"/llem/{path}", user=None, dag_id=STUDY, run_id=measured.run_id, name="summary.json"
         )
         assert answer.status_code == 401
 
@@ -306,8 +434,9 @@ def test_a_download_is_a_file_with_the_rows_of_the_table(
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_pages_fit_a_phone_follow_the_theme_and_are_accessible(
-    process_airflow: AirflowServer, measured: StoredRun, page: Page, theme: str
+    process_airflow: AirflowServer, measured: StoredRun, followed: pd.DataFrame, page: Page, theme: str
 ) -> None:
+    assert len(followed)
     page.goto(process_airflow.url)
     page.evaluate(f"localStorage.setItem('theme', '{theme}')")  # as the menu of the user does
     where = {
@@ -315,6 +444,9 @@ def test_pages_fit_a_phone_follow_the_theme_and_are_accessible(
         "run": tab(process_airflow, measured, "?view=results"),
         "pareto": tab(process_airflow, measured, "?view=results&plot=pareto"),
         "cycles": tab(process_airflow, measured, "?view=cycles"),
+        "trend": of_dag(process_airflow, "?view=trend"),
+        "comparison": of_dag(process_airflow, "?view=compare"),
+        "leaderboard": f"{process_airflow.url}/plugin/llem-studies?page=leaderboard",
     }
     for name, url in where.items():
         page.goto(url)

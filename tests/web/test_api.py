@@ -30,6 +30,8 @@ from tests.web.conftest import Site
 ABOUT_A_RUN = (
     "/api/trend",
     "/api/verdicts",
+    "/api/compare",
+    "/api/pair",
     "/api/cycle",
     "/api/live",
     "/api/task",
@@ -45,7 +47,7 @@ ABOUT_A_RUN = (
     "/cycle",
 )
 ABOUT_A_DAG = ("/api/headline", "/api/runs")
-ALL = (*ABOUT_A_RUN, *ABOUT_A_DAG, "/api/studies", "/static/app.js")
+ALL = (*ABOUT_A_RUN, *ABOUT_A_DAG, "/api/studies", "/api/leaderboard", "/static/app.js")
 ASKED: dict[str, Any] = {
     "dag_id": "nightly",
     "run_id": "r1",
@@ -57,6 +59,9 @@ ASKED: dict[str, Any] = {
     "experiment": IDS[0],
     "cycle": 1,
     "task_id": f"{IDS[0]}.cycle_1",
+    "baseline": "r1",
+    "baseline_experiment": IDS[0],
+    "candidate": "r1",
 }
 Make = Callable[..., StoredRun]
 MEASURED = {

@@ -38,6 +38,7 @@ def written(
     values: Mapping[str, Sequence[float]],
     *,
     night: int = 0,
+    run_id: str = "",
     study: str = "nightly",
     dag_id: str = "nightly",
     meta: Mapping[str, Any] | None = None,
@@ -47,7 +48,7 @@ def written(
 ) -> StoredRun:
     """A run; ``values`` are joules per output token of each cycle by experiment."""
     told = {**FINGERPRINT, **(fingerprint or {})}
-    run_id = f"r{night:03d}"
+    run_id = run_id or f"r{night:03d}"
     plan = {
         "cycles": max(len(one) for one in values.values()),
         "experiments": [_experiment(name, index, config or {}) for index, name in enumerate(values)],
@@ -89,7 +90,7 @@ def _experiment(name: str, index: int, config: Mapping[str, Any]) -> dict[str, A
     given = {
         "engine": "vllm",
         "task": {"model": "tiny", "max_output_tokens": 16},
-        "vllm": {"batch_size": 2**index},
+        "vllm": {"batch_size": 2**index, "block_size": 16 * (1 + index % 2)},
     }
     return {
         "id": name,

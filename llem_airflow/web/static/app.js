@@ -1,13 +1,17 @@
 // The one component of all pages: Airflow gives it the ids of where it stands, and the address says the rest.
 
 import { h, useLocation, useSearchParams } from "./base.js";
+import { LeaderboardPage } from "./board.js";
 import { DagTaskPage, TaskPage } from "./cycle.js";
 import { NewStudyPage } from "./new_study.js";
 import { RunPage } from "./run.js";
 import { Card, DagPage, StudiesPage } from "./studies.js";
 
 /** Pages of the menu's entry beside the overview, by `page` in the address. */
-const OF_NAV = new Map([["new", NewStudyPage]]);
+const OF_NAV = new Map([
+  ["new", NewStudyPage],
+  ["leaderboard", LeaderboardPage],
+]);
 
 function Energy({ dagId, runId, taskId, mapIndex }) {
   const { pathname } = useLocation();

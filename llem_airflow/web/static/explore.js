@@ -2,6 +2,7 @@
 
 import { Fragment, h, ours, UI, useAddress, useApi } from "./base.js";
 import { counted, interval, isEstimate, number, scaleOf, short, shortKey } from "./format.js";
+import { Parallel } from "./parallel.js";
 import { Choose, DataTable, Estimate, Loading, Muted, Notice, Section, Tabs, Verbatim } from "./parts.js";
 import { Distribution, FactorPlot, Legend, Pareto } from "./plots.js";
 
@@ -16,6 +17,7 @@ export function Explorer({ dagId, runId, preliminary }) {
   const metric = data.metrics.find((one) => one.name === metricName) ?? data.metrics[0];
   const plots = [
     ["factors", "Factors"],
+    ...(data.factors.length > 1 ? [["parallel", "All factors"]] : []),
     ...(Object.keys(data.fronts).length ? [["pareto", "Energy against speed"]] : []),
     ["cycles", "Distributions"],
   ];
@@ -34,7 +36,7 @@ export function Explorer({ dagId, runId, preliminary }) {
           Section,
           { title: null },
           h(Tabs, { label: "Pictures", value: plot, options: plots, onChange: setPlot }),
-          plot === "pareto" ? h(Tradeoff, { data }) : plot === "cycles" ? h(Cycles, { data, metric, setMetric, dagId, runId }) : h(Factors, { data, metric, setMetric }),
+          plot === "pareto" ? h(Tradeoff, { data }) : plot === "cycles" ? h(Cycles, { data, metric, setMetric, dagId, runId }) : plot === "parallel" ? h(AllFactors, { data, metric, setMetric }) : h(Factors, { data, metric, setMetric }),
         )
       : h(Notice, { title: "No cycle of this run has a number. The view Cycles says why." }),
     h(Runs, { data, dagId, runId }),
@@ -133,6 +135,9 @@ function Factors({ data, metric, setMetric }) {
     h(Muted, null, `Means over cycles with 95 % intervals, which are drawn from 3 cycles on. ${metric.meaning}.`),
   );
 }
+
+const AllFactors = ({ data, metric, setMetric }) =>
+  h(Fragment, null, h(UI.Flex, { gap: 3, wrap: "wrap", mb: 2 }, h(MetricChoice, { data, metric, setMetric })), h(Parallel, { data, metric }));
 
 const natural = (a, b) => a.localeCompare(b, "en", { numeric: true });
 

@@ -1,6 +1,7 @@
 // All studies with their headlines, the runs of one DAG, and the card on Airflow's first page.
 
 import { energyPage, Fragment, h, Link, UI, useAddress, useApi } from "./base.js";
+import { Comparison } from "./compare.js";
 import { change, counted, interval, quantity, when } from "./format.js";
 import { Choose, DataTable, Estimate, Loading, Muted, Notice, Page, Search, Tabs, Tag } from "./parts.js";
 import { Spark } from "./plots.js";
@@ -16,7 +17,7 @@ export function StudiesPage() {
   if (!data) return h(Page, { title: "Energy studies" }, h(Loading));
   return h(
     Page,
-    { title: "Energy studies", aside: h(Fragment, null, h(Muted, null, data.studies.length === 1 ? "1 study" : `${data.studies.length} studies`), h(Link, { to: "/plugin/llem-studies?page=new", style: underlined }, "New study")) },
+    { title: "Energy studies", aside: h(Fragment, null, h(Muted, null, data.studies.length === 1 ? "1 study" : `${data.studies.length} studies`), h(Link, { to: "/plugin/llem-studies?page=leaderboard", style: underlined }, "Leaderboard"), h(Link, { to: "/plugin/llem-studies?page=new", style: underlined }, "New study")) },
     data.studies.length === 0
       ? h(
           Notice,
@@ -137,6 +138,7 @@ function Since({ since, dagId, label }) {
 const VIEWS = [
   ["runs", "Runs"],
   ["trend", "Trend"],
+  ["compare", "Comparison"],
 ];
 
 /** The Energy tab of a DAG: its runs, and how their numbers went. */
@@ -146,7 +148,7 @@ export function DagPage({ dagId }) {
     Page,
     { title: "Energy" },
     h(Tabs, { label: "Views", value: view, options: VIEWS, onChange: setView }),
-    view === "trend" ? h(Trend, { dagId }) : h(RunsOfDag, { dagId }),
+    view === "trend" ? h(Trend, { dagId }) : view === "compare" ? h(Comparison, { dagId }) : h(RunsOfDag, { dagId }),
   );
 }
 
