@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from llem_airflow.analysis.energy import SEMANTICS_VERSION, EnergyOfWindow, window_energy
 from llem_airflow.analysis.latency import Requests
+from llem_airflow.analysis.series import Curve
 from llem_airflow.results.parquet import REQUESTS_SCHEMA
 from tests.analysis.sampled import GPU, Profile, at_ns, columns, meter, phase, row, samples, window
 
@@ -434,3 +436,10 @@ def test_a_counter_reset_is_seen_wherever_it_happens(power_w: int, where: int) -
 def test_a_prefill_is_resolved_from_two_samples_on(prefill_s: float, told: bool) -> None:
     energy = of(samples(lambda _: 100.0), requests=measured(requests(prefill_s)))
     assert (energy.prefill_j is not None, energy.decode_j is not None) == (told, told)
+
+
+def test_a_ramp_between_readings_is_integrated_exactly() -> None:
+    """Of y = 100 t from 0.3 to 1.7: 50 (1.7^2 - 0.3^2)."""
+    assert Curve(np.array([0.0, 1.0, 2.0]), np.array([0.0, 100.0, 200.0])).integral(
+        0.3, 1.7
+    ) == pytest.approx(140.0)
