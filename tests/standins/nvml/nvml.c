@@ -5,7 +5,8 @@
  * published NVML API reference; only what is used is declared.
  *
  * The sensor is modelled after arXiv 2312.02741: registers that change every 100 ms, instant power that saw the last
- * 25 ms, average power that saw the last second, an energy counter that saw everything.
+ * 25 ms, average power that saw the last second, an energy counter that saw everything. A script can say otherwise:
+ * periods, their jitter, the lag until a write is seen, noise, the unit of the counter.
  */
 #include "script.h"
 
@@ -100,17 +101,45 @@ static nvmlReturn_t field_gate(const struct gpu *gpu, int field) {
 
 /* ---- the sensor ---- */
 
-/* When the registers were last written. */
-static double register_s(const struct gpu *gpu) {
-    double now_s = script_now_s(&script);
-    return gpu->update_s > 0 ? floor(now_s / gpu->update_s) * gpu->update_s : now_s;
+/* Chance that all processes and containers share: standard normal, by what it is for and its number. */
+static double chance(const struct gpu *gpu, long long number, unsigned salt) {
+    uint64_t x = (uint64_t)number * 0x9E3779B97F4A7C15u + (uint64_t)gpu->index * 0xD1B54A32D192ED03u + salt;
+    double uniform[2];
+    for (int i = 0; i < 2; i++) { /* splitmix64 */
+        x += 0x9E3779B97F4A7C15u;
+        uint64_t z = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+        uniform[i] = ((double)((z ^ (z >> 31)) >> 11) + 0.5) * 0x1p-53;
+    }
+    return sqrt(-2 * log(uniform[0])) * cos(2 * M_PI * uniform[1]);
+}
+
+static double written_s(const struct gpu *gpu, const struct writes *writes, long long number) {
+    double most_s = 0.45 * writes->period_s, early_s = writes->jitter_s ? writes->jitter_s * chance(gpu, number, 1) : 0;
+    return (double)number * writes->period_s + fmax(-most_s, fmin(most_s, early_s));
+}
+
+/* When a register was last written, as far as a reader can see; number: which write that was. */
+static double register_s(const struct gpu *gpu, const struct writes *writes, long long *number) {
+    double seen_s = script_now_s(&script) - gpu->lag_s;
+    if (writes->period_s <= 0) { /* written all the time */
+        *number = llround(seen_s * 1e6);
+        return seen_s;
+    }
+    *number = (long long)floor(seen_s / writes->period_s) + 1;
+    while (written_s(gpu, writes, *number) > seen_s) --*number;
+    return written_s(gpu, writes, *number);
 }
 
 static unsigned mean_mw(const struct gpu *gpu, double span_s) {
-    double to_s = register_s(gpu);
-    if (span_s <= 0) return (unsigned)llround(profile_power_w(&gpu->profile, to_s) * 1e3);
-    double joules = profile_energy_j(&gpu->profile, to_s) - profile_energy_j(&gpu->profile, to_s - span_s);
-    return (unsigned)llround(joules / span_s * 1e3);
+    long long number;
+    double to_s = register_s(gpu, &gpu->power_writes, &number), watts = profile_power_w(&gpu->profile, to_s);
+    double noise_w = watts > 1.2 * gpu->profile.idle_w ? gpu->noise_load_w : gpu->noise_idle_w;
+    if (span_s > 0)
+        watts = (profile_energy_j(&gpu->profile, to_s) - profile_energy_j(&gpu->profile, to_s - span_s)) / span_s;
+    if (noise_w > 0) /* a longer mean is quieter */
+        watts += noise_w * chance(gpu, number, 2) * (span_s > gpu->instant_s ? sqrt(gpu->instant_s / span_s) : 1);
+    return (unsigned)llround(fmax(watts, 0) * 1e3);
 }
 
 static unsigned instant_mw(const struct gpu *gpu) { return mean_mw(gpu, gpu->instant_s); }
@@ -118,13 +147,15 @@ static unsigned average_mw(const struct gpu *gpu) { return mean_mw(gpu, gpu->ave
 
 /* Millijoules since the driver was loaded, a million seconds of idling ago, or since the last reset. */
 static unsigned long long energy_mj(const struct gpu *gpu) {
-    double to_s = register_s(gpu), origin_j = -gpu->profile.idle_w * 1e6;
+    long long number;
+    double to_s = register_s(gpu, &gpu->counter_writes, &number), origin_j = -gpu->profile.idle_w * 1e6;
     for (int i = 0; i < script.n_faults; i++) {
         const struct fault *fault = &script.faults[i];
         int here = fault->kind == COUNTER_RESET && (fault->gpu < 0 || fault->gpu == gpu->index);
         if (here && to_s >= fault->after_s) origin_j = profile_energy_j(&gpu->profile, fault->after_s);
     }
-    return (unsigned long long)floor((profile_energy_j(&gpu->profile, to_s) - origin_j) * 1e3);
+    double steps = floor((profile_energy_j(&gpu->profile, to_s) - origin_j) * 1e3 / gpu->counter_step_mj);
+    return (unsigned long long)llround(steps * gpu->counter_step_mj);
 }
 
 static unsigned long long event_bits(const struct gpu *gpu) {
@@ -317,7 +348,9 @@ EXPORT nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t d, unsigned
 
 static void answer(const struct gpu *gpu, nvmlFieldValue_t *field) {
     field->nvmlReturn = gpu->parent ? NOT_SUPPORTED : field_gate(gpu, (int)field->fieldId);
-    field->timestamp = (long long)((script.t0_epoch_s + register_s(gpu)) * 1e6);
+    const struct writes *writes = field->fieldId == FIELD_ENERGY ? &gpu->counter_writes : &gpu->power_writes;
+    long long number;
+    field->timestamp = (long long)((script.t0_epoch_s + register_s(gpu, writes, &number)) * 1e6);
     field->latencyUsec = 0;
     field->valueType = VALUE_UNSIGNED_INT;
     if (field->nvmlReturn != SUCCESS) return;

@@ -23,7 +23,9 @@ static void default_gpu(struct gpu *gpu, int index) {
     set_name(gpu->name, "NVIDIA A100-SXM4-80GB (STAND-IN)");
     snprintf(gpu->uuid, NAME_SIZE, "GPU-5741d000-0000-0000-0000-%012d", index);
     gpu->profile = (struct profile){.kind = CONSTANT, .idle_w = 60, .a = 60};
-    gpu->update_s = 0.1;
+    gpu->power_writes = (struct writes){.period_s = 0.1};
+    gpu->counter_writes = (struct writes){.period_s = -1};
+    gpu->counter_step_mj = 1;
     gpu->instant_s = 0.025;
     gpu->average_s = 1.0;
     gpu->limit_w = 400;
@@ -85,12 +87,28 @@ static int read_fault(struct script *script, char *text) {
     return 1;
 }
 
+/* PERIOD_MS [JITTER_MS] */
+static int read_writes(struct writes *writes, const char *value) {
+    double period_ms, jitter_ms = 0;
+    if (sscanf(value, "%lf %lf", &period_ms, &jitter_ms) < 1) return 0;
+    *writes = (struct writes){period_ms / 1e3, jitter_ms / 1e3};
+    return 1;
+}
+
 static int read_gpu(struct gpu *gpu, const char *key, const char *value) {
     if (!strcmp(key, "name")) set_name(gpu->name, value);
     else if (!strcmp(key, "uuid")) set_name(gpu->uuid, value);
     else if (!strcmp(key, "power")) return profile_parse(&gpu->profile, value);
     else if (!strcmp(key, "idle_w")) gpu->profile.idle_w = atof(value);
-    else if (!strcmp(key, "update_ms")) gpu->update_s = atof(value) / 1e3;
+    else if (!strcmp(key, "update_ms")) return read_writes(&gpu->power_writes, value);
+    else if (!strcmp(key, "counter_update_ms")) return read_writes(&gpu->counter_writes, value);
+    else if (!strcmp(key, "counter_step_mj")) return (gpu->counter_step_mj = atof(value)) > 0;
+    else if (!strcmp(key, "lag_ms")) gpu->lag_s = atof(value) / 1e3;
+    else if (!strcmp(key, "noise_w")) { /* IDLE [LOAD] */
+        int found = sscanf(value, "%lf %lf", &gpu->noise_idle_w, &gpu->noise_load_w);
+        if (found == 1) gpu->noise_load_w = gpu->noise_idle_w;
+        return found > 0;
+    }
     else if (!strcmp(key, "instant_ms")) gpu->instant_s = atof(value) / 1e3;
     else if (!strcmp(key, "average_ms")) gpu->average_s = atof(value) / 1e3;
     else if (!strcmp(key, "limit_w")) gpu->limit_w = atof(value);
@@ -155,5 +173,7 @@ void script_read(struct script *script) {
             fprintf(stderr, "stand-in NVML: line %d of its script is not understood: %s\n", number, trim(line));
     }
     if (file) fclose(file);
+    for (int i = 0; i < MAX_GPUS; i++)
+        if (script->gpus[i].counter_writes.period_s < 0) script->gpus[i].counter_writes = script->gpus[i].power_writes;
     if (script->t0_epoch_s == 0) script->t0_epoch_s = epoch_s();
 }

@@ -16,13 +16,20 @@ struct event { /* clock event bits during a span of time */
     double from_s, to_s;
 };
 
+struct writes { /* when a register is written: about every period, at a moment that all processes agree on */
+    double period_s, jitter_s;       /* jitter: standard deviation of a write around its steady time */
+};
+
 struct gpu {
     int index;                       /* on the host */
     struct gpu *parent;              /* of a MIG slice; NULL for a board */
     char name[NAME_SIZE], uuid[NAME_SIZE];
     struct profile profile;
-    double update_s;                 /* period of the power registers */
+    struct writes power_writes, counter_writes; /* the counter's are the power registers' unless said */
+    double lag_s;                    /* from a write until a reader sees it */
     double instant_s, average_s;     /* what instant and average power look back at */
+    double noise_idle_w, noise_load_w; /* standard deviation of instant power */
+    double counter_step_mj;          /* the unit in which the counter counts */
     double limit_w;
     double temperature_c, temperature_rise_c_per_s;
     unsigned sm_clock_mhz, mem_clock_mhz;
