@@ -27,15 +27,15 @@ TAIL_S = 1.1
 
 def llem_airflow(gpus: int, windows: int) -> Measure:
     """The window as an attempt opens and closes it; one sampler runs all the time, as in an attempt."""
+    from benchmarks.on_gpu.checks import columns
     from llem_airflow.analysis.energy import window_energy
     from llem_airflow.measurement.sampler import start_sampler
     from llem_airflow.protocol.result import Meter, Window
     from llem_airflow.protocol.spec import MeterSpec
-    from tests.standins.gpus import read_columns
 
     power_csv = Path("power.csv")
-    left = windows
-    spec = MeterSpec(kind="nvml", gpus=tuple(_uuid(i) for i in range(gpus)))
+    left, uuids = windows, _uuids(gpus)
+    spec = MeterSpec(kind="nvml", gpus=uuids)
     sampler = start_sampler(spec, power_csv)
     facts = sampler.facts
     meter = Meter(
@@ -63,9 +63,9 @@ def llem_airflow(gpus: int, windows: int) -> Measure:
         sampler.wait_for_tick()
         time.sleep(TAIL_S)
         offset_ns = time.time_ns() - time.monotonic_ns()
-        energy = window_energy(read_columns(power_csv), meter, Window(begin_ns, end_ns, 1, 1, 1, 1))
+        energy = window_energy(columns(power_csv), meter, Window(begin_ns, end_ns, 1, 1, 1, 1))
         by_gpu = {gpu.gpu: gpu for gpu in energy.gpus}
-        found = [by_gpu[_uuid(i)] for i in range(gpus)]
+        found = [by_gpu[uuid] for uuid in uuids]
         measured = {
             "begin_epoch_ns": begin_ns + offset_ns,
             "end_epoch_ns": end_ns + offset_ns,
@@ -183,8 +183,11 @@ def sleep_until(epoch_s: float) -> None:
     time.sleep(max(epoch_s - time.time_ns() / 1e9, 0))
 
 
-def _uuid(index: int) -> str:
-    return f"GPU-5741d000-0000-0000-0000-{index:012d}"
+def _uuids(gpus: int) -> tuple[str, ...]:
+    import pynvml
+
+    pynvml.nvmlInit()
+    return tuple(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(gpus))
 
 
 def main() -> None:
