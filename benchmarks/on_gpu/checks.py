@@ -67,7 +67,6 @@ def a_window_has_its_energy_with_an_uncertainty() -> str:
         energy = window_energy(columns(power_csv), meter, Window(begin_ns, end_ns, 1, 1, 1, 1))
     assert energy.energy_j is not None, energy.withheld
     assert meter.failed_reads == 0, meter
-    assert (meter.achieved_hz or 0) > 9, meter
     sources = {gpu.source for gpu in energy.gpus}
     assert sources == {"counter"}, sources
     return (

@@ -9,7 +9,7 @@ from typing import Any
 
 from llem_airflow.protocol.typed_json import read_versioned, to_json
 
-METER_KINDS = ("auto", "nvml", "rapl", "cpu-estimate", "none")
+METER_KINDS = ("auto", "nvml", "amdsmi", "rapl", "cpu-estimate", "none")
 """Names of our own meters."""
 UNMEASURED_KINDS = ("cpu-estimate", "none")
 """Meters without a sensor. With all others the machine gets hot: idle phases, thermal floors, pauses are for those."""

@@ -122,7 +122,7 @@ def test_without_rapl_the_message_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_an_unknown_meter_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(MeterUnavailableError, match="'wall' is not known; known: auto, nvml, rapl"):
+    with pytest.raises(MeterUnavailableError, match="'wall' is not known; known: auto, nvml, amdsmi, rapl"):
         open_meter(MeterSpec(kind="wall"))
 
 

@@ -9,6 +9,7 @@ import importlib.metadata
 from collections.abc import Callable
 from typing import Any
 
+from llem_airflow.measurement.meters.amdsmi import AmdSmiMeter
 from llem_airflow.measurement.meters.contract import Meter, MeterFacts, MeterUnavailableError, Reading
 from llem_airflow.measurement.meters.cpu_estimate import CpuEstimateMeter
 from llem_airflow.measurement.meters.nvml import NoDriverError, NvmlMeter
@@ -93,6 +94,7 @@ class NoMeter:
 _OWN: dict[str, Callable[[MeterSpec], Meter]] = {
     "auto": _first_available,
     "nvml": lambda spec: NvmlMeter(spec.gpus),
+    "amdsmi": lambda spec: AmdSmiMeter(spec.gpus),
     "rapl": lambda _: RaplMeter(),
     "cpu-estimate": lambda spec: CpuEstimateMeter(spec.cpu_idle_w, spec.cpu_max_w),
     "none": lambda _: NoMeter(),

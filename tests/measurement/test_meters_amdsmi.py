@@ -1,0 +1,170 @@
+"""The meter of AMD's GPUs on a stand-in library, and both against the signatures recorded of the real one."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pynvml
+import pytest
+
+from llem_airflow.measurement.sampler import start_sampler
+from llem_airflow.protocol.spec import MeterSpec
+from tests.measurement.test_meter_seam import breaches
+from tests.parts import REPOSITORY
+from tests.standins.gpus import read_columns
+
+STANDIN = REPOSITORY / "tests" / "standins" / "amdsmi" / "amdsmi.py"
+METERS = REPOSITORY / "llem_airflow" / "measurement" / "meters"
+RECORD: dict[str, Any] = json.loads((REPOSITORY / "tests" / "recorded" / "amdsmi-7.0.2.json").read_text())
+UUIDS = ("d2ff74a1-0000-1000-80aa-000000000000", "d2ff74a1-0000-1000-80aa-000000000001")
+BOARDS: list[dict[str, Any]] = [
+    {"uuid": UUIDS[0], "power_w": 700, "generation": "mi300"},
+    {"uuid": UUIDS[1], "power_w": 94, "generation": "mi200"},
+]
+
+
+@pytest.fixture
+def boards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stand-in's script; processes started from now on find the library."""
+    script = tmp_path / "boards.json"
+    script.write_text(json.dumps(BOARDS))
+    path = os.pathsep.join(filter(None, [str(STANDIN.parent), os.environ.get("PYTHONPATH")]))
+    monkeypatch.setenv("STANDIN_AMDSMI", str(script))
+    monkeypatch.setenv("PYTHONPATH", path)
+    return script
+
+
+def refusal(kind: str = "amdsmi", gpus: tuple[str, ...] = ()) -> str:
+    code = (
+        "import sys; from llem_airflow.measurement.meters.choose import open_meter\n"
+        "from llem_airflow.protocol.spec import MeterSpec\n"
+        "open_meter(MeterSpec(kind=sys.argv[1], gpus=tuple(sys.argv[2:])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, kind, *gpus], capture_output=True, text=True, check=False, cwd=REPOSITORY
+    )
+    assert "MeterUnavailableError" in done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def test_the_meter_keeps_the_contract(boards: Path) -> None:
+    environment = {"STANDIN_AMDSMI": str(boards)}
+    assert breaches(MeterSpec(kind="amdsmi"), path=STANDIN.parent, **environment) == []
+
+
+def test_both_generations_are_sampled_in_milliwatts_and_millijoules(boards: Path, tmp_path: Path) -> None:
+    sampler = start_sampler(MeterSpec(kind="amdsmi"), tmp_path / "power.csv")
+    (first, _) = sampler.describe_gpus()
+    time.sleep(0.6)
+    meter = sampler.stop()
+    power = read_columns(tmp_path / "power.csv")
+    assert meter.devices == UUIDS
+    assert "never run on hardware" in meter.note
+    assert (first["enforced_power_limit_w"], first["memory_total_bytes"]) == (750, 196_592 * 2**20)
+    rows = list(zip(power["gpu"], power["power_instant_mw"], power["power_average_mw"], strict=True))
+    sampled = {row for row in rows if row[1] is not None or row[2] is not None}
+    assert sampled == {(UUIDS[0], 700_000, None), (UUIDS[1], None, 94_000)}
+    for uuid, power_w in zip(UUIDS, (700, 94), strict=True):
+        told = [
+            (after_ns, energy_mj)
+            for gpu, after_ns, energy_mj in zip(
+                power["gpu"], power["t_after_mono_ns"], power["energy_mj"], strict=True
+            )
+            if gpu == uuid
+        ]
+        rise_w = (told[-1][1] - told[0][1]) / 1e3 / ((told[-1][0] - told[0][0]) / 1e9)
+        assert rise_w == pytest.approx(power_w, rel=0.05)
+
+
+def test_only_the_boards_that_were_given_are_read_and_an_absent_one_is_named(
+    boards: Path, tmp_path: Path
+) -> None:
+    sampler = start_sampler(MeterSpec(kind="amdsmi", gpus=UUIDS[1:]), tmp_path / "power.csv")
+    assert sampler.stop().devices == UUIDS[1:]
+    assert f"meter amdsmi: another is not visible here; visible: {', '.join(UUIDS)}" in refusal(
+        gpus=("another",)
+    )
+
+
+def test_what_is_missing_is_told_with_what_to_do(boards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boards.write_text("[]")
+    assert "no AMD driver answers here (AMDSMI_STATUS" in refusal()
+    boards.write_text(
+        json.dumps([{**BOARDS[0], "fails": ["amdsmi_get_power_info", "amdsmi_get_energy_count"]}])
+    )
+    assert "tells neither its power nor its energy (AMDSMI_STATUS_NOT_SUPPORTED" in refusal()
+    boards.write_text(json.dumps([{**BOARDS[0], "fails": ["amdsmi_get_gpu_device_uuid"]}]))
+    assert "the driver refused: AMDSMI_STATUS_NOT_SUPPORTED" in refusal()
+    monkeypatch.setenv("PYTHONPATH", "")
+    assert "the Python package amdsmi does not load here" in refusal()
+
+
+def test_every_call_key_and_name_of_the_meter_is_in_the_record_of_the_library() -> None:
+    tree = ast.parse((METERS / "amdsmi.py").read_text())
+    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    calls = {name for name in attributes if name.startswith("amdsmi_")}
+    assert calls == set(RECORD["functions"])
+    types = {name for name in attributes if name.startswith("AmdSmi")}
+    assert types <= {*RECORD["enums"], *RECORD["exceptions"]}
+    for node in ast.walk(tree):
+        if (
+            not isinstance(node, ast.Call)
+            or not isinstance(node.func, ast.Attribute)
+            or node.func.attr not in calls
+        ):
+            continue
+        said = RECORD["functions"][node.func.attr]
+        if not any(isinstance(argument, ast.Starred) for argument in node.args):
+            most = len(said["required"]) + len(said["optional"])
+            assert len(said["required"]) <= len(node.args) <= most, node.func.attr
+    text = (METERS / "amdsmi.py").read_text()
+    keys = {key for said in RECORD["functions"].values() for key in said["keys"]}
+    asked = set(filter(None, map(_key_asked_for, ast.walk(tree))))
+    assert asked <= keys
+    assert all(f'"{name}"' in text and name in RECORD["enums"]["AmdSmiClkType"] for name in ("GFX", "MEM"))
+    assert {"HOTSPOT", "VRAM"} <= set(RECORD["enums"]["AmdSmiTemperatureType"])
+
+
+def _key_asked_for(node: ast.AST) -> str | None:
+    """``"clk"`` of ``told.get("clk")``."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr != "get":
+        return None
+    first = node.args[0]
+    return first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else None
+
+
+def test_the_stand_in_has_the_recorded_signatures_and_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "boards.json").write_text(json.dumps(BOARDS))
+    monkeypatch.setenv("STANDIN_AMDSMI", str(tmp_path / "boards.json"))
+    spec = importlib.util.spec_from_file_location("standin_amdsmi", STANDIN)
+    assert spec is not None
+    assert spec.loader is not None
+    library = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(library)
+    kinds = {"clock_type": library.AmdSmiClkType.GFX, "sensor_type": library.AmdSmiTemperatureType.HOTSPOT}
+    for name, said in RECORD["functions"].items():
+        function = getattr(library, name)
+        parameters = inspect.signature(function).parameters
+        assert list(parameters) == [*said["required"], *said["optional"]], name
+        answer = function(*(kinds.get(wanted, 0) for wanted in said["required"]))
+        for one in answer if isinstance(answer, list) else [answer]:
+            assert not isinstance(one, dict) or set(one) <= set(said["keys"]), name
+
+
+def test_every_name_that_the_nvml_meter_takes_from_pynvml_is_there() -> None:
+    for file in ("nvml.py", "describe.py", "calls.py"):
+        for node in ast.walk(ast.parse((METERS / file).read_text())):
+            name = node.attr if isinstance(node, ast.Attribute) else ""
+            if name.startswith(("nvmlDevice", "nvmlSystem", "nvmlInit", "nvmlShut", "NVML", "c_nvml")):
+                assert hasattr(pynvml, name), name
