@@ -77,8 +77,8 @@ def steps(folder: Path, *, short: bool, study: Path) -> list[Step]:
         Step("machine", (_STEP + "machine", out), 40),
         Step("gpu-check", (_STEP + "profiles", out, *cut), 170),
         Step("checks", (_STEP + "checks", out), 60),
-        Step("peers", (_STEP + "peers", out, *cut), 90),
-        Step("study", (_STEP + "study", out, str(study)), 160),
+        Step("peers", (_STEP + "peers", out, *cut), 110),
+        Step("study", (_STEP + "study", out, str(study)), 150),
     ]
 
 
@@ -90,6 +90,8 @@ def carried(wheels: Path, into: Path) -> list[str]:
     """
     names = []
     for wheel in sorted(wheels.glob("*.whl")):
+        if not _fits(wheel.name):
+            continue
         with zipfile.ZipFile(wheel) as archive:
             (said,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")][:1]
             name = str(HeaderParser().parsestr(archive.read(said).decode())["Name"])
@@ -99,6 +101,12 @@ def carried(wheels: Path, into: Path) -> list[str]:
                 archive.extractall(into)
                 names.append(name)
     return names
+
+
+def _fits(wheel: str) -> bool:
+    """Whether a wheel is for this Python: its name ends in Python, ABI and platform."""
+    python, abi, _ = wheel.removesuffix(".whl").rsplit("-", 3)[1:]
+    return abi in ("none", "abi3") or f"cp{sys.version_info[0]}{sys.version_info[1]}" in python.split(".")
 
 
 def run(step: Step, log: Path, environment: dict[str, str]) -> Outcome:

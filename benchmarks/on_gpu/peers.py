@@ -19,7 +19,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOOLS = ("llem-airflow", "zeus", "codecarbon")
-WINDOWS_S = (5.0, 5.0, 10.0, 20.0)
+WINDOWS_S = (5.0, 5.0, 10.0)
 SHORT_S = (1.0, 1.0)
 _BETWEEN_S = 5.0
 """Time that the slowest tool needs between two windows."""

@@ -66,6 +66,7 @@ def test_the_visit_runs_without_airflow_and_leaves_one_small_folder(
     out = tmp_path / "out"
     command = [sys.executable, "-m", "benchmarks.on_gpu", str(out), "--short"]
     only = ["--only", "machine", "checks", "peers", "study", "--study", str(tmp_path / "study.yaml")]
+    only += ["--wheels", str(tmp_path / "none")]
     done = subprocess.run(
         [*command, *only], env=bare, cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
@@ -133,5 +134,6 @@ def test_wheels_are_carried_for_what_is_not_installed(tmp_path: Path) -> None:
             wheel.writestr(
                 f"{module}-1.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n"
             )
+    (tmp_path / "other_python-1-cp399-cp399-manylinux_2_28_x86_64.whl").write_bytes(b"for another Python")
     assert carried(tmp_path, tmp_path / "site") == ["not-installed-here"]
     assert (tmp_path / "site" / "not_installed_here.py").exists()
