@@ -213,7 +213,7 @@ def test_what_a_board_says_is_a_condition_or_of_the_moment() -> None:
 
 def test_version_and_meters_are_what_files_say() -> None:
     assert PROTOCOL_VERSION == 1
-    assert METER_KINDS == ("auto", "nvml", "rapl", "cpu-estimate", "none")
+    assert METER_KINDS == ("auto", "nvml", "amdsmi", "rapl", "cpu-estimate", "none")
 
 
 def test_clock_event_reasons_have_the_bits_of_nvml() -> None:
