@@ -77,6 +77,14 @@ READERS: dict[str, str] = {
         )
     },
     **{f"server.traffic.slo.{key}": f"llem_airflow.analysis.serving:{key}" for key in SLO},
+    **{f"server.traffic.find_rate.slo.{key}": f"llem_airflow.analysis.serving:{key}" for key in SLO},
+    "server.traffic.find_rate.from": "llem_airflow.study.plan.expand:lowest",
+    "server.traffic.find_rate.to": "llem_airflow.study.plan.expand:highest",
+    **{
+        f"server.traffic.find_rate.{key}": f"llem_airflow.study.plan.expand:{key}"
+        for key in ("tolerance", "max_probes")
+    },
+    "server.traffic.concurrency": f"{SERVER}.traffic:concurrency",
     **{
         f"server.warmup.{key}": f"{SERVER}.warmup:{key}"
         for key in ("mode", "timeout_seconds", "duration_seconds")
