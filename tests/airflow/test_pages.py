@@ -236,6 +236,7 @@ def test_a_plot_is_saved_as_it_is_shown(
     assert any(one.text == "Power, W" for one in picture.iter())
 
 
+@pytest.mark.timeout(900)
 def test_the_power_of_a_cycle_moves_while_it_is_measured(process_airflow: AirflowServer, page: Page) -> None:
     process_airflow.unpause("watched")
     run_id = process_airflow.trigger("watched").json()["dag_run_id"]
@@ -259,7 +260,7 @@ def test_the_power_of_a_cycle_moves_while_it_is_measured(process_airflow: Airflo
     page.get_by_test_id("llem-cycle").get_by_test_id("llem-live").locator("polyline").wait_for(
         state="attached"
     )
-    page.get_by_test_id("llem-power").wait_for(timeout=180_000)  # it has ended, and the page has seen that
+    page.get_by_test_id("llem-power").wait_for(timeout=300_000)  # it has ended, and the page has seen that
     assert page.get_by_test_id("llem-live").count() == 0
     (task_id,) = re.findall(r"cell=([^&]+)\.1", page.url)
     log = process_airflow.task_log("watched", run_id, f"{task_id}.cycle_1")
