@@ -323,10 +323,7 @@ def test_the_trend_has_the_values_of_the_frame_and_a_link_holds_its_state(
     for k in (0, 13):
         assert f"{best[ENERGY].iloc[k]:.3g} J/token" in (points.nth(k).get_attribute("aria-label") or "")
     table = page.get_by_test_id("llem-trend-experiments")
-    table.get_by_label("Show ").nth(0).wait_for()
-    for box in table.get_by_role("checkbox", name="Show ").all():
-        if "large" not in (box.get_attribute("aria-label") or "") and not box.is_checked():
-            box.check()
+    table.get_by_role("checkbox", name="Show batch_size 1").click()
     page.wait_for_url(re.compile("experiments=large-bbbbbbbb(~|%7E)small-aaaaaaaa"), wait_until="commit")
     changes = followed[followed["change_ratio"].notna()]
     picture.locator("[data-change]").first.wait_for(state="attached")
@@ -395,7 +392,7 @@ def test_all_factors_of_a_sweep_are_lines_that_a_level_picks(
     picture = page.get_by_test_id("llem-parallel")
     picture.locator("[data-experiment]").first.wait_for(state="attached")
     assert picture.locator("[data-experiment]").count() == 2
-    picture.get_by_role("button", name="batch_size 2").click()
+    picture.get_by_role("button", name="batch_size 2").locator("circle").click()
     page.wait_for_url(re.compile("through=vllm.batch_size"), wait_until="commit")
     assert picture.locator("[data-experiment]").get_attribute("data-experiment") == "large-bbbbbbbb"
 
