@@ -551,8 +551,11 @@ def stored_power(ref: CycleRef, record: Mapping[str, Any], *, expected: bool) ->
 
 
 def _require_times(table: Any, where: str) -> None:
-    if any(table.column(name).null_count for name in ("t_before_mono_ns", "t_after_mono_ns")):
-        raise ResultReadError(f"{where}: a row has no time")
+    for name in ("t_before_mono_ns", "t_after_mono_ns"):
+        if name not in table.column_names:
+            raise ResultReadError(f"{where}: there is no column {name}")
+        if table.column(name).null_count:
+            raise ResultReadError(f"{where}: a row has no time")
 
 
 def _is_committed(data: bytes, record: Mapping[str, Any]) -> bool | None:
