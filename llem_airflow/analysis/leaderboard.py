@@ -13,6 +13,7 @@ from llem_airflow.analysis.plan import distinct_labels, factor_label, short
 from llem_airflow.analysis.statistics import SHOWN_FROM_N
 from llem_airflow.results import StoredRun, layout
 from llem_airflow.results.parquet import read_table
+from llem_airflow.text.wording import counted
 
 ENERGY = "energy_per_output_token_j"
 
@@ -229,8 +230,10 @@ def _workload(fields: Mapping[str, Any], config: Mapping[str, Any], boundary: st
     task = _section(config, "task")
     dataset = _section(task, "dataset")
     prompts = str(fields.get("prompts_sha256") or "")[:8]
+    number = fields.get("n_prompts")
+    how_many = counted(int(number), "prompt") if number else "prompts"
     parts = [
-        f"{fields.get('n_prompts') or '?'} prompts {dataset.get('source') or ''} ({prompts or 'not known'})",
+        f"{how_many} {dataset.get('source') or ''} ({prompts or 'not known'})",
         *(f"{key} {short(task[key])}" for key in ("max_input_tokens", "max_output_tokens") if key in task),
         _arrivals(config),
         f"energy of {boundary or 'what is not known'}",

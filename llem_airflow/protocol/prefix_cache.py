@@ -41,7 +41,7 @@ def shared_beginnings(config: Mapping[str, Any]) -> str:
     """
     dataset = config["task"].get("dataset") or {}
     if prefix_tokens := dataset.get("prefix_tokens"):
-        shared = f"the shared prefix of {prefix_tokens} tokens"
+        shared = f"the shared prefix of {prefix_tokens} token{'s' * (prefix_tokens != 1)}"
     elif dataset.get("multi_turn"):
         shared = "what a turn repeats of its conversation"
     else:

@@ -54,7 +54,7 @@ def stored_numbers(run: StoredRun, kept: Kept, *, whole: bool) -> tuple[dict[Key
     found, unread, begin_s = {}, 0, time.monotonic()
     for ref in run.cycles():
         if time.monotonic() - begin_s < READING_S:
-            row = kept.of_file("cycle", ref.folder, layout.RESULT, partial(_live_row, ref))
+            row = kept.of_file("cell", ref.folder, layout.RESULT, partial(_live_row, ref))
         else:
             row, unread = {"status": "measured"}, unread + 1
         found[ref.experiment_id, ref.cycle] = row

@@ -76,7 +76,7 @@ def cycle_view(
 
 def _kept(ref: CycleRef, kept: Kept) -> Any:
     """What was measured: of 10^6 samples it takes a while to work out, and it stays while the result does."""
-    return kept.of_file("cycle", ref.folder, layout.RESULT, lambda: _measured(ref))
+    return kept.of_file("cycle page", ref.folder, layout.RESULT, lambda: _measured(ref))
 
 
 def _measured(ref: CycleRef) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 from airflow.api_fastapi.app import get_auth_manager
@@ -33,7 +32,24 @@ BOUNDS = Bounds(points=10_000, cycles=100_000, reads_base=False)
 """Together about a second of one core; files in the DAG folder may ask for more."""
 SHOWN = 200
 """Problems, and experiments, that an answer has; the others are counted."""
-EXAMPLE = Path(__file__).with_name("example.yaml")
+EXAMPLE = """\
+# Does answering four requests at once save energy per token?
+study_name: my-study
+serving_mode: offline
+engine: transformers
+
+task:
+  model: HuggingFaceTB/SmolLM2-135M-Instruct
+  max_output_tokens: 64
+  dataset: {source: builtin, n_prompts: 16}
+
+sweep:
+  transformers.llem_execution.batch_size: [1, 4]
+
+study_execution:
+  n_cycles: 3
+  experiment_order: interleave
+"""
 PATIENCE_S = 20.0
 """So long a text waits for the one that is checked before it."""
 _one_at_a_time = threading.Lock()
@@ -154,7 +170,7 @@ def new_study(user: GetUserDep, readable: ReadableDags, session: SessionDep) -> 
             "may_trigger": known and _may_trigger(user),
             "largest_bytes": LARGEST_BYTES,
             "schema": json_schema(),
-            "example": EXAMPLE.read_text("utf-8"),
+            "example": EXAMPLE,
         }
     )
 

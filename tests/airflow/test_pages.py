@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.frames import compare_df, history_df
@@ -394,7 +394,9 @@ def test_all_factors_of_a_sweep_are_lines_that_a_level_picks(
     assert picture.locator("[data-experiment]").count() == 2
     picture.get_by_role("button", name="batch_size 2").locator("circle").click()
     page.wait_for_url(re.compile("through=vllm.batch_size"), wait_until="commit")
-    assert picture.locator("[data-experiment]").get_attribute("data-experiment") == "large-bbbbbbbb"
+    left = picture.locator("[data-experiment]")
+    expect(left).to_have_count(1)
+    assert left.get_attribute("data-experiment") == "large-bbbbbbbb"
 
 
 def test_a_viewer_sees_the_pages_and_an_anonymous_visitor_nothing(
@@ -414,7 +416,7 @@ def test_a_viewer_sees_the_pages_and_an_anonymous_visitor_nothing(
         "/llem/api/leaderboard",
     ):
         answer = process_airflow.get(
-            f"/llem/{path}", user=None, dag_id=STUDY, run_id=measured.run_id, name="summary.json"
+            path, user=None, dag_id=STUDY, run_id=measured.run_id, name="summary.json"
         )
         assert answer.status_code == 401
 

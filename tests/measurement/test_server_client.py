@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from llem_airflow.measurement.load.__main__ import EXIT_CUT
 from llem_airflow.measurement.load.arrivals import arrival_times
 from llem_airflow.protocol.files import EVENTS
 from llem_airflow.protocol.spec import ExperimentSpec
@@ -65,14 +66,33 @@ def load_process_of(process: subprocess.Popen[str], out: Path, phase: str) -> in
     raise AssertionError(f"no load process in the phase {phase}")
 
 
-@pytest.mark.parametrize("phase", ["warmup", "measure"])
-def test_a_client_that_is_killed_ends_the_attempt_at_once_and_is_named(tmp_path: Path, phase: str) -> None:
+@pytest.mark.parametrize(
+    ("phase", "number", "how"),
+    [
+        ("warmup", signal.SIGKILL, "signal SIGKILL"),
+        ("measure", signal.SIGKILL, "signal SIGKILL"),
+        ("measure", signal.SIGTERM, f"exit code {EXIT_CUT}"),
+    ],
+)
+def test_a_client_that_is_killed_ends_the_attempt_at_once_and_is_named(
+    tmp_path: Path, phase: str, number: signal.Signals, how: str
+) -> None:
     process = started(short(warmup_s=600.0 if phase == "warmup" else 0.0, window_seconds=600.0), tmp_path)
-    os.kill(load_process_of(process, tmp_path / "out", phase), signal.SIGKILL)
+    os.kill(load_process_of(process, tmp_path / "out", phase), number)
     failed = ended(process, tmp_path)
     assert failed.error.category == "window_cut", failed.error.message
     assert "the load client ended" in failed.error.message
-    assert f"before the end of the phase {phase} (ended with signal SIGKILL)" in failed.error.message
+    assert f"before the end of the phase {phase} (ended with {how})" in failed.error.message
+
+
+def test_a_client_that_has_nothing_left_to_ask_is_no_failure(tmp_path: Path) -> None:
+    """At a low rate the last answer may come long before the end of a phase."""
+    ran = attempt(tmp_path, short(warmup_s=2.0, rate=0.6, arrival="constant", window_seconds=2.0))
+    assert ran.code == 0, ran.stdout
+    plan = json.loads((ran.out / "load.json").read_text())
+    assert plan["due_s"][-1] < 2.0 + 0.1  # the window's end
+    assert ran.result.warmup.duration_s >= 2.0
+    assert ran.result.window.requests == 1
 
 
 def test_a_server_that_closes_every_connection_is_told(tmp_path: Path) -> None:

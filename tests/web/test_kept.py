@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import time
 from pathlib import Path
 
 import pytest
 
+from llem_airflow import web
 from llem_airflow.results import ResultsRoot
 from llem_airflow.results.folder import Folder
 from llem_airflow.web.index import RunIndex
@@ -103,3 +105,18 @@ def test_a_run_that_is_only_being_opened_is_seen_once_its_run_json_is_there(tmp_
     (tmp_path / "s" / "r1" / "run.json").write_text(json.dumps({"dag_id": "d", "started_epoch_ns": 5}))
     (entry,) = index.runs("s")
     assert (entry.dag_id, entry.started_epoch_ns, entry.run.run_id) == ("d", 5, "r1")
+
+
+def test_what_is_made_of_a_file_has_a_name_of_its_own() -> None:
+    """Two kinds of one name would answer each other's questions about the same file."""
+    kinds = [
+        ast.unparse(node.args[0])
+        for file in sorted(Path(web.__file__).parent.glob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in {"of", "of_file"}
+        and ast.unparse(node.func.value).endswith("kept")
+    ]
+    assert len(kinds) > 5
+    assert sorted(set(kinds)) == sorted(kinds)

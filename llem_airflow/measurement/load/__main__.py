@@ -29,13 +29,14 @@ from llem_airflow.protocol.typed_json import ProtocolError
 FLUSH_EVERY_S = 0.5
 EXIT_FAILED = 1
 EXIT_NO_PLAN = 2
+EXIT_CUT = 3
 
 
 def load_main(argv: list[str]) -> int:
     """Carry out one plan.
 
     Returns:
-        0 when the traffic has ended or was cut, 1 when rows could not be written, 2 without a readable plan.
+        0 when the traffic has ended, 1 when rows could not be written, 2 without a readable plan, 3 when it was cut.
     """
     say = say_to(sys.stdout)
     try:
@@ -44,22 +45,24 @@ def load_main(argv: list[str]) -> int:
         say({"error": str(error)})
         return EXIT_NO_PLAN
     _allow_many_files()
-    loop = precise_event_loop()
+    loop, cut = precise_event_loop(), asyncio.Event()
     try:
         with Path(argv[1]).open("a", encoding="ascii") as rows:
-            facts = loop.run_until_complete(_run(plan, rows, say))
+            facts = loop.run_until_complete(_run(plan, rows, say, cut))
     except OSError as error:
         say({"error": f"the rows cannot be written: {error}"})
         return EXIT_FAILED
     finally:
         loop.close()
     say({"facts": asdict(facts)})
-    return 0
+    return EXIT_CUT if cut.is_set() else 0
 
 
-async def _run(plan: LoadPlan, rows: TextIO, say: Callable[[dict[str, Any]], None]) -> ClientFacts:
+async def _run(
+    plan: LoadPlan, rows: TextIO, say: Callable[[dict[str, Any]], None], cut: asyncio.Event
+) -> ClientFacts:
     stop = asyncio.Event()
-    _stop_when_told(stop)
+    _stop_when_told(stop, cut)
     flushing = asyncio.get_running_loop().create_task(_flush(rows, stop))
 
     def on_row(row: RequestRow) -> None:
@@ -108,16 +111,21 @@ async def _flush(rows: TextIO, stop: asyncio.Event) -> None:
             return
 
 
-def _stop_when_told(stop: asyncio.Event) -> None:
+def _stop_when_told(stop: asyncio.Event, cut: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
+
+    def told() -> None:
+        cut.set()
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, told)
     parent = sys.stdin.fileno()
 
     def heard() -> None:
         if not os.read(parent, 4096):
             loop.remove_reader(parent)
-            stop.set()
+            told()
 
     with contextlib.suppress(PermissionError):  # a file, or /dev/null: it cannot be waited for
         loop.add_reader(parent, heard)

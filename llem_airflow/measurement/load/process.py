@@ -51,9 +51,9 @@ class LoadProcess:
         return self._process.pid
 
     @property
-    def ended(self) -> bool:
-        """Whether the process has ended."""
-        return self._process.poll() is not None
+    def broken_off(self) -> bool:
+        """Whether the process has ended before its plan: after the last answer it ends by itself, however early."""
+        return self._process.poll() not in {None, 0}
 
     def wait_until_ready(self, timeout_s: float = 60.0) -> int:
         """Wait until it has read its plan and waits for the start.

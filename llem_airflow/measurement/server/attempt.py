@@ -275,7 +275,7 @@ class ServerAttempt(Attempt):
             time.sleep(min(left_s, _LOOK_S))
 
     def _check_load(self, load: LoadProcess, left_s: float) -> None:
-        if load.ended:
+        if load.broken_off:
             raise MeasurementError(
                 f"the load client ended {left_s:.1f} s before the end of the phase {self._log.phase_name} "
                 f"({load.how_it_ended()}); see the log above",

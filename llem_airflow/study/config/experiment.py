@@ -126,7 +126,8 @@ class Dataset(Consistent):
             yield ("multi_turn", "source"), found, "name a .jsonl or .parquet file with a column 'messages'"
         for place, name in enumerate(("input_tokens_stddev", "output_tokens_stddev"), 1):
             if match and (getattr(self, name) or 0) > int(match[place]):
-                found = f"{name} {getattr(self, name):g} is above the {int(match[place])} tokens of {show(self.source)}"
+                longest = counted(int(match[place]), "token")
+                found = f"{name} {getattr(self, name):g} is above the {longest} of {show(self.source)}"
                 yield (
                     (name, "source"),
                     found,

@@ -147,7 +147,7 @@ def _searches(document: Document, expansion: Expansion) -> Iterator[StudyWarning
     for _, rates in expansion.searches:
         probes, apart = most_probes(len(rates)), rates[1] / rates[0] - 1
         text = (
-            f"find_rate from {rates[0]:g} to {rates[-1]:g} requests/s: {counted(probes, 'rate')} of {len(rates)} are "
+            f"find_rate from {rates[0]:g}/s to {rates[-1]:g}/s: {counted(probes, 'rate')} of {len(rates)} are "
             f"measured at most, {counted(document.keys.study_execution.cycles, 'cycle')} each; the found rate and the "
             f"next higher one lie {apart:.1%} apart"
         )

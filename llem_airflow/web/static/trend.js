@@ -91,7 +91,7 @@ function History({ data, dagId }) {
       { ref, "data-testid": "llem-history" },
       h(
         "svg",
-        { width, height: box.bottom + 40, role: "img", "aria-label": `${metric.label} of ${names.join("; ")} over ${counted(used.length, "run")}; the tables below have the numbers`, onMouseMove: look, onMouseLeave: () => setSeen(null) },
+        { width, height: box.bottom + 40, role: "group", "aria-label": `${metric.label} of ${names.join("; ")} over ${counted(used.length, "run")}; the tables below have the numbers`, onMouseMove: look, onMouseLeave: () => setSeen(null) },
         h("text", { x: box.left, y: 12, ...TEXT }, title),
         y.ticks.map((value) => h("g", { key: value }, h("line", { x1: box.left, x2: box.right, y1: y.at(value), y2: y.at(value), stroke: LINE }), h("text", { x: box.left - 6, y: y.at(value) + 4, textAnchor: "end", ...DIM }, number(value)))),
         h(Times, { runs, used, at, box }),

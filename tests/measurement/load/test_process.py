@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from llem_airflow.measurement.load.__main__ import EXIT_CUT
 from llem_airflow.measurement.load.plan import LoadPlan, LoadPrompt, read_plan, write_plan
 from llem_airflow.measurement.load.process import LoadError, LoadProcess
 from llem_airflow.protocol.typed_json import ProtocolError, to_json
@@ -114,7 +115,8 @@ def test_what_is_open_when_it_is_told_to_end_is_cut(tmp_path: Path, how: str) ->
                 load._process.stdin.close()
             facts = await in_thread(load.wait, 20)
             assert facts.requests == 1
-            assert load._process.returncode == 0
+            assert load._process.returncode == (0 if how == "end_s" else EXIT_CUT)
+            assert load.broken_off == (how != "end_s")
 
     run(traffic())
     (row,) = rows_of(tmp_path / "rows.jsonl")
