@@ -34,7 +34,9 @@ def test_a_period_is_found_within_two_percent(
         assert clock is not None
         assert clock.period_s == pytest.approx(period_s, rel=0.02)
         assert abs(clock.period_s - period_s) <= clock.uncertainty_s + 1e-5
-        assert clock.jitter_s == pytest.approx(jitter * period_s, abs=0.6 * jitter * period_s + 0.0005)
+        # 100 seeds of 45 writes: mean 0.99, standard deviation 0.15; four of these, and less of more writes
+        ratio = max(0.3, 4 / (max(20.0, 40 * period_s) / period_s) ** 0.5)
+        assert clock.jitter_s == pytest.approx(jitter * period_s, abs=ratio * jitter * period_s + 0.0005)
 
 
 @settings(deadline=None, max_examples=30)
