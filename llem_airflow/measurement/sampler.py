@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from llem_airflow.measurement.live import teller
 from llem_airflow.measurement.meters.choose import open_meter
 from llem_airflow.measurement.meters.contract import MeterFacts, MeterUnavailableError
 from llem_airflow.measurement.sampling import TAIL_S, Sampling, say_to
+from llem_airflow.protocol.message_pipe import MessagePipe
 from llem_airflow.protocol.records import POWER_COLUMNS
 from llem_airflow.protocol.result import Meter
 from llem_airflow.protocol.spec import MeterSpec
@@ -144,7 +144,7 @@ class _Channel:
         assert process.stdin is not None
         assert process.stdout is not None
         self._process, self._stdin, self._stdout = process, process.stdin, process.stdout
-        self._buffer = b""
+        self._messages = MessagePipe(process.stdout)
         self._requests = 0
 
     def ask(self, command: str, timeout_s: float, argument: str = "") -> dict[str, Any]:
@@ -164,16 +164,7 @@ class _Channel:
 
     def receive(self, timeout_s: float) -> dict[str, Any] | None:
         """The next message, or None when there is none in time or the process is gone."""
-        deadline_s = time.monotonic() + timeout_s
-        while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self._stdout], [], [], max(deadline_s - time.monotonic(), 0))
-            heard = os.read(self._stdout.fileno(), 65536) if ready else b""
-            if not heard:
-                return None
-            self._buffer += heard
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
-        return message
+        return self._messages.receive(timeout_s)
 
     def end(self) -> None:
         """Close the pipes and see the process end."""

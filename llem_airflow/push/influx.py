@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Self
 
 import httpx
 
-from llem_airflow.push.send import PushError, Sender
+from llem_airflow.push.send import HttpTarget, PushError, Sender
 from llem_airflow.push.series import Series
 
 _POINTS = 5_000
@@ -21,7 +19,7 @@ _POINTS = 5_000
 _ESCAPED = str.maketrans({",": r"\,", "=": r"\=", " ": r"\ ", "\n": r"\ ", "\r": r"\ "})
 
 
-class Influx:
+class Influx(HttpTarget):
     """A database of InfluxDB.
 
     Args:
@@ -37,15 +35,11 @@ class Influx:
         if asked.scheme not in {"http", "https"} or not asked.host or not database or "/" in database:
             raise PushError("influx wants a URL like http://USER:PASSWORD@HOST:8086/DATABASE")
         query = {"db": database, "precision": "ns"}
-        self._sender = Sender(
-            asked.copy_with(path="/write", params=query), {"content-type": "text/plain; charset=utf-8"}
+        super().__init__(
+            Sender(
+                asked.copy_with(path="/write", params=query), {"content-type": "text/plain; charset=utf-8"}
+            )
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._sender.__exit__()
 
     def write(self, series: Sequence[Series]) -> int:
         """Write points; a point that is there already is written over. Returns their number."""

@@ -8,14 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cache
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 import numpy as np
 import pyarrow as pa
 
-from llem_airflow.push.send import PushError, Sender
+from llem_airflow.push.send import HttpTarget, PushError, Sender
 from llem_airflow.push.series import Series
 
 _SAMPLES = 10_000
@@ -36,7 +35,7 @@ _MESSAGES: dict[str, tuple[tuple[str, int, str, bool], ...]] = {
 """prompb's messages: name, number, type and whether repeated, of each field that is written."""
 
 
-class Prometheus:
+class Prometheus(HttpTarget):
     """A receiver of remote write.
 
     Args:
@@ -51,13 +50,7 @@ class Prometheus:
         if asked.scheme not in {"http", "https"} or not asked.host or asked.path in {"", "/"}:
             raise PushError("prometheus wants the URL of remote write, like http://HOST:8428/api/v1/write")
         self._request = write_request()
-        self._sender = Sender(asked, _HEADERS)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._sender.__exit__()
+        super().__init__(Sender(asked, _HEADERS))
 
     def write(self, series: Sequence[Series]) -> int:
         """Write points; one that is there already stays. Returns their number: one a time and series of tags."""

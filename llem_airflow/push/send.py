@@ -37,10 +37,8 @@ class Sender:
         self._url = url.copy_with(userinfo=b"")
         self._client = httpx.Client(headers=dict(headers), auth=auth, timeout=_TIMEOUT_S)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def close(self) -> None:
+        """Let go of the connection."""
         self._client.close()
 
     def post(self, body: bytes) -> None:
@@ -69,6 +67,23 @@ class Sender:
                 )
             time.sleep(min(max(pause_s, asked_s), _LONGEST_PAUSE_S))
             pause_s *= 2
+
+
+class HttpTarget:
+    """A database that is written to through a sender, open in a ``with``.
+
+    Args:
+        sender: Of its address.
+    """
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._sender.close()
 
 
 def _retry_after_s(answer: httpx.Response) -> float:

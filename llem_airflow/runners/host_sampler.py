@@ -9,16 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from llem_airflow.protocol.files import METER_CHECK, POWER, POWER_CHECK, result_name
+from llem_airflow.protocol.message_pipe import MessagePipe
 from llem_airflow.protocol.result import CycleResult, Meter
 from llem_airflow.protocol.spec import ExperimentSpec, MeterSpec
 from llem_airflow.protocol.typed_json import to_json
@@ -38,7 +37,7 @@ class HostSampler:
         self._power_csv = folder / f"host_{POWER}"
         self._process: subprocess.Popen[bytes] | None = None
         self._facts: dict[str, Any] = {}
-        self._buffer = b""
+        self._messages: MessagePipe | None = None
 
     def __enter__(self) -> HostSampler:
         command = [
@@ -53,6 +52,8 @@ class HostSampler:
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(self._bundle), "PYTHONSAFEPATH": "1"},
         )
+        assert self._process.stdout is not None
+        self._messages = MessagePipe(self._process.stdout)
         opened = self._hear(_START_S)
         self._facts = opened.get("facts") or {}
         if not self._facts or not self._hear(_START_S):
@@ -122,18 +123,8 @@ class HostSampler:
 
     def _hear(self, timeout_s: float) -> dict[str, Any]:
         """The next message of the process; empty when there is none in time."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        deadline_s = time.monotonic() + timeout_s
-        while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self._process.stdout], [], [], max(deadline_s - time.monotonic(), 0))
-            heard = os.read(self._process.stdout.fileno(), 65536) if ready else b""
-            if not heard:
-                return {}
-            self._buffer += heard
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
-        return message
+        assert self._messages is not None
+        return self._messages.receive(timeout_s) or {}
 
     def _end(self) -> None:
         """Close the pipes and see the process end."""

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import httpx
 
 from llem_airflow.cli.embedded import sqlite_url
+from tests import parts
 from tests.measurement.running import PLUGIN
 
 REPOSITORY = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ class AirflowServer:
     def __init__(self, home: Path, studies: dict[str, str], environment: dict[str, str]) -> None:
         self.home = home
         self.results = home / "results"
-        self.port = _free_port()
+        self.port = parts.free_port()
         self.installation = f"test-{uuid.uuid4().hex[:8]}"
         self.url = f"http://localhost:{self.port}"
         dags = home / "dags"
@@ -242,9 +242,3 @@ class AirflowServer:
         except httpx.HTTPError:
             return False
         return health.status_code == 200 and health.json()["scheduler"]["status"] == "healthy"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])

@@ -17,12 +17,7 @@ from click.testing import CliRunner
 
 from llem_airflow.cli import embedded, main
 from llem_airflow.cli.embedded import Home, start_ui
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return int(free.getsockname()[1])
+from tests import parts
 
 
 def test_a_ui_whose_port_is_taken_says_so_and_how_to_choose_another(tmp_path: Path) -> None:
@@ -45,7 +40,7 @@ def test_the_tasks_of_a_ui_on_another_port_find_its_api(
     monkeypatch.setattr(embedded, "airflow_command", lambda *_: [sys.executable, "-c", printenv])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example")
-    port = free_port()
+    port = parts.free_port()
     assert start_ui(Home(tmp_path, str(tmp_path), tmp_path), tmp_path, port) == 0
     told = (tmp_path / "told").read_text().splitlines()
     assert f"AIRFLOW__API__PORT={port}" in told
@@ -55,7 +50,7 @@ def test_the_tasks_of_a_ui_on_another_port_find_its_api(
 
 @pytest.mark.airflow
 def test_the_page_and_the_password_are_told_and_an_end_leaves_no_process(tmp_path: Path) -> None:
-    port = free_port()
+    port = parts.free_port()
     program = str(Path(sys.executable).with_name("llem-airflow"))
     command = [program, "ui", "--dags", str(tmp_path), "--port", str(port)]
     environment = os.environ | {"AIRFLOW_HOME": str(tmp_path / "airflow"), "http_proxy": "http://127.0.0.1:9"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, cpu_image: str, smol_model: 
     airflow, postgres = parts.build_image("airflow"), parts.build_image("postgres")
     env_file = tmp_path_factory.mktemp("compose") / "env"
     secrets = make_env(env_file)
-    project, port = f"llem-test-{os.getpid()}", free_port()
+    project, port = f"llem-test-{os.getpid()}", parts.free_port()
     with env_file.open("a") as file:
         file.write(
             f"LLEM_AIRFLOW_IMAGE={airflow}\nPOSTGRES_IMAGE={postgres}\nLLEM_IMAGE_TRANSFORMERS={cpu_image}\n"
@@ -38,12 +37,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory, cpu_image: str, smol_model: 
         running.close()
     # Taken down here and not in a test, so that it is checked after the last one.
     assert left_behind(project) == []
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def left_behind(project: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,12 +39,6 @@ def program(name: str, package: str, *places: str) -> str:
     return found or parts.missing(f"no {name}: apt install {package}")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def running(command: Sequence[str], ready: Callable[[], Any], **options: Any) -> Iterator[None]:
     """A server while it is needed."""
@@ -66,9 +59,9 @@ def running(command: Sequence[str], ready: Callable[[], Any], **options: Any) ->
 @contextmanager
 def influx(folder: Path) -> Iterator[str]:
     """Address of an InfluxDB 1 without databases."""
-    port = free_port()
+    port = parts.free_port()
     config = folder / "influx.toml"
-    config.write_text(INFLUX_CONFIG.format(folder=folder, port=port, rpc=free_port()))
+    config.write_text(INFLUX_CONFIG.format(folder=folder, port=port, rpc=parts.free_port()))
     url = f"http://127.0.0.1:{port}"
     influxd = program("influxd", "influxdb")
     with running([influxd, "-config", str(config)], lambda: httpx.get(f"{url}/ping").raise_for_status()):
@@ -78,7 +71,7 @@ def influx(folder: Path) -> Iterator[str]:
 @contextmanager
 def victoria_metrics(folder: Path) -> Iterator[str]:
     """Address of a VictoriaMetrics that takes points of any age."""
-    port = free_port()
+    port = parts.free_port()
     command = [
         *(program("victoria-metrics", "victoria-metrics"), f"-storageDataPath={folder}"),
         *(f"-httpListenAddr=127.0.0.1:{port}", "-retentionPeriod=100y", "-dedup.minScrapeInterval=1ms"),
@@ -93,7 +86,7 @@ def postgres(folder: Path) -> Iterator[str]:
     """URL of a PostgreSQL that asks for the password ``secret``; its user is the owner of the database."""
     places = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)
     server = program("postgres", "postgresql", *places)
-    port = free_port()
+    port = parts.free_port()
     as_other: dict[str, Any] = {}
     if os.geteuid() == 0:  # PostgreSQL does not run as root
         nobody = pwd.getpwnam("nobody")

@@ -27,6 +27,7 @@ from llem_airflow.push.influx import lines
 from llem_airflow.push.prometheus import labelled
 from llem_airflow.push.series import DEVICE, Series, series_of
 from llem_airflow.results import ResultsRoot, StoredRun
+from tests import parts
 from tests.analysis.conftest import run_maker
 from tests.push import servers
 from tests.results.recorded import Recording
@@ -322,7 +323,7 @@ def test_a_refusal_is_quoted_once(
 
 
 def test_a_server_that_is_away_is_told_after_some_tries(run: StoredRun, pauses: list[float]) -> None:
-    nowhere = f"http://127.0.0.1:{servers.free_port()}/llem"
+    nowhere = f"http://127.0.0.1:{parts.free_port()}/llem"
     with pytest.raises(PushError, match=r"took no points in 6 tries.*the same command again"):
         push_run(run, "influx", nowhere)
     assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0]

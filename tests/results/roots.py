@@ -15,6 +15,7 @@ import fsspec
 import pytest
 
 from llem_airflow.results import ResultsRoot
+from tests import parts
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +23,7 @@ def s3_server() -> Iterator[str]:
     """URL of an S3 server on this machine."""
     if not all(importlib.util.find_spec(name) for name in ("moto", "s3fs")):
         pytest.skip("needs s3fs and moto[server]")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = parts.free_port()
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:

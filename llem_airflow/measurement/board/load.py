@@ -8,9 +8,7 @@ without PyTorch and CUDA.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import select
 import subprocess
 import sys
 import time
@@ -18,6 +16,7 @@ from typing import Any, Protocol
 
 from llem_airflow.measurement.board.plan import Phase
 from llem_airflow.measurement.sampler import child_environment
+from llem_airflow.protocol.message_pipe import MessagePipe
 
 SCRIPTED = "LLEM_GPU_CHECK_SCRIPTED"
 """Names the instant, in seconds since 1970, from which a stand-in's script plays the plan of the first board."""
@@ -119,7 +118,8 @@ class TorchLoad:
             stderr=subprocess.DEVNULL,
             env=environment,
         )
-        self._buffer, self._waiting = b"", 0
+        assert self._process.stdout is not None
+        self._messages, self._waiting = MessagePipe(self._process.stdout), 0
         answer = self._receive(_IMPORT_S)
         if answer.get("imported") is not True:
             self.note = str(answer.get("error") or "the process of the load ended at its start")
@@ -173,17 +173,7 @@ class TorchLoad:
             self._process.stdin.flush()
 
     def _receive(self, timeout_s: float) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        deadline_s = time.monotonic() + timeout_s
-        while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self._process.stdout], [], [], max(deadline_s - time.monotonic(), 0))
-            heard = os.read(self._process.stdout.fileno(), 65536) if ready else b""
-            if not heard:
-                return {}
-            self._buffer += heard
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return self._messages.receive(timeout_s) or {}
 
 
 def open_load(uuid: str, name: str, begins_after_s: float) -> OpenLoad:

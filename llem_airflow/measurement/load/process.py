@@ -5,9 +5,6 @@ A process of its own: beside the measurement's other threads a due time would be
 
 from __future__ import annotations
 
-import json
-import os
-import select
 import signal
 import subprocess
 import sys
@@ -18,6 +15,7 @@ from typing import Any
 from llem_airflow.measurement.load.client import ClientFacts
 from llem_airflow.measurement.load.plan import LoadPlan, write_plan
 from llem_airflow.measurement.sampler import child_environment
+from llem_airflow.protocol.message_pipe import MessagePipe
 from llem_airflow.protocol.typed_json import from_json
 
 
@@ -43,7 +41,8 @@ class LoadProcess:
             stdout=subprocess.PIPE,
             env=child_environment(),
         )
-        self._heard = b""
+        assert self._process.stdout is not None
+        self._messages = MessagePipe(self._process.stdout)
 
     @property
     def pid(self) -> int:
@@ -103,18 +102,11 @@ class LoadProcess:
         return f"ended with {f'signal {signal.Signals(-code).name}' if code < 0 else f'exit code {code}'}"
 
     def _receive(self, wanted: str, deadline_s: float) -> Any:
-        assert self._process.stdout is not None
         while True:
-            while b"\n" not in self._heard:
-                left_s = max(deadline_s - time.monotonic(), 0.0)
-                ready, _, _ = select.select([self._process.stdout], [], [], left_s)
-                more = os.read(self._process.stdout.fileno(), 65536) if ready else b""
-                if not more:
-                    state = self.how_it_ended() if ready else "has not answered in time"
-                    raise LoadError(f"the load process {state} (waited for: {wanted}); see the log above")
-                self._heard += more
-            line, _, self._heard = self._heard.partition(b"\n")
-            message = json.loads(line)
+            message = self._messages.receive(deadline_s - time.monotonic())
+            if message is None:
+                state = self.how_it_ended() if self._messages.ended else "has not answered in time"
+                raise LoadError(f"the load process {state} (waited for: {wanted}); see the log above")
             if "error" in message:
                 raise LoadError(message["error"])
             if wanted in message:

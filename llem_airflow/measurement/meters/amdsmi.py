@@ -17,7 +17,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from llem_airflow.measurement.meters.contract import MeterFacts, MeterUnavailableError, Reading
+from llem_airflow.measurement.meters.contract import (
+    MeterFacts,
+    MeterUnavailableError,
+    Reading,
+    refuse_silence,
+)
 
 SLOWLY_NS = 950_000_000
 """Clocks, temperature and use are asked for once a second: each is a call of its own."""
@@ -99,14 +104,10 @@ class _Board:
         """Refuse a board that tells neither power nor energy.
 
         Raises:
-            MeterUnavailableError: It does; silence would read as zero.
+            MeterUnavailableError: It does.
         """
-        reading = self.read()
+        refuse_silence("amdsmi", self.read(), ADVICE)
         self._slowly_at_ns = 0  # the first sample tells everything
-        if not reading.has_power and reading.energy_mj is None:
-            raise MeterUnavailableError(
-                f"meter amdsmi: {self.uuid} tells neither its power nor its energy ({reading.error}). {ADVICE}"
-            )
 
     def read(self) -> Reading:
         """Power, energy and, once a second, the board's state."""

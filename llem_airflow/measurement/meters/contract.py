@@ -80,6 +80,23 @@ class MeterFacts:
     note: str
 
 
+def refuse_silence(kind: str, reading: Reading, advice: str) -> None:
+    """Refuse a device that tells neither power nor energy.
+
+    Args:
+        kind: The meter's name.
+        reading: The device's first.
+        advice: What one can do, in a sentence.
+
+    Raises:
+        MeterUnavailableError: It does; silence would read as zero.
+    """
+    if not reading.has_power and reading.energy_mj is None:
+        raise MeterUnavailableError(
+            f"meter {kind}: {reading.gpu} tells neither its power nor its energy ({reading.error}). {advice}"
+        )
+
+
 class Meter(Protocol):
     """A meter that is ready to be read.
 

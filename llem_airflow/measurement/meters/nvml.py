@@ -14,7 +14,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llem_airflow.measurement.meters.calls import Fields, extras
-from llem_airflow.measurement.meters.contract import MeterFacts, MeterUnavailableError, Reading
+from llem_airflow.measurement.meters.contract import (
+    MeterFacts,
+    MeterUnavailableError,
+    Reading,
+    refuse_silence,
+)
 from llem_airflow.measurement.meters.describe import describe_board
 from llem_airflow.protocol.visible import AmbiguousDeviceError, visible_to_cuda
 
@@ -105,16 +110,14 @@ class _Board:
         """Refuse a board that tells neither power nor energy.
 
         Raises:
-            MeterUnavailableError: It does; silence would read as zero.
+            MeterUnavailableError: It does.
         """
-        reading = self.read()
+        refuse_silence(
+            "nvml",
+            self.read(),
+            "Virtual GPUs do not; ask the host's administrator, or choose meter: none to run without energy",
+        )
         self._slowly_at_ns = 0  # the first sample tells everything
-        if not reading.has_power and reading.energy_mj is None:
-            raise MeterUnavailableError(
-                f"meter nvml: {self.uuid} tells neither its power nor its energy ({reading.error}). Virtual "
-                f"GPUs do not; "
-                "ask the host's administrator, or choose meter: none to run without energy"
-            )
 
     def read(self) -> Reading:
         fields = self._fields
