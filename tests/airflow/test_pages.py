@@ -303,7 +303,7 @@ def test_the_overview_leads_to_the_study_and_to_its_run(
     page.get_by_label("Find a study").fill("no such study")
     page.get_by_text("0 of ").wait_for()
     page.get_by_label("Find a study").fill(STUDY[:4])
-    row.get_by_role("link", name=STUDY).click()
+    row.get_by_role("link", name=STUDY, exact=True).click()  # beside that of its trend
     page.get_by_role("region", name="Runs").get_by_role("link").first.click()
     page.wait_for_url("**/plugin/llem-energy**", wait_until="commit")
     page.get_by_test_id("llem-page").get_by_role("heading", name=STUDY).wait_for()
