@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from airflow.api_fastapi.core_api.security import get_user
 from fastapi.testclient import TestClient
 
 from llem_airflow.analysis.cycle import Cycle
@@ -41,10 +42,12 @@ from tests.web.test_cycle_view import samples
 DAY_NS = 86_400 * 10**9
 BEGAN_NS = 1_760_000_000 * 10**9
 RUN = "scheduled__2026-{:03d}"
+METRIC = "energy_per_output_token_j"
+"""The metric of the trend, and the one in which the nights differ."""
 
 
 def write_runs(root: ResultsRoot, nights: int, experiments: int, cycles: int) -> None:
-    """A study of so many nights: the first is made whole, the others are copies under their own names."""
+    """A study of so many nights: the first is made whole, the others are copies with energies of their own."""
     random = np.random.default_rng(0)
     plan = {
         "cycles": cycles,
@@ -71,8 +74,13 @@ def write_runs(root: ResultsRoot, nights: int, experiments: int, cycles: int) ->
         run = root.run("nightly", RUN.format(night))
         run.write_plan("", plan, {"dag_id": "nightly", "started_epoch_ns": BEGAN_NS + night * DAY_NS})
         if night:
-            for name in (layout.SUMMARY, layout.CYCLES_TABLE, layout.EXPERIMENTS_TABLE):
-                shutil.copyfile(f"{first.folder.path}/{name}", f"{run.folder.path}/{name}")
+            shutil.copyfile(f"{first.folder.path}/{layout.SUMMARY}", f"{run.folder.path}/{layout.SUMMARY}")
+            for name in (layout.CYCLES_TABLE, layout.EXPERIMENTS_TABLE):
+                table = pq.read_table(f"{first.folder.path}/{name}")
+                place = table.column_names.index(METRIC)
+                values = table[METRIC].to_numpy() * random.lognormal(0, 0.02, len(table))
+                table = table.set_column(place, table.schema.field(place), [values])
+                pq.write_table(table, f"{run.folder.path}/{name}", compression="zstd")
             continue
         run.folder.write(layout.SUMMARY, json_bytes(summary.to_json()))
         for name, table in (
@@ -105,9 +113,10 @@ def client(root: ResultsRoot) -> TestClient:
         """No user: every dependency that asks for one is content."""
 
     found.dependency_overrides |= {
-        app.get_user: anybody,
+        get_user: anybody,
         app.server: lambda: state,
         access.readable_dags: lambda: {"nightly"},
+        access.reads_runs: lambda: lambda dag_id: dag_id == "nightly",
         access.may_read_logs: lambda: True,
     }
     for dependency in (*access.READS_RUN, *access.READS_DAG):
@@ -147,14 +156,17 @@ def of_nights(root: ResultsRoot, nights: int) -> Iterator[tuple[str, Callable[[]
     paths = ("/api/headline", "/api/runs", "/api/explore", "/api/values", "/download/table", "/download/file")
     for path in paths:
         yield path, partial(client(root).get, path, params=asked)
+    across = {"dag_id": "nightly", "study": "nightly", "metric": METRIC}
+    for path in ("/api/trend", "/api/verdicts", "/api/compare", "/api/leaderboard"):
+        yield path, partial(client(root).get, path, params=across if path != "/api/leaderboard" else None)
 
 
 def of_a_cycle(root: ResultsRoot) -> Iterator[tuple[str, Callable[[], Any]]]:
     """The routes about one cycle, and the check of a study."""
-    asked = {"dag_id": "nightly", "run_id": "r1", "experiment": IDS[0], "cycle": 1}
+    asked: dict[str, str | int] = {"dag_id": "nightly", "run_id": "r1", "experiment": IDS[0], "cycle": 1}
     for path in ("/api/cycle", "/api/power", "/api/requests"):
         yield path, partial(client(root).get, path, params=asked)
-    yield "/api/check", partial(client(root).post, "/api/check", content=new_study.EXAMPLE.read_bytes())
+    yield "/api/check", partial(client(root).post, "/api/check", content=new_study.EXAMPLE.encode())
 
 
 def main() -> None:

@@ -116,21 +116,23 @@ class Nights:
             found |= {int(row): Change(edge, float(sizes[row])) for row in np.flatnonzero(told)}
         return found
 
-    def drift(self, row: int, threshold_ratio: float) -> Change | None:
-        """Of one experiment: a slope over all nights of its present level."""
-        n, start = self._values.shape[1], int(self._last[row])
-        if n - start < DRIFT_FROM:
-            return None
-        values, nights = self._values[row, start:], np.arange(n - start, dtype=float)
-        level = self._values[[row]]
-        level[0, start:] -= np.polyval(np.polyfit(nights, values, 1), nights)
-        noise = self._noise_of(level, slice(row, row + 1))
-        slope, error = _second(values, np.ones(n - start), nights, noise)
-        size = slope * float(nights[-1])
-        limit = float(_limit(self._experiments, YEAR // 7, noise.df)[0])
-        if abs(math.expm1(size)) < threshold_ratio / 2 or abs(slope) <= limit * error:
-            return None
-        return Change(start, size)
+    def drifts(self, threshold_ratio: float) -> dict[int, Change]:
+        """By row, a slope over all nights of its present level, where it is improbable and large enough."""
+        n, found = self._values.shape[1], dict[int, Change]()
+        for start in np.unique(self._last[n - self._last >= DRIFT_FROM]).tolist():
+            rows = np.flatnonzero(self._last == start)
+            values, nights = self._values[rows, start:], np.arange(n - start, dtype=float)
+            off = nights - nights.mean()
+            line = values.mean(axis=1, keepdims=True) + np.outer(values @ off / (off @ off), off)
+            level = self._values[rows]
+            level[:, start:] -= line
+            noise = self._noise_of(level, rows)
+            slope, error = _second(values, np.ones_like(values), np.broadcast_to(nights, values.shape), noise)
+            size = slope * nights[-1]
+            limit = _limit(self._experiments, YEAR // 7, noise.df)
+            told = (np.abs(np.expm1(size)) >= threshold_ratio / 2) & (np.abs(slope) > limit * error)
+            found |= {int(rows[at]): Change(start, float(size[at])) for at in np.flatnonzero(told)}
+        return found
 
     def newest(self) -> tuple[float, float, float] | None:
         """Of one experiment alone, as logarithms; None where its level has no night before the newest.
@@ -158,8 +160,9 @@ class Nights:
         limit = _limit(self._experiments, QUARTER * len(WINDOWS), noise.df)
         return float(np.expm1((limit + special.ndtri(0.8)) * error)[0])
 
-    def _noise_of(self, values: Floats, rows: slice = slice(None)) -> Noise:
-        n, starts = values.shape[1], self._starts[rows]
+    def _noise_of(self, values: Floats, rows: Integers | None = None) -> Noise:
+        rows = np.arange(len(values)) if rows is None else rows
+        n, starts = values.shape[1], [self._starts[row] for row in rows]
         taken = np.array([len(lasting(each, n)) for each in starts]) + self._taken[rows]
         rest = around_levels(values, starts, np.mean)
         return Noise.of(rest, taken, self._inflation[rows], self._prior.of(rows))
@@ -181,6 +184,8 @@ class _Before(NamedTuple):
 
 def lasting(starts: Sequence[int], n: int) -> list[int]:
     """Levels that lasted; a restless series, which left each level soon, must not be taken for a calm one."""
+    if len(starts) == 1:  # of nearly all experiments in nearly all nights
+        return [0]
     ends = [*starts[1:], n + LASTING]
     return [a for a, end in zip(starts, ends, strict=True) if a < n and (a == 0 or end - a >= LASTING)]
 
@@ -227,12 +232,12 @@ def _step(before: _Before, after: Floats, noise: Noise) -> tuple[Floats, Floats]
     return (step_y - level_step / level_level * level_y) / left, noise.sd / left**0.5
 
 
-def _second(values: Floats, one: Floats, two: Floats, noise: Noise) -> tuple[float, float]:
-    """Generalised least squares under AR(1): coefficient of the second regressor, and its standard error."""
-    y, a, b = (whitened(each[None], noise.phi)[0] for each in (values, one, two))
-    ratio = float(a @ b) / float(a @ a)
-    left = float(b @ b) - ratio * float(a @ b)
-    return (float(b @ y) - ratio * float(a @ y)) / left, float(noise.sd[0]) / left**0.5
+def _second(values: Floats, one: Floats, two: Floats, noise: Noise) -> tuple[Floats, Floats]:
+    """Generalised least squares under AR(1): coefficient of the second regressor, and its standard error, by row."""
+    y, a, b = (whitened(each, noise.phi) for each in (values, one, two))
+    ratio = np.sum(a * b, axis=1) / np.sum(a * a, axis=1)
+    left = np.sum(b * b, axis=1) - ratio * np.sum(a * b, axis=1)
+    return (np.sum(b * y, axis=1) - ratio * np.sum(a * y, axis=1)) / left, noise.sd / left**0.5
 
 
 def _limit(experiments: int, tests: int, df: Floats) -> Floats:
@@ -381,23 +386,26 @@ class _Study:
     def _judge(self, rows: list[int], n: int) -> None:
         nights = self._nights(rows, n)
         steps = nights.steps(self._threshold_ratio)
+        drifts = nights.drifts(self._threshold_ratio) if n % 7 == 0 else {}
         for at, row in enumerate(rows):
             if step := steps.get(at):
                 self._alarms[row].append(Alarm(n - 1, step.began, math.expm1(step.size)))
                 self._starts[row].append(step.began)
-            elif n % 7 == 0 and (drift := nights.drift(at, self._threshold_ratio)):
+            elif drift := drifts.get(at):
                 self._alarms[row].append(Alarm(n - 1, drift.began, math.expm1(drift.size), drift=True))
                 self._starts[row].append(n - 2 * WINDOWS[-1])
 
     def _learn(self, until: int) -> None:
         """What weekdays add and how nights differ, from the runs before ``until``."""
         rest, taken = np.full((len(self._runs), until), np.nan), np.zeros(len(self._runs))
-        for row, runs in enumerate(self._runs):
-            before = runs[: np.searchsorted(runs, until)]
-            if len(before):
-                values = without_spikes(self._values[row, : len(before)])
-                rest[row, before] = around_levels(values[None], [self._starts[row]], np.median)[0]
-                taken[row] = len(lasting(self._starts[row], len(before)))
+        known = np.array([np.searchsorted(runs, until) for runs in self._runs])
+        for n in np.unique(known[known > 0]).tolist():
+            rows = np.flatnonzero(known == n)
+            starts = [self._starts[row] for row in rows]
+            values = without_spikes(self._values[rows, :n])
+            runs = np.array([self._runs[row][:n] for row in rows])
+            rest[rows[:, None], runs] = around_levels(values, starts, np.median)
+            taken[rows] = [len(lasting(each, n)) for each in starts]
         weekdays = self._weekday_of_run[:until]
         self._patterns = _patterns(rest, weekdays)
         rest -= np.array([pattern.adds for pattern in self._patterns])[:, weekdays]

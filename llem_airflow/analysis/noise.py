@@ -108,11 +108,14 @@ class Prior:
         known = nights >= POOLED_FROM
         if known.sum() < 2:
             return assumed
-        rows = [row[there][None] for row, there in zip(rest, seen, strict=True)]
-        phi = np.array([float(correlation(row)[0]) if len(row[0]) else 0.0 for row in rows])
+        phi, variance, df = np.zeros(len(rest)), np.zeros(len(rest)), np.maximum(nights - taken, 1.0)
+        counts = np.unique(nights[nights > 0])
+        packed = [(nights == n, rest[nights == n][seen[nights == n]].reshape(-1, int(n))) for n in counts]
+        for rows, own in packed:  # those with equally many nights at once
+            phi[rows] = correlation(own)
         middle = np.clip(np.median(phi[known], keepdims=True), 0.0, 0.9)
-        df = np.maximum(nights - taken, 1.0)
-        variance = np.array([float(squares(row, middle)[0]) if len(row[0]) else 0.0 for row in rows]) / df
+        for rows, own in packed:
+            variance[rows] = squares(own, np.repeat(middle, len(own))) / df[rows]
         log = np.log(np.maximum(variance, np.finfo(float).tiny))
         errors = (1 - middle[0] ** 2) / np.maximum(nights, 1.0), 2 / df
         like = _alike(phi, errors[0], known) & _alike(log, errors[1], known)
@@ -129,7 +132,7 @@ class Prior:
             np.where(own, assumed.variance_weight, 1 / (apart / 2 + 1 / most)),
         )
 
-    def of(self, rows: slice | list[int]) -> Prior:
+    def of(self, rows: list[int] | Integers) -> Prior:
         """That of some experiments."""
         return Prior(self.phi[rows], self.phi_weight[rows], self.variance[rows], self.variance_weight[rows])
 
