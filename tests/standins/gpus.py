@@ -75,6 +75,16 @@ class Measured:
         return {flag.code for flag in self.flags} - {"stand_in", "short_window"}
 
 
+def doubt_ratio(energy: EnergyOfWindow, at_least: float = 5e-3) -> float:
+    """How far the energy of a window may be off: a ratio for a quiet host, or what it says of itself.
+
+    A busy host hides the counter's moves beside the window's edges now and then; the uncertainty is wider then.
+    """
+    assert energy.energy_j is not None
+    assert energy.uncertainty_j is not None
+    return max(at_least, energy.uncertainty_j / energy.energy_j)
+
+
 def measure(folder: Path, spec: MeterSpec, duration_s: float = 1.0) -> Measured:
     """Sample a window as an attempt does: tick, window, tick, a second more."""
     power_csv = folder / "power.csv"

@@ -20,7 +20,7 @@ from llem_airflow.protocol.result import Meter, Window
 from llem_airflow.protocol.typed_json import from_json
 from llem_airflow.runners.bundle import build_bundle
 from tests.parts import missing
-from tests.standins.gpus import built, read_columns
+from tests.standins.gpus import built, doubt_ratio, read_columns
 
 pytestmark = pytest.mark.docker
 
@@ -104,13 +104,6 @@ def energy_of(folder: Path, answer: dict[str, Any]) -> EnergyOfWindow:
     )
 
 
-def _rel(energy: EnergyOfWindow) -> float:
-    """How far an energy may be off, relative: 0.2 %, or what it says of itself."""
-    assert energy.energy_j is not None
-    assert energy.uncertainty_j is not None
-    return max(2e-3, energy.uncertainty_j / energy.energy_j)
-
-
 @pytest.fixture
 def steady_gpus() -> Iterator[None]:
     """Give containers steady GPUs, whatever other tests have asked for."""
@@ -136,8 +129,8 @@ def test_a_container_measures_the_gpu_that_it_was_given(
     assert [gpu["uuid"] for gpu in answer["gpus"]] == [GPU_0]
     assert (energy.source, energy.kind, energy.boundary) == ("counter", "measured", "board")
     # Two milliseconds of doubt at the edges of three seconds, and no more, unless a busy host hid the counter's moves.
-    assert energy.energy_j == pytest.approx(250.0 * energy.duration_s, rel=_rel(energy))
-    assert energy.check_ratio == pytest.approx(0.0, abs=_rel(energy))
+    assert energy.energy_j == pytest.approx(250.0 * energy.duration_s, rel=doubt_ratio(energy, 2e-3))
+    assert energy.check_ratio == pytest.approx(0.0, abs=doubt_ratio(energy, 2e-3))
 
 
 @pytest.mark.usefixtures("steady_gpus")
@@ -147,7 +140,7 @@ def test_two_gpus_in_one_container_are_told_apart(
 ) -> None:
     energy = energy_of(tmp_path, run(docker_api, python_image, GPU_0, GPU_1))
     by_gpu = {gpu.gpu: gpu.average_power_w for gpu in energy.gpus}
-    assert by_gpu[GPU_0] == pytest.approx(250.0, rel=_rel(energy))
+    assert by_gpu[GPU_0] == pytest.approx(250.0, rel=doubt_ratio(energy, 2e-3))
     assert by_gpu[GPU_1] == pytest.approx(300.0, rel=0.12)  # 3 s are not whole periods
 
 
