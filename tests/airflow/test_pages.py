@@ -19,7 +19,7 @@ from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.frames import compare_df, history_df
 from llem_airflow.report.page import report_html
 from llem_airflow.results import ResultsRoot, StoredRun, layout
-from llem_airflow.study import load_study
+from llem_airflow.study import load_study, load_study_text
 from tests.airflow.server import AirflowServer
 from tests.browser import chromium_page
 from tests.results.recorded import Recording, provenance
@@ -33,6 +33,15 @@ STUDY = "looked-at"
 FOLLOWED = "followed"
 """Likewise, of many nights."""
 HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
+GOOD = """\
+study_name: typed
+serving_mode: offline
+engine: transformers
+task: {model: SmolLM2-135M-Instruct, max_output_tokens: 8}
+sweep: {transformers.llem_execution.batch_size: [1, 2]}
+study_execution: {n_cycles: 2}
+runners: {transformers: process}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -397,6 +406,73 @@ def test_all_factors_of_a_sweep_are_lines_that_a_level_picks(
     left = picture.locator("[data-experiment]")
     expect(left).to_have_count(1)
     assert left.get_attribute("data-experiment") == "large-bbbbbbbb"
+
+
+def test_a_new_study_is_checked_as_it_is_written_and_keys_and_values_are_completed(
+    process_airflow: AirflowServer, page: Page
+) -> None:
+    page.goto(f"{process_airflow.url}/plugin/llem-studies")
+    page.get_by_role("link", name="New study").click()
+    page.wait_for_url(re.compile("page=new"), wait_until="commit")
+    field = page.get_by_label("Study, as YAML")
+    field.fill("")  # what another test wrote is kept by the tab of the browser
+    trigger = page.get_by_role("button", name="Trigger", exact=True)
+    expect(trigger).to_be_disabled()
+    page.evaluate("text => navigator.clipboard.writeText(text)", GOOD)
+    field.press("Control+V")
+    plan = page.get_by_test_id("llem-plan")
+    plan.get_by_text("2 x 2 = 4").wait_for()
+    assert plan.locator("code").all_inner_texts() == [one.id for one in load_study_text(GOOD).experiments]
+    expect(trigger).to_be_enabled()
+    field.press("Control+End")
+    field.press_sequentially("measurem")
+    page.get_by_role("listbox", name="Completions").get_by_role("option").first.wait_for()
+    field.press("Enter")
+    field.press("Enter")
+    field.press_sequentially("meter: nv")
+    page.get_by_role("option", name="nvml").first.wait_for()
+    field.press("Tab")
+    assert field.input_value() == f"{GOOD}measurement:\n  meter: nvml"
+    field.press("Enter")
+    field.press_sequentially("intervall: 1")
+    problems = page.get_by_test_id("llem-problems")
+    problems.get_by_text("measurement.intervall").wait_for()
+    assert (field.input_value().count("\n"), page.get_by_test_id("llem-mark").count()) == (9, 1)
+    expect(trigger).to_be_disabled()
+    problems.get_by_role("button", name="line 10:3").click()
+    assert field.evaluate("one => one.selectionStart") == field.input_value().index("intervall")
+
+
+def test_a_file_becomes_a_new_study_and_is_triggered_with_the_rights_of_the_user(
+    process_airflow: AirflowServer, page: Page
+) -> None:
+    process_airflow.unpause("llem_adhoc")
+    page.goto(f"{process_airflow.url}/plugin/llem-studies?page=new")
+    field = page.get_by_label("Study, as YAML")
+    hostile = {"name": "bad.yaml", "mimeType": "application/yaml", "buffer": f"{HOSTILE}: 1\r\n".encode()}
+    page.get_by_label("Study file").set_input_files(hostile)
+    page.get_by_test_id("llem-problems").get_by_text(HOSTILE[:20]).first.wait_for()
+    assert (page.evaluate("window.hacked"), field.input_value()) == (None, f"{HOSTILE}: 1\n")
+    dropped = page.evaluate_handle(
+        "text => {const all = new DataTransfer(); all.items.add(new File([text], 'good.yaml')); return all}",
+        GOOD,
+    )
+    field.dispatch_event("drop", {"dataTransfer": dropped})
+    page.get_by_test_id("llem-plan").wait_for()
+    assert field.input_value() == GOOD
+    page.get_by_label("Dry run").check()
+    page.get_by_role("button", name="Trigger a dry run").click()
+    link = page.get_by_role("link", name=re.compile("^Watch "))
+    run_id = link.inner_text().removeprefix("Watch ")
+    run = process_airflow.get(f"/api/v2/dags/llem_adhoc/dagRuns/{run_id}").json()
+    assert (run["conf"], run["triggering_user_name"]) == ({"study": GOOD, "dry_run": True}, "admin")
+    link.click()
+    page.wait_for_url("**/runs/manual*/plugin/llem-energy", wait_until="commit")
+    sign_in(page, process_airflow, "bob")
+    page.goto(f"{process_airflow.url}/plugin/llem-studies?page=new")
+    page.get_by_text("but not trigger llem_adhoc").wait_for()
+    page.get_by_test_id("llem-plan").wait_for()  # may be checked
+    assert page.get_by_role("button", name=re.compile("Trigger")).count() == 0
 
 
 def test_a_viewer_sees_the_pages_and_an_anonymous_visitor_nothing(
