@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FilePayload, Page, expect
 
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.frames import compare_df, history_df
@@ -449,7 +449,7 @@ def test_a_file_becomes_a_new_study_and_is_triggered_with_the_rights_of_the_user
     process_airflow.unpause("llem_adhoc")
     page.goto(f"{process_airflow.url}/plugin/llem-studies?page=new")
     field = page.get_by_label("Study, as YAML")
-    hostile = {"name": "bad.yaml", "mimeType": "application/yaml", "buffer": f"{HOSTILE}: 1\r\n".encode()}
+    hostile = FilePayload(name="bad.yaml", mimeType="text/plain", buffer=f"{HOSTILE}: 1\r\n".encode())
     page.get_by_label("Study file").set_input_files(hostile)
     page.get_by_test_id("llem-problems").get_by_text(HOSTILE[:20]).first.wait_for()
     assert (page.evaluate("window.hacked"), field.input_value()) == (None, f"{HOSTILE}: 1\n")
