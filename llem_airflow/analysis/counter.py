@@ -337,10 +337,13 @@ def counter_energy(
         return CounterEnergy(None)
     first = max(int(np.searchsorted(counter.t_s, begin_s - REACH_S, side="right")) - 1, 0)
     last = int(np.searchsorted(counter.t_s, end_s + REACH_S, side="left"))
-    resets = int((np.diff(counter.y[first : last + 1]) < 0).sum())
+    falls = np.flatnonzero(np.diff(counter.y) < 0) + 1
+    resets = int(((falls > first) & (falls <= last)).sum())
     if resets:  # what was used between the last reading and the reset is lost
         return CounterEnergy(None, resets=resets)
-    call_s = series.call_s[~np.isnan(series.counter_j)]
+    rows = slice(falls[falls <= first].max(initial=0), falls[falls > last].min(initial=len(counter.y)))
+    counter = Curve(counter.t_s[rows], counter.y[rows])  # what another reset cuts off tells nothing here
+    call_s = series.call_s[~np.isnan(series.counter_j)][rows]
     if not steps:  # its power is its own difference and tells nothing more
         off_s = call_s / 2 + FLOWING_S
         flowing = Writes(counter.t_s - off_s, counter.t_s + off_s, counter.y)
