@@ -1,7 +1,7 @@
 // One cycle: power with its phases, what the GPUs did meanwhile, the requests, latencies, environment, files.
 
 import { energyPage, Fragment, h, Link, ours, UI, useAddress, useApi, useChange, useEffect, useRef, useState } from "./base.js";
-import { counted, duration, number, quantity, when } from "./format.js";
+import { counted, duration, number, quantity, stretch, when } from "./format.js";
 import { Live } from "./live.js";
 import { Estimate, INK, LINE, Loading, Muted, Notice, Page, Section, SERIES, Verbatim } from "./parts.js";
 import { DIM, niceTicks, phaseBands, Picture, scaleFor, TEXT, useWidth } from "./plots.js";
@@ -142,7 +142,7 @@ function Time({ asked, estimate }) {
       UI.Flex,
       { gap: 1, wrap: "wrap", align: "center", mb: 1 },
       buttons.map(([label, text, act, off]) => h(UI.Button, { key: label, size: "xs", variant: "outline", "aria-label": label, onClick: act, disabled: off }, text)),
-      h(Muted, null, `${number(shown.begin_s, 5)} to ${number(shown.end_s, 5)} s, ${shown.samples.toLocaleString("en")} samples${shown.average ? ", averaged by the driver" : ""}. Drag to zoom.`),
+      h(Muted, null, `${stretch(shown.begin_s, shown.end_s)}, ${shown.samples.toLocaleString("en")} samples${shown.average ? ", averaged by the driver" : ""}. Drag to zoom.`),
     ),
     h(
       Picture,

@@ -53,6 +53,13 @@ export function duration(seconds) {
   return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.round(hours / 24)} days`;
 }
 
+/** `12.3 to 14.7 s`, as fine as a thousandth of the stretch. */
+export function stretch(begin, end) {
+  const digits = Math.min(9, Math.max(0, 3 - Math.ceil(Math.log10(Math.max(end - begin, 1e-9)))));
+  const [from, to] = [begin, end].map((at) => (Math.round(at * 10 ** digits) / 10 ** digits || 0).toLocaleString("en", { maximumFractionDigits: digits }));
+  return `${from} to ${to} s`;
+}
+
 const WHEN = new Intl.DateTimeFormat("sv", { dateStyle: "short", timeStyle: "short" });
 
 /** An instant in the zone of the user's browser, to the minute. */
