@@ -85,13 +85,16 @@ def _rows(
     played: Sequence[Played], power: dict[str, list[Any]], meter: Meter, window: Window, offset_ns: int
 ) -> list[dict[str, Any]]:
     begin_s, end_s = ((t_ns + offset_ns) / 1e9 for t_ns in (window.t_begin_mono_ns, window.t_end_mono_ns))
+    sensors = {one.profile.uuid: one.profile.sensor for one in played}
     found = {gpu.gpu: gpu for gpu in window_energy(power, meter, window).gpus}
+    known = {gpu.gpu: gpu for gpu in window_energy(power, meter, window, sensors=sensors).gpus}
     return [
         {
             "board": one.board,
             "load": one.load.name,
             "exact_j": one.load.energy_j(end_s) - one.load.energy_j(begin_s),
             "found": found[one.profile.uuid],
+            "known": known[one.profile.uuid],
         }
         for one in played
     ]
@@ -100,28 +103,32 @@ def _rows(
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """One line a board, errors in percent: mean (worst)."""
     lines = [
-        "| board | period | instant power over | windows | counter | within its uncertainty | instant power |",
-        "|---|---|---|---|---|---|---|",
+        "| board | period | instant power over | windows | counter | with the profile | within, both | instant power |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for board, profile in published().items():
         own = [row for row in rows if row["board"] == board]
-        covered = [
-            abs(row["found"].energy_j - row["exact_j"]) <= row["found"].uncertainty_j
-            for row in own
-            if row["found"].energy_j is not None and row["found"].uncertainty_j is not None
-        ]
         period_s, window_s = profile.power_period_s or 0.0, profile.instant_window_s or 0.0
         name = profile.name.removesuffix(" (STAND-IN)")
         lines.append(
             f"| {name} | {period_s * 1e3:g} ms | {window_s * 1e3:.1f} ms | {len(own)} | "
-            f"{_errors(own, lambda gpu: gpu.energy_j)} | {sum(covered)} of {len(covered)} | "
-            f"{_errors(own, lambda gpu: gpu.instant_j)} |"
+            f"{_errors(own, 'found', lambda gpu: gpu.energy_j)} | {_errors(own, 'known', lambda gpu: gpu.energy_j)} | "
+            f"{_covered(own, 'found')}, {_covered(own, 'known')} | {_errors(own, 'found', lambda gpu: gpu.instant_j)} |"
         )
     return "\n".join(lines)
 
 
-def _errors(rows: Sequence[dict[str, Any]], of: Callable[[GpuEnergy], float | None]) -> str:
-    off = [abs(joules / row["exact_j"] - 1) * 100 for row in rows if (joules := of(row["found"])) is not None]
+def _covered(rows: Sequence[dict[str, Any]], which: str) -> str:
+    within = [
+        abs(row[which].energy_j - row["exact_j"]) <= row[which].uncertainty_j
+        for row in rows
+        if row[which].energy_j is not None and row[which].uncertainty_j is not None
+    ]
+    return f"{sum(within)} of {len(within)}"
+
+
+def _errors(rows: Sequence[dict[str, Any]], which: str, of: Callable[[GpuEnergy], float | None]) -> str:
+    off = [abs(joules / row["exact_j"] - 1) * 100 for row in rows if (joules := of(row[which])) is not None]
     return f"{statistics.mean(off):.3f} ({max(off):.3f})" if off else "-"
 
 
@@ -135,7 +142,10 @@ def main() -> None:
         rows = measure(gpus(Path(folder)), chosen.windows, Path(folder))
     print(table(rows))
     if chosen.output:
-        told = [{**row, "found": {"energy_j": row["found"].energy_j}} for row in rows]
+        told = [
+            {**row, **{which: {"energy_j": row[which].energy_j} for which in ("found", "known")}}
+            for row in rows
+        ]
         chosen.output.write_text(json.dumps(told, indent=1))
 
 

@@ -100,6 +100,10 @@ class Register:
         written_s = self.moves_s[best] + np.floor(since_s / self.period_s) * self.period_s
         return written_s, self._uncertainty_s(t_s, best) + self.wander_s
 
+    def tells(self, window: tuple[float, float]) -> bool:
+        """Whether the clock tells the writes around both edges of a window from those before and after them."""
+        return bool((self.last_write(np.array(window))[1] < self.period_s / 2).all())
+
     def _uncertainty_s(self, t_s: Floats, move: Ints) -> Floats:
         """How far a write at an instant may be off, by a move."""
         return self.off_s[move] + np.abs(t_s - self.moves_s[move]) / self.period_s * self.period_off_s
@@ -325,6 +329,10 @@ def counter_energy(
     Formula: C(end) - C(begin), C interpolated between the register's values, each at the instant of its write.
     Uncertainty: the largest distance from there to the bounds of that difference, over all lags.
 
+    The register's clock tells the writes at both edges, or the estimate takes those at both edges as they were read,
+    within the bounds that the clock leaves: readings that keep step with the register are as late at one edge as at the
+    other, and this cancels only where both are treated alike.
+
     Args:
         series: What was read.
         begin_s: Begin of the window, in seconds on the series' clock.
@@ -352,7 +360,11 @@ def counter_energy(
     if len(clocked.y) < 2:  # it hardly moves
         energy_j = counter.at(end_s) - counter.at(begin_s)
         return CounterEnergy(energy_j if energy_j > 0 else None)
-    found = _between(clocked, series.power, (begin_s, end_s), LAGS_S, limit_w)
+    register = find_register(counter.t_s, call_s, counter.y, series.sensor)
+    as_read = clocked
+    if register is not None and not register.tells((begin_s, end_s)):
+        as_read = find_writes(counter.t_s, call_s, counter.y, clocked=False, sensor=series.sensor)
+    found = _between(clocked, series.power, (begin_s, end_s), LAGS_S, limit_w, as_read)
     if found.uncertainty_j is None:  # the clock or the power contradicts the readings: these count alone
         alone = find_writes(counter.t_s, call_s, counter.y, clocked=False)
         found = _between(alone, _NO_POWER, (begin_s, end_s), LAGS_S, limit_w)
@@ -360,12 +372,23 @@ def counter_energy(
 
 
 def _between(
-    writes: Writes, power: Curve, window: tuple[float, float], lags_s: Sequence[float], limit_w: float
+    writes: Writes,
+    power: Curve,
+    window: tuple[float, float],
+    lags_s: Sequence[float],
+    limit_w: float,
+    expected: Writes | None = None,
 ) -> CounterEnergy:
-    """The energy of a window and its uncertainty; that is None where the bounds contradict each other."""
+    """The energy of a window and its uncertainty; that is None where the bounds contradict each other.
+
+    The bounds are those of ``writes``; the energy is to be expected from ``expected``, where that is given.
+    """
     explained = _explained(writes, power, *window)
     begin, end = (_Edge.of(writes, power, edge_s, explained, limit_w) for edge_s in window)
-    energy_j = end.expected_j - begin.expected_j
+    first_j, last_j = (
+        _Edge.of(expected or writes, power, edge_s, explained, limit_w).expected_j for edge_s in window
+    )
+    energy_j = last_j - first_j
     if energy_j <= 0:
         return CounterEnergy(None)
     bounds = [(*begin.bounds(lag_s), *end.bounds(lag_s)) for lag_s in lags_s]
@@ -374,6 +397,7 @@ def _between(
     if not agree.all() or writes.period_s > SLOWEST_S:
         return CounterEnergy(energy_j)
     least_j, most_j = (end_low_j - begin_high_j).min(), (end_high_j - begin_low_j).max()
+    energy_j = float(np.clip(energy_j, least_j, most_j))
     return CounterEnergy(energy_j, float(max(most_j - energy_j, energy_j - least_j)) + _MILLIJOULE_J)
 
 

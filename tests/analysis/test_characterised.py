@@ -28,14 +28,19 @@ def errors_j(period_s: float, phase_s: float, seed: int, sensor: Sensor) -> list
     return found
 
 
-@pytest.mark.parametrize("period_s", [0.02, 0.05, 0.1003, 0.1014, 0.25, 0.5])
+@pytest.mark.parametrize("period_s", [0.02, 0.05, 0.1, 0.1003, 0.1014, 0.25, 0.5])
 def test_a_profile_never_makes_the_energy_of_a_steady_load_worse(period_s: float) -> None:
-    """On the mean of 20 phases of the register: one edge may lie luckily."""
+    """On the mean of 20 phases of the register, as one edge may lie luckily; for all ways of watching and for each.
+
+    At 0.1 s exactly the assumption without a profile is the truth, and readings keep step with the register.
+    """
     sensor = Sensor(counter_period_s=period_s * (1 + 1e-5), counter_period_uncertainty_s=2e-5 * period_s)
     phases_s = np.linspace(0.0, period_s, 20, endpoint=False).tolist()
     with_it = [errors_j(period_s, phase_s, i, sensor) for i, phase_s in enumerate(phases_s)]
     without = [errors_j(period_s, phase_s, i, Sensor()) for i, phase_s in enumerate(phases_s)]
     assert np.mean(with_it) <= 1.02 * np.mean(without) + 0.01
+    slack_j = 0.1  # of 6000 J
+    assert (np.mean(with_it, axis=0) <= 1.02 * np.mean(without, axis=0) + slack_j).all()
 
 
 def test_the_period_of_a_fast_register_is_known_from_one_move() -> None:
