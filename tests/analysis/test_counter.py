@@ -130,6 +130,30 @@ def test_power_that_disagrees_with_the_counter_bounds_nothing() -> None:
     assert uncertainty_j(300 * 1.008) < 0.1 * uncertainty_j(None)
 
 
+@pytest.mark.parametrize("more_j", [30.0, -30.0], ids=["a burst", "a pause"])
+def test_power_that_does_not_explain_a_rise_beside_an_edge_bounds_nothing_there(more_j: float) -> None:
+    """Of 9000 J the readings miss a third of a percent, but all of it between two writes at the end.
+
+    There up to the limit is possible, and so all that a period holds; at the begin the readings bound the power.
+    """
+    t_s = watched((0.0, 0.1, 1.1, 5.0, 30.0), end_s=35.0)
+    counter_j = 300.0 * (held(t_s) + 20) + more_j * (t_s > 29.6)
+    read = series(t_s, counter_j, power_w=np.full(len(t_s), 300.0))
+    found = counter_energy(read, 0.0, 30.0, steps=True, limit_w=600.0)
+    assert found.energy_j == pytest.approx(9000 + more_j)
+    assert found.uncertainty_j == pytest.approx(300 * 0.1 - (0.05 - HALF_S) * 299.1 + 0.001, rel=0.002)
+
+
+def test_a_small_device_is_told_as_well_as_a_large_one() -> None:
+    """80 mW: the joules of ten seconds are less than one."""
+    t_s = watched((0.0, 0.1, 1.1, 5.0, 10.0))
+    read = series(t_s, 0.08 * (held(t_s) + 20), power_w=np.full(len(t_s), 0.08))
+    found = counter_energy(read, 0.0, 10.0, steps=True, limit_w=0.3)
+    margin_w = 0.003 * 0.08
+    assert found.energy_j == pytest.approx(0.8)
+    assert found.uncertainty_j == pytest.approx(0.001 + 2 * HALF_S * 0.08 + 2 * 0.05 * margin_w, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("at_s", "resets"), [(-2.0, 0), (-0.6, 0), (-0.5, 1), (5.0, 1), (10.5, 1), (10.6, 0), (12.0, 0)]
 )
