@@ -14,6 +14,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from llem_airflow.operators.evidence import open_run
 from llem_airflow.operators.export import export_run
 from llem_airflow.operators.gates import matches, note_gated, quarantine
+from llem_airflow.operators.metrics import StudyMetrics
 from llem_airflow.operators.notify import tell
 from llem_airflow.operators.outcome import baseline_run, cautions, compared, key_numbers, nightly, said, worse
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
@@ -90,6 +91,7 @@ class LLEMAggregateOperator(BaseOperator):
         run.remove_orphans()
         note_gated(study, run)
         summary = aggregate_run(run, page=report_html)
+        StudyMetrics(self.dag_id, study.name).aggregated(summary)
         self.log.info("Report: %s/report.html", run.url)
         returned = {"run": run.url, "report": f"{run.url}/report.html", **key_numbers(summary)}
         if summary.valid:

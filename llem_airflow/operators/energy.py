@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from llem_airflow.analysis.cycle import Cycle
 
 
-def energy_line(ref: CycleRef) -> str:
-    """The line of a stored cycle."""
+def cycle_row(ref: CycleRef) -> Cycle:
+    """What a stored cycle says."""
     # NumPy and Arrow only now, after the measurement.
     from llem_airflow.analysis.cycle import read_cycle  # noqa: PLC0415
 
     row, _ = read_cycle(ref, position=None, failed_attempts=0)
-    return line_of(row)
+    return row
 
 
 def line_of(row: Cycle) -> str:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.docker.hooks.docker import DockerHook
 from airflow.providers.docker.operators.docker import DockerOperator
@@ -20,12 +20,13 @@ from airflow.sdk.definitions.mappedoperator import OperatorPartial
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout
 
 from llem_airflow.operators import arguments, runners
-from llem_airflow.operators.energy import energy_line, known_idle_power
+from llem_airflow.operators.energy import cycle_row, known_idle_power, line_of
 from llem_airflow.operators.evidence import attempt_of, cut_short, provenance, run_of
 from llem_airflow.operators.gates import Candidate, check, require_energy, without_required_energy
 from llem_airflow.operators.host import DEFAULT_CONN_ID, HostSettings, HostSettingsError, LLEMHostHook
 from llem_airflow.operators.inputs import EarlierTries, pinned_model, require_model
 from llem_airflow.operators.live import LiveWriter, live_power
+from llem_airflow.operators.metrics import StudyMetrics, cycle_span
 from llem_airflow.operators.placement import EngineAwayError, PlacementError, first
 from llem_airflow.operators.request import cycle_of_run, study_in_form
 from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
@@ -49,6 +50,9 @@ from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import Busy, Collected, Runner
 from llem_airflow.runners.failures import AttemptFailedError, failure
 from llem_airflow.study import Experiment, PromptsError, Study, experiment_spec, load_study
+
+if TYPE_CHECKING:
+    from llem_airflow.analysis.cycle import Cycle
 
 _ENGINE_GRACE_S = 120.0
 """How long an engine's restart may take."""
@@ -93,6 +97,23 @@ class ExperimentTask(BaseOperator):
             AirflowFailException: The attempt failed and another try cannot help.
             AirflowSkipException: The run does not ask for this cycle.
         """
+        try:
+            said = self._measured(context)
+        except Exception as error:
+            ti = context["ti"]
+            self.metrics.cycle_ended(error, last_try=ti.try_number > getattr(ti, "max_tries", 0))
+            raise
+        self.metrics.cycle_measured()
+        return said
+
+    @property
+    def metrics(self) -> StudyMetrics:
+        """Airflow's metrics, as this task sends them."""
+        study = getattr(self, "study", None)
+        return StudyMetrics(self.dag_id, study.name if study else None)
+
+    def _measured(self, context: Context) -> dict[str, Any]:
+        """Run the attempt and commit its result; raises as ``execute`` does."""
         self.study, self.experiment = self._asked(context)
         self.look_at_host()
         self.model_files = local_model(self.experiment.model, settings(), study_folder=self.study.folder)
@@ -100,7 +121,7 @@ class ExperimentTask(BaseOperator):
         attempt = self.attempt = attempt_of(context, self.experiment, self.cycle)
         if stored := self._stored_by_an_earlier_try(run, context):
             self.log.info("An earlier try of this task has stored the result: %s", stored)
-            return self._said(run, stored)
+            return self._said(stored, self._row(run))
         self._pause(run, context)
         started_epoch_ns = time.time_ns()
         urls: list[str] = []
@@ -109,7 +130,7 @@ class ExperimentTask(BaseOperator):
             record = self._record(attempt, started_epoch_ns, collected)
             urls.append(run.commit_cycle(self.experiment.id, self.cycle, collected.folder, record))
 
-        with scratch_folder() as folder:
+        with scratch_folder() as folder, cycle_span(attempt, self.study.name):
             try:
                 self._run(run, folder, store)
             except AttemptFailedError as error:
@@ -120,8 +141,10 @@ class ExperimentTask(BaseOperator):
             finally:
                 self.leave_host()
         self.log.info("Result stored: %s", urls[-1])
+        row = self._row(run)
+        self.metrics.attempt_succeeded(row)
         require_energy(self.experiment, run.cycle(self.experiment.id, self.cycle))
-        return self._said(run, urls[-1])
+        return self._said(urls[-1], row)
 
     def execute_after_pause(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002  # Airflow's
         """Go on after a pause: everything is looked at again, as others have gone on meanwhile."""
@@ -171,9 +194,13 @@ class ExperimentTask(BaseOperator):
         """What this run was asked for: the model release of its partition, the choices of the trigger form."""
         return self.study, cycle_of_run(self.study, self.experiment.id, self.cycle, context)
 
-    def _said(self, run: StoredRun, url: str) -> dict[str, Any]:
-        if ref := run.cycle(self.experiment.id, self.cycle):
-            self.log.info("%s", energy_line(ref))
+    def _row(self, run: StoredRun) -> Cycle | None:
+        ref = run.cycle(self.experiment.id, self.cycle)
+        return cycle_row(ref) if ref else None
+
+    def _said(self, url: str, row: Cycle | None) -> dict[str, Any]:
+        if row is not None:
+            self.log.info("%s", line_of(row))
         return {"experiment": self.experiment.id, "cycle": self.cycle, "result": url}
 
     def _stored_by_an_earlier_try(self, run: StoredRun, context: Context) -> str | None:
@@ -224,10 +251,13 @@ class ExperimentTask(BaseOperator):
         # What the attempt is told is evidence too, whether it succeeds or not.
         (folder / config_name(spec.experiment_hash)).write_text(spec.dumps(), encoding="utf-8")
         self.log.info("%s, cycle %s, as a %s", self.experiment.id, self.cycle, self._runner)
+        asked_s, waited_s = time.monotonic(), self.gpu_wait.waited_s
         placed = runner.place(spec, self.gpu_wait.of(self.gpu_wait_s))
         if isinstance(placed, Busy):
             self._wait_in_the_triggerer(placed)
+            self.metrics.gpu_wait(waited_s + time.monotonic() - asked_s)
             raise placed.error(folder)
+        self.metrics.gpu_wait(waited_s + placed.waited_s)
         with live_power(
             run, self.experiment.id, self.cycle, self.attempt.try_number if self.attempt else 0
         ) as self._live:
@@ -263,7 +293,12 @@ class ExperimentTask(BaseOperator):
         begin_epoch_s = self.gpu_wait.begin_epoch_s or now_epoch_s()
         left_s = begin_epoch_s + self.gpu_wait_s - now_epoch_s()
         self.log.info("%s. Waiting in the triggerer, for %.0f s at most", busy.text, left_s)
-        trigger = GpuFreeTrigger(later=dict(busy.later), begin_epoch_s=begin_epoch_s, limit_s=self.gpu_wait_s)
+        trigger = GpuFreeTrigger(
+            later=dict(busy.later),
+            begin_epoch_s=begin_epoch_s,
+            limit_s=self.gpu_wait_s,
+            since_epoch_s=self.gpu_wait.since_epoch_s or now_epoch_s(),
+        )
         self.defer(
             trigger=trigger,
             method_name="execute_after_wait",
@@ -333,6 +368,7 @@ class ExperimentTask(BaseOperator):
             "hint": error.failure.hint,
             "message": error.headline,
         }
+        self.metrics.attempt_failed(error.failure.category)
         url = run.commit_failed(self.experiment.id, self.cycle, attempt.try_number, error.folder, record)
         text = f"{self.experiment.id} cycle {self.cycle}: {error}\nEvidence: {url}"
         kind = AttemptRetryableError if error.failure.retryable else AttemptFinalError

@@ -44,12 +44,14 @@ class GpuWait:
     Attributes:
         here: Whether to wait in the worker.
         later: What the last ``Busy`` carried; None for none yet.
-        begin_epoch_s: When it began, or None when it has not.
+        begin_epoch_s: When the time that is left began to run, or None when it has not.
+        since_epoch_s: When the task first went to wait elsewhere; None when it has not.
     """
 
     here: bool
     later: dict[str, Any] | None = None
     begin_epoch_s: float | None = None
+    since_epoch_s: float | None = None
 
     def of(self, limit_s: float) -> Wait:
         """As a runner takes it.
@@ -60,10 +62,24 @@ class GpuWait:
         waited_s = 0.0 if self.begin_epoch_s is None else max(0.0, now_epoch_s() - self.begin_epoch_s)
         return Wait(limit_s, waited_s, self.here, self.later)
 
+    @property
+    def waited_s(self) -> float:
+        """Time since the task first went to wait elsewhere; 0 when it has not."""
+        return 0.0 if self.since_epoch_s is None else max(0.0, now_epoch_s() - self.since_epoch_s)
+
 
 def now_epoch_s() -> float:
     """Wall clock: the wait goes on in another process, perhaps on another machine."""
     return time.time_ns() / 1e9
+
+
+def look_every_s(ahead: int) -> float:
+    """Time between two looks of a waiting claim: who stands far behind need not look often, but renews its place.
+
+    Args:
+        ahead: How many claims stand before it.
+    """
+    return min(_LOOK_AT_GPUS_EVERY_S + 0.5 * ahead, _LOOK_AT_LEAST_EVERY_S)
 
 
 class GpuFreeTrigger(BaseTrigger):
@@ -73,18 +89,27 @@ class GpuFreeTrigger(BaseTrigger):
         later: What the runner's ``Busy`` carried.
         begin_epoch_s: When the waiting began.
         limit_s: How long it may last.
+        since_epoch_s: When the task first deferred for GPUs; None is not known.
     """
 
-    def __init__(self, *, later: dict[str, Any], begin_epoch_s: float, limit_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        later: dict[str, Any],
+        begin_epoch_s: float,
+        limit_s: float,
+        since_epoch_s: float | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
         self.later = later
         self.begin_epoch_s = begin_epoch_s
         self.limit_s = limit_s
+        self.since_epoch_s = since_epoch_s
         self._waiting = waiting(later)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Path of the class and its arguments."""
-        names = ("later", "begin_epoch_s", "limit_s")
+        names = ("later", "begin_epoch_s", "limit_s", "since_epoch_s")
         return f"{type(self).__module__}.{type(self).__qualname__}", {n: getattr(self, n) for n in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -99,7 +124,11 @@ class GpuFreeTrigger(BaseTrigger):
                 # The time of a claim begins when it is the first of its run: else one GPU that is taken for an hour
                 # would fail every cycle of a study at the same time, and not one after the other.
                 begin_epoch_s = now_epoch_s() if sight.behind_its_own else self.begin_epoch_s
-                payload = {"later": self.later, "begin_epoch_s": begin_epoch_s}
+                payload = {
+                    "later": self.later,
+                    "begin_epoch_s": begin_epoch_s,
+                    "since_epoch_s": self.since_epoch_s,
+                }
                 yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
                 return
             if not sight.free and time.monotonic() - said_s >= _SAY_EVERY_S:
@@ -110,11 +139,7 @@ class GpuFreeTrigger(BaseTrigger):
                     counted(sight.ahead, "claim"),
                     sight.text,
                 )
-            # Who stands far behind need not look often; the place itself has to be renewed.
-            pause_s = min(
-                _LOOK_AT_GPUS_EVERY_S + 0.5 * sight.ahead, _LOOK_AT_LEAST_EVERY_S, max(left_s, unsettled_s)
-            )
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(min(look_every_s(sight.ahead), max(left_s, unsettled_s)))
 
     async def cleanup(self) -> None:
         """Leave the engine but not the queue: the task goes on with the place, or another triggerer does."""

@@ -58,11 +58,13 @@ class Place:
         gpus: Device ids that it has: what the engine may use and what the meter reads.
         adopted: Whether an earlier try of the attempt runs there, or has finished there.
         on_cpu: Why it has no GPU although the host has some; empty otherwise.
+        waited_s: How long ``Runner.place`` waited for what others held, in seconds.
     """
 
     gpus: tuple[str, ...] = ()
     adopted: bool = False
     on_cpu: str = ""
+    waited_s: float = 0.0
 
     def told(self, spec: ExperimentSpec) -> ExperimentSpec:
         """The spec as the attempt gets it: its meter reads the devices of this place and no others."""

@@ -122,6 +122,11 @@ class Claim:
             self._patience.pause(seen.held)
 
     @property
+    def waited_s(self) -> float:
+        """How long it has waited for what others held, in seconds."""
+        return self._patience.waited_s
+
+    @property
     def _later(self) -> dict[str, Any]:
         return {
             "runner": "container",

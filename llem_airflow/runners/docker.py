@@ -260,6 +260,7 @@ class DockerRunner(Runner):
                         return ContainerPlace(
                             gpus,
                             on_cpu=claim.on_cpu,
+                            waited_s=claim.waited_s,
                             container=identity,
                             volume=attempt.volume_name,
                             direct=direct,

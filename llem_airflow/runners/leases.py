@@ -181,9 +181,13 @@ class Patience:
         wait: How long, and where.
         demand: What is waited for.
         say: Takes a line for people.
+
+    Attributes:
+        waited_s: How long it has waited, in seconds.
     """
 
     def __init__(self, wait: Wait, demand: Demand, say: Callable[[str], None]) -> None:
+        self.waited_s = 0.0
         self._wait, self._demand, self._say = wait, demand, say
         self._begin_s = time.monotonic() - wait.waited_s
         self._said_s = -_SAY_EVERY_S
@@ -210,7 +214,9 @@ class Patience:
             self._said_s = time.monotonic()
             self._say(f"Waiting for {self._wanted()}, {left_s:.0f} s left; {self._held(held)}")
         # Not in step with others that saw us and stepped back as well.
-        time.sleep(max(0.0, min(_LOOK_EVERY_S * random.uniform(0.5, 1.5), left_s)))  # noqa: S311  # no secret
+        pause_s = max(0.0, min(_LOOK_EVERY_S * random.uniform(0.5, 1.5), left_s))  # noqa: S311  # no secret
+        time.sleep(pause_s)
+        self.waited_s += pause_s
 
     def _left_s(self) -> float:
         return self._begin_s + self._wait.limit_s - time.monotonic()

@@ -204,7 +204,9 @@ class ProcessRunner(Runner):
             if lease is not None:
                 self._lease = lease
                 hidden = _environment(lease.gpus, known)
-                return ProcessPlace(lease.gpus, on_cpu=why, lease=lease, environment=hidden)
+                return ProcessPlace(
+                    lease.gpus, on_cpu=why, waited_s=patience.waited_s, lease=lease, environment=hidden
+                )
             if busy := patience.busy(held):
                 return busy
             patience.pause(held)

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from llem_airflow.analysis.cycle import Cycle
-from llem_airflow.operators.energy import energy_line, line_of
+from llem_airflow.operators.energy import cycle_row, line_of
 from tests.analysis.conftest import MakeRun, make_run
 from tests.report.test_report import ESTIMATE
 
@@ -60,7 +60,7 @@ def test_a_cycle_in_one_line(told: Cycle, line: str) -> None:
 
 def test_a_stored_estimate_is_told_as_one(make_run: MakeRun) -> None:
     (ref,) = make_run({(0, 1): ESTIMATE}, cycles=1).cycles()
-    line = energy_line(ref)
+    line = line_of(cycle_row(ref))
     assert re.fullmatch(
         r"Energy [\d.,]+ J \(estimate, cpu-estimate\), \d+ output tokens, [\d.]+ m?J/token", line
     )

@@ -197,7 +197,11 @@ def test_a_person_who_ends_the_task_gives_its_place_up(
 
 def test_an_engine_that_is_away_is_waited_for_until_the_time_is_over() -> None:
     trigger = GpuFreeTrigger(later=AWAY, begin_epoch_s=now_epoch_s() - 9, limit_s=10)
-    assert asyncio.run(first_event(trigger)) == {"later": AWAY, "begin_epoch_s": trigger.begin_epoch_s}
+    assert asyncio.run(first_event(trigger)) == {
+        "later": AWAY,
+        "begin_epoch_s": trigger.begin_epoch_s,
+        "since_epoch_s": None,
+    }
 
 
 def test_it_does_not_fire_before_the_scheduler_can_know_that_the_task_was_deferred(
