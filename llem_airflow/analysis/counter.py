@@ -343,7 +343,7 @@ def counter_energy(
     counter = series.counter
     if not counter.covers(begin_s, end_s):
         return CounterEnergy(None)
-    first = max(int(np.searchsorted(counter.t_s, begin_s - REACH_S, side="right")) - 1, 0)
+    first = int(np.searchsorted(counter.t_s, begin_s - REACH_S, side="right")) - 1
     last = int(np.searchsorted(counter.t_s, end_s + REACH_S, side="left"))
     falls = np.flatnonzero(np.diff(counter.y) < 0) + 1
     resets = int(((falls > first) & (falls <= last)).sum())

@@ -304,8 +304,8 @@ def _energy_distances(values: NDArray[np.float64]) -> NDArray[np.float64]:
     apart = np.abs(values[:, None] - values[None, :])
     n = np.arange(MIN_POINTS, len(values) - MIN_POINTS + 1)
     m, whole = len(values) - n, float(apart.sum())
-    before = 2 * np.concatenate(([0.0], np.cumsum(np.tril(apart).sum(axis=1))))[n]
-    rows = np.concatenate(([0.0], np.cumsum(apart.sum(axis=1))))[n]
+    before = 2 * np.cumsum(np.tril(apart).sum(axis=1))[n - 1]
+    rows = np.cumsum(apart.sum(axis=1))[n - 1]
     between = rows - before
     after = whole - before - 2 * between
     found: NDArray[np.float64] = (

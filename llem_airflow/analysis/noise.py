@@ -157,7 +157,7 @@ class Noise:
         """
         n = rest.shape[1]
         weight = prior.phi_weight + n
-        phi = np.clip((prior.phi_weight * prior.phi + n * correlation(rest)) / weight, 0.0, 0.9)
+        phi = np.maximum((prior.phi_weight * prior.phi + n * correlation(rest)) / weight, 0.0)
         phi = np.minimum(phi + _CAUTION * ((1 - phi**2) / weight) ** 0.5, 0.9)
         df = np.maximum(n - taken, 0.0)
         variance = (squares(rest, phi) + prior.variance_weight * prior.variance) / (

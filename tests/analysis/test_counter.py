@@ -294,3 +294,40 @@ def test_the_period_of_a_fast_register_is_the_nearest_two_sharp_moves() -> None:
     assert found is not None
     assert found.period_s == pytest.approx(0.03)
     assert found.period_off_s == pytest.approx(2 * HALF_S)
+
+
+def test_a_short_window_is_explained_by_the_writes_at_its_own_ends() -> None:
+    t_s = watched((0.0, 0.1, 1.1, 7.0, 8.0))
+    read = series(t_s, 300.0 * (held(t_s) + 20), power_w=np.full(len(t_s), 300.0))
+    found = counter_energy(read, 7.0, 8.0, steps=True, limit_w=1000.0)
+    assert found.energy_j == pytest.approx(300.0, abs=0.01)
+    assert found.uncertainty_j == pytest.approx(2 * HALF_S * 300 + 2 * 0.05 * 0.9 + 0.001, rel=0.01)
+
+
+def test_the_period_of_a_slow_register_is_as_uncertain_as_its_first_and_last_write() -> None:
+    t_s = np.sort(np.concatenate([np.arange(1, 120) / 10 + 0.03, [0.4995, 0.5005]]))
+    found = find_register(t_s, np.zeros_like(t_s), held(t_s, 0.5))
+    assert found is not None
+    writes = round((11.5 - 0.5) / 0.5) + 1
+    assert found.period_off_s == pytest.approx((0.001 + 0.1) / (writes - 1))
+
+
+@pytest.mark.parametrize(
+    ("gap_s", "half_s", "period_s"),
+    [
+        (0.07, 0.0005, 0.07),
+        (0.0745, 0.0005, 0.0745),
+        (0.08, 0.0005, 0.1),  # not closer than a usual register can write
+        (0.0165, 0.002, 0.0165),  # four times as far apart as either move is known
+        (0.0155, 0.002, 0.1),
+        (0.0055, 0.0001, 0.0055),
+        (0.0045, 0.0001, 0.1),  # faster than any register
+    ],
+)
+def test_two_moves_in_a_row_tell_the_period_where_they_are_told_apart(
+    gap_s: float, half_s: float, period_s: float
+) -> None:
+    t_s = np.array([-5.0, -half_s, half_s, gap_s - half_s, gap_s + half_s, 5.0])
+    found = find_register(t_s, np.zeros_like(t_s), np.array([0.0, 1.0, 2.0, 2.0, 3.0, 4.0]))
+    assert found is not None
+    assert found.period_s == pytest.approx(period_s)

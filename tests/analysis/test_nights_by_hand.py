@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from llem_airflow.analysis.alarm import Nights, around_levels, lasting, watch
-from llem_airflow.analysis.history import Point, change_points, cycle_correlation, points_of
+from llem_airflow.analysis.history import Point, change_points, cycle_correlation, points_of, trend
 from llem_airflow.analysis.nights import Measured, Night
 from llem_airflow.analysis.noise import (
     Floats,
@@ -293,6 +293,118 @@ def test_a_drift_is_a_line_of_generalised_least_squares_over_its_level() -> None
     assert 5 < told < 35
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize(("times", "is_told"), [(0.999, False), (1.001, True)])
+def test_a_drift_is_told_from_the_limit_of_a_year_s_looks_on(sign: int, times: float, is_told: bool) -> None:
+    """One look a week, 52 a year, for 40 experiments; the noise around a line does not depend on its slope."""
+    nights = np.arange(80.0)
+    flat = np.random.default_rng(1).normal(0, 0.01, 80)
+    flat -= np.polyval(np.polyfit(nights, flat, 1), nights)
+    noise = noise_of(flat)
+    slope, error = fitted(flat, [np.ones(80), nights], float(noise.phi[0]))
+    limit = float(-stats.t.ppf(0.5 / (40 * 52), noise.df[0]))
+    at_limit = sign * times * limit * error * float(noise.sd[0])
+    assert (0 in alone(flat + (at_limit - slope) * nights).drifts(0.0001)) == is_told
+
+
+@pytest.mark.parametrize(("size", "is_told"), [(0.0099, False), (0.0101, True)])
+def test_a_drift_matters_from_half_of_the_threshold_on(size: float, is_told: bool) -> None:
+    values = math.log1p(size) * np.arange(100.0) / 99
+    assert (0 in alone(values).drifts(0.02)) == is_told
+
+
+def test_the_newest_night_is_held_against_the_nights_of_its_level() -> None:
+    values = np.random.default_rng(2).normal(0, 0.01, 120)
+    values[-1] = 0.05
+    found = alone(values, experiments=100).newest()
+    noise = noise_of(values[:-1])
+    sd = float(noise.sd[0]) / math.sqrt(1 - float(noise.phi[0]) ** 2) * math.sqrt(1 + 1 / 119)
+    assert found == pytest.approx(
+        (
+            0.05 - float(np.median(values[-92:-1])),  # of the last 91 nights before it
+            stats.t.ppf(0.95, noise.df[0]) * sd,
+            -stats.t.ppf(0.5 / (100 * 91), noise.df[0]) * sd,
+        )
+    )
+    assert alone(values[:1]).newest() is None
+
+
+def test_a_drift_is_looked_for_once_a_week_and_its_level_goes_on_from_two_weeks_before() -> None:
+    rng = np.random.default_rng(5)
+    values = np.exp(rng.normal(0, 0.002, 120) + 0.0003 * np.arange(120)).tolist()
+    alarm = watch(values, range(120)).alarms[0]
+    assert (alarm.drift, alarm.began, (alarm.told + 1) % 7) == (True, 0, 0)
+    at = watch(values[: alarm.told + 1], range(alarm.told + 1))
+    assert at.alarms == (alarm,)
+    assert at.began == alarm.told + 1 - 14
+    assert watch(values[: alarm.told], range(alarm.told)).alarms == ()
+    assert alarm.ratio == pytest.approx(math.expm1(0.0003 * alarm.told), abs=0.004)
+
+
+def test_three_nights_tell_a_step_that_is_gross() -> None:
+    (alarm,) = watch([10.0, 20.0, 20.0], [6, 13, 20]).alarms
+    assert (alarm.told, alarm.began, alarm.drift) == (2, 1, False)
+    assert alarm.ratio == pytest.approx(1.0)
+    assert watch([10.0, 10.9, 10.9], [0, 1, 2]).alarms == ()
+
+
+def test_a_metric_that_is_not_positive_is_taken_over_its_median() -> None:
+    found = watch([0.0, 10.0, 10.0, 10.0, 10.0, 11.0], range(6))
+    assert found.newest_ratio == pytest.approx(math.expm1(0.1))
+    assert watch([0.0] * 6, range(6)).newest_ratio == 0.0
+
+
+def test_what_a_weekday_adds_is_learnt_by_the_day_of_the_week() -> None:
+    days = range(70)  # the newest is the second day of a weekend
+    rng = np.random.default_rng(6)
+    values = np.exp(0.05 * (np.array(days) % 7 > 4) + rng.normal(0, 0.001, 70)).tolist()
+    found = watch(values, days)
+    assert found.newest_ratio == pytest.approx(0.0, abs=0.01)
+    assert found.alarms == ()
+
+
+def test_an_experiment_without_a_night_hears_the_others() -> None:
+    rest = np.random.default_rng(9).normal(0, 0.01, (8, 30))
+    rest[3] = np.nan
+    found = Prior.pooled(rest, np.ones(8))
+    assert 0.005 < math.sqrt(found.variance[3]) < 0.015
+    assert np.isfinite([found.phi, found.phi_weight, found.variance, found.variance_weight]).all()
+
+
+def test_of_several_changes_the_newest_counts() -> None:
+    rng = np.random.default_rng(7)
+    means = np.concatenate([rng.normal(10, 0.03, 20), rng.normal(11, 0.03, 20), rng.normal(10, 0.03, 2)])
+    points = [Point(f"run-{k}", k * 86_400 * 10**9, (mean, mean)) for k, mean in enumerate(means.tolist())]
+    found = trend(points, "lower")
+    assert [alarm.began for alarm in found.alarms] == [20, 40]
+    assert (found.verdict, found.told, found.began) == ("improvement", found.alarms[-1], "run-40")
+    assert found.state == f"improvement: step of {found.alarms[-1].ratio:+.1%} since run-40"
+
+
+def test_a_newest_run_within_the_margin_is_unchanged_after_the_nights_of_learning() -> None:
+    means = np.random.default_rng(8).normal(10, 0.005, 40).tolist()
+    points = [Point(f"run-{k}", k * 86_400 * 10**9, (mean, mean)) for k, mean in enumerate(means)]
+    assert trend(points, "lower").verdict == "unchanged"
+    assert trend(points[:10], "lower").verdict == "not enough evidence"
+    assert trend(points, "lower", threshold_ratio=1e-5).verdict == "not enough evidence"
+
+
+def test_days_are_counted_by_the_clock() -> None:
+    """A pattern of the weekday, in runs that began at the same hour."""
+    rng = np.random.default_rng(6)
+    values = np.exp(0.05 * (np.arange(70) % 7 > 4) + rng.normal(0, 0.001, 70)).tolist()
+    points = [Point(f"run-{k}", k * 86_400_000_000_000, (v, v)) for k, v in enumerate(values)]
+    assert trend(points, "lower").newest_ratio == pytest.approx(0.0, abs=0.01)
+
+
+def test_two_levels_without_spread_differ_for_certain() -> None:
+    points = [Point(f"run-{k}", k, (value, value)) for k, value in enumerate([10.0] * 4 + [11.0] * 4)]
+    (change,) = change_points(points, "lower")
+    assert (change.index, change.p, change.before, change.after) == (4, 0.0, 10.0, 11.0)
+    level = [Point(f"run-{k}", k, (value, value)) for k, value in enumerate([10.0] * 4 + [10.19] * 4)]
+    assert change_points(level, "lower") == []
+
+
 @pytest.mark.parametrize("n", [2, 8, 60, 200])
 def test_the_step_that_would_be_told_follows_from_a_week_after_the_known_nights(n: int) -> None:
     values = np.random.default_rng(n).normal(0, 0.002, n)
@@ -419,3 +531,5 @@ def test_histories_are_told_apart_by_release_only_where_one_experiment_has_sever
         ("moved of 2024-02", [5.0]),
         ("x", [6.0]),
     ]
+    unnamed = [night("one", 1, "", ("m", "0123456789abcdef", 1.0), ("m", "f" * 16, 2.0))]
+    assert [str(name) for name in points_of(unnamed)[0]] == ["m of 01234567", "m of ffffffff"]
