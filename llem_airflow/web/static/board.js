@@ -2,7 +2,7 @@
 
 import { energyPage, Fragment, h, Link, UI, useAddress, useApi, useEffect, useRef } from "./base.js";
 import { counted, interval, number, quantity, when } from "./format.js";
-import { Choose, DataTable, Loading, Muted, MUTED, Notice, Page, Section, Tag } from "./parts.js";
+import { Choose, DataTable, FIELD, Loading, Muted, MUTED, Notice, Page, Section, Tag } from "./parts.js";
 
 const ENERGY = { label: "Energy per output token", unit: "J/token", energy: true };
 const SECONDS = { label: "", unit: "s" };
@@ -49,7 +49,7 @@ function Milliseconds({ value, onChange }) {
     "label",
     { style: { fontSize: "0.875rem" } },
     h("span", { style: { color: MUTED } }, "at most "),
-    h("input", { ref: field, type: "number", min: 0, step: "any", defaultValue: value, "aria-label": "Limit, in milliseconds", onChange: (event) => onChange(event.target.value), style: { width: "7rem", border: "1px solid", borderRadius: "4px", padding: "2px 6px", background: "transparent" } }),
+    h("input", { ref: field, type: "number", min: 0, step: "any", defaultValue: value, "aria-label": "Limit, in milliseconds", onChange: (event) => onChange(event.target.value), style: { ...FIELD, width: "7rem" } }),
     " ms",
   );
 }

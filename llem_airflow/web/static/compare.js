@@ -209,7 +209,7 @@ function Dumbbells({ data, cell, sides, names }) {
     h(
       "svg",
       { width, height: box.bottom + 40, role: "img", "aria-label": rows.map((row) => `${row.metric.label}: ${quantity(row.metric, row.ends[0].mean)} to ${quantity(row.metric, row.ends[1].mean)}`).join("; ") },
-      x.ticks.map((value) => h("g", { key: value }, h("line", { x1: x.at(value), x2: x.at(value), y1: 2, y2: box.bottom, stroke: LINE }), h("text", { x: x.at(value), y: box.bottom + 15, textAnchor: "middle", ...DIM }, number(value)))),
+      x.ticks.map(([value, text]) => h("g", { key: value }, h("line", { x1: x.at(value), x2: x.at(value), y1: 2, y2: box.bottom, stroke: LINE }), h("text", { x: x.at(value), y: box.bottom + 15, textAnchor: "middle", ...DIM }, text))),
       h("text", { x: (box.left + box.right) / 2, y: box.bottom + 33, textAnchor: "middle", ...TEXT }, "% of the baseline's mean"),
       rows.map((row, place) => {
         const middle = place * step + step / 2;
@@ -263,8 +263,8 @@ function Power({ sides, names, estimate }) {
       "svg",
       { width, height: 240, role: "img", "aria-label": `Power of cycle ${sides[0].cycles[0]} of ${names[0]} and of cycle ${sides[1].cycles[0]} of ${names[1]} from the begin of the measurement window on` },
       h("text", { x: box.left, y: 14, ...TEXT }, `Power, W${estimate ? " (estimate)" : ""}`),
-      y.ticks.map((value) => h("g", { key: `y${value}` }, h("line", { x1: box.left, x2: box.right, y1: y.at(value), y2: y.at(value), stroke: LINE }), h("text", { x: box.left - 6, y: y.at(value) + 4, textAnchor: "end", ...DIM }, number(value)))),
-      x.ticks.map((value) => h("text", { key: `x${value}`, x: x.at(value), y: box.bottom + 16, textAnchor: "middle", ...DIM }, number(value))),
+      y.ticks.map(([value, text]) => h("g", { key: `y${value}` }, h("line", { x1: box.left, x2: box.right, y1: y.at(value), y2: y.at(value), stroke: LINE }), h("text", { x: box.left - 6, y: y.at(value) + 4, textAnchor: "end", ...DIM }, text))),
+      x.ticks.map(([value, text]) => h("text", { key: `x${value}`, x: x.at(value), y: box.bottom + 16, textAnchor: "middle", ...DIM }, text)),
       h("text", { x: (box.left + box.right) / 2, y: box.bottom + 34, textAnchor: "middle", ...TEXT }, "s since the begin of the measurement window"),
       inside.map((one) => h("polyline", { key: `${one.side}${one.gpu}`, points: one.points.map(([t, w]) => `${x.at(t)},${y.at(w)}`).join(" "), fill: "none", stroke: SERIES[one.side], strokeWidth: 1.5, strokeDasharray: one.side ? "5 2" : undefined })),
     ),

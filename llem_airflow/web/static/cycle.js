@@ -4,7 +4,8 @@ import { energyPage, Fragment, h, Link, ours, UI, useAddress, useApi, useChange,
 import { counted, duration, number, quantity, stretch, when } from "./format.js";
 import { Live } from "./live.js";
 import { Estimate, INK, LINE, Loading, Muted, Notice, Page, Section, SERIES, Verbatim } from "./parts.js";
-import { DIM, niceTicks, phaseBands, Picture, scaleFor, TEXT, useWidth } from "./plots.js";
+import { DIM, phaseBands, Picture, scaleFor, TEXT, useWidth } from "./plots.js";
+import { niceTicks } from "./ticks.js";
 
 const PANELS = [
   ["power_w", "Power, W", 190],
@@ -169,7 +170,7 @@ function Panel({ name, title, height, shown, at, back, right, width, zoom }) {
   const values = known.flatMap((gpu) => gpu.series[name].values);
   const [top, bottom] = [20, height - 22];
   const y = scaleFor(values.length ? values : [0, 1], bottom, top, { zero: name === "power_w" });
-  const ticks = niceTicks(shown.begin_s, shown.end_s, Math.max(2, Math.floor((right - LEFT) / 90)));
+  const ticks = niceTicks(shown.begin_s, shown.end_s, Math.floor((right - LEFT) / 90));
   const place = (event) => Math.min(right, Math.max(LEFT, event.clientX - svg.current.getBoundingClientRect().left));
   const down = (event) => {
     event.currentTarget.setPointerCapture(event.pointerId);
@@ -196,8 +197,8 @@ function Panel({ name, title, height, shown, at, back, right, width, zoom }) {
       onDoubleClick: () => zoom(null, null),
     },
     phaseBands(shown.phases, { at, left: LEFT, right, top, bottom, named: name === "power_w" }),
-    y.ticks.map((value) => h("g", { key: value }, h("line", { x1: LEFT, x2: right, y1: y.at(value), y2: y.at(value), stroke: LINE }), h("text", { x: LEFT - 6, y: y.at(value) + 4, textAnchor: "end", ...DIM }, number(value)))),
-    ticks.map((value) => h("text", { key: value, x: at(value), y: height - 6, textAnchor: "middle", ...DIM }, `${number(value, 6)} s`)),
+    y.ticks.map(([value, text]) => h("g", { key: value }, h("line", { x1: LEFT, x2: right, y1: y.at(value), y2: y.at(value), stroke: LINE }), h("text", { x: LEFT - 6, y: y.at(value) + 4, textAnchor: "end", ...DIM }, text))),
+    ticks.map(([value, text]) => h("text", { key: value, x: at(value), y: height - 6, textAnchor: "middle", ...DIM }, `${text} s`)),
     h("text", { x: LEFT, y: 13, ...TEXT }, title),
     known.map((gpu) => {
       const { t_s: t, values: v } = gpu.series[name];
@@ -274,7 +275,7 @@ function Cumulative({ title, found }) {
       { width, height: 164, role: "img", "aria-label": `${title} of ${found.n} values: median ${quantile(0.5)} ${unit}, largest ${number(values.at(-1) * factor)} ${unit}` },
       h("text", { x: box.left, y: 13, ...TEXT }, `${title}, ${unit} (n = ${found.n.toLocaleString("en")})`),
       [0, 0.5, 1].map((share) => h("g", { key: share }, h("line", { x1: box.left, x2: box.right, y1: y(share), y2: y(share), stroke: LINE }), h("text", { x: box.left - 5, y: y(share) + 4, textAnchor: "end", ...DIM }, `${share * 100} %`))),
-      x.ticks.map((value) => h("text", { key: value, x: x.at(value), y: box.bottom + 16, textAnchor: "middle", ...DIM }, number(value))),
+      x.ticks.map(([value, text]) => h("text", { key: value, x: x.at(value), y: box.bottom + 16, textAnchor: "middle", ...DIM }, text)),
       h("polyline", { points: points.join(" "), fill: "none", stroke: SERIES[0], strokeWidth: 1.5 }),
     ),
   );

@@ -1,7 +1,7 @@
 // The explorer of a run: its answer, factors, energy against speed, the table, the distributions.
 
 import { Fragment, h, ours, UI, useAddress, useApi } from "./base.js";
-import { counted, interval, isEstimate, number, scaleOf, short, shortKey } from "./format.js";
+import { counted, interval, isEstimate, number, scaleOf, sentence, short, shortKey } from "./format.js";
 import { Parallel } from "./parallel.js";
 import { Choose, DataTable, Estimate, Loading, Muted, Notice, Section, Tabs, Verbatim } from "./parts.js";
 import { Distribution, FactorPlot, Legend, Pareto } from "./plots.js";
@@ -132,7 +132,7 @@ function Factors({ data, metric, setMetric }) {
         ),
       ),
     ),
-    h(Muted, null, `Means over cycles with 95 % intervals, which are drawn from 3 cycles on. ${metric.meaning}.`),
+    h(Muted, null, `Means over cycles with 95 % intervals, which are drawn from 3 cycles on. ${sentence(metric.meaning)}.`),
   );
 }
 
@@ -181,7 +181,7 @@ function Tradeoff({ data }) {
         label: `${yMetric.label} against ${xMetric.label} of ${counted(points.length, "experiment")}; unbeaten: ${known.filter((one) => data.fronts[name].includes(one.id)).map((one) => one.label).join(", ")}`,
       }),
     ),
-    h(Muted, null, "Filled and joined: no other experiment is better in both, as far as the 95 % intervals tell."),
+    h(Muted, null, data.fronts[name].length ? "Filled and joined: no other experiment is better in both, as far as the 95 % intervals tell." : "No experiment has the 95 % intervals that tell whether another one is better in both: they need 3 cycles."),
   );
 }
 
@@ -250,8 +250,8 @@ function Runs({ data, dagId, runId }) {
       UI.Flex,
       { gap: 3, wrap: "wrap", fontSize: "sm", mt: 2 },
       h(Muted, null, "Download:"),
-      ["csv", "json", "parquet"].flatMap((form) =>
-        ["experiments", "cycles"].map((table) => h("a", { key: form + table, href: get(table, form), download: "", style: { textDecoration: "underline" } }, `${table}, ${form.toUpperCase()}`)),
+      Object.entries({ csv: "CSV", json: "JSON", parquet: "Parquet" }).flatMap(([form, title]) =>
+        ["experiments", "cycles"].map((table) => h("a", { key: form + table, href: get(table, form), download: "", style: { textDecoration: "underline" } }, `${table}, ${title}`)),
       ),
       h("a", { href: ours("download/file", { dag_id: dagId, run_id: runId, name: "summary.json" }), download: "", style: { textDecoration: "underline" } }, "summary.json"),
     ),
@@ -274,8 +274,8 @@ function Doubts({ data }) {
         UI.Box,
         { key: one.code + one.message, mb: 2, fontSize: "sm" },
         h("strong", null, `${one.severity}: ${one.code}`),
-        ` ${one.message}. `,
-        h("em", null, `${one.next_step}. `),
+        ` ${sentence(one.message)}. `,
+        h("em", null, `${sentence(one.next_step)}. `),
         h("span", { style: { opacity: 0.8 } }, one.places.length > 3 ? `${one.places.slice(0, 3).join("; ")} and ${one.places.length - 3} more` : one.places.join("; ")),
       ),
     ),

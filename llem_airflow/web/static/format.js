@@ -73,4 +73,6 @@ export function short(value) {
 }
 
 export const shortKey = (key) => key.split(".").pop();
+/** A text as a sentence begins. */
+export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 export const counted = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;

@@ -1,7 +1,7 @@
 // Parallel coordinates: what a sweep varied and what came of it, one line an experiment.
 
 import { h, UI, useAddress } from "./base.js";
-import { number, quantity, scaleOf, short, shortKey } from "./format.js";
+import { counted, number, quantity, scaleOf, short, shortKey } from "./format.js";
 import { INK, LINE, Muted, MUTED, SERIES } from "./parts.js";
 import { DIM, scaleFor, TEXT, useWidth } from "./plots.js";
 
@@ -67,10 +67,10 @@ export function Parallel({ data, metric }) {
         ),
         h("line", { x1: at(factors.length), x2: at(factors.length), y1: box.top, y2: box.bottom, stroke: MUTED }),
         h("text", { x: width - 4, y: 16 + (factors.length % 2) * 14, textAnchor: "end", ...TEXT }, `${metric.label}, ${scale.unit}`),
-        y.ticks.map((value) => h("text", { key: value, x: at(factors.length) + 8, y: y.at(value) + 4, ...DIM }, number(value))),
+        y.ticks.map(([value, text]) => h("text", { key: value, x: at(factors.length) + 8, y: y.at(value) + 4, ...DIM }, text)),
       ),
     ),
-    h(Muted, null, `${inside.length === known.length ? `${known.length} experiments` : `${inside.length} of ${known.length} experiments`}. A line is an experiment, from blue (the best ${metric.label}) to orange (the worst). A level that is picked keeps only the lines through it; picked again, all come back.`),
+    h(Muted, null, `${inside.length === known.length ? counted(known.length, "experiment") : `${inside.length} of ${counted(known.length, "experiment")}`}. A line is an experiment, from blue (the best ${metric.label}) to orange (the worst). A level that is picked keeps only the lines through it; picked again, all come back.`),
   );
 }
 

@@ -1,7 +1,7 @@
 // Parts of pages: sections, notices, choosers, a table that sorts, filters and hides columns.
 
 import { Fragment, h, UI, useAddress, useEffect, useRef, useState } from "./base.js";
-import { ABSENT } from "./format.js";
+import { ABSENT, counted } from "./format.js";
 
 const css = (name) => `var(--chakra-colors-${name})`;
 export const INK = css("fg");
@@ -96,7 +96,7 @@ export const Verbatim = ({ children, label }) =>
     children,
   );
 
-const FIELD = {
+export const FIELD = {
   color: INK,
   background: PAPER,
   border: `1px solid ${LINE}`,
@@ -222,7 +222,7 @@ export function DataTable({ name, label, columns, rows, rowKey, tools, pageSize 
         ),
       ),
       tools,
-      h(Muted, null, found.length === rows.length ? `${rows.length} rows` : `${found.length} of ${rows.length} rows`),
+      h(Muted, null, found.length === rows.length ? counted(rows.length, "row") : `${found.length} of ${counted(rows.length, "row")}`),
     ),
     h(
       UI.Box,

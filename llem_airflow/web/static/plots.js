@@ -4,6 +4,7 @@ import { h, useEffect, useRef, useState } from "./base.js";
 import { number } from "./format.js";
 import { INK, LINE, MUTED, PAPER, SERIES, SHAPES } from "./parts.js";
 import { savePicture } from "./save.js";
+import { logTicks, niceTicks, told } from "./ticks.js";
 
 /** Width of an element, which a picture fills; measured again when it changes. */
 export function useWidth(initial = 600) {
@@ -18,17 +19,7 @@ export function useWidth(initial = 600) {
   return [ref, width];
 }
 
-export function niceTicks(low, high, count) {
-  const span = high - low || Math.abs(high) || 1;
-  const raw = span / Math.max(1, count);
-  const size = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((one) => one * size).find((one) => one >= raw);
-  const ticks = [];
-  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-9; at += step) ticks.push(Number(at.toPrecision(12)));
-  return ticks;
-}
-
-/** A linear scale, or one of logarithms where all values are positive and spread over more than a factor of 30. */
+/** A linear scale, or one of logarithms where all values are positive and spread over more than a factor of 30; ticks are `[value, text]`. */
 export function scaleFor(values, from, to, { zero = false, pad = 0.06 } = {}) {
   const known = values.filter(Number.isFinite);
   let low = Math.min(...known);
@@ -44,17 +35,6 @@ export function scaleFor(values, from, to, { zero = false, pad = 0.06 } = {}) {
   const count = Math.max(2, Math.floor(Math.abs(to - from) / 80));
   const ticks = log ? logTicks(a, b) : niceTicks(a, b, count);
   return { at, ticks, log };
-}
-
-function logTicks(a, b) {
-  const marks = b - a > 2 ? [1] : [1, 2, 5];
-  const ticks = [];
-  for (let power = Math.floor(a); power <= b; power += 1)
-    for (const mark of marks) {
-      const value = mark * 10 ** power;
-      if (Math.log10(value) >= a && Math.log10(value) <= b) ticks.push(value);
-    }
-  return ticks;
 }
 
 // Airflow's style sheet sets the size of every element, so that an attribute has no effect.
@@ -125,16 +105,16 @@ export function Picture({ watch, name, groups = [], children, ...rest }) {
 
 function Axes({ box, x, y, xTitle, yTitle, xTicks }) {
   const { left, right, top, bottom } = box;
-  const xs = xTicks ?? x.ticks.map((value) => [value, number(value)]);
+  const xs = xTicks ?? x.ticks;
   return h(
     "g",
     null,
-    y.ticks.map((value) =>
+    y.ticks.map(([value, text]) =>
       h(
         "g",
         { key: `y${value}` },
         h("line", { x1: left, x2: right, y1: y.at(value), y2: y.at(value), stroke: LINE }),
-        h("text", { x: left - 6, y: y.at(value) + 4, textAnchor: "end", ...DIM }, number(value)),
+        h("text", { x: left - 6, y: y.at(value) + 4, textAnchor: "end", ...DIM }, text),
       ),
     ),
     xs.map(([value, text], place) =>
@@ -169,7 +149,7 @@ export function FactorPlot({ points, xTitle, yTitle, groups, label, onPick }) {
   const xTicks = named
     ? levels.map((text, place) => [place, text.length > 14 ? `${text.slice(0, 13)}…` : text])
     : fits
-      ? distinct.map((value) => [value, number(value)])
+      ? told(distinct)
       : undefined;
   return h(
     Picture,
@@ -302,12 +282,12 @@ export function Distribution({ rows, xTitle, label, onPick }) {
     h(
       "svg",
       { width, height, role: "img", "aria-label": label },
-      x.ticks.map((value) =>
+      x.ticks.map(([value, text]) =>
         h(
           "g",
           { key: value },
           h("line", { x1: x.at(value), x2: x.at(value), y1: 4, y2: box.bottom, stroke: LINE }),
-          h("text", { x: x.at(value), y: box.bottom + 16, textAnchor: "middle", ...DIM }, number(value)),
+          h("text", { x: x.at(value), y: box.bottom + 16, textAnchor: "middle", ...DIM }, text),
         ),
       ),
       h("text", { x: (box.left + box.right) / 2, y: box.bottom + 34, textAnchor: "middle", ...TEXT }, xTitle),

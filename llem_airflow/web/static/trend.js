@@ -93,7 +93,7 @@ function History({ data, dagId }) {
         "svg",
         { width, height: box.bottom + 40, role: "group", "aria-label": `${metric.label} of ${names.join("; ")} over ${counted(used.length, "run")}; the tables below have the numbers`, onMouseMove: look, onMouseLeave: () => setSeen(null) },
         h("text", { x: box.left, y: 12, ...TEXT }, title),
-        y.ticks.map((value) => h("g", { key: value }, h("line", { x1: box.left, x2: box.right, y1: y.at(value), y2: y.at(value), stroke: LINE }), h("text", { x: box.left - 6, y: y.at(value) + 4, textAnchor: "end", ...DIM }, number(value)))),
+        y.ticks.map(([value, text]) => h("g", { key: value }, h("line", { x1: box.left, x2: box.right, y1: y.at(value), y2: y.at(value), stroke: LINE }), h("text", { x: box.left - 6, y: y.at(value) + 4, textAnchor: "end", ...DIM }, text))),
         h(Times, { runs, used, at, box }),
         marks.map((one, index) => h(Mark, { key: `${one.run}${one.what}${one.after}`, one, left: at(one.run), lane: index % 3, box })),
         data.histories.map((one, index) => h(Line, { key: names[index], one, index, at, y, scale, runs, dagId, metric, name: names[index] })),
