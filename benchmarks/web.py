@@ -1,9 +1,12 @@
 """How long the routes of the pages' API take: cold, and warm (95th percentile).
 
-    python -m benchmarks.web [--nights 365] [--experiments 100] [--cycles 3] [--samples 1000000]
+    python -m benchmarks.web [--nights 365] [--experiments 100] [--cycles 3] [--samples 1000000] [--browser]
 
 Measured on a year of nights x 100 experiments, on a cycle of 10^6 power samples, and on the check of a small study.
 Targets, each of CPU time as of wall time on an idle machine: 1 s cold, 200 ms warm.
+
+``--browser`` also draws the page of that cycle in a headless Chromium, with the React, Router and Chakra of Airflow's
+bundle and this API behind a real server; target: the first plot stands after 1.5 s.
 
 The runs are written by the tables' own writers, without raw cycles; Airflow's database is an empty SQLite one.
 """
@@ -13,19 +16,33 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import mimetypes
 import shutil
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import uvicorn
+from airflow.api_fastapi.common.db.common import _get_session
 from airflow.api_fastapi.core_api.security import get_user
+from airflow.models import import_all_models
+from airflow.models.base import Base
+from airflow.models.dagrun import DagRun
+from airflow.utils.state import DagRunState
+from airflow.utils.types import DagRunTriggeredByType
+from fastapi import FastAPI, Response
 from fastapi.testclient import TestClient
+from sqlalchemy import Engine, StaticPool, create_engine
+from sqlalchemy.orm import Session
 
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.metrics import METRICS
@@ -35,15 +52,37 @@ from llem_airflow.analysis.tables import cycles_table, experiments_table
 from llem_airflow.results import ResultsRoot, layout
 from llem_airflow.results.folder import json_bytes
 from llem_airflow.web import access, app, new_study
+from tests import parts
 from tests.analysis.conftest import IDS, run_maker
+from tests.browser import chromium_page
 from tests.results.recorded import Recording
 from tests.web.test_cycle_view import samples
+from tests.web.test_live_page import DIST, SHOW
 
 DAY_NS = 86_400 * 10**9
 BEGAN_NS = 1_760_000_000 * 10**9
 RUN = "scheduled__2026-{:03d}"
 METRIC = "energy_per_output_token_j"
 """The metric of the trend, and the one in which the nights differ."""
+_FRAMES = """while (!({})) {{
+    if (performance.now() - began > 60000) throw new Error(document.body.innerText.slice(0, 1000));
+    await new Promise(requestAnimationFrame);
+  }}
+  await new Promise(requestAnimationFrame);"""
+_POWER = "document.querySelector('[data-testid=llem-power]')"
+DRAWN = f"""async (asked) => {{
+  const began = performance.now();
+  await ({SHOW})(asked);
+  {_FRAMES.format(_POWER + "?.querySelector('polyline')")}
+  return [began, performance.now()];
+}}"""
+"""Shows a page until its plot stands: when that began and ended, in milliseconds since the page was asked for."""
+ZOOMED = f"""async () => {{
+  const [began, before] = [performance.now(), {_POWER}.dataset.end];
+  document.querySelector('[aria-label="Zoom in"]').click();
+  {_FRAMES.format(_POWER + "?.dataset.end !== before")}
+  return performance.now() - began;
+}}"""
 
 
 def write_runs(root: ResultsRoot, nights: int, experiments: int, cycles: int) -> None:
@@ -105,7 +144,7 @@ def _row(name: str, cycle: int, index: int, random: Any) -> Cycle:
     )
 
 
-def client(root: ResultsRoot) -> TestClient:
+def api(root: ResultsRoot) -> FastAPI:
     """The API with a user who may read everything; Airflow itself is not measured."""
     found, state = app.create_app(), app.Server(root.url)
 
@@ -121,7 +160,12 @@ def client(root: ResultsRoot) -> TestClient:
     }
     for dependency in (*access.READS_RUN, *access.READS_DAG):
         found.dependency_overrides[dependency.dependency] = anybody
-    return TestClient(found)
+    return found
+
+
+def client(root: ResultsRoot) -> TestClient:
+    """Asks the API, without a server between."""
+    return TestClient(api(root))
 
 
 def timed(ask: Callable[[], Any]) -> tuple[float, float]:
@@ -169,11 +213,92 @@ def of_a_cycle(root: ResultsRoot) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "/api/check", partial(client(root).post, "/api/check", content=new_study.EXAMPLE.encode())
 
 
+def database() -> Engine:
+    """Airflow's tables with the run of the cycle."""
+    import_all_models()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
+    found = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    Base.metadata.create_all(found)
+    with Session(found) as session:
+        began = datetime(2026, 3, 1, tzinfo=UTC)
+        known = {
+            "dag_id": "nightly",
+            "run_id": "r1",
+            "run_type": "manual",
+            "start_date": began,
+            "run_after": began,
+        }
+        session.add(
+            DagRun(**known, state=DagRunState.SUCCESS, conf={}, triggered_by=DagRunTriggeredByType.TEST)
+        )
+        session.commit()
+    return found
+
+
+@contextmanager
+def served(root: ResultsRoot) -> Iterator[str]:
+    """Airflow's bundle and the API behind a real server; its address."""
+    site, ours = FastAPI(), api(root)
+    kept = database()
+    ours.dependency_overrides[_get_session] = lambda: Session(kept)
+    site.mount("/llem", ours)
+
+    @site.get("/static/assets/{name}")
+    def asset(name: str) -> Response:
+        text = (
+            (DIST / "assets" / name)
+            .read_bytes()
+            .replace(b".createRoot=", b".createRoot=globalThis.createRoot=")
+        )
+        return Response(
+            text, media_type=mimetypes.guess_type(name)[0], headers={"Cache-Control": "max-age=600"}
+        )
+
+    @site.get("/{path:path}")
+    def page(path: str) -> Response:
+        text = (DIST / "index.html").read_bytes().replace(b"{{ backend_server_base_url }}", b"/")
+        return Response(b"" if path.startswith(("ui/", "api/")) else text, media_type="text/html")
+
+    port = parts.free_port()
+    server = uvicorn.Server(uvicorn.Config(site, port=port, log_level="error"))
+    running = threading.Thread(target=server.run)
+    running.start()
+    try:
+        yield f"http://localhost:{port}/"
+    finally:
+        server.should_exit = True
+        running.join()
+
+
+def draw(root: ResultsRoot, times: int = 5) -> None:
+    """Print how long it takes until the power of the cycle stands in a Chromium: first, and median of the others."""
+    where = f"/dags/nightly/runs/r1/plugin/llem-energy?view=cycle&cell={IDS[0]}.1"
+    with served(root) as url, chromium_page() as page:
+        drawn, loaded, zoomed = [], [], []
+        for _ in range(times + 1):
+            page.goto(url)
+            page.wait_for_function(
+                "globalThis.createRoot && globalThis.ChakraUI && globalThis.ReactRouterDOM"
+            )
+            begin, end = page.evaluate(DRAWN, [where, {"dagId": "nightly", "runId": "r1"}])
+            drawn.append(end - begin)
+            loaded.append(end)
+            zoomed.append(page.evaluate(ZOOMED))
+    for title, found in (
+        ("first plot in an open Airflow", drawn),
+        ("and its bundle loaded before", loaded),
+        ("a step of zoom", zoomed),
+    ):
+        print(
+            f"{title:<32}{found[0]:>8.0f} ms at first, {statistics.median(found[1:]):.0f} ms median of {times}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     defaults = {"--nights": 365, "--experiments": 100, "--cycles": 3, "--samples": 10**6}
     for name, default in defaults.items():
         parser.add_argument(name, type=int, default=default)
+    parser.add_argument("--browser", action="store_true")
     asked = parser.parse_args()
     logging.disable(logging.INFO)  # the client tells every request
     with tempfile.TemporaryDirectory() as folder:
@@ -194,6 +319,8 @@ def main() -> None:
             times_s, size = measure(ask)
             numbers = [*(f"{one * 1e3:.0f}" for one in times_s), f"{size / 1e3:.0f}"]
             print(f"{path:<18}" + "".join(f"{one:>13}" for one in numbers))
+        if asked.browser:
+            draw(other)
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ function Tradeoff({ data }) {
         label: `${yMetric.label} against ${xMetric.label} of ${counted(points.length, "experiment")}; unbeaten: ${known.filter((one) => data.fronts[name].includes(one.id)).map((one) => one.label).join(", ")}`,
       }),
     ),
-    h(Muted, null, data.fronts[name].length ? "Filled and joined: no other experiment is better in both, as far as the 95 % intervals tell." : "No experiment has the 95 % intervals that tell whether another one is better in both: they need 3 cycles."),
+    h(Muted, null, data.fronts[name].length ? "Filled and joined: no other experiment is better in both, as far as the 95 % intervals tell." : "None is filled: that takes two experiments with 95 % intervals, which 3 cycles give."),
   );
 }
 

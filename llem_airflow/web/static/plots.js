@@ -32,7 +32,7 @@ export function scaleFor(values, from, to, { zero = false, pad = 0.06 } = {}) {
   if (!(zero && low === 0)) a -= margin;
   b += margin;
   const at = (value) => from + ((there(value) - a) / (b - a)) * (to - from);
-  const count = Math.max(2, Math.floor(Math.abs(to - from) / 80));
+  const count = Math.abs(to - from) / (to < from ? 45 : 80); // lines of text may stand closer than words
   const ticks = log ? logTicks(a, b) : niceTicks(a, b, count);
   return { at, ticks, log };
 }

@@ -232,7 +232,7 @@ function Matrix({ data, dagId, runId }) {
         h(
           "thead",
           null,
-          h("tr", null, h("th", { scope: "col", style: { textAlign: "start" } }, "experiment"), Array.from({ length: most }, (_, at) => h("th", { key: at, scope: "col", style: { fontWeight: 400, fontSize: "0.8rem" } }, `cycle ${at + 1}`))),
+          h("tr", null, h("th", { scope: "col", style: { textAlign: "start", fontWeight: 400, fontSize: "0.8rem" } }, "experiment"), Array.from({ length: most }, (_, at) => h("th", { key: at, scope: "col", style: { fontWeight: 400, fontSize: "0.8rem" } }, `cycle ${at + 1}`))),
         ),
         h(
           "tbody",

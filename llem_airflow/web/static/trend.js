@@ -1,7 +1,7 @@
 // The trend of a study: each experiment over nights and releases, where it changed, and what changed around it.
 
 import { energyPage, Fragment, h, Link, UI, useAddress, useApi, useMemo, useState } from "./base.js";
-import { change, counted, interval, isEstimate, number, quantity, scaleOf, when } from "./format.js";
+import { change, counted, interval, isEstimate, number, quantity, scaleOf, sentence, when } from "./format.js";
 import { Choose, DataTable, INK, LINE, Loading, Muted, MUTED, Notice, PAPER, Section, SERIES, SHAPES, Tag, Verbatim } from "./parts.js";
 import { DIM, Legend, mark, scaleFor, TEXT, useWidth } from "./plots.js";
 
@@ -101,7 +101,7 @@ function History({ data, dagId }) {
       ),
     ),
     h(Hover, { data, seen: seen ?? used.at(-1), names, scale, dagId }),
-    h(Muted, null, `Mean over cycles with 95 % interval (from 3 cycles on). Filled: compared with the newest run; hollow: measured under other conditions. A ring marks where a level began, looking back. A point leads to its run. ${metric.meaning}.`),
+    h(Muted, null, `Mean over cycles with 95 % interval (from 3 cycles on). Filled: compared with the newest run; hollow: measured under other conditions. A ring marks where a level began, looking back. A point leads to its run. ${sentence(metric.meaning)}.`),
   );
 }
 
