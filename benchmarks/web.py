@@ -220,16 +220,17 @@ def database() -> Engine:
     Base.metadata.create_all(found)
     with Session(found) as session:
         began = datetime(2026, 3, 1, tzinfo=UTC)
-        known = {
-            "dag_id": "nightly",
-            "run_id": "r1",
-            "run_type": "manual",
-            "start_date": began,
-            "run_after": began,
-        }
-        session.add(
-            DagRun(**known, state=DagRunState.SUCCESS, conf={}, triggered_by=DagRunTriggeredByType.TEST)
+        run = DagRun(
+            dag_id="nightly",
+            run_id="r1",
+            run_type="manual",
+            state=DagRunState.SUCCESS,
+            start_date=began,
+            run_after=began,
+            conf={},
+            triggered_by=DagRunTriggeredByType.TEST,
         )
+        session.add(run)
         session.commit()
     return found
 
