@@ -61,3 +61,17 @@ def test_importing_the_plugin_loads_no_page_and_no_analysis() -> None:
 def test_a_request_without_a_user_gets_401() -> None:
     (app,) = (entry["app"] for entry in LLEMPlugin.fastapi_apps)
     assert TestClient(app).get("/run", params={"dag_id": "d", "run_id": "r"}).status_code == 401
+
+
+def test_no_module_gives_an_imported_name_another_meaning() -> None:
+    """A value of the same name hides the function, and the page goes blank where that is called."""
+    for name, path in MODULES.items():
+        text = path.read_text()
+        imported = {
+            word
+            for inside in re.findall(r"^(?:import|export const) \{([^}]*)\}", text, re.MULTILINE)
+            for word in re.findall(r"\w+", re.sub(r"\w+ as|\w+:", "", inside))
+        }
+        declared = re.findall(r"^ +(?:const|let) ([^=;\n]*) = ", text, re.MULTILINE)
+        again = {word for one in declared for word in re.findall(r"\w+", re.sub(r"\w+:", "", one))}
+        assert not imported & again, name

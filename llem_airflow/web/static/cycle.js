@@ -101,8 +101,8 @@ export function CyclePage({ dagId, runId, experiment, cycle, label }) {
 function Time({ asked, estimate }) {
   const [from] = useAddress("from");
   const [to] = useAddress("to");
-  const stretch = from && to ? { begin_s: from, end_s: to } : {};
-  const { data, error } = useApi("power", { ...asked, ...stretch });
+  const within = from && to ? { begin_s: from, end_s: to } : {};
+  const { data, error } = useApi("power", { ...asked, ...within });
   const { data: told } = useApi("requests", asked);
   const [last, setLast] = useState(null);
   useEffect(() => {
