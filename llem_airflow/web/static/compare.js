@@ -28,13 +28,13 @@ export function Comparison({ dagId }) {
     ...list(ignored).map((one) => ["ignore", one]),
   ];
   const { data, error } = useApi("compare", asked);
-  const change = useChange();
+  const toAddress = useChange();
   if (error)
     return h(
       Notice,
       { kind: "error", title: "These runs cannot be compared" },
       h(Verbatim, { label: "What is wrong" }, error),
-      h(UI.Button, { size: "xs", variant: "outline", mt: 2, onClick: () => change({ study: null, baseline: null, of: null, candidates: null, metric: null, ignore: null, open: null }) }, "Choose again"),
+      h(UI.Button, { size: "xs", variant: "outline", mt: 2, onClick: () => toAddress({ study: null, baseline: null, of: null, candidates: null, metric: null, ignore: null, open: null }) }, "Choose again"),
     );
   if (!data) return h(Loading);
   if (!data.rows)
@@ -57,7 +57,7 @@ export function Comparison({ dagId }) {
 const nameOf = (run) => (run.release ? `${run.release} (${when(run.started_epoch_ns)})` : `${when(run.started_epoch_ns)}, ${run.run_id}`);
 
 function Choices({ data, dagId }) {
-  const change = useChange();
+  const toAddress = useChange();
   const options = [
     ...Object.entries(data.choices.releases).map(([name, run]) => [`@${name}`, `release ${name} (${when(run.started_epoch_ns)})`]),
     ...data.choices.runs.map((run) => [run.run_id, `${when(run.started_epoch_ns)}${run.release ? `, ${run.release}` : ""}, ${run.run_id}`]),
@@ -65,24 +65,24 @@ function Choices({ data, dagId }) {
   const known = new Set(options.map(([key]) => key));
   const foreign = data.names.of !== dagId || !known.has(data.names.baseline);
   const other = foreign ? [[data.names.baseline, `${nameOf(data.baseline)}${data.names.of === dagId ? "" : ` of ${data.names.of}`}`]] : [];
-  const set = (names) => change({ candidates: names.join("~~"), baseline: data.names.baseline, of: data.names.of === dagId ? null : data.names.of, open: null });
+  const set = (names) => toAddress({ candidates: names.join("~~"), baseline: data.names.baseline, of: data.names.of === dagId ? null : data.names.of, open: null });
   const conditions = [...new Set([...data.ignored, ...data.rows.flatMap((row) => row.cells.flatMap((one) => Object.keys(one?.differences ?? {})))])].sort();
   const chosen = data.names.candidates;
   return h(
     UI.Flex,
     { gap: 3, wrap: "wrap", mb: 3, align: "center" },
-    data.studies.length > 1 && h(Choose, { label: "Study", value: data.folder, options: data.studies.map((one) => [one.folder, one.study]), onChange: (study) => change({ study, baseline: null, of: null, candidates: null, open: null }) }),
-    h(Choose, { label: "Baseline", value: data.names.baseline, options: [...other, ...options], onChange: (name) => change({ baseline: name, of: null, candidates: chosen.join("~~"), open: null }) }),
+    data.studies.length > 1 && h(Choose, { label: "Study", value: data.folder, options: data.studies.map((one) => [one.folder, one.study]), onChange: (study) => toAddress({ study, baseline: null, of: null, candidates: null, open: null }) }),
+    h(Choose, { label: "Baseline", value: data.names.baseline, options: [...other, ...options], onChange: (name) => toAddress({ baseline: name, of: null, candidates: chosen.join("~~"), open: null }) }),
     h(Choose, { label: "Add a candidate", value: "", options: [["", chosen.length < MOST ? "choose a run or release" : `at most ${MOST}`], ...options.filter(([key]) => !chosen.includes(key))], onChange: (name) => name && chosen.length < MOST && set([...chosen, name]) }),
     chosen.map((name, place) => h(UI.Button, { key: name, size: "xs", variant: "outline", disabled: chosen.length === 1, "aria-label": `Leave out ${nameOf(data.candidates[place])}`, onClick: () => set(chosen.filter((one) => one !== name)) }, `${nameOf(data.candidates[place])} ×`)),
-    h(Choose, { label: "Metric", value: data.metric.name, options: data.metrics.map((one) => [one.name, one.label]), onChange: (metric) => change({ metric }) }),
+    h(Choose, { label: "Metric", value: data.metric.name, options: data.metrics.map((one) => [one.name, one.label]), onChange: (metric) => toAddress({ metric }) }),
     conditions.length > 0 &&
       h(
         "fieldset",
         { style: { fontSize: "0.875rem" } },
         h("legend", { style: { color: MUTED, float: "left", marginRight: "0.5rem" } }, "May differ:"),
         conditions.map((key) =>
-          h("label", { key, style: { marginRight: "0.7rem" } }, h("input", { type: "checkbox", checked: data.ignored.includes(key), onChange: () => change({ ignore: (data.ignored.includes(key) ? data.ignored.filter((one) => one !== key) : [...data.ignored, key]).join("~~") || null }) }), ` ${key}`),
+          h("label", { key, style: { marginRight: "0.7rem" } }, h("input", { type: "checkbox", checked: data.ignored.includes(key), onChange: () => toAddress({ ignore: (data.ignored.includes(key) ? data.ignored.filter((one) => one !== key) : [...data.ignored, key]).join("~~") || null }) }), ` ${key}`),
         ),
       ),
   );
