@@ -93,7 +93,7 @@ __all__ = [
     "window_energy",
 ]
 
-SEMANTICS_VERSION = 5
+SEMANTICS_VERSION = 6
 """Raised whenever the meaning of these numbers changes; numbers of different versions are not compared.
 
 1: counter at sharp moves, else edge-interpolated trapezoid; baselines are medians of their phases.
@@ -103,6 +103,8 @@ SEMANTICS_VERSION = 5
 4: readings that cannot be true are missing, and a counter that contradicts the power is no energy.
 5: the register's period is not taken for 100 ms, its clock only where it keeps one; averaged power is moved by the
    delay that the readings tell, not by half a second; the uncertainty covers 95 %, and is None where not known.
+6: a board's own profile says its register's period and averaging window; both edges are told by the register's clock, or
+   both as they were read; a reset outside of the window cuts off what lies beyond it.
 """
 
 BASELINES = ("baseline_bare", "baseline_context", "baseline_loaded")
