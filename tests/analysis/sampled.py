@@ -114,3 +114,20 @@ def phase(name: str, begin_s: float, end_s: float) -> list[dict[str, Any]]:
         {"t_mono_ns": at_ns(begin_s), "event": "phase_begin", "phase": name},
         {"t_mono_ns": at_ns(end_s), "event": "phase_end", "phase": name},
     ]
+
+
+def asked(due_s: float, first_s: float = 0.5, end_s: float = 1.0, *, status: str = "ok") -> dict[str, Any]:
+    """A request of a server that was due at a time since the window's begin, with three tokens."""
+    due_ns = at_ns(due_s)
+    times = [due_ns + round((first_s + k * (end_s - first_s) / 2) * 1e9) for k in range(3)]
+    return {
+        "phase": "measure",
+        "status": status,
+        "t_due_mono_ns": due_ns,
+        "t_submit_mono_ns": due_ns,
+        "t_first_mono_ns": times[0],
+        "t_last_mono_ns": times[-1],
+        "t_end_mono_ns": times[-1],
+        "token_mono_ns": times,
+        "output_tokens": 3,
+    }

@@ -10,8 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from llem_airflow.analysis.checks import flags
-from llem_airflow.analysis.contrast import Measured, answer
 from llem_airflow.analysis.energy import EnergyOfWindow, mismatch, window_energy
 from llem_airflow.analysis.latency import Requests
 from llem_airflow.analysis.plausibility import (
@@ -24,7 +22,6 @@ from llem_airflow.analysis.plausibility import (
     unusable,
     without_impossible,
 )
-from llem_airflow.analysis.power_checks import iteration_bias_ratio, power_drift_ratio
 from llem_airflow.analysis.series import (
     Curve,
     GpuSeries,
@@ -34,13 +31,12 @@ from llem_airflow.analysis.series import (
     rows_between,
     series_by_gpu,
 )
-from llem_airflow.analysis.serving import Slo, backlog, server_rows, serving_flags, serving_measures
-from llem_airflow.analysis.verdict import compare
-from llem_airflow.protocol.result import Served, Warmup, Window
+from llem_airflow.protocol.result import Window
 from llem_airflow.results.parquet import REQUESTS_SCHEMA
 from tests.analysis.sampled import (
     GPU,
     T0_NS,
+    asked,
     at_ns,
     columns,
     cycle_result,
@@ -50,8 +46,6 @@ from tests.analysis.sampled import (
     samples,
     window,
 )
-
-S = 1_000_000_000
 
 
 def curve(*points: tuple[float, float]) -> Curve:
@@ -388,191 +382,3 @@ def test_gpus_that_the_meter_did_not_read_are_named(used: list[str] | None, told
     result = dataclasses.replace(cycle_result(window(), meter()), model={"device": "cuda", "gpu_uuids": used})
     expected = None if told is None else f"The model ran on {told}, which the meter did not read ({GPU})."
     assert mismatch(result) == expected
-
-
-# checks of a cycle
-
-
-def codes(rows: list[dict[str, Any]], duration_s: float = 60.0, **changes: Any) -> dict[str, str]:
-    events = changes.pop("events", ())
-    the_meter = changes.pop("meter", meter())
-    result = dataclasses.replace(cycle_result(window(duration_s), the_meter), **changes)
-    energy = window_energy(columns(rows), the_meter, result.window, events=events)
-    return {flag.code: flag.message for flag in flags(result, energy, events=events)}
-
-
-def steady(**cells: Any) -> list[dict[str, Any]]:
-    return [one | cells for one in samples(lambda _: 300.0, lambda t: 300.0 * t, end_s=61.5)]
-
-
-@pytest.mark.parametrize(
-    ("cv", "said"),
-    [(0.025, "after 12 iterations (CV of the last ones 2.5%): why"), (None, "after 12 iterations: why")],
-)
-def test_a_warm_up_that_hit_its_cap_tells_its_scatter_where_it_is_known(cv: float | None, said: str) -> None:
-    found = codes(steady(), warmup=Warmup("cap_iterations", 12, 5.0, cv, "why"))
-    assert found["warmup_not_converged"].endswith(said)
-
-
-@pytest.mark.parametrize(("idle_w", "told"), [(299.0, False), (300.5, True)])
-def test_active_energy_is_above_nothing(idle_w: float, told: bool) -> None:
-    events = [
-        {
-            "event": "baselines_reused",
-            "measured_in": "x",
-            "baselines": [{"name": "baseline_bare", "power_w": idle_w, "sd_w": 1.0, "samples": 9}],
-        }
-    ]
-    assert ("baseline_above_load" in codes(steady(), events=events)) == told
-
-
-@pytest.mark.parametrize(("samples_", "told"), [(0, False), (1, True), (100, True)])
-def test_a_sampler_that_died_had_written_something(samples_: int, told: bool) -> None:
-    found = codes(steady(), meter=meter(achieved_hz=None, samples=samples_))
-    assert ("sampler_died" in found) == told
-
-
-def iterations(durations_s: list[float]) -> list[dict[str, Any]]:
-    return [
-        {"event": "iteration", "phase": "measure", "duration_s": one, "output_tokens": 5}
-        for one in durations_s
-    ]
-
-
-def test_a_ramp_is_biased_by_its_halves_and_few_iterations_tell_nothing() -> None:
-    ramp_s = [float(k) for k in range(1, 41)]  # no steady state: 10.5 against 30.5
-    assert iteration_bias_ratio(iterations(ramp_s)) == pytest.approx(10.5 / 30.5 - 1)
-    assert iteration_bias_ratio(iterations(ramp_s[:20])) == pytest.approx(5.5 / 15.5 - 1)
-    assert iteration_bias_ratio(iterations(ramp_s[:19])) is None
-
-
-def test_power_drifts_from_the_median_of_the_first_third_to_that_of_the_last() -> None:
-    rows = [row(t / 10, power_instant_mw=round((100 + t / 10) * 1e3)) for t in range(301)]
-    series = series_by_gpu(columns(rows), T0_NS).values()
-    assert power_drift_ratio(series, 30.0) == pytest.approx(125 / 105 - 1)
-    assert power_drift_ratio(series, 2.9) == pytest.approx((100 + 2.45) / (100 + 0.45) - 1)
-    assert power_drift_ratio(series, 2.4) is None  # nine samples in each third, and ten are needed
-
-
-# verdict and answer
-
-
-def test_values_without_spread_are_equal_for_certain_or_different_for_certain() -> None:
-    assert compare((2.0, 2.0), (2.0, 2.0), "lower").p == 1.0
-    assert compare((2.0, 2.0), (2.0001, 2.0001), "lower").p == 0.0
-
-
-# a server
-
-
-def asked(due_s: float, first_s: float = 0.5, end_s: float = 1.0, *, status: str = "ok") -> dict[str, Any]:
-    due_ns = at_ns(due_s)
-    times = [due_ns + round((first_s + k * (end_s - first_s) / 2) * S) for k in range(3)]
-    return {
-        "phase": "measure",
-        "status": status,
-        "t_due_mono_ns": due_ns,
-        "t_submit_mono_ns": due_ns,
-        "t_first_mono_ns": times[0],
-        "t_last_mono_ns": times[-1],
-        "t_end_mono_ns": times[-1],
-        "token_mono_ns": times,
-        "output_tokens": 3,
-    }
-
-
-def of(*rows: dict[str, Any]) -> Requests:
-    return Requests.of(pa.Table.from_pylist(list(rows), schema=REQUESTS_SCHEMA))
-
-
-def test_one_row_of_the_server_is_read_and_both_ends_of_the_window_count() -> None:
-    text = "t_mono_ns,waiting\n{},3\n"
-    for at_s, found in ((0, [3.0]), (10, [3.0]), (10.001, []), (-0.001, [])):
-        seen = server_rows(text.format(at_ns(at_s)), window(10.0))
-        assert seen["waiting"].tolist() == found
-
-
-def test_the_backlog_s_slope_is_that_of_the_line_through_the_means_of_ten_parts() -> None:
-    """One request more each second, none done: from 1 to 10 in ten seconds."""
-    due_ns = np.array([float(at_ns(k)) for k in range(10)])
-    found = backlog(due_ns, np.full(10, np.nan), window(10.0))
-    assert found.slope_per_s == pytest.approx(1.0)
-    assert found.requests[[0, 19, 20, -1]].tolist() == [1, 1, 2, 10]
-    assert found.t_s[[0, 1, -1]] == pytest.approx([0.0, 0.05, 9.95])
-    assert found.p == pytest.approx(0.0, abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("slope_per_s", "p", "due", "told"),
-    [
-        (0.5, 0.0099, 100, True),  # 5 of 100 requests in 10 s
-        (0.499, 0.0099, 100, False),
-        (0.5, 0.01, 100, False),
-        (0.3, 0.001, 10, True),  # 3 are the fewest
-        (0.299, 0.001, 10, False),
-        (9.0, None, 10, False),
-    ],
-)
-def test_a_backlog_grows_by_a_twentieth_of_the_requests_and_by_three(
-    slope_per_s: float, p: float | None, due: int, told: bool
-) -> None:
-    seen = dataclasses.replace(backlog(np.array([]), np.array([]), window()), slope_per_s=slope_per_s, p=p)
-    assert seen.saturated(10.0, due) == told
-
-
-@pytest.mark.parametrize(("late_ms", "told"), [(25.0, False), (25.1, True)])
-def test_a_client_may_be_late_by_a_twentieth_of_the_median_first_token(late_ms: float, told: bool) -> None:
-    served = Served(("serve",), 5.0, 0.5, 5, late_ms, 1.0, 20.0)
-    nothing = backlog(np.array([]), np.array([]), window())
-    requests = of(asked(0.0, 0.1), asked(1.0, 0.5), asked(2.0, 0.9))
-    found = {one.code: one.message for one in serving_flags(requests, served, window(), nothing)}
-    assert ("client_late" in found) == told
-    if told:
-        assert (
-            "99th percentile 25.1 ms, against a median time to first token of 500.0 ms"
-            in found["client_late"]
-        )
-
-
-@pytest.mark.parametrize(("late_ms", "told"), [(1.0, False), (1.01, True)])
-def test_a_millisecond_is_never_late(late_ms: float, told: bool) -> None:
-    served = Served(("serve",), 5.0, 0.5, 5, late_ms, 1.0, 20.0)
-    nothing = backlog(np.array([]), np.array([]), window())
-    found = [one.code for one in serving_flags(of(), served, window(), nothing)]
-    assert found == ["client_late"] * told
-
-
-@pytest.mark.parametrize(("cpu_s", "told"), [(16.0, False), (16.1, True)])
-def test_a_client_may_use_four_fifths_of_a_core(cpu_s: float, told: bool) -> None:
-    served = Served(("serve",), 5.0, 0.5, 5, 0.1, cpu_s, 20.0)
-    nothing = backlog(np.array([]), np.array([]), window())
-    found = [one.code for one in serving_flags(of(), served, window(), nothing)]
-    assert found == ["client_busy"] * told
-
-
-@pytest.mark.parametrize(("percentile", "met"), [(0.75, 1.0), (0.76, 0.0)])
-def test_the_bounds_are_met_from_their_percentile_on(percentile: float, met: float) -> None:
-    requests = of(asked(0.0, 0.1), asked(1.0, 0.1), asked(2.0, 0.1), asked(3.0, 0.9))
-    served = Served(("serve",), 5.0, 0.5, 4, 0.1, 1.0, 20.0)
-    found = serving_measures(
-        requests, served, window(10.0), slo=Slo(0.5, None, percentile), energy_j=60.0, idle_w=None, server={}
-    )
-    assert found["slo_met_ratio"] == met
-    assert found["slo_attainment_ratio"] == 0.75
-    assert found["energy_per_good_request_j"] == 20.0
-    assert found["goodput_requests_per_s"] == pytest.approx(0.3)
-
-
-def test_times_of_requests_count_from_the_first_of_them() -> None:
-    requests = of(asked(3.0), asked(1.0, status="error"))
-    assert requests.origin_ns == at_ns(1.0)
-    assert requests.submit_ns.tolist() == [2e9, 0.0]
-    assert (requests.first_ns[0], requests.last_ns[0], requests.second_ns[0]) == (2.5e9, 3e9, 2.75e9)
-    assert np.isnan([requests.first_ns[1], requests.last_ns[1], requests.output_tokens[1]]).all()
-    assert requests.end_ns.tolist() == [3e9, 1e9]
-    assert (requests.tokens, requests.tokens_from.tolist(), requests.disordered) == (3, [0, 3, 6], 0)
-    assert requests.failed.tolist() == [False, True]
-
-
-def test_nothing_measured_is_said() -> None:
-    assert answer([Measured("a", "A", {}, ())], 2, 0).sentence.startswith("Nothing was measured")
