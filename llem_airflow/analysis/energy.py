@@ -103,8 +103,8 @@ SEMANTICS_VERSION = 6
 4: readings that cannot be true are missing, and a counter that contradicts the power is no energy.
 5: the register's period is not taken for 100 ms, its clock only where it keeps one; averaged power is moved by the
    delay that the readings tell, not by half a second; the uncertainty covers 95 %, and is None where not known.
-6: a board's own profile says its register's period and averaging window; both edges are told by the register's clock, or
-   both as they were read; a reset outside of the window cuts off what lies beyond it.
+6: a board's own profile says its register's period and averaging window; both edges are told by the register's clock,
+   or both as they were read; a reset outside of the window cuts off what lies beyond it.
 """
 
 BASELINES = ("baseline_bare", "baseline_context", "baseline_loaded")
