@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import click
 import pytest
@@ -113,4 +114,8 @@ def test_the_wheel_that_the_page_describes_holds_the_package(tmp_path: Path) -> 
         str(parts.REPOSITORY),
     ]
     subprocess.run(command, check=True, capture_output=True)
-    assert list(tmp_path.glob("llem_airflow-*.whl"))
+    (wheel,) = tmp_path.glob("llem_airflow-*.whl")
+    with ZipFile(wheel) as inside:
+        names = inside.namelist()
+    assert "llem_airflow/web/static/app.js" in names
+    assert not [name for name in names if name.endswith((".png", ".webp"))]

@@ -128,6 +128,12 @@ def of_dag(airflow: AirflowServer, query: str) -> str:
     return f"{airflow.url}/dags/{FOLLOWED}/plugin/llem-study{query}"
 
 
+def assert_accessible(page: Page) -> None:
+    found = Axe().run(page, context="[data-testid=llem-page]")
+    serious = [one for one in found.response["violations"] if one["impact"] in {"serious", "critical"}]
+    assert not serious, [(one["id"], one["nodes"][0]["html"][:200]) for one in serious]
+
+
 def shown_numbers(page: Page) -> list[str]:
     return page.get_by_test_id("llem-experiments").locator("tbody tr").all_inner_texts()
 
@@ -439,6 +445,8 @@ def test_a_new_study_is_checked_as_it_is_written_and_keys_and_values_are_complet
     problems.get_by_text("measurement.intervall").wait_for()
     assert (field.input_value().count("\n"), page.get_by_test_id("llem-mark").count()) == (9, 1)
     expect(trigger).to_be_disabled()
+    assert_accessible(page)
+    page.screenshot(path=SHOTS / "pages-new-light.png")
     problems.get_by_role("button", name="line 10:3").click()
     assert field.evaluate("one => one.selectionStart") == field.input_value().index("intervall")
 
@@ -529,9 +537,7 @@ def test_pages_fit_a_phone_follow_the_theme_and_are_accessible(
         shown = page.get_by_test_id("llem-page")
         shown.locator("svg, table, [data-testid=llem-headline]").first.wait_for()
         page.get_by_text("Loading …").first.wait_for(state="detached")
-        found = Axe().run(page, context="[data-testid=llem-page]")
-        serious = [one for one in found.response["violations"] if one["impact"] in {"serious", "critical"}]
-        assert not serious, [(one["id"], one["nodes"][0]["html"][:200]) for one in serious]
+        assert_accessible(page)
         page.screenshot(path=SHOTS / f"pages-{name}-{theme}.png", full_page=True)
     assert page.evaluate("document.documentElement.classList.contains('dark')") == (theme == "dark")
     page.set_viewport_size({"width": 400, "height": 800})

@@ -272,7 +272,7 @@ function Cumulative({ title, found }) {
     { watch: ref, name: title, style: { minWidth: 0 } },
     h(
       "svg",
-      { width, height: 164, role: "img", "aria-label": `${title} of ${found.n} values: median ${quantile(0.5)} ${unit}, largest ${number(values.at(-1) * factor)} ${unit}` },
+      { width, height: 164, style: { overflow: "visible" }, role: "img", "aria-label": `${title} of ${found.n} values: median ${quantile(0.5)} ${unit}, largest ${number(values.at(-1) * factor)} ${unit}` },
       h("text", { x: box.left, y: 13, ...TEXT }, `${title}, ${unit} (n = ${found.n.toLocaleString("en")})`),
       [0, 0.5, 1].map((share) => h("g", { key: share }, h("line", { x1: box.left, x2: box.right, y1: y(share), y2: y(share), stroke: LINE }), h("text", { x: box.left - 5, y: y(share) + 4, textAnchor: "end", ...DIM }, `${share * 100} %`))),
       x.ticks.map(([value, text]) => h("text", { key: value, x: x.at(value), y: box.bottom + 16, textAnchor: "middle", ...DIM }, text)),

@@ -1,0 +1,36 @@
+"""Renews the pictures of the pages in llem_airflow/web/pictures from what their browser tests have drawn.
+
+pytest tests/airflow/test_pages.py && python -m tests.airflow.pictures
+"""
+
+from __future__ import annotations
+
+from PIL import Image
+
+from tests.parts import REPOSITORY
+
+SHOTS = REPOSITORY / "build" / "screenshots"
+PICTURES = REPOSITORY / "llem_airflow" / "web" / "pictures"
+SHOWN = {
+    "studies": "pages-studies-light",
+    "studies-phone": "pages-studies-phone-dark",
+    "new-study": "pages-new-light",
+    "live": "pages-live-light",
+    "trend": "pages-trend-light",
+    "comparison": "pages-comparison-dark",
+}
+"""Screenshots by the name of the picture."""
+WIDTH = 1100
+
+
+def main() -> None:
+    PICTURES.mkdir(exist_ok=True)
+    for name, shot in SHOWN.items():
+        with Image.open(SHOTS / f"{shot}.png") as whole:
+            picture = whole.convert("RGB")
+        picture.thumbnail((WIDTH, 4 * WIDTH))
+        picture.save(PICTURES / f"{name}.webp", quality=80, method=6)
+
+
+if __name__ == "__main__":
+    main()
