@@ -85,7 +85,11 @@ def _rows(
     played: Sequence[Played], power: dict[str, list[Any]], meter: Meter, window: Window, offset_ns: int
 ) -> list[dict[str, Any]]:
     begin_s, end_s = ((t_ns + offset_ns) / 1e9 for t_ns in (window.t_begin_mono_ns, window.t_end_mono_ns))
-    sensors = {one.profile.uuid: one.profile.sensor for one in played}
+    # The counter is played with the clock of the power registers: a check of the board would find that.
+    sensors = {
+        one.profile.uuid: replace(one.profile.sensor, counter_period_s=one.profile.power_period_s)
+        for one in played
+    }
     found = {gpu.gpu: gpu for gpu in window_energy(power, meter, window).gpus}
     known = {gpu.gpu: gpu for gpu in window_energy(power, meter, window, sensors=sensors).gpus}
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from llem_airflow.analysis import metrics
@@ -146,7 +147,8 @@ class Cycle:
         energy_check_ratio: Integral of the samples / counter - 1.
         energy_uncertainty_j: How far it may be off by what the readings leave open, at 95 %; None is not known.
         active_over: Name of the baseline that was subtracted for the active energy.
-        characterised: Whether gpu-check knew the power meter of every board; None without an NVIDIA board's meter.
+        characterised: By which profiles the power meter of every board was characterised, or that it was not; None
+            without an NVIDIA board's meter.
         warmup: How the warm-up ended.
         flags: What limits the numbers.
         measures: Metric name to value; None is undefined or not known.
@@ -175,7 +177,7 @@ class Cycle:
     energy_check_ratio: float | None = None
     energy_uncertainty_j: float | None = None
     active_over: str | None = None
-    characterised: bool | None = None
+    characterised: str | None = None
     warmup: str = ""
     flags: tuple[Flag, ...] = ()
     measures: Mapping[str, float | None] = field(default_factory=dict)
@@ -283,7 +285,9 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
         energy_check_ratio=energy.check_ratio,
         energy_uncertainty_j=energy.uncertainty_j,
         active_over=energy.active_over,
-        characterised=set(result.meter.devices) <= set(sensors) if result.meter.kind == "nvml" else None,
+        characterised=by_which_profiles(record, sensors, result.meter.devices)
+        if result.meter.kind == "nvml"
+        else None,
         warmup=result.warmup.outcome,
         flags=found,
         measures=measures(result.window, energy, requests, marks) | seen.measures,
@@ -330,6 +334,26 @@ def characterised(record: Mapping[str, Any], environment: Mapping[str, Any]) -> 
             numbers = {name: carried[name] for name in _SENSOR if isinstance(carried.get(name), int | float)}
             found[uuid] = Sensor(**numbers)
     return found
+
+
+def by_which_profiles(
+    record: Mapping[str, Any], sensors: Mapping[str, Sensor], devices: Sequence[str]
+) -> str:
+    """``characterised by gpu-check 2026-11-28 (llem-airflow 0.9.0)``, or ``not characterised`` unless every board was.
+
+    Args:
+        record: The cycle's provenance.
+        sensors: What ``characterised`` took from it.
+        devices: The boards that were measured.
+    """
+    if not devices or not set(devices) <= set(sensors):
+        return "not characterised"
+    told = {
+        f" {datetime.fromtimestamp(made_ns / 1e9, UTC):%Y-%m-%d} ({carried.get('made_by')})"
+        for carried in (record["power_sensors"][uuid] for uuid in devices)
+        if isinstance(made_ns := carried.get("made_epoch_ns"), int)
+    }
+    return f"characterised by gpu-check{' and'.join(sorted(told))}"
 
 
 def measures(

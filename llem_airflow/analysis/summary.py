@@ -72,12 +72,13 @@ def _hardware(environment: Mapping[str, Any]) -> str:
 
 
 def _meter(row: Cycle) -> str:
-    """``nvml (measured, counter, board)``, and ``characterised by gpu-check`` where it was."""
+    """``nvml (measured, counter, board)``, and for NVIDIA's whether gpu-check characterised it, and when."""
     name = str(row.fingerprint.get("meter") or "")
     if row.energy_kind == "none":
         return name
-    looked = "characterised by gpu-check" if row.characterised else ""
-    parts = dict.fromkeys([row.energy_kind, row.energy_source or "", row.energy_boundary or "", looked])
+    parts = dict.fromkeys(
+        [row.energy_kind, row.energy_source or "", row.energy_boundary or "", row.characterised or ""]
+    )
     return f"{name} ({', '.join(part for part in parts if part)})"
 
 

@@ -60,5 +60,10 @@ def sensors_for(root: Folder, uuids: Iterable[str]) -> dict[str, Any]:
             found[uuid] = {"problem": str(error)}
             continue
         if profile is not None:
-            found[uuid] = {"driver": profile.driver, **to_json(profile.sensor)}
+            found[uuid] = {
+                "driver": profile.driver,
+                "made_epoch_ns": profile.made_epoch_ns,
+                "made_by": profile.made_by,
+                **to_json(profile.sensor),
+            }
     return found

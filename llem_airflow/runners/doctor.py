@@ -11,12 +11,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import docker
 from docker.errors import APIError
 
+from llem_airflow.protocol.gpu_profile import GpuProfile
 from llem_airflow.results.folder import Folder, ResultReadError
 from llem_airflow.results.gpu_profiles import read_profile
 from llem_airflow.runners.engine import ENGINE_ERRORS, connect
@@ -250,8 +252,15 @@ def _power_meters(environ: Mapping[str, str]) -> list[Check]:
             text = f"{uuid} was characterised with driver {profile.driver}, now it is {found.driver}"
             checks.append(Check("power meter", WARN, text, fix))
         else:
-            checks.append(Check("power meter", OK, f"{uuid} is characterised"))
+            checks.append(Check("power meter", OK, f"{uuid} is characterised{_made(profile)}"))
     return checks
+
+
+def _made(profile: GpuProfile) -> str:
+    """By whom and when, where the profile tells it."""
+    if profile.made_epoch_ns is None:
+        return ""
+    return f" ({profile.made_by}, {datetime.fromtimestamp(profile.made_epoch_ns / 1e9, UTC):%Y-%m-%d})"
 
 
 def _results(environ: Mapping[str, str]) -> Check:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llem_airflow.analysis.counter import counter_energy, find_register
-from llem_airflow.analysis.cycle import characterised
+from llem_airflow.analysis.cycle import by_which_profiles, characterised
 from llem_airflow.protocol.gpu_profile import Sensor
 from tests.analysis.test_register import WATTS, series
 
@@ -82,3 +82,20 @@ def test_averaged_power_is_late_by_half_of_the_window_that_was_found() -> None:
 def test_only_a_profile_of_the_same_driver_counts(carried: object, found: dict[str, Sensor]) -> None:
     assert characterised({"power_sensors": {"GPU-1": carried}}, {"driver": "580"}) == found
     assert characterised({}, {}) == {}
+
+
+def test_a_cycle_says_by_which_profiles_its_boards_were_characterised() -> None:
+    made = {"driver": "580", "made_epoch_ns": 1_795_000_000_000_000_000, "made_by": "llem-airflow 1"}
+    record = {"power_sensors": {"GPU-1": made, "GPU-2": {"driver": "570"}, "GPU-3": {"driver": "580"}}}
+    sensors = characterised(record, {"driver": "580"})
+    said = {
+        devices: by_which_profiles(record, sensors, devices)
+        for devices in ((), ("GPU-0",), ("GPU-1",), ("GPU-1", "GPU-2"), ("GPU-3",))
+    }
+    assert said == {
+        (): "not characterised",
+        ("GPU-0",): "not characterised",
+        ("GPU-1",): "characterised by gpu-check 2026-11-18 (llem-airflow 1)",
+        ("GPU-1", "GPU-2"): "not characterised",
+        ("GPU-3",): "characterised by gpu-check",
+    }

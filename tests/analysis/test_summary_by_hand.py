@@ -207,7 +207,7 @@ def test_the_setting_is_what_the_cycles_and_environments_tell() -> None:
         {"cycles": 1, "environment": {"cpu": {"count": 4}, "driver": "550"}},
     ]
     rows = [
-        cycle(1, fingerprint={"meter": "nvml"}, characterised=True),
+        cycle(1, fingerprint={"meter": "nvml"}, characterised="characterised by gpu-check"),
         cycle(2, fingerprint={"meter": "none"}, energy_kind="none"),
         cycle(3, status="failed", model="-", engine="sglang", host=""),
     ]

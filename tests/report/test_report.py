@@ -152,7 +152,7 @@ def test_the_answer_and_the_setting_stand_above_the_numbers_in_every_form(make_r
             "transformers 5.16.0",
             "Test GPU",
             "580.65.06",
-            "nvml (measured, counter, board)",
+            "nvml (measured, counter, board, not characterised)",
         ):
             assert plain.index(fact) < plain.index("TTFT")
 

@@ -45,6 +45,8 @@ def test_a_cycle_carries_the_profile_of_its_board(tmp_path: Path) -> None:
     assert record["power_sensors"] == {
         "GPU-1": {
             "driver": "580",
+            "made_epoch_ns": None,
+            "made_by": None,
             "counter_period_s": 0.1007,
             "counter_period_uncertainty_s": None,
             "power_period_s": None,

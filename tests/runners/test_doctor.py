@@ -119,5 +119,8 @@ def test_a_gpu_without_a_profile_is_told_how_to_get_one(
     profile = GpuProfile(1, uuid, "A100", "measured", driver="580.1")
     write_profile(Folder.at(tmp_path), profile, {})
     assert said() == f"[('ok', '{uuid} is characterised')]\n"
+    dated = dataclasses.replace(profile, made_epoch_ns=1_795_000_000_000_000_000, made_by="llem-airflow 1")
+    write_profile(Folder.at(tmp_path), dated, {})
+    assert said() == f"[('ok', '{uuid} is characterised (llem-airflow 1, 2026-11-18)')]\n"
     write_profile(Folder.at(tmp_path), dataclasses.replace(profile, driver="570"), {})
     assert "was characterised with driver 570, now it is 580.1" in said()
