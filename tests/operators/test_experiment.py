@@ -265,7 +265,7 @@ def test_a_gpu_is_leased_given_by_uuid_and_measured_on_its_counter_inside_and_on
     assert "samplers_disagree" not in codes
     report = (Path(run.url) / "report.html").read_text()
     assert "STAND-IN" in report
-    assert "nvml (measured, board)" in report
+    assert "nvml (measured, board, not characterised)" in report
     assert "other_device" in codes  # the model of this image computes on the CPU
 
 
