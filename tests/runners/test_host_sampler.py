@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,16 @@ def test_two_samplers_that_disagree_are_flagged_and_neither_is_averaged(both: Cy
     (flag,) = compared(meter, power, shorter, ours)
     assert (flag.code, flag.severity) == ("samplers_disagree", "warning")
     assert "off the one that counts" in flag.message
+
+
+def test_what_both_say_of_their_uncertainty_explains_a_difference(both: CycleRef) -> None:
+    result, check = both.result(), both.check()
+    assert check is not None
+    ours = window_energy(columns(both.power()), result.meter, result.window)
+    assert ours.energy_j is not None
+    off = replace(ours, energy_j=1.5 * ours.energy_j, uncertainty_j=0.6 * ours.energy_j)
+    assert compared(*check, result.window, off) == ()
+    assert len(compared(*check, result.window, replace(off, uncertainty_j=None))) == 1
 
 
 def test_a_series_that_begins_after_the_window_only_checks(
