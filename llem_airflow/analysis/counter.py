@@ -144,7 +144,13 @@ def find_writes(
         sensor: What gpu-check found out about the register.
     """
     writes = _seen(t_s, call_s, counter_j)
-    register = find_register(t_s, call_s, counter_j, sensor)
+    return _bounded(writes, _register_of(writes, t_s, sensor), t_s, sensor, clocked=clocked)
+
+
+def _bounded(
+    writes: Writes, register: Register | None, t_s: Floats, sensor: Sensor, *, clocked: bool
+) -> Writes:
+    """The writes as the readings bound them, with the register's period and, if ``clocked``, narrowed by its clock."""
     if register is None:
         return replace(writes, period_s=_rough_period(writes, t_s, sensor)[0]) if len(writes.y) else writes
     writes = replace(writes, period_s=register.period_s)
@@ -173,7 +179,11 @@ def find_register(
         counter_j: Value of each.
         sensor: What gpu-check found out about the register.
     """
-    writes = _seen(t_s, call_s, counter_j)
+    return _register_of(_seen(t_s, call_s, counter_j), t_s, sensor)
+
+
+def _register_of(writes: Writes, t_s: Floats, sensor: Sensor) -> Register | None:
+    """As ``find_register``, from the writes that the readings show."""
     if sensor.counter_period_s is not None:
         found = _register(writes, t_s, sensor)
         return (
@@ -356,14 +366,15 @@ def counter_energy(
         off_s = call_s / 2 + FLOWING_S
         flowing = Writes(counter.t_s - off_s, counter.t_s + off_s, counter.y)
         return _between(flowing, _NO_POWER, (begin_s, end_s), (0.0,), limit_w)
-    clocked = find_writes(counter.t_s, call_s, counter.y, sensor=series.sensor)
-    if len(clocked.y) < 2:  # it hardly moves
+    seen = _seen(counter.t_s, call_s, counter.y)
+    if len(seen.y) < 2:  # it hardly moves
         energy_j = counter.at(end_s) - counter.at(begin_s)
         return CounterEnergy(energy_j if energy_j > 0 else None)
-    register = find_register(counter.t_s, call_s, counter.y, series.sensor)
-    as_read = clocked
+    register = _register_of(seen, counter.t_s, series.sensor)
+    clocked = _bounded(seen, register, counter.t_s, series.sensor, clocked=True)
+    as_read = None
     if register is not None and not register.tells((begin_s, end_s)):
-        as_read = find_writes(counter.t_s, call_s, counter.y, clocked=False, sensor=series.sensor)
+        as_read = _bounded(seen, register, counter.t_s, series.sensor, clocked=False)
     found = _between(clocked, series.power, (begin_s, end_s), LAGS_S, limit_w, as_read)
     if found.uncertainty_j is None:  # the clock or the power contradicts the readings: these count alone
         alone = find_writes(counter.t_s, call_s, counter.y, clocked=False)
@@ -384,11 +395,10 @@ def _between(
     The bounds are those of ``writes``; the energy is to be expected from ``expected``, where that is given.
     """
     explained = _explained(writes, power, *window)
-    begin, end = (_Edge.of(writes, power, edge_s, explained, limit_w) for edge_s in window)
-    first_j, last_j = (
-        _Edge.of(expected or writes, power, edge_s, explained, limit_w).expected_j for edge_s in window
-    )
-    energy_j = last_j - first_j
+    begin, end = edges = [_Edge.of(writes, power, edge_s, explained, limit_w) for edge_s in window]
+    if expected is not None:
+        edges = [_Edge.of(expected, power, edge_s, explained, limit_w) for edge_s in window]
+    energy_j = edges[1].expected_j - edges[0].expected_j
     if energy_j <= 0:
         return CounterEnergy(None)
     bounds = [(*begin.bounds(lag_s), *end.bounds(lag_s)) for lag_s in lags_s]

@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+from llem_airflow.analysis.series import Curve, GpuSeries, series_by_gpu
 from llem_airflow.protocol.records import POWER_COLUMNS
 from llem_airflow.protocol.result import Anchor, CycleResult, Meter, Warmup, Window
 
@@ -26,6 +29,14 @@ def columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 
 def row(t_s: float, gpu: str = GPU, **cells: Any) -> dict[str, Any]:
     return {"t_before_mono_ns": at_ns(t_s), "t_after_mono_ns": at_ns(t_s), "gpu": gpu, **cells}
+
+
+def curve(*points: tuple[float, float]) -> Curve:
+    return Curve(np.array([t for t, _ in points]), np.array([y for _, y in points]))
+
+
+def read(*rows: dict[str, Any]) -> GpuSeries:
+    return series_by_gpu(columns(rows), T0_NS)[GPU]
 
 
 def samples(

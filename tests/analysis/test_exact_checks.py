@@ -22,8 +22,6 @@ from llem_airflow.analysis.plausibility import (
 )
 from llem_airflow.analysis.power_checks import iteration_bias_ratio, mser5_cut, power_drift_ratio
 from llem_airflow.analysis.series import (
-    Curve,
-    GpuSeries,
     UnreadableSeriesError,
     series_by_gpu,
 )
@@ -38,6 +36,7 @@ from tests.analysis.sampled import (
     asked,
     at_ns,
     columns,
+    curve,
     cycle_result,
     meter,
     phase,
@@ -45,15 +44,6 @@ from tests.analysis.sampled import (
     samples,
     window,
 )
-
-
-def curve(*points: tuple[float, float]) -> Curve:
-    return Curve(np.array([t for t, _ in points]), np.array([y for _, y in points]))
-
-
-def read(*rows: dict[str, Any]) -> GpuSeries:
-    return series_by_gpu(columns(rows), T0_NS)[GPU]
-
 
 # checks of a cycle
 

@@ -24,7 +24,6 @@ from llem_airflow.analysis.plausibility import (
 )
 from llem_airflow.analysis.series import (
     Curve,
-    GpuSeries,
     Labels,
     delay_s,
     phase_windows,
@@ -39,22 +38,15 @@ from tests.analysis.sampled import (
     asked,
     at_ns,
     columns,
+    curve,
     cycle_result,
     meter,
     phase,
+    read,
     row,
     samples,
     window,
 )
-
-
-def curve(*points: tuple[float, float]) -> Curve:
-    return Curve(np.array([t for t, _ in points]), np.array([y for _, y in points]))
-
-
-def read(*rows: dict[str, Any]) -> GpuSeries:
-    return series_by_gpu(columns(rows), T0_NS)[GPU]
-
 
 # series
 
