@@ -57,7 +57,7 @@ from tests.analysis.conftest import IDS, run_maker
 from tests.browser import chromium_page
 from tests.results.recorded import Recording
 from tests.web.test_cycle_view import samples
-from tests.web.test_live_page import DIST, SHOW
+from tests.web.test_live_page import READY, SHOW, bundled
 
 DAY_NS = 86_400 * 10**9
 BEGAN_NS = 1_760_000_000 * 10**9
@@ -239,25 +239,19 @@ def database() -> Engine:
 def served(root: ResultsRoot) -> Iterator[str]:
     """Airflow's bundle and the API behind a real server; its address."""
     site, ours = FastAPI(), api(root)
-    kept = database()
-    ours.dependency_overrides[_get_session] = lambda: Session(kept)
+    airflow = database()
+    ours.dependency_overrides[_get_session] = lambda: Session(airflow)
     site.mount("/llem", ours)
 
     @site.get("/static/assets/{name}")
     def asset(name: str) -> Response:
-        text = (
-            (DIST / "assets" / name)
-            .read_bytes()
-            .replace(b".createRoot=", b".createRoot=globalThis.createRoot=")
-        )
-        return Response(
-            text, media_type=mimetypes.guess_type(name)[0], headers={"Cache-Control": "max-age=600"}
-        )
+        kind, kept = mimetypes.guess_type(name)[0], {"Cache-Control": "max-age=600"}
+        return Response(bundled(f"assets/{name}"), media_type=kind, headers=kept)
 
     @site.get("/{path:path}")
     def page(path: str) -> Response:
-        text = (DIST / "index.html").read_bytes().replace(b"{{ backend_server_base_url }}", b"/")
-        return Response(b"" if path.startswith(("ui/", "api/")) else text, media_type="text/html")
+        text = b"" if path.startswith(("ui/", "api/")) else bundled("index.html")
+        return Response(text, media_type="text/html")
 
     port = parts.free_port()
     server = uvicorn.Server(uvicorn.Config(site, port=port, log_level="error"))
@@ -277,9 +271,7 @@ def draw(root: ResultsRoot, times: int = 5) -> None:
         drawn, loaded, zoomed = [], [], []
         for _ in range(times + 1):
             page.goto(url)
-            page.wait_for_function(
-                "globalThis.createRoot && globalThis.ChakraUI && globalThis.ReactRouterDOM"
-            )
+            page.wait_for_function(READY)
             begin, end = page.evaluate(DRAWN, [where, {"dagId": "nightly", "runId": "r1"}])
             drawn.append(end - begin)
             loaded.append(end)

@@ -36,7 +36,16 @@ SHOW = """async ([where, props]) => {
   document.body.replaceChildren(document.createElement('div'));
   createRoot(document.body.firstChild).render(React.createElement(ChakraProvider, {value: defaultSystem}, page));
 }"""
+READY = "globalThis.createRoot && globalThis.ChakraUI && globalThis.ReactRouterDOM"
+"""Airflow's bundle has given what pages are made of."""
 RUN = "/dags/nightly/runs/r1/plugin/llem-energy"
+
+
+def bundled(name: str) -> bytes:
+    """A file of Airflow's UI; its entry gives ``createRoot`` away, and its page lies at the root of the server."""
+    text = (DIST / name).read_bytes()
+    text = text.replace(b".createRoot=", b".createRoot=globalThis.createRoot=")
+    return text.replace(b"{{ backend_server_base_url }}", b"/") if name == "index.html" else text
 
 
 @pytest.fixture
@@ -46,24 +55,22 @@ def page(site: Site) -> Iterator[Page]:
 
     def answer(route: Route) -> None:
         url = urlsplit(route.request.url)
-        file = DIST / url.path.removeprefix("/static/")
+        name = url.path.removeprefix("/static/")
         if url.path.startswith("/llem/"):
             found = site.get(url.path.removeprefix("/llem"), **dict(parse_qsl(url.query)))
             route.fulfill(status=found.status_code, body=found.content, headers=dict(found.headers))
-        elif url.path.startswith("/static/") and file.is_file():
-            text = file.read_bytes().replace(b".createRoot=", b".createRoot=globalThis.createRoot=")
-            route.fulfill(body=text, content_type=mimetypes.guess_type(file.name)[0])
+        elif url.path.startswith("/static/") and (DIST / name).is_file():
+            route.fulfill(body=bundled(name), content_type=mimetypes.guess_type(name)[0])
         elif url.path.startswith(("/api", "/ui")):
             route.fulfill(body=json.dumps({"content": [said]}), content_type="application/json")
         else:
-            text = (DIST / "index.html").read_bytes().replace(b"{{ backend_server_base_url }}", b"/")
-            route.fulfill(body=text, content_type="text/html")
+            route.fulfill(body=bundled("index.html"), content_type="text/html")
 
     with chromium_page() as opened:
         opened.set_default_timeout(60_000)
         opened.route("**/*", answer)
         opened.goto("http://localhost:9999/")
-        opened.wait_for_function("globalThis.createRoot && globalThis.ChakraUI && globalThis.ReactRouterDOM")
+        opened.wait_for_function(READY)
         yield opened
 
 
