@@ -164,10 +164,10 @@ def check_results(run: str, results_root: str) -> int:
 @ROOT
 @click.option(
     "--table",
-    type=click.Choice(["cycles", "experiments", "power", "reliability"]),
+    type=click.Choice(["cycles", "experiments", "power", "reliability", "searches"]),
     default="cycles",
     show_default=True,
-    help="What to write: a row for each cycle, experiment, power sample, or host and engine.",
+    help="What to write: a row for each cycle, experiment, power sample, host and engine, or search for a rate.",
 )
 @click.option(
     "--format",

@@ -4,7 +4,14 @@
 """
 
 from llem_airflow.frames.asked import FrameError
-from llem_airflow.frames.stored import cycles_df, experiments_df, power_df, requests_df, runs_df
+from llem_airflow.frames.stored import (
+    cycles_df,
+    experiments_df,
+    power_df,
+    requests_df,
+    runs_df,
+    searches_df,
+)
 from llem_airflow.frames.verdicts import compare_df, history_df
 
 __all__ = [
@@ -16,4 +23,5 @@ __all__ = [
     "power_df",
     "requests_df",
     "runs_df",
+    "searches_df",
 ]

@@ -13,10 +13,16 @@ import pyarrow.parquet as pq
 from llem_airflow.analysis.tables import RELIABILITY_COLUMNS
 from llem_airflow.frames.asked import Problems
 from llem_airflow.frames.swept import Swept
-from llem_airflow.frames.tables import cycles_table, experiments_table, power_tables, require_aggregated
+from llem_airflow.frames.tables import (
+    cycles_table,
+    experiments_table,
+    power_tables,
+    require_aggregated,
+    searches_table,
+)
 from llem_airflow.results import ResultReadError, StoredRun, layout
 
-TABLES = ("cycles", "experiments", "power", "reliability")
+TABLES = ("cycles", "experiments", "power", "reliability", "searches")
 FORMATS = ("csv", "json", "jsonl", "parquet")
 
 
@@ -25,7 +31,7 @@ def export_table(run: StoredRun, table: str, form: str, target: IO[bytes]) -> in
 
     Args:
         run: The run.
-        table: cycles, experiments, power or reliability.
+        table: One of ``TABLES``.
         form: csv, json (one array of objects), jsonl (an object a line) or parquet. Lists become JSON text in CSV.
         target: Where to write.
 
@@ -49,8 +55,8 @@ def _pieces(run: StoredRun, table: str) -> Iterator[Any]:
     swept = Swept.of([run], problems)
     if problems.found:
         raise ResultReadError(str(problems.found[0]["problem"]))
-    parts = {"cycles": lambda: [cycles_table(run)], "experiments": lambda: [experiments_table(run)]}
-    for part in parts[table]() if table in parts else power_tables(run):
+    whole = {"cycles": cycles_table, "experiments": experiments_table, "searches": searches_table}
+    for part in [whole[table](run)] if table in whole else power_tables(run):
         yield swept.beside(part, run)
 
 

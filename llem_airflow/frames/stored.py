@@ -1,4 +1,4 @@
-"""Frames of what is stored: runs, experiments, cycles, requests, power."""
+"""Frames of what is stored: runs, experiments, cycles, searches, requests, power."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from llem_airflow.frames.asked import Both, Problems, Root, Runs, results_root, 
 from llem_airflow.frames.swept import Swept
 from llem_airflow.frames.tables import (
     REQUESTS_TABLE_SCHEMA,
+    SEARCHES_SCHEMA,
     cycles_table,
     experiments_table,
     requests_table,
+    searches_table,
     stored_table,
     with_run,
 )
@@ -113,6 +115,30 @@ def cycles_df(runs: Runs, *, root: Root = None, strict: bool = True) -> pd.DataF
         NoSuchRunError: A name names no run.
     """
     return _of_runs(runs, root, cycles_table, CYCLES_SCHEMA, strict=strict)
+
+
+@overload
+def searches_df(runs: Runs, *, root: Root = ..., strict: Literal[True] = ...) -> pd.DataFrame: ...
+@overload
+def searches_df(runs: Runs, *, root: Root = ..., strict: Literal[False]) -> Both: ...
+def searches_df(runs: Runs, *, root: Root = None, strict: bool = True) -> pd.DataFrame | Both:
+    """One row a search for the highest rate that meets an SLO (``find_rate``), with a column for each swept key.
+
+    ``rate_per_s`` is the highest rate that met it and ``missed_rate_per_s`` the lowest that did not, in requests/s;
+    ``state`` is found, above (also the highest rate meets it), below (also the lowest misses it) or open
+    (``asks_rate_per_s`` has no answer yet). ``probes`` counts the rates that were measured. Energies and the attainment
+    are those at ``rate_per_s``, with the ends of their 95 % intervals over cycles.
+
+    Args:
+        runs: As for ``experiments_df``.
+        root: Where names are looked up; as for ``runs_df``.
+        strict: Raise when a run cannot be read or was not aggregated; else return the frame and what is wrong.
+
+    Raises:
+        FrameError: Strict, and something cannot be read.
+        NoSuchRunError: A name names no run.
+    """
+    return _of_runs(runs, root, searches_table, SEARCHES_SCHEMA, strict=strict)
 
 
 @overload

@@ -11,7 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llem_airflow.analysis.latency import COLUMNS, Requests, e2el_s, tpot_s, ttft_s
+from llem_airflow.analysis.rate_search import FoundRate, Probe, found_rate
 from llem_airflow.analysis.series import epoch_ns
+from llem_airflow.analysis.summary import load_summary
 from llem_airflow.analysis.tables import STATISTICS
 from llem_airflow.results import CycleRef, ResultReadError, StoredRun, layout
 from llem_airflow.results.folder import first_line
@@ -32,6 +34,31 @@ REQUESTS_TABLE_SCHEMA = pa.schema(
     ]
 )
 """Columns of the requests: where they come from, what is stored of each, its times in UTC, its latencies."""
+
+_AT_THE_RATE = ("energy_per_output_token_j", "energy_per_good_request_j", "slo_attainment_ratio")
+SEARCHES_SCHEMA = pa.schema(
+    [
+        ("study", pa.string()),
+        ("run_id", pa.string()),
+        ("experiment", pa.string()),
+        ("state", pa.string()),
+        ("rate_per_s", pa.float64()),
+        ("missed_rate_per_s", pa.float64()),
+        ("asks_rate_per_s", pa.float64()),
+        ("close", pa.bool_()),
+        ("from_rate_per_s", pa.float64()),
+        ("to_rate_per_s", pa.float64()),
+        ("percentile_ratio", pa.float64()),
+        ("probes", pa.int64()),
+        ("max_probes", pa.int64()),
+        *((f"{name}{end}", pa.float64()) for name in _AT_THE_RATE for end in ("", "_low", "_high")),
+    ]
+)
+"""Columns of the searches for the highest rate that meets an SLO (``find_rate``): a row each.
+
+``experiment`` is the candidate at ``rate_per_s``; where no rate has met the SLO, the one at the lowest rate. ``close``
+says that one of the two rates around the answer could well be answered the other way by another measurement.
+"""
 
 
 def stored_table(run: StoredRun, name: str, filters: Any = None) -> Any:
@@ -95,6 +122,49 @@ def experiments_table(run: StoredRun) -> Any:
         if field.name[-2:] in counts and pa.types.is_floating(field.type):
             table = table.set_column(index, field.name, table.column(index).cast(pa.int64()))
     return table
+
+
+def searches_table(run: StoredRun) -> Any:
+    """What each search of an aggregated run has found; without rows where it searches for nothing.
+
+    Raises:
+        ResultReadError: The run was not aggregated, or its summary is damaged.
+    """
+    require_aggregated(run, layout.SUMMARY)
+    summary = load_summary(run)
+    experiments = {one.id: one for one in summary.experiments} if summary else {}
+    found = [found_rate(one, experiments) for one in (summary.searches if summary else ())]
+    return pa.Table.from_pylist([_search_row(run, one) for one in found], SEARCHES_SCHEMA)
+
+
+def _search_row(run: StoredRun, found: FoundRate) -> dict[str, Any]:
+    met, missed, search = found.highest_met, found.lowest_missed, found.search
+    row: dict[str, Any] = {
+        "study": run.study,
+        "run_id": run.run_id,
+        "experiment": met.experiment.id if met else search.experiments[0],
+        "state": found.state,
+        "rate_per_s": met.rate_per_s if met else None,
+        "missed_rate_per_s": missed.rate_per_s if missed else None,
+        "asks_rate_per_s": found.asks_per_s,
+        "close": any(one.close for one in (met, missed) if one) if found.probes else None,
+        "from_rate_per_s": search.rates_per_s[0],
+        "to_rate_per_s": search.rates_per_s[-1],
+        "percentile_ratio": search.percentile,
+        "probes": len(found.probes),
+        "max_probes": search.max_probes,
+    }
+    return row | (_at_the_rate(met) if met else {})
+
+
+def _at_the_rate(probe: Probe) -> dict[str, float]:
+    row: dict[str, float] = {}
+    for name in _AT_THE_RATE:
+        if known := probe.experiment.metric(name):
+            row[name] = known.all.mean
+            if known.all.interval:
+                row |= {f"{name}_low": known.all.interval.low, f"{name}_high": known.all.interval.high}
+    return row
 
 
 def requests_table(run: StoredRun, ref: CycleRef) -> Any:

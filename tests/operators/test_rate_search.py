@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException
 
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.factory import study_dag
+from llem_airflow.frames import searches_df
+from llem_airflow.frames.export import export_table
 from llem_airflow.operators.gates import AnswerTrigger, Candidate, check
 from llem_airflow.operators.waits import Pause
 from llem_airflow.protocol.result import CycleResult, Served
@@ -122,6 +127,49 @@ class Run:
 
 def rate_of(experiment: Experiment) -> float:
     return float(experiment.config["server"]["traffic"]["rate"])
+
+
+def test_what_was_found_is_a_row_of_a_frame_and_of_an_export(tmp_path: Path) -> None:
+    run = Run(tmp_path, sustains=4, cycles=3)
+    run.all()
+    summary = aggregate_run(run.run)
+    [row] = searches_df(run.run).to_dict("records")
+    assert (row["state"], row["experiment"], row["probes"], row["max_probes"]) == (
+        "found",
+        run.at(3.668).id,
+        5,
+        6,
+    )
+    assert (row["rate_per_s"], row["missed_rate_per_s"], row["close"]) == (3.668, 4.757, False)
+    assert (row["from_rate_per_s"], row["to_rate_per_s"], row["percentile_ratio"]) == (1.0, 8.0, 0.9)
+    assert row["server.traffic.rate"] == 3.668
+    assert pd.isna(row["asks_rate_per_s"])
+    found = next(one for one in summary.experiments if one.id == run.at(3.668).id)
+    energy = found.metric("energy_per_output_token_j")
+    assert energy is not None
+    assert energy.all.interval is not None
+    told = [row[f"energy_per_output_token_j{end}"] for end in ("", "_low", "_high")]
+    assert told == [energy.all.mean, energy.all.interval.low, energy.all.interval.high]
+    target = io.BytesIO()
+    assert export_table(run.run, "searches", "json", target) == 1
+    assert json.loads(target.getvalue())[0]["rate_per_s"] == 3.668
+
+
+def test_a_search_that_no_rate_has_met_names_its_configuration_and_one_that_is_not_over_what_it_lacks(
+    tmp_path: Path,
+) -> None:
+    run = Run(tmp_path, sustains=0.5)
+    run.all()
+    aggregate_run(run.run)
+    [row] = searches_df(run.run).to_dict("records")
+    assert (row["state"], row["experiment"], row["missed_rate_per_s"]) == ("below", run.at(1).id, 1.0)
+    assert pd.isna(row["rate_per_s"])
+    assert pd.isna(row["energy_per_output_token_j"])
+    begun = Run(tmp_path / "begun", sustains=4)
+    begun.task(begun.at(1), 1)
+    aggregate_run(begun.run)
+    [row] = searches_df(begun.run).to_dict("records")
+    assert (row["state"], row["rate_per_s"], row["asks_rate_per_s"]) == ("open", 1.0, 8.0)
 
 
 def test_only_the_rates_on_the_way_are_measured_and_the_others_say_why_not(tmp_path: Path) -> None:
