@@ -13,7 +13,7 @@ from llem_airflow.analysis.plan import Planned, planned
 from llem_airflow.results import StoredRun, layout
 from llem_airflow.text.wording import counted
 from llem_airflow.web.cells import Key, failed_attempts, matrix, named_by_plan, places, stored_numbers
-from llem_airflow.web.eta import time_left
+from llem_airflow.web.eta import time_left_searching
 from llem_airflow.web.kept import Kept
 from llem_airflow.web.seen import SeenRun, SeenTask
 
@@ -140,7 +140,10 @@ def _eta(
         for key in plan.cycles
         if (tasks[key].state not in _DONE if key in tasks else key not in numbers) and key not in skipped
     }
-    return time_left(left, known, seen.at_a_time)
+    asked = {name for name, _ in numbers} | {
+        key[0] for key, task in tasks.items() if task.state in ("running", "success")
+    }
+    return time_left_searching(left, known, seen.at_a_time, plan.searches, asked)
 
 
 def _gone_s(task: SeenTask | None) -> float:

@@ -138,7 +138,7 @@ def test_what_was_found_is_a_row_of_a_frame_and_of_an_export(tmp_path: Path) -> 
         "found",
         run.at(3.668).id,
         5,
-        6,
+        5,
     )
     assert (row["rate_per_s"], row["missed_rate_per_s"], row["close"]) == (3.668, 4.757, False)
     assert (row["from_rate_per_s"], row["to_rate_per_s"], row["percentile_ratio"]) == (1.0, 8.0, 0.9)

@@ -16,8 +16,9 @@ from llem_airflow.analysis.plan import planned
 from llem_airflow.factory.study import CYCLE_TASK_ID
 from llem_airflow.frames import cycles_df
 from llem_airflow.results import layout
+from llem_airflow.study.plan.search import RateSearch
 from llem_airflow.web.cells import MAPPED_TASK, named_by_plan, places
-from llem_airflow.web.eta import time_left
+from llem_airflow.web.eta import time_left, time_left_searching
 from llem_airflow.web.kept import Kept
 from llem_airflow.web.run_view import run_view
 from llem_airflow.web.seen import SeenRun, SeenTask
@@ -168,6 +169,27 @@ def test_time_left_is_that_of_the_same_experiment() -> None:
     assert "1 experiment never measured" in unknown.basis
     assert time_left({}, known, 1) is None
     assert time_left({("a", 1): 0.0}, {}, 1) is None
+
+
+def test_time_left_of_a_search_counts_the_rates_that_it_may_still_ask_for() -> None:
+    rates = tuple(f"r{number}" for number in range(9))
+    search = RateSearch(rates, tuple(map(float, range(1, 10))), 5, 0.9)
+    known = {("r0", 1): [10.0]}
+    # One rate was measured, none is at work: from one more to four more, of eight candidates.
+    left = {(name, 1): 0.0 for name in rates[1:]}
+    found = time_left_searching(left, known, 1, [search], ["r0"])
+    assert found is not None
+    assert (found.low_s, found.high_s, found.cycles) == (10.0, 40.0, 4)
+    assert found.basis.endswith("find_rate measures 1 more cycle to 4")
+    # One is at work: it counts, and perhaps it decides all.
+    found = time_left_searching({**left, ("r8", 1): 4.0}, known, 1, [search], ["r0", "r8"])
+    assert found is not None
+    assert (found.low_s, found.high_s, found.cycles) == (6.0, 36.0, 4)
+    # Other experiments of the run are all measured; without a search it is the time left.
+    both = time_left_searching({**left, ("other", 1): 0.0}, known, 1, [search], ["r0"])
+    assert both is not None
+    assert (both.low_s, both.high_s) == (20.0, 50.0)
+    assert time_left_searching(left, known, 1, [], []) == time_left(left, known, 1)
 
 
 @given(
