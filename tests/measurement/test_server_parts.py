@@ -16,6 +16,7 @@ from llem_airflow.measurement.server.command import flags, pinned_port, sampling
 from llem_airflow.measurement.server.scrape import labels, row
 from llem_airflow.measurement.server.traffic import load_plan, traffic_of
 from llem_airflow.measurement.server.warmup import closed_gates, load_warmup
+from llem_airflow.protocol.spec import ModelSource
 from tests.measurement.running import spec_of
 from tests.measurement.test_server_attempt import served
 
@@ -63,6 +64,17 @@ def test_tensorrt_gets_its_parameters_as_a_file(tmp_path: Path) -> None:
         "max_batch_size": 4,
         "kv_cache_config": {"enable_block_reuse": False},
     }
+
+
+def test_both_servers_load_the_revision_that_was_pinned(tmp_path: Path) -> None:
+    pinned = ModelSource("org/model", revision="main", commit="0123abc")
+    spec = replace(spec_of("tensorrt", {}), model=pinned)
+    command = server_command(spec, 8123, tmp_path).argv
+    options = Path(command[command.index("--extra_llm_api_options") + 1])
+    assert json.loads(options.read_text())["revision"] == "0123abc"
+    command = server_command(replace(spec_of("vllm", {}), model=pinned), 8123, tmp_path).argv
+    for flag in ("--revision", "--tokenizer-revision"):
+        assert command[command.index(flag) + 1] == "0123abc"
 
 
 def test_an_engine_without_a_server_is_refused(tmp_path: Path) -> None:

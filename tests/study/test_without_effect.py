@@ -73,3 +73,48 @@ def test_a_key_without_effect_is_told(key: str) -> None:
     found = load_study_text(json.dumps(STUDY | {part: {name: ALWAYS[key]}}))
     assert [notice.code for notice in found.warnings] == ["no-effect"]
     assert key in found.warnings[0].message
+
+
+SERVER: dict[str, Any] = {
+    "serving_mode": "server",
+    "engine": "vllm",
+    "task": {"model": "org/model"},
+    "server": {"traffic": {"rate": 1}},
+}
+JUDGING = {
+    "server.traffic.slo.ttft_ms": [100, 500],
+    "server.traffic.slo.tpot_ms": [None, 50],
+    "server.traffic.slo.percentile": [0.9, 0.99],
+    "server.traffic.request_timeout_seconds": [60, 600],
+    "server.startup_timeout_seconds": [600, 900],
+    "server.max_failed_ratio": [0.0, 0.1],
+}
+"""Keys that judge a result or bound an attempt, and change nothing of what is measured."""
+
+
+@pytest.mark.parametrize("key", JUDGING)
+def test_points_that_are_only_judged_otherwise_are_one_measurement_and_that_is_told(key: str) -> None:
+    study = SERVER | {"sweep": {key: JUDGING[key], "server.traffic.rate": [1, 2]}}
+    plan = load_study_text(json.dumps(study, indent=1)).plan
+    assert [len(group.members) for group in plan.duplicates] == [2, 2]
+    assert all(key in group.ignored for group in plan.duplicates)
+    [told] = [one for one in plan.warnings if one.code == "same-measurement" and one.message.startswith(key)]
+    assert told.line is not None
+    assert "only the first is measured, and judged by its value" in told.message
+
+
+@pytest.mark.parametrize("ids", [[["0"], ["1"]]])
+def test_points_on_other_gpus_are_one_measurement_and_that_is_told(ids: list[list[str]]) -> None:
+    study = STUDY | {"gpus": {"count": 1}, "sweep": {"gpus.ids": ids}}
+    plan = load_study_text(json.dumps(study)).plan
+    assert [group.ignored for group in plan.duplicates] == [("gpus.ids",)]
+    assert [one.code for one in plan.warnings] == ["same-measurement"]
+
+
+def test_a_written_key_that_no_point_uses_is_told_and_one_that_some_use_is_not() -> None:
+    idle = SERVER | {"server": {"traffic": {"rate": 1, "burstiness": 2}}}
+    assert [one.message for one in load_study_text(json.dumps(idle)).plan.warnings] == [
+        "server.traffic.burstiness has no effect here: only gamma arrivals have a burstiness"
+    ]
+    used = idle | {"sweep": {"server.traffic.arrival": ["poisson", "gamma"]}}
+    assert not [one for one in load_study_text(json.dumps(used)).plan.warnings if one.code == "no-effect"]

@@ -103,7 +103,8 @@ def vllm_is_for_cpus() -> bool:
 
 def _trtllm(spec: ExperimentSpec, port: int, scratch: Path) -> ServerCommand:
     """``trtllm-serve``: the arguments of ``LLM`` come from a file. Never run by us."""
-    settings = _given(spec)
+    pinned = spec.model.hub_revision
+    settings = {**({} if pinned is None else {"revision": pinned}), **_given(spec)}
     backend = settings.pop("backend", None)
     cache = settings.get("kv_cache_config", {})
     if isinstance(cache, dict):

@@ -35,13 +35,15 @@ class Unique:
         config: Its configuration.
         hash: Identity of the configuration as declared.
         members: Hashes of the points it stands for, its own first.
-        ignored: Keys in which they differ and that have no effect.
+        ignored: Keys in which they differ: those without effect, and those that make no other measurement.
+        first_counts: Of these the ones with an effect: they judge a result or bound an attempt, as in ``config``.
     """
 
     config: Config
     hash: str
     members: list[str]
     ignored: set[str] = field(default_factory=set)
+    first_counts: set[KeyPath] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -54,7 +56,7 @@ class Expansion:
         skipped: The others, with the rule.
         uniques: The experiments.
         varied: Keys that differ between points, for their names.
-        fired: Rules whose effect the user should know.
+        fired: Rules that make a key idle at some point.
     """
 
     declared: int = 0
@@ -174,8 +176,21 @@ class _Judge:
             leader = leader or self.seen.setdefault(key, unique)
         self.declared.add(own)
         leader.members.append(own)
-        if idle and len(leader.members) > 1:
-            leader.ignored |= {dotted(p) for p in idle if lookup(point.config, p) != lookup(leader.config, p)}
+        if len(leader.members) > 1:
+            differ = _differing(leader.config, point.config)
+            leader.ignored |= set(map(dotted, differ))
+            leader.first_counts |= differ.difference(idle)
+
+
+def _differing(one: Config, other: Config) -> set[KeyPath]:
+    """Keys with two values in two configurations, which share the sections that no axis touches."""
+    apart = [name for name in one.keys() | other.keys() if one.get(name) is not other.get(name)]
+    paths = {
+        path
+        for config in (one, other)
+        for path in leaf_paths({name: config[name] for name in apart if name in config})
+    }
+    return {path for path in paths if lookup(one, path) != lookup(other, path)}
 
 
 def _search(document: Document, expansion: Expansion) -> None:

@@ -63,6 +63,7 @@ def warnings_of(
     """
     found = [*document.warnings]
     found += _without_effect(document, expansion)
+    found += _first_counts(document, expansion)
     found += _unused_seed(document)
     found += _size(document, expansion, gap_s)
     found += _searches(document, expansion)
@@ -90,8 +91,27 @@ def _without_effect(document: Document, expansion: Expansion) -> Iterator[StudyW
             yield _idle(document, path, f"it works with {'.'.join(needed)}; {advice}")
     for rule in expansion.fired.values():
         for key in rule.ignores:
-            text = f"{'.'.join(key)} has no effect here: {rule.reason}"
-            yield StudyWarning("no-effect", text, _line(document, key))
+            line = _line(document, key)
+            # Nobody asks of a key that nobody wrote, or whose own value says it (top_p: 1); where some points use it,
+            # the plan tells those that do not.
+            says_so = all(condition.paths() == [key] for condition in rule.conditions)
+            if rule.notice or (line is not None and not says_so and _idle_everywhere(key, expansion)):
+                yield StudyWarning("no-effect", f"{'.'.join(key)} has no effect here: {rule.reason}", line)
+
+
+def _idle_everywhere(key: KeyPath, expansion: Expansion) -> bool:
+    rules = [rule for rule in expansion.fired.values() if key in rule.ignores]
+    return all(any(rule.applies(one.config) for rule in rules) for one in expansion.uniques)
+
+
+def _first_counts(document: Document, expansion: Expansion) -> Iterator[StudyWarning]:
+    for path in sorted({path for one in expansion.uniques for path in one.first_counts}):
+        key = ".".join(path)
+        text = (
+            f"{key} makes no other measurement: of points that differ in nothing else only the first is measured, and "
+            "judged by its value; for another value make another study"
+        )
+        yield StudyWarning("same-measurement", text, _line(document, path))
 
 
 def _idle(document: Document, path: tuple[str, ...], why: str) -> StudyWarning:
@@ -114,7 +134,7 @@ def _line(document: Document, path: tuple[str, ...]) -> int | None:
     if lookup(value, path) is not None:
         return document.source.place(path, of_key=True)[0]
     axis = ".".join(path)
-    if axis in (value.get("sweep") or {}):
+    if (value.get("sweep") or {}).get(axis) is not None:  # null is the same as not to write it
         return document.source.place(("sweep", axis), of_key=True)[0]
     return None
 

@@ -80,7 +80,7 @@ class Batch:
     Attributes:
         engine: Their engine.
         problems: What was found to be wrong with them.
-        fired: Rules whose effect the user should know.
+        fired: Rules that make a key idle at some point.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Batch:
         for rule in self._rules:
             if rule.section != name or not rule.applies(alone if rule.neutral else identity):
                 continue
-            if rule.notice:
+            if rule.ignores:
                 self.fired[rule.id] = rule
             for path in rule.ignores:
                 if lookup(alone, path) is not None:
