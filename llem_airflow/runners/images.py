@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import time
@@ -221,7 +220,8 @@ def _nvcc_major() -> int | None:
 
 
 _DOWNLOAD = """\
-import json, pathlib, sys
+import json, os, pathlib, sys
+os.dup2(1, 2)  # one stream: what is said last comes last, whichever of two pipes is read first
 from huggingface_hub import list_repo_files, snapshot_download
 
 name, revision = sys.argv[1], sys.argv[2] or None
@@ -233,7 +233,7 @@ except Exception as error:  # the download itself says what is wrong, or finds t
     print("the list of files is not to be had:", type(error).__name__, error)
     skipped.append("*.bin")  # what was not fetched then must not count as missing now
 folder = snapshot_download(name, revision=revision, ignore_patterns=skipped)
-print(json.dumps({"commit": pathlib.Path(folder).name}))
+print("\\n" + json.dumps({"commit": pathlib.Path(folder).name}))  # a progress bar may have left its line open
 """
 """Runs in a container of the engine's image, which has huggingface_hub; without a network it finds what is cached."""
 
@@ -315,8 +315,9 @@ def fetch_model(
     finally:
         _clear(api, attempt)
     exit_code = int(state["ExitCode"])
-    if exit_code == 0:
-        return str(json.loads(sink.tail[-1])["commit"])
+    commit = next(filter(None, map(_commit_in, reversed(sink.tail))), None)
+    if exit_code == 0 and commit is not None:
+        return commit
     raise AttemptFailedError(
         classify(exit_code, "\n".join(sink.tail), oom_killed=bool(state.get("OOMKilled"))),
         f"model {model} cannot be fetched (revision: {revision or 'the newest'})",
@@ -324,6 +325,12 @@ def fetch_model(
         log_tail=sink.tail,
         exit_code=exit_code,
     )
+
+
+def _commit_in(line: str) -> str | None:
+    """The commit that a line of ``_DOWNLOAD`` tells, or None where it is another line."""
+    found = re.fullmatch(r'\{"commit": "([^"]+)"\}', line)
+    return found[1] if found else None
 
 
 def _clear(api: docker.APIClient, attempt: Attempt) -> None:

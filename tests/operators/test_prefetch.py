@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -24,6 +27,7 @@ from llem_airflow.operators import (
 )
 from llem_airflow.operators.evidence import open_run
 from llem_airflow.operators.inputs import model_name, pin, pinned
+from llem_airflow.runners import images
 from llem_airflow.runners.images import exact_name
 from llem_airflow.study import Study, load_study_text
 
@@ -206,6 +210,26 @@ def test_a_model_is_downloaded_into_the_shared_cache_and_its_commit_holds_for_th
     assert docker_api.volumes(filters=label)["Volumes"] in (None, [])
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     assert fetch(cpu_image)["model_commit"] == COMMIT
+
+
+def test_the_commit_is_found_whatever_a_progress_bar_leaves_on_the_other_stream(tmp_path: Path) -> None:
+    """Two pipes are read in any order; a bar may end without its line."""
+    hub = """
+import sys
+def list_repo_files(name, revision):
+    return ["model.safetensors"]
+def snapshot_download(name, revision, ignore_patterns):
+    sys.stderr.write("Fetching 2 files: 100%")
+    return "/cache/snapshots/0123abcd"
+"""
+    (tmp_path / "huggingface_hub.py").write_text(hub)
+    command = [sys.executable, "-c", images._DOWNLOAD, "lab/a", ""]
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    assert ended.stderr == ""
+    lines = ended.stdout.splitlines()
+    assert lines[0] == "Fetching 2 files: 100%"
+    assert [images._commit_in(line) for line in lines] == [None, "0123abcd"]
 
 
 @pytest.mark.docker

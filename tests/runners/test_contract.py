@@ -427,7 +427,7 @@ def test_engine_and_meter_have_the_devices_of_the_place_and_no_others(
     place = placed(runner)
     collected = runner.run(place, SPEC, lambda _: None)
     assert place.gpus == collected.gpus == (on_gpus[1],)
-    meter, engine = json.loads(kind.lines[-1])
+    meter, engine = next(json.loads(line) for line in reversed(kind.lines) if line.startswith("[["))
     assert meter == [on_gpus[1]]
     assert engine == on_gpus[1]
 
