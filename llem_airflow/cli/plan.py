@@ -42,7 +42,8 @@ def print_plan(
     show(console, *(Folding(f"runner of {engine}: {choice.told}") for engine, choice in choices.items()))
     if engine_text:
         show(console, Folding(f"auto, from here: {engine_text}"))
-    for part in (_skipped(study.plan), _duplicates(study.plan), _experiments(study.plan)):
+    parts = (_skipped(study.plan), _duplicates(study.plan), _experiments(study.plan), _sessions(study.plan))
+    for part in parts:
         if part is not None:
             show(console, part)
     if order:
@@ -59,7 +60,12 @@ def _funnel(plan: Plan) -> Text:
         f"x {counted(plan.cycles, 'cycle')}",
         f"= {counted(len(plan.planned_cycles), 'cycle')}{_at_most(plan)} to measure",
     ]
-    where = ", each in a container or process of its own"
+    sessions = len(plan.sessions)
+    where = (
+        f", in {counted(sessions, 'session')} ({counted(len(plan.planned_cycles) - sessions, 'container start')} saved)"
+        if sessions
+        else ", each in a container or process of its own"
+    )
     return Text(" -> ".join(steps[:4]) + " " + " ".join(steps[4:]) + where)
 
 
@@ -123,6 +129,22 @@ def _experiments(plan: Plan) -> Group:
         _titled("Experiments", Rows(("id", "engine", "model", "GPUs"), rows)),
         *left_out,
     )
+
+
+def _sessions(plan: Plan) -> Group | None:
+    """What shares a living container: one row for what loads alike, whose sessions are its passes."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for session in plan.sessions:
+        members = tuple(sorted(run.experiment_id for run in session.cycles))
+        found.setdefault((session.id.rpartition("-c")[0], *members), []).append(session.id)
+    if not found:
+        return None
+    rows = [
+        (name, f"{len(ids):,}", f"{len(members):,}", ", ".join(members[:3]) + ", ..." * (len(members) > 3))
+        for (name, *members), ids in list(found.items())[:SHOWN_EXPERIMENTS]
+    ]
+    titles = ("what is loaded", "sessions", "experiments in each", "these")
+    return _titled("Sessions", Rows(titles, rows, right=("sessions", "experiments in each")))
 
 
 def _titled(title: str, rows: Rows) -> Group:

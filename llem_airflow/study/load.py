@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llem_airflow.protocol.spec import UNMEASURED_KINDS
@@ -18,6 +19,7 @@ from llem_airflow.study.plan.lengths import longest_s
 from llem_airflow.study.plan.model import Duplicates, Experiment, GpuRequest, Plan, PlannedCycle, Study
 from llem_airflow.study.plan.order import CANARY_CYCLE, Run, canaries, gaps_s, ordered
 from llem_airflow.study.plan.search import RateSearch, most_probes, probe_order
+from llem_airflow.study.plan.sessions import PASSES, by_session, load_groups, session_id, session_warnings
 from llem_airflow.study.plan.sweep import parse_sweep
 from llem_airflow.study.problems import Problem, StudyWarning
 from llem_airflow.text.wording import counted
@@ -149,16 +151,20 @@ def _plan(
     warnings: tuple[StudyWarning, ...],
 ) -> Plan:
     execution = document.keys.study_execution
-    runs = _runs(document, experiments)
-    pauses_s = gaps_s(runs, execution.experiment_order, *gaps)
+    asked = _runs(document, experiments)
+    groups = load_groups(experiments) if execution.in_sessions else None
+    runs = by_session(asked, groups) if groups else asked
+    pauses_s = gaps_s(runs, execution.experiment_order if runs == asked else PASSES, *gaps)
     searches = _searches(expansion, experiments)
     bound_s = _bound_s(experiments, runs, pauses_s, searches)
     counts = [experiment.gpus.count for experiment in experiments]
     known = [count for count in counts if count is not None]
-    return Plan(
+    plan = Plan(
         planned_cycles=tuple(
-            PlannedCycle(experiments[index].id, cycle, position, pause_s)
-            for position, ((index, cycle), pause_s) in enumerate(zip(runs, pauses_s, strict=True))
+            PlannedCycle(
+                experiments[run[0]].id, run[1], position, pause_s, session_id(groups, run) if groups else None
+            )
+            for position, (run, pause_s) in enumerate(zip(runs, pauses_s, strict=True))
         ),
         declared=expansion.declared,
         valid=expansion.valid,
@@ -175,6 +181,8 @@ def _plan(
         warnings=warnings,
         searches=searches,
     )
+    told = session_warnings(execution, plan, order_kept=runs == asked, experiments=experiments)
+    return replace(plan, warnings=(*warnings, *told))
 
 
 def _searches(expansion: Expansion, experiments: tuple[Experiment, ...]) -> tuple[RateSearch, ...]:

@@ -32,6 +32,7 @@ from llem_airflow.study.config.types import (
 from llem_airflow.study.names import ENGINE_ALIASES, ENGINES, RUNNERS, split_runner
 
 Order = Literal["sequential", "interleave", "shuffle", "reverse", "latin_square"]
+Isolation = Literal["container", "process"]
 
 
 class PrecisionTarget(Consistent):
@@ -46,6 +47,20 @@ class PrecisionTarget(Consistent):
         if self.min_cycles > self.max_cycles:
             found = f"min_cycles {self.min_cycles} is above max_cycles {self.max_cycles}"
             yield ("min_cycles", "max_cycles"), found, "write the smaller number as min_cycles"
+
+
+class SessionLimits(Section):
+    """Bounds of a session: one living container that several cycles share."""
+
+    max_runtime_seconds: Number = key(
+        14400, "Longest life of a session, in seconds; it ends itself then.", gt=0, le=LONGEST_S
+    )
+    idle_seconds: Number = key(
+        900, "A session in which nothing has run for so long ends itself, in seconds.", gt=0, le=LONGEST_S
+    )
+    max_restarts: Whole = key(
+        3, "Times that an unhealthy session is started anew; then the rest of its cycles fails.", ge=0, le=100
+    )
 
 
 class Execution(Section):
@@ -69,6 +84,12 @@ class Execution(Section):
     )
     shuffle_seed: Whole | None = key(None, "Seed of the shuffle order (default: from the study).")
     precision_target: PrecisionTarget | None = None
+    isolation: Isolation = key(
+        "container",
+        "`container`: a fresh container for each cycle; `process`: a fresh process for each, in one living container "
+        "(a session) for the experiments that load alike.",
+    )
+    session: SessionLimits = SessionLimits()
     allow_missing_cycles: bool = key(False, "The DAG run succeeds although planned cycles are missing.")
     canary: bool = key(
         False,
@@ -110,6 +131,11 @@ class Execution(Section):
     def wall_clock_timeout_s(self) -> float | None:
         """Longest life of the whole DAG run, in seconds, or None."""
         return None if self.wall_clock_timeout_hours is None else self.wall_clock_timeout_hours * 3600.0
+
+    @property
+    def in_sessions(self) -> bool:
+        """Whether cycles share a living container."""
+        return self.isolation != "container"
 
     @property
     def cycles(self) -> int:

@@ -18,6 +18,7 @@ from llem_airflow.study.plan.lengths import least_s
 from llem_airflow.study.plan.model import Experiment, Study
 from llem_airflow.study.plan.order import balanced
 from llem_airflow.study.plan.search import most_probes
+from llem_airflow.study.plan.sessions import not_in_sessions
 from llem_airflow.study.plan.sweep import Sweep
 from llem_airflow.study.problems import KeyPath, Problem, StudyWarning
 from llem_airflow.study.synthetic import lengths_of
@@ -89,6 +90,9 @@ def _without_effect(document: Document, expansion: Expansion) -> Iterator[StudyW
         by_date = needed[1] == "schedule" and document.keys.versions
         if lookup(said, path) != lookup(default, path) and not lookup(said, needed) and not by_date:
             yield _idle(document, path, f"it works with {'.'.join(needed)}; {advice}")
+    session = ("study_execution", "session")
+    if not document.keys.study_execution.in_sessions and lookup(said, session) != lookup(default, session):
+        yield _idle(document, session, "it works with study_execution.isolation: process")
     for rule in expansion.fired.values():
         for key in rule.ignores:
             line = _line(document, key)
@@ -316,7 +320,7 @@ def _names(config: Config, before: KeyPath) -> Iterator[tuple[str, str, str, Key
 
 def not_runnable(study: Study) -> list[Problem]:
     """Why no run of the study could end well, each with its place; empty when nothing is known against it."""
-    found = [*_reserved(study), *_too_short(study)]
+    found = [*_reserved(study), *_too_short(study), *not_in_sessions(study)]
     return [study.problem(*each) for each in found]
 
 

@@ -114,7 +114,7 @@ class Slugs:
         """Engine, model if it varies, and every varied value; at most 51 characters of ``[a-z0-9_-]``."""
         parts = [config["engine"]]
         if self.name_model:
-            parts.append(_word(str(config["task"]["model"]).rstrip("/").rsplit("/", 1)[-1]))
+            parts.append(word(str(config["task"]["model"]).rstrip("/").rsplit("/", 1)[-1]))
         for path in self.varied:
             value = lookup(config, path)
             if value is not None:
@@ -131,13 +131,14 @@ class Slugs:
 
 def _piece(name: str, value: Any) -> str:
     if isinstance(value, bool):
-        return _word(f"{name}-{'on' if value else 'off'}")
+        return word(f"{name}-{'on' if value else 'off'}")
     if isinstance(value, str) and not value.isdigit():
-        return _word(value.rstrip("/").rsplit("/", 1)[-1])
+        return word(value.rstrip("/").rsplit("/", 1)[-1])
     if isinstance(value, (dict, list)):
-        return _word(f"{name}-{digest(canonical_json(value))[:4]}")
-    return _word(f"{name}-{value:g}".replace(".", "p") if isinstance(value, float) else f"{name}-{value}")
+        return word(f"{name}-{digest(canonical_json(value))[:4]}")
+    return word(f"{name}-{value:g}".replace(".", "p") if isinstance(value, float) else f"{name}-{value}")
 
 
-def _word(text: str) -> str:
+def word(text: str) -> str:
+    """The text as a part of a name: at most 40 characters of ``[a-z0-9_-]``."""
     return _NOT_IN_ID.sub("-", text.lower()).strip("-")[:40].strip("-")

@@ -122,17 +122,32 @@ class PlannedCycle:
         cycle: Which repetition, from 1.
         position: Place in the order, from 0.
         gap_before_s: Pause before it, in seconds.
+        session: Id of the session that it is measured in; None for a container of its own.
     """
 
     experiment_id: str
     cycle: int
     position: int
     gap_before_s: float
+    session: str | None = None
 
     @property
     def name(self) -> str:
         """The experiment and which cycle of it, by which it is looked up."""
         return f"{self.experiment_id}.{self.cycle}"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Cycles that share one living container.
+
+    Attributes:
+        id: ``<what is loaded>-c<cycle>``: ``[a-z0-9_-]``, at most 60 characters, unique in a run.
+        cycles: Its cycles in their order, each of another experiment.
+    """
+
+    id: str
+    cycles: tuple[PlannedCycle, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +215,15 @@ class Plan:
         """Cycles that are measured at most: a search leaves most of its candidates out."""
         return at_most(self.searches, len(self.planned_cycles), self.cycles)
 
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """The sessions in their order; none where each cycle has a container of its own."""
+        found: dict[str, list[PlannedCycle]] = {}
+        for run in self.planned_cycles:
+            if run.session is not None:
+                found.setdefault(run.session, []).append(run)
+        return tuple(Session(name, tuple(runs)) for name, runs in found.items())
+
     def planned_cycle(self, experiment_id: str, cycle: int) -> PlannedCycle | None:
         """The planned cycle, or None when it is not in the plan."""
         return _named(self.planned_cycles, f"{experiment_id}.{cycle}")
@@ -235,6 +259,7 @@ class Plan:
             "wall_clock_s": self.wall_clock_s,
             "gpus": self.gpus,
             "notices": [warning.to_json() for warning in self.warnings],
+            **({"sessions": [run.session for run in self.planned_cycles]} if self.sessions else {}),
             **({"searches": [one.to_json() for one in self.searches]} if self.searches else {}),
         }
 
