@@ -120,6 +120,11 @@ CATEGORIES: dict[str, Category] = {
         at_once=True,
         outside_only=True,
     ),
+    "session_unhealthy": Category(
+        False,
+        "read session.json in the evidence; clear the session's first task, or choose isolation: container",
+        outside_only=True,
+    ),
     "name_conflict": Category(
         True,
         "another container has this name: `llem-airflow gc` removes leftovers of ours",

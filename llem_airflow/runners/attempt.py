@@ -15,6 +15,9 @@ LABEL_GPUS = "llem.gpus"
 LABEL_INSTALLATION = "llem.installation"
 """Which Airflow made it."""
 
+LABEL_SESSION = "llem.session"
+"""The session whose container it is; its run owns it, not one task."""
+
 _LONGEST_LABEL = 250
 
 

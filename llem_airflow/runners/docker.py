@@ -209,7 +209,7 @@ class DockerRunner(Runner):
                 if name_of(listed) != self._attempt.container_name:
                     self._api.rename(listed["Id"], self._attempt.container_name)
                 self._sink.line(f"Taking over container {name_of(listed)} of an earlier try")
-                return _adopted(self._api, listed)
+                return adopted(self._api, listed)
             if remove_container(self._api, listed["Id"]):
                 remove_volume(self._api, exchange_of(listed.get("Mounts") or []))
         sweep_volumes(self._api, self._attempt)
@@ -277,7 +277,7 @@ class DockerRunner(Runner):
             with self._nothing_stays():
                 try:
                     user = default_user(api, settings.image) if settings.user is None else settings.user
-                    hand_in(api, place.container, place.direct, bundle, place.told(spec), user)
+                    self._hand_in(place, bundle, spec, user)
                     for cache in settings.caches:
                         api.put_archive(place.container, str(cache.parent), shared_folder(cache.name))
                     api.start(place.container)
@@ -290,6 +290,9 @@ class DockerRunner(Runner):
             if isinstance(again, Busy):
                 raise again.error(self._folder)
             place = again
+
+    def _hand_in(self, place: ContainerPlace, bundle: Path, spec: ExperimentSpec, user: str | None) -> None:
+        hand_in(self._api, place.container, place.direct, bundle, place.told(spec), user)
 
     @contextlib.contextmanager
     def _refusals(self) -> Iterator[None]:
@@ -326,9 +329,7 @@ class DockerRunner(Runner):
             raise
 
     def _create(self, spec: ExperimentSpec, gpus: tuple[str, ...], lease: Mapping[str, str]) -> str:
-        arguments = create_arguments(
-            self._api, self._attempt, spec.experiment_hash, self._settings, gpus, lease
-        )
+        arguments = self._arguments(spec, gpus, lease)
         try:
             return str(self._api.create_container(**arguments)["Id"])
         except ImageNotFound:
@@ -336,6 +337,11 @@ class DockerRunner(Runner):
                 raise
         self._pull()
         return str(self._api.create_container(**arguments)["Id"])
+
+    def _arguments(
+        self, spec: ExperimentSpec, gpus: tuple[str, ...], lease: Mapping[str, str]
+    ) -> dict[str, Any]:
+        return create_arguments(self._api, self._attempt, spec.experiment_hash, self._settings, gpus, lease)
 
     def _pull_missing(self) -> None:
         if self._settings.pull == "missing" and digest(self._api, self._settings.image) is None:
@@ -480,12 +486,8 @@ class DockerRunner(Runner):
 
     def _bring_out(self, place: ContainerPlace, inspection: Mapping[str, Any]) -> None:
         redactor = self._sink.redactor
-        direct = self._direct(inspection)
         try:
-            patiently(
-                lambda: collect(self._api, place.container, self._folder, redactor, direct),
-                self._settings.engine_grace_s,
-            )
+            patiently(lambda: self._collect(place, inspection), self._settings.engine_grace_s)
         except (CollectError, OSError, DockerException) as error:
             if self._vanishes(place):
                 raise self._gone() from error
@@ -499,8 +501,9 @@ class DockerRunner(Runner):
                 log_tail=self._sink.tail,
             ) from error
 
-    def _direct(self, inspection: Mapping[str, Any]) -> Path | None:
-        return mounted_at(inspection, EXCHANGE_DIR) if self._settings.direct_volume else None
+    def _collect(self, place: ContainerPlace, inspection: Mapping[str, Any]) -> None:
+        direct = mounted_at(inspection, EXCHANGE_DIR) if self._settings.direct_volume else None
+        collect(self._api, place.container, self._folder, self._sink.redactor, direct)
 
     def _salvage(self, place: ContainerPlace) -> None:
         """What an attempt that was cut short has written, as far as it is to be had at once."""
@@ -511,8 +514,7 @@ class DockerRunner(Runner):
         try:
             inspection = api.inspect_container(place.container)
             if inspection["Name"].lstrip("/") == self._attempt.container_name:
-                direct = self._direct(inspection)
-                collect(api, place.container, self._folder, self._sink.redactor, direct)
+                self._collect(place, inspection)
         except (CollectError, OSError, DockerException):
             pass
         finally:
@@ -544,7 +546,8 @@ def waiting(later: Mapping[str, Any]) -> Waiter:
     return Waiter(later)
 
 
-def _adopted(api: docker.APIClient, listed: Mapping[str, Any]) -> ContainerPlace:
+def adopted(api: docker.APIClient, listed: Mapping[str, Any]) -> ContainerPlace:
+    """The place of a container that is there."""
     state = api.inspect_container(listed["Id"])["State"]
     labels = listed["Labels"] or {}
     return ContainerPlace(

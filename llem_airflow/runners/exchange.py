@@ -52,16 +52,27 @@ def hand_in(
         user: The container's user, who must be able to write into ``out/``.
     """
     files = {BUNDLE: bundle.read_bytes(), config_name(spec.experiment_hash): spec.dumps().encode()}
-    owner = _owner(user)
     if direct is not None:
-        fill(direct, files, OUT_DIR, owner)
+        fill(direct, files, OUT_DIR, _owner(user))
         return
+    api.put_archive(container, EXCHANGE_DIR, packed(files, [OUT_DIR], user))
+
+
+def packed(files: Mapping[str, bytes], folders: Iterable[str], user: str | None) -> bytes:
+    """An archive of files that everybody may read, and of folders before them.
+
+    Args:
+        files: Content by name.
+        folders: Names of folders in which the user must be able to write.
+        user: The container's user.
+    """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name in folders:
+            archive.addfile(_folder(name, _owner(user)))
         for name, content in files.items():
             _add_file(archive, name, content)
-        archive.addfile(_out_folder(owner))
-    api.put_archive(container, EXCHANGE_DIR, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def shared_folder(name: str) -> bytes:
@@ -80,6 +91,7 @@ def collect(
     folder: Path,
     redactor: Redactor,
     direct: Path | None = None,
+    exchange: str = EXCHANGE_DIR,
 ) -> tuple[str, ...]:
     """Bring the files of ``out/`` into ``folder``.
 
@@ -91,6 +103,7 @@ def collect(
         folder: Where the files go.
         redactor: Blanks the secrets in what comes out.
         direct: The volume's folder, where it is to be seen.
+        exchange: The folder that holds ``out/``, as the container sees it.
 
     Returns:
         Names of the files.
@@ -101,11 +114,7 @@ def collect(
     """
     if direct is not None:
         return tuple(_take(plain_files(direct, OUT_DIR), folder, redactor))
-    return _unpack(api, container, folder, redactor)
-
-
-def _unpack(api: docker.APIClient, container: str, folder: Path, redactor: Redactor) -> tuple[str, ...]:
-    chunks, _ = api.get_archive(container, f"{EXCHANGE_DIR}/{OUT_DIR}")
+    chunks, _ = api.get_archive(container, f"{exchange}/{OUT_DIR}")
     try:
         with tarfile.open(fileobj=_Reader(chunks), mode="r|") as archive:
             names = tuple(_take(_members(archive), folder, redactor))
@@ -152,8 +161,8 @@ def _owner(user: str | None) -> tuple[int, int] | None:
     return (int(uid), int(gid or 0)) if uid.isdecimal() and (gid.isdecimal() or not gid) else None
 
 
-def _out_folder(owner: tuple[int, int] | None) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(OUT_DIR)
+def _folder(name: str, owner: tuple[int, int] | None) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
     info.type = tarfile.DIRTYPE
     # The volume belongs to this attempt alone, so everybody may write where the user's number is not known.
     (info.uid, info.gid), info.mode = owner or (0, 0), 0o755 if owner else 0o777

@@ -59,7 +59,7 @@ CHOSEN: list[tuple[Callable[[Category], bool], set[str]]] = [
         lambda one: one.outside_only,
         {
             *("image_pull", "image_config", "timeout_silence", "timeout_gpu_idle", "daemon_down", "crash"),
-            *("killed", "name_conflict", "cancelled", "unknown"),
+            *("killed", "name_conflict", "cancelled", "unknown", "session_unhealthy"),
         },
     ),
 ]

@@ -1,0 +1,197 @@
+"""One attempt in a session: its turn, its start as a process of its own, its output, and its end.
+
+``keep`` is the parent of the attempt's process and outlives whoever asked for it: output and exit code go into files,
+so that any number of followers, one after the other, read the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from llem_airflow.measurement.output import write_json
+from llem_airflow.measurement.session.folder import AttemptFolder, signal_session
+from llem_airflow.measurement.session.health import HEALTH, check
+from llem_airflow.protocol.oom import oom_kills
+from llem_airflow.protocol.session import (
+    BUSY,
+    COMMAND,
+    ENDED,
+    ENV_SESSION,
+    EVIDENCE,
+    RUNNING,
+    TAKEN,
+    UNHEALTHY,
+    Exit,
+    Turn,
+)
+
+_LOOK_EVERY_S = 0.1
+_READ_BYTES = 1 << 16
+_START_S = 60.0
+_NOT_FOUND = 127
+
+
+def turn(attempt: AttemptFolder, owner: str, what: str) -> Turn:
+    """Take the turn of an attempt, or what an earlier try of it left.
+
+    Args:
+        attempt: Which.
+        owner: The try that asks.
+        what: The attempt, for people.
+    """
+    session = attempt.session
+    if not session.wait_until_ready():
+        return Turn(UNHEALTHY, "its guard did not come up")
+    session.renew()
+    with session.lock():
+        holder = session.holder()
+        if holder is not None and holder["key"] != attempt.key:
+            return Turn(BUSY, str(holder["what"]))
+        if (said := attempt.started()) is not None:
+            attempt.give_to(owner)
+            state = RUNNING if attempt.runs() else ENDED
+            age_s = max(0.0, time.monotonic() - float(said["t_mono_s"]))
+            return Turn(state, position=int(said["position"]), age_s=age_s)
+        attempt.remove()
+        position = session.position()
+        if problems := check(session, position):
+            return Turn(UNHEALTHY, "; ".join(problems), position)
+        attempt.give_to(owner)
+        session.give_turn(attempt.key, what)
+        return Turn(TAKEN, position=position)
+
+
+def run(attempt: AttemptFolder, owner: str, offset: int, command: list[str]) -> int:
+    """Start the attempt unless it has been, write its output to stdout, and how it ended to stderr.
+
+    Args:
+        attempt: Which.
+        owner: The try that asks.
+        offset: From which byte of the output on.
+        command: What the attempt is.
+    """
+    with attempt.session.lock():
+        if attempt.owner() == owner and attempt.started() is None:
+            _start(attempt, command)
+    with contextlib.suppress(BrokenPipeError):  # whoever listened has gone; the attempt goes on
+        ended = _follow(attempt, offset)
+        sys.stderr.write(Exit(ended.exit_code, ended.oom_killed, attempt.owner()).dumps() + "\n")
+        sys.stderr.flush()
+    return 0
+
+
+def _start(attempt: AttemptFolder, command: list[str]) -> None:
+    keeper = subprocess.Popen(
+        [sys.executable, sys.argv[0], COMMAND, "keep", attempt.key, *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,  # open, it would hold the connection of whoever asked
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline_s = time.monotonic() + _START_S
+    while attempt.started() is None and keeper.poll() is None and time.monotonic() < deadline_s:
+        time.sleep(_LOOK_EVERY_S / 5)
+
+
+def _follow(attempt: AttemptFolder, offset: int) -> Exit:
+    try:
+        file = attempt.output.open("rb", buffering=0)
+    except OSError:
+        return attempt.exit() or Exit(128 + signal.SIGKILL, oom_killed=False)
+    with file:
+        file.seek(offset)
+        while True:
+            ended = attempt.ended()  # asked before reading: what came before the end is read
+            while data := file.read(_READ_BYTES):
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+            if ended is not None:
+                return ended
+            time.sleep(_LOOK_EVERY_S)
+
+
+def keep(attempt: AttemptFolder, command: list[str]) -> int:
+    """Run the attempt's process to its end, look whether the session is healthy, and say how it ended.
+
+    Args:
+        attempt: Which.
+        command: What the attempt is.
+    """
+    session = attempt.session
+    held = attempt.hold()
+    position, kills = session.position(), oom_kills() or 0
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        with attempt.output.open("ab", buffering=0) as output:
+            try:
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                )
+            except OSError as error:
+                output.write(f"llem: {command[0]} cannot be started: {error}\n".encode())
+        session.append("positions.jsonl", {"key": attempt.key, "t_mono_ns": time.monotonic_ns()})
+        attempt.note_start(process.pid if process else os.getpid(), position)
+        code = _NOT_FOUND if process is None else process.wait()
+        if process is not None:
+            signal_session(process.pid, signal.SIGKILL)
+        check(session, position + 1)
+        _write_evidence(attempt, position)
+        session.renew()
+        attempt.note_exit(code if code >= 0 else 128 - code, oom_killed=(oom_kills() or 0) > kills)
+    except FileNotFoundError:
+        pass  # it was removed meanwhile
+    finally:
+        if process is not None:
+            signal_session(process.pid, signal.SIGKILL)
+        os.close(held)
+    return 0
+
+
+def _write_evidence(attempt: AttemptFolder, position: int) -> None:
+    session = attempt.session
+    write_json(
+        attempt.out / EVIDENCE,
+        {
+            "session": os.environ.get(ENV_SESSION),
+            "start_kind": "exec",
+            "position_in_session": position,
+            "lives": session.lives(),
+            "health": session.read_lines(HEALTH),
+        },
+    )
+
+
+def end(attempt: AttemptFolder, owner: str, grace_s: float) -> int:
+    """End the attempt's processes, if it still is this try's: SIGTERM, and after a while SIGKILL.
+
+    Args:
+        attempt: Which.
+        owner: The try that asks.
+        grace_s: How long it may take after SIGTERM, in seconds.
+    """
+    if attempt.owner() != owner:
+        return 0
+    attempt.signal(signal.SIGTERM)
+    deadline_s = time.monotonic() + grace_s
+    while attempt.ended() is None and time.monotonic() < deadline_s:
+        time.sleep(_LOOK_EVERY_S)
+    if attempt.exit() is None:
+        attempt.signal(signal.SIGKILL)
+    return 0
+
+
+def forget(attempt: AttemptFolder, owner: str) -> int:
+    """End the attempt at once and remove it, unless it is a later try's.
+
+    Args:
+        attempt: Which.
+        owner: The try that asks; empty for all tries.
+    """
+    if not owner or attempt.owner() in ("", owner):
+        attempt.remove()
+    return 0

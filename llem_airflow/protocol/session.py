@@ -1,0 +1,106 @@
+"""What crosses between a runner and the container of a session: one that lives on over several cycles.
+
+The runner executes ``llem.pyz session COMMAND`` in the container; the folders lie in the exchange volume::
+
+    llem.pyz            the bundle of the guard, which idles as the container's program
+    state/              whose turn it is, the lives of the container, the health checks
+    attempts/{key}/     one attempt: {hash}_config.json, llem.pyz, out/, and output, started, exit.json
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TypeVar
+
+from llem_airflow.protocol.typed_json import ProtocolError, from_json, to_json
+
+T = TypeVar("T")
+
+COMMAND = "session"
+"""First argument of the bundle."""
+
+STATE = "state"
+ATTEMPTS = "attempts"
+
+LIVES = "lives.jsonl"
+"""One line for each start of the session's container."""
+
+EVIDENCE = "session.json"
+"""In ``out/``: session, start kind, position, lives of the container, health checks so far."""
+
+BEAT = "beat"
+"""Touched by the living guard every :data:`BEAT_S` seconds; Docker's healthcheck looks how old it is."""
+
+BEAT_S = 2.0
+
+ENV_SESSION = "LLEM_SESSION"
+"""The session's id, in the container's environment."""
+
+TAKEN, RUNNING, ENDED, BUSY, UNHEALTHY = "taken", "running", "ended", "busy", "unhealthy"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The answer to an attempt that asks for its turn.
+
+    Attributes:
+        state: ``taken`` (it may be handed in and run), ``running`` or ``ended`` (an earlier try's is there and is now
+            this try's), ``busy`` (another attempt has the turn), ``unhealthy`` (the container must be restarted).
+        text: Who has the turn, or what is not healthy; empty otherwise.
+        position: How many attempts ran before in the session.
+        age_s: How long an earlier try's has run, in seconds; 0 for none.
+    """
+
+    state: str
+    text: str = ""
+    position: int = 0
+    age_s: float = 0.0
+
+    def dumps(self) -> str:
+        """As one line of JSON."""
+        return json.dumps(to_json(self), allow_nan=False)
+
+    @classmethod
+    def loads(cls, text: str) -> Turn:
+        """Read an answer.
+
+        Raises:
+            ProtocolError: It is none.
+        """
+        return _loads(cls, text, "the turn")
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How an attempt in a session ended.
+
+    Attributes:
+        exit_code: As Docker writes it: 128 + number after a signal.
+        oom_killed: Whether the kernel ended one of its processes for want of memory.
+        owner: The try that it belongs to; empty when it was removed.
+    """
+
+    exit_code: int
+    oom_killed: bool
+    owner: str = ""
+
+    def dumps(self) -> str:
+        """As one line of JSON."""
+        return json.dumps(to_json(self), allow_nan=False)
+
+    @classmethod
+    def loads(cls, text: str) -> Exit:
+        """Read how it ended.
+
+        Raises:
+            ProtocolError: It does not say that.
+        """
+        return _loads(cls, text, "the exit")
+
+
+def _loads(cls: type[T], text: str, where: str) -> T:
+    try:
+        return from_json(cls, json.loads(text), where)
+    except ValueError as error:
+        raise ProtocolError(f"{where}: {error}") from error
