@@ -23,7 +23,6 @@ import argparse
 import contextlib
 import os
 import resource
-import signal
 import statistics
 import tempfile
 import time
@@ -113,12 +112,11 @@ class Bench:
         log.phase_name = "measure"
         self.attempt = Attempt(spec, out, log)
         self.sampler = start_sampler(MeterSpec(kind="nvml"), out / POWER)
-        self.sampler_pid = pid_of(self.sampler)  # to stop it while nothing is measured
+        self.sampler_pid = pid_of(self.sampler)
         self.bare_step = _bare_step(self.engine, self.work[0])
 
     def bare(self) -> Block:
         """``generate`` and nothing else."""
-        os.kill(self.sampler_pid, signal.SIGSTOP)
 
         def steps() -> int:
             begin_s, tokens = time.monotonic(), 0
@@ -127,9 +125,8 @@ class Bench:
                 tokens += OUTPUT_TOKENS * BATCH
             return tokens
 
-        block = self._timed(steps)
-        os.kill(self.sampler_pid, signal.SIGCONT)
-        return block
+        with self.sampler.resting():
+            return self._timed(steps)
 
     def harness(self) -> Block:
         """What an attempt does in its window."""

@@ -33,7 +33,7 @@ from llem_airflow.analysis.series import (
 )
 from llem_airflow.protocol.gpu_profile import Sensor
 from llem_airflow.protocol.result import CycleResult, Meter, Window
-from llem_airflow.results.llenergymeasure import PEER_METER
+from llem_airflow.protocol.spec import PEER_METER
 
 
 def prefill_and_decode(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,11 @@ import numpy as np
 
 from llem_airflow.gpu_check.register import Floats, Readings
 from llem_airflow.gpu_check.window import Load
+from llem_airflow.protocol.message_pipe import MessagePipe
+
+LEAST_S = 6.0
+"""In less, no register can tell its period."""
+_STARTS_S, _ENDS_S = 60.0, 10.0
 
 
 class NoBoardError(RuntimeError):
@@ -60,42 +67,113 @@ class Seen:
         return float(t_ns - self.facts["origin_ns"]) / 1e9
 
 
-def collect(seconds: float, folder: Path, on_progress: Callable[[dict[str, Any]], None]) -> list[Seen]:
-    """Read all boards.
+def collect(
+    seconds: float, folder: Path, on_progress: Callable[[dict[str, Any]], None], least_s: float = LEAST_S
+) -> list[Seen]:
+    """Read all boards; where the driver hangs on one, the others go on without it.
 
     Args:
         seconds: How long, for all of them together.
         folder: Where the readings go.
         on_progress: Called with what the process says.
+        least_s: How long for each of them at least.
 
     Raises:
-        NoBoardError: There is none, or the process ended without a word.
+        NoBoardError: There is none, or the process ended or hung without a word of any.
     """
+    left_out: set[int] = set()
+    while True:
+        ended = _run([str(seconds), str(least_s), str(folder), *map(str, sorted(left_out))], on_progress)
+        if ended is None:
+            break
+        number, why = ended
+        at_once = number is None or number in left_out  # then none of the others can be reached, either
+        for one in _undone(folder) if at_once else [number]:
+            _give_up(folder / f"{one}.json", why)
+        if not _numbers(folder):
+            raise NoBoardError(why)
+        if at_once:
+            break
+        left_out = set(_numbers(folder)) - set(_undone(folder))
+    return [_read(folder / f"{number}.json") for number in sorted(_numbers(folder))]
+
+
+def _undone(folder: Path) -> list[int]:
+    return [number for number in _numbers(folder) if not _facts(folder / f"{number}.json")["done"]]
+
+
+def _numbers(folder: Path) -> list[int]:
+    return [int(path.stem) for path in folder.glob("*.json")]
+
+
+def _run(
+    arguments: list[str], on_progress: Callable[[dict[str, Any]], None]
+) -> tuple[int | None, str] | None:
+    """Run the process; None when it came to its end, else the board that it was at, and how it ended."""
+    number: int | None = None
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llem_airflow.measurement.board", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=child_environment(),
+        )
+        assert process.stdout is not None
+        messages, within_s, doing = MessagePipe(process.stdout), _STARTS_S, "starting Python"
+        try:
+            while (message := messages.receive(within_s)) is not None:
+                if "error" in message:
+                    return None, str(message["error"])
+                within_s, doing = message.get("within_s", within_s), message.get("doing", doing)
+                number = message.get("number", number)
+                on_progress(message)
+            if not messages.ended:
+                why = f"the NVIDIA driver hangs: no answer for {within_s:.0f} s while {doing}"
+                return number, f"{why}. Run nvidia-smi; where that hangs, too, restart the machine"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_ENDS_S)
+        finally:
+            _end(process)
+        if process.returncode:
+            errors.seek(0)
+            last = next(reversed(errors.read().strip().splitlines()), "it said nothing")
+            return (
+                number,
+                f"the process that reads the boards ended with {process.returncode} while {doing}: {last}",
+            )
+    return None
+
+
+def _give_up(path: Path, why: str) -> None:
+    """Note on a board how its check ended; what was read of it before stays."""
+    facts = _facts(path)
+    facts |= {"lost" if facts["phases"] else "refused": why, "done": True}
+    path.write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return facts
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill it where it still runs; what hangs inside a driver may not even die of that, and is left alone."""
+    process.kill()
+    if process.stdout is not None:
+        process.stdout.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_ENDS_S)
+
+
+def child_environment() -> dict[str, str]:
+    """Ours, with the folder of this package in front of what Python looks through."""
     root = str(Path(__file__).parents[2])
     inherited = os.environ.get("PYTHONPATH")
-    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{inherited}" if inherited else root}
-    command = [sys.executable, "-m", "llem_airflow.measurement.board", str(seconds), str(folder)]
-    with (folder / "errors.txt").open("w+", encoding="utf-8") as errors:
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
-        ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                message = json.loads(line)
-                if "error" in message:
-                    raise NoBoardError(str(message["error"]))
-                on_progress(message)
-        errors.seek(0)
-        said = errors.read().strip().splitlines()
-    found = [_read(path) for path in sorted(folder.glob("*.json"), key=lambda path: int(path.stem))]
-    if process.returncode or not found:
-        last = said[-1] if said else "it said nothing"
-        raise NoBoardError(f"the process that reads the boards ended with {process.returncode}: {last}")
-    return found
+    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{inherited}" if inherited else root}
 
 
 def _read(path: Path) -> Seen:
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts = _facts(path)
     rows: list[dict[str, str]] = []
     series = path.with_suffix(".csv")
     if series.exists():

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llem_airflow.gpu_check.collect import NoBoardError, collect
+from llem_airflow.gpu_check.collect import NoBoardError, Seen, collect
 from llem_airflow.gpu_check.page import VERDICT_WORDS, html_page, text_page
+from llem_airflow.gpu_check.path import walk
+from llem_airflow.gpu_check.path_verdicts import path_findings
 from llem_airflow.gpu_check.profile import profile_of
-from llem_airflow.protocol.gpu_profile import GpuProfile
+from llem_airflow.protocol.gpu_profile import GpuProfile, MeasuringPath
 from llem_airflow.protocol.typed_json import to_json
 from llem_airflow.results.folder import Folder, ResultsWriteError
 from llem_airflow.results.gpu_profiles import write_profile
@@ -22,47 +25,72 @@ _PHASES = {
     "square": "a load that is switched on and off",
     "full": "full load",
     "repeat": "one load again and again",
+    "path": "a model with random weights",
 }
+LEAST_PATH_S = 20.0
 
 
-def gpu_check(minutes: float, root: str, *, as_json: bool) -> int:
+def gpu_check(minutes: float, root: str, *, as_json: bool, model_seconds: float | None = None) -> int:
     """Characterise the power meter of every GPU here.
 
     Args:
         minutes: How long, for all of them together.
         root: The results root that keeps the profiles.
         as_json: Print the profiles as JSON instead of the pages.
+        model_seconds: How much of it the measuring path on a model may take, for all of them together; None is a third,
+            and nothing where that is too short.
 
     Returns:
         0 when every board was checked to its end, 1 when one was not, 2 when there is none or nothing could be kept.
     """
-    with tempfile.TemporaryDirectory(prefix="llem-gpu-check-") as folder:
+    path_s = _share(minutes * 60) if model_seconds is None else model_seconds
+    profiles: list[GpuProfile] = []
+    with tempfile.TemporaryDirectory(prefix="llem-gpu-check-") as work:
         try:
-            boards = collect(minutes * 60, Path(folder), _show_progress)
+            boards = collect(minutes * 60 - path_s, Path(work), _show_progress)
         except NoBoardError as error:
             sys.stderr.write(f"gpu-check: {error}\n")
             return 2
-    profiles: list[GpuProfile] = []
-    for seen in boards:
-        profile = profile_of(seen)
+        for seen in boards:
+            profile = profile_of(seen)
+            path = _path(seen, profile, path_s / len(boards), Path(work))
+            profiles.append(replace(profile, path=path, findings=(*profile.findings, *path_findings(path))))
+    try:
+        _keep_and_show(boards, profiles, Folder.at(root), as_json=as_json)
+    except ResultsWriteError as error:
+        sys.stderr.write(f"gpu-check: the profile could not be kept: {error}\n")
+        return 2
+    return int(any(seen.facts["refused"] or seen.facts["lost"] for seen in boards))
+
+
+def _path(seen: Seen, profile: GpuProfile, seconds: float, work: Path) -> MeasuringPath | None:
+    """The measuring path on a board that was checked to its end; None without time for it."""
+    if not seconds:
+        return None
+    if seen.facts["refused"] or seen.facts["lost"]:
+        return MeasuringPath(problem="the board was not checked to its end")
+    _show_progress({"phase": "path", "done_ratio": 1.0, "uuid": profile.uuid})
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        return walk(profile, seconds, Path(folder))
+
+
+def _share(seconds: float) -> float:
+    """A third of the time for the model, where that is enough for some windows of some seconds."""
+    return seconds / 3 if seconds / 3 >= LEAST_PATH_S else 0.0
+
+
+def _keep_and_show(boards: list[Seen], profiles: list[GpuProfile], root: Folder, *, as_json: bool) -> None:
+    for seen, profile in zip(boards, profiles, strict=True):
         text = text_page(profile)
         if not as_json:
             sys.stdout.write(f"{text}\n")
         if profile.uuid:
-            try:
-                kept = write_profile(
-                    Folder.at(root), profile, {"txt": text, "html": html_page(profile, seen)}
-                )
-            except ResultsWriteError as error:
-                sys.stderr.write(f"gpu-check: the profile could not be kept: {error}\n")
-                return 2
+            kept = write_profile(root, profile, {"txt": text, "html": html_page(profile, seen)})
             sys.stderr.write(f"kept: {kept.url}/{profile.uuid}.json, .html, .txt\n")
-        profiles.append(profile)
     if as_json:
         sys.stdout.write(json.dumps([to_json(profile) for profile in profiles], indent=1) + "\n")
     else:
         sys.stdout.write(_summary(profiles) + "\n")
-    return int(any(seen.facts["refused"] or seen.facts["lost"] for seen in boards))
 
 
 def _summary(profiles: list[GpuProfile]) -> str:

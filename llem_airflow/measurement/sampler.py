@@ -13,6 +13,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,15 @@ class Sampler:
         gpus: list[dict[str, Any]] = self._ask("describe", 10.0).get("gpus", [])
         return gpus
 
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """While the body runs, nothing is read: for what is compared with a measurement."""
+        self._channel.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._channel.send_signal(signal.SIGCONT)
+
     def stop(self) -> Meter:
         """Sample a second more, end the process, tell what it was. May be called twice, from any thread."""
         with self._lock:
@@ -165,6 +176,10 @@ class _Channel:
     def receive(self, timeout_s: float) -> dict[str, Any] | None:
         """The next message, or None when there is none in time or the process is gone."""
         return self._messages.receive(timeout_s)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send the process a signal, where it still runs."""
+        self._process.send_signal(number)
 
     def end(self) -> None:
         """Close the pipes and see the process end."""

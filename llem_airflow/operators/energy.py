@@ -24,7 +24,7 @@ def cycle_row(ref: CycleRef) -> Cycle:
 
 
 def line_of(row: Cycle) -> str:
-    """The line of a cycle that was read: ``Energy 12.3 J (counter, board), 384 output tokens, 32 mJ/token``."""
+    """The line of a cycle: ``Energy 12.3 J (counter, board, not characterised), 384 output tokens, 32 mJ/token``."""
     if row.status == "damaged":
         return f"The stored result cannot be read: {row.reason}"
     said = [_energy(row), counted(round(row.measures.get("output_tokens") or 0), "output token")]
@@ -41,7 +41,7 @@ def _energy(row: Cycle) -> str:
     uncertainty = f" ± {_number(row.energy_uncertainty_j)}" if row.energy_uncertainty_j else ""
     # An estimate has no other source than its meter; what is measured need not say so.
     kind = None if row.energy_kind == "measured" else row.energy_kind
-    sources = [kind, row.energy_source, row.energy_boundary]
+    sources = [kind, row.energy_source, row.energy_boundary, row.characterised]
     if row.energy_kind == "estimate":
         sources = [kind, row.fingerprint.get("meter")]
     return f"Energy {_number(joules)}{uncertainty} J ({', '.join(str(each) for each in sources if each)})"

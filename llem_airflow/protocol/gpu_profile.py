@@ -55,6 +55,39 @@ class Sensor:
 
 
 @dataclass(frozen=True)
+class MeasuringPath:
+    """What the measuring path found on a model with random weights; None is "cannot be known".
+
+    Attributes:
+        problem: Why the path could not be walked to its end; empty otherwise.
+        n_parameters: Of the model.
+        dtype: Of its weights.
+        device: Where it ran; ``cpu`` on a stand-in.
+        windows: Measured windows whose energy is known.
+        energy_per_token_j: Joules of the board for one generated token.
+        energy_per_token_uncertainty_j: How far that may be off, with a coverage of 95 %.
+        harness_to_bare_ratio: Tokens per second with the harness over those of a bare loop.
+        harness_to_bare_uncertainty_ratio: How far that may be off, likewise.
+        counter_to_integral_ratio: Rise of the counter / integral of instant power, over all windows.
+        peer_ratios: Joules of another tool over ours in its own windows, by tool.
+        peer_problems: Why another tool told nothing, by tool.
+    """
+
+    problem: str = ""
+    n_parameters: int | None = None
+    dtype: str | None = None
+    device: str | None = None
+    windows: int = 0
+    energy_per_token_j: float | None = None
+    energy_per_token_uncertainty_j: float | None = None
+    harness_to_bare_ratio: float | None = None
+    harness_to_bare_uncertainty_ratio: float | None = None
+    counter_to_integral_ratio: float | None = None
+    peer_ratios: dict[str, float] = field(default_factory=dict)
+    peer_problems: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class GpuProfile:
     """One board; None is "cannot be known".
 
@@ -97,6 +130,7 @@ class GpuProfile:
         sampler_core_ratio: Share of one core that sampling takes, by rate in hertz.
         answers: What NVML said to each question: ok, or the name of its error.
         call_cost_us: Median duration of each call, in microseconds.
+        path: The measuring path on a model with random weights; None when it was not walked.
         findings: The lines of the page.
     """
 
@@ -138,6 +172,7 @@ class GpuProfile:
     sampler_core_ratio: dict[str, float] = field(default_factory=dict)
     answers: dict[str, str] = field(default_factory=dict)
     call_cost_us: dict[str, float] = field(default_factory=dict)
+    path: MeasuringPath | None = None
     findings: tuple[Finding, ...] = ()
 
     @property

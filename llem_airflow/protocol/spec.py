@@ -13,6 +13,8 @@ METER_KINDS = ("auto", "nvml", "amdsmi", "rapl", "cpu-estimate", "none")
 """Names of our own meters."""
 UNMEASURED_KINDS = ("cpu-estimate", "none")
 """Meters without a sensor. With all others the machine gets hot: idle phases, thermal floors, pauses are for those."""
+PEER_METER = "llenergymeasure"
+"""Kind of the meter of an imported cycle: its joules are as reported, and no condition of ours equals it."""
 METERS_GROUP = "llem_airflow.meters"
 """Entry points of third parties' meters; what carries one is put into the bundle."""
 

@@ -27,13 +27,11 @@ from llem_airflow.protocol import PROTOCOL_VERSION
 from llem_airflow.protocol import files as raw
 from llem_airflow.protocol.records import POWER_COLUMNS
 from llem_airflow.protocol.result import Anchor, CycleResult, Meter, Warmup, Window
-from llem_airflow.protocol.spec import ExperimentSpec, Limits, MeterSpec, ModelSource, Prompts
+from llem_airflow.protocol.spec import PEER_METER, ExperimentSpec, Limits, MeterSpec, ModelSource, Prompts
 from llem_airflow.results.folder import ResultReadError, first_line
 from llem_airflow.results.store import ResultsRoot, StoredRun
 from llem_airflow.text.wording import counted
 
-PEER_METER = "llenergymeasure"
-"""Kind of the meter of an imported cycle: its joules are as reported, and no condition of ours equals it."""
 BUNDLE_VERSION = "2.0"
 _CYCLE = re.compile(r"(?:\d+_)?c(?P<cycle>[1-9]\d*)_.+")
 _S = 1_000_000_000

@@ -89,6 +89,7 @@ def _measured(ref: CycleRef) -> dict[str, Any]:
         "energy_kind": row.energy_kind,
         "energy_source": row.energy_source,
         "energy_boundary": row.energy_boundary,
+        "characterised": row.characterised,
         "started_epoch_ns": row.started_epoch_ns,
         "finished_epoch_ns": row.finished_epoch_ns,
         "host": row.host,

@@ -28,8 +28,9 @@ def row(**more: object) -> Cycle:
                 energy_source="counter",
                 energy_boundary="board",
                 energy_uncertainty_j=2.04,
+                characterised="not characterised",
             ),
-            "Energy 1,234 ± 2.04 J (counter, board), 20,000 output tokens, 61.7 mJ/token",
+            "Energy 1,234 ± 2.04 J (counter, board, not characterised), 20,000 output tokens, 61.7 mJ/token",
         ),
         (
             row(energy_kind="attributed", energy_source="counter", energy_boundary="mig"),

@@ -63,6 +63,7 @@ def test_the_numbers_flags_and_files_are_those_of_the_stored_cycle(make_run: Mak
     assert [flag["code"] for flag in found["flags"]] == [flag.code for flag in row.flags]
     assert {file["name"] for file in found["files"]} >= {"result.json", "power.parquet", "container.log"}
     assert found["environment"]["driver"] == "580.65.06"
+    assert found["characterised"] == row.characterised == "not characterised"
     assert cycle_view(run, IDS[1], 1, Kept(), with_tails=True)["measured"] is None
 
 

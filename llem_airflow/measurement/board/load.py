@@ -21,6 +21,8 @@ from llem_airflow.protocol.message_pipe import MessagePipe
 SCRIPTED = "LLEM_GPU_CHECK_SCRIPTED"
 """Names the instant, in seconds since 1970, from which a stand-in's script plays the plan of the first board."""
 _IMPORT_S, _CONTEXT_S, _ANSWER_S = 120.0, 60.0, 10.0
+LONGEST_START_S, LONGEST_ANSWER_S = _IMPORT_S + 10.0, _ANSWER_S + 20.0
+"""After so long a load has begun or failed; and told its edges or failed."""
 
 Edge = tuple[int, int]
 """When the load was on: from, to, in nanoseconds of the monotonic clock."""

@@ -9,8 +9,6 @@ Edges = tuple[tuple[float, float], ...]
 
 SHORTEST_S, LONGEST_S = 0.09, 0.7
 _GOLDEN = 0.6180339887498949
-LEAST_S = 6.0
-"""In less, no register can tell its period."""
 REPEATS = 5
 SAMPLER_S = 0.5
 """How long the sampler is watched at each rate."""

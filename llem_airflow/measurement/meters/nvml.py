@@ -199,10 +199,9 @@ def _start_driver() -> Any:
 
 def _handles(nvml: Any, uuids: tuple[str, ...]) -> list[tuple[str, Any]]:
     """The devices that were asked for (boards or MIG slices), or all boards that the engine may use."""
-    visible = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-    boards = {nvml.nvmlDeviceGetUUID(handle): handle for handle in visible}
+    boards = _visible(nvml, all_of_them=not uuids)
     if not uuids:
-        names = [str(nvml.nvmlDeviceGetName(handle)) for handle in visible]
+        names = [str(nvml.nvmlDeviceGetName(handle)) for handle in boards.values()]
         try:
             left = visible_to_cuda(os.environ, list(boards), names)
         except AmbiguousDeviceError as error:
@@ -224,6 +223,19 @@ def _handles(nvml: Any, uuids: tuple[str, ...]) -> list[tuple[str, Any]]:
                 f"meter nvml: {uuid} was asked for but is not visible here ({_short(error)}); visible: "
                 f"{', '.join(boards)}"
             ) from error
+    return found
+
+
+def _visible(nvml: Any, *, all_of_them: bool) -> dict[str, Any]:
+    """The boards of the host by UUID. One that fails is of no concern to those who asked for others."""
+    found = {}
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            found[nvml.nvmlDeviceGetUUID(handle)] = handle
+        except (nvml.NVMLError, UnicodeDecodeError):
+            if all_of_them:
+                raise
     return found
 
 

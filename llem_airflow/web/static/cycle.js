@@ -304,7 +304,7 @@ function Numbers({ found }) {
     h(List, {
       rows: [
         ["Began", `${when(found.started_epoch_ns)}, took ${took} on ${found.host || "an unknown host"}`],
-        ["Energy", [found.energy_kind, found.energy_source, found.energy_boundary].filter(Boolean).join(", ")],
+        ["Energy", [found.energy_kind, found.energy_source, found.energy_boundary, found.characterised].filter(Boolean).join(", ")],
         ...found.metrics.map((metric) => [metric.label, quantity(metric, metric.value, found.energy_kind)]),
       ],
     }),

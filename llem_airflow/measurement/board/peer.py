@@ -1,0 +1,165 @@
+"""Another tool measures the same board beside us: ``python -m llem_airflow.measurement.board.peer <tool> <uuid>``.
+
+It says ``ready`` or why it cannot; then ``begin`` and ``end`` on its input open and close one window, whose joules it
+tells with the window's edges as it saw them. Each tool runs in a process of its own, so that none slows the model down.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+Window = tuple[Callable[[], None], Callable[[], float]]
+"""Begin a window; end it and tell its joules."""
+_SMI_EVERY_MS = 100
+
+
+def main(argv: list[str]) -> int:
+    """Answer until the input ends; errors are answers too."""
+    tool, uuid = argv
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    said, sys.stdout = sys.stdout, sys.stderr  # what a tool prints is no answer of ours
+    try:
+        begin, end = TOOLS[tool](uuid)
+        _say(said, ready=True)
+        began_ns = 0
+        for line in sys.stdin:
+            if line.strip() == "begin":
+                begin()
+                began_ns = time.monotonic_ns()
+                _say(said, began=True)
+            else:
+                ended_ns = time.monotonic_ns()
+                _say(said, joules=end(), begin_ns=began_ns, end_ns=ended_ns)
+    except Exception as error:  # noqa: BLE001  # the tools raise what they like; the page says what
+        first = next(iter(str(error).splitlines()), "")
+        _say(said, error=f"{type(error).__name__}: {first}".rstrip(": "))
+        return 1
+    return 0
+
+
+def installed() -> list[str]:
+    """The tools that are here."""
+    return [tool for tool in TOOLS if (shutil.which(tool) if tool == SMI else importlib.util.find_spec(tool))]
+
+
+def _index(uuid: str) -> int:
+    import pynvml  # noqa: PLC0415  # the driver's own, only in this process
+
+    pynvml.nvmlInit()
+    return int(pynvml.nvmlDeviceGetIndex(pynvml.nvmlDeviceGetHandleByUUID(uuid)))
+
+
+def _zeus(uuid: str) -> Window:
+    """ZeusMonitor: two reads of the energy counter."""
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Zeus counts by it
+    index = _index(uuid)
+    monitor = importlib.import_module("zeus.monitor").ZeusMonitor(gpu_indices=[index], cpu_indices=[])
+
+    def begin() -> None:
+        monitor.begin_window("window", sync_execution=False)
+
+    def end() -> float:
+        return float(monitor.end_window("window", sync_execution=False).gpu_energy[index])
+
+    return begin, end
+
+
+def _codecarbon(uuid: str) -> Window:
+    """OfflineEmissionsTracker at its fastest rate; one tracker is for one window."""
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    index, made = _index(uuid), importlib.import_module("codecarbon").OfflineEmissionsTracker
+    trackers: list[Any] = []
+
+    def begin() -> None:
+        trackers.append(
+            made(
+                country_iso_code="DEU",
+                measure_power_secs=1,
+                tracking_mode="machine",
+                save_to_file=False,
+                log_level="critical",
+                gpu_ids=[index],
+                allow_multiple_runs=True,
+            )
+        )
+        trackers[-1].start()
+
+    def end() -> float:
+        trackers[-1].stop()
+        return float(trackers.pop().final_emissions_data.gpu_energy) * 3.6e6
+
+    return begin, end
+
+
+def _smi(uuid: str) -> Window:
+    """``nvidia-smi`` ten times a second, and the integral of what it shows."""
+    asked = ["--query-gpu=power.draw", "--format=csv,noheader,nounits", f"--loop-ms={_SMI_EVERY_MS}"]
+    process = subprocess.Popen(
+        ["nvidia-smi", f"--id={uuid}", *asked],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines = process.stdout
+    shown = [(time.monotonic(), _watts(lines.readline()))]
+    begun: list[float] = []
+    broken: list[Exception] = []
+
+    def follow() -> None:
+        try:
+            shown.extend((time.monotonic(), _watts(line)) for line in lines)
+            broken.append(RuntimeError("nvidia-smi ended"))
+        except RuntimeError as error:
+            broken.append(error)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+    def end() -> float:
+        if broken:
+            raise broken[0]
+        return _held(shown, begun.pop(), time.monotonic())
+
+    return lambda: begun.append(time.monotonic()), end
+
+
+def _watts(line: str) -> float:
+    try:
+        return float(line)
+    except ValueError as error:
+        raise RuntimeError(f"nvidia-smi said {line.strip()!r}") from error
+
+
+def _held(shown: list[tuple[float, float]], begin_s: float, end_s: float) -> float:
+    """Integral from begin to end of power that holds until the next is shown."""
+    edges = [at_s for at_s, _ in shown[1:]] + [end_s]
+    return sum(
+        watts * max(min(until_s, end_s) - max(at_s, begin_s), 0.0)
+        for (at_s, watts), until_s in zip(shown, edges, strict=True)
+    )
+
+
+def _say(to: Any, **message: Any) -> None:
+    to.write(json.dumps(message) + "\n")
+    to.flush()
+
+
+SMI = "nvidia-smi"
+TOOLS: dict[str, Callable[[str], Window]] = {SMI: _smi, "zeus": _zeus, "codecarbon": _codecarbon}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
