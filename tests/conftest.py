@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,24 +78,46 @@ def standin() -> Standins:
         parts.missing(str(error))
 
 
-SLOWEST_FIRST = ("compose", "airflow", "alone", "docker", "engine", "patient")
+AIRFLOW, ALONE = "tests/airflow", "alone"
+"""Units of work of more than one file: those of one Airflow server, and those with tests that want the engine alone."""
+COMPUTING = "tests/analysis/"
+"""Files that keep the other workers from the engine while one has it for itself."""
 OWN_SERVER = ("test_server.py",)
 """Files of tests/airflow that do not share its ``process_airflow``."""
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take longest first, so that no parallel worker is left alone with one at the end."""
-    ranks: dict[Path, int] = {}
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the files that take longest first, so that no parallel worker is left with one at the end.
+
+    Before them come the tests that want the Docker engine for themselves, beside work that needs no engine: a worker
+    that waits for another one's containers does nothing.
+    """
+    marks: dict[Path, set[str]] = {}
     for item in items:
-        slow = [SLOWEST_FIRST.index(mark.name) for mark in item.iter_markers() if mark.name in SLOWEST_FIRST]
-        ranks[item.path] = min([ranks.get(item.path, len(SLOWEST_FIRST)), *slow])
-    items.sort(key=lambda item: ranks[item.path])
+        marks.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
+    parallel = hasattr(config, "workerinput")  # else a file's tests stay together
+
+    def turn(item: pytest.Item) -> tuple[int, bool]:
+        return _turn_of(item, marks[item.path]), parallel and item.get_closest_marker("alone") is None
+
+    items.sort(key=turn)
+
+
+def _turn_of(item: pytest.Item, marks: set[str]) -> int:
+    unit = _shared_by(item.nodeid)
+    if unit in {AIRFLOW, ALONE}:
+        return (AIRFLOW, ALONE).index(unit)
+    if "docker" not in marks:
+        if marks & {"airflow", "engine", "patient"}:
+            return 2
+        return 3 if unit.startswith(COMPUTING) else 8
+    return next((4 + n for n, name in enumerate(("compose", "airflow", "engine")) if name in marks), 7)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give a parallel worker whole files, and all files of one Airflow server."""
+    """Give a parallel worker whole files, or all of a unit of several."""
     scheduler = LoadScopeScheduling(config, log)
     scheduler._split_scope = _shared_by
     return scheduler
@@ -102,7 +125,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def _shared_by(nodeid: str) -> str:
     file = nodeid.partition("::")[0]
-    return "tests/airflow" if file.startswith("tests/airflow/") and not file.endswith(OWN_SERVER) else file
+    if _wants_engine_alone(file):
+        return ALONE
+    return AIRFLOW if file.startswith(f"{AIRFLOW}/") and not file.endswith(OWN_SERVER) else file
+
+
+@cache
+def _wants_engine_alone(file: str) -> bool:
+    """By its text: the process that gives out the work knows no marks."""
+    return f"pytest.mark.{ALONE}" in (parts.REPOSITORY / file).read_text()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
