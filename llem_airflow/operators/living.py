@@ -31,18 +31,17 @@ def answer(asked: list[dict[str, str]]) -> dict[str, Any]:
 
 
 def _states(
-    *, dag_id: str, task_ids: list[str], run_ids: list[str], map_index: int
+    *, dag_id: str, run_ids: list[str], task_ids: list[str] | None = None, map_index: int | None = None
 ) -> Mapping[str, Mapping[str, str | None]]:
     """As ``get_task_states`` of a running task answers, from the database."""
     from airflow.models.taskinstance import TaskInstance  # noqa: PLC0415 - only where there is a question
     from airflow.utils.session import create_session  # noqa: PLC0415 - likewise
 
-    wanted = (
-        TaskInstance.dag_id == dag_id,
-        TaskInstance.run_id.in_(run_ids),
-        TaskInstance.task_id.in_(task_ids),
-        TaskInstance.map_index == map_index,
-    )
+    wanted = [TaskInstance.dag_id == dag_id, TaskInstance.run_id.in_(run_ids)]
+    if task_ids is not None:
+        wanted.append(TaskInstance.task_id.in_(task_ids))
+    if map_index is not None:
+        wanted.append(TaskInstance.map_index == map_index)
     found: dict[str, dict[str, str | None]] = {}
     with create_session() as session:
         for run_id, task_id, state in session.execute(

@@ -10,6 +10,7 @@ from airflow.sdk import BaseOperator, Context
 
 from llem_airflow.operators.host import DEFAULT_CONN_ID, LLEMHostHook
 from llem_airflow.operators.settings import settings
+from llem_airflow.runners.attempt import LABEL_SESSION
 from llem_airflow.runners.engine import connect
 from llem_airflow.runners.gc import find_leftovers, remove_leftovers
 
@@ -58,6 +59,8 @@ class LLEMCollectGarbageOperator(BaseOperator):
 def is_alive(states: States, labels: Mapping[str, str]) -> bool | None:
     """Whether the task that made something can still come back for it; None when Airflow does not say.
 
+    A session's container is the run's: some task of it, the one that stops the session at the latest, comes for it.
+
     Args:
         states: ``get_task_states`` of a running task instance.
         labels: Labels of a container or volume of ours.
@@ -66,8 +69,11 @@ def is_alive(states: States, labels: Mapping[str, str]) -> bool | None:
         dag_id, run_id, task_id = (labels[f"llem.{name}"] for name in ("dag_id", "run_id", "task_id"))
     except KeyError:
         return None
-    index = int(labels.get("llem.map_index") or -1)
-    found = states(dag_id=dag_id, task_ids=[task_id], run_ids=[run_id], map_index=index).get(run_id)
+    if LABEL_SESSION in labels:
+        found = states(dag_id=dag_id, run_ids=[run_id]).get(run_id)
+    else:
+        index = int(labels.get("llem.map_index") or -1)
+        found = states(dag_id=dag_id, task_ids=[task_id], run_ids=[run_id], map_index=index).get(run_id)
     if not found:
         return None
     return any(state not in OVER for state in found.values())

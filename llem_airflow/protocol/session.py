@@ -23,6 +23,12 @@ COMMAND = "session"
 STATE = "state"
 ATTEMPTS = "attempts"
 
+MAX_RUNTIME = "it has lived for max_runtime"
+"""Why a guard ends whose session may not be started again."""
+
+HEALTH = "health.jsonl"
+"""One line for each look between cycles, and one when the guard ends."""
+
 LIVES = "lives.jsonl"
 """One line for each start of the session's container."""
 

@@ -8,8 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import docker
 import requests
 from docker.errors import create_api_error_from_http_exception
+from urllib3.exceptions import HTTPError
 
-STDOUT, STDERR = 1, 2
+STDOUT = 1
+STDERR = 2
+
+COMMAND_S = 150.0
+"""How long a command may be silent that does not follow anything, in seconds."""
 
 _HEADER = struct.Struct(">BxxxL")
 
@@ -57,18 +62,10 @@ def executed(
             response.raise_for_status()
         except requests.exceptions.HTTPError as error:
             raise create_api_error_from_http_exception(error) from error
-        yield from _frames(response)
-
-
-def _frames(response: requests.Response) -> Iterator[tuple[int, bytes]]:
-    chunks = response.iter_content(chunk_size=None)
-    rest = b""
-    for chunk in chunks:
-        rest += chunk
-        while len(rest) >= _HEADER.size:
-            stream, size = _HEADER.unpack_from(rest)
-            end = _HEADER.size + size
-            if len(rest) < end:
-                break
-            yield stream, rest[_HEADER.size : end]
-            rest = rest[end:]
+        try:
+            # Read frame by frame: what iterates over content waits for its end.
+            while len(header := response.raw.read(_HEADER.size)) == _HEADER.size:
+                stream, size = _HEADER.unpack(header)
+                yield stream, response.raw.read(size)
+        except HTTPError as error:
+            raise requests.exceptions.ConnectionError(error) from error

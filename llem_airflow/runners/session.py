@@ -46,7 +46,7 @@ from llem_airflow.runners.engine import (
     patiently,
 )
 from llem_airflow.runners.exchange import CollectError, collect, packed
-from llem_airflow.runners.execution import STDOUT, executed
+from llem_airflow.runners.execution import COMMAND_S, STDOUT, executed
 from llem_airflow.runners.failures import AttemptFailedError, classify
 from llem_airflow.runners.gpus import NO_GPUS, on_this_machine
 from llem_airflow.runners.holders import Holder
@@ -66,6 +66,7 @@ __all__ = ["Session", "SessionRunner", "SessionSettings", "start_session", "stop
 
 _AGAIN_S = 0.5
 _TAIL_LINES = 15
+_MAX_FRUITLESS = 5
 
 
 class SessionRunner(DockerRunner):
@@ -170,7 +171,11 @@ class SessionRunner(DockerRunner):
         what = f"{who.experiment_id} of DAG {who.dag_id}"
         command = self._container.command("turn", who.key, who.container_name, what)
         try:
-            said = list(executed(self._api, place.container, command))
+            said = list(
+                executed(
+                    self._api, place.container, command, environment=_visible(place), timeout_s=COMMAND_S
+                )
+            )
         except APIError as error:
             if error.status_code not in (404, 409):
                 raise
@@ -252,9 +257,9 @@ class SessionRunner(DockerRunner):
 
     def _follow(self, place: ContainerPlace, heard: Callable[[], None]) -> dict[str, Any]:
         """Feed the output to the log until the attempt has ended, over broken connections."""
-        offset = 0
+        offset, fruitless = 0, 0
         while True:
-            errors = b""
+            errors, before = b"", offset
             try:
                 for stream, data in self._followed(place, offset):
                     if stream != STDOUT:
@@ -263,9 +268,10 @@ class SessionRunner(DockerRunner):
                     offset += len(data)
                     if self._sink.feed(data):
                         heard()
+                fruitless = 0 if offset > before else fruitless + 1
             except APIError as error:
-                if error.status_code not in (404, 409, 500):
-                    raise
+                errors += str(error.explanation or error).encode()
+                fruitless += 1
             except requests.exceptions.RequestException:
                 pass  # whether the attempt goes on is what the next look says
             with contextlib.suppress(ProtocolError):
@@ -278,7 +284,13 @@ class SessionRunner(DockerRunner):
             if not inspection["State"]["Running"]:
                 self._sink.finish()
                 return self._died(inspection)
+            if fruitless >= _MAX_FRUITLESS:
+                raise self._not_followed(errors.decode("utf-8", "replace").strip())
             time.sleep(_AGAIN_S)
+
+    def _not_followed(self, said: str) -> AttemptFailedError:
+        text = f"the attempt cannot be executed in its session's container: {said}"
+        return AttemptFailedError(classify(None, said), text, folder=self._folder, log_tail=self._sink.tail)
 
     def _followed(self, place: ContainerPlace, offset: int) -> Iterator[tuple[int, bytes]]:
         who, settings = self._attempt, self._settings
@@ -287,8 +299,7 @@ class SessionRunner(DockerRunner):
         environment = {
             **settings.environment,
             **settings.private_environment,
-            # What the container has of the toolkit is not in the environment of what is executed in it.
-            **({"NVIDIA_VISIBLE_DEVICES": ",".join(place.gpus)} if place.gpus else NO_GPUS),
+            **_visible(place),
             ENV_LIVE: "1",
             ENV_CONFIG_PATH: f"{self._path}/{config_name(self._hash)}",
             ENV_OUTPUT_DIR: f"{self._path}/{OUT_DIR}",
@@ -345,7 +356,7 @@ class SessionRunner(DockerRunner):
         self._sink.line("keep_failed: the container of a session goes on; what failed is not kept in it")
         return False
 
-    def _forget(self, container: str, owner: str, timeout_s: float | None = None) -> None:
+    def _forget(self, container: str, owner: str, timeout_s: float = COMMAND_S) -> None:
         """End and remove the attempt of a try, or of all; quiet where the container has ended."""
         command = self._container.command("forget", self._attempt.key, owner)
         try:
@@ -359,6 +370,11 @@ class SessionRunner(DockerRunner):
             return bool(self._api.inspect_container(place.container)["State"]["Running"])
         except NotFound:
             return False
+
+
+def _visible(place: ContainerPlace) -> dict[str, str]:
+    """What NVIDIA's toolkit tells a container's own program, and not what is executed in it later."""
+    return {"NVIDIA_VISIBLE_DEVICES": ",".join(place.gpus)} if place.gpus else dict(NO_GPUS)
 
 
 def _holder(place: ContainerPlace, what: str) -> Holder:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import docker
-from docker.errors import NotFound
+from docker.errors import APIError, NotFound
 from docker.types import Healthcheck
 
 from llem_airflow.protocol.files import (
@@ -30,7 +30,9 @@ from llem_airflow.protocol.session import (
     BEAT_S,
     COMMAND,
     ENV_SESSION,
+    HEALTH,
     LIVES,
+    MAX_RUNTIME,
     STATE,
 )
 from llem_airflow.protocol.spec import ExperimentSpec
@@ -48,13 +50,14 @@ from llem_airflow.runners.engine import (
     sweep_volumes,
 )
 from llem_airflow.runners.exchange import packed
-from llem_airflow.runners.execution import executed
-from llem_airflow.runners.failures import AttemptFailedError, failure
+from llem_airflow.runners.execution import COMMAND_S, executed
+from llem_airflow.runners.failures import AttemptFailedError, classify, failure
 from llem_airflow.runners.gpus import inventory
 from llem_airflow.runners.holders import Holder
 from llem_airflow.runners.leases import Demand, Patience, clashes, everyone
 
 _STOP_S = 2
+_TAIL_LINES = 15
 _OLD_BEAT_S = 15 * BEAT_S
 _MAX_STATE_BYTES = 64 * 1024 * 1024
 
@@ -181,10 +184,24 @@ class SessionContainer(DockerRunner):
             place = self.up(spec, wait)
             if isinstance(place, Busy):
                 return place
-            heard = b"".join(data for _, data in executed(self._api, place.container, self.command("ready")))
-            if heard:
-                self._sink.line(heard.decode("utf-8", "replace").strip())
+            if why := self._not_ready(place):
+                said = self._api.logs(place.container, tail=_TAIL_LINES).decode("utf-8", "replace")
+                stop_session(self._api, self._attempt, self._session.session_id)
+                raise AttemptFailedError(
+                    classify(None, f"{said}\n{why}"),
+                    f"the guard of session {self._session.session_id} did not start: {why}",
+                    folder=self._folder,
+                    log_tail=tuple(said.splitlines()),
+                )
         return Session(place.container, self._attempt.container_name, place.gpus, place.adopted)
+
+    def _not_ready(self, place: ContainerPlace) -> str:
+        """Why its guard is not up; empty when it is."""
+        try:
+            said = executed(self._api, place.container, self.command("ready"), timeout_s=COMMAND_S)
+            return b"".join(data for _, data in said).decode("utf-8", "replace").strip()
+        except APIError as error:
+            return str(error.explanation or error)
 
     def command(self, name: str, *arguments: str) -> list[str]:
         """A command of the session, to be executed in its container."""
@@ -197,9 +214,8 @@ class SessionContainer(DockerRunner):
             if listed["State"] in LIVE_STATES:
                 return adopted(self._api, listed)
             if listed["State"] == "exited":
-                state = self._api.inspect_container(listed["Id"])["State"]
-                why = f"its container ended with exit code {state['ExitCode']}"
-                return self.restart(adopted(self._api, listed), why, wait)
+                place = adopted(self._api, listed)
+                return self.restart(place, self._why_ended(place.container), wait)
             remove_container(self._api, listed["Id"])
         claimed = self._claim(spec, wait)
         return claimed if isinstance(claimed, Busy) else self._start(claimed, spec)
@@ -214,11 +230,11 @@ class SessionContainer(DockerRunner):
             AttemptFailedError: It was started again as often as it may be.
         """
         session, api = self._session, self._api
-        restarts = len(self.lives(place.container)) - 1
-        if restarts >= session.max_restarts:
+        restarts = len(self._state(place.container, LIVES)) - 1
+        if restarts >= session.max_restarts or why == MAX_RUNTIME:
             raise AttemptFailedError(
                 failure("session_unhealthy"),
-                f"session {session.session_id} is not healthy after {restarts} restarts (max_restarts): {why}",
+                f"session {session.session_id} is over after {restarts} restarts of {session.max_restarts}: {why}",
                 folder=self._folder,
                 log_tail=self._sink.tail,
             )
@@ -237,10 +253,15 @@ class SessionContainer(DockerRunner):
                 return busy
             patience.pause(rivals)
 
-    def lives(self, container: str) -> list[dict[str, Any]]:
-        """The starts of the container, as its guard wrote them down."""
+    def _why_ended(self, container: str) -> str:
+        said = [line["ended"] for line in self._state(container, HEALTH)[-1:] if "ended" in line]
+        exit_code = self._api.inspect_container(container)["State"]["ExitCode"]
+        return str(said[0]) if said and exit_code == 0 else f"its container ended with exit code {exit_code}"
+
+    def _state(self, container: str, name: str) -> list[dict[str, Any]]:
+        """The records of a file of the guard's, whether the container runs or not."""
         try:
-            chunks, _ = self._api.get_archive(container, f"{EXCHANGE_DIR}/{STATE}/{LIVES}")
+            chunks, _ = self._api.get_archive(container, f"{EXCHANGE_DIR}/{STATE}/{name}")
             content = b"".join(chunks)[:_MAX_STATE_BYTES]
             with tarfile.open(fileobj=io.BytesIO(content)) as archive:
                 member = archive.next()

@@ -16,7 +16,7 @@ import pytest
 
 from llem_airflow.operators import LLEMCollectGarbageOperator
 from llem_airflow.operators.maintenance import is_alive
-from llem_airflow.runners.attempt import Attempt
+from llem_airflow.runners.attempt import LABEL_SESSION, Attempt
 
 LABELS = {"llem.dag_id": "d", "llem.run_id": "r", "llem.task_id": "t", "llem.map_index": "3"}
 
@@ -37,6 +37,17 @@ def test_a_task_that_can_come_back_owns_its_container(state: str | None) -> None
 @pytest.mark.parametrize("state", ["success", "failed", "skipped", "removed"])
 def test_a_task_that_is_over_does_not(state: str) -> None:
     assert is_alive(answer(t_3=state), LABELS) is False
+
+
+@pytest.mark.parametrize(("state", "lives"), [("running", True), (None, True), ("success", False)])
+def test_a_session_s_container_is_its_run_s_until_every_task_of_it_is_over(
+    state: str | None, lives: bool
+) -> None:
+    def states_of(**asked: Any) -> dict[str, Any]:
+        assert asked == {"dag_id": "d", "run_ids": ["r"]}
+        return {"r": {"start_session": "success", "stop_session": state}}
+
+    assert is_alive(states_of, LABELS | {LABEL_SESSION: "s"}) is lives
 
 
 def test_a_run_that_airflow_does_not_know_is_left_to_its_age() -> None:

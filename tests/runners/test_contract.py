@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -16,21 +18,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import docker
 import pytest
 
+from llem_airflow.protocol.session import EVIDENCE
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import KILL_S, RUNNERS, Busy, Collected, Place, Runner, Wait
 from llem_airflow.runners.claims import Ticket
 from llem_airflow.runners.container_spec import ContainerSettings, create_arguments
 from llem_airflow.runners.docker import DockerRunner
+from llem_airflow.runners.engine import containers_of
 from llem_airflow.runners.exchange import hand_in
 from llem_airflow.runners.failures import AttemptFailedError
 from llem_airflow.runners.gpus import Gpu, Inventory, inventory, local_inventory
 from llem_airflow.runners.leases import ENV_FOLDER, Demand, everyone
 from llem_airflow.runners.process import ProcessRunner, ProcessSettings
+from llem_airflow.runners.session import (
+    Session,
+    SessionRunner,
+    SessionSettings,
+    start_session,
+    stop_session,
+)
+from llem_airflow.runners.session_container import session_of
 from llem_airflow.study import GpuRequest
 from tests.runners.conftest import left_of
 from tests.runners.engine_proxy import Call, EngineProxy
@@ -48,6 +60,7 @@ class Kind(ABC):
 
     folder: Path
     lines: list[str] = field(default_factory=list)
+    evidence: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def runner(
@@ -62,6 +75,9 @@ class Kind(ABC):
     @abstractmethod
     def left(self, who: Attempt) -> list[str]:
         """What is there of any try of the attempt: containers, volumes, processes, leases, folders."""
+
+    def end(self, who: Attempt) -> None:  # noqa: B027  # nothing, for most
+        """End what lives on over the attempts."""
 
     def bundle(self, who: Attempt, text: str) -> Path:
         folder = self.folder / f"bundle-{who.try_number}"
@@ -92,6 +108,59 @@ class Containers(Kind):
         return left_of(self.api, who)
 
 
+class Sessions(Containers):
+    """Attempts of one session; its container is none of an attempt's."""
+
+    evidence = frozenset({EVIDENCE})
+
+    def runner(
+        self, who: Attempt, text: str, on_line: Callable[[str], object] | None = None, **settings: Any
+    ) -> Runner:
+        made = ContainerSettings(self.image, **{"gpu_request": GpuRequest(0), **settings})
+        session = SessionSettings("session-1", idle_s=60.0)
+        if not isinstance(
+            started := start_session(
+                self.api,
+                who,
+                made,
+                session,
+                SPEC,
+                folder=self.folder,
+                on_line=lambda _: None,
+                wait=Wait(30.0),
+            ),
+            Session,
+        ):
+            pytest.fail(str(started))
+        hear: Any = on_line or self.lines.append
+        return SessionRunner(
+            self.api, who, made, session, folder=self.out(who), on_line=hear, bundle=self.bundle(who, text)
+        )
+
+    def left(self, who: Attempt) -> list[str]:
+        found = containers_of(self.api, session_of(who, "session-1"))
+        return [name for each in found for name in _in_session(self.api, each["Id"]) if who.key in name]
+
+    def end(self, who: Attempt) -> None:
+        stop_session(self.api, who, "session-1")
+        assert left_of(self.api, session_of(who, "session-1")) == []
+
+
+def _in_session(api: docker.APIClient, container: str) -> list[str]:
+    """What attempts left in the volume of a session, and their turn."""
+    found = []
+    for folder in ("attempts", "state"):
+        chunks, _ = api.get_archive(container, f"/run/llem/{folder}")
+        with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
+            for member in archive:
+                parts = member.name.split("/")
+                if len(parts) == 2 and (folder == "attempts" or parts[1].startswith("owner-")):
+                    found.append(member.name)
+                elif member.name == "state/turn" and (file := archive.extractfile(member)) is not None:
+                    found.append(f"turn of {json.load(file)['key']}")
+    return found
+
+
 class Processes(Kind):
     def runner(
         self, who: Attempt, text: str, on_line: Callable[[str], object] | None = None, **settings: Any
@@ -116,7 +185,13 @@ class Processes(Kind):
         return found
 
 
-@pytest.fixture(params=[pytest.param("container", marks=pytest.mark.docker), "process"])
+@pytest.fixture(
+    params=[
+        pytest.param("container", marks=pytest.mark.docker),
+        pytest.param("session", marks=pytest.mark.docker),
+        "process",
+    ]
+)
 def kind(
     request: pytest.FixtureRequest,
     tmp_path: Path,
@@ -125,8 +200,8 @@ def kind(
 ) -> Iterator[Kind]:
     """A kind of runner; nothing of the attempt is left after the test, whatever it did."""
     made: Kind
-    if request.param == "container":
-        made = Containers(tmp_path)
+    if request.param != "process":
+        made = Containers(tmp_path) if request.param == "container" else Sessions(tmp_path)
         made.api = request.getfixturevalue("docker_api")
         made.image = request.getfixturevalue("python_image")
     else:
@@ -144,6 +219,7 @@ def kind(
         assert made.left(this_attempt) == []
     finally:
         made.runner(this_attempt, "").release()
+        made.end(this_attempt)
 
 
 def placed(runner: Runner, wait: Wait = Wait()) -> Place:  # noqa: B008  # frozen
@@ -169,6 +245,7 @@ def test_a_valid_result_is_stored_once_and_nothing_is_left(kind: Kind, this_atte
         f"{HASH}_result.json",
         "power.csv",
         "container.log",
+        *kind.evidence,
     }
     assert (collected.exit_code, collected.adopted, collected.gpus) == (0, False, ())
     assert runner.record(collected)["exit_code"] == 0

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import docker
@@ -18,9 +19,10 @@ from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.docker import DockerRunner
 from llem_airflow.runners.engine import connect
 from llem_airflow.runners.failures import AttemptFailedError
+from llem_airflow.runners.session import SessionRunner, SessionSettings, start_session, stop_session
 from llem_airflow.study import GpuRequest
 from tests.runners.engine_proxy import Call, EngineProxy
-from tests.runners.programs import attempt, in_container, program
+from tests.runners.programs import SPEC, attempt, in_container, program, see_through
 from tests.standins.build import Standins
 
 pytestmark = pytest.mark.docker
@@ -29,21 +31,25 @@ PAGE = Path(__file__).parents[2] / "llem_airflow" / "runners" / "README.md"
 ROW = re.compile(r"^\| (GET|POST|PUT|DELETE) \| `(/[^`]+)` \|", re.MULTILINE)
 
 
-def documented() -> list[re.Pattern[str]]:
-    """The calls that the page names, as patterns."""
-    calls = (re.escape(f"{method} {path}") for method, path in ROW.findall(PAGE.read_text(encoding="utf-8")))
+def documented(*, sessions: bool) -> list[re.Pattern[str]]:
+    """The calls that the page names, as patterns; with those that only sessions need."""
+    always, _, more = PAGE.read_text(encoding="utf-8").partition("Only where a study has sessions")
+    rows = ROW.findall(always) + (ROW.findall(more) if sessions else [])
+    calls = (re.escape(f"{method} {path}") for method, path in rows)
     # A name of an image may hold slashes.
     return [re.compile(call.replace(r"\{name\}", ".+").replace(r"\{id\}", "[^/]+")) for call in calls]
 
 
-def allowed(call: Call) -> bool:
-    return any(pattern.fullmatch(str(call)) for pattern in documented())
+def allowed(call: Call, *, sessions: bool = False) -> bool:
+    return any(pattern.fullmatch(str(call)) for pattern in documented(sessions=sessions))
+
+
+ENGINE = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
 
 
 @pytest.fixture
 def proxy(tmp_path: Path, docker_api: docker.APIClient) -> Iterator[EngineProxy]:
-    engine = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
-    with EngineProxy(tmp_path / "engine.sock", engine, allowed=allowed) as running:
+    with EngineProxy(tmp_path / "engine.sock", ENGINE, allowed=allowed) as running:
         yield running
 
 
@@ -131,3 +137,27 @@ def test_what_is_not_documented_does_not_pass(
         through.exec_create("any", ["id"])
     assert caught.value.status_code == 403
     assert [str(call) for call in proxy.refused] == ["POST /containers/any/exec"]
+
+
+def test_a_session_needs_only_the_documented_calls_and_those_of_sessions(
+    python_image: str, tmp_path: Path, this_attempt: Attempt
+) -> None:
+    settings, session = ContainerSettings(python_image), SessionSettings("s", idle_s=60.0)
+    code = program(tmp_path, "print('hello'); result()")
+    lines: list[str] = []
+    in_sessions = partial(allowed, sessions=True)
+    with (
+        EngineProxy(tmp_path / "engine.sock", ENGINE, allowed=in_sessions) as proxy,
+        connect({"DOCKER_HOST": proxy.url}) as api,
+    ):
+        try:
+            start_session(api, this_attempt, settings, session, SPEC, folder=tmp_path, on_line=lines.append)
+            runner = SessionRunner(
+                api, this_attempt, settings, session,
+                folder=tmp_path / "out", on_line=lines.append, bundle=code,
+            )  # fmt: skip
+            see_through(runner, tmp_path)
+        finally:
+            stop_session(api, this_attempt, "s")
+        assert lines == ["hello"]
+        assert proxy.refused == []

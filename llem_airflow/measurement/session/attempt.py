@@ -15,7 +15,7 @@ import time
 
 from llem_airflow.measurement.output import write_json
 from llem_airflow.measurement.session.folder import AttemptFolder, signal_session
-from llem_airflow.measurement.session.health import HEALTH, check
+from llem_airflow.measurement.session.health import check
 from llem_airflow.protocol.oom import oom_kills
 from llem_airflow.protocol.session import (
     BUSY,
@@ -23,6 +23,7 @@ from llem_airflow.protocol.session import (
     ENDED,
     ENV_SESSION,
     EVIDENCE,
+    HEALTH,
     RUNNING,
     TAKEN,
     UNHEALTHY,

@@ -22,7 +22,8 @@ def main(root: Path, arguments: list[str]) -> int:
     if name == "guard":
         return guard(folder, float(rest[0]), float(rest[1]))
     if name == "ready":
-        return 0 if folder.wait_until_ready() else 1
+        print("" if folder.wait_until_ready() else "its guard did not come up", flush=True)
+        return 0
     return _of_attempt(folder, name, rest)
 
 

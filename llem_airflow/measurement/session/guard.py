@@ -9,8 +9,8 @@ import signal
 import time
 
 from llem_airflow.measurement.session.folder import SessionFolder
-from llem_airflow.measurement.session.health import BASELINE, HEALTH, look
-from llem_airflow.protocol.session import BEAT, BEAT_S, LIVES
+from llem_airflow.measurement.session.health import BASELINE, look
+from llem_airflow.protocol.session import BEAT, BEAT_S, HEALTH, LIVES, MAX_RUNTIME
 
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
@@ -32,7 +32,8 @@ def guard(folder: SessionFolder, max_runtime_s: float, idle_s: float) -> int:
         folder.append(BASELINE, look())
     folder.renew()
     (folder.state / BEAT).touch()
-    folder.ready()
+    if now_ns < end_ns:
+        folder.ready()
     why = _idle(folder, end_ns, idle_s)
     folder.append(HEALTH, {"t_mono_ns": time.monotonic_ns(), "ended": why})
     print(f"llem: the session ends: {why}", flush=True)
@@ -40,15 +41,16 @@ def guard(folder: SessionFolder, max_runtime_s: float, idle_s: float) -> int:
 
 
 def _idle(folder: SessionFolder, end_ns: int, idle_s: float) -> str:
-    while signal.sigtimedwait(_SIGNALS, BEAT_S) is None:
-        (folder.state / BEAT).touch()
+    while True:
         if time.monotonic_ns() >= end_ns:
-            return "it has lived for max_runtime"
+            return MAX_RUNTIME
         if folder.idle_s() >= idle_s:
             if folder.holder() is None:
                 return f"no cycle for {idle_s:g} s"
             folder.renew()
-    return "it was stopped"
+        if signal.sigtimedwait(_SIGNALS, BEAT_S) is not None:
+            return "it was stopped"
+        (folder.state / BEAT).touch()
 
 
 def _why(folder: SessionFolder) -> str:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llem_airflow.measurement.session.folder import SessionFolder, processes
-from llem_airflow.protocol.session import COMMAND
+from llem_airflow.protocol.session import COMMAND, HEALTH
 
-HEALTH = "health.jsonl"
 BASELINE = "baseline.jsonl"
 
 MEMORY_LIMIT_BYTES = 512 << 20
