@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from llem_airflow.runners.holders import Holder
     from llem_airflow.runners.output import LogSink
 
-RUNNERS = {"container": "llem_airflow.runners.docker", "process": "llem_airflow.runners.process"}
+RUNNERS = {
+    "container": "llem_airflow.runners.docker",
+    "process": "llem_airflow.runners.process",
+    "kubernetes": "llem_airflow.runners.kubernetes",  # with the extra of that name
+}
 """The module of each runner, by its name in studies and records."""
 
 KILL_S = 4.0

@@ -40,7 +40,7 @@ _VARIABLES = {
     "CUDA_CACHE_PATH": "cuda",
 }
 
-_HOME = {
+HOME_VARIABLES = {
     # A user without an entry in the image's passwd file has neither home nor name; torch asks for both.
     "HOME": "/tmp",  # noqa: S108  # the container's own tmpfs
     "USER": "llem",
@@ -160,7 +160,7 @@ def create_arguments(
         "hostname": settings.hostname,
         "user": settings.user,
         "environment": {
-            **_HOME,
+            **HOME_VARIABLES,
             **settings.environment,
             **settings.private_environment,
             **(

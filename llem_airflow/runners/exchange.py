@@ -115,6 +115,24 @@ def collect(
     if direct is not None:
         return tuple(_take(plain_files(direct, OUT_DIR), folder, redactor))
     chunks, _ = api.get_archive(container, f"{exchange}/{OUT_DIR}")
+    return unpack(chunks, folder, redactor)
+
+
+def unpack(chunks: Iterable[bytes], folder: Path, redactor: Redactor) -> tuple[str, ...]:
+    """Bring the files of an archive of ``out/`` into ``folder``, under the same rules.
+
+    Args:
+        chunks: The archive.
+        folder: Where the files go.
+        redactor: Blanks the secrets in what comes out.
+
+    Returns:
+        Names of the files.
+
+    Raises:
+        CollectError: There is more than the bounds allow, or the archive is broken.
+    """
+    chunks = iter(chunks)
     try:
         with tarfile.open(fileobj=_Reader(chunks), mode="r|") as archive:
             names = tuple(_take(_members(archive), folder, redactor))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.runners.attempt import LABEL_KEY, Attempt
 from llem_airflow.runners.base import Collected, Wait
 from llem_airflow.runners.container_spec import ContainerSettings
+from tests.parts import in_ci
 from tests.runners.programs import SPEC, attempt, in_container, program
 
 RunContainer = Callable[..., Collected]
@@ -22,6 +24,17 @@ RunContainer = Callable[..., Collected]
 @pytest.fixture
 def this_attempt() -> Attempt:
     return attempt()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Any]:
+    """A stand-in cluster."""
+    if not (find_spec("kubernetes") or in_ci()):
+        pytest.skip("the extra `kubernetes` is not installed")
+    from tests.kubernetes.cluster import StandInCluster  # noqa: PLC0415  # an extra
+
+    with StandInCluster(tmp_path / "cluster").running() as made:
+        yield made
 
 
 def left_of(api: docker.APIClient, one: Attempt) -> list[str]:

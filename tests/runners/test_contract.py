@@ -1,9 +1,10 @@
-"""The contract of every runner (llem_airflow/runners/base.py), on a real engine and on real processes."""
+"""The contract of every runner (llem_airflow/runners/base.py): on a real engine, real processes, a stand-in cluster."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import io
 import json
 import os
@@ -56,11 +57,18 @@ LONG = "print('up', flush=True)\nfor _ in range(600): time.sleep(0.1)\n"
 
 @dataclass
 class Kind(ABC):
-    """One kind of runner, and what can be seen of its attempts from outside."""
+    """One kind of runner, and what can be seen of its attempts from outside.
+
+    Attributes:
+        folder: Where its files are.
+        lines: Output of its attempts.
+        starts_when_placed: Whether a place that was found has begun to measure, as nobody else starts what has one.
+    """
 
     folder: Path
     lines: list[str] = field(default_factory=list)
     evidence: ClassVar[frozenset[str]] = frozenset()
+    starts_when_placed: ClassVar[bool] = False
 
     @abstractmethod
     def runner(
@@ -185,11 +193,49 @@ class Processes(Kind):
         return found
 
 
+class Pods(Kind):
+    url: str
+    cluster: Any
+    starts_when_placed = True
+
+    @functools.cached_property
+    def closes(self) -> list[Callable[[], None]]:
+        return []
+
+    def end(self, who: Attempt) -> None:
+        for close in self.closes:
+            close()
+
+    def runner(
+        self, who: Attempt, text: str, on_line: Callable[[str], object] | None = None, **settings: Any
+    ) -> Runner:
+        from kubernetes.client import Configuration  # noqa: PLC0415  # an extra
+
+        from llem_airflow.runners.cluster import client_of  # noqa: PLC0415  # likewise
+        from llem_airflow.runners.kubernetes import KubernetesRunner  # noqa: PLC0415  # likewise
+        from llem_airflow.runners.pod_spec import PodSettings  # noqa: PLC0415  # likewise
+
+        made = PodSettings("image:1", **settings)
+        hear: Any = on_line or self.lines.append
+        api = client_of(Configuration(host=self.url))
+        self.closes.append(api.api_client.rest_client.pool_manager.clear)
+        return KubernetesRunner(
+            api, who, made, folder=self.out(who), on_line=hear, bundle=self.bundle(who, text)
+        )
+
+    def gpus(self) -> list[str]:
+        raise NotImplementedError  # the cluster chooses; tests/kubernetes/test_runner.py tries it
+
+    def left(self, who: Attempt) -> list[str]:
+        return [name for name in self.cluster.names() if who.key in name]
+
+
 @pytest.fixture(
     params=[
         pytest.param("container", marks=pytest.mark.docker),
         pytest.param("session", marks=pytest.mark.docker),
         "process",
+        "kubernetes",
     ]
 )
 def kind(
@@ -200,10 +246,14 @@ def kind(
 ) -> Iterator[Kind]:
     """A kind of runner; nothing of the attempt is left after the test, whatever it did."""
     made: Kind
-    if request.param != "process":
+    if request.param in ("container", "session"):
         made = Containers(tmp_path) if request.param == "container" else Sessions(tmp_path)
         made.api = request.getfixturevalue("docker_api")
         made.image = request.getfixturevalue("python_image")
+    elif request.param == "kubernetes":
+        made = Pods(tmp_path)
+        made.cluster = request.getfixturevalue("cluster")
+        made.url = made.cluster.url
     else:
         made = Processes(tmp_path)
         for name in ("tmp", "leases"):
@@ -229,7 +279,7 @@ def placed(runner: Runner, wait: Wait = Wait()) -> Place:  # noqa: B008  # froze
 
 
 def test_every_runner_is_held_to_it() -> None:
-    assert set(RUNNERS) == {DockerRunner.name, ProcessRunner.name}
+    assert set(RUNNERS) == {DockerRunner.name, ProcessRunner.name, "kubernetes"}
 
 
 def test_a_valid_result_is_stored_once_and_nothing_is_left(kind: Kind, this_attempt: Attempt) -> None:
@@ -320,11 +370,11 @@ runner.run(place, t.SPEC, store)
 def test_a_worker_that_is_killed_at_any_step_leaves_one_result_to_the_next_try(
     kind: Kind, this_attempt: Attempt, moment: str, text: str, meanwhile: str, in_store: str
 ) -> None:
-    make = (
-        f"kind.api = t.docker.APIClient(); kind.image = {kind.image!r}"
-        if isinstance(kind, Containers)
-        else ""
-    )
+    make = ""
+    if isinstance(kind, Containers):
+        make = f"kind.api = t.docker.APIClient(); kind.image = {kind.image!r}"
+    elif isinstance(kind, Pods):
+        make = f"kind.url = {kind.url!r}"
     code = WORKER.format(
         kind=type(kind).__name__,
         folder=str(kind.folder),
@@ -344,7 +394,7 @@ def test_a_worker_that_is_killed_at_any_step_leaves_one_result_to_the_next_try(
                 break
         worker.send_signal(signal.SIGKILL)
         worker.wait()
-    began = moment != "placed"
+    began = moment != "placed" or kind.starts_when_placed
     second = kind.runner(attempt(2, this_attempt), "result()")
     place = placed(second)
     assert place.adopted is (began and second.outlives_worker)
@@ -465,9 +515,12 @@ def test_limits_of_time_end_it(kind: Kind, this_attempt: Attempt) -> None:
 def on_gpus(kind: Kind, request: pytest.FixtureRequest, standin: Standins) -> list[str]:
     """UUIDs of at least two GPUs that attempts of this kind can have.
 
-    Empty when the test has been run already: a process sees a driver that is there when it starts, so that a test of
-    processes with GPUs is run in a child that has the stand-in driver.
+    Empty where a cluster chooses the devices (tests/kubernetes/test_runner.py), and when the test has been run
+    already: a process sees a driver that is there when it starts, so that a test of processes with GPUs is run in a
+    child that has the stand-in driver.
     """
+    if isinstance(kind, Pods):
+        return []
     if isinstance(kind, Processes) and CHILD not in os.environ:
         script = kind.folder / "gpus.conf"
         script.write_text("t0 = 0\ngpus = 2\ngpu.0.power = const 100\ngpu.1.power = const 100\n")

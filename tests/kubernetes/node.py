@@ -1,0 +1,218 @@
+"""The node of the stand-in cluster: runs a pod's containers as processes, and keeps their output with its times."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import os
+import re
+import signal
+import sys
+from asyncio.subprocess import PIPE, STDOUT, Process
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+Object = dict[str, Any]
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+class Node:
+    """Runs one pod.
+
+    Args:
+        folder: Where its volumes lie.
+        reasons: What the runtime says of an end, by exit code.
+    """
+
+    def __init__(self, folder: Path, reasons: dict[int, str]) -> None:
+        self._folder, self._reasons = folder, reasons
+        self._processes: dict[str, Process] = {}
+        self._paths: dict[str, dict[str, str]] = {}
+        self._lines: dict[str, list[bytes]] = {}
+        self._ended: dict[str, Object] = {}
+        self._began: dict[str, str] = {}
+        self._wake = asyncio.Condition()
+        self._stopped = False
+        self._readers: list[asyncio.Task[None]] = []
+        self._environments: dict[str, dict[str, str]] = {}
+
+    async def run(self, made: Object, objects: dict[tuple[str, str], Object]) -> AsyncIterator[Object]:
+        """The pod's statuses, one after the other."""
+        spec = made["spec"]
+        while not self._volumes(spec, objects):
+            await asyncio.sleep(0.05)  # a kubelet waits, too, for what is not there yet
+        for container in spec.get("initContainers") or []:
+            await self._begin(container, objects)
+            await self._end_of(container["name"])
+            yield {"initContainerStatuses": self._statuses(spec["initContainers"])}
+            if self._ended[container["name"]]["exitCode"]:
+                yield {"phase": "Failed"}
+                return
+        for container in spec["containers"]:
+            await self._begin(container, objects)
+        yield {"phase": "Running", "containerStatuses": self._statuses(spec["containers"])}
+        names = {each["name"] for each in spec["containers"]}
+        known = 0
+        while known < len(names):
+            await self._more_ended(names, known)
+            known = len(names & set(self._ended))
+            yield {"containerStatuses": self._statuses(spec["containers"])}
+        good = all(self._ended[name]["exitCode"] == 0 for name in names)
+        yield {"phase": "Succeeded" if good else "Failed"}
+
+    async def lines(self, container: str, *, follow: bool) -> AsyncIterator[bytes]:
+        """A container's output, to its end when it is followed."""
+        sent = 0
+        lines = self._lines.get(container, [])
+        while True:
+            while sent < len(lines):
+                yield lines[sent]
+                sent += 1
+            if not follow or (container in self._ended and sent == len(lines)):
+                return
+            async with self._wake:
+                if sent == len(lines) and container not in self._ended:
+                    await self._wake.wait()
+
+    async def command(self, container: str, words: list[str]) -> Process:
+        """Run a command in a container."""
+        return await self._spawn(container, words, self._environments[container], stderr=PIPE)
+
+    async def end(self, grace_s: float) -> None:
+        """SIGTERM to every container, then SIGKILL."""
+        self._stopped = True
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for name, process in self._processes.items():
+                if name not in self._ended:
+                    _signal(process, number)
+            if number is signal.SIGTERM:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._all_ended(), grace_s)
+        await self._all_ended()
+
+    def kill(self) -> None:
+        """End everything at once."""
+        for process in self._processes.values():
+            _signal(process, signal.SIGKILL)
+
+    async def _all_ended(self) -> None:
+        async with self._wake:
+            await self._wake.wait_for(lambda: set(self._processes) <= set(self._ended))
+
+    async def _more_ended(self, names: set[str], known: int) -> None:
+        async with self._wake:
+            await self._wake.wait_for(lambda: len(names & set(self._ended)) > known)
+
+    async def _end_of(self, container: str) -> None:
+        async with self._wake:
+            await self._wake.wait_for(lambda: container in self._ended)
+
+    def _volumes(self, spec: Object, objects: dict[tuple[str, str], Object]) -> bool:
+        """Make the volumes' folders; whether everything that they need is there."""
+        for volume in spec.get("volumes") or []:
+            folder = self._folder / volume["name"]
+            folder.mkdir(parents=True, exist_ok=True)
+            for source in (volume.get("projected") or {}).get("sources") or []:
+                found = objects.get(("configmaps", source["configMap"]["name"]))
+                if found is None:
+                    return False
+                for name, value in found["binaryData"].items():
+                    (folder / name).write_bytes(base64.b64decode(value))
+        return True
+
+    async def _begin(self, container: Object, objects: dict[tuple[str, str], Object]) -> None:
+        if self._stopped:
+            raise KeyError(container["name"])
+        name = container["name"]
+        paths = {mount["mountPath"]: str(self._folder / mount["name"]) for mount in container["volumeMounts"]}
+        self._paths[name] = paths
+        environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+        for variable in container.get("env") or []:
+            environment[variable["name"]] = self._inside(name, _value(variable, objects))
+        self._environments[name] = environment
+        words = [*container["command"], *(container.get("args") or [])]
+        process = await self._spawn(name, words, environment, stderr=STDOUT)
+        self._processes[name], self._lines[name], self._began[name] = process, [], now()
+        self._readers.append(asyncio.get_running_loop().create_task(self._read(name, process)))
+
+    async def _spawn(
+        self, name: str, words: list[str], environment: dict[str, str], *, stderr: int
+    ) -> Process:
+        first, *others = (self._inside(name, word) for word in words)
+        return await asyncio.create_subprocess_exec(
+            sys.executable if first == "python3" else first,
+            *others,
+            cwd=self._folder,
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=PIPE,
+            stderr=stderr,
+            start_new_session=True,
+            limit=1 << 24,
+        )
+
+    def _inside(self, container: str, text: str) -> str:
+        paths = self._paths[container]
+        longest_first = sorted(paths, key=len, reverse=True)
+        return re.sub("|".join(map(re.escape, longest_first)), lambda found: paths[found[0]], text)
+
+    async def _read(self, name: str, process: Process) -> None:
+        reading = asyncio.get_running_loop().create_task(self._take(name, process))
+        code = await process.wait()
+        _signal(process, signal.SIGKILL)  # a runtime ends what else is in the container
+        await reading
+        async with self._wake:
+            code = 128 - code if code < 0 else code
+            self._ended[name] = {"exitCode": code, "reason": self._reasons.get(code, "Error" if code else "Completed"),
+                                 "startedAt": self._began[name], "finishedAt": now()}  # fmt: skip
+            self._wake.notify_all()
+
+    async def _take(self, name: str, process: Process) -> None:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
+            # Of a node's clock: no two lines have the same time.
+            text = f"{stamp}{len(self._lines[name]) % 1000:03}Z ".encode() + line.rstrip(b"\n") + b"\n"
+            async with self._wake:
+                self._lines[name].append(text)
+                self._wake.notify_all()
+
+    def _statuses(self, containers: list[Object]) -> list[Object]:
+        found = []
+        for each in containers:
+            name = each["name"]
+            state: Object = {"waiting": {"reason": "PodInitializing"}}
+            if name in self._ended:
+                state = {"terminated": dict(self._ended[name])}
+            elif name in self._began:
+                state = {"running": {"startedAt": self._began[name]}}
+            digest = f"docker.io/library/{each['image']}@sha256:{'0' * 64}"
+            found.append(
+                {
+                    "name": name,
+                    "state": state,
+                    "image": each["image"],
+                    "imageID": digest,
+                    "ready": True,
+                    "restartCount": 0,
+                }
+            )
+        return found
+
+
+def _value(variable: Object, objects: dict[tuple[str, str], Object]) -> str:
+    if "valueFrom" not in variable:
+        return str(variable.get("value", ""))
+    source = variable["valueFrom"]["secretKeyRef"]
+    return base64.b64decode(objects["secrets", source["name"]]["data"][source["key"]]).decode()
+
+
+def _signal(process: Process, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
