@@ -53,6 +53,29 @@ def _flag(message: str) -> Flag:
     )
 
 
+def restarts(ref: CycleRef) -> tuple[Flag, ...]:
+    """A flag when the container of the cycle's session was started again before it."""
+    try:
+        lives = ref.session().get("lives")
+    except ResultReadError as error:
+        return (_restarted(f"Whether the container of its session was started again is not known: {error}."),)
+    later = lives[1:] if isinstance(lives, list) else []
+    if not later:
+        return ()
+    why = "; ".join(dict.fromkeys(str(one.get("after")) for one in later if isinstance(one, Mapping)))
+    return (
+        _restarted(
+            f"The container of its session had been started again {counted(len(later), 'time')}: {why}."
+        ),
+    )
+
+
+def _restarted(message: str) -> Flag:
+    return Flag(
+        "session_restarted", message, "session.json of the cycle has every check of its health.", "", "info"
+    )
+
+
 _FOREIGN_CPUS = 0.5
 _FOREIGN_CPU_RATIO = 0.1
 """What another container may use on average before it is told: it takes both."""

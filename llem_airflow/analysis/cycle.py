@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llem_airflow.analysis import metrics
-from llem_airflow.analysis.checks import Flag, flags, second_sampler
+from llem_airflow.analysis.checks import Flag, flags, restarts, second_sampler
 from llem_airflow.analysis.energy import EnergyOfWindow, of_the_model, window_energy
 from llem_airflow.analysis.latency import COLUMNS, SERVED_COLUMNS, Distribution, Requests, latency
 from llem_airflow.analysis.metrics import METRICS, UndefinedMetricError
@@ -26,6 +26,10 @@ from llem_airflow.text.wording import counted
 
 FACTORS = {"model", "model_revision", "engine", "engine_version", "image_digest", "measured_by"}
 """Fields that a comparison may name as the factor under study; all others belong to the conditions."""
+
+
+FRESH = "fresh"
+"""How an attempt begins that shares nothing with an earlier one."""
 
 
 def fingerprint(
@@ -63,6 +67,8 @@ def fingerprint(
         "cpu": cpu.get("model") if isinstance(cpu, Mapping) else None,
         "cpu_limit": _member(environment.get("cgroup"), "cpus"),
         "runner": record.get("runner"),
+        # Results of before it was written down began fresh.
+        **({"start_kind": kind} if (kind := record.get("start_kind") or FRESH) != FRESH else {}),
         "meter": result.meter.kind,
         "energy_kind": result.meter.energy_kind,
         "prompts_sha256": config.prompts.sha256,
@@ -138,6 +144,10 @@ class Cycle:
         host: Name of the machine.
         runner: ``process`` or ``container``.
         image_digest: Digest of the image.
+        start_kind: What the attempt began in: ``fresh`` (a container or process of its own) or ``exec`` (a process in
+            the living container of a session); None where it is not known.
+        session: Id of the session.
+        position_in_session: Attempts that the session had begun before, since it or its restart; None without one.
         gpus: UUIDs that were measured.
         started_epoch_ns: When the attempt began.
         finished_epoch_ns: When it ended.
@@ -168,6 +178,9 @@ class Cycle:
     host: str = ""
     runner: str = ""
     image_digest: str | None = None
+    start_kind: str | None = None
+    session: str | None = None
+    position_in_session: int | None = None
     gpus: tuple[str, ...] = ()
     started_epoch_ns: int | None = None
     finished_epoch_ns: int | None = None
@@ -222,6 +235,7 @@ def absent_cycle(
         host=_host(record),
         runner=str(record.get("runner") or ""),
         image_digest=record.get("image_digest"),
+        **_begun(record),
         started_epoch_ns=_epoch(record, "started_epoch_ns"),
         finished_epoch_ns=_epoch(record, "finished_epoch_ns"),
         next_step=failures[-1].advice(),
@@ -255,6 +269,7 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
         host=host if isinstance(host, Mapping) else None,
     )
     found += second_sampler(ref, result.window, energy)
+    found += restarts(ref) if record.get("session") else ()
     found += _own_flags(power, requests_problem, requests, result)
     found += _prefix_cache(config)
     seen = serving(table, result, energy, config.config, ref.server_metrics())
@@ -276,6 +291,7 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
         host=_host(record),
         runner=str(record.get("runner") or ""),
         image_digest=record.get("image_digest"),
+        **_begun(record),
         gpus=tuple(gpu.gpu for gpu in energy.gpus) or result.meter.devices,
         started_epoch_ns=_epoch(record, "started_epoch_ns"),
         finished_epoch_ns=_epoch(record, "finished_epoch_ns"),
@@ -296,6 +312,11 @@ def _read(ref: CycleRef, *, position: int | None, failed_attempts: int) -> tuple
         ),
     )
     return row, Reading(result, power, marks, energy, environment)
+
+
+def _begun(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the attempt began in, and its place there."""
+    return {name: record.get(name) for name in ("start_kind", "session", "position_in_session")}
 
 
 def _given(record: Mapping[str, Any]) -> tuple[str, ...]:

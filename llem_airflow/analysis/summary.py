@@ -15,6 +15,7 @@ from llem_airflow.analysis.cycle import Cycle, read_cycle
 from llem_airflow.analysis.flags import FlagSummary, gravity, summed_flags
 from llem_airflow.analysis.metrics import BY_NAME, METRICS, Derived, derived
 from llem_airflow.analysis.plan import Planned, experiment_factors, experiment_labels
+from llem_airflow.analysis.sessions import session_flags, sessions_text
 from llem_airflow.analysis.statistics import FEW_CYCLES, SHOWN_FROM_N, Description, describe, slope_ratio
 from llem_airflow.protocol.failures import how_to_rerun
 from llem_airflow.protocol.typed_json import from_json, to_json
@@ -22,7 +23,7 @@ from llem_airflow.results import ResultReadError, StoredRun, layout
 from llem_airflow.study.plan.search import RateSearch
 from llem_airflow.text.wording import counted
 
-ORDER = ("model", "release", "engine", "hardware", "driver", "meter", "host")
+ORDER = ("model", "release", "engine", "hardware", "driver", "meter", "host", "sessions")
 """In which people read them; JSON does not keep an order."""
 
 
@@ -45,6 +46,7 @@ def setup(
         "driver": [str(one.get("driver") or "") for one in told],
         "meter": [_meter(row) for row in cycles if row.has_result],
         "host": [row.host for row in cycles],
+        "sessions": [sessions_text(cycles)],
     }
     distinct = {name: [value for value in dict.fromkeys(values) if value] for name, values in found.items()}
     return {name: values for name, values in distinct.items() if values}
@@ -267,8 +269,9 @@ def summarise(
         if row.cycle is not None:
             by_name[row.experiment].append(row)
     counted = Counter(name for name, _ in plan.cycles)
+    of_sessions = session_flags(cycles)
     experiments = tuple(
-        _experiment(name, plan, by_name[name], varied.get(name, {}), counted[name])
+        _experiment(name, plan, by_name[name], varied.get(name, {}), counted[name], of_sessions.get(name, ()))
         for name in names
         if not _left_out(by_name[name], plan)
     )
@@ -315,7 +318,12 @@ def _measured(
 
 
 def _experiment(
-    name: str, whole: Planned, rows: list[Cycle], varied: dict[str, Any], planned: int
+    name: str,
+    whole: Planned,
+    rows: list[Cycle],
+    varied: dict[str, Any],
+    planned: int,
+    of_sessions: Sequence[FlagSummary],
 ) -> ExperimentSummary:
     plan = whole.experiments.get(name)
     planned -= sum(row.status == "skipped" for row in rows)
@@ -339,7 +347,7 @@ def _experiment(
         energy_boundary=_shared(row.energy_boundary for row in measured),
         active_over=_shared(row.active_over for row in measured),
         metrics=metrics,
-        doubts=_flags(rows, measured, planned, metrics, whole.precision_target),
+        doubts=_flags(rows, measured, planned, metrics, whole.precision_target, of_sessions),
         precision_met=_precision_met(whole.precision_target, metrics),
         derived=derived(whole.rates, per_token),
     )
@@ -368,8 +376,9 @@ def _flags(
     planned: int,
     metrics: Sequence[MetricSummary],
     target: Mapping[str, Any] | None,
+    of_sessions: Sequence[FlagSummary],
 ) -> tuple[FlagSummary, ...]:
-    found = summed_flags((row.cycle or 0, flag) for row in measured for flag in row.flags)
+    found = [*summed_flags((row.cycle or 0, flag) for row in measured for flag in row.flags), *of_sessions]
     valid = sum(row.status == "valid" for row in rows)
     if valid < planned:
         found.append(

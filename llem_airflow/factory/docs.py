@@ -56,13 +56,15 @@ def study_doc(study: Study, layers: Callable[[], Layers]) -> str:
     planned, cycles = len(study.experiments), len(study.plan.planned_cycles)
     return (
         f"# {plain(study.name)}\n\n{counted(planned, 'experiment')}, {counted(cycles, 'cycle')} to measure"
-        f"{_where(said)}, from {plain(study.path.name) if study.path else 'text'}. "
+        f"{_where(study, said)}, from {plain(study.path.name) if study.path else 'text'}. "
         "The *Energy* tab of a run shows its report.\n\n"
         f"{_experiments(study)}{runners}{_releases(study)}{_yaml(study.text)}"
     )
 
 
-def _where(said: Mapping[str, Choice]) -> str:
+def _where(study: Study, said: Mapping[str, Choice]) -> str:
+    if study.execution.in_sessions:
+        return f" in {counted(len(study.plan.sessions), 'session')}, each one living container"
     places = {_PLACES.get(choice.runner, "") for choice in said.values()}
     place = places.pop() if len(places) == 1 else ""
     if not place and any(choice.runner == AUTO for choice in said.values()):

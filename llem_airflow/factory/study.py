@@ -18,6 +18,7 @@ from llem_airflow.factory.form import study_params
 from llem_airflow.factory.plan_cache import cached_study
 from llem_airflow.factory.releases import study_asset
 from llem_airflow.factory.schedule import deadline_of, schedule_of, start_of
+from llem_airflow.factory.sessions import SESSION_GROUP, session_tasks
 from llem_airflow.operators import (
     LLEMAggregateOperator,
     LLEMExperimentOperator,
@@ -201,7 +202,7 @@ def _study_tasks(
 ) -> None:
     """Plan, cycles and aggregate in the current DAG or group; of the cycles only the wanted one where one is named."""
     check_render(render)
-    mapped = render == "mapped" or (render == "auto" and not chain and len(study.experiments) > MAPPED_ABOVE)
+    mapped = _is_mapped(study, render, chain=chain)
     plan = LLEMPlanOperator(task_id=PLAN_TASK_ID, study=study, operator_args=operator_args, retries=0)
     aggregate = LLEMAggregateOperator(
         task_id=AGGREGATE_TASK_ID,
@@ -223,9 +224,17 @@ def _study_tasks(
         if whole:
             _fetch_first(plan, study, operator_args, [cycle])
         return
-    cycles = _cycle_tasks(study, operator_args, only=None if chain else only)
+    cycles = _cycle_tasks(
+        study, operator_args, only=None if chain and not study.execution.in_sessions else only
+    )
     plan.cycles = {(task.experiment.id, task.cycle): (task.task_id, -1) for task in cycles}
-    if chain:
+    first: Sequence[LLEMExperimentOperator] = cycles
+    if study.execution.in_sessions:
+        first = _around(
+            plan, study, operator_args, cycles, lanes=1 if chain else study.airflow.max_active_cycles
+        )
+    elif chain:
+        first = cycles[:1]
         for before, after in pairwise(cycles):
             after.trigger_rule = TriggerRule.ALL_DONE
             precede([before], [after])
@@ -234,10 +243,44 @@ def _study_tasks(
             _gate(study, {(task.experiment.id, task.cycle): task for task in cycles})
         for search in study.plan.searches:
             _follow([task for task in cycles if task.experiment.id in search.experiments])
-    precede([plan], cycles[:1] if chain else cycles)
+    precede([plan], first)
     if whole:
-        _fetch_first(plan, study, operator_args, cycles[:1] if chain else cycles)
+        _fetch_first(plan, study, operator_args, first)
     precede(cycles, [aggregate])
+
+
+def _is_mapped(study: Study, render: str, *, chain: bool) -> bool:
+    """Whether one mapped task is to stand for all cycles.
+
+    Raises:
+        ValueError: It is asked for, and the cycles share sessions.
+    """
+    if not study.execution.in_sessions:
+        return render == "mapped" or (
+            render == "auto" and not chain and len(study.experiments) > MAPPED_ABOVE
+        )
+    if render == "mapped":
+        raise ValueError(
+            f"render='mapped' has one task for all cycles, and isolation {study.execution.isolation!r} needs a task "
+            "group for each session: use render='static'"
+        )
+    return False
+
+
+def _around(
+    plan: LLEMPlanOperator,
+    study: Study,
+    operator_args: dict[str, Any],
+    cycles: Sequence[LLEMExperimentOperator],
+    *,
+    lanes: int,
+) -> list[LLEMExperimentOperator]:
+    """Put the tasks of the sessions around the cycles, where all of those are there; the tasks that come first."""
+    if len(cycles) < len(study.plan.planned_cycles):
+        return []  # a worker that runs one of them needs no other task
+    made = session_tasks(study, _shared_args(study, operator_args), cycles, lanes=lanes)
+    plan.sessions = {each.session.id: (each.start.task_id, each.stop.task_id) for each in made}
+    return [each.start for each in made]
 
 
 def _gate(study: Study, tasks: dict[tuple[str, int], LLEMExperimentOperator]) -> None:
@@ -269,7 +312,10 @@ def _cycle_tasks(
     found = [study.experiment(wanted.experiment_id)] if wanted else study.experiments
     experiments = {experiment.id: experiment for experiment in found}
     called = dict(zip(experiments, task_labels(found), strict=True))
-    groups = {name: TaskGroup(name, group_display_name=label) for name, label in called.items()}
+    sessions = {run.session for run in runs if run.session}
+    groups = {name: TaskGroup(f"{SESSION_GROUP}{name}") for name in sessions} or {
+        name: TaskGroup(name, group_display_name=label) for name, label in called.items()
+    }
     documents = ExperimentDocs(study)
     docs = {name: documents.page(experiment) for name, experiment in experiments.items()}
     shared = _shared_args(study, operator_args)
@@ -277,10 +323,11 @@ def _cycle_tasks(
     tasks: list[LLEMExperimentOperator] = []
     for run in runs:
         experiment = experiments[run.experiment_id]
+        task_id = f"{CYCLE_TASK_ID}_{run.cycle}"
         own: dict[str, Any] = {
-            "task_id": f"{CYCLE_TASK_ID}_{run.cycle}",
+            "task_id": f"{run.experiment_id}.{task_id}" if run.session else task_id,
             "task_display_name": f"cycle {run.cycle}, {called[run.experiment_id]}",
-            "task_group": groups[run.experiment_id],
+            "task_group": groups[run.session or run.experiment_id],
             "experiment": experiment,
             "doc_md": docs[run.experiment_id],
             "priority_weight": _weight(study, run),
@@ -288,6 +335,7 @@ def _cycle_tasks(
             **({"pool_slots": experiment.gpus.asked} if pool else {}),
             "cycle": run.cycle,
             "gap_before_s": run.gap_before_s,
+            "session": run.session,
         }
         if tasks:
             tasks.append(clone(tasks[0], derived={"experiment_id": experiment.id}, **own))
@@ -298,7 +346,8 @@ def _cycle_tasks(
 
 def _wanted_run(study: Study, only: str | None) -> PlannedCycle | None:
     """The planned cycle whose task this process wants."""
-    experiment_id, _, cycle = (only or "").rpartition(f".{CYCLE_TASK_ID}_")
+    path, _, cycle = (only or "").rpartition(f".{CYCLE_TASK_ID}_")
+    experiment_id = path.rpartition(".")[2]  # a session's group comes before
     return (
         study.plan.planned_cycle(experiment_id, int(cycle)) if experiment_id and cycle.isdecimal() else None
     )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from llem_airflow.operators.maintenance import LLEMCollectGarbageOperator
     from llem_airflow.operators.plan import LLEMPlanOperator, LLEMPlanTextOperator
     from llem_airflow.operators.prefetch import LLEMPrefetchOperator, LLEMTextPrefetchOperator
+    from llem_airflow.operators.session import LLEMStartSessionOperator, LLEMStopSessionOperator
 
 __all__ = [
     "LLEMAggregateOperator",
@@ -21,6 +22,8 @@ __all__ = [
     "LLEMPlanOperator",
     "LLEMPlanTextOperator",
     "LLEMPrefetchOperator",
+    "LLEMStartSessionOperator",
+    "LLEMStopSessionOperator",
     "LLEMTextCycleOperator",
     "LLEMTextPrefetchOperator",
 ]
@@ -33,6 +36,8 @@ _MODULES = {
     "LLEMPlanOperator": "plan",
     "LLEMPlanTextOperator": "plan",
     "LLEMPrefetchOperator": "prefetch",
+    "LLEMStartSessionOperator": "session",
+    "LLEMStopSessionOperator": "session",
     "LLEMTextCycleOperator": "experiment",
     "LLEMTextPrefetchOperator": "prefetch",
 }

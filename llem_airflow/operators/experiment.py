@@ -354,7 +354,7 @@ class ExperimentTask(BaseOperator):
 
     def _record(self, attempt: Attempt, started_epoch_ns: int, collected: Collected | None) -> dict[str, Any]:
         """What provenance.json says of a result, or of a failure."""
-        seen = self._current.record(collected) if self._current is not None else {}
+        seen = {"start_kind": "fresh", **self._current.record(collected)} if self._current is not None else {}
         return {**provenance(attempt, self._runner, started_epoch_ns), **self._chosen, **seen}
 
     def _failed(
@@ -392,6 +392,8 @@ class LLEMExperimentOperator(ExperimentTask, DockerOperator):  # type: ignore[mi
             what the host's connection says, then never. Of two limits the narrower counts.
         keep_failed: Stop a container that ran and failed and keep it with its volume, to be looked at; ``llem-airflow
             gc`` removes it when it is a day old. Default: what the host's connection says, then False.
+        session: Id of the session in whose living container the cycle is measured, between the session's start and
+            stop tasks; None for a container of its own.
         llem_conn_id: Connection of type ``llem``: the host and what it asks of containers.
         deferrable: Wait in the triggerer, where waiting takes no worker and no pool slot. Where no triggerer runs, the
             task comes back after ``gpu_wait_s`` and waits in the worker.
@@ -417,6 +419,7 @@ class LLEMExperimentOperator(ExperimentTask, DockerOperator):  # type: ignore[mi
         gpu_wait_s: float | None = None,
         max_gpu_idle_s: float | None = None,
         keep_failed: bool | None = None,
+        session: str | None = None,
         llem_conn_id: str = DEFAULT_CONN_ID,
         deferrable: bool = True,
         **kwargs: Any,
@@ -436,6 +439,7 @@ class LLEMExperimentOperator(ExperimentTask, DockerOperator):  # type: ignore[mi
         self.cycle = cycle
         self.gap_before_s = gap_before_s
         self.runner = runner
+        self.session = session
         self.llem_conn_id = llem_conn_id
         self.host = HostSettings()
         self.engine_given = "docker_url" in kwargs

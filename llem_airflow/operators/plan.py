@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from airflow.sdk import BaseOperator, Context, conf
@@ -41,10 +42,12 @@ class LLEMPlanOperator(BaseOperator):
 
     Attributes:
         resume: Skip the cycles that have a result in this very run: it goes on where it was broken off.
+        sessions: Start and stop task of each session by its id: skipped with the last of its cycles.
     """
 
     ui_color = "#e3f2fd"
     resume = False
+    sessions: Mapping[str, tuple[str, str]] = MappingProxyType({})
 
     def __init__(
         self,
@@ -116,6 +119,9 @@ class LLEMPlanOperator(BaseOperator):
             for key, (task_id, map_index) in self.cycles.items()
             if key not in kept
         ]
+        # A session without cycles is not started.
+        used = {run.session for run in asked.plan.planned_cycles if (run.experiment_id, run.cycle) in kept}
+        tasks += [task_id for name, around in self.sessions.items() if name not in used for task_id in around]
         return [*tasks, *self.after] if dry_run else tasks
 
 
@@ -148,6 +154,11 @@ class LLEMPlanTextOperator(BaseOperator):
         asked = study_of_run(study_in_form(context), context)
         show_plan(self, asked)
         check_study(asked)
+        if asked.execution.in_sessions:
+            raise AirflowFailException(
+                "the cycles of a pasted study are one mapped task, which has no sessions: put the study's file into "
+                "the study folder, or write `isolation: container`"
+            )
         choices = decided(self, asked, context)
         show_choices(self, choices)
         if RunRequest.of(context).dry_run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import time
@@ -30,7 +31,7 @@ from llem_airflow.protocol.failures import how_to_rerun
 from llem_airflow.results import StoredRun
 from llem_airflow.results.folder import json_bytes
 from llem_airflow.runners.attempt import Attempt
-from llem_airflow.runners.base import Runner
+from llem_airflow.runners.base import Busy, Runner, Wait
 from llem_airflow.runners.choice import (
     AUTO,
     IMAGE_ARGUMENT,
@@ -41,16 +42,19 @@ from llem_airflow.runners.choice import (
     settled,
 )
 from llem_airflow.runners.claims import LOOK_HINT
+from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.docker import DockerRunner
 from llem_airflow.runners.engine import DEFAULT_URL, ENGINE_ERRORS, EngineAddress, is_installed_here, reach
 from llem_airflow.runners.failures import AttemptFailedError, classify, failure
 from llem_airflow.runners.gpus import GpuLookError
 from llem_airflow.runners.images import default_images, host_cuda_major
 from llem_airflow.runners.process import ProcessRunner
-from llem_airflow.study import Experiment
+from llem_airflow.runners.session import Session, SessionRunner, SessionSettings, start_session, stop_session
+from llem_airflow.study import Experiment, experiment_spec
 
 if TYPE_CHECKING:
     from llem_airflow.operators.experiment import LLEMExperimentOperator
+    from llem_airflow.operators.session import LLEMStartSessionOperator
 
 _FOLDER, _FILE = "pins", "runners.json"
 _CONNECT_TIMEOUT_S = 10
@@ -187,14 +191,34 @@ def decide(
     try:
         said = said_by_engine(layers_of(operator), experiments)
         if not any(choice.runner == AUTO for choice in said.values()):
-            return said
+            return _containers_for_sessions(operator, said)
         if not _engine_is_named(operator) and not is_installed_here():
             text = f"there is no Docker engine on this machine ({DEFAULT_URL.removeprefix('unix://')} does not exist)"
-            return settled(said, engine_text=text, answers=False)
+            return _containers_for_sessions(operator, settled(said, engine_text=text, answers=False))
         version = _patiently(operator, patience_s).version().get("Version")
-        return settled(said, engine_text=f"Docker {version} answers at {operator.docker_url}", answers=True)
+        text = f"Docker {version} answers at {operator.docker_url}"
+        return _containers_for_sessions(operator, settled(said, engine_text=text, answers=True))
     except RunnerError as error:
         raise PlacementError(str(error)) from error
+
+
+def _containers_for_sessions(
+    operator: LLEMExperimentOperator, choices: dict[str, Choice]
+) -> dict[str, Choice]:
+    """The choices; a session is a living container, and nothing else will do.
+
+    Raises:
+        PlacementError: A study in sessions would run as processes.
+    """
+    execution = operator.study.execution
+    for engine, choice in choices.items():
+        if execution.in_sessions and choice.runner != DockerRunner.name:
+            raise PlacementError(
+                f"study_execution.isolation is {execution.isolation}, whose sessions are living containers, and "
+                f"{engine} runs as a {choice.runner} ({choice.why or choice.by}): start a Docker engine, or write "
+                "`isolation: container`"
+            )
+    return choices
 
 
 def _patiently(operator: LLEMExperimentOperator, patience_s: float) -> Any:
@@ -311,9 +335,10 @@ def make_runner(operator: LLEMExperimentOperator, name: str, run: StoredRun, fol
     return _MAKERS[name](operator, operator.attempt, run, folder)
 
 
-def _in_container(
-    operator: LLEMExperimentOperator, attempt: Attempt, run: StoredRun, folder: Path
-) -> DockerRunner:
+def _container(
+    operator: LLEMExperimentOperator, run: StoredRun, folder: Path
+) -> tuple[docker.APIClient, ContainerSettings, str]:
+    """The engine, how the container is made there, and what people call its image."""
     asked = container_settings(operator, operator.model_files)
     api = engine_of(operator)
     try:
@@ -322,16 +347,84 @@ def _in_container(
             exact = as_fetched(run, api, asked)
     except ENGINE_ERRORS as error:
         raise AttemptFailedError(classify(None, "", error=error), str(error), folder=folder) from error
-    return DockerRunner(
+    return api, exact, asked.image
+
+
+def _in_container(
+    operator: LLEMExperimentOperator, attempt: Attempt, run: StoredRun, folder: Path
+) -> DockerRunner:
+    api, made, image = _container(operator, run, folder)
+    where: dict[str, Any] = {
+        "folder": folder,
+        "on_line": operator.line,
+        "on_live": operator.live,
+        "engine": engine_address(operator),
+        "image": image,
+    }
+    if operator.session:
+        return SessionRunner(api, attempt, made, session_settings(operator, operator.session), **where)
+    return DockerRunner(api, attempt, made, **where)
+
+
+def session_settings(operator: LLEMExperimentOperator, session: str) -> SessionSettings:
+    """The limits of a session: of the study's and the host's the narrower counts."""
+    limits, host = operator.study.execution.session, operator.host
+    return SessionSettings(
+        session,
+        max_runtime_s=min(limits.max_runtime_seconds, host.max_runtime_s or math.inf),
+        idle_s=min(limits.idle_seconds, host.max_idle_s or math.inf),
+        max_restarts=limits.max_restarts,
+    )
+
+
+def begin_session(
+    operator: LLEMStartSessionOperator, run: StoredRun, folder: Path, wait: Wait
+) -> Session | Busy:
+    """Start the living container of an operator's session, or go on with the one that is there.
+
+    Args:
+        operator: The session's first task, with the experiment whose settings all of the session share.
+        run: The run; it keeps which image and model its first cycles had.
+        folder: Where the evidence of a failure lies.
+        wait: How long GPUs may be waited for.
+
+    Raises:
+        PlacementError: It cannot run as it was asked.
+        PromptsError: The prompts cannot be had.
+        AttemptFailedError: It cannot be started.
+    """
+    assert operator.attempt is not None
+    assert operator.session is not None
+    api, made, _ = _container(operator, run, folder)
+    spec = experiment_spec(operator.study, operator.experiment, operator.cycle)
+    session = session_settings(operator, operator.session)
+    return start_session(
         api,
-        attempt,
-        exact,
+        operator.attempt,
+        made,
+        session,
+        spec,
         folder=folder,
         on_line=operator.line,
-        on_live=operator.live,
         engine=engine_address(operator),
-        image=asked.image,
+        wait=wait,
     )
+
+
+def end_session(operator: LLEMExperimentOperator, attempt: Attempt, *, patience_s: float = 0.0) -> None:
+    """Remove the container of an operator's session and its volume; quiet where there is none.
+
+    Args:
+        operator: One of the session's tasks.
+        attempt: Its attempt; the DAG and the run count.
+        patience_s: How long the engine may be away, in seconds.
+
+    Raises:
+        PlacementError: The engine does not answer, or refuses the login.
+        docker.errors.DockerException: The engine refuses.
+    """
+    assert operator.session is not None
+    stop_session(_patiently(operator, patience_s), attempt, operator.session)
 
 
 def _as_process(

@@ -12,6 +12,7 @@ from llem_airflow.protocol import PROTOCOL_VERSION
 from llem_airflow.protocol.failures import advice
 from llem_airflow.protocol.files import SERVER_METRICS
 from llem_airflow.protocol.result import AttemptError, CycleResult, Meter
+from llem_airflow.protocol.session import EVIDENCE
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.typed_json import ProtocolError, from_json
 from llem_airflow.results import layout
@@ -63,6 +64,10 @@ class CycleRef(_Stored):
     def result(self) -> CycleResult:
         """What the attempt observed."""
         return _typed(self.folder, layout.RESULT, CycleResult)
+
+    def session(self) -> dict[str, Any]:
+        """The state of its session: the lives of the container, the checks of its health; empty without one."""
+        return self.folder.read_object(EVIDENCE, optional=True)
 
     def events(self) -> list[dict[str, Any]]:
         """Rows of events.jsonl; a line that was cut off, as the last one of a killed attempt, is left out."""

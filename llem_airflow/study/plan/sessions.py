@@ -74,7 +74,6 @@ def not_in_sessions(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
     execution = study.execution
     if not execution.in_sessions:
         return
-    yield _ISOLATION, f"found {execution.isolation!r}, which is not built yet", "allowed: container"
     found = f"found {execution.isolation!r}"
     back = "or write `isolation: container`"
     if processes := sorted({each.engine for each in study.experiments if each.runner == "process"}):

@@ -1,0 +1,122 @@
+"""The tasks around the cycles of a session: its container is started before them and removed after, come what may.
+
+``start_session`` (setup) >> its cycles one after the other >> ``stop_session`` (teardown) >> ``ended``, after which the
+next session may start. As many sessions live at a time as cycles may run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import TriggerRule
+
+from llem_airflow.factory.clone import precede
+from llem_airflow.operators import LLEMExperimentOperator, LLEMStartSessionOperator, LLEMStopSessionOperator
+from llem_airflow.study import Study
+from llem_airflow.study.plan.model import Session
+from llem_airflow.study.plan.order import CANARY_CYCLE, canaries
+
+SESSION_GROUP = "session-"
+START_TASK_ID = "start_session"
+STOP_TASK_ID = "stop_session"
+ENDED_TASK_ID = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionTasks:
+    """The tasks of one session.
+
+    Attributes:
+        session: The session.
+        start: Starts its container.
+        stop: Removes it.
+    """
+
+    session: Session
+    start: LLEMStartSessionOperator
+    stop: LLEMStopSessionOperator
+
+
+def session_tasks(
+    study: Study, shared: Mapping[str, Any], cycles: Sequence[LLEMExperimentOperator], *, lanes: int
+) -> list[SessionTasks]:
+    """Put the tasks of each session around its cycles.
+
+    Args:
+        study: The study.
+        shared: Arguments of every task.
+        cycles: All cycles of the study, each in the group of its session.
+        lanes: How many sessions may live at a time.
+    """
+    task_of = {(task.experiment.id, task.cycle): task for task in cycles}
+    made: list[SessionTasks] = []
+    for session in study.plan.sessions:
+        own = [task_of[run.experiment_id, run.cycle] for run in session.cycles]
+        tasks = _tasks_of(study, session, shared, own)
+        made.append(tasks)
+        precede([tasks.start], own[:1])
+        for before, after in pairwise(own):
+            # Whatever became of the one before; where the start failed, Airflow holds back all that follow a setup.
+            after.trigger_rule = TriggerRule.ALL_DONE
+            precede([before], [after])
+        precede(own[-1:], [tasks.stop])
+    for place, following in enumerate(made[lanes:]):
+        stop = made[place].stop
+        ended = EmptyOperator(
+            task_id=ENDED_TASK_ID,
+            task_group=stop.task_group,
+            trigger_rule=TriggerRule.ALL_DONE,
+            retries=0,
+        )
+        precede([stop], [ended])
+        precede([ended], [following.start])
+    if study.execution.canary:
+        _gate(study, made, task_of)
+    return made
+
+
+def _tasks_of(
+    study: Study, session: Session, shared: Mapping[str, Any], own: Sequence[LLEMExperimentOperator]
+) -> SessionTasks:
+    first = own[0]
+    around: dict[str, Any] = {
+        "study": study,
+        "session": session.id,
+        "cycles": session.cycles,
+        "task_group": first.task_group,
+        "weight_rule": "absolute",
+    }
+    start = LLEMStartSessionOperator(
+        **{**shared, "image": first.image, "pool_slots": first.pool_slots, **around},
+        task_id=START_TASK_ID,
+        priority_weight=first.priority_weight,
+    )
+    # It gives GPUs back: it waits for no slot of a pool, and goes before whatever is queued.
+    without_pool = {name: value for name, value in shared.items() if name not in ("pool", "pool_slots")}
+    stop = LLEMStopSessionOperator(
+        **{**without_pool, "image": first.image, **around},
+        task_id=STOP_TASK_ID,
+        priority_weight=first.priority_weight + len(study.plan.planned_cycles),
+    )
+    stop.as_teardown(setups=start, on_failure_fail_dagrun=True)
+    return SessionTasks(session, start, stop)
+
+
+def _gate(
+    study: Study, made: Sequence[SessionTasks], task_of: Mapping[tuple[str, int], LLEMExperimentOperator]
+) -> None:
+    """No session starts before the canary of its cycles, unless the canary is one of them, nor when it has failed.
+
+    Within the canary's own session the gate of each cycle looks at what became of it.
+    """
+    canary_of = canaries(study.experiments)
+    for tasks in made:
+        own = {(run.experiment_id, run.cycle) for run in tasks.session.cycles}
+        gates = {(canary_of[run.experiment_id], CANARY_CYCLE) for run in tasks.session.cycles} - own
+        for key in sorted(gates & task_of.keys()):
+            tasks.start.trigger_rule = TriggerRule.NONE_FAILED
+            precede([task_of[key]], [tasks.start])

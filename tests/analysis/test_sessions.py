@@ -1,0 +1,114 @@
+"""Cycles that shared a container: their number is stated, and a drift from first to later places is found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llem_airflow.analysis.checks import restarts
+from llem_airflow.analysis.cycle import Cycle, differences, fingerprint
+from llem_airflow.analysis.flags import Flag
+from llem_airflow.analysis.sessions import leakage, session_flags, sessions_text
+from llem_airflow.analysis.summary import setup
+from llem_airflow.results import CycleRef
+from llem_airflow.results.folder import Folder
+from tests.results.recorded import Recording
+
+
+def cycles(
+    leak: float,
+    *,
+    experiments: int = 6,
+    passes: int = 6,
+    noise: float = 0.005,
+    seed: int = 1,
+    fixed: bool = False,
+) -> list[Cycle]:
+    """One load, each pass with its experiments at other places; each later place costs ``leak`` more."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for number in range(1, passes + 1):
+        order = np.arange(experiments) if fixed else random.permutation(experiments)
+        for place, index in enumerate(order):
+            energy_j = (1 + index) * (1 + leak * (place > 0)) * np.exp(random.normal(0, noise))
+            rows.append(
+                Cycle(
+                    f"e{index}",
+                    number,
+                    "valid",
+                    session=f"load-c{number}",
+                    position_in_session=place,
+                    start_kind="exec",
+                    measures={"energy_per_output_token_j": float(energy_j)},
+                )
+            )
+    return rows
+
+
+def codes(rows: list[Cycle]) -> set[str]:
+    return {flag.code for flags in session_flags(rows).values() for flag in flags}
+
+
+def test_a_leak_of_three_percent_is_found_with_its_size() -> None:
+    found = session_flags(cycles(0.03))
+    assert set(found) == {f"e{index}" for index in range(6)}
+    (flag,) = found["e0"]
+    assert flag.code == "session_drift"
+    assert "+3." in flag.message or "+2." in flag.message
+
+
+def test_where_nothing_leaks_few_are_flagged() -> None:
+    """The interval has 95 %: of 200 studies without a leak some 10 are flagged, here at most 20."""
+    flagged = sum("session_drift" in codes(cycles(0.0, seed=seed)) for seed in range(200))
+    assert flagged <= 20
+
+
+def test_the_interval_is_that_of_the_experiments() -> None:
+    ratio, interval, count = leakage({"a": [(0, 0.0), (1, 0.1)], "b": [(0, 1.0), (2, 1.3)], "c": [(1, 5.0)]})
+    assert ratio == pytest.approx(0.2)
+    assert count == 2
+    assert interval is not None
+    # t(0.975, 1) = 12.706, sd = 0.1 * sqrt(2), n = 2
+    assert interval.high - ratio == pytest.approx(12.706 * 0.1, rel=1e-3)
+
+
+def test_fixed_places_can_not_be_checked_and_it_is_said() -> None:
+    assert codes(cycles(0.5, fixed=True)) == {"session_not_checked"}
+
+
+def test_cycles_of_their_own_have_neither_flag_nor_line() -> None:
+    rows = [Cycle("e", 1, "valid", start_kind="fresh", measures={"energy_per_output_token_j": 1.0})]
+    assert session_flags(rows) == {}
+    assert sessions_text(rows) == ""
+    assert "sessions" not in setup(rows, [])
+
+
+def test_a_report_says_how_many_sessions_there_were() -> None:
+    assert setup(cycles(0.0), [])["sessions"] == ["36 cycles in 6 sessions"]
+
+
+def test_a_cycle_of_a_session_does_not_compare_with_a_fresh_one() -> None:
+    one = Recording()
+
+    def made(**record: object) -> dict[str, object]:
+        return dict(fingerprint(one.spec(), one.result(), {}, record, semantics_version=1))
+
+    assert differences(made(start_kind="exec"), made(start_kind="fresh")) == {"start_kind": ("exec", None)}
+    assert differences(made(start_kind="fresh"), made()) == {}, "results of before began fresh"
+
+
+def test_a_session_that_was_started_again_is_told_with_its_reason(tmp_path: Path) -> None:
+    def told(*after: str | None) -> tuple[Flag, ...]:
+        evidence = {"lives": [{"t_mono_ns": 1, "after": each} for each in after]}
+        (tmp_path / "session.json").write_text(json.dumps(evidence))
+        return restarts(CycleRef(Folder.at(tmp_path), "e", 1))
+
+    assert told(None) == ()
+    (flag,) = told(None, "2 GB of the device are still held", "its container was killed")
+    assert flag.code == "session_restarted"
+    assert "2 times: 2 GB of the device are still held; its container was killed" in flag.message
+    (tmp_path / "session.json").write_text("{")
+    assert "is not known" in restarts(CycleRef(Folder.at(tmp_path), "e", 1))[0].message
