@@ -32,6 +32,7 @@ def test_engine_parameters_become_flags() -> None:
         "cudagraph_capture_sizes": [1, 2, 4],
         "middleware": [],
         "quantization": None,
+        "disable_log_stats": False,
     }
     assert list(flags(parameters)) == [
         *("--max-num-seqs", "8", "--enforce-eager", "--no-enable-prefix-caching"),
@@ -64,6 +65,8 @@ def test_tensorrt_gets_its_parameters_as_a_file(tmp_path: Path) -> None:
         "max_batch_size": 4,
         "kv_cache_config": {"enable_block_reuse": False},
     }
+    with pytest.raises(MeasurementError, match="'cpp' is not known; use pytorch or tensorrt"):
+        server_command(spec_of("tensorrt", {"engine_params": {"backend": "cpp"}}), 8123, tmp_path)
 
 
 def test_both_servers_load_the_revision_that_was_pinned(tmp_path: Path) -> None:

@@ -27,12 +27,11 @@ from llem_airflow.measurement.engines.model_size import weight_counts
 from llem_airflow.measurement.engines.model_source import (
     encode_texts,
     source_facts,
-    source_of,
     vocabulary_of,
     weights_folder,
 )
-from llem_airflow.measurement.failure import MeasurementError
-from llem_airflow.measurement.generation import engine_params, generation, llem_execution, request_arguments
+from llem_airflow.measurement.engines.tensorrt_arguments import BACKENDS, engine_arguments
+from llem_airflow.measurement.generation import generation, llem_execution, request_arguments
 from llem_airflow.protocol.spec import ExperimentSpec
 
 LIBRARIES = (
@@ -46,7 +45,6 @@ LIBRARIES = (
 )
 ENV_BUILD_CACHE_ROOT = "TLLM_LLMAPI_BUILD_CACHE_ROOT"
 
-BACKENDS = ("pytorch", "tensorrt")
 # Sections that the study writes as a mapping and the library wants as an object.
 OBJECTS = {
     "kv_cache_config": "KvCacheConfig",
@@ -159,35 +157,6 @@ class TensorRTEngine:
         # The library wraps the Hugging Face tokenizer.
         wrapper = self._llm.tokenizer
         return getattr(wrapper, "tokenizer", wrapper)
-
-
-def engine_arguments(spec: ExperimentSpec) -> tuple[str, dict[str, Any]]:
-    """The backend, and the arguments of its class: the study's over our defaults.
-
-    The prompt set is repeated until the window is long enough; with the reuse of cache blocks on, every pass
-    after the first would skip most of its prefill. It is off unless the study turns it on.
-
-    Args:
-        spec: The experiment.
-
-    Raises:
-        MeasurementError: There is no such backend.
-    """
-    given = {key: value for key, value in engine_params(spec).items() if value is not None}
-    backend = {"trt": "tensorrt"}.get(str(given.get("backend")), given.get("backend")) or BACKENDS[0]
-    given.pop("backend", None)  # it chooses the class and is no argument of it
-    if backend not in BACKENDS:
-        raise MeasurementError(
-            f"tensorrt.engine_params.backend: {backend!r} is not known; use {' or '.join(BACKENDS)}",
-            category="bad_parameter",
-        )
-    ours: dict[str, Any] = {"model": source_of(spec)}
-    if spec.model.hub_revision is not None:
-        ours["revision"] = spec.model.hub_revision
-    cache = given.pop("kv_cache_config", {})
-    if isinstance(cache, dict):
-        cache = {"enable_block_reuse": False, **cache}
-    return backend, {**ours, "kv_cache_config": cache, **given}
 
 
 def sampling_arguments(given: dict[str, Any], seed: int) -> dict[str, Any]:

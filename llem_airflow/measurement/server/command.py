@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llem_airflow.measurement.engines.model_source import source_of
+from llem_airflow.measurement.engines.tensorrt_arguments import engine_arguments
 from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.generation import engine_params, generation, request_arguments
 from llem_airflow.protocol.spec import ExperimentSpec
@@ -21,6 +22,16 @@ HOST = "127.0.0.1"
 OWN_PORT = "port"
 OWN_KEYS = ("host", OWN_PORT, "model")
 """Engine parameters that say where the server listens and what it serves: ours, but for a pinned port."""
+
+ON_ONLY = (
+    "aggregate_engine_logging",
+    "data_parallel_multi_port_external_lb",
+    "disable_log_stats",
+    "grpc",
+    "headless",
+    "hf_token",
+)
+"""Switches of ``vllm serve`` that have no ``--no-`` form: off is to leave them out."""
 
 
 @dataclass(frozen=True)
@@ -102,29 +113,17 @@ def vllm_is_for_cpus() -> bool:
 
 
 def _trtllm(spec: ExperimentSpec, port: int, scratch: Path) -> ServerCommand:
-    """``trtllm-serve``: the arguments of ``LLM`` come from a file. Never run by us."""
-    pinned = spec.model.hub_revision
-    settings = {**({} if pinned is None else {"revision": pinned}), **_given(spec)}
-    backend = settings.pop("backend", None)
-    cache = settings.get("kv_cache_config", {})
-    if isinstance(cache, dict):
-        settings["kv_cache_config"] = {"enable_block_reuse": False, **cache}  # as offline: the prompts repeat
+    """``trtllm-serve``: the arguments of its ``LLM`` are those of a batch, and come from a file. Never run by us."""
+    backend, given = engine_arguments(spec)
+    settings = {key: value for key, value in given.items() if key not in OWN_KEYS}
     options = scratch / "trtllm-options.yaml"
     options.write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
     source = source_of(spec)
-    argv = [
-        "trtllm-serve",
-        source,
-        "--host",
-        HOST,
-        "--port",
-        str(port),
-        "--extra_llm_api_options",
-        str(options),
-    ]
-    if backend is not None:
-        argv += ["--backend", {"trt": "tensorrt", "torch": "pytorch"}.get(str(backend), str(backend))]
-    return ServerCommand(tuple(argv), source, settings)
+    argv = (
+        *("trtllm-serve", source, "--host", HOST, "--port", str(port), "--backend", backend),
+        *("--extra_llm_api_options", str(options)),
+    )
+    return ServerCommand(argv, source, settings)
 
 
 def _given(spec: ExperimentSpec) -> dict[str, Any]:
@@ -143,8 +142,8 @@ def pinned_port(spec: ExperimentSpec) -> int | None:
 def flags(parameters: Mapping[str, Any]) -> Iterator[str]:
     """Engine parameters as command-line flags of ``vllm serve``.
 
-    ``key: value`` is ``--key value`` with dashes for underscores; true is ``--key`` and false ``--no-key`` (all of
-    vLLM's switches have both); a mapping is JSON; a list is so many values; null is left out.
+    ``key: value`` is ``--key value`` with dashes for underscores; true is ``--key`` and false ``--no-key`` (nothing
+    where the switch has no such form); a mapping is JSON; a list is so many values; null is left out.
 
     Args:
         parameters: Names and values.
@@ -154,7 +153,7 @@ def flags(parameters: Mapping[str, Any]) -> Iterator[str]:
         if value is True:
             yield f"--{name}"
         elif value is False:
-            yield f"--no-{name}"
+            yield from () if key in ON_ONLY else (f"--no-{name}",)
         elif isinstance(value, (list, tuple)):
             yield from (f"--{name}", *map(_word, value)) if value else ()
         elif value is not None:

@@ -79,6 +79,8 @@ class Record:
         source: Where the record comes from.
         executed: What of it was ever run.
         classes: By import path.
+        server: Of its inference server: the command, its flags, those of them without an off form, and the fields of a
+            completion request; empty where nothing is recorded.
     """
 
     library: str
@@ -86,6 +88,7 @@ class Record:
     source: str
     executed: str
     classes: dict[str, RecordedClass]
+    server: dict[str, Any]
 
 
 def load_record(engine: str, version: str | None = None) -> Record:
@@ -98,7 +101,9 @@ def load_record(engine: str, version: str | None = None) -> Record:
     minor = next((one for one in RECORDS[engine] if f"{version}.".startswith(f"{one}.")), RECORDS[engine][0])
     data = json.loads(Path(__file__).with_name(f"{engine}-{minor}.json").read_text(encoding="utf-8"))
     classes = {name: _recorded_class(name, entry) for name, entry in data["classes"].items()}
-    return Record(data["library"], data["version"], data["source"], data["executed"], classes)
+    return Record(
+        data["library"], data["version"], data["source"], data["executed"], classes, data.get("server", {})
+    )
 
 
 def _recorded_class(name: str, entry: dict[str, Any]) -> RecordedClass:

@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, float]] = {
     "factual": {"temperature": 0.3},
 }
 """Sampling presets: what is written under ``sampling_params`` wins over them."""
-_FILE = Path(__file__).parents[1] / "data" / "engine-keys.json"
+_DATA = Path(__file__).parents[1] / "data"
 
 PARTS = ("engine_params", "sampling_params")
 
@@ -29,7 +29,14 @@ PARTS = ("engine_params", "sampling_params")
 @cache
 def known_keys(engine: str, part: str) -> tuple[str, ...]:
     """Keys that the engine is known to have, sorted."""
-    return tuple(json.loads(_FILE.read_text("utf-8")).get(engine, {}).get(part, ()))
+    return tuple(json.loads((_DATA / "engine-keys.json").read_text("utf-8")).get(engine, {}).get(part, ()))
+
+
+@cache
+def not_of_a_server(engine: str, part: str) -> frozenset[str]:
+    """Known keys that the engine's server has no flag or no field of a completion request for."""
+    found = json.loads((_DATA / "server-keys.json").read_text("utf-8"))
+    return frozenset(found.get(engine, {}).get(part, ()))
 
 
 class FlatKeys(Mapping[str, str]):

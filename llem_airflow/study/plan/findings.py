@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from llem_airflow.protocol.prefix_cache import shared_beginnings
-from llem_airflow.study.config.engines import PARTS, known_keys
+from llem_airflow.study.config.engines import PARTS, known_keys, not_of_a_server
 from llem_airflow.study.config.experiment import BUILTIN, STANDING_IN
 from llem_airflow.study.config.paths import Config, lookup
 from llem_airflow.study.config.study import StudyKeys
@@ -77,6 +77,7 @@ def warnings_of(
     found += _open_ended(document)
     found += _burstiness(experiments)
     found += _idle_in_server_mode(document, experiments)
+    found += _not_for_a_server(document, sweep, experiments)
     found += _unknown_engine_keys(document, sweep)
     return tuple(dict.fromkeys(found))
 
@@ -258,9 +259,13 @@ _BATCH_ONLY = {
     ("measurement", "min_window_seconds"): "the window of a server is server.traffic.window_seconds long",
     ("vllm", "engine_params", "host"): "the server listens on loopback, inside its container",
     ("vllm", "engine_params", "model"): "the model is task.model",
-    ("vllm", "sampling_params", "detokenize"): "a server answers with text",
 }
 """Keys of an experiment that nothing reads where a server is measured, and why."""
+
+_WITHOUT_A_FIELD = {
+    "vllm": "has no effect here: a request to the server has no such field, and it is left out",
+    "tensorrt": "cannot work here: a request to the server has no such field, and it refuses each: remove it",
+}
 
 
 def _idle_in_server_mode(document: Document, experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning]:
@@ -269,6 +274,21 @@ def _idle_in_server_mode(document: Document, experiments: tuple[Experiment, ...]
             line = _line(document, path)
             if line is not None:
                 yield StudyWarning("no-effect", f"{'.'.join(path)} has no effect here: {why}", line)
+
+
+def _not_for_a_server(
+    document: Document, sweep: Sweep, experiments: tuple[Experiment, ...]
+) -> Iterator[StudyWarning]:
+    if not _served(experiments):
+        return
+    for engine, part, name, path in _engine_keys(document, sweep):
+        key, line = f"{engine}.{part}.{name}", document.source.place(path, of_key=True)[0]
+        if name in not_of_a_server(engine, part):
+            if part == "sampling_params":
+                text = f"{key} {_WITHOUT_A_FIELD[engine]}"
+            else:
+                text = f"{key} cannot work here: `vllm serve` has no such flag, and ends with it: remove it"
+            yield StudyWarning("no-effect", text, line)
 
 
 def _served(experiments: Sequence[Experiment]) -> bool:
