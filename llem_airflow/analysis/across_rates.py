@@ -13,6 +13,8 @@ _OF_THE_LOOP = (RATE, USERS)
 TAILS = ("p99", "p95", "p90", "p50")
 """Of the end-to-end latency, the highest first: percentiles need enough requests."""
 
+ENERGY = "energy_per_output_token_j"
+
 KNEE_FROM = 4
 """Fewest rates that have a knee: with three it could only be the middle one."""
 
@@ -36,10 +38,21 @@ class Level:
     saturated: bool
     meets_slo: bool | None
 
+    @property
+    def holds_slo(self) -> bool:
+        """Whether it meets the bounds in a steady state, as in a search for the highest rate that does."""
+        return self.meets_slo is True and not self.saturated
+
     def value(self, name: str) -> float | None:
         """The mean of a metric over cycles, where it is known."""
         found = self.experiment.metric(name)
         return None if found is None else found.all.mean
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """The interval of a metric over cycles, where there is one."""
+        found = self.experiment.metric(name)
+        shown = None if found is None else found.all.shown_interval
+        return None if shown is None else (shown.low, shown.high)
 
 
 @dataclass(frozen=True)
@@ -77,12 +90,24 @@ class Ladder:
 
     @property
     def cheapest(self) -> Level | None:
-        """The load with the least energy per output token among those that meet the bounds; None without one."""
-        energy = "energy_per_output_token_j"
+        """The load with the least energy per output token among those that hold the bounds; None without one."""
         known = [
-            (value, one) for one in self.levels if one.meets_slo and (value := one.value(energy)) is not None
+            (value, one) for one in self.levels if one.holds_slo and (value := one.value(ENERGY)) is not None
         ]
         return min(known, key=lambda each: each[0])[1] if known else None
+
+    @property
+    def as_cheap(self) -> tuple[Level, ...]:
+        """Others that hold the bounds and whose interval of the energy meets that of the cheapest: no telling apart."""
+        cheapest = self.cheapest
+        best = None if cheapest is None else cheapest.interval(ENERGY)
+        if best is None:
+            return ()
+        return tuple(
+            one
+            for one in self.levels
+            if one is not cheapest and one.holds_slo and (own := one.interval(ENERGY)) and own[0] <= best[1]
+        )
 
 
 def ladders(experiments: Sequence[ExperimentSummary]) -> tuple[Ladder, ...]:

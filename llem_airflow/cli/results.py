@@ -164,7 +164,7 @@ def check_results(run: str, results_root: str) -> int:
 @ROOT
 @click.option(
     "--table",
-    type=click.Choice(["cycles", "experiments", "power", "reliability", "searches"]),
+    type=click.Choice(["cycles", "experiments", "power", "rates", "reliability", "searches"]),
     default="cycles",
     show_default=True,
     help="What to write: a row for each cycle, experiment, power sample, host and engine, or search for a rate.",

@@ -17,12 +17,13 @@ from llem_airflow.frames.tables import (
     cycles_table,
     experiments_table,
     power_tables,
+    rates_table,
     require_aggregated,
     searches_table,
 )
 from llem_airflow.results import ResultReadError, StoredRun, layout
 
-TABLES = ("cycles", "experiments", "power", "reliability", "searches")
+TABLES = ("cycles", "experiments", "power", "rates", "reliability", "searches")
 FORMATS = ("csv", "json", "jsonl", "parquet")
 
 
@@ -55,7 +56,12 @@ def _pieces(run: StoredRun, table: str) -> Iterator[Any]:
     swept = Swept.of([run], problems)
     if problems.found:
         raise ResultReadError(str(problems.found[0]["problem"]))
-    whole = {"cycles": cycles_table, "experiments": experiments_table, "searches": searches_table}
+    whole = {
+        "cycles": cycles_table,
+        "experiments": experiments_table,
+        "rates": rates_table,
+        "searches": searches_table,
+    }
     for part in [whole[table](run)] if table in whole else power_tables(run):
         yield swept.beside(part, run)
 

@@ -1,4 +1,4 @@
-"""Frames of what is stored: runs, experiments, cycles, searches, requests, power."""
+"""Frames of what is stored: runs, experiments, cycles, rates, searches, requests, power."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from llem_airflow.analysis.tables import CYCLES_SCHEMA, EXPERIMENTS_SCHEMA
 from llem_airflow.frames.asked import Both, Problems, Root, Runs, results_root, stored_runs, wanted
 from llem_airflow.frames.swept import Swept
 from llem_airflow.frames.tables import (
+    RATES_SCHEMA,
     REQUESTS_TABLE_SCHEMA,
     SEARCHES_SCHEMA,
     cycles_table,
     experiments_table,
+    rates_table,
     requests_table,
     searches_table,
     stored_table,
@@ -115,6 +117,29 @@ def cycles_df(runs: Runs, *, root: Root = None, strict: bool = True) -> pd.DataF
         NoSuchRunError: A name names no run.
     """
     return _of_runs(runs, root, cycles_table, CYCLES_SCHEMA, strict=strict)
+
+
+@overload
+def rates_df(runs: Runs, *, root: Root = ..., strict: Literal[True] = ...) -> pd.DataFrame: ...
+@overload
+def rates_df(runs: Runs, *, root: Root = ..., strict: Literal[False]) -> Both: ...
+def rates_df(runs: Runs, *, root: Root = None, strict: bool = True) -> pd.DataFrame | Both:
+    """One row a rate, or number of users, that a server was measured at, ascending within each configuration.
+
+    Energies, latencies' 99th percentiles, throughput and attainment have the ends of their 95 % intervals over cycles;
+    ``saturated``, ``meets_slo``, ``knee``, ``cheapest`` and ``as_cheap`` are what the report's section "Under load"
+    says of it. Rates are in requests/s.
+
+    Args:
+        runs: As for ``experiments_df``.
+        root: Where names are looked up; as for ``runs_df``.
+        strict: Raise when a run cannot be read or was not aggregated; else return the frame and what is wrong.
+
+    Raises:
+        FrameError: Strict, and something cannot be read.
+        NoSuchRunError: A name names no run.
+    """
+    return _of_runs(runs, root, rates_table, RATES_SCHEMA, strict=strict)
 
 
 @overload

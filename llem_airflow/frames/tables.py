@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from llem_airflow.analysis.across_rates import Ladder, ladders
 from llem_airflow.analysis.latency import COLUMNS, Requests, e2el_s, tpot_s, ttft_s
-from llem_airflow.analysis.rate_search import FoundRate, Probe, found_rate
+from llem_airflow.analysis.rate_search import FoundRate, found_rate
 from llem_airflow.analysis.series import epoch_ns
-from llem_airflow.analysis.summary import load_summary
+from llem_airflow.analysis.summary import ExperimentSummary, load_summary
 from llem_airflow.analysis.tables import STATISTICS
 from llem_airflow.results import CycleRef, ResultReadError, StoredRun, layout
 from llem_airflow.results.folder import first_line
@@ -58,6 +59,38 @@ SEARCHES_SCHEMA = pa.schema(
 
 ``experiment`` is the candidate at ``rate_per_s``; where no rate has met the SLO, the one at the lowest rate. ``close``
 says that one of the two rates around the answer could well be answered the other way by another measurement.
+"""
+
+_OF_A_RATE = (
+    "requests_per_s",
+    "output_tokens_per_s",
+    "average_power_w",
+    "idle_share_ratio",
+    "ttft_p99_s",
+    "e2el_p99_s",
+    *_AT_THE_RATE,
+)
+RATES_SCHEMA = pa.schema(
+    [
+        ("study", pa.string()),
+        ("run_id", pa.string()),
+        ("experiment", pa.string()),
+        ("configuration", pa.string()),
+        ("rate_per_s", pa.float64()),
+        ("concurrency_users", pa.float64()),
+        ("saturated", pa.bool_()),
+        ("meets_slo", pa.bool_()),
+        ("knee", pa.bool_()),
+        ("cheapest", pa.bool_()),
+        ("as_cheap", pa.bool_()),
+        *((f"{name}{end}", pa.float64()) for name in _OF_A_RATE for end in ("", "_low", "_high")),
+    ]
+)
+"""Columns of the rates, or numbers of users, that servers were measured at: a row each.
+
+``configuration`` is what sets the server apart from others of the run. ``knee``: from here on the latency's tail turns
+up. ``cheapest``: the least energy per output token of those that meet the SLO and are not saturated; ``as_cheap``:
+another such whose interval of that energy meets the cheapest's.
 """
 
 
@@ -154,13 +187,43 @@ def _search_row(run: StoredRun, found: FoundRate) -> dict[str, Any]:
         "probes": len(found.probes),
         "max_probes": search.max_probes,
     }
-    return row | (_at_the_rate(met) if met else {})
+    return row | (_with_intervals(met.experiment, _AT_THE_RATE) if met else {})
 
 
-def _at_the_rate(probe: Probe) -> dict[str, float]:
+def rates_table(run: StoredRun) -> Any:
+    """What the servers of an aggregated run did at each of their rates; without rows for a run of batches.
+
+    Raises:
+        ResultReadError: The run was not aggregated, or its summary is damaged.
+    """
+    require_aggregated(run, layout.SUMMARY)
+    summary = load_summary(run)
+    servers = ladders(summary.experiments) if summary else ()
+    return pa.Table.from_pylist([row for one in servers for row in _rate_rows(run, one)], RATES_SCHEMA)
+
+
+def _rate_rows(run: StoredRun, server: Ladder) -> Iterator[dict[str, Any]]:
+    for level in server.levels:
+        row = {
+            "study": run.study,
+            "run_id": run.run_id,
+            "experiment": level.experiment.id,
+            "configuration": ", ".join(f"{key}={value}" for key, value in server.factors),
+            "rate_per_s": None if server.closed else level.load,
+            "concurrency_users": level.load if server.closed else None,
+            "saturated": level.saturated,
+            "meets_slo": level.meets_slo,
+            "knee": level is server.knee,
+            "cheapest": level is server.cheapest,
+            "as_cheap": level in server.as_cheap,
+        }
+        yield row | _with_intervals(level.experiment, _OF_A_RATE)
+
+
+def _with_intervals(experiment: ExperimentSummary, names: Sequence[str]) -> dict[str, float]:
     row: dict[str, float] = {}
-    for name in _AT_THE_RATE:
-        if known := probe.experiment.metric(name):
+    for name in names:
+        if known := experiment.metric(name):
             row[name] = known.all.mean
             if known.all.interval:
                 row |= {f"{name}_low": known.all.interval.low, f"{name}_high": known.all.interval.high}

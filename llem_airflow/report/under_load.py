@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from llem_airflow.analysis import formatting
-from llem_airflow.analysis.across_rates import RATE, Ladder, Level, ladders
+from llem_airflow.analysis.across_rates import KNEE_FROM, RATE, Ladder, Level, ladders
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.rate_search import FoundRate, Probe, found_rate
 from llem_airflow.analysis.summary import ExperimentSummary
@@ -78,6 +78,8 @@ def _text(cell: Cell) -> str:
 
 def _state(level: Level) -> str:
     met = {True: "meets the SLO", False: "misses the SLO", None: ""}[level.meets_slo]
+    if level.saturated and level.meets_slo:
+        met = "met the SLO in this window only"
     return ", ".join(filter(None, ["saturated" if level.saturated else "", met])) or "sustained"
 
 
@@ -87,12 +89,16 @@ def _said(server: Ladder) -> Iterator[str]:
     cheapest, knee = server.cheapest, server.knee
     if cheapest is not None:
         joules = _text(metric_cell(cheapest.experiment, "energy_per_output_token_j"))
-        yield f"{before}the cheapest that meets the SLO is {load_text(server, cheapest)}, at {joules}"
+        near = ", ".join(load_text(server, one) for one in server.as_cheap)
+        beside = f"; the interval of {near} meets it: they are not told apart" if near else ""
+        yield f"{before}the cheapest that meets the SLO is {load_text(server, cheapest)}, at {joules}{beside}"
     elif any(one.meets_slo is not None for one in server.levels):
         what = "number of users" if server.closed else "rate"
         yield f"{before}no {what} meets the SLO in every cycle"
     if knee is not None and server.tail is not None:
         yield f"{before}{BY_NAME[server.tail].label} turns up from {load_text(server, knee)} on (the knee)"
+    elif 1 < len(server.levels) < KNEE_FROM:
+        yield f"{before}no knee is looked for among fewer than {KNEE_FROM} of them"
     if saturated := [load_text(server, one) for one in server.levels if one.saturated]:
         yield f"{before}saturated at {', '.join(saturated)}: these latencies are not those of a steady state"
     if server.closed:

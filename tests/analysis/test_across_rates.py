@@ -101,6 +101,9 @@ def test_the_cheapest_rate_is_one_that_meets_the_bounds_in_every_cycle() -> None
     (some,) = ladders([measured(1, tail_s=1, joules=2), measured(2, tail_s=1, joules=1, met=2 / 3)])
     assert some.cheapest is not None
     assert some.cheapest.load == 1
+    (steady,) = ladders([measured(1, tail_s=1, joules=2), measured(2, tail_s=1, joules=1, saturated=True)])
+    assert steady.cheapest is not None
+    assert steady.cheapest.load == 1  # 2 met them in its window, and would not in a longer one
     (none,) = ladders([measured(1, tail_s=1, joules=2, met=None)])
     assert none.cheapest is None
 
@@ -124,6 +127,30 @@ def test_the_section_says_what_the_rates_come_to() -> None:
     assert saturated.startswith("Saturated at rate 8/s: ")
 
 
+def test_rates_whose_energies_are_not_told_apart_are_named_beside_the_cheapest() -> None:
+    run = [
+        measured(1, tail_s=1, joules=2),
+        measured(2, tail_s=1, joules=1.01),
+        measured(4, tail_s=1, joules=1),
+    ]
+    (found,) = ladders(run)
+    assert [level.load for level in found.as_cheap] == [2]
+    said = under_load(run, {one.id: one.id for one in run})
+    assert said is not None
+    assert said.said[0].endswith("; the interval of rate 2/s meets it: they are not told apart.")
+    assert said.said[1] == "No knee is looked for among fewer than 4 of them."
+
+
+def test_a_saturated_rate_that_met_the_bounds_did_so_in_its_window_only() -> None:
+    run = [measured(1, tail_s=1, joules=2), measured(2, tail_s=1, joules=1, saturated=True)]
+    found = under_load(run, {one.id: one.id for one in run})
+    assert found is not None
+    assert [row[-1] for row in found.table.rows] == [
+        "meets the SLO",
+        "saturated, met the SLO in this window only",
+    ]
+
+
 def in_a_closed_loop(users: int, met: float = 1.0) -> ExperimentSummary:
     one = measured(users, tail_s=1.0 + users / 10, joules=8 / users, met=met)
     metrics = [
@@ -144,7 +171,7 @@ def test_users_of_a_closed_loop_have_a_ladder_of_their_own_and_it_is_said_what_t
     found = under_load(run, {one.id: one.id for one in run})
     assert found is not None
     assert found.said[0].startswith("The cheapest that meets the SLO is 4 users, at 2 J/token [")
-    assert "Its latencies are not those of arrivals" in found.said[1]
+    assert any("Its latencies are not those of arrivals" in one for one in found.said)
     assert "Users" in found.table.titles
     picture = rates(ladders(run))
     assert picture is not None

@@ -50,6 +50,7 @@ def test_a_client_out_of_file_handles_is_told_and_the_server_is_not_blamed(
     assert (failed.error.category, failed.error.phase) == ("client_limit", phase), failed.error.message
     assert "the load client could open no more connections for" in failed.error.message
     assert "ulimit -n" in failed.error.message
+    assert "server.log" in failed.error.message
 
 
 def load_process_of(process: subprocess.Popen[str], out: Path, phase: str) -> int:

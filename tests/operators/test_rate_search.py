@@ -17,7 +17,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.factory import study_dag
-from llem_airflow.frames import searches_df
+from llem_airflow.frames import rates_df, searches_df
 from llem_airflow.frames.export import export_table
 from llem_airflow.operators.gates import AnswerTrigger, Candidate, check
 from llem_airflow.operators.waits import Pause
@@ -150,6 +150,14 @@ def test_what_was_found_is_a_row_of_a_frame_and_of_an_export(tmp_path: Path) -> 
     assert energy.all.interval is not None
     told = [row[f"energy_per_output_token_j{end}"] for end in ("", "_low", "_high")]
     assert told == [energy.all.mean, energy.all.interval.low, energy.all.interval.high]
+    rates = rates_df(run.run)
+    assert list(rates["rate_per_s"]) == [1.0, 2.828, 3.668, 4.757, 8.0]
+    assert list(rates["meets_slo"]) == [True, True, True, False, False]
+    assert not rates["saturated"].any()
+    assert list(rates[rates["cheapest"] | rates["as_cheap"]]["rate_per_s"]) == [1.0, 2.828, 3.668]
+    assert rates["cheapest"].sum() == 1
+    [at] = rates[rates["rate_per_s"] == 3.668].to_dict("records")
+    assert [at[f"energy_per_output_token_j{end}"] for end in ("", "_low", "_high")] == told
     target = io.BytesIO()
     assert export_table(run.run, "searches", "json", target) == 1
     assert json.loads(target.getvalue())[0]["rate_per_s"] == 3.668

@@ -35,7 +35,7 @@ from llem_airflow.measurement.server.command import (
     vllm_is_for_cpus,
 )
 from llem_airflow.measurement.server.conversations import requests_of
-from llem_airflow.measurement.server.process import ServerProcess, free_port, server_error
+from llem_airflow.measurement.server.process import ServerProcess, client_error, free_port, server_error
 from llem_airflow.measurement.server.scrape import METRICS, Scraper, labels
 from llem_airflow.measurement.server.tokenizer import Tokenizer
 from llem_airflow.measurement.server.traffic import (
@@ -164,7 +164,7 @@ class ServerAttempt(Attempt):
             load, begin_ns = self._begin_load(ready, traffic, traffic.warmup(rules.longest_s), "warmup")
             outcome, reason = self._until_warm(sampler, ready.server, load, rules, begin_ns)
             load.cut()
-            _check_handles(self._end_load(load, _END_S))
+            self._check_handles(self._end_load(load, _END_S))
             ok, failed, example = answered(self._out / REQUESTS, "warmup")
             if failed and not ok:
                 what = f"none of {failed} requests of the warm-up was answered ({example})"
@@ -252,14 +252,14 @@ class ServerAttempt(Attempt):
             self._out / (_WARMUP_PLAN if warmup else LOAD_PLAN),
             self._out / (REQUESTS if warmup else _LOAD_ROWS),
         )
-        with _load_errors():
+        with self._load_errors():
             load.wait_until_ready()
         time.sleep(max(0.0, (start_ns - time.monotonic_ns()) / 1e9))
         return load, start_ns
 
     def _end_load(self, load: LoadProcess, patience_s: float) -> ClientFacts:
         """Wait for the answers that are still to come."""
-        with self._sign_of_life(time.monotonic_ns()), _load_errors():
+        with self._sign_of_life(time.monotonic_ns()), self._load_errors():
             return load.wait(patience_s)
 
     def _wait_until(self, end_ns: int, length_s: float, server: ServerProcess, load: LoadProcess) -> None:
@@ -276,10 +276,36 @@ class ServerAttempt(Attempt):
 
     def _check_load(self, load: LoadProcess, left_s: float) -> None:
         if load.broken_off:
-            raise MeasurementError(
+            raise client_error(
                 f"the load client ended {left_s:.1f} s before the end of the phase {self._log.phase_name} "
                 f"({load.how_it_ended()}); see the log above",
-                category="window_cut",
+                self._out / SERVER_LOG,
+                "window_cut",
+            )
+
+    @contextlib.contextmanager
+    def _load_errors(self) -> Iterator[None]:
+        """A load process that could not do its work cuts the window."""
+        try:
+            yield
+        except LoadError as error:
+            raise client_error(
+                f"the load client failed: {error}", self._out / SERVER_LOG, "window_cut"
+            ) from error
+
+    def _check_handles(self, client: ClientFacts) -> None:
+        """Make sure that every request had its connection: one that had none says nothing of the server.
+
+        Raises:
+            MeasurementError: Some had none.
+        """
+        if client.out_of_file_handles:
+            raise client_error(
+                f"the load client could open no more connections for {client.out_of_file_handles} requests "
+                f"({client.peak_connections} were open): raise the limit of open files (ulimit -n) of the attempt, or "
+                "lower server.traffic.concurrency_cap or concurrency",
+                self._out / SERVER_LOG,
+                "client_limit",
             )
 
     def _check_window(self, totals: WindowTotals, client: ClientFacts) -> None:
@@ -288,7 +314,7 @@ class ServerAttempt(Attempt):
         Raises:
             MeasurementError: They do not.
         """
-        _check_handles(client)
+        self._check_handles(client)
         if not totals.due:
             raise MeasurementError(
                 "no request was due in the window: raise server.traffic.window_seconds, or the rate or the number of "
@@ -305,30 +331,6 @@ class ServerAttempt(Attempt):
                 self._out / SERVER_LOG,
                 "server_errors",
             )
-
-
-@contextlib.contextmanager
-def _load_errors() -> Iterator[None]:
-    """A load process that could not do its work cuts the window."""
-    try:
-        yield
-    except LoadError as error:
-        raise MeasurementError(f"the load client failed: {error}", category="window_cut") from error
-
-
-def _check_handles(client: ClientFacts) -> None:
-    """Make sure that every request had its connection: one that had none says nothing of the server.
-
-    Raises:
-        MeasurementError: Some had none.
-    """
-    if client.out_of_file_handles:
-        raise MeasurementError(
-            f"the load client could open no more connections for {client.out_of_file_handles} requests "
-            f"({client.peak_connections} were open): raise the limit of open files (ulimit -n) of the attempt, or "
-            "lower server.traffic.concurrency_cap or concurrency",
-            category="client_limit",
-        )
 
 
 class _StartUp:

@@ -140,11 +140,24 @@ def server_error(what: str, log: Path, category: str) -> MeasurementError:
         log: What it printed.
         category: The kind of failure where the log tells none.
     """
-    end = _end_of(log)
-    said, advice = from_output(end) or (category, "")
-    lines = [line for line in end.splitlines() if line.strip()][-_TAIL_LINES:]
-    shown = "\n  ".join(["The end of its log (server.log):", *(lines or ["(nothing)"])])
-    return MeasurementError("\n".join(filter(None, (f"{what}.", advice, shown))), category=said)
+    said, advice = from_output(_end_of(log)) or (category, "")
+    return MeasurementError("\n".join(filter(None, (f"{what}.", advice, _last_lines(log)))), category=said)
+
+
+def client_error(what: str, log: Path, category: str) -> MeasurementError:
+    """A failure of the load client, with the end of the server's log as evidence: no reason is looked for in it.
+
+    Args:
+        what: What was seen from here.
+        log: What the server printed.
+        category: The kind of failure.
+    """
+    return MeasurementError(f"{what}.\n{_last_lines(log)}", category=category)
+
+
+def _last_lines(log: Path) -> str:
+    lines = [line for line in _end_of(log).splitlines() if line.strip()][-_TAIL_LINES:]
+    return "\n  ".join(["The end of the server's log (server.log):", *(lines or ["(nothing)"])])
 
 
 def _end_of(log: Path) -> str:
