@@ -167,7 +167,7 @@ def check_results(run: str, results_root: str) -> int:
     type=click.Choice(["cycles", "experiments", "power", "rates", "reliability", "searches"]),
     default="cycles",
     show_default=True,
-    help="What to write: a row for each cycle, experiment, power sample, host and engine, or search for a rate.",
+    help="What to write: a row for each cycle, experiment, power sample, rate of a server, host and engine, or search.",
 )
 @click.option(
     "--format",
