@@ -78,7 +78,7 @@ format: install  ## let ruff format and fix what it can
 	@$(bin)/ruff check --fix $(sources)
 	@$(bin)/ruff format $(sources)
 
-compose-env:  ## write .env with fresh secrets for docker-compose.airflow.yml
+compose-env:  ## add to .env the secrets that docker-compose.airflow.yml needs and it lacks
 	@python3 images/airflow/make-env
 
 clean:  ## remove what make made, except .venv and the results

@@ -21,7 +21,7 @@ def database() -> Iterator[dict[str, str]]:
         yield {}
         return
     password = uuid.uuid4().hex
-    image = parts.build_image("postgres")
+    image = parts.build_image("services")
     with parts.engine_client() as api:
         made = api.create_container(
             image,

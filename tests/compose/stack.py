@@ -91,6 +91,11 @@ class Stack:
             raise AssertionError(f"compose {' '.join(arguments)}: {done.stderr[-2000:]}\n{logs[-6000:]}")
         return done.stdout
 
+    def up(self, profile: str) -> None:
+        """Bring up the services of a profile, or change to it, and wait until all are healthy."""
+        self._environment["COMPOSE_PROFILES"] = profile
+        self.compose("up", "--detach", "--wait", "--wait-timeout", "400")
+
     def sign_in(self) -> None:
         """Get a token as a user would."""
         answer = self._http.post("/auth/token", json={"username": "admin", "password": self._password})
@@ -124,11 +129,17 @@ class Stack:
         run: dict[str, Any] = self.get(path)
         return run
 
+    def tasks_of(self, run: dict[str, Any]) -> list[dict[str, Any]]:
+        """The tasks of a run."""
+        path = f"/api/v2/dags/{run['dag_id']}/dagRuns/{run['dag_run_id']}/taskInstances"
+        tasks: list[dict[str, Any]] = self.get(path)["task_instances"]
+        return tasks
+
     def logs_of(self, run: dict[str, Any]) -> str:
         """What the failed tasks of a run said, for the message of a failed test."""
         path = f"/api/v2/dags/{run['dag_id']}/dagRuns/{run['dag_run_id']}/taskInstances"
         said = []
-        for task in self.get(path)["task_instances"]:
+        for task in self.tasks_of(run):
             said.append(f"{task['task_id']}: {task['state']}")
             if task["state"] == "failed":
                 said.append(
@@ -139,7 +150,7 @@ class Stack:
     def close(self) -> None:
         """Take everything down, volumes included."""
         self._http.close()
-        self.compose("down", "--volumes", "--timeout", "20")
+        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "20")
 
 
 def wait_until(condition: Any, timeout_s: float) -> None:

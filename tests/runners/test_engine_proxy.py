@@ -1,17 +1,19 @@
-"""The engine behind a proxy that allows what the page documents, and nothing else."""
+"""The engine behind the compose stack's proxy, which allows what the page documents and nothing else."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
+import requests
 from docker.errors import APIError
 
 from llem_airflow.runners.attempt import Attempt
@@ -22,6 +24,7 @@ from llem_airflow.runners.failures import AttemptFailedError
 from llem_airflow.runners.session import SessionRunner, SessionSettings, start_session, stop_session
 from llem_airflow.study import GpuRequest
 from tests.runners.engine_proxy import Call, EngineProxy
+from tests.runners.haproxy import CALLS, SESSIONS, Haproxy, haproxy
 from tests.runners.programs import SPEC, attempt, in_container, program, see_through
 from tests.standins.build import Standins
 
@@ -29,39 +32,40 @@ pytestmark = pytest.mark.docker
 
 PAGE = Path(__file__).parents[2] / "llem_airflow" / "runners" / "README.md"
 ROW = re.compile(r"^\| (GET|POST|PUT|DELETE) \| `(/[^`]+)` \|", re.MULTILINE)
+ALWAYS, _, MORE = PAGE.read_text(encoding="utf-8").partition("Only where a study has sessions")
+DOCUMENTED, OF_SESSIONS = ROW.findall(ALWAYS), ROW.findall(MORE)
 
 
-def documented(*, sessions: bool) -> list[re.Pattern[str]]:
-    """The calls that the page names, as patterns; with those that only sessions need."""
-    always, _, more = PAGE.read_text(encoding="utf-8").partition("Only where a study has sessions")
-    rows = ROW.findall(always) + (ROW.findall(more) if sessions else [])
-    calls = (re.escape(f"{method} {path}") for method, path in rows)
+def allowed(call: Call) -> bool:
+    """Whether the page names a call that does not need sessions."""
     # A name of an image may hold slashes.
-    return [re.compile(call.replace(r"\{name\}", ".+").replace(r"\{id\}", "[^/]+")) for call in calls]
+    rows = (re.escape(f"{method} {path}") for method, path in DOCUMENTED)
+    patterns = (row.replace(r"\{name\}", ".+").replace(r"\{id\}", "[^/]+") for row in rows)
+    return any(re.fullmatch(pattern, str(call)) for pattern in patterns)
 
 
-def allowed(call: Call, *, sessions: bool = False) -> bool:
-    return any(pattern.fullmatch(str(call)) for pattern in documented(sessions=sessions))
-
-
-ENGINE = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
-
-
-@pytest.fixture
-def proxy(tmp_path: Path, docker_api: docker.APIClient) -> Iterator[EngineProxy]:
-    with EngineProxy(tmp_path / "engine.sock", ENGINE, allowed=allowed) as running:
+@pytest.fixture(scope="module")
+def proxy(docker_api: docker.APIClient) -> Iterator[Haproxy]:
+    with haproxy(docker_api) as running:
         yield running
 
 
 @pytest.fixture
-def through(proxy: EngineProxy) -> Iterator[docker.APIClient]:
+def through(proxy: Haproxy) -> Iterator[docker.APIClient]:
     with connect({"DOCKER_HOST": proxy.url}) as api:
         yield api
 
 
+@pytest.fixture
+def none_refused(proxy: Haproxy) -> Iterator[None]:
+    before = proxy.refused
+    yield
+    assert proxy.refused == before
+
+
 def test_a_whole_attempt_needs_only_the_documented_calls(
     through: docker.APIClient,
-    proxy: EngineProxy,
+    none_refused: None,
     python_image: str,
     standin: Standins,
     tmp_path: Path,
@@ -75,12 +79,12 @@ def test_a_whole_attempt_needs_only_the_documented_calls(
     lines: list[str] = []
     in_container(through, this_attempt, settings, tmp_path / "out", code, on_line=lines.append)
     assert "hello" in lines
-    assert proxy.refused == []
 
 
 def test_taking_over_and_ending_need_only_the_documented_calls(
     through: docker.APIClient,
-    proxy: EngineProxy,
+    proxy: Haproxy,
+    none_refused: None,
     python_image: str,
     tmp_path: Path,
     this_attempt: Attempt,
@@ -103,7 +107,6 @@ def test_taking_over_and_ending_need_only_the_documented_calls(
         in_container(through, later, replace(settings, silence_s=1, stop_grace_s=1), tmp_path / "2", code)
     thread.join(60)
     DockerRunner(through, later, settings, folder=tmp_path / "3", on_line=lines.append).kill()
-    assert proxy.refused == []
 
 
 def test_a_connection_that_breaks_while_the_container_ends_loses_no_line(
@@ -130,26 +133,21 @@ def test_a_connection_that_breaks_while_the_container_ends_loses_no_line(
     assert lines == [f"line {i}" for i in range(2000)]
 
 
-def test_what_is_not_documented_does_not_pass(
-    through: docker.APIClient, proxy: EngineProxy, python_image: str
-) -> None:
-    with pytest.raises(APIError) as caught:
+def test_what_is_not_documented_does_not_pass(through: docker.APIClient) -> None:
+    with pytest.raises(APIError, match=r"403.*calls\.lst"):
         through.exec_create("any", ["id"])
-    assert caught.value.status_code == 403
-    assert [str(call) for call in proxy.refused] == ["POST /containers/any/exec"]
 
 
 def test_a_session_needs_only_the_documented_calls_and_those_of_sessions(
-    python_image: str, tmp_path: Path, this_attempt: Attempt
+    docker_api: docker.APIClient, python_image: str, tmp_path: Path, this_attempt: Attempt
 ) -> None:
-    settings, session = ContainerSettings(python_image), SessionSettings("s", idle_s=60.0)
+    settings, session = (
+        ContainerSettings(python_image, direct_volume=False),
+        SessionSettings("s", idle_s=60.0),
+    )
     code = program(tmp_path, "print('hello'); result()")
     lines: list[str] = []
-    in_sessions = partial(allowed, sessions=True)
-    with (
-        EngineProxy(tmp_path / "engine.sock", ENGINE, allowed=in_sessions) as proxy,
-        connect({"DOCKER_HOST": proxy.url}) as api,
-    ):
+    with haproxy(docker_api, sessions=True) as proxy, connect({"DOCKER_HOST": proxy.url}) as api:
         try:
             start_session(api, this_attempt, settings, session, SPEC, folder=tmp_path, on_line=lines.append)
             runner = SessionRunner(
@@ -160,4 +158,130 @@ def test_a_session_needs_only_the_documented_calls_and_those_of_sessions(
         finally:
             stop_session(api, this_attempt, "s")
         assert lines == ["hello"]
-        assert proxy.refused == []
+        assert proxy.refused == 0
+        more = {"Cmd": ["id"], "Privileged": True}
+        assert created(proxy, json.dumps(more), "containers/any/exec") == 403
+        each_rule_is_needed(proxy, SESSIONS, OF_SESSIONS)
+
+
+@pytest.mark.parametrize(
+    "path", ["/containers/any/exec", "/containers/any%2Fexec", "/build", "/images/x/push"]
+)
+def test_no_other_call_passes_however_it_is_written(proxy: Haproxy, path: str) -> None:
+    base = proxy.url.replace("tcp", "http")
+    for before in ("", "/v1.41", "/v1.23", "/x/..", "//x"):
+        request = requests.Request("POST", f"{base}{before}{path}", json={}).prepare()
+        request.url = f"{base}{before}{path}"  # as it is written
+        with requests.Session() as session:
+            assert session.send(request, timeout=60, allow_redirects=False).status_code == 403
+
+
+HARMLESS = {"Image": "llem/none", "Cmd": ["true"], "Labels": {"llem.key": "1"}}
+OUTWARD: dict[str, dict[str, Any]] = {
+    "privileged": {"HostConfig": {"Privileged": True}},
+    "a host's folder": {"HostConfig": {"Binds": ["/:/host"]}},
+    "a host's folder as a mount": {
+        "HostConfig": {"Mounts": [{"Type": "bind", "Source": "/", "Target": "/host"}]}
+    },
+    "a host's folder as a volume's options": {
+        "HostConfig": {
+            "Mounts": [
+                {
+                    "Type": "volume",
+                    "Target": "/x",
+                    "VolumeOptions": {"DriverConfig": {"Options": {"device": "/"}}},
+                }
+            ]
+        }
+    },
+    "the host's network": {"HostConfig": {"NetworkMode": "host"}},
+    "another's network": {"HostConfig": {"NetworkMode": "container:postgres"}},
+    "a network of the stack": {"NetworkingConfig": {"EndpointsConfig": {"llem-airflow_default": {}}}},
+    "the host's processes": {"HostConfig": {"PidMode": "host"}},
+    "the host's memory": {"HostConfig": {"IpcMode": "host"}},
+    "the host's users": {"HostConfig": {"UsernsMode": "host"}},
+    "capabilities": {"HostConfig": {"CapAdd": ["SYS_ADMIN"]}},
+    "devices": {"HostConfig": {"Devices": [{"PathOnHost": "/dev/sda"}]}},
+    "all devices": {"HostConfig": {"DeviceCgroupRules": ["a *:* rwm"]}},
+    "another's volumes": {"HostConfig": {"VolumesFrom": ["postgres"]}},
+    "without seccomp": {"HostConfig": {"SecurityOpt": ["no-new-privileges", "seccomp=unconfined"]}},
+    "another runtime": {"HostConfig": {"Runtime": "evil"}},
+    "in another case": {"hostconfig": {"privileged": True}},
+}
+
+
+def created(proxy: Haproxy, body: str | bytes, kind: str = "containers", **headers: str) -> int:
+    """The status of the answer to a call that makes something of this body."""
+    call = kind if "/" in kind else f"{kind}/create"
+    url = f"{proxy.url.replace('tcp', 'http')}/v1.41/{call}"
+    return requests.post(
+        url, body, headers={"Content-Type": "application/json", **headers}, timeout=60
+    ).status_code
+
+
+def test_a_container_without_a_way_out_passes(proxy: Haproxy) -> None:
+    assert created(proxy, json.dumps(HARMLESS)) == 404  # there is no such image
+
+
+@pytest.mark.parametrize("what", OUTWARD)
+def test_no_container_with_a_way_to_the_host_is_made(proxy: Haproxy, what: str) -> None:
+    assert created(proxy, json.dumps({**HARMLESS, **OUTWARD[what]})) == 403
+
+
+def test_a_body_is_read_as_the_engine_reads_it(proxy: Haproxy) -> None:
+    outward = json.dumps({**HARMLESS, **OUTWARD["privileged"]})
+    assert created(proxy, outward.replace("Privileged", "Pr\\u0069vileged")) == 403
+    assert created(proxy, outward.replace('": ', '"\n\t : ')) == 403
+    assert created(proxy, outward.replace('"Privileged"', '"llem.x": "\\\\", "Privileged"')) == 403
+    long = json.dumps({"Env": ["X=" + "x" * 200_000], **HARMLESS, **OUTWARD["privileged"]})
+    assert created(proxy, long) == 403
+    chunks = requests.post(
+        f"{proxy.url.replace('tcp', 'http')}/containers/create",
+        iter([json.dumps(HARMLESS).encode()]),  # an iterator has no length: it is sent in chunks
+        headers={"Content-Type": "application/json"},
+        timeout=60,
+    )
+    assert chunks.status_code == 403
+
+
+def test_text_that_looks_like_options_is_only_text(proxy: Haproxy) -> None:
+    text = json.dumps(OUTWARD["privileged"])
+    assert (
+        created(proxy, json.dumps({**HARMLESS, "Env": [f"X={text}"], "Cmd": [":", '"Privileged":', "\\"]}))
+        == 404
+    )
+
+
+def test_no_volume_stands_for_a_folder_of_the_host(proxy: Haproxy) -> None:
+    options = {"type": "none", "o": "bind", "device": "/"}
+    assert created(proxy, json.dumps({"Name": "llem-x", "DriverOpts": options}), "volumes") == 403
+
+
+def concrete(method: str, path: str) -> tuple[str, str]:
+    """A call of a row of the page, of something that is not there."""
+    return method, path.replace("{name}", "llem-none").replace("{id}", "llem-none")
+
+
+def asked(proxy: Haproxy, method: str, path: str) -> bool:
+    """Whether a call passes."""
+    url = f"{proxy.url.replace('tcp', 'http')}/v1.41{path}"
+    with requests.request(method, url, data="{}", timeout=60, stream=True) as answer:
+        return answer.status_code != 403
+
+
+def each_rule_is_needed(proxy: Haproxy, file: str, rows: list[tuple[str, str]]) -> None:
+    """Take the rules away one by one: each time the row of the page that it stands for does not pass any more."""
+    calls = [concrete(*row) for row in rows]  # in the order of the rules
+    assert all(asked(proxy, *call) for call in calls)
+    for rule, call, others in zip(proxy.rules(file), calls, [*calls[1:], None], strict=True):
+        proxy.ask(f"del acl {file} {rule}")
+        assert not asked(proxy, *call)
+        assert others is None or asked(proxy, *others)
+
+
+def test_each_rule_lets_one_call_of_the_page_pass_and_without_it_that_is_refused(
+    docker_api: docker.APIClient,
+) -> None:
+    with haproxy(docker_api) as own:
+        assert not any(asked(own, *concrete(*row)) for row in OF_SESSIONS)
+        each_rule_is_needed(own, CALLS, DOCUMENTED)
