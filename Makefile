@@ -21,7 +21,7 @@ sources := llem_airflow tests dags plugins benchmarks images .ci
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install model quickstart quickstart-docker airflow engine image test pytest test-lineage test-postgres soak mutants lint format compose-env clean
+.PHONY: help install model quickstart quickstart-docker airflow engine image test pytest test-lineage test-postgres soak on-gpu mutants lint format compose-env clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ pytest: install  ## the tests alone (PYTEST="-k name" for some)
 soak: install  ## kill -9 everybody at every moment of an attempt (a quarter of an hour; as root, on a Docker engine of its own)
 	@$(bin)/pytest tests/chaos/test_kills.py
 	@$(bin)/python -m benchmarks.chaos
+
+on-gpu: install  ## the first visit to a GPU, on the stand-in, from a bare environment without Airflow (nine minutes, and PyTorch once more)
+	@$(bin)/python -m benchmarks.on_gpu.rehearse build/on_gpu/visit
 
 test-lineage: install  ## the test of OpenLineage's facets, with its provider
 	@$(bin)/uv pip install --quiet --no-deps --target build/lineage apache-airflow-providers-openlineage \

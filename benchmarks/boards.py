@@ -3,6 +3,8 @@
 The stand-in driver plays each published profile (tests/standins/boards) with three loads of known energy, all at once;
 one sampler reads them as an attempt does. Told are the error of the energy by the counter, without and with the board's
 profile, how often it lies within the stated uncertainty, and the error of what only integrals of power would say.
+With ``--simulated N`` the same registers in virtual time, with thousands of windows: is an energy with a profile worse?
+With ``--checked SECONDS`` gpu-check looks at each board for so long: what it finds beside what is played.
 """
 
 from __future__ import annotations
@@ -14,23 +16,31 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.accuracy import Profile as Load
 from benchmarks.accuracy import profiles as loads_of
+from benchmarks.coverage import Cell, simulate
 from benchmarks.on_gpu.checks import columns
+from llem_airflow.analysis.counter import counter_energy
 from llem_airflow.analysis.energy import GpuEnergy, window_energy
+from llem_airflow.analysis.series import Labels
+from llem_airflow.gpu_check.collect import collect
+from llem_airflow.gpu_check.profile import profile_of
 from llem_airflow.measurement.sampler import start_sampler
-from llem_airflow.protocol.gpu_profile import GpuProfile
+from llem_airflow.protocol.gpu_profile import GpuProfile, Sensor
 from llem_airflow.protocol.result import Meter, Window
 from llem_airflow.protocol.spec import MeterSpec
+from tests.gpu_check.scripted import play_boards
 from tests.standins.boards import published, script_of
 from tests.standins.gpus import use_script
 
+_NO_ARRAYS = ("gpu", "errors", "sensor")
 LOADS = ("sine", "replay", "square 100/400 W, 0.737 s")
 
 
@@ -122,6 +132,102 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+SIMULATED = ("ramp", "square 0.737 s", "square 7 x in step", "bursts", "random walk")
+WATCHES: dict[str, tuple[float, float, bool]] = {
+    "all": (-np.inf, np.inf, False),
+    "all, on a busy host": (-np.inf, np.inf, True),
+    "the one at the begin": (-0.5, 0.5, False),
+    "none": (0.0, 0.0, False),
+}
+"""Which watches for the register's moves saw one: by when (in seconds since the begin), and on what host."""
+
+
+def simulated(repeats: int, window_s: float = 5.0) -> list[str]:
+    """In virtual time: mean error in percent without and with a profile, and the mean of their difference by window.
+
+    The boards of one period share their rows. An interval is 1.96 standard errors of the paired differences.
+    """
+    lines = [
+        "| register | watches that saw a move | windows | without | with the profile | difference, 95 % interval |",
+        "|---|---|---|---|---|---|",
+    ]
+    for period_s in sorted({profile.power_period_s or 0.0 for profile in published().values()}):
+        for watches in WATCHES:
+            errors = np.array(
+                [
+                    _simulated(period_s, load, watches, window_s, number)
+                    for load in SIMULATED
+                    for number in range(repeats)
+                ]
+            )
+            apart = errors[:, 1] - errors[:, 0]
+            off = 1.96 * float(apart.std(ddof=1)) / len(apart) ** 0.5
+            lines.append(
+                f"| {period_s * 1e3:g} ms | {watches} | {len(apart)} | {errors[:, 0].mean():.4f} | "
+                f"{errors[:, 1].mean():.4f} | {apart.mean():+.4f} +- {off:.4f} |"
+            )
+    return lines
+
+
+def _simulated(period_s: float, load: str, watches: str, window_s: float, number: int) -> tuple[float, float]:
+    """Error of one window in percent without and with the profile."""
+    since_s, until_s, busy = WATCHES[watches]
+    cell = Cell(period_s, 0.0, 0.0, busy, load, window_s)
+    chance = np.random.default_rng([number, *map(ord, load + watches)])
+    one = simulate(cell, chance)
+    t_s = one.series.t_s
+    rows = ~np.isnan(one.series.instant_w) | ((t_s > since_s) & (t_s < until_s))
+    arrays = {
+        f.name: getattr(one.series, f.name)[rows] for f in fields(one.series) if f.name not in _NO_ARRAYS
+    }
+    series = replace(one.series, errors=Labels.of([None] * int(rows.sum())), **arrays)
+    sensor = Sensor(period_s * (1 + 1e-5 * chance.normal()), 3e-5 * period_s)
+    found = (
+        counter_energy(replace(series, sensor=each), 0.0, one.end_s, steps=True)
+        for each in (Sensor(), sensor)
+    )
+    without, known = (abs((each.energy_j or np.nan) / one.exact_j - 1) * 100 for each in found)
+    return without, known
+
+
+STEPS_MJ = (1.0, 2.0, 5.0, 10.0, 250.0)
+"""Steps of the counters that are played; the paper has none."""
+
+
+def checked(each_s: float) -> list[str]:
+    """What gpu-check finds of each board on the stand-in driver, beside what is played."""
+    lines = [
+        "| board | period, played | found | instant power over, played | found | counter's step, played | found |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    boards = [
+        replace(one, counter_step_mj=step) for one, step in zip(published().values(), STEPS_MJ, strict=True)
+    ]
+    scripts = [script_of(one).replace("gpu.0.", "") for one in boards]
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        play_boards(patch, Path(folder), scripts, each_s)
+        readings = Path(folder) / "readings"
+        readings.mkdir()
+        found = [profile_of(one) for one in collect(each_s * len(boards), readings, _unsaid)]
+    for played, told in zip(boards, found, strict=True):
+        window = {each.what: each for each in told.findings}["averaging window of instant power"]
+        lines.append(
+            f"| {played.name.removesuffix(' (STAND-IN)')} | {(played.power_period_s or 0) * 1e3:g} ms | "
+            f"{_ms(told.power_period_s)}, counter {_ms(told.counter_period_s)} | "
+            f"{(played.instant_window_s or 0) * 1e3:.1f} ms | {window.value or window.why} | "
+            f"{played.counter_step_mj:g} mJ | {told.counter_step_mj or 0:g} mJ |"
+        )
+    return lines
+
+
+def _unsaid(message: dict[str, Any]) -> None:
+    """Progress is shown to nobody."""
+
+
+def _ms(seconds: float | None) -> str:
+    return "not known" if seconds is None else f"{seconds * 1e3:.2f} ms"
+
+
 def _covered(rows: Sequence[dict[str, Any]], which: str) -> str:
     within = [
         abs(row[which].energy_j - row["exact_j"]) <= row[which].uncertainty_j
@@ -141,7 +247,16 @@ def main() -> None:
     options = argparse.ArgumentParser(description="Accuracy on boards that somebody has seen.")
     options.add_argument("--windows", type=float, nargs="+", default=[5, 5, 5, 10, 10])
     options.add_argument("--output", type=Path)
+    options.add_argument(
+        "--simulated", type=int, default=0, help="instead: so many windows a load in virtual time"
+    )
     chosen = options.parse_args()
+    if chosen.checked:
+        print("\n".join(checked(chosen.checked)))
+        return
+    if chosen.simulated:
+        print("\n".join(simulated(chosen.simulated)))
+        return
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(gpus(Path(folder)), chosen.windows, Path(folder))
     print(table(rows))

@@ -8,7 +8,7 @@ run all the same. FOLDER then holds at most seven files:
     gpu-profiles.json           what ``llem-airflow gpu-check`` found out about each board
     peers.json                  this project, Zeus and CodeCarbon on the same windows
     checks.json                 the GPU-marked tests
-    study.tar.gz                the results folder of a study of four experiments
+    results.tar.gz              the results root: a study of four experiments, and the boards' profiles with their pages
 
 What the machine lacks is carried: ``python -m benchmarks.on_gpu.pack`` fills build/on_gpu/wheels where there is a
 network. Exit code 0 when every step was well. Standard library only.
@@ -23,11 +23,12 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from email.parser import HeaderParser
 from importlib import metadata
 from pathlib import Path
@@ -75,10 +76,10 @@ def steps(folder: Path, *, short: bool, study: Path) -> list[Step]:
     cut = ("--short",) if short else ()
     return [
         Step("machine", (_STEP + "machine", out), 40),
-        Step("gpu-check", (_STEP + "profiles", out, *cut), 170),
+        Step("gpu-check", (_STEP + "profiles", out, *cut), 185),
         Step("checks", (_STEP + "checks", out), 60),
         Step("peers", (_STEP + "peers", out, *cut), 110),
-        Step("study", (_STEP + "study", out, str(study)), 150),
+        Step("study", (_STEP + "study", str(study)), 140),
     ]
 
 
@@ -158,25 +159,29 @@ def main() -> int:
     options.add_argument("--short", action="store_true", help="as little as shows that each step works")
     options.add_argument("--study", type=Path, default=Path(__file__).with_name("study.yaml"))
     options.add_argument("--wheels", type=Path, default=WHEELS)
+    options.add_argument("--patience", type=float, default=1.0, help="of each limit; more on a slow machine")
     options.add_argument("--only", nargs="*", help="names of steps")
     chosen = options.parse_args()
     folder = chosen.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
     outcomes = []
-    with tempfile.TemporaryDirectory() as packages:
+    with tempfile.TemporaryDirectory() as packages, tempfile.TemporaryDirectory() as root:
         names = carried(chosen.wheels, Path(packages))
         log.write_text(f"carried: {', '.join(names) or 'nothing'}\n")
         path = os.pathsep.join([str(REPOSITORY), packages, *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+        environment["LLEM_RESULTS_ROOT"] = root  # one for all steps: the study uses what gpu-check found out
         for step in steps(folder, short=chosen.short, study=chosen.study.resolve()):
             if chosen.only and step.name not in chosen.only:
                 continue
-            outcomes.append(run(step, log, environment))
+            outcomes.append(run(replace(step, limit_s=step.limit_s * chosen.patience), log, environment))
             # Written after each step: what is there is there, whatever ends this process.
             (folder / "summary.json").write_text(json.dumps([asdict(one) for one in outcomes], indent=1))
             (folder / "summary.txt").write_text("\n".join(table(outcomes)) + "\n")
             print("\n".join(table(outcomes[-1:])), flush=True)
+        with tarfile.open(folder / "results.tar.gz", "w:gz") as archive:
+            archive.add(root, arcname="results")
     return int(any(one.state != "ok" for one in outcomes))
 
 

@@ -1,4 +1,4 @@
-"""A study through the process runner, without Airflow: ``study.py FOLDER STUDY``.
+"""A study through the process runner, without Airflow: ``study.py STUDY``; into LLEM_RESULTS_ROOT.
 
 The smallest loop over a plan: each planned cycle gets a place and a process, its files are committed, and the run is
 aggregated, as the operators do it.
@@ -6,9 +6,9 @@ aggregated, as the operators do it.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import traceback
@@ -35,9 +35,9 @@ MODEL = "tiny-llama-random"
 
 def main() -> int:
     """Measure all cycles and tell what came out; 1 when one has no result."""
-    folder, study = Path(sys.argv[1]), load_study(sys.argv[2])
+    study = load_study(sys.argv[1])
     with tempfile.TemporaryDirectory() as work:
-        run = open_run(study, Path(work) / "results")
+        run = open_run(study, Path(os.environ["LLEM_RESULTS_ROOT"]))
         model = _model(study, Path(work))
         for planned in study.plan.planned_cycles:
             experiment = next(one for one in study.experiments if one.id == planned.experiment_id)
@@ -47,8 +47,6 @@ def main() -> int:
                 traceback.print_exc()
                 print(f"> {experiment.id} cycle {planned.cycle}: no result; see log.txt", flush=True)
         summary = aggregate_run(run)
-        with tarfile.open(folder / "study.tar.gz", "w:gz") as archive:
-            archive.add(run.path or work, arcname=study.name)
     _tell(summary)
     return int(summary.valid < summary.planned)
 

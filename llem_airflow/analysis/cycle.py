@@ -353,7 +353,8 @@ def characterised(record: Mapping[str, Any], environment: Mapping[str, Any]) -> 
     for uuid, carried in (told if isinstance(told, Mapping) else {}).items():
         if isinstance(carried, Mapping) and carried.get("driver") == environment.get("driver"):
             numbers = {name: carried[name] for name in _SENSOR if isinstance(carried.get(name), int | float)}
-            found[uuid] = Sensor(**numbers)
+            if numbers:  # a check that was cut short may have found nothing
+                found[uuid] = Sensor(**numbers)
     return found
 
 

@@ -48,8 +48,11 @@ def _energy(path: MeasuringPath) -> Finding:
         )
     certain = off_j <= _CERTAIN * energy_j
     why = "" if certain else "the windows were short or other work ran: use more --minutes"
-    not_real = " (its work ran on the CPU, its power is a script's)" if path.device == "cpu" else ""
-    value = f"{energy_j:.4g} +- {off_j:.2g} J{not_real}"
+    value = f"{energy_j:.4g} +- {off_j:.2g} J"
+    if path.device == "cpu":
+        return Finding(
+            what, value, says, "unknown", "not real: its work ran on the CPU, its power is a script's"
+        )
     return Finding(what, value, says, "expected" if certain else "differs", why)
 
 
@@ -58,6 +61,11 @@ def _harness(path: MeasuringPath) -> Finding:
     ratio, off = path.harness_to_bare_ratio, path.harness_to_bare_uncertainty_ratio
     if ratio is None or off is None:
         return Finding(what, "", says, "unknown", path.problem)
+    value = f"{ratio:.2%} +- {off:.2%}"
+    if path.device == "cpu":
+        return Finding(
+            what, value, says, "unknown", "not real: on the CPU model, harness and meter share the cores"
+        )
     verdict = (
         "expected" if ratio - off >= 1 - _CHEAP else "differs" if ratio + off < 1 - _CHEAP else "unknown"
     )
@@ -66,7 +74,7 @@ def _harness(path: MeasuringPath) -> Finding:
         "differs": "the harness slows this model down: use larger batches",
         "unknown": "other work on this machine hides it",
     }[verdict]
-    return Finding(what, f"{ratio:.2%} +- {off:.2%}", says, verdict, why)
+    return Finding(what, value, says, verdict, why)
 
 
 def _peer(path: MeasuringPath, tool: str, most: float) -> Finding:
@@ -88,5 +96,5 @@ def _ratio(what: str, ratio: float | None, most: float, unknown: str) -> Finding
         f"{ratio:.4f}",
         says,
         "expected" if fine else "differs",
-        "" if fine else "find out which is right",
+        "" if fine else "they disagree: a wall meter tells which is right",
     )

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from llem_airflow.gpu_check.collect import NoBoardError, Seen, collect
-from llem_airflow.gpu_check.page import VERDICT_WORDS, html_page, text_page
+from llem_airflow.gpu_check.page import counted, html_page, text_page
 from llem_airflow.gpu_check.path import walk
 from llem_airflow.gpu_check.path_verdicts import path_findings
 from llem_airflow.gpu_check.profile import profile_of
-from llem_airflow.protocol.gpu_profile import GpuProfile, MeasuringPath
+from llem_airflow.protocol.gpu_profile import GpuProfile, MeasuringPath, Sensor
 from llem_airflow.protocol.typed_json import to_json
-from llem_airflow.results.folder import Folder, ResultsWriteError
-from llem_airflow.results.gpu_profiles import write_profile
+from llem_airflow.results.folder import Folder, ResultReadError, ResultsWriteError
+from llem_airflow.results.gpu_profiles import read_profile, write_profile
 
 _PHASES = {
     "bare": "idle",
@@ -48,19 +48,54 @@ def gpu_check(minutes: float, root: str, *, as_json: bool, model_seconds: float 
     with tempfile.TemporaryDirectory(prefix="llem-gpu-check-") as work:
         try:
             boards = collect(minutes * 60 - path_s, Path(work), _show_progress)
+            for seen in boards:
+                profile = profile_of(seen)
+                _keep(profile, seen, root)  # already now: what comes may be ended from outside
+                path = _path(seen, profile, path_s / len(boards), Path(work))
+                profile = replace(profile, path=path, findings=(*profile.findings, *path_findings(path)))
+                if where := _keep(profile, seen, root):
+                    sys.stderr.write(f"kept: {where}, .html, .txt\n")
+                profiles.append(profile)
         except NoBoardError as error:
             sys.stderr.write(f"gpu-check: {error}\n")
             return 2
-        for seen in boards:
-            profile = profile_of(seen)
-            path = _path(seen, profile, path_s / len(boards), Path(work))
-            profiles.append(replace(profile, path=path, findings=(*profile.findings, *path_findings(path))))
-    try:
-        _keep_and_show(boards, profiles, Folder.at(root), as_json=as_json)
-    except ResultsWriteError as error:
-        sys.stderr.write(f"gpu-check: the profile could not be kept: {error}\n")
-        return 2
+        except ResultsWriteError as error:
+            sys.stderr.write(f"gpu-check: the profile could not be kept: {error}\n")
+            return 2
+    if as_json:
+        sys.stdout.write(json.dumps([to_json(profile) for profile in profiles], indent=1) + "\n")
+    else:
+        sys.stdout.write("\n".join(map(text_page, profiles)) + "\n")
+        sys.stdout.write(f"{len(profiles)} GPU{'s' * (len(profiles) != 1)}: {counted(profiles)}\n")
     return int(any(seen.facts["refused"] or seen.facts["lost"] for seen in boards))
+
+
+def _keep(profile: GpuProfile, seen: Seen, root: str) -> str:
+    """Keep a profile with its pages; where, or nothing for a board without a UUID.
+
+    Raises:
+        ResultsWriteError: It cannot be written.
+    """
+    if not profile.uuid:
+        return ""
+    if profile.sensor == Sensor() and _found_more(root, profile.uuid):
+        sys.stderr.write(f"nothing of the meter of {profile.uuid} could be told: its earlier profile stays\n")
+        return ""
+    pages = {"txt": text_page(profile), "html": html_page(profile, seen)}
+    return f"{write_profile(Folder.at(root), profile, pages).url}/{profile.uuid}.json"
+
+
+def _found_more(root: str, uuid: str) -> bool:
+    try:
+        earlier = read_profile(Folder.at(root), uuid)
+    except ResultReadError:
+        return False
+    return earlier is not None and earlier.sensor != Sensor()
+
+
+def _share(seconds: float) -> float:
+    """A third of the time for the model, where that is enough for some windows of some seconds."""
+    return seconds / 3 if seconds / 3 >= LEAST_PATH_S else 0.0
 
 
 def _path(seen: Seen, profile: GpuProfile, seconds: float, work: Path) -> MeasuringPath | None:
@@ -72,31 +107,6 @@ def _path(seen: Seen, profile: GpuProfile, seconds: float, work: Path) -> Measur
     _show_progress({"phase": "path", "done_ratio": 1.0, "uuid": profile.uuid})
     with tempfile.TemporaryDirectory(dir=work) as folder:
         return walk(profile, seconds, Path(folder))
-
-
-def _share(seconds: float) -> float:
-    """A third of the time for the model, where that is enough for some windows of some seconds."""
-    return seconds / 3 if seconds / 3 >= LEAST_PATH_S else 0.0
-
-
-def _keep_and_show(boards: list[Seen], profiles: list[GpuProfile], root: Folder, *, as_json: bool) -> None:
-    for seen, profile in zip(boards, profiles, strict=True):
-        text = text_page(profile)
-        if not as_json:
-            sys.stdout.write(f"{text}\n")
-        if profile.uuid:
-            kept = write_profile(root, profile, {"txt": text, "html": html_page(profile, seen)})
-            sys.stderr.write(f"kept: {kept.url}/{profile.uuid}.json, .html, .txt\n")
-    if as_json:
-        sys.stdout.write(json.dumps([to_json(profile) for profile in profiles], indent=1) + "\n")
-    else:
-        sys.stdout.write(_summary(profiles) + "\n")
-
-
-def _summary(profiles: list[GpuProfile]) -> str:
-    verdicts = [found.verdict for profile in profiles for found in profile.findings]
-    counts = ", ".join(f"{verdicts.count(verdict)} {words}" for verdict, words in VERDICT_WORDS.items())
-    return f"{len(profiles)} GPU{'s' * (len(profiles) != 1)}: {counts}"
 
 
 def _show_progress(message: dict[str, Any]) -> None:

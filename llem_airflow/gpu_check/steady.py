@@ -8,6 +8,8 @@ from llem_airflow.gpu_check.register import Floats, Writes
 
 _FEWEST_RISES = 8
 _LEAST_RISE_C = 5.0
+_PERIODS = 15.0
+"""A load that lasts so many periods of its register is known to well under a hundredth."""
 
 
 def counter_step(counter_mj: Floats) -> float | None:
@@ -66,13 +68,16 @@ def _left(shape: Floats, values: Floats) -> float:
 
 
 def repeat_cv(counter: Writes, begin_s: Floats, end_s: Floats) -> float | None:
-    """Coefficient of variation of the mean power of equal loads, by the counter; None for fewer than three."""
+    """Coefficient of variation of the mean power of equal loads, by the counter.
+
+    None for fewer than three, and for loads so short that what the register hides at their edges would be most of it.
+    """
     inside = (
         (begin_s >= counter.t_s[0]) & (end_s <= counter.t_s[-1])
         if len(counter.t_s)
         else np.zeros(0, dtype=bool)
     )
-    if inside.sum() < 3:
+    if inside.sum() < 3 or float(np.min(end_s - begin_s)) < _PERIODS * float(np.median(np.diff(counter.t_s))):
         return None
     rises_j = np.interp(end_s[inside], counter.t_s, counter.values) - np.interp(
         begin_s[inside], counter.t_s, counter.values

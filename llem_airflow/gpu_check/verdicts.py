@@ -77,7 +77,8 @@ _LINES = (
     _Line("power_capped_ratio", "share of the load at the power cap", "", 1, 0, 1, "any: usual at full load", "",
           _NO_LOAD),
     _Line("repeat_cv_ratio", "variation of a load that is repeated (CV)", "", 1, 0, 0.01, "under 0.01",
-          "more cycles are needed for the same precision", _NO_LOAD),
+          "more cycles are needed for the same precision",
+          "no load, or one too short for the register: use more --minutes"),
 )  # fmt: skip
 _MOST_CORE_RATIO = {"10": 0.02, "20": 0.04, "100": 0.15}
 _MOST_CALL_US = 5_000.0
@@ -90,7 +91,9 @@ def findings(profile: GpuProfile, why: Mapping[str, str]) -> GpuProfile:
         profile: The numbers.
         why: Why the window of ``instant`` or ``average`` power is not known, where it is not.
     """
-    lines = [_found(profile, line, why.get(line.field.partition("_window_s")[0], "")) for line in _LINES]
+    why = {f"{name}_window_s": said for name, said in why.items()}
+    why["edge_delay_s"] = why.get("instant_window_s", "")
+    lines = [_found(profile, line, why.get(line.field, "")) for line in _LINES]
     return replace(profile, findings=(*_answers(profile), *lines, *_costs(profile)))
 
 
@@ -132,7 +135,7 @@ def _costs(profile: GpuProfile) -> list[Finding]:
         slow = worst_us > _MOST_CALL_US
         verdict, why = ("differs", f"{slowest} is slow") if slow else ("expected", "")
         found.append(Finding("cost of each call", value, "under 5 ms", verdict, why))
-    for rate, ratio in profile.sampler_core_ratio.items():
+    for rate, ratio in sorted(profile.sampler_core_ratio.items(), key=lambda item: float(item[0])):
         most = _MOST_CORE_RATIO.get(rate, 1.0)
         verdict = "expected" if ratio <= most else "differs"
         found.append(Finding(f"sampler at {rate} Hz", f"{ratio:.2%} of a core", f"under {most:.0%}", verdict))

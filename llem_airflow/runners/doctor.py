@@ -18,7 +18,7 @@ from typing import Any
 import docker
 from docker.errors import APIError
 
-from llem_airflow.protocol.gpu_profile import GpuProfile
+from llem_airflow.protocol.gpu_profile import GpuProfile, Sensor
 from llem_airflow.results.folder import Folder, ResultReadError
 from llem_airflow.results.gpu_profiles import read_profile
 from llem_airflow.runners.engine import ENGINE_ERRORS, connect
@@ -248,6 +248,11 @@ def _power_meters(environ: Mapping[str, str]) -> list[Check]:
             checks.append(
                 Check("power meter", WARN, f"{uuid} is not characterised: usual numbers are taken", fix)
             )
+        elif profile.sensor == Sensor():
+            text = (
+                f"{uuid} was checked, and nothing of its power meter could be told: usual numbers are taken"
+            )
+            checks.append(Check("power meter", WARN, text, fix))
         elif found and profile.driver != found.driver:
             text = f"{uuid} was characterised with driver {profile.driver}, now it is {found.driver}"
             checks.append(Check("power meter", WARN, text, fix))

@@ -85,12 +85,24 @@ def test_only_a_profile_of_the_same_driver_counts(carried: object, found: dict[s
 
 
 def test_a_cycle_says_by_which_profiles_its_boards_were_characterised() -> None:
-    made = {"driver": "580", "made_epoch_ns": 1_795_000_000_000_000_000, "made_by": "llem-airflow 1"}
-    record = {"power_sensors": {"GPU-1": made, "GPU-2": {"driver": "570"}, "GPU-3": {"driver": "580"}}}
+    made = {
+        "driver": "580",
+        "made_epoch_ns": 1_795_000_000_000_000_000,
+        "made_by": "llem-airflow 1",
+        "counter_period_s": 0.1,
+    }
+    record = {
+        "power_sensors": {
+            "GPU-1": made,
+            "GPU-2": {"driver": "570"},
+            "GPU-3": {"driver": "580", "power_period_s": 0.1},
+        }
+    }
+    record["power_sensors"]["GPU-4"] = {"driver": "580", "counter_period_s": None}  # nothing was found
     sensors = characterised(record, {"driver": "580"})
     said = {
         devices: by_which_profiles(record, sensors, devices)
-        for devices in ((), ("GPU-0",), ("GPU-1",), ("GPU-1", "GPU-2"), ("GPU-3",))
+        for devices in ((), ("GPU-0",), ("GPU-1",), ("GPU-1", "GPU-2"), ("GPU-3",), ("GPU-4",))
     }
     assert said == {
         (): "not characterised",
@@ -98,4 +110,5 @@ def test_a_cycle_says_by_which_profiles_its_boards_were_characterised() -> None:
         ("GPU-1",): "characterised by gpu-check 2026-11-18 (llem-airflow 1)",
         ("GPU-1", "GPU-2"): "not characterised",
         ("GPU-3",): "characterised by gpu-check",
+        ("GPU-4",): "not characterised",
     }

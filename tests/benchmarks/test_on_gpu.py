@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -56,7 +57,9 @@ def bare(tmp_path: Path) -> dict[str, str]:
     (metadata / "entry_points.txt").write_text("[llem_airflow.engines]\necho = llem_echo:EchoEngine\n")
     (metadata / "RECORD").write_text(f"llem_echo.py,,\n{metadata.name}/entry_points.txt,,\n")
     script = tmp_path / "gpus.conf"
-    script.write_text("gpus = 1\ngpu.0.power = square 100 400 0.737 0.3\n")
+    # a UUID of its own: the others belong to experiments of other tests
+    uuid = "GPU-5741d000-0000-0000-0000-00000f125701"
+    script.write_text(f"gpus = 1\ngpu.0.uuid = {uuid}\ngpu.0.power = square 100 400 0.737 0.3\n")
     return {**os.environ, **built().environment(script), "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
 
 
@@ -66,10 +69,9 @@ def test_the_visit_runs_without_airflow_and_leaves_one_small_folder(
     (tmp_path / "study.yaml").write_text(STUDY)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "benchmarks.on_gpu", str(out), "--short"]
-    only = ["--only", "machine", "checks", "peers", "study", "--study", str(tmp_path / "study.yaml")]
-    only += ["--wheels", str(tmp_path / "none")]
+    given = ["--study", str(tmp_path / "study.yaml"), "--wheels", str(tmp_path / "none")]
     done = subprocess.run(
-        [*command, *only], env=bare, cwd=REPOSITORY, capture_output=True, text=True, check=False
+        [*command, *given], env=bare, cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + (out / "log.txt").read_text()
     assert len(list(out.iterdir())) < 8
@@ -80,9 +82,18 @@ def test_the_visit_runs_without_airflow_and_leaves_one_small_folder(
         "1 of 1 cycles have a result",
         "J/output token (measured)",
         "keeps the contract",
+        "register period 1",
+        "not walked",
     ):
         assert part in said
-    assert [one["state"] for one in json.loads((out / "summary.json").read_text())] == ["ok"] * 4
+    assert [one["state"] for one in json.loads((out / "summary.json").read_text())] == ["ok"] * 5
+    with tarfile.open(out / "results.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    assert list(tmp_path.glob("results/.gpu-profiles/GPU-*.html"))
+    (provenance,) = tmp_path.glob("results/**/cycle-1/provenance.json")
+    assert "power_sensors" in json.loads(
+        provenance.read_text()
+    )  # the study already uses what gpu-check found out
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from click.testing import CliRunner, Result
 
 from llem_airflow.cli import main
 from llem_airflow.protocol.gpu_profile import GpuProfile
+from llem_airflow.results.folder import Folder
+from llem_airflow.results.gpu_profiles import write_profile
 from tests.gpu_check.scripted import play_boards
 from tests.standins.gpus import use_script
 
@@ -83,9 +85,13 @@ def test_a_bad_driver_ends_in_a_page(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, faults: list[str], code: int, said: str
 ) -> None:
     use_script(monkeypatch, tmp_path, "\n".join(faults))
+    uuid = "GPU-5741d000-0000-0000-0000-000000000000"
+    earlier = GpuProfile(1, uuid, "A100 (STAND-IN)", "measured", counter_period_s=0.1)
+    write_profile(Folder.at(tmp_path), earlier, {})
     result = check(tmp_path, seconds=6.0)
     assert (result.exit_code, "Traceback" in result.output) == (code, False)
     assert said in result.output
+    assert stored(tmp_path).counter_period_s == pytest.approx(0.1, rel=0.02)  # of now, or of the earlier one
 
 
 def test_without_a_load_and_a_field_it_says_what_it_could_not_do(

@@ -116,7 +116,10 @@ def test_a_gpu_without_a_profile_is_told_how_to_get_one(
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
     assert said() == f"[('warn', '{uuid} is not characterised: usual numbers are taken')]\n"
-    profile = GpuProfile(1, uuid, "A100", "measured", driver="580.1")
+    nothing = GpuProfile(1, uuid, "A100", "measured", driver="580.1")
+    write_profile(Folder.at(tmp_path), nothing, {})
+    assert "nothing of its power meter could be told" in said()
+    profile = dataclasses.replace(nothing, counter_period_s=0.1)
     write_profile(Folder.at(tmp_path), profile, {})
     assert said() == f"[('ok', '{uuid} is characterised')]\n"
     dated = dataclasses.replace(profile, made_epoch_ns=1_795_000_000_000_000_000, made_by="llem-airflow 1")

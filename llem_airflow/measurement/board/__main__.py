@@ -21,7 +21,6 @@ from llem_airflow.measurement.board.load import LONGEST_ANSWER_S, LONGEST_START_
 from llem_airflow.measurement.board.plan import SAMPLER_S, Phase, plan
 from llem_airflow.measurement.meters.contract import MeterUnavailableError
 from llem_airflow.measurement.meters.nvml import NO_DRIVER_ADVICE, NvmlMeter
-from llem_airflow.measurement.output import write_json
 from llem_airflow.protocol.records import POWER_COLUMNS
 
 RATES_HZ = (10, 20, 100)
@@ -61,7 +60,7 @@ def main(argv: list[str]) -> int:
                 with (folder / f"{number}.csv").open("w", encoding="ascii") as readings:
                     readings.write(",".join(POWER_COLUMNS) + "\n")
                     _check(facts, each_s, number * each_s, readings, folder / f"{number}.json")
-            write_json(folder / f"{number}.json", {**facts, "done": True})
+            _keep(folder / f"{number}.json", {**facts, "done": True})
     finally:
         nvml.nvmlShutdown()
     return 0
@@ -100,7 +99,7 @@ def _prepared(nvml: Any, number: int, path: Path, watch_s: float) -> dict[str, A
         "sampler_core_ratio": {},
     }
     facts |= {"answers": {}, "call_cost_us": {}, "done": False}
-    write_json(path, facts)
+    _keep(path, facts)
     _say(number=number, within_s=ANSWERS_S, doing="asking for its name")
     try:
         _ask(nvml, number, facts, path, watch_s)
@@ -108,7 +107,7 @@ def _prepared(nvml: Any, number: int, path: Path, watch_s: float) -> dict[str, A
         facts["refused"] = str(error)
     except Exception as error:  # noqa: BLE001  # a driver may answer what pynvml or we cannot read: the others go on
         facts["refused"] = _unreadable(error)
-    write_json(path, facts)
+    _keep(path, facts)
     return facts
 
 
@@ -118,9 +117,9 @@ def _ask(nvml: Any, number: int, facts: dict[str, Any], path: Path, watch_s: flo
         facts["uuid"], facts["name"] = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
     except nvml.NVMLError as error:
         raise MeterUnavailableError(f"it tells neither its name nor its UUID: {error}") from error
-    write_json(path, facts)
+    _keep(path, facts)
     facts["answers"], facts["call_cost_us"] = ask_everything(nvml, handle, _alive)
-    write_json(path, facts)
+    _keep(path, facts)
     _alive("power and energy")
     meter = NvmlMeter((facts["uuid"],))
     try:
@@ -163,7 +162,7 @@ def _check(
             for phase in _played(facts, plan(seconds), load, meter, readings):
                 facts["phases"].append(phase)
                 facts["load"], facts["load_note"] = load.kind, load.note
-                write_json(path, facts)
+                _keep(path, facts)
         finally:
             meter.close()
     except MeterUnavailableError as error:
@@ -222,6 +221,13 @@ def _read_until(meter: NvmlMeter, begin_ns: int, end_ns: int, readings: TextIO) 
 
 def _sleep_until(at_ns: int) -> None:
     time.sleep(max((at_ns - time.monotonic_ns()) / 1e9, 0.0))
+
+
+def _keep(path: Path, facts: dict[str, Any]) -> None:
+    # Whole or not at all for who reads it, but not synced: a busy disk would keep the readings waiting for seconds.
+    aside = path.with_suffix(".part")
+    aside.write_text(json.dumps(facts), encoding="utf-8")
+    aside.replace(path)
 
 
 def _say(**message: Any) -> None:
