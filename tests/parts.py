@@ -6,6 +6,7 @@ all of them, that is a failure.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -71,11 +72,24 @@ def engine_turn(*, alone: bool) -> Iterator[None]:
         yield
 
 
+PORTS = range(20_000, 30_000)
+"""Below those that the kernel gives to whoever connects to something, any of which may be taken at any moment."""
+
+
 def free_port() -> int:
-    """A port of this machine that nobody listens at now."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))  # on every address
-        return int(probe.getsockname()[1])
+    """A port of this machine that nobody listens at, and that no other test of any process is told soon."""
+    with (Path(tempfile.gettempdir()) / "llem-tests-port").open("a+") as last:
+        fcntl.flock(last, fcntl.LOCK_EX)
+        last.seek(0)
+        port = int(last.read() or 0)
+        while True:
+            port = port + 1 if port + 1 in PORTS else PORTS[0]
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind(("", port))  # on every address
+                break
+        last.truncate(0)
+        last.write(str(port))
+        return port
 
 
 def build_image(kind: str) -> str:

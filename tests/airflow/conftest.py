@@ -49,7 +49,7 @@ NIGHTLY = small("nightly").replace(
     "{retries: 0}", '{retries: 0, schedule: "* * * * *", start_date: 2026-01-01, deadline: 1s}'
 )
 BROKEN = "study_name: broken\nserving_mode: offline\ntask: {model: m}\nengnie: transformers\n"
-WATCHED = small("watched").replace("min_window_seconds: 0.2", "min_window_seconds: 25")
+WATCHED = small("watched").replace("min_window_seconds: 0.2", "min_window_seconds: 40")
 HELD = small("held").replace("tiny-llama-random", "damaged")
 
 

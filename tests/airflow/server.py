@@ -242,3 +242,14 @@ class AirflowServer:
         except httpx.HTTPError:
             return False
         return health.status_code == 200 and health.json()["scheduler"]["status"] == "healthy"
+
+
+def new_run(airflow: AirflowServer, dag_id: str, known: set[str], run_type: str) -> dict[str, Any]:
+    """The run that a page has started; a release that is out may start one of another type by itself."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for run in airflow.runs(dag_id):
+            if run["dag_run_id"] not in known and run["run_type"] == run_type:
+                return run
+        time.sleep(1)
+    raise AssertionError(f"{dag_id} was not started from the page")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from playwright.sync_api import Locator, Page
 
 from llem_airflow.web.document import in_theme
 from tests.airflow.conftest import CHOICE
-from tests.airflow.server import AirflowServer
+from tests.airflow.server import AirflowServer, new_run
 from tests.browser import chromium_page
 
 pytestmark = [pytest.mark.airflow, pytest.mark.engine, pytest.mark.browser, pytest.mark.timeout(900)]
@@ -51,17 +50,6 @@ def paste(page: Page, airflow: AirflowServer, study: str) -> dict[str, Any]:
     run = new_run(airflow, "llem_adhoc", known, "manual")
     page.goto("about:blank")  # a page that shows a run at work takes a whole core to do so
     return airflow.finished("llem_adhoc", run["dag_run_id"])
-
-
-def new_run(airflow: AirflowServer, dag_id: str, known: set[str], run_type: str) -> dict[str, Any]:
-    """The run that a page has started; a release that is out may start one of another type by itself."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        for run in airflow.runs(dag_id):
-            if run["dag_run_id"] not in known and run["run_type"] == run_type:
-                return run
-        time.sleep(1)
-    raise AssertionError(f"{dag_id} was not started from the page")
 
 
 def test_a_study_that_is_pasted_into_the_form_is_measured_and_its_report_is_a_tab(

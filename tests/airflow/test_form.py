@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.airflow.server import AirflowServer
+from tests.airflow.server import AirflowServer, new_run
 
 pytestmark = [pytest.mark.airflow, pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -147,7 +147,6 @@ def test_the_trigger_form_is_shown_and_a_dry_run_starts_from_it(process_airflow:
         dialog.locator("[data-scope='switch'][data-part='control']").last.click()
         page.screenshot(path=shots / "trigger-form-dry-run.png", full_page=True)
         dialog.get_by_role("button", name="Trigger").last.click()
-        page.wait_for_timeout(3000)
-    (started,) = (run for run in process_airflow.runs("choice") if run["dag_run_id"] not in known)
+        started = new_run(process_airflow, "choice", known, "manual")
     assert started["conf"]["dry_run"] is True
     assert process_airflow.finished("choice", started["dag_run_id"])["state"] == "success"

@@ -42,7 +42,7 @@ study = load_study(Path(__file__).with_name("queue.yaml"))
 with DAG("queue", schedule=None, is_paused_upon_creation=False):
     for cycle in range(1, 6):
         LLEMExperimentOperator(
-            task_id=f"cycle_{cycle}", study=study, experiment=study.experiments[0], cycle=cycle, gpu_wait_s=120
+            task_id=f"cycle_{cycle}", study=study, experiment=study.experiments[0], cycle=cycle, gpu_wait_s=600
         )
 """
 

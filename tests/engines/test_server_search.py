@@ -38,7 +38,7 @@ sweep:
         to: {HIGHEST}
         max_probes: 3
         tolerance: 1
-        slo: {{ttft_ms: 1500, tpot_ms: 500, percentile: 0.9}}
+        slo: {{ttft_ms: 3000, tpot_ms: 500, percentile: 0.9}}
 vllm: {{engine_params: {{enforce_eager: true, max_model_len: 256, max_num_seqs: 1, enable_prefix_caching: true}}}}
 study_execution: {{n_cycles: 1}}
 runners: {{vllm: container}}

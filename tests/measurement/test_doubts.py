@@ -17,14 +17,12 @@ from llem_airflow.analysis.energy import EnergyOfWindow, window_energy
 from llem_airflow.analysis.flags import Flag
 from llem_airflow.protocol.files import POWER
 from tests.measurement.running import Ran, spec_of, start
-from tests.standins.gpus import built, doubt_ratio, read_columns
+from tests.standins.gpus import BUSY_HOST, built, doubt_ratio, read_columns
 
 pytestmark = pytest.mark.patient
 
 STEADY = {"step_s": 0.05, "batch_size": 2}
 """0.4 s an iteration: what a busy test machine adds to a step is less than the gates let pass."""
-BUSY_HOST = {"gap", "few_samples"}
-"""True where other tests keep the cores from the sampler for half a second; they say nothing about the attempt."""
 
 
 @dataclass(frozen=True)

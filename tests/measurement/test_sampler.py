@@ -4,10 +4,12 @@ import itertools
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -48,8 +50,11 @@ def test_it_samples_at_the_requested_rate_and_reports_itself(tmp_path: Path) -> 
     meter = sampler.stop()
     assert (meter.kind, meter.energy_kind, meter.devices) == ("cpu-estimate", "estimate", ("cpu",))
     assert (meter.requested_hz, meter.failed_reads) == (20, 0)
-    assert meter.achieved_hz == pytest.approx(20, rel=0.2)
-    assert meter.samples == rows(tmp_path / "power.csv") > 20
+    times_ns = read_columns(tmp_path / "power.csv")["t_before_mono_ns"]
+    assert meter.achieved_hz is not None
+    assert meter.achieved_hz < 21  # a busy host misses some
+    assert statistics.median(b - a for a, b in pairwise(times_ns)) == pytest.approx(50e6, rel=0.3)
+    assert meter.samples == rows(tmp_path / "power.csv") > 10
     assert meter.call_p50_s is not None
     assert meter.sampler_cpu_s is not None
 

@@ -53,6 +53,13 @@ def test_a_client_out_of_file_handles_is_told_and_the_server_is_not_blamed(
     assert "server.log" in failed.error.message
 
 
+def command_line(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has just ended
+        return b""
+
+
 def load_process_of(process: subprocess.Popen[str], out: Path, phase: str) -> int:
     """The id of the load process, once it has sent something in a phase."""
     rows = out / ("requests.jsonl" if phase == "warmup" else "load.jsonl")
@@ -60,7 +67,7 @@ def load_process_of(process: subprocess.Popen[str], out: Path, phase: str) -> in
     while time.monotonic() < deadline_s:
         begun = f'"phase": "{phase}"' in (out / EVENTS).read_text() if (out / EVENTS).exists() else False
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        found = [pid for pid in children if b"measurement.load" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        found = [pid for pid in children if b"measurement.load" in command_line(pid)]
         if begun and found and rows.exists() and rows.stat().st_size:
             return int(found[-1])
         time.sleep(0.02)

@@ -53,7 +53,7 @@ def test_a_cycle_defers_for_the_gap_and_looks_again_when_it_comes_back(
         task.execute_after_pause(context(), {})
 
 
-@pytest.mark.parametrize("arguments", [{"gap_before_s": 0.3}, {"gap_before_s": 0.3, "deferrable": False}])
+@pytest.mark.parametrize("arguments", [{"gap_before_s": 2.0}, {"gap_before_s": 2.0, "deferrable": False}])
 def test_a_gap_shorter_than_the_way_to_the_triggerer_is_waited_for_here(
     run: StoredRun, tmp_path: Path, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,7 +63,7 @@ def test_a_gap_shorter_than_the_way_to_the_triggerer_is_waited_for_here(
     task.look_at_host()
     began_s = time.monotonic()
     task._pause(run, context())
-    assert 0.1 < time.monotonic() - began_s < 5
+    assert 0.1 < time.monotonic() - began_s < 60
 
 
 def test_without_a_cycle_before_it_or_after_the_gap_nothing_waits(run: StoredRun) -> None:
@@ -74,9 +74,16 @@ def test_without_a_cycle_before_it_or_after_the_gap_nothing_waits(run: StoredRun
 
 
 def fired(
-    run: StoredRun, *triggers: GapTrigger, for_s: float = 1.5, ends_after_s: float | None = None
+    run: StoredRun,
+    *triggers: GapTrigger,
+    at_least: int = 1,
+    for_s: float = 1.0,
+    ends_after_s: float | None = None,
 ) -> list[int]:
-    """Ranks of the triggers that fire within a time, in order; a cycle of the run may end meanwhile."""
+    """Ranks of the triggers that fire, in order, until so many have and a time after it.
+
+    A cycle of the run may end meanwhile: after a time, or, where two are to fire, when the first has.
+    """
     order: list[int] = []
 
     async def one(waiting: GapTrigger) -> None:
@@ -88,6 +95,12 @@ def fired(
         if ends_after_s is not None:
             await asyncio.sleep(ends_after_s)
             ended(run, attempt=9)
+        for number in range(at_least):
+            until_s = time.monotonic() + 60
+            while len(order) <= number and time.monotonic() < until_s:
+                await asyncio.sleep(0.02)
+            if number + 1 < at_least:
+                ended(run, attempt=9)
         await asyncio.wait(tasks, timeout=for_s)
         for task in tasks:
             task.cancel()
@@ -105,27 +118,27 @@ def test_when_the_gap_is_over_only_the_first_by_plan_comes_back(run: StoredRun) 
 def test_the_next_comes_back_when_the_run_has_got_on(run: StoredRun) -> None:
     ended(run)
     waiting = [trigger(run, rank) for rank in (3, 1, 2)]
-    assert fired(run, *waiting, for_s=2.0, ends_after_s=1.0) == [1, 2]
+    assert fired(run, *waiting, at_least=2) == [1, 2]
 
 
 def test_a_turn_is_not_lost_on_a_scheduler_that_cannot_know_yet_that_the_task_was_deferred(
     run: StoredRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waits, "SETTLE_S", 0.6)
+    monkeypatch.setattr(waits, "SETTLE_S", 3.0)
     ended(run, ago_s=1)
-    assert fired(run, trigger(run, 1), for_s=0.4) == []
+    assert fired(run, trigger(run, 1), at_least=0, for_s=0.4) == []
     assert fired(run, trigger(run, 1)) == [1]
 
 
 def test_a_cycle_that_ends_meanwhile_begins_the_gap_anew(run: StoredRun) -> None:
-    ended(run)
-    assert fired(run, trigger(run, 1, gap_s=1.0), for_s=0.7, ends_after_s=0.6) == []
+    ended(run, ago_s=7)
+    assert fired(run, trigger(run, 1, gap_s=10.0), at_least=0, for_s=3.2, ends_after_s=0.2) == []
 
 
 def test_nobody_waits_for_ever_for_a_cycle_that_died_unnoticed(run: StoredRun) -> None:
     ended(run)
     long_over = trigger(run, 2, until_in_s=-waits.AT_MOST_S - 1)
-    assert sorted(fired(run, trigger(run, 1), long_over)) == [1, 2]
+    assert sorted(fired(run, trigger(run, 1), long_over, for_s=60)) == [1, 2]
 
 
 def test_a_triggerer_that_cannot_see_the_results_goes_by_what_the_task_knew(run: StoredRun) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import docker
 
@@ -17,6 +17,7 @@ from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.docker import DockerRunner
 
 HASH = "a1b2c3d4e5f60718"
+T = TypeVar("T")
 
 SPEC = ExperimentSpec(
     schema_version=1,
@@ -73,6 +74,19 @@ def attempt(try_number: int = 1, like: Attempt | None = None) -> Attempt:
     """An attempt of a run of its own, or another try of ``like``."""
     run_id = like.run_id if like else f"test+{uuid.uuid4()}"
     return Attempt("dag", run_id, "task", -1, "tiny-a1b2c3d4", HASH, 1, try_number, "tests")
+
+
+def within_reach(run: Callable[[float, list[str]], T]) -> T:
+    """What ``run(limit_s, lines)`` gives with the shortest limit within which its program came to say ``up``.
+
+    A busy host may take longer than a second to start Python.
+    """
+    for limit_s in (1.0, 5.0, 25.0):
+        lines: list[str] = []
+        given = run(limit_s, lines)
+        if "up" in lines:
+            return given
+    raise AssertionError("the program did not come to say up")
 
 
 def see_through(

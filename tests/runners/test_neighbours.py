@@ -46,15 +46,19 @@ def test_experiments_are_told_by_our_label_and_others_by_their_cpu_time(
     docker_api: docker.APIClient, start: Start
 ) -> None:
     experiment = start("time.sleep(300)", labels={"llem.key": "other"})
-    idle = start("time.sleep(300)")
+    idle = start("print('up', flush=True); time.sleep(300)")
     probe = start("time.sleep(300)", labels={"llem.probe": "1"})
+    next(docker_api.logs(idle, stream=True, follow=True))  # what a start takes is no idleness
     beside = Neighbours(docker_api, "mine", (), Inventory)
     busy = start("while True: pass")  # began meanwhile
-    time.sleep(2)
+    until_s = time.monotonic() + 60
     seen = beside.facts()
+    while _cpus(seen).get(busy, 0) <= 0.02 and time.monotonic() < until_s:  # where it gets a core at last
+        time.sleep(0.5)
+        seen = beside.facts()
     assert experiment in seen["neighbours"]
     assert not {idle, probe, busy} & set(seen["neighbours"])
-    cpus = {one["name"]: one["cpus"] for one in seen["foreign_containers"]}
+    cpus = _cpus(seen)
     assert cpus[idle] < 0.02 < cpus[busy]
     assert probe not in cpus
     assert "neighbours_unknown" not in seen
@@ -104,6 +108,10 @@ def test_a_meter_of_gpus_without_a_gpu_fails_before_anything_runs(run_container:
     with pytest.raises(AttemptFailedError, match=r"meter `nvml` reads the power of GPUs.*count: 0") as caught:
         run_container("result()", gpu_request=GpuRequest(0), spec=_metered("nvml"))
     assert caught.value.failure.category == "gpu_access"
+
+
+def _cpus(seen: dict[str, Any]) -> dict[str, float]:
+    return {one["name"]: one["cpus"] for one in seen["foreign_containers"]}
 
 
 def _metered(kind: str) -> object:

@@ -21,7 +21,7 @@ from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import Collected
 from llem_airflow.runners.failures import AttemptFailedError
 from llem_airflow.runners.process import ProcessRunner, ProcessSettings
-from tests.runners.programs import HASH, attempt, program, see_through
+from tests.runners.programs import HASH, attempt, program, see_through, within_reach
 
 FOREVER = "print('up', flush=True)\nwhile True: time.sleep(0.1)\n"
 
@@ -105,9 +105,13 @@ while True:
 
 def test_a_program_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     ignoring = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + FOREVER
-    with pytest.raises(AttemptFailedError) as caught:
-        run(tmp_path, ignoring, wall_clock_s=1.0, stop_grace_s=0.3)
-    assert caught.value.exit_code == -9
+
+    def ended(limit_s: float, lines: list[str]) -> int | None:
+        with pytest.raises(AttemptFailedError) as caught:
+            run(tmp_path, ignoring, wall_clock_s=limit_s, stop_grace_s=0.3, lines=lines)
+        return caught.value.exit_code
+
+    assert within_reach(ended) == -9
 
 
 def test_children_do_not_outlive_it(tmp_path: Path) -> None:

@@ -71,8 +71,12 @@ class Measured:
 
     @property
     def codes(self) -> set[str]:
-        """Codes of the flags, without the two that every test with a stand-in has."""
-        return {flag.code for flag in self.flags} - {"stand_in", "short_window"}
+        """Codes of the flags, without the two that every test with a stand-in has and those of the host."""
+        return {flag.code for flag in self.flags} - {"stand_in", "short_window"} - BUSY_HOST
+
+
+BUSY_HOST = {"gap", "few_samples"}
+"""True where other tests keep the cores from the sampler for half a second; they say nothing about the attempt."""
 
 
 def doubt_ratio(energy: EnergyOfWindow, at_least: float = 5e-3) -> float:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ast
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from llem_airflow import web
 from llem_airflow.results import ResultsRoot
 from llem_airflow.results.folder import Folder
+from llem_airflow.web import kept as module
 from llem_airflow.web.index import RunIndex
 from llem_airflow.web.kept import Kept, Recent
 
@@ -53,17 +54,22 @@ def test_a_changed_file_is_read_again_and_a_removed_one_is_not_answered_from_mem
         read()
 
 
-def test_an_answer_that_took_long_is_given_again_for_a_while() -> None:
+def test_an_answer_that_took_long_is_given_again_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     recent, made = Recent(), []
+    now_s = 100.0
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now_s))
 
     def slow() -> int:
-        time.sleep(0.05)
+        nonlocal now_s
+        now_s += 2.0
         made.append(1)
         return len(made)
 
     assert [recent.of("k", slow) for _ in range(3)] == [1, 1, 1]
     assert recent.of("other", slow) == 2
-    time.sleep(0.3)
+    now_s += 7.9
+    assert recent.of("k", slow) == 1
+    now_s += 0.2
     assert recent.of("k", slow) == 3
 
 

@@ -37,7 +37,7 @@ from tests.measurement.load.stub import (
 
 GOOD = chunked(answer([1, 1, 1]))
 
-HICCUP_S = 0.5
+HICCUP_S = 1.5
 """How far a busy machine may be late; what must not come early is bounded exactly."""
 
 
@@ -63,7 +63,7 @@ def test_an_answer_is_timed_from_its_due_time_and_counted_by_the_servers_usage()
     assert 0.05 <= (row.t_first_mono_ns - row.t_submit_mono_ns) / 1e9 < 0.05 + HICCUP_S
     # However late the client hears of the first tokens, the last ones come both pauses after the request.
     assert (row.t_last_mono_ns - row.t_submit_mono_ns) / 1e9 >= 0.149
-    assert 0.05 < (row.t_last_mono_ns - row.t_first_mono_ns) / 1e9 < 0.1 + HICCUP_S
+    assert 0 < (row.t_last_mono_ns - row.t_first_mono_ns) / 1e9 < 0.1 + HICCUP_S
     assert row.token_mono_ns == (row.t_first_mono_ns, *(row.t_last_mono_ns,) * 3)
     assert row.t_end_mono_ns >= row.t_last_mono_ns
     assert seen.stub.bodies == [BODY]
@@ -516,10 +516,10 @@ def test_a_turn_that_fails_ends_its_conversation_and_no_other() -> None:
 
 def test_no_turn_is_begun_after_the_duration() -> None:
     async def slowly(wire: Wire, _: int) -> None:
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1.0)
         await wire.say(GOOD)
 
-    rows, bodies = talk(slowly, [0.0], duration_s=0.3)
+    rows, bodies = talk(slowly, [0.0], duration_s=1.9)
     assert bodies == [b"a1", b"a2"]
     assert {row.status for row in rows} == {"ok"}
 

@@ -104,7 +104,7 @@ def test_what_is_open_when_it_is_told_to_end_is_cut(tmp_path: Path, how: str) ->
 
     async def traffic() -> None:
         async with serving(first_token) as stub:
-            plan = planned(stub.endpoint.port, due_s=(0.0, 30.0), end_s=1.0 if how == "end_s" else None)
+            plan = planned(stub.endpoint.port, due_s=(0.0, 30.0), end_s=4.0 if how == "end_s" else None)
             load = LoadProcess(plan, tmp_path / "plan.json", tmp_path / "rows.jsonl")
             await asked.wait()
             await asyncio.sleep(0.1)
