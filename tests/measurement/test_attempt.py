@@ -126,13 +126,16 @@ def test_an_engine_that_the_image_lacks_is_said_with_its_module(tmp_path: Path) 
 
 
 def test_the_attempt_ends_itself_before_its_wall_clock_limit(tmp_path: Path) -> None:
-    for wall_clock_s in (2.0, 10.0, 50.0):  # a busy host may not have begun to measure after 2 s
+
+    def ran_for(wall_clock_s: float) -> Ran:
         folder = tmp_path / f"{wall_clock_s}"
         folder.mkdir()
         limits = Limits(wall_clock_s=wall_clock_s)
-        ran = run(spec_of("scripted", FAST, min_window_s=3600, limits=limits), folder)
-        if ran.error.phase == "measure":
-            break
+        return run(spec_of("scripted", FAST, min_window_s=3600, limits=limits), folder)
+
+    ran = ran_for(2.0)
+    if ran.error.phase != "measure":  # a busy host may not have begun to measure after 2 s
+        ran = ran_for(40.0)
     assert (ran.error.category, ran.error.phase) == ("timeout", "measure")
     assert "experiment_timeout_seconds" in ran.error.message
 
