@@ -205,7 +205,7 @@ def _warmup_not_converged(seen: Seen) -> str | None:
     if not warmup.outcome.startswith("cap_"):
         return None
     spread = "" if warmup.cv is None else f" (CV of the last ones {warmup.cv:.1%})"
-    after = counted(warmup.iterations, "iteration")
+    after = counted(warmup.iterations, "iteration" if seen.result.served is None else "request")
     return f"The warm-up ended without being steady after {after}{spread}: {warmup.reason}"
 
 
@@ -346,8 +346,20 @@ CYCLE_CHECKS = (
         "Leave `privileged` out, or give what it needs by `cap_add` and `device_requests`.",
         "any privileged container",
     ),
-    Check("warmup_not_converged", "warning", _warmup_not_converged, "Raise the warm-up's caps.", _STEADY),
-    Check("warmup_not_checked", "info", _warmup_not_checked, "Turn convergence detection on.", _STEADY),
+    Check(
+        "warmup_not_converged",
+        "warning",
+        _warmup_not_converged,
+        "Raise the warm-up's caps (of a server, server.warmup.timeout_seconds).",
+        _STEADY,
+    ),
+    Check(
+        "warmup_not_checked",
+        "info",
+        _warmup_not_checked,
+        "Turn convergence detection on (of a server, server.warmup.mode: composite).",
+        _STEADY,
+    ),
     Check(
         "drift",
         "warning",

@@ -38,6 +38,9 @@ LATE_RATIO = 0.05
 """The client may be late by this share of the median time to first token."""
 
 LATE_S = 0.001
+COUNTERS = frozenset({"preemptions", "prompt_tokens", "generation_tokens"})
+"""Columns of server.csv that only grow."""
+
 BUSY_RATIO = 0.8
 """Share of a core from which the client, one process, has no room left."""
 
@@ -114,7 +117,7 @@ def backlog(due_ns: Floats, end_ns: Floats, window: Window) -> Backlog:
 
 
 def server_rows(text: str, window: Window) -> dict[str, Floats]:
-    """The columns of server.csv within the window; NaN is not known.
+    """The columns of server.csv within the window, a counter's from the last row before it on; NaN is not known.
 
     Args:
         text: The file.
@@ -128,7 +131,9 @@ def server_rows(text: str, window: Window) -> dict[str, Floats]:
     if not rows:
         return {}
     inside = (found["t_mono_ns"] >= window.t_begin_mono_ns) & (found["t_mono_ns"] <= window.t_end_mono_ns)
-    return {name: column[inside] for name, column in found.items()}
+    from_before = inside.copy()  # what a counter grew by in the window needs its value at the begin
+    from_before[:-1] |= inside[1:] & ~inside[:-1]
+    return {name: column[from_before if name in COUNTERS else inside] for name, column in found.items()}
 
 
 @dataclass(frozen=True)

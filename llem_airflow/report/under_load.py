@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from llem_airflow.analysis import formatting
-from llem_airflow.analysis.across_rates import KNEE_FROM, RATE, Ladder, Level, ladders
+from llem_airflow.analysis.across_rates import ENERGY, KNEE_FROM, RATE, Ladder, Level, ladders
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.rate_search import FoundRate, Probe, found_rate
 from llem_airflow.analysis.summary import ExperimentSummary
@@ -88,9 +88,11 @@ def _said(server: Ladder) -> Iterator[str]:
     before = f"{name}: " if name else ""
     cheapest, knee = server.cheapest, server.knee
     if cheapest is not None:
-        joules = _text(metric_cell(cheapest.experiment, "energy_per_output_token_j"))
+        joules = _text(metric_cell(cheapest.experiment, ENERGY))
         near = ", ".join(load_text(server, one) for one in server.as_cheap)
         beside = f"; the interval of {near} meets it: they are not told apart" if near else ""
+        if cheapest.interval(ENERGY) is None and sum(one.holds_slo for one in server.levels) > 1:
+            beside = "; it has no interval (from 3 cycles on), so others may be as cheap"
         yield f"{before}the cheapest that meets the SLO is {load_text(server, cheapest)}, at {joules}{beside}"
     elif any(one.meets_slo is not None for one in server.levels):
         what = "number of users" if server.closed else "rate"

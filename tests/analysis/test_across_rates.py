@@ -141,6 +141,22 @@ def test_rates_whose_energies_are_not_told_apart_are_named_beside_the_cheapest()
     assert said.said[1] == "No knee is looked for among fewer than 4 of them."
 
 
+def test_a_cheapest_rate_of_one_cycle_has_no_interval_and_that_is_said() -> None:
+    run = [once(measured(1, tail_s=1, joules=2)), once(measured(2, tail_s=1, joules=1))]
+    said = under_load(run, {one.id: one.id for one in run})
+    assert said is not None
+    assert said.said[0] == (
+        "The cheapest that meets the SLO is rate 2/s, at 1 J/token; it has no interval (from 3 cycles on), so others "
+        "may be as cheap."
+    )
+
+
+def once(one: ExperimentSummary) -> ExperimentSummary:
+    """The same experiment after one cycle."""
+    found = [(metric, describe([metric.all.mean])) for metric in one.metrics]
+    return replace(one, metrics=tuple(replace(metric, all=all_) for metric, all_ in found if all_))
+
+
 def test_a_saturated_rate_that_met_the_bounds_did_so_in_its_window_only() -> None:
     run = [measured(1, tail_s=1, joules=2), measured(2, tail_s=1, joules=1, saturated=True)]
     found = under_load(run, {one.id: one.id for one in run})

@@ -120,7 +120,7 @@ def test_failed_requests_count_in_every_denominator() -> None:
         "kv_cache_usage_max_ratio": 0.75,
         "queue_mean_requests": 3.0,
         "queue_max_requests": 5.0,
-        "preemptions": 2.0,
+        "preemptions": 3.0,
         "client_lateness_p99_s": 0.002,
     }
 
@@ -140,7 +140,7 @@ def test_a_closed_loop_has_users_and_no_offered_rate() -> None:
 
 CSV = """\
 t_mono_ns,running,waiting,kv_cache_usage_ratio,preemptions,prompt_tokens,generation_tokens
-99000000000,9,90,0.9,1,10,10
+99000000000,9,90,0.9,0,10,10
 101000000000,1,1,0.25,1,10,10
 102000000000,1,5,0.75,3,10,10
 103000000000,1,,,,,
