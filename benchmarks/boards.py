@@ -250,6 +250,9 @@ def main() -> None:
     options.add_argument(
         "--simulated", type=int, default=0, help="instead: so many windows a load in virtual time"
     )
+    options.add_argument(
+        "--checked", type=float, default=0.0, help="instead: gpu-check, so many seconds a board"
+    )
     chosen = options.parse_args()
     if chosen.checked:
         print("\n".join(checked(chosen.checked)))

@@ -71,13 +71,13 @@ def gpu_check(minutes: float, root: str, *, as_json: bool, model_seconds: float 
 
 
 def _keep(profile: GpuProfile, seen: Seen, root: str) -> str:
-    """Keep a profile with its pages; where, or nothing for a board without a UUID.
+    """Keep a profile with its pages; where, or nothing when an earlier one tells more.
 
     Raises:
         ResultsWriteError: It cannot be written.
     """
     if not profile.uuid:
-        return ""
+        profile = replace(profile, uuid=f"GPU-{seen.facts['number']}-of-unknown-UUID")
     if profile.sensor == Sensor() and _found_more(root, profile.uuid):
         sys.stderr.write(f"nothing of the meter of {profile.uuid} could be told: its earlier profile stays\n")
         return ""

@@ -94,6 +94,17 @@ def test_a_bad_driver_ends_in_a_page(
     assert stored(tmp_path).counter_period_s == pytest.approx(0.1, rel=0.02)  # of now, or of the earlier one
 
 
+def test_a_board_that_does_not_tell_its_uuid_has_its_pages_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use_script(monkeypatch, tmp_path, "fault = no_permission call=nvmlDeviceGetUUID")
+    result = check(tmp_path, seconds=6.0)
+    assert result.exit_code == 1, result.output
+    kept = {path.suffix: path.read_text() for path in tmp_path.glob(".gpu-profiles/GPU-0-of-unknown-UUID.*")}
+    assert {".json", ".html", ".txt"} == set(kept)
+    assert all("tells neither its name nor its UUID" in text for text in kept.values())
+
+
 def test_without_a_load_and_a_field_it_says_what_it_could_not_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

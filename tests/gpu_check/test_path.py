@@ -207,3 +207,10 @@ def test_without_pytorch_or_when_its_process_ends_the_path_says_why(
     )
     (tmp_path / "work" / "path.json").unlink()
     assert walk(PROFILE, 1.0, tmp_path / "work").problem == "its process ended with 139: segfault"
+
+
+@pytest.mark.parametrize("lines", [[], ["1,2,GPU-x" + "," * 10], ["1,2,3"]])
+def test_readings_that_are_not_there_leave_the_energy_unknown(tmp_path: Path, lines: list[str]) -> None:
+    (tmp_path / "power.csv").write_text("\n".join([",".join(POWER_COLUMNS), *lines]) + "\n")
+    path = path_of(found([100] * 5), tmp_path / "power.csv", PROFILE)
+    assert (path.windows, path.energy_per_token_j, bool(path.problem)) == (0, None, True)

@@ -78,30 +78,26 @@ def _zeus(uuid: str) -> Window:
 
 
 def _codecarbon(uuid: str) -> Window:
-    """OfflineEmissionsTracker at its fastest rate; one tracker is for one window."""
+    """OfflineEmissionsTracker at its fastest rate; a window is a task of its."""
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-    index, made = _index(uuid), importlib.import_module("codecarbon").OfflineEmissionsTracker
-    trackers: list[Any] = []
-
-    def begin() -> None:
-        trackers.append(
-            made(
-                country_iso_code="DEU",
-                measure_power_secs=1,
-                tracking_mode="machine",
-                save_to_file=False,
-                log_level="critical",
-                gpu_ids=[index],
-                allow_multiple_runs=True,
-            )
-        )
-        trackers[-1].start()
+    tracker = importlib.import_module("codecarbon").OfflineEmissionsTracker(
+        country_iso_code="DEU",
+        measure_power_secs=1,
+        tracking_mode="machine",
+        save_to_file=False,
+        log_level="critical",
+        gpu_ids=[_index(uuid)],
+        allow_multiple_runs=True,
+    )
+    tracker.get_detected_hardware()  # it looks for seconds: now rather than in the first window
 
     def end() -> float:
-        trackers[-1].stop()
-        return float(trackers.pop().final_emissions_data.gpu_energy) * 3.6e6
+        joules = float(tracker.stop_task().gpu_energy) * 3.6e6
+        if joules <= 0:
+            raise RuntimeError("it saw no GPU")
+        return joules
 
-    return begin, end
+    return tracker.start_task, end
 
 
 def _smi(uuid: str) -> Window:
