@@ -257,7 +257,8 @@ SETTINGS = (
     ),
     rule(
         r"\bonly supported on GPUs with compute capability\b|\bunexpected keyword argument\b"
-        r"|\bunrecognized arguments?\b|\bpydantic\w*(?:\.\w+)*\.?ValidationError\b|\bvalidation errors? for \w+"
+        r"|\bunrecognized arguments?\b|\berror: argument -|\bNo such option: -|\bInvalid value for '-"
+        r"|\bpydantic\w*(?:\.\w+)*\.?ValidationError\b|\bvalidation errors? for \w+"
         r"|\bProtocolError: \S+\.json|User-specified max_model_len|must be divisible by tensor parallel size"
         r"|\bare not used by the model\b|\bgot multiple values for\b|\bout of resources?: shared memory\b"
         r"|\bis longer than the maximum model length\b|\bThe only possible arguments are\b"

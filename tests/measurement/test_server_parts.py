@@ -13,6 +13,7 @@ from llem_airflow.measurement.engines.contract import Prompt
 from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.recent_power import DeviceRow
 from llem_airflow.measurement.server.command import flags, pinned_port, sampling_fields, server_command
+from llem_airflow.measurement.server.process import server_error
 from llem_airflow.measurement.server.scrape import labels, row
 from llem_airflow.measurement.server.traffic import load_plan, traffic_of
 from llem_airflow.measurement.server.warmup import closed_gates, load_warmup
@@ -78,6 +79,24 @@ def test_both_servers_load_the_revision_that_was_pinned(tmp_path: Path) -> None:
     command = server_command(replace(spec_of("vllm", {}), model=pinned), 8123, tmp_path).argv
     for flag in ("--revision", "--tokenizer-revision"):
         assert command[command.index(flag) + 1] == "0123abc"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "vllm serve: error: unrecognized arguments: --max-num-sqs 4",
+        "api_server.py: error: argument --dtype: invalid choice: 'foo' (choose from auto, half)",
+        "Error: No such option: --extra_llm_options",
+        "Error: Invalid value for '--backend': 'cpp' is not one of 'pytorch', 'tensorrt'.",
+    ],
+)
+def test_an_argument_that_a_server_refuses_is_a_bad_parameter_and_not_its_death(
+    said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "server.log").write_text(f"usage: serve [options]\n{said}\n")
+    failed = server_error("the server ended by itself", tmp_path / "server.log", "server_died")
+    assert failed.category == "bad_parameter"
+    assert said in str(failed)
 
 
 def test_an_engine_without_a_server_is_refused(tmp_path: Path) -> None:
