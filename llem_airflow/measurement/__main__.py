@@ -15,7 +15,6 @@ from llem_airflow.measurement.failure import attempt_error
 from llem_airflow.measurement.output import EventLog, write_error, write_result
 from llem_airflow.measurement.process import on_termination
 from llem_airflow.protocol.files import ENV_CONFIG_PATH, ENV_OUTPUT_DIR, EVENTS
-from llem_airflow.protocol.session import COMMAND
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.typed_json import ProtocolError
 
@@ -26,15 +25,11 @@ _STOP_SAMPLER_S = 2.0
 
 
 def main() -> int:
-    """Run one attempt, or a command of a session.
+    """Run one attempt.
 
     Returns:
         0 after a result, 1 after a failure, 2 without a readable spec; 128 + number after a signal.
     """
-    if sys.argv[1:2] == [COMMAND]:
-        from llem_airflow.measurement.session.command import main as session  # noqa: PLC0415  # only in a session
-
-        return session(Path(sys.argv[0]).resolve().parent, sys.argv[2:])
     try:
         config = Path(os.environ[ENV_CONFIG_PATH])
         out = Path(os.environ[ENV_OUTPUT_DIR])

@@ -14,13 +14,14 @@ from llem_airflow.measurement.engines.registry import open_engine
 from llem_airflow.measurement.environment import boot_id, bundle_sha256, environment, settings
 from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.idle_power import CONTEXT_S, IdlePhases, idle_rules
-from llem_airflow.measurement.output import EventLog, anchor, seconds_since, write_json
+from llem_airflow.measurement.output import EventLog, anchor, seconds_since
 from llem_airflow.measurement.process import cpu_time, host_memory, look_every_s, sign_of_life, spent
 from llem_airflow.measurement.prompts import batches, prompt_set
 from llem_airflow.measurement.recent_power import Recent, recent
 from llem_airflow.measurement.requests import BatchTotals, RequestLog
 from llem_airflow.measurement.sampler import Sampler, start_sampler
 from llem_airflow.measurement.warmup import Verdict, WarmupRules, judge, warmup_rules
+from llem_airflow.measurement.whole import write_json
 from llem_airflow.protocol import PROTOCOL_VERSION
 from llem_airflow.protocol.files import ENVIRONMENT, POWER, REQUESTS
 from llem_airflow.protocol.result import Anchor, CpuTime, CycleResult, Meter, Warmup, Window

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llem_airflow.measurement.whole import write_whole
 from llem_airflow.protocol.files import error_name, result_name
 from llem_airflow.protocol.live import ENV_LIVE, LivePhase, phase_record
 from llem_airflow.protocol.records import PHASES
@@ -95,26 +96,6 @@ class EventLog:
         """Close the file."""
         with self._lock:
             self._file.close()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader sees all of it or nothing, even after a crash of the machine."""
-    aside = path.with_name(path.name + ".part")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object whole."""
-    write_whole(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def write_result(out: Path, result: CycleResult) -> None:

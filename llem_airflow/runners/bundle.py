@@ -22,7 +22,10 @@ ENGINES_GROUP = "llem_airflow.engines"
 _MAIN = """\
 import sys
 
-from llem_airflow.measurement.__main__ import main
+if sys.argv[1:2] == ["session"]:  # many short commands, which load nothing of what measures
+    from llem_airflow.measurement.session.command import main
+else:
+    from llem_airflow.measurement.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llem_airflow.measurement.output import EventLog, anchor, seconds_since, write_json, write_whole
+from llem_airflow.measurement.output import EventLog, anchor, seconds_since
+from llem_airflow.measurement.whole import write_json, write_whole
 
 
 def rows(path: Path) -> list[dict[str, object]]:

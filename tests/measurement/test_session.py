@@ -111,8 +111,8 @@ def test_an_answer_is_read_as_it_was_written_and_nothing_else_is() -> None:
 )
 def test_the_guard_ends_by_itself(session: SessionFolder, max_runtime_s: int, idle_s: int, why: str) -> None:
     code = (
-        "import sys; from pathlib import Path; from llem_airflow.measurement.session.command import main; "
-        f"sys.exit(main(Path({str(session.root)!r}), ['guard', '{max_runtime_s}', '{idle_s}']))"
+        "import sys; from pathlib import Path; from llem_airflow.measurement.session.command import command; "
+        f"sys.exit(command(Path({str(session.root)!r}), ['guard', '{max_runtime_s}', '{idle_s}']))"
     )
     began_ns = time.monotonic_ns()
     ran = subprocess.run(

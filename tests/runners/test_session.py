@@ -201,6 +201,7 @@ def test_a_lost_connection_loses_no_line_and_gives_none_twice(world: World) -> N
     assert lines == [str(n) for n in range(10)]
 
 
+@pytest.mark.alone
 def test_a_gpu_that_keeps_memory_is_unhealthy_until_the_restarts_are_used_up(world: World) -> None:
     gpu = inventory(world.api, world.settings.image).boards[0].id
     script = world.folder / "gpus.conf"

@@ -13,9 +13,9 @@ import subprocess
 import sys
 import time
 
-from llem_airflow.measurement.output import write_json
 from llem_airflow.measurement.session.folder import AttemptFolder, signal_session
 from llem_airflow.measurement.session.health import check
+from llem_airflow.measurement.whole import write_json
 from llem_airflow.protocol.oom import oom_kills
 from llem_airflow.protocol.session import (
     BUSY,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from llem_airflow.measurement.session.attempt import end, forget, keep, run, turn
@@ -9,7 +10,12 @@ from llem_airflow.measurement.session.folder import SessionFolder
 from llem_airflow.measurement.session.guard import guard
 
 
-def main(root: Path, arguments: list[str]) -> int:
+def main() -> int:
+    """Run the command of this process's arguments; the bundle lies where the exchange volume is mounted."""
+    return command(Path(sys.argv[0]).resolve().parent, sys.argv[2:])
+
+
+def command(root: Path, arguments: list[str]) -> int:
     """Run one command; returns its exit code.
 
     Args:
