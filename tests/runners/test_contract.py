@@ -147,14 +147,14 @@ class Sessions(Containers):
 
     def left(self, who: Attempt) -> list[str]:
         found = containers_of(self.api, session_of(who, "session-1"))
-        return [name for each in found for name in _in_session(self.api, each["Id"]) if who.key in name]
+        return [name for each in found for name in in_session(self.api, each["Id"]) if who.key in name]
 
     def end(self, who: Attempt) -> None:
         stop_session(self.api, who, "session-1")
         assert left_of(self.api, session_of(who, "session-1")) == []
 
 
-def _in_session(api: docker.APIClient, container: str) -> list[str]:
+def in_session(api: docker.APIClient, container: str) -> list[str]:
     """What attempts left in the volume of a session, and their turn."""
     found = []
     for folder in ("attempts", "state"):
