@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import docker
 import requests
-from docker.errors import create_api_error_from_http_exception
+from docker.errors import APIError, create_api_error_from_http_exception
 from urllib3.exceptions import HTTPError
 
 STDOUT = 1
@@ -17,6 +17,11 @@ COMMAND_S = 150.0
 """How long a command may be silent that does not follow anything, in seconds."""
 
 _HEADER = struct.Struct(">BxxxL")
+
+
+def not_running(error: APIError) -> bool:
+    """Whether a refusal means that the container has ended or is gone; a command's start is refused with 500 then."""
+    return error.status_code in (404, 409) or "is not running" in str(error.explanation)
 
 
 def executed(

@@ -46,7 +46,7 @@ from llem_airflow.runners.engine import (
     patiently,
 )
 from llem_airflow.runners.exchange import CollectError, collect, packed
-from llem_airflow.runners.execution import COMMAND_S, STDOUT, executed
+from llem_airflow.runners.execution import COMMAND_S, STDOUT, executed, not_running
 from llem_airflow.runners.failures import AttemptFailedError, classify
 from llem_airflow.runners.gpus import NO_GPUS, on_this_machine
 from llem_airflow.runners.holders import Holder
@@ -177,7 +177,7 @@ class SessionRunner(DockerRunner):
                 )
             )
         except APIError as error:
-            if error.status_code not in (404, 409):
+            if not not_running(error):
                 raise
             time.sleep(_AGAIN_S)
             return None
@@ -362,7 +362,7 @@ class SessionRunner(DockerRunner):
         try:
             list(executed(self._api, container, command, timeout_s=timeout_s))
         except APIError as error:
-            if error.status_code not in (404, 409):
+            if not not_running(error):
                 raise
 
     def _runs_now(self, place: ContainerPlace) -> bool:
