@@ -240,5 +240,5 @@ def test_kill_takes_no_longer_when_the_server_does_not_answer(this_attempt: Atte
         began_s = time.monotonic()
         with pytest.raises(Exception, match="timed out"):
             runner.kill()
-        assert time.monotonic() - began_s < KILL_S + 0.5
+        assert time.monotonic() - began_s < KILL_S + 1
         api.api_client.rest_client.pool_manager.clear()

@@ -437,7 +437,7 @@ def test_kill_ends_what_this_try_owns_in_time_whatever_it_is_doing(
         runner.run(place, SPEC, lambda _: kill())
     else:
         kill()
-    assert took_s[0] < KILL_S + 0.5
+    assert took_s[0] < KILL_S + 1
     assert kind.left(this_attempt) == []
 
 
@@ -457,7 +457,7 @@ def test_kill_takes_no_longer_when_the_engine_does_not_answer(
         began_s = time.monotonic()
         with pytest.raises(Exception, match="timed out"):
             runner.kill()
-        assert time.monotonic() - began_s < KILL_S + 0.5
+        assert time.monotonic() - began_s < KILL_S + 1
         over.set()
         api.close()
 
