@@ -85,7 +85,7 @@ def standin() -> Standins:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Keep the garbage collector from what stays to the end: looking through it was a third of the time of collecting."""
+    """Keep the garbage collector from what stays to the end: a third of the time of collecting was its."""
     gc.disable()
     try:
         return (yield)
