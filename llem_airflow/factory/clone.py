@@ -1,4 +1,4 @@
-"""Tasks that differ from one another in a few attributes, made without running the same constructor for each."""
+"""Many tasks of one kind, made without running the same constructor for each, and the order between them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from airflow.sdk import BaseOperator, TaskGroup
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import BaseOperator, TaskGroup, TriggerRule
 
 T = TypeVar("T", bound=BaseOperator)
 
@@ -68,3 +69,21 @@ def precede(before: Sequence[BaseOperator], after: Sequence[BaseOperator]) -> No
         task.downstream_task_ids.update(each.task_id for each in after)
     for task in after:
         task.upstream_task_ids.update(each.task_id for each in before)
+
+
+def precede_whatever_comes(before: BaseOperator, after: BaseOperator, task_id: str) -> None:
+    """Have a task wait for the end of another one; that it failed or was skipped holds up nothing.
+
+    A task between them takes the end: no trigger rule of Airflow's lets one upstream task fail or be skipped and still
+    asks that the others succeed (ALL_DONE_MIN_ONE_SUCCESS skips after a skipped one).
+
+    Args:
+        before: The one that is waited for.
+        after: The one that waits; its own trigger rule counts for what else it waits for.
+        task_id: Id of the task between them, in the group of ``before``.
+    """
+    ended = EmptyOperator(
+        task_id=task_id, task_group=before.task_group, trigger_rule=TriggerRule.ALL_DONE, retries=0
+    )
+    precede([before], [ended])
+    precede([ended], [after])

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import TriggerRule
 
-from llem_airflow.factory.clone import precede
+from llem_airflow.factory.clone import precede, precede_whatever_comes
 from llem_airflow.operators import LLEMExperimentOperator, LLEMStartSessionOperator, LLEMStopSessionOperator
 from llem_airflow.study import Study
 from llem_airflow.study.plan.model import Session
@@ -65,15 +64,7 @@ def session_tasks(
             precede([before], [after])
         precede(own[-1:], [tasks.stop])
     for place, following in enumerate(made[lanes:]):
-        stop = made[place].stop
-        ended = EmptyOperator(
-            task_id=ENDED_TASK_ID,
-            task_group=stop.task_group,
-            trigger_rule=TriggerRule.ALL_DONE,
-            retries=0,
-        )
-        precede([stop], [ended])
-        precede([ended], [following.start])
+        precede_whatever_comes(made[place].stop, following.start, ENDED_TASK_ID)
     if study.execution.canary:
         _gate(study, made, task_of)
     return made

@@ -12,13 +12,13 @@ from typing import Any
 from airflow.sdk import DAG, TaskGroup, TriggerRule, get_parsing_context
 from airflow.sdk.definitions.param import ParamsDict
 
-from llem_airflow.factory.clone import clone, precede
+from llem_airflow.factory.clone import clone, precede, precede_whatever_comes
 from llem_airflow.factory.docs import ADHOC_DOC, ExperimentDocs, study_doc, task_labels
 from llem_airflow.factory.form import study_params
 from llem_airflow.factory.plan_cache import cached_study
 from llem_airflow.factory.releases import study_asset
 from llem_airflow.factory.schedule import deadline_of, schedule_of, start_of
-from llem_airflow.factory.sessions import SESSION_GROUP, session_tasks
+from llem_airflow.factory.sessions import ENDED_TASK_ID, SESSION_GROUP, session_tasks
 from llem_airflow.operators import (
     LLEMAggregateOperator,
     LLEMExperimentOperator,
@@ -299,8 +299,7 @@ def _follow(probes: Sequence[LLEMExperimentOperator]) -> None:
     One that was left out or failed holds up no other; where the plan failed, nothing runs.
     """
     for before, after in pairwise(probes):
-        after.trigger_rule = TriggerRule.ALL_DONE_MIN_ONE_SUCCESS
-        precede([before], [after])
+        precede_whatever_comes(before, after, f"{ENDED_TASK_ID}_{before.cycle}")
 
 
 def _cycle_tasks(

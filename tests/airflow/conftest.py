@@ -53,6 +53,26 @@ WATCHED = small("watched").replace("min_window_seconds: 0.2", "min_window_second
 HELD = small("held").replace("tiny-llama-random", "damaged")
 
 
+IN_TURN = """
+from itertools import pairwise
+
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import DAG
+
+from llem_airflow.factory.clone import precede, precede_whatever_comes
+
+for dag_id, plan in {"in_turn": "true", "in_turn_without_plan": "false"}.items():
+    with DAG(dag_id):
+        first = BashOperator(task_id="plan", bash_command=plan)
+        commands = {"skipped": "exit 99", "failed": "exit 1", "skipped_too": "exit 99", "last": "true"}
+        tasks = [BashOperator(task_id=name, bash_command=command) for name, command in commands.items()]
+        precede([first], tasks)
+        for before, after in pairwise(tasks):
+            precede_whatever_comes(before, after, f"{before.task_id}_ended")
+"""
+"""DAGs of tasks that follow one another as the rates of a search do."""
+
+
 @pytest.fixture(scope="package")
 def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[AirflowServer]:
     """``airflow standalone`` with studies that run as processes, until the last of these tests.
@@ -89,6 +109,7 @@ def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) 
                 **where,
             },
         )
+        (server.home / "dags" / "in_turn.py").write_text(IN_TURN)
         shutil.copytree(REPOSITORY / "llem_airflow" / "example_dags", server.home / "dags" / "example_dags")
         try:
             server.start()

@@ -282,10 +282,11 @@ def test_a_cycle_that_is_cleared_is_measured_again(tmp_path: Path) -> None:
 def test_in_the_dag_each_rate_follows_the_one_before_and_fails_none(tmp_path: Path) -> None:
     found = Run(tmp_path, 1, cycles=2).study
     dag = study_dag(found, image="own:1")
-    ids = [f"{one.experiment_id}.cycle_{one.cycle}" for one in found.plan.planned_cycles]
-    for before, after in itertools.pairwise(ids):
-        task = dag.get_task(after)
-        assert before in task.upstream_task_ids
-        assert "plan" in task.upstream_task_ids
-        assert task.trigger_rule == "all_done_min_one_success"
-    assert dag.get_task(ids[0]).trigger_rule == "all_success"
+    cycles = found.plan.planned_cycles
+    for before, after in itertools.pairwise(cycles):
+        ended = f"{before.experiment_id}.ended_{before.cycle}"
+        task = dag.get_task(f"{after.experiment_id}.cycle_{after.cycle}")
+        assert task.upstream_task_ids == {"plan", "prefetch_1", ended}
+        assert task.trigger_rule == "all_success"
+        assert dag.get_task(ended).upstream_task_ids == {f"{before.experiment_id}.cycle_{before.cycle}"}
+        assert dag.get_task(ended).trigger_rule == "all_done"
