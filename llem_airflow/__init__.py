@@ -25,6 +25,7 @@ def get_provider_info() -> dict[str, Any]:
                     "llem_airflow.operators.maintenance",
                     "llem_airflow.operators.plan",
                     "llem_airflow.operators.prefetch",
+                    "llem_airflow.operators.session",
                 ],
             }
         ],
