@@ -66,7 +66,7 @@ __all__ = ["Session", "SessionRunner", "SessionSettings", "start_session", "stop
 
 _AGAIN_S = 0.5
 _TAIL_LINES = 15
-_MAX_FRUITLESS = 5
+_MAX_FRUITLESS = 20
 
 
 class SessionRunner(DockerRunner):
@@ -142,14 +142,18 @@ class SessionRunner(DockerRunner):
 
     def _take_turn(self, spec: ExperimentSpec, wait: Wait) -> ContainerPlace | Busy:
         patience: Patience | None = None
+        fruitless = 0
         while True:
             place = self._container.up(spec, wait)
             if isinstance(place, Busy):
                 return place
             self._found = place
             turn = self._ask(place)
-            if turn is None:
-                continue  # it has died meanwhile: the next look starts it again, as often as it may be
+            if turn is None:  # it has died meanwhile: the next look starts it again, as often as it may be
+                fruitless += 1
+                if fruitless >= _MAX_FRUITLESS:
+                    raise self._not_followed("its guard does not answer")
+                continue
             self._position = turn.position
             if turn.state == UNHEALTHY:
                 again = self._container.restart(place, turn.text, wait)
@@ -185,9 +189,10 @@ class SessionRunner(DockerRunner):
         try:
             return Turn.loads(answer.decode("utf-8", "replace"))
         except ProtocolError:
-            if not self._runs_now(place):
-                return None
             text = b"".join(data for _, data in said).decode("utf-8", "replace")
+            if not text.strip() or not self._runs_now(place):
+                time.sleep(_AGAIN_S)  # it ends: what was executed has ended with it, its state follows
+                return None
             raise AttemptFailedError(
                 classify(None, text),
                 f"the session's guard cannot be asked: {text.strip()}",
