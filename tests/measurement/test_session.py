@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from llem_airflow.measurement.session import folder as folders
+from llem_airflow.measurement.session.attempt import turn
 from llem_airflow.measurement.session.folder import SessionFolder
 from llem_airflow.measurement.session.health import BASELINE, judge
-from llem_airflow.protocol.session import BUSY, HEALTH, LIVES, TAKEN, Exit, Turn
+from llem_airflow.protocol.session import BUSY, ENDED, HEALTH, LIVES, TAKEN, Exit, Turn
 from llem_airflow.protocol.typed_json import ProtocolError
 
 ROOT = Path(__file__).parents[2]
@@ -97,9 +98,21 @@ def test_a_turn_is_free_when_its_attempt_has_ended_or_has_not_started_for_a_minu
     )  # fmt: skip
 
 
+def test_a_late_question_of_an_earlier_try_takes_nothing_from_a_later_one(session: SessionFolder) -> None:
+    session.ready()
+    attempt = session.attempt("a")
+    attempt.give_to("llem-a-try2")
+    assert turn(attempt, "llem-a-try1", "attempt a") == Turn(BUSY, "a later try of attempt a")
+    assert attempt.owner() == "llem-a-try2"
+    attempt.path.mkdir()
+    attempt.note_start(2**22 + 1, 5)
+    assert turn(attempt, "llem-a-try10", "attempt a").state == ENDED
+    assert attempt.owner() == "llem-a-try10"
+
+
 def test_an_answer_is_read_as_it_was_written_and_nothing_else_is() -> None:
-    for turn in (Turn(TAKEN, position=3), Turn(BUSY, "attempt a", 1, 2.5)):
-        assert Turn.loads(turn.dumps()) == turn
+    for answer in (Turn(TAKEN, position=3), Turn(BUSY, "attempt a", 1, 2.5)):
+        assert Turn.loads(answer.dumps()) == answer
     for text in ("", "Traceback", "{}", '{"state": 1}'):
         with pytest.raises(ProtocolError):
             Turn.loads(text)

@@ -53,6 +53,8 @@ def turn(attempt: AttemptFolder, owner: str, what: str) -> Turn:
         holder = session.holder()
         if holder is not None and holder["key"] != attempt.key:
             return Turn(BUSY, str(holder["what"]))
+        if _try_number(attempt.owner()) > _try_number(owner):
+            return Turn(BUSY, f"a later try of {what}")  # the question of a worker that was killed meanwhile
         if (said := attempt.started()) is not None:
             attempt.give_to(owner)
             state = RUNNING if attempt.runs() else ENDED
@@ -65,6 +67,12 @@ def turn(attempt: AttemptFolder, owner: str, what: str) -> Turn:
         attempt.give_to(owner)
         session.give_turn(attempt.key, what)
         return Turn(TAKEN, position=position)
+
+
+def _try_number(owner: str) -> int:
+    """Of a name that ends in ``-try<n>``; 0 for none."""
+    number = owner.rpartition("-try")[2]
+    return int(number) if number.isdecimal() else 0
 
 
 def run(attempt: AttemptFolder, owner: str, offset: int, command: list[str]) -> int:
