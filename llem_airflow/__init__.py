@@ -90,7 +90,8 @@ def get_provider_info() -> dict[str, Any]:
                         '"html_content": "<pre>{{ llem_message }}</pre>"}',
                     ),
                     "installation": _option(
-                        "Tells two Airflows apart that share one Docker engine. Unset: made from AIRFLOW_HOME and the "
+                        "Tells two Airflows apart that share one Docker engine. Unset: what the Variable "
+                        "llem_installation says, into which the first run puts a name made from AIRFLOW_HOME and the "
                         "address of the API server; name it where both are the same, as in two Compose stacks.",
                         example="lab-a",
                     ),

@@ -10,6 +10,7 @@ from typing import Any
 from airflow.sdk import Context
 
 from llem_airflow import __version__
+from llem_airflow.operators.installation import installation
 from llem_airflow.operators.request import RunRequest, study_of_run
 from llem_airflow.operators.settings import settings
 from llem_airflow.results import ResultsRoot, StoredRun
@@ -77,7 +78,7 @@ def attempt_of(context: Context, experiment: Experiment, cycle: int) -> Attempt:
         experiment_hash=experiment.hash,
         cycle=cycle,
         try_number=ti.try_number,
-        installation=settings().installation,
+        installation=installation(),
     )
 
 

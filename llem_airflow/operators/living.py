@@ -14,13 +14,13 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
+from llem_airflow.operators.installation import INSTALLATION_VARIABLE, configured, derived
 from llem_airflow.operators.maintenance import is_alive
-from llem_airflow.operators.settings import settings
 
 
 def answer(asked: list[dict[str, str]]) -> dict[str, Any]:
     """Whether a live task owns what carries each of these labels."""
-    own = settings().installation
+    own = configured() or _stored() or derived()
     try:
         alive = [
             is_alive(_states, labels) if labels.get("llem.installation") == own else None for labels in asked
@@ -28,6 +28,13 @@ def answer(asked: list[dict[str, str]]) -> dict[str, Any]:
     except SQLAlchemyError as error:
         return {"installation": own, "alive": None, "why": str(error).split("\n", 1)[0]}
     return {"installation": own, "alive": alive}
+
+
+def _stored() -> str | None:
+    """The identity as the database has it; None also where there is no database, which :func:`_states` then tells."""
+    from airflow.models.variable import Variable  # noqa: PLC0415 - only where nothing is configured
+
+    return (Variable.get(INSTALLATION_VARIABLE, default_var=None) or "").strip() or None
 
 
 def _states(

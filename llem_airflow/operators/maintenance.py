@@ -9,7 +9,7 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context
 
 from llem_airflow.operators.host import DEFAULT_CONN_ID, LLEMHostHook
-from llem_airflow.operators.settings import settings
+from llem_airflow.operators.installation import installation
 from llem_airflow.runners.attempt import LABEL_SESSION
 from llem_airflow.runners.engine import connect
 from llem_airflow.runners.gc import find_leftovers, remove_leftovers
@@ -46,7 +46,7 @@ class LLEMCollectGarbageOperator(BaseOperator):
                 api,
                 alive=lambda labels: is_alive(states, labels),
                 older_than_s=self.older_than_h * _HOUR_S,
-                installation=settings().installation,
+                installation=installation(),
                 running="disowned",
             )
             for each in left:

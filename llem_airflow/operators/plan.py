@@ -13,6 +13,7 @@ from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped
 from llem_airflow.operators.carry import carry_over
 from llem_airflow.operators.evidence import open_run
 from llem_airflow.operators.experiment import LLEMExperimentOperator
+from llem_airflow.operators.installation import settle_installation
 from llem_airflow.operators.placement import PlacementError
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
 from llem_airflow.operators.runners import decide, pin_choices
@@ -82,6 +83,7 @@ class LLEMPlanOperator(BaseOperator):
         check_study(asked)
         choices = decided(self, asked, context)
         if not dry_run:
+            settle_installation()
             choices = pin_choices(_opened(asked, context), choices, again=True)
         show_choices(self, choices)
         plan = {

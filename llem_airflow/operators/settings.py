@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Mapping
@@ -32,7 +31,6 @@ class Settings:
         engine_cache: Volume or host folder for what engines compile at their start.
         python: Interpreter of the process runner.
         plan_cache: Folder of expanded studies, which workers read.
-        installation: Tells two Airflows apart that share one Docker engine.
         runners: Runner by engine, as JSON in the study file's words, or None.
     """
 
@@ -43,7 +41,6 @@ class Settings:
     engine_cache: str
     python: str
     plan_cache: Path
-    installation: str
     runners: str | None = None
 
 
@@ -59,15 +56,8 @@ def settings() -> Settings:
         engine_cache=_read("engine_cache") or "llem-engine-cache",
         python=_read("python") or sys.executable,
         plan_cache=Path(_read("plan_cache") or Path(AIRFLOW_HOME) / "llem-plans"),
-        installation=_read("installation") or _installation(),
         runners=_read("runners"),
     )
-
-
-def _installation() -> str:
-    """Stays the same over restarts and over the workers of one installation."""
-    address = conf.get("core", "execution_api_server_url", fallback="")
-    return hashlib.sha256(f"{AIRFLOW_HOME} {address}".encode()).hexdigest()[:8]
 
 
 def parse_time_layers(operator_args: Mapping[str, Any]) -> Layers:

@@ -87,8 +87,10 @@ def test_nobody_gets_in_without_a_password(stack: Stack) -> None:
 
 
 def test_the_same_stack_goes_on_with_workers(stack: Stack) -> None:
+    name = stack.get("/api/v2/variables/llem_installation")
     stack.up("celery")
     stack.sign_in()
     run = measured(stack)
+    assert stack.get("/api/v2/variables/llem_installation") == name
     workers = {task["hostname"] for task in stack.tasks_of(run)}
     assert workers == {stack.compose("exec", "worker", "sh", "-c", "echo $HOSTNAME").strip()}

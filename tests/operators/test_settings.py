@@ -18,7 +18,6 @@ def where(models: Path | None, host: str | None = None) -> Settings:
         engine_cache="compiled",
         python="python3",
         plan_cache=Path("plans"),
-        installation="test",
     )
 
 
