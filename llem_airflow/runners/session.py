@@ -67,6 +67,7 @@ __all__ = ["Session", "SessionRunner", "SessionSettings", "start_session", "stop
 _AGAIN_S = 0.5
 _TAIL_LINES = 15
 _MAX_FRUITLESS = 20
+_AT_ONCE_S = 5.0
 
 
 class SessionRunner(DockerRunner):
@@ -264,7 +265,7 @@ class SessionRunner(DockerRunner):
         """Feed the output to the log until the attempt has ended, over broken connections."""
         offset, fruitless = 0, 0
         while True:
-            errors, before = b"", offset
+            errors, before, began_s = b"", offset, time.monotonic()
             try:
                 for stream, data in self._followed(place, offset):
                     if stream != STDOUT:
@@ -273,7 +274,8 @@ class SessionRunner(DockerRunner):
                     offset += len(data)
                     if self._sink.feed(data):
                         heard()
-                fruitless = 0 if offset > before else fruitless + 1
+                at_once = time.monotonic() - began_s < _AT_ONCE_S  # else a proxy ended an idle connection
+                fruitless = fruitless + 1 if at_once and offset == before else 0
             except APIError as error:
                 errors += str(error.explanation or error).encode()
                 fruitless += 1
