@@ -227,7 +227,12 @@ class Pods(Kind):
         raise NotImplementedError  # the cluster chooses; tests/kubernetes/test_runner.py tries it
 
     def left(self, who: Attempt) -> list[str]:
-        return [name for name in self.cluster.names() if who.key in name]
+        found = list(self.cluster.objects.items())  # one that is to be removed is the cluster's to end
+        return [
+            name
+            for (_, name), made in found
+            if who.key in name and "deletionTimestamp" not in made["metadata"]
+        ]
 
 
 @pytest.fixture(
