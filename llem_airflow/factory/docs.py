@@ -26,7 +26,11 @@ _MARKUP = re.compile(r"[\\`*\[\]<>|~&]|(?<![^\W_])_|_(?![^\W_])")
 """An underscore inside of a word is one."""
 _SHORT = re.compile(r"^/(?:[^/:\n]+/)+(?=[^/:\n]+:\d)")
 """The folder of a file that a problem begins with."""
-_PLACES = {"process": "each in a fresh process", "container": "each in a fresh container"}
+_PLACES = {
+    "process": "each in a fresh process",
+    "container": "each in a fresh container",
+    "kubernetes": "each in a fresh pod",
+}
 
 
 def task_labels(experiments: Sequence[Experiment]) -> list[str]:

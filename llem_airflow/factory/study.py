@@ -15,6 +15,7 @@ from airflow.sdk.definitions.param import ParamsDict
 from llem_airflow.factory.clone import clone, precede, precede_whatever_comes
 from llem_airflow.factory.docs import ADHOC_DOC, ExperimentDocs, study_doc, task_labels
 from llem_airflow.factory.form import study_params
+from llem_airflow.factory.places import cycle_operator, plan_args
 from llem_airflow.factory.plan_cache import cached_study
 from llem_airflow.factory.releases import study_asset
 from llem_airflow.factory.schedule import deadline_of, schedule_of, start_of
@@ -203,7 +204,8 @@ def _study_tasks(
     """Plan, cycles and aggregate in the current DAG or group; of the cycles only the wanted one where one is named."""
     check_render(render)
     mapped = _is_mapped(study, render, chain=chain)
-    plan = LLEMPlanOperator(task_id=PLAN_TASK_ID, study=study, operator_args=operator_args, retries=0)
+    for_plan = plan_args(study, operator_args)
+    plan = LLEMPlanOperator(task_id=PLAN_TASK_ID, study=study, operator_args=for_plan, retries=0)
     aggregate = LLEMAggregateOperator(
         task_id=AGGREGATE_TASK_ID,
         study=study,
@@ -339,7 +341,7 @@ def _cycle_tasks(
         if tasks:
             tasks.append(clone(tasks[0], derived={"experiment_id": experiment.id}, **own))
         else:
-            tasks.append(LLEMExperimentOperator(study=study, **{**shared, **own}))
+            tasks.append(cycle_operator(study)(study=study, **{**shared, **own}))
     return tasks
 
 
@@ -356,17 +358,21 @@ def _mapped_cycles(study: Study, operator_args: dict[str, Any]) -> Any:
     """One mapped task whose instances are the planned cycles, in the plan's order."""
     shared = _shared_args(study, operator_args)
     pool = shared.get("pool")  # what a mapped task takes of it is one number for all
-    return LLEMExperimentOperator.partial(
-        task_id=CYCLE_TASK_ID,
-        study=study,
-        map_index_template="{{ task.experiment.id }} cycle {{ task.cycle }}",
-        **({"pool_slots": max(e.gpus.asked for e in study.experiments)} if pool else {}),
-        **shared,
-    ).expand_kwargs(
-        [
-            {"experiment": run.experiment_id, "cycle": run.cycle, "gap_before_s": run.gap_before_s}
-            for run in study.plan.planned_cycles
-        ]
+    return (
+        cycle_operator(study)
+        .partial(
+            task_id=CYCLE_TASK_ID,
+            study=study,
+            map_index_template="{{ task.experiment.id }} cycle {{ task.cycle }}",
+            **({"pool_slots": max(e.gpus.asked for e in study.experiments)} if pool else {}),
+            **shared,
+        )
+        .expand_kwargs(
+            [
+                {"experiment": run.experiment_id, "cycle": run.cycle, "gap_before_s": run.gap_before_s}
+                for run in study.plan.planned_cycles
+            ]
+        )
     )
 
 

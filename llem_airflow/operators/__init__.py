@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from llem_airflow.operators.aggregate import LLEMAggregateOperator
     from llem_airflow.operators.compare import LLEMCompareOperator
     from llem_airflow.operators.experiment import LLEMExperimentOperator, LLEMTextCycleOperator
+    from llem_airflow.operators.kubernetes import LLEMKubernetesExperimentOperator
     from llem_airflow.operators.maintenance import LLEMCollectGarbageOperator
     from llem_airflow.operators.plan import LLEMPlanOperator, LLEMPlanTextOperator
     from llem_airflow.operators.prefetch import LLEMPrefetchOperator, LLEMTextPrefetchOperator
@@ -19,6 +20,7 @@ __all__ = [
     "LLEMCollectGarbageOperator",
     "LLEMCompareOperator",
     "LLEMExperimentOperator",
+    "LLEMKubernetesExperimentOperator",
     "LLEMPlanOperator",
     "LLEMPlanTextOperator",
     "LLEMPrefetchOperator",
@@ -33,6 +35,7 @@ _MODULES = {
     "LLEMCollectGarbageOperator": "maintenance",
     "LLEMCompareOperator": "compare",
     "LLEMExperimentOperator": "experiment",
+    "LLEMKubernetesExperimentOperator": "kubernetes",
     "LLEMPlanOperator": "plan",
     "LLEMPlanTextOperator": "plan",
     "LLEMPrefetchOperator": "prefetch",
@@ -47,4 +50,12 @@ def __getattr__(name: str) -> Any:
     """Import an operator on first use: the pages of the UI need the settings beside them, not Docker and SciPy."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    try:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if _MODULES[name] != "kubernetes" or str(error.name).startswith("llem_airflow"):
+            raise
+        raise ImportError(
+            f"{name} needs Airflow's Kubernetes provider, of which {error.name} is not installed here: "
+            "pip install 'llem-airflow[kubernetes]', for the DAG processor and the workers"
+        ) from error

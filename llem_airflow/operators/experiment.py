@@ -430,7 +430,9 @@ class LLEMExperimentOperator(ExperimentTask, DockerOperator):  # type: ignore[mi
         kwargs["auto_remove"] = "force"
         if study is not None:
             self.study = study if isinstance(study, Study) else load_study(study)
-            experiment = experiment if isinstance(experiment, Experiment) else _find(self.study, experiment)
+            experiment = (
+                experiment if isinstance(experiment, Experiment) else find_experiment(self.study, experiment)
+            )
         if isinstance(experiment, Experiment):
             self.experiment = experiment
             kwargs["image"] = kwargs.get("image") or experiment.image
@@ -516,7 +518,7 @@ class LLEMTextCycleOperator(LLEMExperimentOperator):
         return study, cycle_of_run(study, self.experiment_id, self.cycle, context)
 
 
-def _find(study: Study, wanted: str) -> Experiment:
+def find_experiment(study: Study, wanted: str) -> Experiment:
     """The experiment of that id, or of that slug when only one has it."""
     with contextlib.suppress(KeyError):
         return study.experiment(wanted)

@@ -213,7 +213,7 @@ def show_choices(plan: BaseOperator, choices: Mapping[str, Choice]) -> None:
     """Say in the task's log where each engine's experiments run, and why."""
     for engine, choice in choices.items():
         image = f", image {choice.images[0][0]} ({choice.images[0][1]})" if choice.images else ""
-        plan.log.info("Runner of %s: %s%s", engine, choice, image if choice.runner == "container" else "")
+        plan.log.info("Runner of %s: %s%s", engine, choice, image if choice.runner != "process" else "")
 
 
 def check_study(study: Study) -> None:

@@ -22,6 +22,7 @@ from llem_airflow.runners.failures import AttemptFailedError
 from llem_airflow.runners.images import fetch_image, fetch_model
 from llem_airflow.study import Experiment, Study
 from llem_airflow.study.names import split_runner
+from llem_airflow.study.plan.cluster import KUBERNETES
 
 
 class LLEMPrefetchOperator(LLEMExperimentOperator):
@@ -142,6 +143,6 @@ def sharing(study: Study, runner: str | None) -> list[tuple[str, ...]]:
     shared: dict[tuple[str, str | None, str, str | None], list[str]] = {}
     argued = (split_runner(runner or "") or ("", None))[0]
     for each in study.experiments:
-        if (argued or each.runner) != "process":
+        if (argued or each.runner) not in ("process", KUBERNETES):  # nodes of a cluster pull for themselves
             shared.setdefault((each.engine, each.image, each.model, each.revision), []).append(each.id)
     return [tuple(ids) for ids in shared.values()]

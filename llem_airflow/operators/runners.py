@@ -51,6 +51,7 @@ from llem_airflow.runners.images import default_images, host_cuda_major
 from llem_airflow.runners.process import ProcessRunner
 from llem_airflow.runners.session import Session, SessionRunner, SessionSettings, start_session, stop_session
 from llem_airflow.study import Experiment, experiment_spec
+from llem_airflow.study.plan.cluster import KUBERNETES
 
 if TYPE_CHECKING:
     from llem_airflow.operators.experiment import LLEMExperimentOperator
@@ -82,7 +83,7 @@ class Chosen:
     def __str__(self) -> str:
         """For the task's log."""
         why = self.layers["runner_why"] or self.layers["runner_by"]
-        image = f", image {self.image} ({self.layers['image_by']})" if self.runner == "container" else ""
+        image = f", image {self.image} ({self.layers['image_by']})" if self.runner != "process" else ""
         return f"Runner: {self.runner} ({why}){image}"
 
 
@@ -330,6 +331,11 @@ def make_runner(operator: LLEMExperimentOperator, name: str, run: StoredRun, fol
         EngineAwayError: No Docker engine answers where a container is wanted.
         AttemptFailedError: The engine refused.
     """
+    if name == KUBERNETES:
+        raise PlacementError(
+            "a task is a pod's from the parsing of its DAG on: say `runners: {<engine>: kubernetes}` in the study's "
+            "file, or use LLEMKubernetesExperimentOperator; no other layer, and no trigger form, can name it"
+        )
     if operator.attempt is None or name not in _MAKERS:
         raise PlacementError(f"found runner {name!r}; allowed: {', '.join(_MAKERS)}")
     return _MAKERS[name](operator, operator.attempt, run, folder)

@@ -19,7 +19,7 @@ AUTO = "auto"
 DEFAULT = "no layer"
 IMAGE_ARGUMENT = "the operator's argument `image`"
 _PREFIX = {"runner": "LLEM_RUNNER_", "image": "LLEM_IMAGE_"}
-_WORDS = "process, container, container:<image> or auto (also local, docker, docker:<image>)"
+_WORDS = "process, container, container:<image>, kubernetes or auto (also local, docker, docker:<image>)"
 
 
 class RunnerError(ValueError):

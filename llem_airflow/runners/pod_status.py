@@ -142,7 +142,11 @@ def why_ended(pod: Pod) -> Found | None:
 
 
 def _evicted(message: str) -> Failure:
-    if re.search(r"ephemeral|disk|emptyDir|imagefs|nodefs|inodes", message):
+    if "llem-shm" in message:
+        return failure(
+            "out_of_memory_host", hint="the shared memory was too small: give the operator shm_size"
+        )
+    if re.search(r"ephemeral|disk|emptydir|imagefs|nodefs|inodes", message, re.IGNORECASE):
         return failure(
             "disk_full", hint="make room on the node, or ask for ephemeral-storage in container_resources"
         )

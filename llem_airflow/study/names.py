@@ -43,7 +43,7 @@ ENGINE_ALIASES = {
 METERS = (*METER_KINDS, *sorted(_INSTALLED[METERS_GROUP] - set(METER_KINDS)))
 PEER_SAMPLERS = {"zeus": "nvml", "codecarbon": "cpu-estimate"}
 """llenergymeasure's words for a sampler that are no names of meters, and the meter of each."""
-RUNNERS = ("process", "container")
+RUNNERS = ("process", "container", "kubernetes")
 RUNNER_ALIASES = {"local": "process", "docker": "container"}
 
 METRIC_NAMES = (
@@ -81,10 +81,10 @@ def canonical_key(dotted_key: str) -> str:
 
 
 def split_runner(text: str) -> tuple[str, str | None] | None:
-    """``container:<image>`` -> ("container", image); None when it names no runner."""
+    """``container:<image>`` -> ("container", image), likewise of a pod; None when it names no runner."""
     name, colon, image = text.partition(":")
     name = RUNNER_ALIASES.get(name, name)
-    if name not in RUNNERS or (colon and (name != "container" or not image.strip())):
+    if name not in RUNNERS or (colon and (name == "process" or not image.strip())):
         return None
     return name, image.strip() or None
 

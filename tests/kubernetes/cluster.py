@@ -306,6 +306,8 @@ class StandInCluster:
         self._meets(request, "get", "pods/exec")
         self._meets(request, "create", "pods/exec")  # as servers from 1.35 on ask for, too
         name = request.match_info["name"]
+        if not self._nodes[name].runs(request.query["container"]):
+            raise Refused(400, "BadRequest", f"container not found ({request.query['container']})")
         socket = web.WebSocketResponse(protocols=("v4.channel.k8s.io",))
         await socket.prepare(request)
         process = await self._nodes[name].command(request.query["container"], request.query.getall("command"))

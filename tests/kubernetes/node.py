@@ -80,6 +80,10 @@ class Node:
                 if sent == len(lines) and container not in self._ended:
                     await self._wake.wait()
 
+    def runs(self, container: str) -> bool:
+        """Whether a container has begun and not ended."""
+        return container in self._processes and container not in self._ended
+
     async def command(self, container: str, words: list[str]) -> Process:
         """Run a command in a container."""
         return await self._spawn(container, words, self._environments[container], stderr=PIPE)

@@ -225,7 +225,7 @@ def _dag_id(text: str) -> str:
 
 def _runner(text: str) -> str:
     if split_runner(text) is None:
-        allowed = "allowed: process, container or container:<image> (also local, docker, docker:<image>)"
+        allowed = "allowed: process, container or container:<image> (also local, docker, docker:<image>), kubernetes"
         raise refuse(f"found {show(text)}", allowed)
     return text
 

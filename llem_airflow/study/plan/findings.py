@@ -13,6 +13,7 @@ from llem_airflow.study.config.paths import Config, lookup
 from llem_airflow.study.config.study import StudyKeys
 from llem_airflow.study.file.document import Document
 from llem_airflow.study.names import ENGINES, INVALID_PREFIX, RESERVED_DAG_IDS, dag_id_of
+from llem_airflow.study.plan.cluster import KUBERNETES, meaningless_on_a_cluster
 from llem_airflow.study.plan.expand import Expansion
 from llem_airflow.study.plan.lengths import least_s
 from llem_airflow.study.plan.model import Experiment, Study
@@ -340,7 +341,7 @@ def _names(config: Config, before: KeyPath) -> Iterator[tuple[str, str, str, Key
 
 def not_runnable(study: Study) -> list[Problem]:
     """Why no run of the study could end well, each with its place; empty when nothing is known against it."""
-    found = [*_reserved(study), *_too_short(study), *not_in_sessions(study)]
+    found = [*_reserved(study), *_too_short(study), *not_in_sessions(study), *_on_a_cluster(study)]
     return [study.problem(*each) for each in found]
 
 
@@ -352,6 +353,18 @@ def _reserved(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
             f"the DAG would be called {study.dag_id!r}, as one of llem-airflow's own",
             "name it otherwise",
         )
+
+
+def _on_a_cluster(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
+    """Keys that say nothing to the cluster on which the study is to run."""
+    told = dict.fromkeys(
+        each
+        for experiment in study.experiments
+        if experiment.runner == KUBERNETES
+        for each in meaningless_on_a_cluster(study, experiment)
+    )
+    for key, why, instead in told:
+        yield tuple(key.partition(":")[0].split(".")), f"{key} on a Kubernetes cluster: {why}", instead
 
 
 def _too_short(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
