@@ -22,6 +22,7 @@ def get_provider_info() -> dict[str, Any]:
                     "llem_airflow.operators.experiment",
                     "llem_airflow.operators.aggregate",
                     "llem_airflow.operators.compare",
+                    "llem_airflow.operators.kubernetes",  # with the extra of that name
                     "llem_airflow.operators.maintenance",
                     "llem_airflow.operators.plan",
                     "llem_airflow.operators.prefetch",
