@@ -225,13 +225,17 @@ class Cluster:
         return [f"{each.reason}: {each.message}" for each in found.items]
 
     def log(self, name: str, container: str, *, since_s: float | None, follow: bool) -> Generator[bytes]:
-        """A container's output in pieces, each line with its time; it ends when the connection does.
+        """A container's output in pieces, each line with its time; one that is followed ends when the connection does.
 
         Args:
             name: The pod.
             container: The container.
             since_s: How old the first line may be, in seconds; None for all.
             follow: Whether to wait for more.
+
+        Raises:
+            PodGoneError: There is no such pod any more.
+            HTTPError: The connection broke before the end of what there was.
         """
         since = {} if since_s is None else {"since_seconds": math.ceil(since_s)}
         try:
@@ -252,7 +256,9 @@ class Cluster:
         try:
             yield from response.stream(amt=None, decode_content=False)
         except HTTPError:
-            pass  # whether the container goes on is what the next look says
+            if not follow:
+                raise
+            # Whether the container goes on is what the next look says.
         finally:
             response.close()
             response.release_conn()

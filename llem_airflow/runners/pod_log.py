@@ -8,9 +8,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any
 
-from kubernetes.client.exceptions import ApiException
-
-from llem_airflow.runners.cluster import Cluster
+from llem_airflow.runners.cluster import API_ERRORS, Cluster, PodGoneError
 from llem_airflow.runners.output import LogSink
 from llem_airflow.runners.pod_status import is_over
 
@@ -19,6 +17,7 @@ _STAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}(?:Z|[+-]\d\d:\d\d)
 _CLOCKS_DIFFER_S = 60.0
 """How much more is asked for again after a break: the API counts seconds back from its own now."""
 _END_LOOKS_S = 3.0
+_END_READS = 3
 
 
 def follow(
@@ -49,7 +48,10 @@ def follow(
         return (None,) if time.monotonic() - read_s >= _END_LOOKS_S else None
 
     while True:
-        reader.read(cluster.log(name, container, since_s=reader.since_s, follow=True))
+        with contextlib.suppress(
+            PodGoneError
+        ):  # of an evicted pod there is no log; the next look says what there is
+            reader.read(cluster.log(name, container, since_s=reader.since_s, follow=True))
         read_s = time.monotonic()
         (pod,) = cluster.until(name, ended, every_s=1.0)  # the state follows the output's end a moment later
         if pod is not None:
@@ -78,10 +80,15 @@ class _Reader:
                     self._line(line, known)
 
     def read_rest(self, cluster: Cluster, name: str, container: str) -> None:
-        try:
-            self.read(cluster.log(name, container, since_s=self.since_s, follow=False))
-        except ApiException as error:
-            self._sink.line(f"The end of the log could not be read: {error.status} {error.reason}")
+        """Read what a container wrote last: a stream may end before it has brought everything."""
+        error: Exception | None = None
+        for _ in range(_END_READS):
+            try:
+                self.read(cluster.log(name, container, since_s=self.since_s, follow=False))
+                return
+            except (*API_ERRORS, PodGoneError) as broken:
+                error = broken
+        self._sink.line(f"The end of the log could not be read: {error}")
 
     def _line(self, line: bytes, known: bytes) -> None:
         stamped = _STAMP.match(line)
