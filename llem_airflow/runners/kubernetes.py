@@ -379,6 +379,8 @@ class KubernetesRunner(Runner):
         state = main_state(ended, self._settings.base, "terminated") or {}
         if fired is None and (why := why_ended(ended)):
             return self._failed(*why)
+        if fired is None and ended["metadata"].get("deletionTimestamp"):
+            return self._gone()
         if state.get("reason") in ("StartError", "ContainerCannotRun"):
             found = classify(state.get("exitCode"), str(state.get("message") or ""))
             return self._failed(found, f"the attempt cannot be started: {state.get('message')}")

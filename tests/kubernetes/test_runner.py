@@ -166,9 +166,12 @@ def test_a_pod_that_somebody_removes_is_cancelled(
     cluster: StandInCluster, runner: RunnerOf, api: CoreV1Api, this_attempt: Attempt, tmp_path: Path
 ) -> None:
     made = runner("print('up', flush=True); time.sleep(60)")
-    made._sink._on_line = lambda _: api.delete_namespaced_pod(  # the seam where a line is heard
-        this_attempt.container_name, "default", grace_period_seconds=0
-    )
+
+    def hear(line: str) -> None:
+        if line == "up":
+            api.delete_namespaced_pod(this_attempt.container_name, "default", grace_period_seconds=0)
+
+    made._sink._on_line = hear  # the seam where a line is heard
     error = failed(made, tmp_path)
     assert error.failure.category == "cancelled"
     assert cluster.names() == []
