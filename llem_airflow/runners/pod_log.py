@@ -17,7 +17,8 @@ _STAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}(?:Z|[+-]\d\d:\d\d)
 _CLOCKS_DIFFER_S = 60.0
 """How much more is asked for again after a break: the API counts seconds back from its own now."""
 _END_LOOKS_S = 3.0
-_END_READS = 3
+_END_READS = 5
+_READ_AGAIN_S = 0.5
 
 
 def follow(
@@ -88,6 +89,7 @@ class _Reader:
                 return
             except (*API_ERRORS, PodGoneError) as broken:
                 error = broken
+                time.sleep(_READ_AGAIN_S)
         self._sink.line(f"The end of the log could not be read: {error}")
 
     def _line(self, line: bytes, known: bytes) -> None:
