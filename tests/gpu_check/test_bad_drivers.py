@@ -88,15 +88,19 @@ def test_a_driver_that_answers_nonsense_ends_in_a_page(
 def test_a_driver_that_hangs_on_one_board_is_left_there_and_the_others_are_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LLEM_GPU_CHECK_PATIENCE_S", "8")
+    monkeypatch.setenv("LLEM_GPU_CHECK_PATIENCE_S", "15")
     hangs = b"fault = slow ms=600000 gpu=1 after_calls=%d\n"
     found = checked(tmp_path, monkeypatch, hangs % 100, 3)
     notes = [pages(seen)[0].note for seen in found]
-    assert "the NVIDIA driver hangs: no answer for 8 s while asking for" in notes[1]
+    assert "the NVIDIA driver hangs: no answer for 15 s while asking for" in notes[1]
     assert [len(seen.facts["phases"]) for seen in found] == [5, 0, 5]
 
 
-def test_a_driver_that_hangs_at_its_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llem_airflow.gpu_check.collect._STARTS_S", 0.0)
+def test_a_process_that_says_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = tmp_path / "python"
+    silent.write_text("#!/bin/sh\nexec sleep 600\n")
+    silent.chmod(0o755)
+    monkeypatch.setattr("llem_airflow.gpu_check.collect._STARTS_S", 0.2)
+    monkeypatch.setattr("llem_airflow.gpu_check.collect.sys.executable", str(silent))
     with pytest.raises(NoBoardError, match="hangs: no answer for 0 s while starting Python"):
-        checked(tmp_path, monkeypatch, b"", 1)
+        collect(1.0, tmp_path, lambda message: None)
