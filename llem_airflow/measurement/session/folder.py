@@ -199,13 +199,15 @@ class AttemptFolder:
         """End it and remove what there is of it."""
         aside = self.path.with_name(f".{self.key}-{os.getpid()}")
         said = self.started()
+        self._owner.unlink(
+            missing_ok=True
+        )  # first: who follows it and sees the end must see that it was removed
         with contextlib.suppress(FileNotFoundError):
             self.path.rename(aside)  # its keeper finds nothing any more where it would write
         if said is not None and said["init"] == init_started():
             signal_session(int(said["pid"]), signal.SIGKILL)
         shutil.rmtree(aside, ignore_errors=True)
         self.session.end_turn(self.key)
-        self._owner.unlink(missing_ok=True)
 
 
 def signal_session(leader: int, number: int) -> None:
