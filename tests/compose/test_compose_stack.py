@@ -92,5 +92,5 @@ def test_the_same_stack_goes_on_with_workers(stack: Stack) -> None:
     stack.sign_in()
     run = measured(stack)
     assert stack.get("/api/v2/variables/llem_installation") == name
-    workers = {task["hostname"] for task in stack.tasks_of(run)}
+    workers = {task["hostname"] for task in stack.tasks_of(run)} - {""}  # a skipped task ran nowhere
     assert workers == {stack.compose("exec", "worker", "sh", "-c", "echo $HOSTNAME").strip()}
