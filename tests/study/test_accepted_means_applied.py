@@ -131,6 +131,11 @@ READERS: dict[str, str] = {
     "study_execution.precision_target.max_cycles": f"{PLANNING}:max_cycles",
     "study_execution.allow_missing_cycles": "llem_airflow.operators.aggregate:allow_missing_cycles",
     "study_execution.canary": f"{FACTORY}:canary",
+    "study_execution.isolation": f"{PLANNING}:isolation",
+    **{
+        f"study_execution.session.{key}": f"llem_airflow.operators.runners:{key}"
+        for key in ("max_runtime_seconds", "idle_seconds", "max_restarts")
+    },
     "study_execution.experiment_timeout_seconds": f"{LOAD}:experiment_timeout_s",
     "study_execution.stdout_silence_timeout_seconds": f"{LOAD}:silence_s",
     "study_execution.wall_clock_timeout_hours": f"{FACTORY}:wall_clock_timeout_s",
