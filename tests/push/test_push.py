@@ -214,12 +214,12 @@ def test_a_name_cannot_write_into_another_series(database: Database, text: str) 
     }
     shown = text if database.to != "influx" else text.replace("\n", " ").rstrip("\\")
 
-    def its_rows() -> list[dict[str, Any]]:
-        return [row for row in database.rows(queries[database.to]) if row["cycle"] in {"1", 1}]
-
     # A server may go on for some seconds with what it has found for the same question before.
     deadline_s = time.monotonic() + 60
-    while not any(row["gpu"] == shown for row in (found := its_rows())) and time.monotonic() < deadline_s:
+    while True:
+        found = [row for row in database.rows(queries[database.to]) if row["cycle"] in {"1", 1}]
+        if any(row["gpu"] == shown for row in found) or time.monotonic() > deadline_s:
+            break
         time.sleep(0.5)
     assert [row for row in found if row["gpu"] == shown], found
     assert all(row.get("power_instant_w", row.get("value")) == 1.5 for row in found)
