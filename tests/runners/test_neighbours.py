@@ -48,7 +48,8 @@ def test_experiments_are_told_by_our_label_and_others_by_their_cpu_time(
     experiment = start("time.sleep(300)", labels={"llem.key": "other"})
     idle = start("print('up', flush=True); time.sleep(300)")
     probe = start("time.sleep(300)", labels={"llem.probe": "1"})
-    next(docker_api.logs(idle, stream=True, follow=True))  # what a start takes is no idleness
+    while not docker_api.logs(idle):  # what a start takes is no idleness
+        time.sleep(0.1)
     beside = Neighbours(docker_api, "mine", (), Inventory)
     busy = start("while True: pass")  # began meanwhile
     until_s = time.monotonic() + 60
