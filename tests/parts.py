@@ -54,6 +54,13 @@ def engine_client() -> Iterator[docker.APIClient]:
         client.close()
 
 
+def left_by(api: docker.APIClient, installation: str) -> list[str]:
+    """Containers and volumes of one installation that are on the engine, which others may use at the same time."""
+    label = {"label": f"llem.installation={installation}"}
+    containers = [c["Names"][0] for c in api.containers(all=True, filters=label)]
+    return containers + [v["Name"] for v in api.volumes(filters=label)["Volumes"] or []]
+
+
 @contextmanager
 def engine_turn(*, alone: bool) -> Iterator[None]:
     """Hold the right to use this machine's Docker engine, beside others or alone.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,10 @@ class Refused:
 
     why: str
     instead: str
+
+
+Table = Mapping[str, Honoured | Refused]
+"""What becomes of each argument of an operator."""
 
 
 _ENGINE_CLIENT = "as in DockerOperator"
@@ -126,11 +130,14 @@ ARGUMENTS: dict[str, Honoured | Refused] = {
 }  # fmt: skip
 """Every argument of DockerOperator."""
 
-_DEFAULTS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(DockerOperator.__init__).parameters.items()
-    if name in ARGUMENTS
-}
+
+def defaults_of(operator: type, table: Table) -> dict[str, Any]:
+    """The values that an operator's arguments have where they are left out."""
+    parameters = inspect.signature(operator.__init__).parameters  # type: ignore[misc]  # of the class, no instance
+    return {name: parameter.default for name, parameter in parameters.items() if name in table}
+
+
+_DEFAULTS = defaults_of(DockerOperator, ARGUMENTS)
 _ASKS_FOR_NOTHING: dict[str, Any] = {**_DEFAULTS, "mount_tmp_dir": False, "port_bindings": {}}
 """Values of refused arguments that ask for what is done anyway."""
 
@@ -141,10 +148,15 @@ def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ArgumentError: Some cannot be given; the text names all of them.
     """
-    usual = arguments.get("default_args") or {}
-    found = {**{name: usual[name] for name in ARGUMENTS if name in usual}, **arguments}
+    found = with_default_args(ARGUMENTS, arguments)
     check(found)
     return found
+
+
+def with_default_args(table: Table, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of an operator, those of a table that only ``default_args`` names included."""
+    usual = arguments.get("default_args") or {}
+    return {**{name: usual[name] for name in table if name in usual}, **arguments}
 
 
 def check(arguments: Mapping[str, Any]) -> None:
@@ -154,12 +166,29 @@ def check(arguments: Mapping[str, Any]) -> None:
         ArgumentError: The text names all that is wrong.
     """
     said = {name: value for name, value in arguments.items() if name in ARGUMENTS}
-    wrong = [
+    refuse([*refusals(ARGUMENTS, said, _ASKS_FOR_NOTHING), *_values(said), *our_labels(said)])
+
+
+def refusals(table: Table, arguments: Mapping[str, Any], nothing: Mapping[str, Any]) -> list[str]:
+    """Why arguments that a table refuses cannot be given, but for those with a value that asks for nothing."""
+    return [
         f"{name}={value!r} is refused: {entry.why}. Instead: {entry.instead}"
-        for name, value in said.items()
-        if isinstance(entry := ARGUMENTS[name], Refused) and value not in (None, _ASKS_FOR_NOTHING[name])
+        for name, value in arguments.items()
+        if isinstance(entry := table.get(name), Refused) and value not in (None, nothing[name])
     ]
-    wrong += _values(said)
+
+
+def our_labels(arguments: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the names of labels."""
+    return [
+        f"labels: {name!r} is ours: take a name that does not begin with {OUR_LABELS}"
+        for name in arguments.get("labels") or ()
+        if str(name).startswith(OUR_LABELS)
+    ]
+
+
+def refuse(wrong: Sequence[str]) -> None:
+    """Raise ``ArgumentError`` with all that is wrong, if anything is."""
     if wrong:
         raise ArgumentError("; ".join(wrong))
 
@@ -185,9 +214,6 @@ def _values(said: Mapping[str, Any]) -> list[str]:
         for name in ("cpus", "shm_size")
         if isinstance(said.get(name), int | float) and said[name] <= 0
     ]
-    names = said.get("labels") or ()
-    wrong += [f"labels: {name!r} is ours: take a name that does not begin with {OUR_LABELS}" for name in names
-              if str(name).startswith(OUR_LABELS)]  # fmt: skip
     return wrong
 
 

@@ -85,6 +85,39 @@ class ExperimentTask(BaseOperator):
     earlier: EarlierTries = EarlierTries()
     model_files: LocalModel | None = None
 
+    @staticmethod
+    def check_arguments(arguments: Mapping[str, Any]) -> None:
+        """Refuse what the operator of this place cannot have.
+
+        Raises:
+            ArgumentError: The text names all of them.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> OperatorPartial:
+        """As of every operator; arguments that are refused are refused when the DAG is parsed, as without mapping."""
+        cls.check_arguments(kwargs)
+        made: OperatorPartial = super().partial(**kwargs)
+        return made
+
+    def _take(
+        self,
+        cycle: int,
+        gap_before_s: float,
+        gpu_wait_s: float | None,
+        llem_conn_id: str,
+        *,
+        deferrable: bool,
+    ) -> None:
+        """Keep the arguments that every place has."""
+        self.cycle = cycle
+        self.gap_before_s = gap_before_s
+        self.llem_conn_id = llem_conn_id
+        self.host = HostSettings()
+        self._gpu_wait_s = gpu_wait_s
+        self.gpu_wait = GpuWait(here=not deferrable)
+
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the attempt and commit its result.
 
@@ -407,6 +440,7 @@ class LLEMExperimentOperator(ExperimentTask, DockerOperator):  # type: ignore[mi
     template_fields: Sequence[str] = ("image", "docker_conn_id", "environment", "env_file", "mounts")
     operator_extra_links = (EvidenceLink(),)
     ui_color = "#fff3e0"
+    check_arguments = staticmethod(arguments.check)
 
     def __init__(  # noqa: PLR0913  # the keywords are the operator's interface
         self,
@@ -429,26 +463,18 @@ class LLEMExperimentOperator(ExperimentTask, DockerOperator):  # type: ignore[mi
         keeps = {"success": True, "force": False}.get(kwargs.get("auto_remove", ""))
         kwargs["auto_remove"] = "force"
         if study is not None:
-            self.study = study if isinstance(study, Study) else load_study(study)
-            experiment = (
-                experiment if isinstance(experiment, Experiment) else find_experiment(self.study, experiment)
-            )
+            self.study, experiment = found_experiment(study, experiment)
         if isinstance(experiment, Experiment):
             self.experiment = experiment
             kwargs["image"] = kwargs.get("image") or experiment.image
         super().__init__(**{**kwargs, "image": kwargs.get("image") or ""})
         self.experiment_id = experiment if isinstance(experiment, str) else experiment.id
-        self.cycle = cycle
-        self.gap_before_s = gap_before_s
+        self._take(cycle, gap_before_s, gpu_wait_s, llem_conn_id, deferrable=deferrable)
         self.runner = runner
         self.session = session
-        self.llem_conn_id = llem_conn_id
-        self.host = HostSettings()
         self.engine_given = "docker_url" in kwargs
-        self._gpu_wait_s = gpu_wait_s
         self.max_gpu_idle_s = max_gpu_idle_s
         self.keep_failed = keeps if keep_failed is None else keep_failed
-        self.gpu_wait = GpuWait(here=not deferrable)
 
     def resolve_template_files(self) -> None:
         """As in Airflow, which makes a template environment for a list without anything in it, thousands of times."""
@@ -456,13 +482,6 @@ class LLEMExperimentOperator(ExperimentTask, DockerOperator):  # type: ignore[mi
         files = tuple(self.template_ext)
         if any((isinstance(v, list) and v) or (isinstance(v, str) and v.endswith(files)) for v in values):
             super().resolve_template_files()
-
-    @classmethod
-    def partial(cls, **kwargs: Any) -> OperatorPartial:
-        """As of every operator; arguments that are refused are refused when the DAG is parsed, as without mapping."""
-        arguments.check(kwargs)
-        made: OperatorPartial = super().partial(**kwargs)
-        return made
 
     @cached_property
     def hook(self) -> DockerHook:
@@ -518,12 +537,15 @@ class LLEMTextCycleOperator(LLEMExperimentOperator):
         return study, cycle_of_run(study, self.experiment_id, self.cycle, context)
 
 
-def find_experiment(study: Study, wanted: str) -> Experiment:
-    """The experiment of that id, or of that slug when only one has it."""
+def found_experiment(study: Study | str | Path, wanted: str | Experiment) -> tuple[Study, Experiment]:
+    """A study, read where its file is named, and of it the experiment of that id, or of a slug that only one has."""
+    study = study if isinstance(study, Study) else load_study(study)
+    if isinstance(wanted, Experiment):
+        return study, wanted
     with contextlib.suppress(KeyError):
-        return study.experiment(wanted)
+        return study, study.experiment(wanted)
     named = [e for e in study.experiments if e.slug == wanted]
     if len(named) != 1:
         known = ", ".join(e.id for e in study.experiments[:20])
         raise ValueError(f"study {study.name!r} has no experiment {wanted!r}; it has: {known}")
-    return named[0]
+    return study, named[0]

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-from airflow.sdk.definitions.mappedoperator import OperatorPartial
 from kubernetes.client import CoreV1Api
 
 from llem_airflow.operators import kubernetes_arguments as arguments
 from llem_airflow.operators.arguments import ArgumentError, check_limits
-from llem_airflow.operators.experiment import ExperimentTask, find_experiment
-from llem_airflow.operators.host import DEFAULT_CONN_ID, HostSettings
+from llem_airflow.operators.experiment import ExperimentTask, found_experiment
+from llem_airflow.operators.host import DEFAULT_CONN_ID
 from llem_airflow.operators.placement import PlacementError, choose_image, hub_secrets, limits
 from llem_airflow.operators.runners import CORRECT, Chosen, layers_of
 from llem_airflow.operators.settings import MODELS_MOUNT, LocalModel, settings
 from llem_airflow.operators.ui import EvidenceLink
-from llem_airflow.operators.waits import GpuWait
 from llem_airflow.results import StoredRun
 from llem_airflow.runners.choice import RunnerError
 from llem_airflow.runners.cluster import client_of
@@ -28,7 +26,7 @@ from llem_airflow.runners.failures import AttemptFailedError, failure
 from llem_airflow.runners.images import default_entrypoint
 from llem_airflow.runners.kubernetes import KubernetesRunner
 from llem_airflow.runners.pod_spec import CACHE, GPU_RESOURCE, PodSettings
-from llem_airflow.study import Experiment, Study, load_study
+from llem_airflow.study import Experiment, Study
 from llem_airflow.study.plan.cluster import meaningless_on_a_cluster
 
 _START_LIMIT_S = 1800
@@ -84,6 +82,7 @@ class LLEMKubernetesExperimentOperator(ExperimentTask, KubernetesPodOperator):  
     )
     operator_extra_links = (EvidenceLink(),)
     ui_color = "#e8eaf6"
+    check_arguments = staticmethod(arguments.check)
     max_gpu_idle_s = None
     runner = None
     bundle: Path | None = None
@@ -109,10 +108,7 @@ class LLEMKubernetesExperimentOperator(ExperimentTask, KubernetesPodOperator):  
         kwargs = arguments.given({**kwargs, "gpu_resource": gpu_resource})
         del kwargs["gpu_resource"]
         pushes = kwargs.pop("do_xcom_push", True)
-        self.study = study if isinstance(study, Study) else load_study(study)
-        self.experiment = (
-            experiment if isinstance(experiment, Experiment) else find_experiment(self.study, experiment)
-        )
+        self.study, self.experiment = found_experiment(study, experiment)
         if said := meaningless_on_a_cluster(self.study, self.experiment, gpu_resource):
             raise ArgumentError("; ".join(f"{key}: {why}. Instead: {instead}" for key, why, instead in said))
         usual = {
@@ -125,23 +121,11 @@ class LLEMKubernetesExperimentOperator(ExperimentTask, KubernetesPodOperator):  
         )
         self.do_xcom_push = pushes
         self.experiment_id = self.experiment.id
-        self.cycle = cycle
-        self.gap_before_s = gap_before_s
+        self._take(cycle, gap_before_s, gpu_wait_s, llem_conn_id, deferrable=deferrable)
         self.gpu_resource = gpu_resource
         self.models_volume = models_volume
         self.cache_volume = cache_volume
         self.shm_size = shm_size
-        self.llem_conn_id = llem_conn_id
-        self.host = HostSettings()
-        self._gpu_wait_s = gpu_wait_s
-        self.gpu_wait = GpuWait(here=not deferrable)
-
-    @classmethod
-    def partial(cls, **kwargs: Any) -> OperatorPartial:
-        """As of every operator; arguments that are refused are refused when the DAG is parsed, as without mapping."""
-        arguments.check(kwargs)
-        made: OperatorPartial = super().partial(**kwargs)
-        return made
 
     @cached_property
     def client(self) -> CoreV1Api:

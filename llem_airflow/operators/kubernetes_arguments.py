@@ -5,14 +5,21 @@ One table serves the check at DAG parse time, the page and the tests, as for Doc
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 
 from llem_airflow.operators.arguments import ARGUMENTS as OF_CONTAINERS
-from llem_airflow.operators.arguments import OUR_LABELS, ArgumentError, Honoured, Refused
+from llem_airflow.operators.arguments import (
+    Honoured,
+    Refused,
+    defaults_of,
+    our_labels,
+    refusals,
+    refuse,
+    with_default_args,
+)
 
 _POD = "as in KubernetesPodOperator"
 _OWN_LOG = "the log is read whole, with its times, and stored beside the result"
@@ -127,11 +134,7 @@ ARGUMENTS: dict[str, Honoured | Refused] = {
 }  # fmt: skip
 """Every argument of KubernetesPodOperator."""
 
-_DEFAULTS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(KubernetesPodOperator.__init__).parameters.items()
-    if name in ARGUMENTS
-}
+_DEFAULTS = defaults_of(KubernetesPodOperator, ARGUMENTS)
 """A refused argument may be given with the value that it has anyway."""
 
 
@@ -141,8 +144,7 @@ def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ArgumentError: Some cannot be given; the text names all of them.
     """
-    usual = arguments.get("default_args") or {}
-    found = {**{name: usual[name] for name in ARGUMENTS if name in usual}, **arguments}
+    found = with_default_args(ARGUMENTS, arguments)
     check(found)
     return found
 
@@ -153,28 +155,19 @@ def check(arguments: Mapping[str, Any]) -> None:
     Raises:
         ArgumentError: The text names all that is wrong.
     """
-    wrong = [
-        f"{name}={value!r} is refused: {entry.why}. Instead: {entry.instead}"
-        for name, value in arguments.items()
-        if isinstance(entry := ARGUMENTS.get(name), Refused) and value not in (None, _DEFAULTS[name])
-    ]
+    wrong = refusals(ARGUMENTS, arguments, _DEFAULTS)
     wrong += [
         f"{name} is an argument of containers on a Docker engine. Instead: what a pod has for it "
         "(operators/KUBERNETES.md)"
         for name in arguments
         if name in OF_CONTAINERS and name not in ARGUMENTS
     ]
-    wrong += [
-        f"labels: {name!r} is ours: take a name that does not begin with {OUR_LABELS}"
-        for name in arguments.get("labels") or ()
-        if str(name).startswith(OUR_LABELS)
-    ]
+    wrong += our_labels(arguments)
     wrong += [
         f"container_resources: {name!r} is asked for by `gpus` of the study and the operator's `gpu_resource`"
         for name in devices_in(arguments.get("container_resources"), arguments.get("gpu_resource"))
     ]
-    if wrong:
-        raise ArgumentError("; ".join(wrong))
+    refuse(wrong)
 
 
 def devices_in(resources: Any, gpu_resource: str | None) -> list[str]:

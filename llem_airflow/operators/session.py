@@ -30,7 +30,18 @@ _ENGINE_GRACE_S = 120.0
 """How long an engine's restart may take."""
 
 
-class LLEMStartSessionOperator(LLEMExperimentOperator):
+class SessionTask(LLEMExperimentOperator):
+    """A task around the cycles of a session; what it has of an experiment is the first one's."""
+
+    ui_color = "#e8f5e9"
+
+    def __init__(self, *, study: Study, session: str, cycles: Sequence[PlannedCycle], **kwargs: Any) -> None:
+        super().__init__(
+            study=study, experiment=cycles[0].experiment_id, cycle=cycles[0].cycle, session=session, **kwargs
+        )
+
+
+class LLEMStartSessionOperator(SessionTask):
     """Start the living container of a session, or go on with it where an earlier try has started it.
 
     A setup task: where it fails, no cycle of the session starts.
@@ -41,13 +52,6 @@ class LLEMStartSessionOperator(LLEMExperimentOperator):
         cycles: The session's cycles; the container is made as for the first of them that the run asks for.
         **kwargs: As for LLEMExperimentOperator.
     """
-
-    ui_color = "#e8f5e9"
-
-    def __init__(self, *, study: Study, session: str, cycles: Sequence[PlannedCycle], **kwargs: Any) -> None:
-        super().__init__(
-            study=study, experiment=cycles[0].experiment_id, cycle=cycles[0].cycle, session=session, **kwargs
-        )
 
     def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override]  # as its parent does
         """Start the session.
@@ -131,7 +135,7 @@ class LLEMStartSessionOperator(LLEMExperimentOperator):
         }
 
 
-class LLEMStopSessionOperator(LLEMExperimentOperator):
+class LLEMStopSessionOperator(SessionTask):
     """Remove the living container of a session with its volume, and so give its GPUs back.
 
     A teardown task: it runs whatever became of the cycles, and is quiet where the container has gone already.
@@ -142,13 +146,6 @@ class LLEMStopSessionOperator(LLEMExperimentOperator):
         cycles: The session's cycles.
         **kwargs: As for LLEMExperimentOperator.
     """
-
-    ui_color = LLEMStartSessionOperator.ui_color
-
-    def __init__(self, *, study: Study, session: str, cycles: Sequence[PlannedCycle], **kwargs: Any) -> None:
-        super().__init__(
-            study=study, experiment=cycles[0].experiment_id, cycle=cycles[0].cycle, session=session, **kwargs
-        )
 
     def execute(self, context: Context) -> dict[str, Any]:  # type: ignore[override]  # as its parent does
         """Remove the session's container.

@@ -22,6 +22,7 @@ from llem_airflow.operators.retries import AttemptRetryableError
 from llem_airflow.protocol.files import result_name
 from llem_airflow.results import ResultsRoot
 from llem_airflow.study import Study, load_study
+from tests.parts import left_by
 from tests.runners.programs import HASH, RESULT
 from tests.standins.build import Standins
 
@@ -71,14 +72,6 @@ def operator(study: Study, **kwargs: Any) -> LLEMExperimentOperator:
 
 
 OURS = f"llem.installation={INSTALLATION}"
-
-
-def ours(api: docker.APIClient) -> list[str]:
-    """Containers and volumes that these tests left on the engine, which others may use at the same time."""
-    label = {"label": OURS}
-    containers = [c["Names"][0] for c in api.containers(all=True, filters=label)]
-    volumes = [v["Name"] for v in api.volumes(filters=label)["Volumes"] or []]
-    return containers + volumes
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +145,7 @@ def test_a_cycle_runs_in_a_container_and_nothing_stays(
     study = study_at(tmp_path, "container")
     operator(study, image=cpu_image).execute(context())
     check_result(study, tmp_path)
-    assert ours(docker_api) == []
+    assert left_by(docker_api, INSTALLATION) == []
 
 
 @pytest.mark.engine
@@ -202,7 +195,7 @@ def test_a_missing_image_says_what_where_and_what_to_do(
     text = str(caught.value)
     assert "llem-airflow/does-not-exist:1" in text
     assert f"Evidence: {tmp_path / 'results'}" in text
-    assert ours(docker_api) == []
+    assert left_by(docker_api, INSTALLATION) == []
     run = ResultsRoot(tmp_path / "results").run("one", "manual__x")
     assert len(run.failures()) == 1
 
@@ -223,7 +216,7 @@ def test_killing_the_engine_in_its_container_is_a_typed_failure_with_evidence(
     text = str(caught.value)
     assert "exit code 137" in text
     assert "Evidence:" in text
-    assert ours(docker_api) == []
+    assert left_by(docker_api, INSTALLATION) == []
     (failure,) = ResultsRoot(tmp_path / "results").run("one", "manual__x").failures()
     kept = set(failure.folder.files())
     assert {"config.json", "events.jsonl", "container.log", "provenance.json"} <= kept
@@ -254,7 +247,7 @@ def test_a_gpu_is_leased_given_by_uuid_and_measured_on_its_counter_inside_and_on
     check = cycle.check()
     assert check is not None
     assert check[0].devices == (gpu,)
-    assert ours(docker_api) == []
+    assert left_by(docker_api, INSTALLATION) == []
     LLEMAggregateOperator(task_id="aggregate", study=study).execute(context("aggregate"))
     summary = run.summary()
     assert summary is not None

@@ -21,6 +21,7 @@ from llem_airflow.operators.waits import GpuFreeTrigger, GpuWait, now_epoch_s
 from llem_airflow.runners.base import Sight, Wait
 from llem_airflow.runners.engine import EngineAddress
 from tests.operators.test_experiment import STUDY, context, operator, study_at
+from tests.parts import left_by
 
 WAITS = STUDY.replace("study_name: one", "study_name: waits") + 'gpus: {ids: ["1"]}\n'
 ATTEMPT = {
@@ -35,13 +36,6 @@ AWAY = {
     "image": "x",
 }
 INSTALLATION = f"tests-gpu-wait-{uuid.uuid4().hex[:8]}"
-
-
-def ours(api: docker.APIClient) -> list[str]:
-    """Containers and volumes of these tests that are on the engine."""
-    label = {"label": f"llem.installation={INSTALLATION}"}
-    containers = [c["Names"][0] for c in api.containers(all=True, filters=label)]
-    return containers + [v["Name"] for v in api.volumes(filters=label)["Volumes"] or []]
 
 
 @pytest.fixture
@@ -94,14 +88,14 @@ def test_a_task_defers_while_others_hold_its_gpu_and_goes_on_with_its_place_when
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     waiting = deferred(tmp_path, python_image)
-    assert ours(docker_api) == []  # neither a container nor a ticket of the worker stays
+    assert left_by(docker_api, INSTALLATION) == []  # neither a container nor a ticket of the worker stays
     assert waiting.method_name == "execute_after_wait"
     path, kwargs = waiting.trigger.serialize()
     assert path == "llem_airflow.operators.waits.GpuFreeTrigger"
 
     async def until_released() -> Any:
         firing = asyncio.create_task(first_event(GpuFreeTrigger(**kwargs)))
-        while not ours(docker_api):  # its place in the queue, which others see
+        while not left_by(docker_api, INSTALLATION):  # its place in the queue, which others see
             await asyncio.sleep(0.1)
         assert not firing.done()
         docker_api.remove_container(foreign, force=True)
@@ -126,7 +120,7 @@ def test_when_the_time_is_over_the_error_names_the_holder_and_another_try_can_he
     task = operator(study_at(tmp_path, "container", WAITS), image=python_image, gpu_wait_s=60)
     with pytest.raises(AttemptRetryableError, match=f"not free after 60 s; held by: 1: container {foreign}"):
         task.execute_after_wait(context(), event)
-    assert ours(docker_api) == []
+    assert left_by(docker_api, INSTALLATION) == []
 
 
 @pytest.mark.docker
@@ -149,7 +143,7 @@ def test_the_time_of_a_cycle_begins_when_it_is_the_first_of_its_run(
 
     async def both() -> tuple[Any, Any]:
         holding = asyncio.create_task(first_event(GpuFreeTrigger(**first)))
-        while not ours(docker_api):
+        while not left_by(docker_api, INSTALLATION):
             await asyncio.sleep(0.1)
         behind = await first_event(trigger := GpuFreeTrigger(**second | long_ago))
         await trigger.on_kill()
@@ -161,7 +155,7 @@ def test_the_time_of_a_cycle_begins_when_it_is_the_first_of_its_run(
     behind, head = asyncio.run(both())
     assert behind["begin_epoch_s"] > first["begin_epoch_s"]
     assert head["begin_epoch_s"] == long_ago["begin_epoch_s"]
-    for name in ours(docker_api):
+    for name in left_by(docker_api, INSTALLATION):
         docker_api.remove_volume(name)
 
 
@@ -186,13 +180,13 @@ def test_a_person_who_ends_the_task_gives_its_place_up(
 
     async def ended() -> None:
         firing = asyncio.create_task(first_event(trigger))
-        while not ours(docker_api):
+        while not left_by(docker_api, INSTALLATION):
             await asyncio.sleep(0.1)
         await trigger.on_kill()
         firing.cancel()
 
     asyncio.run(ended())
-    assert ours(docker_api) == []
+    assert left_by(docker_api, INSTALLATION) == []
 
 
 def test_an_engine_that_is_away_is_waited_for_until_the_time_is_over() -> None:

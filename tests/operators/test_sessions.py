@@ -20,6 +20,7 @@ from llem_airflow.operators import (
 )
 from llem_airflow.results import CycleRef, ResultsRoot
 from llem_airflow.study import Study, load_study_text
+from tests.parts import left_by
 
 INSTALLATION = f"tests-session-{uuid.uuid4().hex[:8]}"
 TEXT = """\
@@ -71,12 +72,6 @@ def places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.Fixt
         monkeypatch.setenv("LLEM_MODELS_DIR", str(request.getfixturevalue("tiny_model").parent))
 
 
-def ours(api: docker.APIClient) -> list[str]:
-    label = {"label": f"llem.installation={INSTALLATION}"}
-    containers = [c["Names"][0] for c in api.containers(all=True, filters=label)]
-    return containers + [v["Name"] for v in api.volumes(filters=label)["Volumes"] or []]
-
-
 def tokens(ref: CycleRef) -> set[tuple[int, tuple[int, ...]]]:
     """What was answered to each prompt: greedy decoding answers alike whenever it is asked."""
     return {(row["prompt_index"], tuple(row["output_token_ids"])) for row in ref.requests().to_pylist()}
@@ -101,7 +96,7 @@ def test_cycles_of_a_session_share_a_container_and_say_the_same_as_one_alone(
     assert [one["session"] for one in told] == [session, session]
     assert [one["position_in_session"] for one in told] == [0, 1]
     around(asked, LLEMStopSessionOperator).execute(context("stop"))
-    assert ours(docker_api) == []
+    assert left_by(docker_api, INSTALLATION) == []
     around(asked, LLEMStopSessionOperator).execute(context("stop"))  # quiet where nothing is left
 
     alone = cycle(asked, 0)
@@ -111,7 +106,7 @@ def test_cycles_of_a_session_share_a_container_and_say_the_same_as_one_alone(
     (isolated,) = ResultsRoot(tmp_path / "results").run("shared", "alone").cycles()
     assert isolated.provenance()["start_kind"] == "fresh"
     assert tokens(shared[isolated.experiment_id]) == tokens(isolated) != set()
-    assert ours(docker_api) == []
+    assert left_by(docker_api, INSTALLATION) == []
 
 
 def test_a_run_that_asks_for_no_cycle_of_a_session_starts_none(tmp_path: Path) -> None:
@@ -129,7 +124,7 @@ def test_a_session_that_cannot_start_is_the_reason_of_every_cycle(
         around(asked, LLEMStartSessionOperator).execute(context("start"))
     missing = ResultsRoot(tmp_path / "results").run("shared", "manual__x").skipped(needed=True)
     assert set(missing) == {(run.experiment_id, run.cycle) for run in asked.plan.planned_cycles}
-    assert ours(docker_api) == []
+    assert left_by(docker_api, INSTALLATION) == []
 
 
 def test_a_runner_without_containers_has_no_sessions(tiny_model: Path) -> None:
