@@ -52,7 +52,7 @@ from llem_airflow.runners.host_sampler import HostSampler
 from llem_airflow.runners.images import ImagePullError, default_user, digest, pull
 from llem_airflow.runners.live import OnLive
 from llem_airflow.runners.neighbours import Neighbours
-from llem_airflow.runners.output import GoneError, LogSink, Watchdog, follow, watched
+from llem_airflow.runners.output import GoneError, LogSink, Watchdog, follow, watchdog
 
 _EARLIER_TAIL_LINES = 15
 
@@ -276,8 +276,7 @@ class DockerRunner(Runner):
         while True:
             with self._nothing_stays():
                 try:
-                    user = default_user(api, settings.image) if settings.user is None else settings.user
-                    self._hand_in(place, bundle, spec, user)
+                    self._hand_in(place, bundle, spec, self._user())
                     for cache in settings.caches:
                         api.put_archive(place.container, str(cache.parent), shared_folder(cache.name))
                     api.start(place.container)
@@ -290,6 +289,11 @@ class DockerRunner(Runner):
             if isinstance(again, Busy):
                 raise again.error(self._folder)
             place = again
+
+    def _user(self) -> str | None:
+        """Whom the container runs as."""
+        settings = self._settings
+        return default_user(self._api, settings.image) if settings.user is None else settings.user
 
     def _hand_in(self, place: ContainerPlace, bundle: Path, spec: ExperimentSpec, user: str | None) -> None:
         hand_in(self._api, place.container, place.direct, bundle, place.told(spec), user)
@@ -409,6 +413,12 @@ class DockerRunner(Runner):
             gpus=place.gpus,
         )
 
+    def _watchdog(
+        self, place: ContainerPlace, end: Callable[[], None]
+    ) -> contextlib.AbstractContextManager[Watchdog]:
+        away = not on_this_machine(self._api)
+        return watchdog(end, self._settings, place.gpus, self._sink.line, age_s=place.age_s, elsewhere=away)
+
     def _watch(self, place: ContainerPlace) -> tuple[dict[str, Any], str | None]:
         """Stream until the end; returns the last inspection and which limit ended it, if one did."""
         api, settings = self._api, self._settings
@@ -417,19 +427,8 @@ class DockerRunner(Runner):
             with contextlib.suppress(*ENGINE_ERRORS):
                 api.stop(place.container, timeout=round(settings.stop_grace_s))
 
-        left_s = None if settings.wall_clock_s is None else max(0.0, settings.wall_clock_s - place.age_s)
-        away = not on_this_machine(api)
         try:
-            with (
-                watched(place.gpus, settings.gpu_idle_s, self._sink.line, elsewhere=away) as computes,
-                Watchdog(
-                    end,
-                    wall_clock_s=left_s,
-                    silence_s=settings.silence_s,
-                    gpu_idle_s=settings.gpu_idle_s,
-                    computes=computes,
-                ) as dog,
-            ):
+            with self._watchdog(place, end) as dog:
                 inspection = follow(
                     api, place.container, self._sink, dog.heard, patience_s=settings.engine_grace_s
                 )

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import docker
 import requests
@@ -420,6 +420,56 @@ def watched(
         if use.unknown:
             say(f"{_NOT_WATCHED}: {use.unknown}")
         yield None if use.unknown else use.computes
+
+
+class TimeLimits(Protocol):
+    """The limits of an attempt's time, each in seconds or None."""
+
+    @property
+    def wall_clock_s(self) -> float | None:
+        """Longest life."""
+
+    @property
+    def silence_s(self) -> float | None:
+        """Longest time without a word."""
+
+    @property
+    def gpu_idle_s(self) -> float | None:
+        """Longest time in which its GPUs compute nothing."""
+
+
+@contextlib.contextmanager
+def watchdog(  # an attempt, its limits, and who hears of them
+    end: Callable[[], None],
+    limits: TimeLimits,
+    gpus: Sequence[str],
+    say: Callable[[str], None],
+    *,
+    age_s: float = 0.0,
+    elsewhere: bool = False,
+) -> Iterator[Watchdog]:
+    """What ends an attempt when its time is over, it falls silent, or its GPUs compute nothing.
+
+    Args:
+        end: Ends it.
+        limits: Its limits.
+        gpus: UUIDs of its GPUs.
+        say: Takes a line for people.
+        age_s: How long it has run already, in seconds.
+        elsewhere: Whether the GPUs are another machine's, whose driver does not answer here.
+    """
+    left_s = None if limits.wall_clock_s is None else max(0.0, limits.wall_clock_s - age_s)
+    with (
+        watched(gpus, limits.gpu_idle_s, say, elsewhere=elsewhere) as computes,
+        Watchdog(
+            end,
+            wall_clock_s=left_s,
+            silence_s=limits.silence_s,
+            gpu_idle_s=limits.gpu_idle_s,
+            computes=computes,
+        ) as dog,
+    ):
+        yield dog
 
 
 _NOT_WATCHED = "max_gpu_idle_s is not watched"

@@ -33,7 +33,7 @@ from llem_airflow.runners.failures import AttemptFailedError, classify, failure,
 from llem_airflow.runners.gpus import GpuLookError, Inventory, kernel_gpus, local_inventory
 from llem_airflow.runners.leases import Patience, ProcessLease, take
 from llem_airflow.runners.live import OnLive
-from llem_airflow.runners.output import LogSink, Watchdog, watched
+from llem_airflow.runners.output import LogSink, watchdog
 from llem_airflow.study import GpuRequest
 
 _READ_BYTES = 64 * 1024
@@ -222,16 +222,9 @@ class ProcessRunner(Runner):
             )
         process = self._process = _spawn(settings, spec, exchange, self._folder, place)
         try:
-            with (
-                watched(place.gpus, settings.gpu_idle_s, self._sink.line) as computes,
-                Watchdog(
-                    lambda: _end(process, settings.stop_grace_s),
-                    wall_clock_s=settings.wall_clock_s,
-                    silence_s=settings.silence_s,
-                    gpu_idle_s=settings.gpu_idle_s,
-                    computes=computes,
-                ) as dog,
-            ):
+            with watchdog(
+                lambda: _end(process, settings.stop_grace_s), settings, place.gpus, self._sink.line
+            ) as dog:
                 for data in _output(process):
                     if self._sink.feed(data):
                         dog.heard()

@@ -48,11 +48,10 @@ from llem_airflow.runners.engine import (
 from llem_airflow.runners.exchange import CollectError, collect, packed
 from llem_airflow.runners.execution import COMMAND_S, STDOUT, executed, not_running
 from llem_airflow.runners.failures import AttemptFailedError, classify
-from llem_airflow.runners.gpus import NO_GPUS, on_this_machine
+from llem_airflow.runners.gpus import NO_GPUS
 from llem_airflow.runners.holders import Holder
-from llem_airflow.runners.images import default_user
 from llem_airflow.runners.leases import Demand, Patience
-from llem_airflow.runners.output import GoneError, Watchdog, watched
+from llem_airflow.runners.output import GoneError
 from llem_airflow.runners.session_container import (
     Session,
     SessionContainer,
@@ -220,42 +219,25 @@ class SessionRunner(DockerRunner):
     def _start(self, place: ContainerPlace, spec: ExperimentSpec) -> ContainerPlace:
         """Hand the attempt's own bundle and spec in; it starts when it is followed."""
         bundle = self._bundle or build_bundle()
-        user = (
-            default_user(self._api, self._settings.image)
-            if self._settings.user is None
-            else self._settings.user
-        )
         key = self._attempt.key
         files = {
             f"{key}/{BUNDLE}": bundle.read_bytes(),
             f"{key}/{config_name(spec.experiment_hash)}": place.told(spec).dumps().encode(),
         }
-        content = packed(files, [key, f"{key}/{OUT_DIR}"], user)
+        content = packed(files, [key, f"{key}/{OUT_DIR}"], self._user())
         self._api.put_archive(place.container, f"{EXCHANGE_DIR}/{ATTEMPTS}", content)
         return place
 
     def _watch(self, place: ContainerPlace) -> tuple[dict[str, Any], str | None]:
         """Follow the attempt to its end; returns an inspection as of a container of its own, and which limit fired."""
-        settings = self._settings
 
         def end() -> None:
-            who, grace_s = self._attempt, str(settings.stop_grace_s)
+            who, grace_s = self._attempt, str(self._settings.stop_grace_s)
             command = self._container.command("end", who.key, who.container_name, grace_s)
             with contextlib.suppress(*ENGINE_ERRORS):
                 list(executed(self._api, place.container, command))
 
-        left_s = None if settings.wall_clock_s is None else max(0.0, settings.wall_clock_s - place.age_s)
-        away = not on_this_machine(self._api)
-        with (
-            watched(place.gpus, settings.gpu_idle_s, self._sink.line, elsewhere=away) as computes,
-            Watchdog(
-                end,
-                wall_clock_s=left_s,
-                silence_s=settings.silence_s,
-                gpu_idle_s=settings.gpu_idle_s,
-                computes=computes,
-            ) as dog,
-        ):
+        with self._watchdog(place, end) as dog:
             try:
                 return self._follow(place, dog.heard), dog.fired
             except (GoneError, NotFound) as error:
