@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Error, Page, expect, sync_playwright
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -25,6 +26,29 @@ PATIENCE_MS = 60_000
 """How long a busy machine may take to draw something."""
 
 
+SAID: deque[str] = deque(maxlen=60)
+"""What the console said and which requests went wrong, of all pages of this process."""
+
+
+def listen(page: Page) -> None:
+    """Keep what the page says and which of its requests go wrong."""
+    page.on("console", lambda told: SAID.append(f"{told.type}: {told.text[:300]}"))
+    page.on("pageerror", lambda error: SAID.append(f"error: {str(error)[:600]}"))
+    page.on("requestfailed", lambda asked: SAID.append(f"no answer: {asked.url} {asked.failure or ''}"))
+    page.on("response", lambda got: got.status >= 400 and SAID.append(f"{got.status}: {got.url}"))
+    page.on("framenavigated", lambda frame: SAID.append(f"--- {frame.url}"))
+
+
+def last_seen(page: object) -> list[tuple[str, str]]:
+    """Sections for the report of a failed test: what a page said and shows; none for what is no page."""
+    if not isinstance(page, Page):
+        return []
+    text = "?"
+    with suppress(Error):
+        text = page.inner_text("body", timeout=5_000)[:3000]
+    return [("browser's console and requests", "\n".join(SAID)), (f"text of {page.url}", text)]
+
+
 @contextmanager
 def chromium_page(width: int = 1400, height: int = 1000) -> Iterator[Page]:
     """A page of a fresh browser; without a Chromium the test is skipped (in CI it fails)."""
@@ -39,6 +63,7 @@ def chromium_page(width: int = 1400, height: int = 1000) -> Iterator[Page]:
         try:
             page = browser.new_page(viewport={"width": width, "height": height})
             page.set_default_timeout(PATIENCE_MS)
+            listen(page)
             expect.set_options(timeout=PATIENCE_MS)
             yield page
         finally:

@@ -37,6 +37,19 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("untimed")
 
 
+REAL = ("airflow", "browser", "compose", "docker", "engine")
+"""Marks of tests in which processes, containers and browsers of a busy machine have a part."""
+SECOND_TRIES = 4
+"""So many tests with real parts may pass in CI only when tried again; one more fails the run."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Show in CI what a first try failed with: a second one hides nothing."""
+    if parts.in_ci():
+        config.option.max_suite_reruns = SECOND_TRIES
+        config.option.rerun_show_tracebacks = True
+
+
 @pytest.fixture(scope="session")
 def docker_api() -> Iterator[docker.APIClient]:
     """A client of a Docker engine that answers."""
@@ -104,14 +117,19 @@ OWN_SERVER = ("test_server.py",)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the files that take longest first, so that no parallel worker is left with one at the end.
+    """Give tests with real parts a second try in CI, and put the files that take longest first.
+
+    No parallel worker is left with a long one at the end then.
 
     Before them come the tests that want the Docker engine for themselves, beside work that needs no engine: a worker
     that waits for another one's containers does nothing.
     """
     marks: dict[Path, set[str]] = {}
     for item in items:
-        marks.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
+        own = {mark.name for mark in item.iter_markers()}
+        marks.setdefault(item.path, set()).update(own)
+        if parts.in_ci() and own.intersection(REAL):
+            item.add_marker(pytest.mark.flaky(reruns=1))
     parallel = hasattr(config, "workerinput")  # else a file's tests stay together
 
     def turn(item: pytest.Item) -> tuple[int, bool]:
@@ -161,8 +179,23 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a failed browser test what the browser said and showed."""
+    report = yield
+    if report.when == "call" and report.failed and item.get_closest_marker("browser"):
+        from tests.browser import last_seen  # noqa: PLC0415  # Playwright: only where there is a browser
+
+        for page in getattr(item, "funcargs", {}).values():
+            report.sections += last_seen(page)
+    return report
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say in CI that skips are what made the run fail."""
+    """Say in CI what needed a second try, and that skips are what made the run fail."""
+    again = terminalreporter.stats.get("rerun", [])
+    if again:
+        terminalreporter.write_line(f"{len(again)} of {SECOND_TRIES} second tries were used", yellow=True)
     skipped = terminalreporter.stats.get("skipped", [])
     if parts.in_ci() and skipped:
         terminalreporter.write_line(f"{len(skipped)} skipped: in CI every part must be there", red=True)

@@ -1,7 +1,9 @@
-"""Asked inside a vLLM image: our load client and vLLM's ``bench serve``, one after the other, on one server.
+"""Asked inside a vLLM image: our load client and vLLM's ``bench serve``, in turn, on one server.
 
-``python two_clients.py MODEL OUT``: one user at a time, prompts of one length, in the order ours, theirs, ours, so that
-a slow drift of the machine is in both. Prints nothing; OUT gets the medians of both as JSON.
+``python two_clients.py MODEL OUT AGREE``: one user at a time, prompts of one length. The two ask in pairs, either one
+first in turn, so that what the machine does meanwhile is in both; the ratio of their medians is taken within a pair,
+and the median over the pairs counts. Pairs are added until it is within AGREE of one for both latencies, or there are
+enough. Prints nothing; OUT gets what was seen as JSON.
 """
 
 from __future__ import annotations
@@ -18,11 +20,16 @@ from llem_airflow.measurement.load.process import LoadProcess
 from llem_airflow.measurement.server.process import ServerProcess, free_port
 
 INPUT_TOKENS, OUTPUT_TOKENS = 64, 8
-REQUESTS = 8
+REQUESTS = 16
+"""Of vLLM's client in a pair."""
+OURS_S = 3.0
+"""So long our client asks in a pair."""
+PAIRS = range(3, 13)
+"""Fewest and most pairs."""
 
 
 def ours(port: int, folder: Path, name: str) -> list[dict[str, Any]]:
-    """One user of ours, for about so many requests."""
+    """One user of ours."""
     rows = folder / f"{name}.jsonl"
     prompts = tuple(
         LoadPrompt(
@@ -37,7 +44,7 @@ def ours(port: int, folder: Path, name: str) -> list[dict[str, Any]]:
         start_mono_ns=time.monotonic_ns() + 1_500_000_000,
         timeout_s=120.0,
         users=1,
-        duration_s=REQUESTS * 1.0,
+        duration_s=OURS_S,
         sampling={"min_tokens": OUTPUT_TOKENS, "ignore_eos": True, "temperature": 0.0},
     )
     load = LoadProcess(plan, folder / f"{name}.json", rows)
@@ -54,7 +61,7 @@ def theirs(port: int, model: str, folder: Path) -> dict[str, Any]:
     add_cli_args(parser)
     arguments = (
         f"--host 127.0.0.1 --port {port} --model {model} --served-model-name llem --dataset-name random "
-        f"--random-input-len {INPUT_TOKENS} --random-output-len {OUTPUT_TOKENS} --num-prompts {2 * REQUESTS} "
+        f"--random-input-len {INPUT_TOKENS} --random-output-len {OUTPUT_TOKENS} --num-prompts {REQUESTS} "
         f"--max-concurrency 1 --ignore-eos --temperature 0 --percentile-metrics ttft,e2el --disable-tqdm --save-result "
         f"--result-dir {folder} --result-filename theirs.json"
     )
@@ -63,8 +70,16 @@ def theirs(port: int, model: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-def compare(model: str, out: Path) -> None:
-    """Start the server, ask it by both clients, write the medians."""
+def medians_of(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """What our client saw, in ms."""
+    return {
+        name: statistics.median((row[f"t_{end}_mono_ns"] - row["t_due_mono_ns"]) / 1e6 for row in rows)
+        for name, end in (("ttft", "first"), ("e2el", "last"))
+    }
+
+
+def compare(model: str, out: Path, agree: float) -> None:
+    """Start the server, ask it by both clients in pairs, write what was seen."""
     folder = out.parent
     port = free_port()
     command = (
@@ -88,28 +103,31 @@ def compare(model: str, out: Path) -> None:
         ),
     )
     server = ServerProcess(command, port, folder / "server.log")
+    done: list[dict[str, Any]] = []
+    pairs: list[dict[str, float]] = []
     try:
         server.wait_ready(300.0, lambda: None)
         ours(port, folder, "warm")
-        first = ours(port, folder, "first")
-        other = theirs(port, model, folder)
-        rows = [*first, *ours(port, folder, "second")]
+        while len(pairs) < PAIRS.stop:
+            name = str(len(pairs))
+            if len(pairs) % 2:
+                mine, other = ours(port, folder, name), theirs(port, model, folder)
+            else:
+                other, mine = theirs(port, model, folder), ours(port, folder, name)
+            mine = [row for row in mine if row["status"] == "ok"]
+            done += mine
+            pairs.append({of: value / other[f"median_{of}_ms"] - 1 for of, value in medians_of(mine).items()})
+            found = {of: statistics.median(pair[of] for pair in pairs) for of in ("ttft", "e2el")}
+            if len(pairs) >= PAIRS.start and all(abs(ratio) <= agree for ratio in found.values()):
+                break
     finally:
         server.stop()
-    done = [row for row in rows if row["status"] == "ok"]
     out.write_text(
         json.dumps(
             {
+                "found": found,
+                "pairs": pairs,
                 "requests": len(done),
-                "ours_ttft_ms": statistics.median(
-                    (row["t_first_mono_ns"] - row["t_due_mono_ns"]) / 1e6 for row in done
-                ),
-                "ours_e2el_ms": statistics.median(
-                    (row["t_last_mono_ns"] - row["t_due_mono_ns"]) / 1e6 for row in done
-                ),
-                "theirs_ttft_ms": other["median_ttft_ms"],
-                "theirs_e2el_ms": other["median_e2el_ms"],
-                "theirs_requests": other["completed"],
                 "tokens": sorted({row["output_tokens"] for row in done}),
                 "input_tokens": sorted({row["input_tokens"] for row in done}),
             }
@@ -118,4 +136,4 @@ def compare(model: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    compare(sys.argv[1], Path(sys.argv[2]))
+    compare(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]))
