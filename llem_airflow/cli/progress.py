@@ -23,6 +23,8 @@ _OURS = re.compile(
 )
 _STAMPED = re.compile(r"^\d{4}-\d\d-\d\dT\S+Z? \[\w+\s*\]")
 _STARTED = re.compile(r"\[DAG TEST\] starting task_id=(?P<task>\S+)")
+_ORDERING = re.compile(r"\.ended(_\d+)?$")
+"""Tasks that only keep others in order."""
 _ENDED = re.compile(r"\[DAG TEST\] end task task_id=(?P<task>\S+)")
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Timeout|Interrupt)\b.*")
 _KEPT_AT_MOST, _KEPT_FIRST = 12, 4
@@ -99,7 +101,7 @@ class RunProgress:
             self._bar.advance(self._task)
         if task in self._failed:
             self._failed.discard(task)  # a further try of it may end well
-        else:
+        elif not _ORDERING.search(task):
             self._plain(f"finished {task}")
 
     def _in_failure(self, text: str) -> bool:

@@ -236,10 +236,7 @@ def _study_tasks(
             plan, study, operator_args, cycles, lanes=1 if chain else study.airflow.max_active_cycles
         )
     elif chain:
-        first = cycles[:1]
-        for before, after in pairwise(cycles):
-            after.trigger_rule = TriggerRule.ALL_DONE
-            precede([before], [after])
+        _follow(cycles)
     else:
         if study.execution.canary:
             _gate(study, {(task.experiment.id, task.cycle): task for task in cycles})
@@ -295,12 +292,12 @@ def _gate(study: Study, tasks: dict[tuple[str, int], LLEMExperimentOperator]) ->
             precede([canary], [gated])
 
 
-def _follow(probes: Sequence[LLEMExperimentOperator]) -> None:
-    """Rates of a search one after the other: what the stored ones say decides whether the next is asked for.
+def _follow(cycles: Sequence[LLEMExperimentOperator]) -> None:
+    """Cycles one after the other: a chain's, or a search's, where what the stored rates say decides about the next one.
 
     One that was left out or failed holds up no other; where the plan failed, nothing runs.
     """
-    for before, after in pairwise(probes):
+    for before, after in pairwise(cycles):
         precede_whatever_comes(before, after, f"{ENDED_TASK_ID}_{before.cycle}")
 
 

@@ -107,11 +107,19 @@ def stored_table(run: StoredRun, name: str, filters: Any = None) -> Any:
     """
     require_aggregated(run, name)
     try:
-        return pq.read_table(
+        found = pq.read_table(
             f"{run.folder.path}/{name}", filesystem=run.folder.fs, filters=filters, partitioning=None
         )
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(run, name, error) from error
+    return _of_experiments(run, name, found)
+
+
+def _of_experiments(run: StoredRun, name: str, table: Any) -> Any:
+    """The table; one that says nothing of experiments is another one, whatever its name."""
+    if "experiment" not in table.column_names:
+        raise ResultReadError(f"{run.url}/{name}: there is no column experiment")
+    return table
 
 
 def _unreadable(run: StoredRun, name: str, error: Exception) -> ResultReadError:
@@ -140,9 +148,9 @@ def power_tables(run: StoredRun) -> Iterator[Any]:
         with run.folder.open(layout.POWER_TABLE) as file:
             stored = pq.ParquetFile(file)
             for group in range(stored.num_row_groups):
-                yield stored.read_row_group(group)
+                yield _of_experiments(run, layout.POWER_TABLE, stored.read_row_group(group))
             if not stored.num_row_groups:
-                yield stored.schema_arrow.empty_table()
+                yield _of_experiments(run, layout.POWER_TABLE, stored.schema_arrow.empty_table())
     except pa.ArrowException as error:
         raise _unreadable(run, layout.POWER_TABLE, error) from error
 

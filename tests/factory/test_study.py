@@ -85,8 +85,12 @@ def test_a_chain_runs_the_cycles_one_after_the_other_in_the_plan_s_order(tmp_pat
     )
     assert cycles[0].upstream_task_ids == {"plan"}
     for before, after in pairwise(cycles):
-        assert after.upstream_task_ids == {before.task_id}
-        assert after.trigger_rule == "all_done"
+        assert (
+            after.trigger_rule == "all_success"
+        )  # of the plan, and of the task that waits for the one before
+        (ended,) = after.upstream_task_ids - {"plan"}
+        assert dag.get_task(ended).upstream_task_ids == {before.task_id}
+        assert dag.get_task(ended).trigger_rule == "all_done"
 
 
 def test_a_task_shows_its_configuration(tmp_path: Path) -> None:
