@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
-from playwright.sync_api import Error, Page, expect, sync_playwright
+from playwright.sync_api import Error, Page, Response, expect, sync_playwright
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -35,8 +35,13 @@ def listen(page: Page) -> None:
     page.on("console", lambda told: SAID.append(f"{told.type}: {told.text[:300]}"))
     page.on("pageerror", lambda error: SAID.append(f"error: {str(error)[:600]}"))
     page.on("requestfailed", lambda asked: SAID.append(f"no answer: {asked.url} {asked.failure or ''}"))
-    page.on("response", lambda got: got.status >= 400 and SAID.append(f"{got.status}: {got.url}"))
+    page.on("response", _refused)
     page.on("framenavigated", lambda frame: SAID.append(f"--- {frame.url}"))
+
+
+def _refused(got: Response) -> None:
+    if got.status >= 400:
+        SAID.append(f"{got.status}: {got.url}")
 
 
 def last_seen(page: object) -> list[tuple[str, str]]:

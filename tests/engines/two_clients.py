@@ -22,14 +22,14 @@ from llem_airflow.measurement.server.process import ServerProcess, free_port
 INPUT_TOKENS, OUTPUT_TOKENS = 64, 8
 REQUESTS = 16
 """Of vLLM's client in a pair."""
-OURS_S = 3.0
-"""So long our client asks in a pair."""
+LEAST_S = 3.0
+"""Our client asks so long in a pair, at least, and as long as vLLM's did in the one before."""
 PAIRS = range(3, 13)
 """Fewest and most pairs."""
 
 
-def ours(port: int, folder: Path, name: str) -> list[dict[str, Any]]:
-    """One user of ours."""
+def ours(port: int, folder: Path, name: str, duration_s: float) -> list[dict[str, Any]]:
+    """One user of ours; without the first answer, of a server that was idle: vLLM's client asks once before, too."""
     rows = folder / f"{name}.jsonl"
     prompts = tuple(
         LoadPrompt(
@@ -44,12 +44,13 @@ def ours(port: int, folder: Path, name: str) -> list[dict[str, Any]]:
         start_mono_ns=time.monotonic_ns() + 1_500_000_000,
         timeout_s=120.0,
         users=1,
-        duration_s=OURS_S,
+        duration_s=duration_s,
         sampling={"min_tokens": OUTPUT_TOKENS, "ignore_eos": True, "temperature": 0.0},
     )
     load = LoadProcess(plan, folder / f"{name}.json", rows)
     load.wait(180.0)
-    return [json.loads(line) for line in rows.read_text().splitlines()]
+    told = [json.loads(line) for line in rows.read_text().splitlines()]
+    return [row for row in told if row["status"] == "ok"][1:]
 
 
 def theirs(port: int, model: str, folder: Path) -> dict[str, Any]:
@@ -105,16 +106,19 @@ def compare(model: str, out: Path, agree: float) -> None:
     server = ServerProcess(command, port, folder / "server.log")
     done: list[dict[str, Any]] = []
     pairs: list[dict[str, float]] = []
+    found: dict[str, float] = {}
     try:
         server.wait_ready(300.0, lambda: None)
-        ours(port, folder, "warm")
+        duration_s = float(theirs(port, model, folder)["duration"])
+        mine: list[dict[str, Any]] = []
         while len(pairs) < PAIRS.stop:
             name = str(len(pairs))
             if len(pairs) % 2:
-                mine, other = ours(port, folder, name), theirs(port, model, folder)
-            else:
-                other, mine = theirs(port, model, folder), ours(port, folder, name)
-            mine = [row for row in mine if row["status"] == "ok"]
+                mine = ours(port, folder, name, max(LEAST_S, duration_s))
+            other = theirs(port, model, folder)
+            duration_s = float(other["duration"])
+            if not len(pairs) % 2:
+                mine = ours(port, folder, name, max(LEAST_S, duration_s))
             done += mine
             pairs.append({of: value / other[f"median_{of}_ms"] - 1 for of, value in medians_of(mine).items()})
             found = {of: statistics.median(pair[of] for pair in pairs) for of in ("ttft", "e2el")}
