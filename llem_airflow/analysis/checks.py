@@ -10,6 +10,7 @@ from llem_airflow.analysis.flags import Check, Flag, Seen
 from llem_airflow.analysis.power_checks import POWER_CHECKS, iteration_bias_ratio, power_drift_ratio
 from llem_airflow.analysis.series import columns
 from llem_airflow.protocol.result import CycleResult, Meter, Window
+from llem_airflow.protocol.spec import gpus_told
 from llem_airflow.results import CycleRef, ResultReadError
 from llem_airflow.text.wording import counted
 
@@ -407,9 +408,7 @@ def flags(
             ``foreign_containers``, what each took; ``on_cpu`` and ``neighbours_unknown``, reasons;
             ``privileged``, whether its container was.
     """
-    said = (environment or {}).get("gpus")
-    gpus = [gpu for gpu in said if isinstance(gpu, Mapping)] if isinstance(said, list) else []
-    seen = Seen(result, energy, energy.series, events, gpus, host or {})
+    seen = Seen(result, energy, energy.series, events, gpus_told(environment or {}), host or {})
     found = _withheld(energy) + [
         flag for check in (*CYCLE_CHECKS, *POWER_CHECKS) if (flag := check(seen)) is not None
     ]

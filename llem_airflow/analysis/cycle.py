@@ -19,7 +19,7 @@ from llem_airflow.protocol.gpu_profile import Sensor
 from llem_airflow.protocol.prefix_cache import shared_beginnings
 from llem_airflow.protocol.records import BOARD_CONDITIONS
 from llem_airflow.protocol.result import CycleResult, Window
-from llem_airflow.protocol.spec import ExperimentSpec
+from llem_airflow.protocol.spec import ExperimentSpec, gpus_told
 from llem_airflow.results import CycleRef, FailureRef, ResultReadError
 from llem_airflow.results.parquet import REQUESTS_SCHEMA
 from llem_airflow.text.wording import counted
@@ -49,7 +49,6 @@ def fingerprint(
         record: provenance.json.
         semantics_version: Version of the formulas that made the energy: tables of two versions do not compare.
     """
-    gpus = environment.get("gpus")
     cpu = environment.get("cpu")
     return {
         "experiment_hash": result.experiment_hash,
@@ -59,9 +58,7 @@ def fingerprint(
         "engine_version": result.engine_version,
         "image_digest": record.get("image_digest"),
         "gpus": [
-            {name: gpu[name] for name in BOARD_CONDITIONS if name in gpu}
-            for gpu in (gpus if isinstance(gpus, list) else ())
-            if isinstance(gpu, Mapping)
+            {name: gpu[name] for name in BOARD_CONDITIONS if name in gpu} for gpu in gpus_told(environment)
         ],
         "driver": environment.get("driver"),
         "cpu": cpu.get("model") if isinstance(cpu, Mapping) else None,
@@ -327,11 +324,10 @@ def _given(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _limits_w(environment: Mapping[str, Any]) -> dict[str, float]:
     """Enforced power limit of each board that told it, in watts."""
-    boards = environment.get("gpus")
     return {
         gpu["uuid"]: float(watts)
-        for gpu in (boards if isinstance(boards, list) else ())
-        if isinstance(gpu, Mapping) and isinstance(gpu.get("uuid"), str)
+        for gpu in gpus_told(environment)
+        if isinstance(gpu.get("uuid"), str)
         if isinstance(watts := gpu.get("enforced_power_limit_w"), int | float)
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 from llem_airflow.analysis.cycle import HAS_RESULT
 from llem_airflow.analysis.plan import distinct_labels, factor_label, short
 from llem_airflow.analysis.statistics import SHOWN_FROM_N
+from llem_airflow.protocol.spec import gpus_told
 from llem_airflow.results import StoredRun, layout
 from llem_airflow.results.parquet import read_table
 from llem_airflow.text.wording import counted
@@ -219,7 +220,7 @@ def _fingerprints(run: StoredRun) -> dict[str, dict[str, Any]]:
 
 def _hardware(fields: Mapping[str, Any]) -> str:
     """``2 x NVIDIA H100``; the CPU where no GPU was measured."""
-    names = [str(gpu.get("name") or "GPU") for gpu in fields.get("gpus") or () if isinstance(gpu, Mapping)]
+    names = [str(gpu.get("name") or "GPU") for gpu in gpus_told(fields)]
     if names:
         return " + ".join(f"{count} x {name}" for name, count in Counter(names).items())
     return str(fields.get("cpu") or "not known")

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from llem_airflow.analysis.cycle import FACTORS, HAS_RESULT
+from llem_airflow.protocol.spec import gpus_told
 from llem_airflow.results import StoredRun, layout
 from llem_airflow.results.parquet import read_table
 
@@ -158,12 +159,11 @@ def _told(fingerprint: str) -> tuple[str, Mapping[str, str]]:
     rest = json.dumps({k: v for k, v in fields.items() if k not in FACTORS}, sort_keys=True)
     digest = hashlib.sha256(rest.encode()).hexdigest()[:16]
     engine = " ".join(str(fields[key]) for key in ("engine", "engine_version") if fields.get(key))
-    boards = [gpu for gpu in fields.get("gpus") or () if isinstance(gpu, Mapping)]
     around = {
         "engine": engine,
         "image": str(fields.get("image_digest") or ""),
         "driver": str(fields.get("driver") or ""),
-        "gpu": ", ".join(str(gpu.get("name") or gpu.get("uuid") or "") for gpu in boards),
+        "gpu": ", ".join(str(gpu.get("name") or gpu.get("uuid") or "") for gpu in gpus_told(fields)),
         "measured by": str(fields.get("measured_by") or ""),
     }
     return f"{fields.get('energy_kind', '')} {digest}", {key: text for key, text in around.items() if text}

@@ -18,6 +18,7 @@ from llem_airflow.analysis.plan import Planned, experiment_factors, experiment_l
 from llem_airflow.analysis.sessions import session_flags, sessions_text
 from llem_airflow.analysis.statistics import FEW_CYCLES, SHOWN_FROM_N, Description, describe, slope_ratio
 from llem_airflow.protocol.failures import how_to_rerun
+from llem_airflow.protocol.spec import gpus_told
 from llem_airflow.protocol.typed_json import from_json, to_json
 from llem_airflow.results import ResultReadError, StoredRun, layout
 from llem_airflow.study.plan.search import RateSearch
@@ -63,8 +64,7 @@ def _engine(row: Cycle) -> str:
 
 def _hardware(environment: Mapping[str, Any]) -> str:
     """The GPUs, or the CPU where there is none."""
-    gpus = environment.get("gpus")
-    names = [str(gpu.get("name") or "GPU") for gpu in gpus or () if isinstance(gpu, Mapping)]
+    names = [str(gpu.get("name") or "GPU") for gpu in gpus_told(environment)]
     if names:
         return " + ".join(f"{count} x {name}" for name, count in Counter(names).items())
     cpu = environment.get("cpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from llem_airflow.protocol.spec import IdlePower, KnownIdlePower, idle_conditions
+from llem_airflow.protocol.spec import IdlePower, KnownIdlePower, gpus_told, idle_conditions
 from llem_airflow.results import CycleRef, ResultReadError, StoredRun
 from llem_airflow.study import Experiment
 from llem_airflow.text.wording import counted
@@ -94,7 +94,7 @@ def _known(ref: CycleRef, *, check: bool) -> KnownIdlePower | None:
     environment = ref.environment()
     return KnownIdlePower(
         measured_in=f"cycle {ref.cycle}",
-        conditions=idle_conditions(environment.get("boot_id"), environment.get("gpus") or ()),
+        conditions=idle_conditions(environment.get("boot_id"), gpus_told(environment)),
         phases=tuple(IdlePower(one.name, one.power_w, one.sd_w, one.samples) for one in phases),
         check=check,
     )

@@ -135,6 +135,12 @@ class KnownIdlePower:
     check: bool
 
 
+def gpus_told(environment: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The devices that an environment.json, or what was made of one, tells of; what is none is left out."""
+    said = environment.get("gpus")
+    return [one for one in said if isinstance(one, Mapping)] if isinstance(said, list) else []
+
+
 def idle_conditions(boot_id: str | None, gpus: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """What decides how much a device takes when idle: the machine since its boot, board, driver, limits and modes.
 

@@ -18,7 +18,7 @@ from kubernetes.client import CoreV1Api
 from kubernetes.client.exceptions import ApiException
 
 from llem_airflow.protocol.files import ENVIRONMENT, EVENTS
-from llem_airflow.protocol.spec import ExperimentSpec
+from llem_airflow.protocol.spec import ExperimentSpec, gpus_told
 from llem_airflow.protocol.typed_json import ProtocolError
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import KILL_S, Busy, Collected, Place, Runner, Store, Wait, placed_with
@@ -471,7 +471,7 @@ def _now_epoch_s() -> float:
 def _gpus_seen(folder: Path) -> tuple[str, ...]:
     """The devices that the meter found in the container: those that the device plugin gave it."""
     try:
-        said = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8")).get("gpus") or []
+        said = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ()
-    return tuple(str(gpu["uuid"]) for gpu in said if gpu.get("uuid"))
+    return tuple(str(gpu["uuid"]) for gpu in gpus_told(said) if gpu.get("uuid"))

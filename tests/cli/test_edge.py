@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from llem_airflow.analysis.aggregate import aggregate_run
@@ -208,6 +208,10 @@ def whole_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(file=st.sampled_from(FILES), damage=st.sampled_from(sorted(DAMAGE)), verb=st.sampled_from(OF_A_RUN))
+@example(
+    file="power.parquet", damage="another table", verb=("results", "export", "nightly/r1", "--table", "power")
+)
+@example(file="environment.json", damage="numbers for values", verb=("report", "nightly/r1", "--again"))
 def test_a_damaged_run_is_told_and_takes_no_other_down(
     file: str, damage: str, verb: tuple[str, ...], whole_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
