@@ -1,8 +1,9 @@
-"""An Airflow DAG that removes what killed tasks left on the Docker engine; it touches nothing that is not ours."""
+"""An Airflow DAG that removes what killed tasks left on the Docker engines; it touches nothing that is not ours."""
 
 from airflow.sdk import DAG
 
 from llem_airflow.operators import LLEMCollectGarbageOperator
+from llem_airflow.operators.maintenance import hosts_to_clean
 
 with DAG(
     dag_id="llem_maintenance",
@@ -12,4 +13,5 @@ with DAG(
     max_active_runs=1,
     tags=["llem"],
 ):
-    LLEMCollectGarbageOperator(task_id="gc")
+    for task_id, arguments in hosts_to_clean().items():
+        LLEMCollectGarbageOperator(task_id=task_id, **arguments)

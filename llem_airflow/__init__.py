@@ -76,6 +76,11 @@ def get_provider_info() -> dict[str, Any]:
                         "LLEM_RUNNER_<ENGINE> names one: a JSON object in the words of a study file.",
                         example='{"vllm": "docker:registry/vllm:1", "pytorch": "local"}',
                     ),
+                    "hosts": _option(
+                        "Connections of type llem, separated by commas: the GPU hosts that the maintenance DAG cleans, "
+                        "and that commands look at besides those in Airflow's database. Unset: llem_default.",
+                        example="gpu1, gpu2",
+                    ),
                     "plan_cache": _option(
                         "Folder of expanded studies: a worker reads its experiment there instead of expanding the "
                         "whole study before every task. May be removed at any time. Unset: llem-plans in AIRFLOW_HOME.",
@@ -109,6 +114,22 @@ def _connection_type() -> dict[str, Any]:
         "hook-class-name": "llem_airflow.operators.host.LLEMHostHook",
         "hook-name": "LLEM GPU host",
         "conn-fields": {
+            "queue": _field("Queue", "Airflow queue whose workers measure on this host: gpu1"),
+            "pool": _field("Pool", "Airflow pool of its cycles, a slot for each GPU: gpu1"),
+            "gpu_kinds": _field(
+                "Kinds of GPU", "Names of its kinds of GPU as nvidia-smi has them: NVIDIA A100-SXM4-80GB"
+            ),
+            "registry": _field("Registry", "Registry of images that nobody names: registry.lab:5000"),
+            "tls_ca_cert": _field(
+                "TLS authority", "File of the authority of the engine's certificate, on workers and triggerer"
+            ),
+            "tls_client_cert": _field("TLS certificate", "File of the client's certificate, likewise"),
+            "tls_client_key": _field("TLS key", "File of its key, likewise"),
+            "tls_verify": _field(
+                "Check the certificate",
+                "Whether the engine's certificate is checked: true or false",
+                "boolean",
+            ),
             "labels": _field("Labels", 'JSON object: labels of every container, {"ds01.user": "ada"}'),
             "cgroup_parent": _field("Cgroup parent", "Cgroup below which containers are put: ds01.slice"),
             "gpu_quota": _field(
@@ -143,7 +164,7 @@ def _connection_type() -> dict[str, Any]:
                 "port": "Port of a host that names none (2375)",
                 "password": "Hub token (HF_TOKEN)",
             },
-            "placeholders": {"host": "unix:///var/run/docker.sock"},
+            "placeholders": {"host": "tcp://gpu1:2376, ssh://ada@gpu1 or unix:///var/run/docker.sock"},
         },
     }
 

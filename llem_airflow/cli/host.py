@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import click
+
+
+def _hosts(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option that names hosts."""
+    return click.option(
+        "--host",
+        "hosts",
+        multiple=True,
+        metavar="HOST",
+        help="Id of a connection of type llem, or the address of a Docker engine: a URL, a socket, or a name with or "
+        "without a port. Can be given again. Default: every such connection that Airflow knows, else DOCKER_HOST, else "
+        "this machine.",
+    )(command)
 
 
 @click.command("gc")
@@ -19,11 +35,18 @@ import click
     default=None,
     help="Look only at what this Airflow made (label llem.installation). Default: the one installed here.",
 )
+@_hosts
 @click.option("--yes", is_flag=True, help="Remove them; without it they are only listed.")
 @click.option("--force", is_flag=True, help="Also remove running containers.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def collect_garbage(
-    older_than_h: float, installation: str | None, *, yes: bool, force: bool, as_json: bool
+    older_than_h: float,
+    installation: str | None,
+    hosts: tuple[str, ...],
+    *,
+    yes: bool,
+    force: bool,
+    as_json: bool,
 ) -> int:
     """List and remove leftover containers and volumes.
 
@@ -33,19 +56,22 @@ def collect_garbage(
     """
     from llem_airflow.runners.gc import collect
 
-    return collect(older_than_h * 3600, installation, remove=yes, as_json=as_json, force=force)
+    return collect(older_than_h * 3600, installation, hosts=hosts, remove=yes, as_json=as_json, force=force)
 
 
 @click.command("doctor")
+@_hosts
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def show_doctor(*, as_json: bool) -> int:
-    """Check this machine: Docker, GPUs, images, disk, rights.
+def show_doctor(hosts: tuple[str, ...], *, as_json: bool) -> int:
+    """Check this machine and the GPU hosts.
+
+    Looks at Docker, GPUs, images, disk, rights, clocks and queues.
 
     Each finding comes with what to do about it. Exit code 1 when a check fails.
     """
     from llem_airflow.runners.doctor import diagnose
 
-    return diagnose(as_json=as_json)
+    return diagnose(hosts, as_json=as_json)
 
 
 @click.command("engine-check")
@@ -63,14 +89,7 @@ def check_engine(engine: str, image: str | None) -> int:
 
 
 @click.command("gpus")
-@click.option(
-    "--host",
-    "hosts",
-    multiple=True,
-    metavar="HOST",
-    help="Docker engine of a host: a URL, a socket, or a name with or without a port. Can be given again. "
-    "Default: DOCKER_HOST, else this machine's.",
-)
+@_hosts
 @click.option("--watch", is_flag=True, help="Look again every two seconds until Ctrl-C.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print it as JSON; with --watch one line for each look."

@@ -507,6 +507,13 @@ class LLEMExperimentOperator(ExperimentTask, DockerOperator):  # type: ignore[mi
         super().look_at_host()
         if self.host.docker_host and not self.engine_given:
             self.docker_url = self.host.docker_host
+            if self.host.tls_ca_cert and not self.tls_ca_cert:
+                self.tls_ca_cert = self.host.tls_ca_cert
+                self.tls_client_cert, self.tls_client_key = (
+                    self.host.tls_client_cert,
+                    self.host.tls_client_key,
+                )
+                self.tls_verify = self.host.tls_verify is not False
 
     def leave_host(self) -> None:
         """Close the client of the Docker engine."""

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import docker
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from llem_airflow.operators.arguments import OUR_LABELS
 from llem_airflow.runners.choice import read_runners
-from llem_airflow.runners.engine import ENGINE_ERRORS, connect, engine_url
+from llem_airflow.runners.engine import ENGINE_ERRORS, EngineAddress, engine_url, why_away
 from llem_airflow.study.names import ENGINE_ALIASES
 
 DEFAULT_CONN_ID = "llem_default"
@@ -29,7 +28,17 @@ class HostSettings:
     """What a host asks of the containers that run on it. Absent fields are left to the study and our defaults.
 
     Attributes:
+        name: Id of the connection; empty for the defaults of a worker without one.
         docker_host: URL of its Docker engine.
+        tls_ca_cert: File of the authority of the engine's certificate, as workers and triggerer see it; the three files
+            go together.
+        tls_client_cert: File of the client's certificate.
+        tls_client_key: File of its key.
+        tls_verify: Whether the engine's certificate is checked.
+        queue: Airflow queue whose workers measure on this host.
+        pool: Airflow pool of its cycles.
+        gpu_kinds: Names of its kinds of GPU, as the driver calls them.
+        registry: Registry that images come from which nobody names.
         labels: Labels of every container.
         cgroup_parent: Cgroup below which containers are put.
         gpu_quota: GPUs that containers of ours may hold at the same time.
@@ -44,7 +53,16 @@ class HostSettings:
         hub_token: Token for gated models of the hub: the connection's password, which Airflow keeps encrypted.
     """
 
+    name: str = ""
     docker_host: str | None = None
+    tls_ca_cert: str | None = None
+    tls_client_cert: str | None = None
+    tls_client_key: str | None = None
+    tls_verify: bool | None = None
+    queue: str | None = None
+    pool: str | None = None
+    gpu_kinds: tuple[str, ...] = ()
+    registry: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     cgroup_parent: str | None = None
     gpu_quota: int | None = None
@@ -57,6 +75,17 @@ class HostSettings:
     max_gpu_idle_s: float | None = None
     keep_failed: bool | None = None
     hub_token: str | None = field(default=None, repr=False)
+
+    @property
+    def address(self) -> EngineAddress:
+        """Where its engine is; what the worker's ``DOCKER_HOST`` names where the connection says nothing."""
+        return EngineAddress(
+            (self.docker_host,) if self.docker_host else (),
+            self.tls_ca_cert,
+            self.tls_client_cert,
+            self.tls_client_key,
+            self.tls_verify is not False,
+        )
 
 
 class LLEMHostHook(BaseHook):
@@ -90,23 +119,41 @@ class LLEMHostHook(BaseHook):
                 f"there is no connection {self.llem_conn_id!r}: `airflow connections add {self.llem_conn_id} "
                 "--conn-type llem --conn-host unix:///var/run/docker.sock`"
             ) from error
-        extra = {k: v for k, v in conn.extra_dejson.items() if v not in (None, "", {})}
-        try:
-            url = engine_url(conn.host, conn.port)
-        except ValueError as error:
-            raise HostSettingsError(f"connection {self.llem_conn_id!r}: host: {error}") from error
-        read = read_settings(self.llem_conn_id, {"docker_host": url, **extra})
-        return replace(read, hub_token=conn.password or None)
+        return settings_of(conn)
 
     def test_connection(self) -> tuple[bool, str]:
         """Whether the fields can be used and the engine answers; what the form's *Test* button shows."""
         try:
-            where = self.settings().docker_host
-            with connect({"DOCKER_HOST": where} if where else {}, timeout_s=10) as api:
+            with self.settings().address.connect(10) as api:
                 version: Mapping[str, Any] = api.version()
-        except (HostSettingsError, docker.errors.DockerException, *ENGINE_ERRORS) as error:
+        except HostSettingsError as error:
             return False, str(error)
+        except ENGINE_ERRORS as error:
+            return False, why_away(error)
         return True, f"Docker {version.get('Version')} answers"
+
+
+def settings_of(conn: Any) -> HostSettings:
+    """What a connection of Airflow says.
+
+    Args:
+        conn: A connection, as a task or as Airflow's database has it.
+
+    Raises:
+        HostSettingsError: It is of another type, or a field cannot be used.
+    """
+    name = str(conn.conn_id)
+    if conn.conn_type != LLEMHostHook.conn_type:
+        raise HostSettingsError(
+            f"connection {name!r} is of type {conn.conn_type!r}, and a GPU host's is 'llem': change it, or name "
+            "another connection"
+        )
+    extra = {k: v for k, v in conn.extra_dejson.items() if v not in (None, "", {}, [])}
+    try:
+        url = engine_url(conn.host, conn.port)
+    except ValueError as error:
+        raise HostSettingsError(f"connection {name!r}: host: {error}") from error
+    return replace(read_settings(name, {"docker_host": url, **extra}), hub_token=conn.password or None)
 
 
 def read_settings(conn_id: str, fields: Mapping[str, Any]) -> HostSettings:
@@ -125,13 +172,38 @@ def read_settings(conn_id: str, fields: Mapping[str, Any]) -> HostSettings:
             read[name] = None if value is None else _READERS[name](value)
         except (ValueError, TypeError) as error:
             raise HostSettingsError(f"connection {conn_id!r}: {name}: found {value!r}; {error}") from error
-    return HostSettings(**read)
+    found = HostSettings(name=conn_id, **{name: value for name, value in read.items() if value is not None})
+    files = [name for name in _TLS_FILES if getattr(found, name)]
+    if len(files) in (1, 2) or (not files and found.tls_verify is False):
+        raise HostSettingsError(
+            f"connection {conn_id!r}: {', '.join(_TLS_FILES)} work together only, and tls_verify with them; found: "
+            f"{', '.join(files) or 'tls_verify'}"
+        )
+    return found
 
 
 def _texts(value: Any) -> dict[str, str]:
     found = json.loads(value) if isinstance(value, str) else value
     if not isinstance(found, dict) or not all(isinstance(each, str) for each in found.values()):
         raise ValueError('allowed: a JSON object of texts, such as {"ds01.user": "ada"}')
+    return found
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) and not value.lstrip().startswith("["):
+        value = value.split(",")
+    found = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise ValueError("allowed: names, separated by commas")
+    return tuple(name for each in found if (name := each.strip()))
+
+
+def _registry(value: Any) -> str:
+    found = str(value).strip().rstrip("/")
+    if "://" in found or " " in found or not found:
+        raise ValueError(
+            "allowed: a registry as it stands before an image's name, such as registry.lab:5000/mirror"
+        )
     return found
 
 
@@ -175,8 +247,15 @@ def _count(value: Any) -> int:
     return int(value)
 
 
+_TLS_FILES = ("tls_ca_cert", "tls_client_cert", "tls_client_key")
 _READERS: dict[str, Any] = {
     "docker_host": str,
+    **dict.fromkeys(_TLS_FILES, str),
+    "tls_verify": _yes_or_no,
+    "queue": str,
+    "pool": str,
+    "gpu_kinds": _names,
+    "registry": _registry,
     "labels": _labels,
     "cgroup_parent": str,
     "gpu_quota": _count,

@@ -34,6 +34,8 @@ _STOP_GRACE_S = 10
 _OF_ENGINES = {
     "docker_host": "its engine",
     "cgroup_parent": "containers of its engine",
+    "registry": "containers; name images in full",
+    "tls_ca_cert": "a Docker engine; so are the other files",
     "gpu_quota": "the engine's GPUs; a namespace has ResourceQuotas",
     "shm_size": "containers; give the operator shm_size",
     "keep_failed": "containers; a pod that was kept would hold its GPU",

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from airflow.sdk import BaseOperator, Context
+from airflow.sdk import BaseOperator, Context, get_parsing_context
+from airflow.sdk.exceptions import AirflowException
 
 from llem_airflow.operators.host import DEFAULT_CONN_ID, LLEMHostHook
 from llem_airflow.operators.installation import installation
+from llem_airflow.operators.settings import named_hosts
 from llem_airflow.runners.attempt import LABEL_SESSION
-from llem_airflow.runners.engine import connect
+from llem_airflow.runners.engine import ENGINE_ERRORS, why_away
 from llem_airflow.runners.gc import find_leftovers, remove_leftovers
 
 States = Callable[..., Mapping[str, Mapping[str, str | None]]]
 
 OVER = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 _HOUR_S = 3600.0
+_CALL_TIMEOUT_S = 60
 
 
 class LLEMCollectGarbageOperator(BaseOperator):
@@ -40,8 +42,13 @@ class LLEMCollectGarbageOperator(BaseOperator):
     def execute(self, context: Context) -> int:
         """Find and remove; returns how many are gone."""
         states: States = context["ti"].get_task_states
-        docker_host = LLEMHostHook(self.llem_conn_id).settings().docker_host
-        with connect({**os.environ, **({"DOCKER_HOST": docker_host} if docker_host else {})}) as api:
+        host = LLEMHostHook(self.llem_conn_id).settings()
+        name = host.name or "this worker's engine"
+        try:
+            api = host.address.connect(_CALL_TIMEOUT_S)
+        except ENGINE_ERRORS as error:
+            raise AirflowException(f"{name}: the Docker engine does not answer: {why_away(error)}") from error
+        with api:
             left = find_leftovers(
                 api,
                 alive=lambda labels: is_alive(states, labels),
@@ -50,10 +57,24 @@ class LLEMCollectGarbageOperator(BaseOperator):
                 running="disowned",
             )
             for each in left:
-                self.log.info("%s %s (%s): %s", each.kind, each.name, each.state, each.what)
+                self.log.info("%s: %s %s (%s): %s", name, each.kind, each.name, each.state, each.what)
             gone = remove_leftovers(api, left)
-        self.log.info("%s removed", gone)
+        self.log.info("%s: %s removed", name, gone)
         return gone
+
+
+def hosts_to_clean() -> dict[str, dict[str, Any]]:
+    """Of each host that ``[llem] hosts`` names a task, by its id: the arguments that bring it to the host's workers."""
+    named = named_hosts()
+    if not named:
+        return {"gc": {}}
+    reading = get_parsing_context().task_id is None  # a worker has its task already
+    return {f"gc_{name}": {"llem_conn_id": name, **(_queue_of(name) if reading else {})} for name in named}
+
+
+def _queue_of(name: str) -> dict[str, str]:
+    queue = LLEMHostHook(name).settings().queue
+    return {"queue": queue} if queue else {}
 
 
 def is_alive(states: States, labels: Mapping[str, str]) -> bool | None:

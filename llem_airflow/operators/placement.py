@@ -50,7 +50,11 @@ class EngineAwayError(PlacementError):
 
 
 def choose_image(
-    choice: Choice, experiment: Experiment, *, cuda_major: Callable[[], int | None] = lambda: None
+    choice: Choice,
+    experiment: Experiment,
+    *,
+    cuda_major: Callable[[], int | None] = lambda: None,
+    registry: str | None = None,
 ) -> tuple[str, str]:
     """The image, and the layer that names it; where none does, the engine's default for the host.
 
@@ -58,6 +62,7 @@ def choose_image(
         choice: What the layers say of the experiment's engine.
         experiment: The experiment.
         cuda_major: Newest CUDA that the host can run; asked only for the default of an experiment that wants a GPU.
+        registry: Where the default comes from; None for where its name leads.
 
     Raises:
         PlacementError: Nobody names one and the engine has no default.
@@ -66,9 +71,9 @@ def choose_image(
         return choice.images[0]
     major = None if experiment.gpus.count == 0 else cuda_major()
     try:
-        return default_image(experiment.engine, major), "the default for " + (
-            f"CUDA {major}" if major else "CPUs"
-        )
+        image = default_image(experiment.engine, major)
+        by = "the default for " + (f"CUDA {major}" if major else "CPUs")
+        return (f"{registry}/{image}", f"{by}, from the host's registry") if registry else (image, by)
     except ValueError as error:
         raise PlacementError(str(error)) from error
 

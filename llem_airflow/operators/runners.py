@@ -44,7 +44,14 @@ from llem_airflow.runners.choice import (
 from llem_airflow.runners.claims import LOOK_HINT
 from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.docker import DockerRunner
-from llem_airflow.runners.engine import DEFAULT_URL, ENGINE_ERRORS, EngineAddress, is_installed_here, reach
+from llem_airflow.runners.engine import (
+    DEFAULT_URL,
+    ENGINE_ERRORS,
+    EngineAddress,
+    is_installed_here,
+    reach,
+    why_away,
+)
 from llem_airflow.runners.failures import AttemptFailedError, classify, failure
 from llem_airflow.runners.gpus import GpuLookError
 from llem_airflow.runners.images import default_images, host_cuda_major
@@ -109,11 +116,22 @@ def engine_of(operator: LLEMExperimentOperator) -> docker.APIClient:
     except APIError as error:
         raise _login_refused(conn_id, error) from error
     except (*ENGINE_ERRORS, AirflowException, OSError) as error:
-        text = str(error) or type(error).__name__
+        text = _cause(operator, error)
+        on = f" on host {operator.host.name}" if operator.host.name else ""
         raise EngineAwayError(
-            f"a container needs a Docker engine, and none answers: {text.rstrip('.')}. {_advice(operator)}"
+            f"a container needs a Docker engine, and none answers{on}: {text.rstrip('.')}. {_advice(operator)}"
         ) from error
     return api
+
+
+def _cause(operator: LLEMExperimentOperator, error: Exception) -> str:
+    """Why the engine cannot be reached: DockerHook only logs that, so it is asked for again."""
+    if isinstance(error, AirflowException):
+        try:
+            engine_address(operator).connect(_CONNECT_TIMEOUT_S).close()
+        except ENGINE_ERRORS as cause:
+            return why_away(cause)
+    return why_away(error) or type(error).__name__
 
 
 def _login_refused(conn_id: str | None, error: APIError) -> PlacementError:
@@ -143,7 +161,7 @@ def _advice(operator: LLEMExperimentOperator) -> str:
     by = (
         "the operator's docker_url"
         if operator.engine_given
-        else "the host's connection"
+        else f"connection {operator.host.name}"
         if operator.host.docker_host
         else "DOCKER_HOST"
         if os.environ.get("DOCKER_HOST")
@@ -303,7 +321,10 @@ def choose(operator: LLEMExperimentOperator, run: StoredRun, folder: Path) -> Ch
             return Chosen(choice.runner, operator.image, layers)
         api = engine_of(operator)
         image, by = choose_image(
-            choice, experiment, cuda_major=lambda: host_cuda_major(api, default_images(experiment.engine))
+            choice,
+            experiment,
+            cuda_major=lambda: host_cuda_major(api, default_images(experiment.engine)),
+            registry=operator.host.registry,
         )
     except GpuLookError as error:
         found = failure("gpu_access", retryable=True, hint=LOOK_HINT)

@@ -84,6 +84,11 @@ def installed_runners() -> dict[str, str]:
     return read_runners(said, "[llem] runners") if said else {}
 
 
+def named_hosts() -> tuple[str, ...]:
+    """Ids of the connections of GPU hosts that ``[llem] hosts`` names, for what looks after all of them."""
+    return tuple(name for each in (_read("hosts") or "").split(",") if (name := each.strip()))
+
+
 def _read(option: str) -> str | None:
     value = conf.get("llem", option, fallback=None)
     return value or os.environ.get(f"LLEM_{option.upper()}")

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,10 +21,18 @@ from docker.errors import APIError
 from llem_airflow.protocol.gpu_profile import GpuProfile, Sensor
 from llem_airflow.results.folder import Folder, ResultReadError
 from llem_airflow.results.gpu_profiles import read_profile
-from llem_airflow.runners.engine import ENGINE_ERRORS, connect
+from llem_airflow.runners.claims import engine_clock_offset_s
+from llem_airflow.runners.engine import ENGINE_ERRORS, connect, why_away
 from llem_airflow.runners.failures import classify
 from llem_airflow.runners.gc import find_leftovers
-from llem_airflow.runners.gpus import GpuLookError, engine_names_gpus, inventory, local_inventory
+from llem_airflow.runners.gpus import (
+    GpuLookError,
+    engine_names_gpus,
+    inventory,
+    local_inventory,
+    on_this_machine,
+)
+from llem_airflow.runners.hosts import HERE, Host, hosts_of
 from llem_airflow.runners.images import default_image, default_images, digest, host_cuda_major
 from llem_airflow.text.terminal import Folding, console, show
 
@@ -34,6 +42,10 @@ _OLDEST_API = (1, 41)
 _DISK_WARN_BYTES, _DISK_FAIL_BYTES = 50 * 10**9, 5 * 10**9
 _MEMORY_WARN_BYTES = 8 * 10**9
 _CONNECT_TIMEOUT_S = 5
+_CLOCK_S = 2.0
+"""Clocks of hosts may differ by so much: an engine tells its time in whole seconds, and asking takes a moment."""
+_QUEUED_S = 300.0
+"""A task that has waited so long in a queue of which none runs waits for a worker that is not there."""
 _DAY_S = 86400.0
 _STYLES = {"ok": "", "warn": "yellow", "fail": "bold red"}
 
@@ -47,23 +59,90 @@ class Check:
         status: ok | warn | fail.
         text: What was found.
         fix: What to do; empty when it is ok.
+        host: The host that it is about; empty for this machine.
     """
 
     name: str
     status: str
     text: str
     fix: str = ""
+    host: str = ""
 
 
-def examine(environ: Mapping[str, str] = os.environ) -> list[Check]:
-    """Look at everything that an experiment needs. Never raises: what cannot be looked at is a finding."""
+def examine(environ: Mapping[str, str] = os.environ, hosts: Sequence[Host] = (HERE,)) -> list[Check]:
+    """Look at everything that an experiment needs. Never raises: what cannot be looked at is a finding.
+
+    Args:
+        environ: Variables of the worker.
+        hosts: Whose engines are looked at; one without an address is what ``DOCKER_HOST`` names.
+    """
+    checks: list[Check] = []
+    for host in hosts:
+        checks += [dataclasses.replace(each, host=host.name) for each in _host(host, environ)]
+    return [*checks, *_power_meters(environ), _results(environ), _process_runner(), _token(environ)]
+
+
+def _host(host: Host, environ: Mapping[str, str]) -> list[Check]:
+    if host.problem:
+        return [Check("connection", FAIL, host.problem, "correct it: Admin > Connections")]
     checks: list[Check] = []
     try:
-        with connect(environ, timeout_s=_CONNECT_TIMEOUT_S) as api:
+        with _client(host, environ) as api:
             checks += _engine(api, environ)
+            if host.name:
+                checks += [_clock(api), *_kinds(api, host, environ)]
     except ENGINE_ERRORS as error:
-        checks.append(_no_engine(error, environ))
-    return [*checks, *_power_meters(environ), _results(environ), _process_runner(), _token(environ)]
+        checks.append(_no_engine(error, environ, host))
+    return [*checks, *_queue(host)]
+
+
+def _client(host: Host, environ: Mapping[str, str]) -> docker.APIClient:
+    if host.address.urls:
+        return host.address.connect(_CONNECT_TIMEOUT_S)
+    return connect(environ, timeout_s=_CONNECT_TIMEOUT_S)
+
+
+def _clock(api: docker.APIClient) -> Check:
+    offset_s = engine_clock_offset_s(api)
+    if abs(offset_s) <= _CLOCK_S:
+        return Check("clock", OK, f"within {_CLOCK_S:g} s of this machine's")
+    way = "ahead of" if offset_s > 0 else "behind"
+    return Check(
+        "clock",
+        WARN,
+        f"{abs(offset_s):.0f} s {way} this machine's: times of attempts and of the run do not fit together",
+        "set both by NTP (`timedatectl set-ntp true`)",
+    )
+
+
+def _kinds(api: docker.APIClient, host: Host, environ: Mapping[str, str]) -> list[Check]:
+    """Whether the host has the kinds of GPU that its connection says."""
+    present = next((name for name in python_images(environ) if digest(api, name) is not None), None)
+    if present is None or not host.gpu_kinds:
+        return []
+    try:
+        found = {gpu.name for gpu in inventory(api, present).boards}
+    except GpuLookError:  # the line about GPUs says so
+        return []
+    if not found or found == set(host.gpu_kinds):
+        return []
+    text = f"gpu_kinds of the connection is {', '.join(host.gpu_kinds)}, and the driver says {', '.join(sorted(found))}"
+    return [Check("gpu kinds", WARN, text, "write what the driver says into the connection")]
+
+
+def _queue(host: Host) -> list[Check]:
+    """Whether somebody takes the tasks of the host's queue, and whether its pool is there."""
+    checks = []
+    if host.no_pool:
+        fix = f'`airflow pools set {host.pool} 1 "GPUs of {host.name}"`, a slot for each GPU'
+        checks.append(Check("pool", FAIL, f"there is no pool {host.pool!r}: no task of it is started", fix))
+    if host.waits_s is not None and host.waits_s > _QUEUED_S and not host.running:
+        text = (
+            f"a task has waited in queue {host.queue!r} for {host.waits_s / 60:.0f} min and none of it runs"
+        )
+        fix = f"start a worker on the host: `airflow celery worker --queues {host.queue}`"
+        checks.append(Check("queue", FAIL, text, fix))
+    return checks
 
 
 def worst(checks: list[Check]) -> int:
@@ -71,10 +150,13 @@ def worst(checks: list[Check]) -> int:
     return int(any(check.status == FAIL for check in checks))
 
 
-def _no_engine(error: Exception, environ: Mapping[str, str]) -> Check:
-    where = environ.get("DOCKER_HOST") or "/var/run/docker.sock"
+def _no_engine(error: Exception, environ: Mapping[str, str], host: Host = HERE) -> Check:
+    where = next(iter(host.address.urls), None) or environ.get("DOCKER_HOST") or "/var/run/docker.sock"
     found = classify(None, "", error=error)
     text = f"no engine answers at {where}: {_reason(error)}"
+    if host.address.urls:
+        fix = "start it there, let this machine through to it, or correct the host of the connection"
+        return Check("engine", FAIL, text, fix)
     if found.category == "permission":
         return Check(
             "engine", FAIL, text, "add your user to the group `docker` and log in again, or set DOCKER_HOST"
@@ -97,7 +179,7 @@ def _reason(error: BaseException) -> str:
     ):
         if sign in str(error):
             return words
-    return str(error)
+    return why_away(error)
 
 
 def _engine(api: docker.APIClient, environ: Mapping[str, str]) -> list[Check]:
@@ -107,7 +189,7 @@ def _engine(api: docker.APIClient, environ: Mapping[str, str]) -> list[Check]:
         lambda: _rights(api),
         lambda: _images(api, environ),
         lambda: _gpus(api, environ),
-        lambda: _disk(info),
+        lambda: _disk(info, here=on_this_machine(api)),
         lambda: _memory(info),
         lambda: _leftovers(api),
     )
@@ -195,9 +277,11 @@ def python_images(environ: Mapping[str, str]) -> list[str]:
     return [*named, *(image for engine in ENGINES for image in default_images(engine))]
 
 
-def _disk(info: Mapping[str, Any]) -> Check:
+def _disk(info: Mapping[str, Any], *, here: bool) -> Check:
     root = Path(str(info.get("DockerRootDir") or ""))
     try:
+        if not here:
+            raise FileNotFoundError(root)
         free_bytes = shutil.disk_usage(root).free
     except OSError:
         return Check(
@@ -298,14 +382,22 @@ def _token(environ: Mapping[str, str]) -> Check:
     return Check("hub token", WARN, "HF_TOKEN is not set", "needed only for gated models")
 
 
-def diagnose(*, as_json: bool) -> int:
-    """Print what the doctor found."""
-    checks = examine()
+def diagnose(hosts: Sequence[str] = (), *, as_json: bool) -> int:
+    """Print what the doctor found.
+
+    Args:
+        hosts: Ids of connections or addresses; none for every host that Airflow knows, else this machine.
+        as_json: Print it as JSON.
+
+    Raises:
+        ValueError: A host's address has a port that cannot be.
+    """
+    checks = examine(hosts=hosts_of(hosts))
     if as_json:
         sys.stdout.write(json.dumps([dataclasses.asdict(check) for check in checks], indent=1) + "\n")
         return worst(checks)
     for check in checks:
-        line = f"{check.status:<5}{check.name}: {check.text}"
+        line = f"{check.status:<5}{f'{check.host}: ' * bool(check.host)}{check.name}: {check.text}"
         show(console(), Folding(line, _STYLES[check.status], indent=5))
         if check.fix:
             show(console(), Folding(f"     → {check.fix}", "dim", indent=7))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import time
 import urllib.parse
@@ -33,6 +34,23 @@ DEFAULT_URL = "unix:///var/run/docker.sock"
 
 _PORT = 2375
 """Where Docker listens without TLS, when nobody names a port."""
+
+_AWAY = {
+    r"CERTIFICATE_VERIFY_FAILED|certificate verify failed": (
+        "the engine's certificate is not signed by the authority in tls_ca_cert, has ended, or is for another name: "
+        "compare `openssl s_client -connect HOST:PORT -showcerts` with that file"
+    ),
+    r"CERTIFICATE_REQUIRED|certificate required|BAD_CERTIFICATE|bad certificate|unknown ca|UNKNOWN_CA": (
+        "the engine does not accept this client's certificate: give tls_client_cert and tls_client_key that its "
+        "authority has signed"
+    ),
+    r"HTTP request to an HTTPS server|WRONG_VERSION_NUMBER|wrong version number": (
+        "one side speaks TLS and the other does not: an engine behind TLS (usually port 2376) needs tls_ca_cert, "
+        "tls_client_cert and tls_client_key, one without (2375) none of them"
+    ),
+    r"[Ii]nstall paramiko": "an ssh:// address needs the client's SSH part: `pip install 'docker[ssh]'`",
+}
+"""What an error of the client says, and what it means for a person."""
 
 LIVE_STATES = ("running", "paused", "restarting")
 _RETRY_EVERY_S = 1.0
@@ -171,6 +189,15 @@ def reach(url: str, timeout_s: int) -> None:
         raise DockerException(
             f"cannot connect to the Docker daemon at {url}: {error.strerror or error}"
         ) from error
+
+
+def why_away(error: BaseException) -> str:
+    """Why an engine cannot be reached, for people: what lies behind an error of the client, with what to do."""
+    text = str(error)
+    for sign, words in _AWAY.items():
+        if re.search(sign, text):
+            return f"{words} ({text})"
+    return text
 
 
 def seen_from_here(environ: Mapping[str, str] = os.environ, *, engines: int = 1) -> str:

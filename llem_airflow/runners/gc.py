@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
-import importlib.util
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import docker
@@ -21,15 +19,16 @@ from llem_airflow.runners.claims import STALE_S, engine_clock_offset_s
 from llem_airflow.runners.engine import (
     ENGINE_ERRORS,
     LIVE_STATES,
-    connect,
     is_kept,
     name_of,
     remove_container,
     remove_volume,
+    why_away,
 )
 from llem_airflow.runners.failures import classify
 from llem_airflow.runners.gpus import LABEL_PROBE
 from llem_airflow.runners.holders import LABEL_TICKET
+from llem_airflow.runners.hosts import Host, hosts_of, is_airflow_here
 
 Alive = Callable[[Mapping[str, str]], bool | None]
 """Given labels (``llem.dag_id`` …): whether a live task owns what carries them; None when that cannot be told."""
@@ -37,6 +36,7 @@ Alive = Callable[[Mapping[str, str]], bool | None]
 Running = Literal["never", "disowned", "any"]
 
 _ASK_TIMEOUT_S = 120
+_CALL_TIMEOUT_S = 60
 _PROBE_S = 600.0
 """Nobody asks the driver for longer."""
 
@@ -156,56 +156,110 @@ class _Airflow:
 
 
 def collect(
-    older_than_s: float, installation: str | None, *, remove: bool, as_json: bool, force: bool = False
+    older_than_s: float,
+    installation: str | None,
+    *,
+    hosts: Sequence[str] = (),
+    remove: bool,
+    as_json: bool,
+    force: bool = False,
 ) -> int:
-    """List what nobody owns, and remove it when asked to; exit code 2 when the engine does not answer.
+    """List what nobody owns, and remove it when asked to; exit code 2 when an engine does not answer.
 
     Args:
         older_than_s: What Airflow cannot tell is a leftover from this age on, in seconds.
         installation: Which Airflow made it; None for the one that is installed here, or for all where none is.
+        hosts: Ids of connections or addresses; none for every host that Airflow knows.
         remove: Whether to remove it.
         as_json: Print the list as JSON.
         force: Also containers that run.
+
+    Raises:
+        ValueError: A host's address has a port that cannot be.
     """
+    named = hosts_of(hosts)
+    away = {
+        host.name: f"{host.prefix}{host.problem}\nWhat to do: correct the connection\n"
+        for host in named
+        if host.problem
+    }
+    with contextlib.ExitStack() as open_engines:
+        engines: dict[Host, docker.APIClient] = {}
+        labels: list[dict[str, str]] = []
+        for host in (each for each in named if not each.problem):
+            with _said_away(host, away):
+                api = open_engines.enter_context(host.address.connect(_CALL_TIMEOUT_S))
+                labels += owners(api)
+                engines[host] = api
+        said = _ask_airflow(labels) if engines else _Airflow()
+        found: list[tuple[Host, Leftover]] = []
+        gone = 0
+        for host, api in engines.items():
+            with _said_away(host, away):
+                here = find_leftovers(
+                    api,
+                    alive=said.alive,
+                    older_than_s=older_than_s,
+                    installation=installation or said.installation,
+                    running="any",
+                )
+                found += [(host, one) for one in here]
+                left = [one for one in here if force or one.state not in LIVE_STATES]
+                gone += remove_leftovers(api, left) if remove else 0
+    for text in away.values():
+        sys.stderr.write(text)
+    if engines:
+        _tell(found, said, older_than_s, gone if remove else None, as_json=as_json, force=force)
+    return 2 if away else 0
+
+
+@contextlib.contextmanager
+def _said_away(host: Host, away: dict[str, str]) -> Iterator[None]:
+    """Note that a host's engine does not answer, and go on with the others."""
     try:
-        with connect() as api:
-            said = _ask_airflow(owners(api))
-            found = find_leftovers(
-                api,
-                alive=said.alive,
-                older_than_s=older_than_s,
-                installation=installation or said.installation,
-                running="any",
-            )
-            left = [one for one in found if force or one.state not in LIVE_STATES]
-            gone = remove_leftovers(api, left) if remove else 0
+        yield
     except ENGINE_ERRORS as error:
         hint = classify(None, "", error=error).hint
-        sys.stderr.write(f"the Docker engine does not answer: {error}\nWhat to do: {hint}\n")
-        return 2
+        away[host.name] = (
+            f"{host.prefix}the Docker engine does not answer: {why_away(error)}\nWhat to do: {hint}\n"
+        )
+
+
+def _tell(
+    found: Sequence[tuple[Host, Leftover]],
+    said: _Airflow,
+    older_than_s: float,
+    gone: int | None,
+    *,
+    as_json: bool,
+    force: bool,
+) -> None:
+    """Print what was found and how many of it are gone."""
+    left = [each for each in found if force or each[1].state not in LIVE_STATES]
     if as_json:
-        sys.stdout.write(json.dumps([dataclasses.asdict(one) for one in left], indent=1) + "\n")
-        return 0
+        told = [{"host": host.name, **dataclasses.asdict(one)} for host, one in left]
+        sys.stdout.write(json.dumps(told, indent=1) + "\n")
+        return
     if said.alive is None:
         sys.stdout.write(f"Airflow cannot be asked who is alive ({said.why}): age alone decides.\n")
-    for one in found:
-        if one not in left:
-            sys.stdout.write(f"{one.name} runs and is not touched without --force: {one.what}\n")
-    for one in left:
-        sys.stdout.write(f"{one.kind} {one.name}  {one.state}, {one.age_s / 3600:.1f} h old: {one.what}\n")
+    for host, one in found:
+        if (host, one) not in left:
+            sys.stdout.write(f"{host.prefix}{one.name} runs and is not touched without --force: {one.what}\n")
+    for host, one in left:
+        sys.stdout.write(
+            f"{host.prefix}{one.kind} {one.name}  {one.state}, {one.age_s / 3600:.1f} h old: {one.what}\n"
+        )
     if not left:
         sys.stdout.write(f"Nothing of ours is older than {older_than_s / 3600:g} h and without an owner.\n")
-    elif remove:
+    elif gone is not None:
         sys.stdout.write(f"Removed {gone}.\n")
     else:
         sys.stdout.write(f"{len(left)} found; `llem-airflow gc --yes` removes them.\n")
-    return 0
 
 
 def _ask_airflow(labels: list[dict[str, str]]) -> _Airflow:
     """Ask in a process of its own: Airflow is not imported here, and what it prints is not for the list."""
-    home = Path(os.environ.get("AIRFLOW_HOME") or Path.home() / "airflow")
-    if importlib.util.find_spec("airflow") is None or not home.is_dir():
+    if not is_airflow_here():
         return _Airflow()
     command = [sys.executable, "-m", "llem_airflow.operators.living"]
     try:

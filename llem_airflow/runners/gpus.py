@@ -177,7 +177,7 @@ def has_nvidia(api: docker.APIClient, image: str | None = None) -> bool:
 
 def on_this_machine(api: docker.APIClient) -> bool:
     """Whether the engine is this machine's: it is reached by a socket of its own."""
-    return bool(api.base_url.startswith("http+docker://"))
+    return bool(api.base_url.startswith("http+docker://") and api.base_url != "http+docker://ssh")
 
 
 _known: dict[tuple[str, str], tuple[float, Inventory]] = {}

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import docker
@@ -20,10 +20,11 @@ from llem_airflow.runners.claims import (
     since_epoch_s,
 )
 from llem_airflow.runners.doctor import python_images
-from llem_airflow.runners.engine import ENGINE_ERRORS, connect, engine_url, is_installed_here
+from llem_airflow.runners.engine import ENGINE_ERRORS, is_installed_here, why_away
 from llem_airflow.runners.failures import classify
 from llem_airflow.runners.gpus import GpuLookError, Inventory, inventory, local_inventory, on_this_machine
 from llem_airflow.runners.holders import LABEL_EXCLUSIVE, LABEL_QUOTA, LABEL_TICKET, Holder, gpu_processes
+from llem_airflow.runners.hosts import Host, hosts_of
 from llem_airflow.runners.images import digest
 from llem_airflow.runners.leases import everyone, held_by_ours
 from llem_airflow.text.terminal import Folding, Rows, console, show
@@ -197,16 +198,17 @@ def show_hosts(hosts: Sequence[str], *, watch: bool, as_json: bool) -> int:
     """Show the GPUs of some hosts, once or again and again; the exit code.
 
     Args:
-        hosts: Engines; none for the one that DOCKER_HOST names, else this machine's.
+        hosts: Ids of connections or addresses; none for every host that Airflow knows, else the one that DOCKER_HOST
+            names, else this machine.
         watch: Whether to look again until Ctrl-C.
         as_json: One JSON document, or with ``watch`` one line for each look.
 
     Raises:
         ValueError: A host has a port that cannot be.
     """
-    named: list[str | None] = [engine_url(host) for host in hosts] or [None]
+    named = hosts_of(hosts)
     while True:
-        seen = [_seen(url) for url in named]
+        seen = [_seen(host) for host in named]
         if as_json:
             found = [
                 {"host": one[0], "error": one[1]} if isinstance(one, tuple) else to_json(one) for one in seen
@@ -220,18 +222,26 @@ def show_hosts(hosts: Sequence[str], *, watch: bool, as_json: bool) -> int:
         time.sleep(_LOOK_EVERY_S)
 
 
-def _seen(url: str | None) -> HostGpus | tuple[str, str]:
+def _seen(host: Host) -> HostGpus | tuple[str, str]:
     """A host's GPUs; or its engine and why that does not answer."""
-    environ: Mapping[str, str] = {**os.environ, **({"DOCKER_HOST": url} if url else {})}
-    if not environ.get("DOCKER_HOST") and not is_installed_here():
-        return look(None)
-    where = environ.get("DOCKER_HOST") or "this machine"
+    if host.problem:
+        return host.name, host.problem
+    if not host.address.urls and not os.environ.get("DOCKER_HOST") and not is_installed_here():
+        return _called(host, look(None))
+    where = next(iter(host.address.urls), None) or os.environ.get("DOCKER_HOST") or "this machine"
     try:
-        with connect(environ, timeout_s=20) as api:
-            return look(api, python_images(environ))
+        with host.address.connect(20) as api:
+            return _called(host, look(api, python_images(os.environ)))
     except ENGINE_ERRORS as error:
         hint = classify(None, "", error=error).hint
-        return where, f"the Docker engine does not answer: {error}. What to do: {hint}"
+        name = host.name if host.name and host.name != where else where
+        return name, f"the Docker engine does not answer: {why_away(error)}. What to do: {hint}"
+
+
+def _called(host: Host, seen: HostGpus) -> HostGpus:
+    """With the name of the connection before the machine's own."""
+    known = host.name and not any(host.name in url for url in host.address.urls)
+    return replace(seen, host=f"{host.name} ({seen.host})") if known else seen
 
 
 def _print(seen: Sequence[HostGpus | tuple[str, str]], *, clear: bool) -> None:

@@ -13,6 +13,7 @@ import docker
 import pytest
 
 from llem_airflow.operators import LLEMExperimentOperator
+from llem_airflow.operators.host import LLEMHostHook
 from llem_airflow.operators.placement import EngineAwayError, PlacementError
 from llem_airflow.operators.runners import engine_address, engine_of
 from llem_airflow.runners.attempt import Attempt
@@ -81,10 +82,33 @@ def test_without_them_or_with_another_authority_s_nobody_gets_in(
         engine_of(operator(docker_url=secure.url))
     others = make_certificates(tmp_path / "others")
     mixed = {**files(certificates), "tls_ca_cert": str(others.ca)}
-    with pytest.raises(EngineAwayError, match="none answers"):
+    with pytest.raises(EngineAwayError, match="is not signed by the authority in tls_ca_cert"):
         engine_of(operator(docker_url=secure.url, **mixed))
     unchecked = operator(docker_url=secure.url, tls_verify=False, **mixed)
     assert engine_address(unchecked).verify is False
+
+
+def test_a_host_s_connection_brings_its_tls_files_and_says_what_is_wrong_with_them(
+    monkeypatch: pytest.MonkeyPatch, secure: Relay, certificates: Certificates, tmp_path: Path
+) -> None:
+    def host(**extra: Any) -> LLEMExperimentOperator:
+        said = {"conn_type": "llem", "host": secure.url, "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_GPU1", json.dumps(said))
+        task = operator(llem_conn_id="gpu1")
+        task.look_at_host()
+        return task
+
+    task = host(**files(certificates))
+    with engine_of(task) as api:
+        assert api.base_url.startswith("https://")
+    assert engine_address(task) == LLEMHostHook("gpu1").settings().address
+    assert LLEMHostHook("gpu1").test_connection()[0]
+    wrong = {**files(certificates), "tls_ca_cert": str(make_certificates(tmp_path / "others").ca)}
+    with pytest.raises(
+        EngineAwayError, match="none answers on host gpu1: the engine's certificate is not signed by"
+    ):
+        engine_of(host(**wrong))
+    assert "is not signed by the authority in tls_ca_cert" in LLEMHostHook("gpu1").test_connection()[1]
 
 
 def lab_login(monkeypatch: pytest.MonkeyPatch, host: str, password: str) -> None:

@@ -126,7 +126,7 @@ def test_more_gpus_than_the_quota_is_a_mistake_and_no_wait() -> None:
         ("labels", {"llem.gpus": "0"}, "labels that begin with llem. are ours"),
         ("labels", "ada", "labels: found 'ada'; "),
         ("labels", {"user": 7}, "allowed: a JSON object of texts"),
-        ("cgroup", "x", "'cgroup' is not known; known are: cgroup_parent, docker_host, gpu_quota"),
+        ("cgroup", "x", "'cgroup' is not known; known are: cgroup_parent, docker_host, gpu_kinds, gpu_quota"),
     ],
 )
 def test_a_mistake_names_the_connection_the_field_and_what_is_allowed(
@@ -183,7 +183,7 @@ def test_without_a_connection_everything_is_as_usual_and_a_missing_one_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_LLEM_DEFAULT", json.dumps({"conn_type": "llem"}))
-    assert LLEMHostHook().settings() == HostSettings()
+    assert LLEMHostHook().settings() == HostSettings(name="llem_default")
 
 
 def test_a_bad_connection_fails_the_task_with_what_to_correct(
@@ -221,7 +221,7 @@ def test_the_form_is_drawn_without_importing_docker_or_airflow() -> None:
 def test_the_form_has_every_field_that_is_read() -> None:
     (form,) = llem_airflow.get_provider_info()["connection-types"]
     read_settings("x", dict.fromkeys(form["conn-fields"]))
-    standard = {"docker_host", "hub_token"}  # host and password
+    standard = {"name", "docker_host", "hub_token"}  # id, host and password
     assert set(form["conn-fields"]) == set(HostSettings.__slots__) - standard
     assert not {"host", "port", "password"} & set(form["ui-field-behaviour"]["hidden-fields"])
 

@@ -1,0 +1,117 @@
+"""The hosts that a command is about: those that are named, else each connection of type ``llem`` that Airflow knows."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llem_airflow.runners.engine import EngineAddress, engine_url
+
+_ASK_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host with a Docker engine.
+
+    Attributes:
+        name: As people call it: the id of its connection, or its address; empty for the one that nobody names, which is
+            DOCKER_HOST's, else this machine's.
+        address: Where its engine is.
+        problem: Why it cannot be asked; empty when it can.
+        queue: Airflow queue of its workers, or None.
+        pool: Airflow pool of its cycles, or None.
+        gpu_kinds: The kinds of GPU that it is said to have.
+        waits_s: How long the oldest task waits in its queue, in seconds; None when none does or nobody knows.
+        running: How many tasks of that queue run.
+        no_pool: Whether Airflow has no pool of that name.
+    """
+
+    name: str = ""
+    address: EngineAddress = field(default_factory=EngineAddress)
+    problem: str = ""
+    queue: str | None = None
+    pool: str | None = None
+    gpu_kinds: tuple[str, ...] = ()
+    waits_s: float | None = None
+    running: int = 0
+    no_pool: bool = False
+
+    @property
+    def prefix(self) -> str:
+        """What a line about it begins with."""
+        return f"{self.name}: " if self.name else ""
+
+
+HERE = Host()
+"""The one that nobody names."""
+
+
+def hosts_of(names: Sequence[str]) -> list[Host]:
+    """The hosts of these names; without names all that Airflow knows, else the one of ``DOCKER_HOST``.
+
+    Args:
+        names: Ids of connections, or addresses of engines: a URL, a socket, a machine with or without a port.
+
+    Raises:
+        ValueError: An address has a port that cannot be.
+    """
+    ids = [name for name in names if "/" not in name and ":" not in name]
+    said = _ask_airflow(ids) if ids or not names else {}
+    known = {each["name"]: _host(each, said) for each in said.get("hosts", ()) if not each.get("missing")}
+    if not names:
+        return list(known.values()) or [HERE]
+    return [known.get(name) or Host(name, EngineAddress((str(engine_url(name)),))) for name in names]
+
+
+def _host(told: Mapping[str, Any], said: Mapping[str, Any]) -> Host:
+    if "problem" in told:
+        return Host(told["name"], problem=told["problem"])
+    queue = said["queues"].get(told["queue"]) or {}
+    return Host(
+        told["name"],
+        EngineAddress.from_json(told["engine"]),
+        queue=told["queue"],
+        pool=told["pool"],
+        gpu_kinds=tuple(told["gpu_kinds"]),
+        waits_s=queue.get("waits_s"),
+        running=queue.get("running") or 0,
+        no_pool=bool(told["pool"]) and said["pools"] is not None and told["pool"] not in said["pools"],
+    )
+
+
+def _ask_airflow(names: Sequence[str]) -> dict[str, Any]:
+    """What the Airflow that is set up here knows of hosts; nothing where there is none."""
+    if not is_airflow_here():
+        return {}
+    command = [sys.executable, "-m", "llem_airflow.operators.known_hosts"]
+    try:
+        ended = subprocess.run(
+            command,
+            input=json.dumps(list(names)),
+            capture_output=True,
+            text=True,
+            timeout=_ASK_TIMEOUT_S,
+            check=True,
+        )
+        said: dict[str, Any] = json.loads(ended.stdout.strip().splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        sys.stderr.write(f"Airflow cannot be asked for its hosts ({type(error).__name__}).\n")
+        return {}
+    return said
+
+
+def is_airflow_here() -> bool:
+    """Whether an Airflow is set up for whoever runs this; it is not imported."""
+    if importlib.util.find_spec("airflow") is None:
+        return False
+    home = os.environ.get("AIRFLOW_HOME") or Path.home() / "airflow"
+    named = any(name.startswith("AIRFLOW_CONN_") for name in os.environ)
+    return named or os.path.isdir(home)  # noqa: PTH112  # Path.is_dir() raises where the folder is closed
