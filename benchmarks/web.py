@@ -24,7 +24,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,11 +33,6 @@ import pyarrow.parquet as pq
 import uvicorn
 from airflow.api_fastapi.common.db.common import _get_session
 from airflow.api_fastapi.core_api.security import get_user
-from airflow.models import import_all_models
-from airflow.models.base import Base
-from airflow.models.dagrun import DagRun
-from airflow.utils.state import DagRunState
-from airflow.utils.types import DagRunTriggeredByType
 from fastapi import FastAPI, Response
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, StaticPool, create_engine
@@ -56,8 +50,9 @@ from tests import parts
 from tests.analysis.conftest import IDS, run_maker
 from tests.browser import chromium_page
 from tests.results.recorded import Recording
+from tests.web.airflow_rows import add_run, make_tables
+from tests.web.drawn import READY, SHOW, bundled
 from tests.web.test_cycle_view import samples
-from tests.web.test_live_page import READY, SHOW, bundled
 
 DAY_NS = 86_400 * 10**9
 BEGAN_NS = 1_760_000_000 * 10**9
@@ -215,23 +210,10 @@ def of_a_cycle(root: ResultsRoot) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 def database() -> Engine:
     """Airflow's tables with the run of the cycle."""
-    import_all_models()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
     found = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
-    Base.metadata.create_all(found)
+    make_tables(found)
     with Session(found) as session:
-        began = datetime(2026, 3, 1, tzinfo=UTC)
-        run = DagRun(
-            dag_id="nightly",
-            run_id="r1",
-            run_type="manual",
-            state=DagRunState.SUCCESS,
-            start_date=began,
-            run_after=began,
-            conf={},
-            triggered_by=DagRunTriggeredByType.TEST,
-        )
-        session.add(run)
-        session.commit()
+        add_run(session, "nightly", "r1")
     return found
 
 

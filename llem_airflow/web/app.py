@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -36,15 +35,13 @@ from llem_airflow.web.document import in_theme, page, paragraph
 from llem_airflow.web.explore import cycle_values, explorer
 from llem_airflow.web.index import Entry, RunIndex
 from llem_airflow.web.kept import Kept, Recent
+from llem_airflow.web.modules import entry, module
 from llem_airflow.web.new_study import check, new_study
 from llem_airflow.web.run_view import cycle_of_task, run_view
 from llem_airflow.web.seen import past_durations, seen_dags, seen_run
 from llem_airflow.web.studies import headline, run_rows, study_rows
 from llem_airflow.web.trend import studies_of, trend_view, verdicts
 
-STATIC = Path(__file__).parent / "static"
-MODULES = {path.name: path for path in STATIC.glob("*.js")}
-"""What the browser may load; nothing else of the package is served."""
 _MEDIA_TYPES = {
     "csv": "text/csv",
     "json": "application/json",
@@ -96,7 +93,8 @@ def create_app() -> FastAPI:
     )
     app.middleware("http")(guarded)
     routes: tuple[tuple[str, Callable[..., Any], tuple[Any, ...]], ...] = (
-        ("/static/{name}", module, ()),
+        ("/static/{name}", entry, ()),
+        ("/static/{below}/{name}", module, ()),
         ("/api/studies", studies, ()),
         ("/api/leaderboard", leaderboard_of_all, ()),
         ("/api/headline", study_headline, READS_DAG),
@@ -135,16 +133,6 @@ async def guarded(request: Request, call_next: Callable[[Request], Awaitable[Res
     for name, value in HEADERS.items():
         answer.headers.setdefault(name, value)
     return answer
-
-
-def module(name: str) -> Response:
-    """A module of the pages."""
-    path = MODULES.get(name)
-    if path is None:
-        raise HTTPException(404, "there is no such module")
-    return Response(
-        path.read_bytes(), media_type="text/javascript", headers={**HEADERS, "Cache-Control": "no-cache"}
-    )
 
 
 def studies(readable: ReadableDags, session: SessionDep, state: Asked) -> Response:

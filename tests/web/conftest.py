@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,21 @@ from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleA
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.api_fastapi.common.db.common import _get_session
 from airflow.api_fastapi.core_api.security import get_user
-from airflow.models import import_all_models
-from airflow.models.base import Base
 from airflow.models.dag import DagModel
 from airflow.models.dagbundle import DagBundleModel
-from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
-from airflow.utils.state import DagRunState
-from airflow.utils.types import DagRunTriggeredByType
 from fastapi import HTTPException, Request
 from fastapi.testclient import TestClient
+from playwright.sync_api import Page
 from sqlalchemy import create_engine, insert
 from sqlalchemy.orm import Session, sessionmaker
 
 from llem_airflow.results import ResultsRoot
 from llem_airflow.web.app import Server, create_app, server
 from tests.analysis.conftest import run_maker
-
-BEGAN = datetime(2026, 3, 1, 2, 0, tzinfo=UTC)
+from tests.browser import chromium_page
+from tests.web.airflow_rows import BEGAN, add_run, make_tables
+from tests.web.drawn import open_bundle
 
 
 class PerDag(SimpleAuthManager):
@@ -95,18 +91,7 @@ class Site:
 
     def dag_run(self, dag_id: str, run_id: str, state: str = "success", conf: Any = None) -> None:
         with self.sessions() as session:
-            run = DagRun(
-                dag_id=dag_id,
-                run_id=run_id,
-                run_type="manual",
-                state=DagRunState(state),
-                conf=conf or {},
-                start_date=BEGAN,
-                run_after=BEGAN,
-                triggered_by=DagRunTriggeredByType.TEST,
-            )
-            session.add(run)
-            session.commit()
+            add_run(session, dag_id, run_id, state, conf)
 
     def task(self, dag_id: str, run_id: str, task_id: str, **values: Any) -> None:
         table: Any = TaskInstance.__table__
@@ -127,8 +112,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An Airflow database without a row: making its tables takes a second, copying the file nothing."""
     path = tmp_path_factory.mktemp("airflow") / "empty.db"
     engine = create_engine(f"sqlite:///{path}")
-    import_all_models()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
-    Base.metadata.create_all(engine)
+    make_tables(engine)
     engine.dispose()
     return path
 
@@ -159,3 +143,11 @@ def site(tmp_path: Path, tables: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     found.dag("nightly")
     yield found
     engine.dispose()
+
+
+@pytest.fixture
+def page(site: Site) -> Iterator[Page]:
+    """A page of Airflow's UI over the site; nothing of ours is shown yet."""
+    with chromium_page() as opened:
+        open_bundle(opened, site)
+        yield opened

@@ -22,7 +22,7 @@ from llem_airflow.operators.live import LiveSeries
 from llem_airflow.protocol.live import DevicePower, LivePhase, LivePower
 from llem_airflow.results import ResultsRoot, StoredRun, layout
 from llem_airflow.results.live import end_live, write_live
-from llem_airflow.web.app import MODULES
+from llem_airflow.web.modules import MODULES, release
 from tests.analysis.conftest import IDS, run_maker
 from tests.results.recorded import Recording
 from tests.web.conftest import Site
@@ -47,7 +47,8 @@ ABOUT_A_RUN = (
     "/cycle",
 )
 ABOUT_A_DAG = ("/api/headline", "/api/runs")
-ALL = (*ABOUT_A_RUN, *ABOUT_A_DAG, "/api/studies", "/api/leaderboard", "/static/app.js")
+MODULES_TOO = ("/static/app.js", "/static/0-1/pages.js")
+ALL = (*ABOUT_A_RUN, *ABOUT_A_DAG, "/api/studies", "/api/leaderboard", *MODULES_TOO)
 ASKED: dict[str, Any] = {
     "dag_id": "nightly",
     "run_id": "r1",
@@ -255,13 +256,25 @@ def test_no_parameter_leaves_the_results_root(site: Site, measured: Make, tmp_pa
 
 
 def test_a_module_is_served_by_its_exact_name_alone(site: Site) -> None:
+    below = f"/static/{release()}-1"
     for name in MODULES:
-        answer = site.get(f"/static/{name}")
+        answer = site.get(f"/static/{name}" if name == "app.js" else f"{below}/{name}")
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/javascript")
         assert answer.headers["x-content-type-options"] == "nosniff"
     for name in ("app.py", "__init__.py", "..%2fapp.py", "%2e%2e/plugin.py", ""):
         assert site.get(f"/static/{name}").status_code == 404
+        assert site.get(f"{below}/{name}").status_code == 404
+
+
+def test_a_browser_keeps_the_modules_of_one_release_and_asks_for_the_entry_again(site: Site) -> None:
+    entry = site.get("/static/app.js")
+    assert entry.headers["cache-control"] == "no-cache"
+    assert f'"{release()}"' in entry.text
+    assert site.get(f"/static/{release()}-3/pages.js").headers["cache-control"].endswith("immutable")
+    assert site.get("/static/0123456789ab-1/pages.js").headers["cache-control"] == "no-cache"
+    assert site.get(f"/static/{release()}-1/app.js").status_code == 404
+    assert site.get("/static/pages.js").status_code == 404
 
 
 @pytest.mark.parametrize("path", ALL)

@@ -2,76 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import mimetypes
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 from xml.etree import ElementTree
 
-import airflow
 import pytest
-from playwright.sync_api import Page, Route
+from playwright.sync_api import Page
 
 from llem_airflow.operators.live import LiveSeries
 from llem_airflow.protocol.live import DevicePower, LivePhase, LivePower
 from llem_airflow.results import StoredRun
 from llem_airflow.results.live import end_live, write_live
 from tests.analysis.conftest import IDS
-from tests.browser import chromium_page
 from tests.results.recorded import Recording
 from tests.web.conftest import Site
+from tests.web.drawn import SHOW
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
-DIST = Path(airflow.__file__).parent / "ui" / "dist"
 HOSTILE = '<img src=x onerror="window.hacked=1">'
-SHOW = """async ([where, props]) => {
-  await import('/llem/static/app.js');
-  const {ChakraProvider, defaultSystem} = ChakraUI;
-  history.replaceState(null, '', where);
-  const page = React.createElement(ReactRouterDOM.BrowserRouter, null, React.createElement(AirflowPlugin, props));
-  document.body.replaceChildren(document.createElement('div'));
-  createRoot(document.body.firstChild).render(React.createElement(ChakraProvider, {value: defaultSystem}, page));
-}"""
-READY = "globalThis.createRoot && globalThis.ChakraUI && globalThis.ReactRouterDOM"
-"""Airflow's bundle has given what pages are made of."""
 RUN = "/dags/nightly/runs/r1/plugin/llem-energy"
-
-
-def bundled(name: str) -> bytes:
-    """A file of Airflow's UI; its entry gives ``createRoot`` away, and its page lies at the root of the server."""
-    text = (DIST / name).read_bytes()
-    text = text.replace(b".createRoot=", b".createRoot=globalThis.createRoot=")
-    return text.replace(b"{{ backend_server_base_url }}", b"/") if name == "index.html" else text
-
-
-@pytest.fixture
-def page(site: Site) -> Iterator[Page]:
-    """A page of Airflow's UI whose requests the API of the test answers; of Airflow's own API only a log."""
-    said = "[   12.3 s] measure         pass 3: 12.1 of 20 s"
-
-    def answer(route: Route) -> None:
-        url = urlsplit(route.request.url)
-        name = url.path.removeprefix("/static/")
-        if url.path.startswith("/llem/"):
-            found = site.get(url.path.removeprefix("/llem"), **dict(parse_qsl(url.query)))
-            route.fulfill(status=found.status_code, body=found.content, headers=dict(found.headers))
-        elif url.path.startswith("/static/") and (DIST / name).is_file():
-            route.fulfill(body=bundled(name), content_type=mimetypes.guess_type(name)[0])
-        elif url.path.startswith(("/api", "/ui")):
-            route.fulfill(body=json.dumps({"content": [said]}), content_type="application/json")
-        else:
-            route.fulfill(body=bundled("index.html"), content_type="text/html")
-
-    with chromium_page() as opened:
-        opened.set_default_timeout(60_000)
-        opened.route("**/*", answer)
-        opened.goto("http://localhost:9999/")
-        opened.wait_for_function(READY)
-        yield opened
 
 
 class Worker:

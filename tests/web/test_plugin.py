@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 
 from fastapi.testclient import TestClient
 
-from llem_airflow.web.app import MODULES
+from llem_airflow.web.modules import ENTRY, MODULES
 from llem_airflow.web.plugin import LLEMPlugin
 from plugins import llem_plugin
 
@@ -31,7 +31,7 @@ def test_every_place_shows_one_component_by_its_own_route() -> None:
     assert {entry["name"] for entry in places.values()} == {"Energy"}
     assert len({entry["url_route"] for entry in places.values()}) == len(places)
     (module,) = {entry["bundle_url"] for entry in places.values()}
-    assert module.removeprefix("/llem/static/") in MODULES
+    assert module.removeprefix("/llem/static/") == ENTRY
 
 
 def test_no_module_of_the_pages_loads_anything_from_elsewhere_or_writes_html() -> None:

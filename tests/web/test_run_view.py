@@ -24,7 +24,8 @@ from llem_airflow.web.run_view import run_view
 from llem_airflow.web.seen import SeenRun, SeenTask
 from tests.analysis.conftest import IDS, MakeRun, make_run
 from tests.report.test_report import ESTIMATE
-from tests.web.conftest import BEGAN, Site
+from tests.web.airflow_rows import BEGAN
+from tests.web.conftest import Site
 
 __all__ = ["make_run"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llem_airflow.web.app import MODULES
+from llem_airflow.web.modules import MODULES
 from tests.browser import chromium_page
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]

@@ -4,8 +4,8 @@ export const { createElement: h, Fragment, useEffect, useMemo, useRef, useState 
 export const { Link, useLocation, useSearchParams } = globalThis.ReactRouterDOM;
 export const UI = globalThis.ChakraUI;
 
-const OURS = new URL("../", import.meta.url);
-const AIRFLOW = new URL("../../api/v2/", import.meta.url);
+const OURS = new URL("../../", import.meta.url); // modules lie below /llem/static/<release>/
+const AIRFLOW = new URL("../api/v2/", OURS);
 
 /** Where something of ours is: a path below /llem with its parameters. */
 export function ours(path, params) {
@@ -28,8 +28,25 @@ async function read(answer, known) {
   throw new Error({ 401: SIGNED_OUT, ...known }[answer.status] ?? (said || `The server answered with ${answer.status}. Load the page again.`));
 }
 
+/** So long an answer may take; a request that hangs would leave a page empty, and asking again costs a server little. */
+const LONGEST_WAIT_MS = 60_000;
+
 async function ask(url, signal) {
-  return read(await fetch(url, { credentials: "same-origin", headers: { Accept: "application/json" }, signal }), { 403: UNREADABLE });
+  const [late, timer] = inTime(signal);
+  try {
+    return await read(await fetch(url, { credentials: "same-origin", headers: { Accept: "application/json" }, signal: late.signal }), { 403: UNREADABLE });
+  } catch (error) {
+    throw late.signal.aborted && !signal.aborted ? new Error(`The server did not answer within ${LONGEST_WAIT_MS / 1000} s. It is asked again.`) : error;
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Aborts with a signal, or when it takes too long. */
+function inTime(signal) {
+  const late = new AbortController();
+  signal.addEventListener("abort", () => late.abort(), { once: true });
+  return [late, setTimeout(() => late.abort(), LONGEST_WAIT_MS)];
 }
 
 /** Sends a text with the rights of the user: the session's cookie goes only to this Airflow. */
@@ -48,10 +65,10 @@ export function useApi(path, params, again = () => null) {
   useEffect(() => {
     if (key === null) return undefined;
     const stop = new AbortController();
-    let timer = null;
+    let [timer, busy] = [null, false];
     const look = async () => {
       timer = null;
-      if (document.hidden) return;
+      busy = true;
       let data = null;
       try {
         data = await ask(key, stop.signal);
@@ -60,11 +77,12 @@ export function useApi(path, params, again = () => null) {
         if (stop.signal.aborted) return;
         setState((old) => ({ key, data: old.key === key ? old.data : null, error: error.message }));
       }
+      busy = false;
       const pause = data === null ? 15000 : again(data);
-      if (pause !== null && !stop.signal.aborted) timer = setTimeout(look, pause);
+      if (pause !== null && !stop.signal.aborted) timer = setTimeout(() => (document.hidden ? (timer = null) : look()), pause);
     };
     const seen = () => {
-      if (!document.hidden && timer === null) look();
+      if (!document.hidden && timer === null && !busy) look();
     };
     look();
     document.addEventListener("visibilitychange", seen);
