@@ -19,6 +19,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special
 
 from llem_airflow.analysis.noise import (
@@ -30,6 +31,7 @@ from llem_airflow.analysis.noise import (
     Noise,
     Pattern,
     Prior,
+    RunningSums,
     whitened,
     without_spikes,
 )
@@ -91,12 +93,14 @@ class Nights:
         self._taken = np.array([pattern.df for pattern in patterns])
         self._inflation = np.array([pattern.variance for pattern in patterns])
         self._last = np.array([each[-1] for each in starts])
+        self._stepped = self._last > 0
 
     def steps(self, threshold_ratio: float) -> dict[int, Change]:
         """By row, the most improbable step of the last nights, where it is improbable and large enough."""
         values, n = self._values, self._values.shape[1]
         sums = np.concatenate((np.zeros((len(values), 1)), np.cumsum(values, axis=1)), axis=1)
         rows, best, found = np.arange(len(values)), np.zeros(len(values)), dict[int, Change]()
+        running = RunningSums(values)
         for m in WINDOWS:
             edge = n - m
             on_level = self._last < edge
@@ -106,11 +110,11 @@ class Nights:
             before = _Before(
                 sums[:, edge] - sums[rows, begin], edge - begin, values[rows, begin], values[:, edge - 1]
             )
-            noise = self._noise_of(values[:, :edge])
+            noise = self._noise_until(edge, running)
             step, error = _step(before, _confirmed(before.mean, values[:, edge:], noise.sd), noise)
             t, least = np.abs(step) / error, max(threshold_ratio, GROSS_RATIO if edge < LEARNING else 0.0)
-            limit = _limit(self._experiments, QUARTER * len(WINDOWS), noise.df)
-            told = on_level & (np.abs(np.expm1(step)) >= least) & (t > np.maximum(limit, best))
+            told = on_level & (np.abs(np.expm1(step)) >= least) & (t > best)
+            told &= _beyond(t, told, self._experiments, QUARTER * len(WINDOWS), noise.df)
             best = np.where(told, t, best)
             sizes = values[:, edge:].mean(axis=1) - before.mean
             found |= {int(row): Change(edge, float(sizes[row])) for row in np.flatnonzero(told)}
@@ -159,6 +163,18 @@ class Nights:
         _, error = _step(_Before(zero, np.array([n]), zero, zero), np.zeros((1, WINDOWS[-1])), noise)
         limit = _limit(self._experiments, QUARTER * len(WINDOWS), noise.df)
         return float(np.expm1((limit + special.ndtri(0.8)) * error)[0])
+
+    def _noise_until(self, edge: int, running: RunningSums) -> Noise:
+        """The noise of the first nights; of rows on one level, which are nearly all, from running sums."""
+        if edge < 2:
+            return self._noise_of(self._values[:, :edge])
+        sums, exact = running.first(edge)
+        noise = Noise.of_sums(sums, 1 + self._taken, self._inflation, self._prior)
+        others = np.flatnonzero(~exact | self._stepped)
+        if len(others):
+            own = self._noise_of(self._values[others, :edge], others)
+            noise.phi[others], noise.sd[others], noise.df[others] = own.phi, own.sd, own.df
+        return noise
 
     def _noise_of(self, values: Floats, rows: Integers | None = None) -> Noise:
         rows = np.arange(len(values)) if rows is None else rows
@@ -238,6 +254,16 @@ def _second(values: Floats, one: Floats, two: Floats, noise: Noise) -> tuple[Flo
     ratio = np.sum(a * b, axis=1) / np.sum(a * a, axis=1)
     left = np.sum(b * b, axis=1) - ratio * np.sum(a * b, axis=1)
     return (np.sum(b * y, axis=1) - ratio * np.sum(a * y, axis=1)) / left, noise.sd / left**0.5
+
+
+def _beyond(
+    t: Floats, asked: NDArray[np.bool_], experiments: int, tests: int, df: Floats
+) -> NDArray[np.bool_]:
+    """Which of those that are asked lie beyond the limit; it is nowhere below that of the normal distribution."""
+    least = -float(special.ndtri(0.5 / (max(experiments, FAMILY) * tests)))
+    beyond = asked & (t > 0.999 * least)
+    beyond[beyond] = t[beyond] > _limit(experiments, tests, df[beyond])
+    return beyond
 
 
 def _limit(experiments: int, tests: int, df: Floats) -> Floats:
@@ -344,6 +370,7 @@ class _Study:
         self._alarms: list[list[Alarm]] = [[] for _ in series]
         self._patterns = [Pattern(np.zeros(7)) for _ in series]
         self._prior = Prior.assumed(len(series))
+        self._without_weekdays = self._values
 
     def walk(self) -> None:
         """Judge night after night."""
@@ -378,10 +405,9 @@ class _Study:
 
     def _nights(self, rows: list[int], n: int) -> Nights:
         patterns = [self._patterns[row] for row in rows]
-        adds = np.array([pattern.adds for pattern in patterns])
-        values = self._values[rows, :n] - np.take_along_axis(adds, self._weekdays[rows, :n], axis=1)
         starts = [self._starts[row] for row in rows]
-        return Nights(without_spikes(values), starts, patterns, self._prior.of(rows), self._experiments)
+        values = without_spikes(self._without_weekdays[rows, :n])
+        return Nights(values, starts, patterns, self._prior.of(rows), self._experiments)
 
     def _judge(self, rows: list[int], n: int) -> None:
         nights = self._nights(rows, n)
@@ -408,7 +434,9 @@ class _Study:
             taken[rows] = [len(lasting(each, n)) for each in starts]
         weekdays = self._weekday_of_run[:until]
         self._patterns = _patterns(rest, weekdays)
-        rest -= np.array([pattern.adds for pattern in self._patterns])[:, weekdays]
+        adds = np.array([pattern.adds for pattern in self._patterns])
+        self._without_weekdays = self._values - np.take_along_axis(adds, self._weekdays, axis=1)
+        rest -= adds[:, weekdays]
         self._prior = Prior.pooled(rest, taken + [pattern.df for pattern in self._patterns])
 
 
@@ -428,10 +456,15 @@ def _patterns(rest: Floats, weekdays: Integers) -> list[Pattern]:
     common = Pattern.of(middle, weekdays[nights])
     usual = float(np.nanmean(rest[rows] ** 2))
     share = min(1.0, float(np.mean(middle**2)) / usual) if usual > 0 else 1.0
-    found = []
-    for row, there in zip(rest, measured, strict=True):
-        own = Pattern.of(row[there] - common.adds[weekdays[there]], weekdays[there])
-        found.append(own.beside(common, share))
+    alike: dict[bytes, list[int]] = defaultdict(list)
+    for row, there in enumerate(measured):
+        alike[there.tobytes()].append(row)
+    found = [common] * len(rest)
+    for those in alike.values():
+        there = measured[those[0]]
+        own = Pattern.of_rows(rest[those][:, there] - common.adds[weekdays[there]], weekdays[there])
+        for row, one in zip(those, own, strict=True):
+            found[row] = one.beside(common, share)
     return found
 
 

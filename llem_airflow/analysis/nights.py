@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -86,70 +86,85 @@ def measured(run: StoredRun, metric: str) -> tuple[Measured, ...]:
     table = read_table(
         run.folder, layout.CYCLES_TABLE, [*_READ, *_OPTIONAL, metric], optional=(*_OPTIONAL, metric)
     )
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in table.to_pylist():
-        if row["status"] in HAS_RESULT and row.get(metric) is not None and row["hash"]:
-            groups.setdefault((str(row["hash"]), str(row["experiment"])), []).append(row)
+    column = {name: table[name].to_pylist() for name in table.column_names}
+    nothing = [None] * table.num_rows
+    groups: dict[tuple[str, str], list[tuple[float, str]]] = {}
+    for identity, experiment, status, value, fingerprint in zip(
+        column["hash"],
+        column["experiment"],
+        column["status"],
+        column.get(metric, nothing),
+        column.get("fingerprint", nothing),
+        strict=True,
+    ):
+        if status in HAS_RESULT and value is not None and identity:
+            told = float(value), fingerprint or "{}"
+            groups.setdefault((str(identity), str(experiment)), []).append(told)
     return tuple(
         Measured(
             experiment,
             identity,
-            tuple(float(row[metric]) for row in rows),
-            _conditions([row.get("fingerprint") or "{}" for row in rows]),
-            _told(rows[0].get("fingerprint") or "{}")[1],
+            tuple(value for value, _ in told),
+            _conditions([fingerprint for _, fingerprint in told]),
+            _told(told[0][1])[1],
         )
-        for (identity, experiment), rows in groups.items()
+        for (identity, experiment), told in groups.items()
     )
 
 
 def plain(found: Sequence[Measured]) -> dict[str, Any]:
     """The same as plain JSON values; what many experiments share stands there once."""
-    around = list(dict.fromkeys(json.dumps(dict(one.around), sort_keys=True) for one in found))
-    return {
-        "around": [json.loads(text) for text in around],
-        "measured": [
-            asdict(one) | {"around": around.index(json.dumps(dict(one.around), sort_keys=True))}
-            for one in found
-        ],
-    }
+    place: dict[tuple[tuple[str, str], ...], int] = {}
+    rows = [
+        (
+            *(one.experiment, one.identity, one.values, one.conditions),
+            place.setdefault(tuple(one.around.items()), len(place)),
+        )
+        for one in found
+    ]
+    return {"around": [dict(one) for one in place], "measured": rows}
 
 
 def from_plain(told: Mapping[str, Any]) -> tuple[Measured, ...]:
     """What ``plain`` told."""
+    around = told["around"]
     return tuple(
-        Measured(**{**one, "values": tuple(one["values"]), "around": told["around"][one["around"]]})
-        for one in told["measured"]
+        Measured(experiment, identity, tuple(values), conditions, around[place])
+        for experiment, identity, values, conditions, place in told["measured"]
     )
 
 
-def changes_around(nights: Sequence[Night], experiment: str) -> list[Around]:
-    """Where release, engine, image, driver, GPU or measuring code of an experiment changed, oldest first.
+def changes_around(nights: Sequence[Night]) -> dict[str, list[Around]]:
+    """Where release, engine, image, driver, GPU or measuring code changed, oldest first, by id of the experiment.
 
-    A run that does not tell one of them changes nothing.
+    A run that does not tell one of them changes nothing. An id stays the same over the releases of a model.
 
     Args:
         nights: Oldest first.
-        experiment: Id of the experiment; it stays the same over the releases of a model.
     """
-    known: dict[str, str] = {}
-    found = []
+    known: dict[str, dict[str, str]] = {}
+    found: dict[str, list[Around]] = {}
     for night in nights:
         for one in night.measured:
-            if one.experiment != experiment:
-                continue
-            now = {"release": night.release, **one.around}
+            before = known.setdefault(one.experiment, {})
             for what in AROUND:
-                if not (after := now.get(what)):
+                after = night.release if what == "release" else one.around.get(what)
+                if not after or before.get(what) == after:
                     continue
-                if what in known and known[what] != after:
-                    found.append(Around(night.run_id, what, known[what], after))
-                known[what] = after
+                if what in before:
+                    found.setdefault(one.experiment, []).append(
+                        Around(night.run_id, what, before[what], after)
+                    )
+                before[what] = after
     return found
 
 
 def _conditions(fingerprints: Sequence[str]) -> str:
     """Conditions without the factors: a history looks for what a new engine version does, not a new GPU."""
-    return "|".join(sorted({_told(text)[0] for text in fingerprints}))
+    different = set(fingerprints)
+    if len(different) == 1:
+        return _told(fingerprints[0])[0]
+    return "|".join(sorted({_told(text)[0] for text in different}))
 
 
 @lru_cache(maxsize=2_048)

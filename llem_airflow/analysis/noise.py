@@ -9,6 +9,7 @@ keeps its own (limited translation, Efron and Morris 1972).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,16 +54,28 @@ class Pattern:
     @classmethod
     def of(cls, rest: Floats, weekdays: Integers) -> Pattern:
         """From three weeks on, as far as it shows against the noise (positive-part James-Stein)."""
+        return cls.of_rows(rest[None, :], weekdays)[0]
+
+    @classmethod
+    def of_rows(cls, rest: Floats, weekdays: Integers) -> list[Pattern]:
+        """The same for several experiments that were measured in the same nights; rows are experiments."""
         counts: Integers = np.bincount(weekdays, minlength=7)
+        k, n = rest.shape
         if counts.min() < 3:
-            return cls(np.zeros(7))
-        centred = rest - rest.mean()
-        means = np.bincount(weekdays, centred, minlength=7) / counts
-        around = centred - means[weekdays]
-        error = float(around @ around) / max(len(rest) - 7, 1) / counts
-        spread = float(np.sum(means**2 / error)) if error.min() > 0 else np.inf
-        kept = max(0.0, 1 - 5 / spread) if spread > 0 else 0.0
-        return cls(kept * means, 6 * kept, 7 * kept / len(rest))
+            return [cls(np.zeros(7))] * k
+        rest = np.ascontiguousarray(rest)
+        centred = rest - rest.mean(axis=1, keepdims=True)
+        at = (weekdays + 7 * np.arange(k)[:, None]).ravel()
+        means = np.bincount(at, centred.ravel(), minlength=7 * k).reshape(k, 7) / counts
+        around = centred - means.take(weekdays, axis=1)  # row after row in memory, as sums of one row have it
+        error = np.array([row @ row for row in around])[:, None] / max(n - 7, 1) / counts
+        exact = error.min(axis=1) <= 0
+        spread = np.sum(means**2 / np.where(error > 0, error, 1.0), axis=1)
+        kept = np.where(spread > 0, np.maximum(0.0, 1 - 5 / np.where(spread > 0, spread, 1.0)), 0.0)
+        kept[exact] = 1.0
+        return [
+            cls(each * row, 6 * each, 7 * each / n) for each, row in zip(kept.tolist(), means, strict=True)
+        ]
 
     def beside(self, common: Pattern, share: float) -> Pattern:
         """Its own and that of the study, whose error is ``share`` of what an experiment's would be."""
@@ -156,21 +169,82 @@ class Noise:
             prior: One value an experiment.
         """
         n = rest.shape[1]
-        weight = prior.phi_weight + n
-        phi = np.maximum((prior.phi_weight * prior.phi + n * correlation(rest)) / weight, 0.0)
-        phi = np.minimum(phi + _CAUTION * ((1 - phi**2) / weight) ** 0.5, 0.9)
-        df = np.maximum(n - taken, 0.0)
-        variance = (squares(rest, phi) + prior.variance_weight * prior.variance) / (
-            prior.variance_weight + df
-        )
-        return cls(phi, (variance * (1 + inflation)) ** 0.5, prior.variance_weight + df)
+        phi = _beside(correlation(rest), n, prior)
+        return cls._from(phi, squares(rest, phi), np.maximum(n - taken, 0.0), inflation, prior)
+
+    @classmethod
+    def of_sums(cls, sums: Sums, taken: Floats, inflation: Floats, prior: Prior) -> Noise:
+        """The same but for rounding, from sums over the nights; arguments as for ``of``."""
+        raw = sums.products / np.where(sums.squares > 0, sums.squares, 1.0)
+        phi = _beside(_corrected(raw, sums.n), sums.n, prior)
+        new = sums.squares - 2 * phi * sums.products + phi**2 * (sums.squares - sums.ends)
+        return cls._from(phi, new, np.maximum(sums.n - taken, 0.0), inflation, prior)
+
+    @classmethod
+    def _from(cls, phi: Floats, new: Floats, df: Floats, inflation: Floats, prior: Prior) -> Noise:
+        weight = prior.variance_weight + df
+        variance = (new + prior.variance_weight * prior.variance) / weight
+        return cls(phi, (variance * (1 + inflation)) ** 0.5, weight)
+
+
+class Sums(NamedTuple):
+    """Sums over the first n nights of each row around their mean.
+
+    Attributes:
+        n: How many nights.
+        squares: Of each night, squared.
+        products: Of each night with the next.
+        ends: Squares of the first and of the last night.
+    """
+
+    n: int
+    squares: Floats
+    products: Floats
+    ends: Floats
+
+
+class RunningSums:
+    """Sums over the first nights of each row, for any number of them: each costs no pass over the nights.
+
+    Args:
+        values: One row an experiment.
+    """
+
+    def __init__(self, values: Floats) -> None:
+        off = values - values.mean(axis=1, keepdims=True)  # of numbers near 0, squares lose no digits
+        self._off = off
+        self._sum = np.cumsum(off, axis=1)
+        self._squares = np.cumsum(off**2, axis=1)
+        self._products = np.cumsum(off[:, 1:] * off[:, :-1], axis=1)
+        self._least = (1e-10 * np.abs(values).max(axis=1)) ** 2
+
+    def first(self, n: int) -> tuple[Sums, NDArray[np.bool_]]:
+        """The sums over the first n nights, two at least, and which rows differ enough for them to be exact."""
+        total, squares = self._sum[:, n - 1], self._squares[:, n - 1]
+        first, last, mean = self._off[:, 0], self._off[:, n - 1], total / n
+        around = squares - n * mean**2
+        products = self._products[:, n - 2] - mean * (2 * total - first - last) + (n - 1) * mean**2
+        sums = Sums(n, around, products, (first - mean) ** 2 + (last - mean) ** 2)
+        return sums, (around > 1e-6 * squares) & (around > n * self._least)
+
+
+def _beside(phi: Floats, n: int, prior: Prior) -> Floats:
+    """The correlation of n nights beside what is known before them, taken with caution."""
+    weight = prior.phi_weight + n
+    phi = np.maximum((prior.phi_weight * prior.phi + n * phi) / weight, 0.0)
+    taken: Floats = np.minimum(phi + _CAUTION * ((1 - phi**2) / weight) ** 0.5, 0.9)
+    return taken
 
 
 def correlation(rest: Floats) -> Floats:
     """Correlation of successive nights by row, corrected for its bias of -(1 + 3 phi) / n (Marriott and Pope 1954)."""
     own = np.sum(rest**2, axis=1)
     raw = np.sum(rest[:, 1:] * rest[:, :-1], axis=1) / np.where(own > 0, own, 1.0)
-    corrected: Floats = np.minimum(raw + (1 + 3 * raw) / rest.shape[1], 0.95)
+    return _corrected(raw, rest.shape[1])
+
+
+def _corrected(raw: Floats, n: int) -> Floats:
+    corrected: Floats = np.minimum(raw + (1 + 3 * raw) / n, 0.95)
     return corrected
 
 
@@ -234,13 +308,24 @@ def without_spikes(values: Floats, least: float = ASSUMED_SD_RATIO) -> Floats:
 
     Far is 3 robust standard deviations of the step from night to night, and ``least``. Rows are series.
     """
-    steps = np.diff(values, axis=-1)
-    if steps.shape[-1] < 2:
-        return values.copy()
-    usual = 1.4826 * np.median(np.abs(steps), axis=-1, keepdims=True)
-    limit = np.maximum(FAR * usual, least)
-    up, down = steps[..., :-1], -steps[..., 1:]
-    spikes = (np.minimum(up, down) > limit) | (np.maximum(up, down) < -limit)
-    seen = values.copy()
-    seen[..., 1:-1] = np.where(spikes, (values[..., :-2] + values[..., 2:]) / 2, values[..., 1:-1])
+    if values.ndim == 1:
+        alone: Floats = without_spikes(values[None, :], least)[0]
+        return alone
+    seen, steps = values.copy(), np.diff(values, axis=1)
+    if steps.shape[1] < 2:
+        return seen
+    up, down = steps[:, :-1], -steps[:, 1:]
+    off = np.maximum(np.minimum(up, down), -np.maximum(up, down))
+    rows = np.flatnonzero(_may_be_far(off.max(axis=1), np.abs(steps), least))
+    usual = 1.4826 * np.median(np.abs(steps[rows]), axis=1, keepdims=True)
+    spikes = off[rows] > np.maximum(FAR * usual, least)
+    seen[rows, 1:-1] = np.where(spikes, (values[rows, :-2] + values[rows, 2:]) / 2, values[rows, 1:-1])
     return seen
+
+
+def _may_be_far(furthest: Floats, sizes: Floats, least: float) -> NDArray[np.bool_]:
+    """Rows that may have a spike: counting is cheaper than the median, and most rows have none."""
+    below = furthest / (FAR * 1.4826) * (1 + 1e-9)
+    enough = (sizes <= below[:, None]).sum(axis=1) > (sizes.shape[1] - 1) // 2
+    may: NDArray[np.bool_] = (furthest > least) & enough
+    return may

@@ -87,6 +87,11 @@ class Description:
         return self.interval if self.n >= SHOWN_FROM_N else None
 
 
+def shown_interval(values: Sequence[float], *, signed: bool = False) -> Interval | None:
+    """``describe(values).shown_interval`` alone, which costs a fifth."""
+    return t_interval(values, signed=signed) if len(values) >= SHOWN_FROM_N else None
+
+
 def describe(values: Iterable[float], *, signed: bool = False) -> Description | None:
     """Describe the values of the cycles; None when there is no value.
 

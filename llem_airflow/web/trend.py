@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from llem_airflow.analysis.history import RUNS, Followed, Point, change_points, points_of, trends_of
 from llem_airflow.analysis.metrics import BY_NAME, METRICS
 from llem_airflow.analysis.nights import Night, changes_around
-from llem_airflow.analysis.statistics import describe
+from llem_airflow.analysis.statistics import shown_interval
 from llem_airflow.results import ResultReadError, StoredRun, layout
 from llem_airflow.results.parquet import read_table
+from llem_airflow.web.answers import json_text
 from llem_airflow.web.explore import HEADLINES, metric_facts
 from llem_airflow.web.index import Entry
 from llem_airflow.web.kept import Kept, file_version
@@ -57,9 +59,9 @@ def trend_view(entries: Sequence[Entry], metric: str, chosen: Sequence[str], kep
     whole: dict[str, Any] = kept.of(
         "trend", _key(entries, metric), _versions(shown), lambda: _whole(shown, metric, kept)
     )
-    labels = labels_of(newest)
-    known = list(dict.fromkeys(one["experiment"] for one in whole["histories"]))
-    wanted = [name for name in dict.fromkeys(chosen) if name in known] or _first(newest, known)
+    labels, known = labels_of(newest), whole["experiments"]
+    wanted = [name for name in dict.fromkeys(chosen) if name in known] or _first(newest, list(known))
+    told = {name: json.loads(known[name]["told"]) for name in wanted[:LARGEST_CHOICE]}
     return {
         "metric": metric_facts(metric),
         "metrics": [metric_facts(name) for name in _metrics(entries, kept)],
@@ -69,17 +71,15 @@ def trend_view(entries: Sequence[Entry], metric: str, chosen: Sequence[str], kep
             {
                 "experiment": name,
                 "label": labels.get(name, name),
-                "runs": sum(len(one["points"]) for one in whole["histories"] if one["experiment"] == name),
-                "changes": sum(
-                    len(one["changes"]) for one in whole["histories"] if one["experiment"] == name
-                ),
+                "runs": one["runs"],
+                "changes": one["changes"],
                 "measured_last": name in labels,
             }
-            for name in known
+            for name, one in known.items()
         ],
         "chosen": wanted[:LARGEST_CHOICE],
-        "histories": [one for one in whole["histories"] if one["experiment"] in wanted[:LARGEST_CHOICE]],
-        "around": {name: whole["around"][name] for name in wanted[:LARGEST_CHOICE]},
+        "histories": [one for name in known if name in told for one in told[name]["histories"]],
+        "around": {name: each["around"] for name, each in told.items()},
     }
 
 
@@ -132,20 +132,34 @@ def _verdicts(nights: Sequence[Night], metric: str) -> dict[str, Any]:
 
 
 def _whole(entries: Sequence[Entry], metric: str, kept: Kept) -> dict[str, Any]:
+    """All histories; those of an experiment as JSON text, because a page reads those of a few out of a hundred."""
     nights, problems = nights_of(entries, metric, kept)
     place = {night.run_id: index for index, night in enumerate(nights)}
     points, newest = points_of(nights)
-    names = dict.fromkeys(name.experiment for name in points)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, own in points.items():
+        found.setdefault(name.experiment, []).append(_history(name, own, metric, newest, place))
+    around = changes_around(nights)
     return {
         "runs": [
             {"run_id": one.run_id, "started_epoch_ns": one.t_epoch_ns or None, "release": one.release}
             for one in nights
         ],
         "problems": problems,
-        "histories": [_history(name, own, metric, newest, place) for name, own in points.items()],
-        "around": {
-            name: [{**one._asdict(), "run": place[one.run_id]} for one in changes_around(nights, name)]
-            for name in names
+        "experiments": {
+            name: {
+                "runs": sum(len(one["points"]) for one in histories),
+                "changes": sum(len(one["changes"]) for one in histories),
+                "told": json_text(
+                    {
+                        "histories": histories,
+                        "around": [
+                            {**one._asdict(), "run": place[one.run_id]} for one in around.get(name, ())
+                        ],
+                    }
+                ),
+            }
+            for name, histories in found.items()
         },
     }
 
@@ -159,8 +173,7 @@ def _history(
     changes = change_points(same, about.better, experiments=experiments)
     rows = []
     for point in points:
-        told = describe(point.values, signed=about.signed)
-        interval = told.shown_interval if told else None
+        interval = shown_interval(point.values, signed=about.signed)
         ends = (interval.low, interval.high) if interval else (None, None)
         compared = point.conditions == points[-1].conditions
         rows.append([place[point.run_id], point.mean, *ends, len(point.values), compared])

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from llem_airflow.analysis.alarm import Series, watch_study
-from llem_airflow.analysis.noise import PHI_WEIGHT, SD_WEIGHT, Floats, Prior
+from llem_airflow.analysis.noise import (
+    ASSUMED_SD_RATIO,
+    PHI_WEIGHT,
+    SD_WEIGHT,
+    Floats,
+    Noise,
+    Pattern,
+    Prior,
+    RunningSums,
+    without_spikes,
+)
 
 NIGHTS = 40
 
@@ -93,3 +103,47 @@ def test_no_night_is_judged_with_later_ones() -> None:
     assert {row for row, _ in told} >= {0, 1}
     for until in range(15, NIGHTS, 3):
         assert alarms(until) == [each for each in told if each[1] < until]
+
+
+def test_running_sums_tell_the_noise_that_the_nights_themselves_tell() -> None:
+    values = 5 + _noise(np.random.default_rng(8), 20)
+    running, prior, taken = RunningSums(values), Prior.assumed(20), np.ones(20)
+    for n in (2, 3, 11, NIGHTS):
+        sums, exact = running.first(n)
+        first = values[:, :n]
+        slow = Noise.of(first - first.mean(axis=1, keepdims=True), taken, np.zeros(20), prior)
+        fast = Noise.of_sums(sums, taken, np.zeros(20), prior)
+        assert exact.all()
+        for one, other in ((fast.phi, slow.phi), (fast.sd, slow.sd), (fast.df, slow.df)):
+            np.testing.assert_allclose(one, other, rtol=1e-9)
+    _, exact = RunningSums(np.full((1, NIGHTS), 0.1)).first(NIGHTS)
+    assert not exact.any()  # equal values leave nothing but rounding
+
+
+def test_spikes_are_those_of_the_median_of_every_series() -> None:
+    random = np.random.default_rng(9)
+    for n in (1, 2, 3, 4, 5, 40):
+        for sd in (0.005, 0.02, 0.3):
+            values = random.normal(0, sd, (30, n))
+            values[::3, n // 2] += 5 * sd
+            expected = values.copy()
+            if n > 2:
+                steps = np.diff(values, axis=1)
+                usual = 1.4826 * np.median(np.abs(steps), axis=1, keepdims=True)
+                limit = np.maximum(3 * usual, ASSUMED_SD_RATIO)
+                up, down = steps[:, :-1], -steps[:, 1:]
+                spikes = ((up > limit) & (down > limit)) | ((up < -limit) & (down < -limit))
+                expected[:, 1:-1] = np.where(spikes, (values[:, :-2] + values[:, 2:]) / 2, values[:, 1:-1])
+            assert (without_spikes(values) == expected).all()
+            assert (without_spikes(values[0]) == expected[0]).all()
+
+
+def test_patterns_of_many_are_those_of_each_to_the_last_digit() -> None:
+    rest, weekdays = _noise(np.random.default_rng(10), 12), np.arange(NIGHTS) % 7
+    rest[:, weekdays == 2] += 0.02
+    rest[3] = 0.0
+    for many, row in zip(Pattern.of_rows(rest, weekdays), rest, strict=True):
+        alone = Pattern.of(row, weekdays)
+        assert (many.adds == alone.adds).all()
+        assert (many.df, many.variance) == (alone.df, alone.variance)
+    assert Pattern.of_rows(rest, weekdays)[0].df > 5
