@@ -36,7 +36,7 @@ from llem_airflow.measurement.sampler import start_sampler
 from llem_airflow.protocol.gpu_profile import GpuProfile, Sensor
 from llem_airflow.protocol.result import Meter, Window
 from llem_airflow.protocol.spec import MeterSpec
-from tests.gpu_check.scripted import play_boards
+from tests.gpu_check.scripted import play_profiles, stepped
 from tests.standins.boards import published, script_of
 from tests.standins.gpus import use_script
 
@@ -190,22 +190,15 @@ def _simulated(period_s: float, load: str, watches: str, window_s: float, number
     return without, known
 
 
-STEPS_MJ = (1.0, 2.0, 5.0, 10.0, 250.0)
-"""Steps of the counters that are played; the paper has none."""
-
-
 def checked(each_s: float) -> list[str]:
     """What gpu-check finds of each board on the stand-in driver, beside what is played."""
     lines = [
         "| board | period, played | found | instant power over, played | found | counter's step, played | found |",
         "|---|---|---|---|---|---|---|",
     ]
-    boards = [
-        replace(one, counter_step_mj=step) for one, step in zip(published().values(), STEPS_MJ, strict=True)
-    ]
-    scripts = [script_of(one).replace("gpu.0.", "") for one in boards]
+    boards = [*stepped().values()]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        play_boards(patch, Path(folder), scripts, each_s)
+        play_profiles(patch, Path(folder), boards, each_s)
         readings = Path(folder) / "readings"
         readings.mkdir()
         found = [profile_of(one) for one in collect(each_s * len(boards), readings, _unsaid)]

@@ -13,32 +13,20 @@ THERE = ("numpy", "scipy", "torch", "transformers", "pyarrow", "pyyaml", "rich",
 """Wheels that the machine has by agreement; none of them is carried."""
 
 
-def main() -> int:
-    """Download them for Python 3.12 on Linux, x86-64."""
-    WHEELS.mkdir(parents=True, exist_ok=True)
+def pack(into: Path, python: str) -> None:
+    """Download them for a version of Python on Linux, x86-64."""
+    into.mkdir(parents=True, exist_ok=True)
     platforms = [f"--platform=manylinux_2_{minor}_x86_64" for minor in (28, 27, 17)]
-    subprocess.run(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--only-binary=:all:",
-                "--python-version=3.12",
-            ),
-            *(*platforms, "--platform=manylinux2014_x86_64", f"--dest={WHEELS}", *WANTED),
-        ],
-        check=True,
-    )
-    for wheel in WHEELS.glob("*.whl"):
+    platforms += ["--platform=manylinux2014_x86_64", f"--python-version={python}", f"--dest={into}"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:"]
+    subprocess.run([*command, *platforms, *WANTED], check=True)
+    for wheel in into.glob("*.whl"):
         if wheel.name.lower().startswith(tuple(f"{name}-" for name in THERE)):
             wheel.unlink()
-    size = sum(wheel.stat().st_size for wheel in WHEELS.glob("*.whl"))
-    print(f"{len(list(WHEELS.glob('*.whl')))} wheels, {size / 2**20:.0f} MiB, in {Path(WHEELS)}")
-    return 0
+    wheels = list(into.glob("*.whl"))
+    size = sum(wheel.stat().st_size for wheel in wheels)
+    print(f"{len(wheels)} wheels, {size / 2**20:.0f} MiB, in {into}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    pack(WHEELS, "3.12")

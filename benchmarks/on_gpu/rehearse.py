@@ -14,10 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 
-from benchmarks.on_gpu.__main__ import REPOSITORY, WHEELS
-from benchmarks.on_gpu.pack import main as pack
+from benchmarks.on_gpu.__main__ import REPOSITORY
+from benchmarks.on_gpu.pack import pack
 from benchmarks.on_gpu.profiles import PLAN_S
 from llem_airflow.measurement.board.load import SCRIPTED
 from tests.gpu_check.scripted import HIGH_W, LOW_W, write_plan
@@ -47,8 +48,9 @@ def main() -> int:
     """Prepare, run and tell; the exit code of the visit."""
     out = Path(sys.argv[1]).resolve()
     python = _environment()
-    if not any(WHEELS.glob("*.whl")):
-        pack()
+    wheels = VENV.with_name("wheels-of-rehearsal")
+    if not any(wheels.glob("*.whl")):
+        pack(wheels, _version(python))
     with tempfile.TemporaryDirectory() as folder:
         environment = _standin(Path(folder), python)
         began_s = time.monotonic()
@@ -61,6 +63,8 @@ def main() -> int:
                 str(out),
                 "--patience",
                 str(PATIENCE),
+                "--wheels",
+                str(wheels),
             ],
             cwd=REPOSITORY,
             env=environment,
@@ -72,16 +76,24 @@ def main() -> int:
 
 def _environment() -> Path:
     """Python of the bare environment, made the first time; 3.12 where there is one."""
-    python = VENV / "bin" / "python"
-    if not python.exists():
+    python, whole = VENV / "bin" / "python", VENV / "whole"
+    if not whole.exists():
         own = shutil.which("python3.12")
-        if own is None or subprocess.run([own, "-V"], check=False).returncode:
+        if own is None or subprocess.run([own, "-V"], check=False, capture_output=True).returncode:
             print(f"no Python 3.12 here: {sys.version.split()[0]} instead")
             own = sys.executable
-        subprocess.run([own, "-m", "venv", str(VENV)], check=True)
-        for wanted in (shlex.split(os.environ.get("TORCH", "torch")), PACKAGES):
+        subprocess.run([own, "-m", "venv", "--clear", str(VENV)], check=True)
+        torch = f"torch=={metadata.version('torch').partition('+')[0]}"
+        for wanted in (shlex.split(os.environ.get("TORCH", torch)), PACKAGES):
             subprocess.run([str(python), "-m", "pip", "install", "--quiet", *wanted], check=True)
+        whole.touch()
     return python
+
+
+def _version(python: Path) -> str:
+    """Of a Python, as 3.12."""
+    ask = "import sys; print('%d.%d' % sys.version_info[:2])"
+    return subprocess.run([str(python), "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _standin(folder: Path, python: Path) -> dict[str, str]:

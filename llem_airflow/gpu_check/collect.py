@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import numpy as np
 
 from llem_airflow.gpu_check.register import Floats, Readings
 from llem_airflow.gpu_check.window import Load
+from llem_airflow.protocol.child import child_environment
 from llem_airflow.protocol.message_pipe import MessagePipe
 
 LEAST_S = 6.0
@@ -163,13 +163,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.stdout.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_ENDS_S)
-
-
-def child_environment() -> dict[str, str]:
-    """Ours, with the folder of this package in front of what Python looks through."""
-    root = str(Path(__file__).parents[2])
-    inherited = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{inherited}" if inherited else root}
 
 
 def _read(path: Path) -> Seen:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llem_airflow.analysis.energy import GpuEnergy, window_energy
-from llem_airflow.gpu_check.collect import child_environment
+from llem_airflow.protocol.child import child_environment
 from llem_airflow.protocol.gpu_profile import GpuProfile, MeasuringPath
 from llem_airflow.protocol.records import POWER_COLUMNS
 from llem_airflow.protocol.result import Meter, Window

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from llem_airflow.measurement.live import teller
 from llem_airflow.measurement.meters.choose import open_meter
 from llem_airflow.measurement.meters.contract import MeterFacts, MeterUnavailableError
 from llem_airflow.measurement.sampling import TAIL_S, Sampling, say_to
+from llem_airflow.protocol.child import child_environment
 from llem_airflow.protocol.message_pipe import MessagePipe
 from llem_airflow.protocol.records import POWER_COLUMNS
 from llem_airflow.protocol.result import Meter
@@ -219,14 +219,6 @@ def sampler_main(argv: list[str]) -> int:
 
 
 main = sampler_main
-
-
-def child_environment() -> dict[str, str]:
-    """The environment of the sampling process: ours, with the bundle or package that we run from in front."""
-    root = Path(__file__).parents[2]  # llem.pyz itself, or the folder that holds the package
-    inherited = os.environ.get("PYTHONPATH")
-    path = f"{root}{os.pathsep}{inherited}" if inherited else str(root)
-    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
 def _rows(power_csv: Path) -> int:

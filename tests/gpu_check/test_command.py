@@ -14,6 +14,7 @@ from llem_airflow.protocol.gpu_profile import GpuProfile
 from llem_airflow.results.folder import Folder
 from llem_airflow.results.gpu_profiles import write_profile
 from tests.gpu_check.scripted import play_boards
+from tests.gpu_check.virtual_time import T0_S, pass_virtually
 from tests.standins.gpus import use_script
 
 SECONDS = 26.0
@@ -84,7 +85,8 @@ BAD_DRIVERS = {
 def test_a_bad_driver_ends_in_a_page(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, faults: list[str], code: int, said: str
 ) -> None:
-    use_script(monkeypatch, tmp_path, "\n".join(faults))
+    pass_virtually(monkeypatch, tmp_path)
+    use_script(monkeypatch, tmp_path, "\n".join(faults), now_s=T0_S)
     uuid = "GPU-5741d000-0000-0000-0000-000000000000"
     earlier = GpuProfile(1, uuid, "A100 (STAND-IN)", "measured", counter_period_s=0.1)
     write_profile(Folder.at(tmp_path), earlier, {})
@@ -108,7 +110,9 @@ def test_a_board_that_does_not_tell_its_uuid_has_its_pages_too(
 def test_without_a_load_and_a_field_it_says_what_it_could_not_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    use_script(monkeypatch, tmp_path, "gpu.0.power = sine 200 50 1.737\nfault = not_supported field=186")
+    pass_virtually(monkeypatch, tmp_path)
+    script = "gpu.0.power = sine 200 50 1.737\nfault = not_supported field=186"
+    use_script(monkeypatch, tmp_path, script, now_s=T0_S)
     result = check(tmp_path, "--json", seconds=6.0)
     (profile,) = json.loads(result.stdout)
     assert (result.exit_code, profile["load"], profile["average_window_s"]) == (0, "none", None)

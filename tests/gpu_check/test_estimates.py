@@ -12,7 +12,6 @@ from llem_airflow.gpu_check.register import Readings, Writes, find_clock, writes
 from llem_airflow.gpu_check.window import find_window
 from llem_airflow.measurement.board.plan import LONGEST_S, REPEATS, SHORTEST_S, plan, square_edges
 from tests.gpu_check.boards import Board, read
-from tests.standins.boards import published
 
 PERIODS_S = st.floats(0.02, 1.0)
 WINDOWS_S = st.floats(0.025, 1.0)
@@ -78,29 +77,6 @@ def test_a_window_is_found_within_two_percent_or_said_to_be_unknown(
 def test_windows_of_known_boards_are_known_on_quiet_ones(period_s: float, window_s: float) -> None:
     power, _, load = read(Board(period_s, window_s, noise_w=0.3), 48.0, 7)
     assert find_window(writes(power, find_clock(power)), load).window_s == pytest.approx(window_s, rel=0.02)
-
-
-@pytest.mark.parametrize(("name", "step_mj"), [*zip(published(), (1.0, 2.0, 5.0, 10.0, 250.0), strict=True)])
-def test_the_five_published_boards_are_found_within_two_percent_or_said_to_be_unknown(
-    name: str, step_mj: float
-) -> None:
-    profile = published()[name]
-    period_s, window_s = profile.power_period_s, profile.instant_window_s
-    assert period_s is not None
-    assert window_s is not None
-    for noise_w in (0.3, 60.0):
-        board = Board(period_s, window_s, noise_w=noise_w, step_mj=step_mj)
-        power, counter, load = read(board, 48.0, 3)
-        for readings in (power, counter):
-            clock = find_clock(readings)
-            assert clock is not None
-            assert clock.period_s == pytest.approx(period_s, rel=0.02)
-        assert steady.counter_step(counter.values) == step_mj
-        found = find_window(writes(power, find_clock(power)), load)
-        if noise_w < 1:
-            assert found.window_s == pytest.approx(window_s, rel=0.02)
-        else:
-            assert (found.window_s, bool(found.why)) == (None, True)
 
 
 def test_noise_as_large_as_the_load_leaves_the_window_unknown() -> None:

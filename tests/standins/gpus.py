@@ -30,7 +30,12 @@ def built() -> Standins:
 
 
 def use_script(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, script: str, *, starts_in_s: float = 0.0
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    script: str,
+    *,
+    starts_in_s: float = 0.0,
+    now_s: float | None = None,
 ) -> None:
     """Let processes started from now on see the GPUs of a script.
 
@@ -39,8 +44,9 @@ def use_script(
         folder: Where the script is written.
         script: Lines of the script, without ``t0``.
         starts_in_s: When its clock reaches 0, from now.
+        now_s: What now is, in seconds since 1970, where those processes have a time of their own.
     """
-    t0 = time.time_ns() / 1e9 + starts_in_s
+    t0 = (time.time_ns() / 1e9 if now_s is None else now_s) + starts_in_s
     path = folder / "gpus.conf"
     path.write_text(f"t0 = {t0:.6f}\n{script}\n")
     for name, value in built().environment(path).items():

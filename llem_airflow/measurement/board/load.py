@@ -15,7 +15,7 @@ import time
 from typing import Any, Protocol
 
 from llem_airflow.measurement.board.plan import Phase
-from llem_airflow.measurement.sampler import child_environment
+from llem_airflow.protocol.child import child_environment
 from llem_airflow.protocol.message_pipe import MessagePipe
 
 SCRIPTED = "LLEM_GPU_CHECK_SCRIPTED"

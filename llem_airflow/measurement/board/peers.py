@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llem_airflow.measurement.board.peer import TOOLS, installed
-from llem_airflow.measurement.sampler import child_environment
+from llem_airflow.protocol.child import child_environment
 from llem_airflow.protocol.message_pipe import MessagePipe
 
 START_S, ANSWER_S = 40.0, 15.0

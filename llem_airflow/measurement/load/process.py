@@ -14,7 +14,7 @@ from typing import Any
 
 from llem_airflow.measurement.load.client import ClientFacts
 from llem_airflow.measurement.load.plan import LoadPlan, write_plan
-from llem_airflow.measurement.sampler import child_environment
+from llem_airflow.protocol.child import child_environment
 from llem_airflow.protocol.message_pipe import MessagePipe
 from llem_airflow.protocol.typed_json import from_json
 
