@@ -116,13 +116,16 @@ def _played(summary: Summary) -> bool:
 
 
 def _tell(summary: Summary) -> None:
-    print(f"> {summary.valid} of {summary.planned} cycles have a result")
+    withheld = sum(one.statuses.get("invalid_energy", 0) for one in summary.experiments)
+    without = f", {withheld} of them without an energy" if withheld else ""
+    print(f"> {summary.valid + withheld} of {summary.planned} cycles have a result{without}")
     for one in summary.experiments:
         means = {metric.name: f"{metric.all.mean:.4g}" for metric in one.metrics}
         energy, speed = (
             means.get(name, "-") for name in ("energy_per_output_token_j", "output_tokens_per_s")
         )
-        print(f"> {one.id}: {energy} J/output token ({one.energy_kind}), {speed} output tokens/s")
+        known = f"{energy} J/output token ({one.energy_kind})" if energy != "-" else "no energy"
+        print(f"> {one.id}: {known}, {speed} output tokens/s")
         for doubt in one.doubts:
             if doubt.severity == "withheld":
                 print(f">   {doubt.message}")

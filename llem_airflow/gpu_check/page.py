@@ -25,12 +25,12 @@ body { font: 15px/1.45 system-ui, sans-serif; max-width: 80rem; margin: 2rem aut
   background: var(--paper); overflow-wrap: anywhere }
 table { border-collapse: collapse; width: 100% } th, td { text-align: left; vertical-align: top; padding: .3rem .6rem;
   border-bottom: 1px solid var(--line) } td:first-child { white-space: nowrap }
-  td:nth-child(2) { width: 24% } .differs { color: var(--odd);
+  td:nth-child(2), td:nth-child(3) { width: 22% } td:nth-child(4) { width: 20% } .differs { color: var(--odd);
   font-weight: 600 } .unknown { color: var(--quiet) } .expected { color: var(--good) } .note { border-left: 4px solid
   var(--odd); padding-left: .8rem } .plots { display: grid; gap: 1.5rem; margin-top: 1.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)) } figure { margin: 0 } svg { width: 100% }
 @media (max-width: 50rem) { thead { display: none } tr { display: block; padding: .5rem 0; border-bottom: 1px solid
-  var(--line) } td { display: block; border: 0; padding: .1rem 0 } td:nth-child(2) { width: auto }
+  var(--line) } td { display: block; border: 0; padding: .1rem 0 } td:nth-child(n) { width: auto }
   td:empty { display: none } td[data-name]::before { content: attr(data-name) ": "; color: var(--quiet) } }
 """
 

@@ -15,7 +15,11 @@ _WHAT = "measuring path on a model with random weights"
 def path_findings(path: MeasuringPath | None) -> list[Finding]:
     """The lines of the page; one that says why, where the path was not walked."""
     if path is None:
-        return [Finding(_WHAT, "", "", "unknown", "it was not walked: --minutes left it no time")]
+        return [
+            Finding(
+                _WHAT, "", "", "unknown", "it was not walked: --minutes or --model-seconds left it no time"
+            )
+        ]
     if path.n_parameters is None:
         return [Finding(_WHAT, "", "", "unknown", path.problem)]
     where = f"{path.n_parameters / 1e9:.2g} B, {path.dtype}, on {path.device}"

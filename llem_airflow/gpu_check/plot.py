@@ -54,9 +54,10 @@ def _down(y: Floats, ticks: Floats) -> Floats:
 def _ticks(values: Floats) -> Floats:
     """Round numbers around all values: multiples of 1, 2 or 5 times a power of ten, at most eight of them."""
     low, high = float(np.min(values)), float(np.max(values))
-    least = max(abs(low), abs(high)) * 1e-6 or 1.0
-    if high - low < least:  # as good as one value: it stands in the middle
-        low, high = low - least, high + least
+    largest = max(abs(low), abs(high))
+    if high - low <= 1e-4 * largest:  # as good as one value: it stands in the middle
+        about = 0.05 * largest or 1.0
+        low, high = low - about, high + about
     power = 10.0 ** np.floor(np.log10((high - low) / _TICKS))
     step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if (high - low) / step <= _TICKS)
     first, last = np.floor(low / step), np.ceil(high / step)

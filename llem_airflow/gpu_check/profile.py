@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,27 @@ from llem_airflow.protocol.gpu_profile import PROFILE_VERSION, GpuProfile
 SLOWDOWN_BITS, POWER_CAP_BIT = 0x8 | 0x20 | 0x40 | 0x80, 0x4
 """NVML's clock event reasons: hardware slowdown, thermal (software, hardware), power brake; and the power cap."""
 _MILLI = 1e-3
+NOT_TOLD = "the driver does not tell it"
+_OF_LEVELS = ("idle_bare_w", "idle_context_w", "load_w", "noise_idle_w", "noise_load_w")
+_OF_COUNTER = ("counter_period_s", "counter_jitter_s", "counter_step_mj", "repeat_cv_ratio")
+_TELLS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("energy_mj",): (*_OF_COUNTER, "counter_to_integral_ratio"),
+    ("power_instant_mw",): ("instant_window_s", "edge_delay_s", "counter_to_integral_ratio"),
+    ("power_average_mw",): ("average_window_s",),
+    ("power_instant_mw", "power_average_mw"): ("power_period_s", "power_jitter_s", *_OF_LEVELS),
+    ("temperature_c",): ("thermal_time_constant_s",),
+    ("event_reasons",): ("throttled_ratio", "power_capped_ratio"),
+}
+"""What cannot be known where none of some columns has a reading."""
+_PHASE_OF = {
+    **dict.fromkeys(("idle_bare_w", "noise_idle_w"), "bare"),
+    "idle_context_w": "context",
+    **dict.fromkeys(("instant_window_s", "average_window_s", "edge_delay_s"), "square"),
+    **dict.fromkeys(("load_w", "noise_load_w", "thermal_time_constant_s"), "full"),
+    **dict.fromkeys(("throttled_ratio", "power_capped_ratio", "counter_to_integral_ratio"), "full"),
+    "repeat_cv_ratio": "repeat",
+}
+"""The part of the plan in which a field is measured."""
 
 
 def profile_of(seen: Seen) -> GpuProfile:
@@ -54,14 +76,31 @@ def profile_of(seen: Seen) -> GpuProfile:
         call_cost_us=facts["call_cost_us"],
         **numbers,
     )
-    why = {name: window.why for name, window in windows.items()}
-    return findings(profile, why)
+    return findings(profile, _reasons(seen, windows))
+
+
+def _reasons(seen: Seen, windows: Mapping[str, Window]) -> dict[str, str]:
+    """Why a field of the profile is not known, where more can be said than what its line says by itself."""
+    facts = seen.facts
+    if facts["refused"]:
+        return dict.fromkeys((one.name for one in fields(GpuProfile)), "the board was not checked")
+    why = {f"{name}_window_s": window.why for name, window in windows.items()}
+    why["edge_delay_s"] = windows["instant"].why
+    reached = {phase["name"] for phase in facts["phases"]}
+    if facts["lost"]:
+        not_reached = [field for field, phase in _PHASE_OF.items() if phase not in reached]
+        why |= dict.fromkeys(not_reached, "the board stopped answering before")
+    for columns, of in _TELLS.items():
+        if not any(len(seen.readings(column, 1.0).values) for column in columns):
+            why |= dict.fromkeys(of, NOT_TOLD)
+    return why
 
 
 def _note(facts: Mapping[str, Any]) -> str:
     said = [
         f"Not checked: {facts['refused']}" if facts["refused"] else "",
-        f"The board stopped answering before the end ({facts['lost']}): what follows is from before."
+        f"The board stopped answering before the end ({facts['lost']}): what follows is from before. "
+        "See dmesg for NVIDIA's Xid; a board that is lost comes back with a restart of the machine."
         if facts["lost"]
         else "",
         facts["load_note"],
@@ -82,7 +121,7 @@ def _clock(name: str, clock: Clock | None) -> dict[str, float]:
 def _window(seen: Seen, column: str, clock: Clock | None) -> Window:
     readings = seen.readings(column, _MILLI, "square")
     if not len(readings.values):
-        return Window(None, why="the driver does not tell it")
+        return Window(None, why=NOT_TOLD)
     load = seen.load("square")
     if not len(load.on_s):
         return Window(None, why="there was no load whose edges are known")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -89,10 +90,8 @@ def findings(profile: GpuProfile, why: Mapping[str, str]) -> GpuProfile:
 
     Args:
         profile: The numbers.
-        why: Why the window of ``instant`` or ``average`` power is not known, where it is not.
+        why: Why a field is not known, where more can be said than what is usual.
     """
-    why = {f"{name}_window_s": said for name, said in why.items()}
-    why["edge_delay_s"] = why.get("instant_window_s", "")
     lines = [_found(profile, line, why.get(line.field, "")) for line in _LINES]
     return replace(profile, findings=(*_answers(profile), *lines, *_costs(profile)))
 
@@ -103,13 +102,20 @@ def _found(profile: GpuProfile, line: _Line, why: str) -> Finding:
         return Finding(line.what, "", line.says, "unknown", why or line.unknown)
     off = getattr(profile, line.off) if line.off else None
     shown = number * line.scale
-    about = f" +- {off * line.scale:.2g}" if off is not None else ""
-    value = f"{shown:.4g}{about} {line.unit}".rstrip()
     slack = off * line.scale if off is not None else 0.0
+    value = f"{_certain(shown, slack)} {line.unit}".rstrip()
     expected = line.low - slack <= shown <= line.high + slack
     return Finding(
         line.what, value, line.says, "expected" if expected else "differs", "" if expected else line.differs
     )
+
+
+def _certain(number: float, off: float) -> str:
+    """A number with as many decimals as two digits of what it may be off by; four digits where that is not told."""
+    if not off:
+        return f"{number:.4g}"
+    decimals = min(max(1 - math.floor(math.log10(off)), 0), 6)
+    return f"{number:.{decimals}f} +- {off:.{decimals}f}"
 
 
 def _answers(profile: GpuProfile) -> list[Finding]:

@@ -74,25 +74,54 @@ NO_POWER = [
     for what in ("field=186", "field=185", "field=83", "call=nvmlDeviceGetPowerUsage")
 ]
 BAD_DRIVERS = {
-    "lost": (["fault = lost after_s=6"], 1, "stopped answering before the end (GpuIsLost)"),
-    "no permission": (["fault = no_permission call=nvmlDeviceGetFieldValues"], 1, "Insufficient Permissions"),
-    "no power": (NO_POWER, 1, "tells neither its power nor its energy"),
-    "no answer at all": (["fault = unknown"], 2, "the NVIDIA driver does not work here"),
+    "lost": (
+        ["fault = lost after_s=4"],
+        1,
+        "stopped answering before the end (GpuIsLost)",
+        {"power at full load": "the board stopped answering before"},
+    ),
+    "no permission": (
+        ["fault = no_permission call=nvmlDeviceGetFieldValues"],
+        1,
+        "Insufficient Permissions",
+        {"step of the energy counter": "the board was not checked"},
+    ),
+    "no counter": (
+        ["fault = not_supported field=83", "fault = not_supported call=nvmlDeviceGetTotalEnergyConsumption"],
+        0,
+        "what NVML refuses: field_83_energy: NotSupported, total_energy: NotSupported",
+        {
+            "update period of the energy counter": "the driver does not tell it",
+            "counter / integral of instant power": "the driver does not tell it",
+            "power at full load": "there was no load",
+        },
+    ),
+    "no power": (NO_POWER, 1, "tells neither its power nor its energy", {}),
+    "no answer at all": (["fault = unknown"], 2, "the NVIDIA driver does not work here", {}),
 }
 
 
-@pytest.mark.parametrize(("faults", "code", "said"), BAD_DRIVERS.values(), ids=BAD_DRIVERS)
+@pytest.mark.parametrize(("faults", "code", "said", "why"), BAD_DRIVERS.values(), ids=BAD_DRIVERS)
 def test_a_bad_driver_ends_in_a_page(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, faults: list[str], code: int, said: str
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    faults: list[str],
+    code: int,
+    said: str,
+    why: dict[str, str],
 ) -> None:
     pass_virtually(monkeypatch, tmp_path)
     use_script(monkeypatch, tmp_path, "\n".join(faults), now_s=T0_S)
     uuid = "GPU-5741d000-0000-0000-0000-000000000000"
-    earlier = GpuProfile(1, uuid, "A100 (STAND-IN)", "measured", counter_period_s=0.1)
+    earlier = GpuProfile(1, uuid, "A100 (STAND-IN)", "measured", counter_period_s=0.1, edge_delay_s=0.0)
     write_profile(Folder.at(tmp_path), earlier, {})
     result = check(tmp_path, seconds=6.0)
     assert (result.exit_code, "Traceback" in result.output) == (code, False)
     assert said in result.output
+    lines = result.output.splitlines()
+    for what, reason in why.items():
+        told = lines[lines.index(f"cannot be known {what}: -") + 1]
+        assert told.endswith(f"; {reason}")
     assert stored(tmp_path).counter_period_s == pytest.approx(0.1, rel=0.02)  # of now, or of the earlier one
 
 
