@@ -11,6 +11,8 @@ from llem_airflow.gpu_check.register import Floats, Writes
 KNOWN_RATIO = 0.02
 """A window is known when it may be off by no more than this."""
 LONGEST_LAG_S = 0.2
+_EARLIEST_S = -0.002
+"""Instants of writes are known to about the time between two readings: a lag of 0 may look like a negative one."""
 _SHORTEST_S, _LONGEST_S = 0.002, 3.0
 _EXPLAINED = 0.9
 """Share of the readings' variance that a window must explain to be one."""
@@ -99,7 +101,7 @@ def _search(writes: Writes, load: Load, basis: Floats, rest: Floats) -> tuple[fl
     for _ in range(12):
         windows_s = np.repeat(best[0] * np.geomspace(1 / width, width, 7), 7)
         moved_s = np.tile(np.linspace(-reach_s, reach_s, 7), 7)
-        lags_s = np.maximum(best[1] - (windows_s - best[0]) / 2 + moved_s, 0.0)
+        lags_s = np.maximum(best[1] - (windows_s - best[0]) / 2 + moved_s, _EARLIEST_S)
         found = _best(writes, load, basis, rest, np.stack([windows_s, lags_s], axis=1))
         best = min(best, found, key=lambda one: one[2])
         width, reach_s = width**0.6, reach_s * 0.6
@@ -151,4 +153,4 @@ def _with_uncertainty(
     if uncertain_s > KNOWN_RATIO * window_s:
         why = f"{window_s * 1e3:.3g} ms, but it may be off by {uncertain_s / window_s:.0%}"
         return Window(None, uncertain_s, why=why)
-    return Window(window_s, uncertain_s, lag_s, lag_uncertain_s)
+    return Window(window_s, uncertain_s, max(lag_s, 0.0), lag_uncertain_s)
