@@ -141,8 +141,8 @@ class Cycle:
         host: Name of the machine.
         runner: ``process`` or ``container``.
         image_digest: Digest of the image.
-        start_kind: What the attempt began in: ``fresh`` (a container or process of its own) or ``exec`` (a process in
-            the living container of a session); None where it is not known.
+        start_kind: What the attempt began in: ``fresh`` (a container or process of its own), ``exec`` (a process in
+            the living container of a session) or ``warm`` (the engine that lives on there); None where it is not known.
         session: Id of the session.
         position_in_session: Attempts that the session had begun before, since it or its restart; None without one.
         gpus: UUIDs that were measured.

@@ -393,7 +393,7 @@ def _ratio(integral_j: float | None, counter_j: float | None) -> float | None:
 def _baselines(
     series: Mapping[str, GpuSeries], origin_ns: int, events: Sequence[Mapping[str, Any]]
 ) -> tuple[Baseline, ...]:
-    """Power in each baseline phase: the sum over devices of the median of their samples."""
+    """Power in each baseline phase, measured or taken over: the sum over devices of the median of their samples."""
     windows = phase_windows(events)
     found = []
     for name in BASELINES:
@@ -406,11 +406,13 @@ def _baselines(
             power_w = sum(float(np.median(one)) for one in samples)
             sd_w = float(np.sqrt(sum(float(np.var(one, ddof=1)) for one in samples)))
             found.append(Baseline(name, power_w, sd_w, fewest))
-    return tuple(found) or _taken_over(events)
+    measured = {one.name for one in found}
+    every = (*found, *(one for one in _taken_over(events) if one.name not in measured))
+    return tuple(sorted(every, key=lambda one: BASELINES.index(one.name)))
 
 
 def _taken_over(events: Sequence[Mapping[str, Any]]) -> tuple[Baseline, ...]:
-    """The idle power of an earlier cycle that this one says it took over, instead of measuring its own."""
+    """The idle power of an earlier cycle, or of its session's start, that this one says it took over."""
     said = next((event for event in events if event.get("event") == "baselines_reused"), {})
     return tuple(Baseline(**one, measured_in=str(said["measured_in"])) for one in said.get("baselines") or ())
 

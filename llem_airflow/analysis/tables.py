@@ -38,7 +38,11 @@ CYCLE_FACTS: tuple[tuple[str, Any, str], ...] = (
     ("host", _TEXT, "name of the machine"),
     ("runner", _TEXT, "process or container"),
     ("image_digest", _TEXT, "digest of the container's image"),
-    ("start_kind", _TEXT, "fresh, or exec: a process in a session's living container; null is not known"),
+    (
+        "start_kind",
+        _TEXT,
+        "fresh, exec (in a session's container), warm (by the engine that lives on in it); null is not known",
+    ),
     ("session", _TEXT, "id of the session; null without one"),
     ("position_in_session", _WHOLE, "attempts that the session had begun before; null without one"),
     ("gpus", pa.list_(_TEXT), "UUIDs of the devices that were measured"),

@@ -36,7 +36,7 @@ def print_plan(
         console: Where to print.
         next_runs: When Airflow runs it next by itself, on the study's clock.
     """
-    show(console, Folding(study.name, "bold"), _funnel(study.plan), _totals(study))
+    show(console, Folding(study.name, "bold"), _funnel(study), _totals(study))
     if next_runs:
         show(console, Folding(f"next runs: {', '.join(f'{one:%a %Y-%m-%d %H:%M %Z}' for one in next_runs)}"))
     show(console, *(Folding(f"runner of {engine}: {choice.told}") for engine, choice in choices.items()))
@@ -51,7 +51,8 @@ def print_plan(
     show(console, *(Folding(f"note: {notice}", "yellow") for notice in study.warnings))
 
 
-def _funnel(plan: Plan) -> Text:
+def _funnel(study: Study) -> Text:
+    plan = study.plan
     steps = [
         f"{plan.declared:,} declared",
         f"{len(plan.skipped):,} invalid",
@@ -60,13 +61,16 @@ def _funnel(plan: Plan) -> Text:
         f"x {counted(plan.cycles, 'cycle')}",
         f"= {counted(len(plan.planned_cycles), 'cycle')}{_at_most(plan)} to measure",
     ]
-    sessions = len(plan.sessions)
-    where = (
-        f", in {counted(sessions, 'session')} ({counted(len(plan.planned_cycles) - sessions, 'container start')} saved)"
-        if sessions
-        else ", each in a container or process of its own"
-    )
-    return Text(" -> ".join(steps[:4]) + " " + " ".join(steps[4:]) + where)
+    return Text(" -> ".join(steps[:4]) + " " + " ".join(steps[4:]) + _where(study))
+
+
+def _where(study: Study) -> str:
+    sessions = len(study.plan.sessions)
+    if not sessions:
+        return ", each in a container or process of its own"
+    saved = len(study.plan.planned_cycles) - sessions
+    loads = f" and {counted(saved, 'load')} of a model" if study.execution.engine_lives_on else ""
+    return f", in {counted(sessions, 'session')} ({counted(saved, 'container start')}{loads} saved)"
 
 
 def _at_most(plan: Plan) -> str:

@@ -41,12 +41,14 @@ class Wanted:
         request: What of it.
         runner: ``process`` or ``container``, or None for what the study says.
         run: The run to go on with; None for a new one.
+        isolation: Of the cycles, where it is not what the study's file says.
     """
 
     study: Study
     request: Request
     runner: str | None
     run: StoredRun | None
+    isolation: str | None = None
 
     @property
     def asked(self) -> Study:
@@ -67,6 +69,7 @@ def run_and_show(
     *,
     show_plan: Callable[[Study], None],
     runner: str | None = None,
+    isolation: str | None = None,
     resume: bool = False,
 ) -> int:
     """Run a study once, with progress; at the end show the table, where the report lies and how to open the UI.
@@ -77,6 +80,7 @@ def run_and_show(
         request: What of the study to measure; with ``dry_run``, only its plan is shown.
         show_plan: How a plan is shown.
         runner: ``process`` or ``container``, or None for what the study says.
+        isolation: What the study was loaded with instead of what its file says, or None.
         resume: Go on with the newest run of the study that lacks results.
 
     Returns:
@@ -89,7 +93,7 @@ def run_and_show(
     """
     root = ResultsRoot(home.results)
     earlier = _unfinished(study, root) if resume else None
-    wanted = Wanted(study, _request_of(earlier) if earlier else request, runner, earlier)
+    wanted = Wanted(study, _request_of(earlier) if earlier else request, runner, earlier, isolation)
     asked = wanted.asked
     _require_same(asked, earlier)
     require_models(asked, home.models, runner)
@@ -114,7 +118,7 @@ def run_and_show(
             code = _run(wanted, home, began, progress.line)
         except KeyboardInterrupt:
             code = INTERRUPTED
-    return _show_end(run, asked, code, home)
+    return _show_end(run, wanted, code, home)
 
 
 def require_models(study: Study, models_dir: Path, runner: str | None = None) -> None:
@@ -130,7 +134,8 @@ def require_models(study: Study, models_dir: Path, runner: str | None = None) ->
             raise CannotStartError(why)
 
 
-def _show_end(run: StoredRun, asked: Study, code: int, home: Home) -> int:
+def _show_end(run: StoredRun, wanted: Wanted, code: int, home: Home) -> int:
+    asked = wanted.asked
     missing = _missing(asked, run) if run.is_run() else [None] * len(asked.plan.planned_cycles)
     if run.is_run() and (summary := run.summary()) and code != INTERRUPTED:
         show(console(), render_summary(Summary.from_json(summary)), "")
@@ -148,7 +153,7 @@ def _show_end(run: StoredRun, asked: Study, code: int, home: Home) -> int:
             f"Ended with Ctrl-C. {kept} of {counted(len(asked.plan.planned_cycles), 'cycle')} measured and kept{where}."
         )
     if missing and (code == INTERRUPTED or code):
-        say(f"`{_resume_command(asked)}` measures the {counted(len(missing), 'cycle')} without a result.")
+        say(f"`{_resume_command(wanted)}` measures the {counted(len(missing), 'cycle')} without a result.")
     return INTERRUPTED if code == INTERRUPTED else int(bool(code))
 
 
@@ -160,7 +165,7 @@ def _run(wanted: Wanted, home: Home, began: datetime, on_line: Callable[[str], N
         old.unlink()
     program = dags / "study.py"
     program.write_text(_program(wanted, began))
-    environment = home.environment(dags) | {RESUME_VARIABLE: _resume_command(wanted.study)}
+    environment = home.environment(dags) | {RESUME_VARIABLE: _resume_command(wanted)}
     migrate(home, environment)
     # A session of its own: Ctrl-C reaches it once, from us.
     with subprocess.Popen(
@@ -190,8 +195,9 @@ def _program(wanted: Wanted, began: datetime) -> str:
     return (
         '"""The Airflow DAG of one study, made by `llem-airflow run`."""\n\n'
         "import sys\nfrom datetime import datetime\n\n"
-        "from llem_airflow.factory import study_dag\n\n"
-        f"dag = study_dag({str(wanted.study.path.resolve())!r}, chain=True, **{arguments!r})\n"
+        "from llem_airflow.factory import study_dag\nfrom llem_airflow.study import load_study\n\n"
+        f"study = load_study({str(wanted.study.path.resolve())!r}, isolation={wanted.isolation!r})\n"
+        f"dag = study_dag(study, chain=True, **{arguments!r})\n"
         f'dag.get_task("plan").resume = {wanted.run is not None}\n'
         'if __name__ == "__main__":\n'
         f"    began = datetime.fromisoformat({began.isoformat()!r})\n"
@@ -260,8 +266,9 @@ def _time_in(run_id: str) -> datetime | None:
         return None
 
 
-def _resume_command(study: Study) -> str:
-    return f"llem-airflow run {study.path} --resume"
+def _resume_command(wanted: Wanted) -> str:
+    isolation = f" --isolation {wanted.isolation}" if wanted.isolation else ""
+    return f"llem-airflow run {wanted.study.path}{isolation} --resume"
 
 
 @contextmanager

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llem_airflow.cli.names import STUDY_FILE
 from llem_airflow.cli.studies import print_whole_plan
+
+if TYPE_CHECKING:
+    from llem_airflow.study.config.study import Isolation
 
 
 @click.command("run")
@@ -17,6 +20,12 @@ from llem_airflow.cli.studies import print_whole_plan
     "--runner",
     type=click.Choice(["process", "container"]),
     help="Where to run; default: what the study says.",
+)
+@click.option(
+    "--isolation",
+    type=click.Choice(["container", "process", "engine"]),
+    help="A container for each cycle, or one for all that load alike with a process for each (process) or a loaded "
+    "engine that lives on (engine); default: what the study says.",
 )
 @click.option("--release", help="Model release to measure: a name from the study's `versions`.")
 @click.option(
@@ -33,6 +42,7 @@ def run_once(
     study_file: Path,
     *,
     runner: str | None,
+    isolation: Isolation | None,
     release: str | None,
     experiments: str,
     cycles: int | None,
@@ -58,14 +68,22 @@ def run_once(
         raise click.UsageError(
             "--resume continues a run as it was asked for: leave out --release, --experiments and --cycles"
         )
-    study = load_study(study_file)
+    study = load_study(study_file, isolation=isolation)
     if problems := [*not_runnable(study), *prompt_problems(study)]:
         raise StudyFileError(problems)
     request = Request(release, experiments=names_in(experiments), cycles=cycles, dry_run=dry_run)
     from llem_airflow.cli.embedded import Home
     from llem_airflow.cli.run_once import run_and_show
 
-    return run_and_show(study, Home.here(), request, show_plan=print_whole_plan, runner=runner, resume=resume)
+    return run_and_show(
+        study,
+        Home.here(),
+        request,
+        show_plan=print_whole_plan,
+        runner=runner,
+        isolation=isolation,
+        resume=resume,
+    )
 
 
 @click.command("ui")

@@ -14,6 +14,7 @@ from llem_airflow.measurement.engines.registry import open_engine
 from llem_airflow.measurement.environment import boot_id, bundle_sha256, environment, settings
 from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.idle_power import CONTEXT_S, IdlePhases, idle_rules
+from llem_airflow.measurement.living import LivingEngine
 from llem_airflow.measurement.output import EventLog, anchor, seconds_since
 from llem_airflow.measurement.process import cpu_time, host_memory, look_every_s, sign_of_life, spent
 from llem_airflow.measurement.prompts import batches, prompt_set
@@ -36,13 +37,17 @@ _PASS_LINE_EVERY_S = 1.0
 class Attempt:
     """What the steps of one attempt share."""
 
-    def __init__(self, spec: ExperimentSpec, out: Path, log: EventLog) -> None:
+    def __init__(
+        self, spec: ExperimentSpec, out: Path, log: EventLog, living: LivingEngine | None = None
+    ) -> None:
         self._spec = spec
         self._out = out
         self._log = log
         self._begin_ns = time.monotonic_ns()
         self._last_line_ns = self._begin_ns
-        self._settings = settings()
+        self._living = living
+        self._goes_on = living is not None and living.engine is not None
+        self._settings = living.settings if living is not None and self._goes_on else settings()
         self._gpus: list[dict[str, Any]] = []
         self._anchors: list[Anchor] = [anchor()]
         self._requests = RequestLog(out / REQUESTS)
@@ -52,19 +57,17 @@ class Attempt:
 
     def run(self) -> CycleResult:
         """All phases in order; the result is not written yet."""
+        if self._living is not None and self._goes_on:
+            self._engine = self._living.go_on(self._spec)
         sampler = self._sampler = start_sampler(self._spec.meter, self._out / POWER)
         baselines = self._baselines(sampler)
-        baselines.measure("baseline_bare", settle=False)
-        engine = self._engine = self._import_engine()
-        if baselines.wanted and engine.open_context():
-            baselines.measure("baseline_context", longest_s=CONTEXT_S)
-        facts = self._load(engine)
+        engine, facts = self._ready(baselines)
         prompts = prompt_set(self._spec, engine)
         baselines.measure("baseline_loaded")
         work = batches(prompts, engine.batch_size())
         warmup = self._warm_up(sampler, engine, work)
         window = self._measure(sampler, engine, work)
-        memory = {**host_memory(), **engine.memory()}
+        memory = {**host_memory(since_start=not self._goes_on), **engine.memory()}
         with self._log.phase("cooldown"):
             time.sleep(COOLDOWN_S)
             self._anchors.append(anchor())
@@ -77,8 +80,8 @@ class Attempt:
             self._sampler.stop()
 
     def close(self) -> None:
-        """Give back what the engine holds."""
-        if self._engine is not None:
+        """Give back what the engine holds, unless it lives on."""
+        if self._engine is not None and (self._living is None or self._living.engine is not self._engine):
             self._engine.close()
         self._requests.close()
 
@@ -86,8 +89,29 @@ class Attempt:
         rules = idle_rules(self._spec.config, sampler.kind)
         baselines = IdlePhases(self._log, rules, self._out / POWER, len(sampler.facts.devices))
         self._gpus = sampler.describe_gpus()
-        baselines.take_over(self._spec.known_baselines, idle_conditions(boot_id(), self._gpus))
+        if self._living is not None and self._goes_on:
+            baselines.keep(self._living.idle, self._living.measured_in)
+        else:
+            baselines.take_over(self._spec.known_baselines, idle_conditions(boot_id(), self._gpus))
         return baselines
+
+    def _ready(self, baselines: IdlePhases) -> tuple[Engine, EngineFacts]:
+        """The loaded engine: loaded here, or the one that lives on."""
+        if self._goes_on and self._engine is not None:
+            self._log.say(f"{self._spec.engine} lives on with {self._spec.model.name} loaded")
+            facts = self._engine.describe()
+            self._write_environment(facts)
+            return self._engine, facts
+        baselines.measure("baseline_bare", settle=False)
+        engine = self._engine = self._import_engine()
+        if baselines.wanted and engine.open_context():
+            baselines.measure("baseline_context", longest_s=CONTEXT_S)
+        facts = self._load(engine)
+        if self._living is not None:
+            self._living.take(engine, self._spec)
+            self._living.settings = self._settings
+            self._living.idle, self._living.measured_in = baselines.unloaded
+        return engine, facts
 
     def _import_engine(self) -> Engine:
         with self._log.phase("import"):

@@ -7,14 +7,17 @@ device still takes as much (``validated``).
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llem_airflow.measurement.output import EventLog, seconds_since
-from llem_airflow.measurement.recent_power import mean_power_w
-from llem_airflow.protocol.spec import UNMEASURED_KINDS, KnownIdlePower
+from llem_airflow.measurement.recent_power import DeviceRow, last_rows, mean_power_w
+from llem_airflow.protocol.spec import UNMEASURED_KINDS, IdlePower, KnownIdlePower
 from llem_airflow.protocol.typed_json import to_json
 
 # Clocks fall some seconds after a load has ended; the quiet before keeps that out of the idle power. What is
@@ -26,6 +29,9 @@ CONTEXT_S = 10.0
 # A look whether idle power still holds needs to see a drift of some per cent only.
 CHECK_S = 5.0
 _LINE_EVERY_S = 10.0
+_MIN_SAMPLES = 5
+LOADED = "baseline_loaded"
+SESSION_START = "the session's start"
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ class IdlePhases:
     def __init__(self, log: EventLog, rules: IdleRules, power_csv: Path, devices: int) -> None:
         self._log, self._rules, self._power_csv, self._devices = log, rules, power_csv, devices
         self._wanted = rules.enabled
+        self._unloaded: list[IdlePower] = []
+        self._measured_in = SESSION_START
 
     def take_over(self, known: KnownIdlePower | None, conditions: tuple[str, ...]) -> None:
         """Decide, before anything else, whether what an earlier cycle measured holds here and now."""
@@ -90,6 +98,7 @@ class IdlePhases:
         if known.check and not self._holds(known):
             return
         self._wanted = False
+        self._unloaded, self._measured_in = list(known.phases), known.measured_in
         self._log.emit("baselines_reused", measured_in=known.measured_in, baselines=to_json(known.phases))
         self._log.say(f"idle power as measured in {known.measured_in}")
 
@@ -97,7 +106,21 @@ class IdlePhases:
         """One idle phase, if there are any."""
         if self._wanted:
             settle_s = self._rules.settle_s if settle else 0.0
-            idle(self._log, phase, min(longest_s, self._rules.duration_s), settle_s=settle_s)
+            duration_s = min(longest_s, self._rules.duration_s)
+            idle(self._log, phase, duration_s, settle_s=settle_s)
+            seen = power_of(phase, last_rows(self._power_csv, duration_s, self._devices))
+            self._unloaded += [] if seen is None else [seen]
+
+    def keep(self, unloaded: Sequence[IdlePower], measured_in: str) -> None:
+        """Take over the idle power before the engine was loaded, which lives on: only loaded can it be measured now."""
+        if self._wanted and unloaded:
+            self._log.emit("baselines_reused", measured_in=measured_in, baselines=to_json(tuple(unloaded)))
+            self._log.say(f"idle power without the engine as measured in {measured_in}")
+
+    @property
+    def unloaded(self) -> tuple[tuple[IdlePower, ...], str]:
+        """The idle power before an engine was loaded, measured here or taken over, and where it was measured."""
+        return tuple(one for one in self._unloaded if one.name != LOADED), self._measured_in
 
     @property
     def wanted(self) -> bool:
@@ -121,6 +144,22 @@ class IdlePhases:
             f"({drift:+.1%}, limit {self._rules.drift_threshold:.0%})"
         )
         return holds
+
+
+def power_of(phase: str, rows: Sequence[DeviceRow]) -> IdlePower | None:
+    """Power of all devices in the samples of an idle phase; None when a device has too few.
+
+    Formula: the sum over devices of the median, and the root of the sum of the variances.
+    """
+    by_device: dict[str, list[float]] = {}
+    for row in rows:
+        by_device.setdefault(row.device, []).append(row.power_mw / 1e3)
+    fewest = min(map(len, by_device.values()), default=0)
+    if fewest < _MIN_SAMPLES:
+        return None
+    power_w = sum(statistics.median(one) for one in by_device.values())
+    sd_w = math.sqrt(sum(statistics.variance(one) for one in by_device.values()))
+    return IdlePower(phase, power_w, sd_w, fewest)
 
 
 def idle(log: EventLog, phase: str, duration_s: float, *, settle_s: float = 0.0) -> None:

@@ -28,6 +28,7 @@ from llem_airflow.operators.placement import (
 )
 from llem_airflow.operators.settings import installed_runners
 from llem_airflow.protocol.failures import how_to_rerun
+from llem_airflow.protocol.session import EXEC, WARM
 from llem_airflow.results import StoredRun
 from llem_airflow.results.folder import json_bytes
 from llem_airflow.runners.attempt import Attempt
@@ -401,6 +402,7 @@ def session_settings(operator: LLEMExperimentOperator, session: str) -> SessionS
         max_runtime_s=min(limits.max_runtime_seconds, host.max_runtime_s or math.inf),
         idle_s=min(limits.idle_seconds, host.max_idle_s or math.inf),
         max_restarts=limits.max_restarts,
+        start_kind=WARM if operator.study.execution.engine_lives_on else EXEC,
     )
 
 

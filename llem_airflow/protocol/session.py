@@ -5,6 +5,9 @@ The runner executes ``llem.pyz session COMMAND`` in the container; the folders l
     llem.pyz            the bundle of the guard, which idles as the container's program
     state/              whose turn it is, the lives of the container, the health checks
     attempts/{key}/     one attempt: {hash}_config.json, llem.pyz, out/, and output, started, exit.json
+
+An engine that lives on has its files in ``state/``, too: ``engine`` (its process), ``engine-next`` (the attempt that it
+is handed), ``engine-answer`` (how that ended), ``engine-log`` (what it prints), ``engine-ended`` (its exit code).
 """
 
 from __future__ import annotations
@@ -42,6 +45,9 @@ BEAT_S = 2.0
 
 ENV_SESSION = "LLEM_SESSION"
 """The session's id, in the container's environment."""
+
+EXEC, WARM = "exec", "warm"
+"""How an attempt starts in a session: as a process of its own, or handed to the engine that lives on."""
 
 TAKEN, RUNNING, ENDED, BUSY, UNHEALTHY = "taken", "running", "ended", "busy", "unhealthy"
 

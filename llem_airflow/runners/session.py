@@ -1,4 +1,4 @@
-"""Sessions: one container lives on over several cycles, each a process of its own in it (``docker exec``)."""
+"""Sessions: one container lives on over several cycles, each executed in it (``docker exec``)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ _AT_ONCE_S = 5.0
 
 
 class SessionRunner(DockerRunner):
-    """Runs an attempt as a process in the living container of its session.
+    """Runs an attempt in the living container of its session, in a process of its own or by the engine that lives on.
 
     The container is found by its run and session; it is started again, or made again, where it has died. Attempts of
     a session take turns. What an attempt prints and how it ended lies in files of the container, so that it goes on
@@ -135,7 +135,7 @@ class SessionRunner(DockerRunner):
         """What the runner of containers says, and where in the session it ran."""
         return {
             **super().record(collected),
-            "start_kind": "exec",
+            "start_kind": self._session.start_kind,
             "session": self._session.session_id,
             "position_in_session": self._position,
         }
@@ -284,7 +284,9 @@ class SessionRunner(DockerRunner):
     def _followed(self, place: ContainerPlace, offset: int) -> Iterator[tuple[int, bytes]]:
         who, settings = self._attempt, self._settings
         attempt = [*settings.entrypoint, f"{self._path}/{BUNDLE}"]
-        command = self._container.command("run", who.key, who.container_name, str(offset), *attempt)
+        command = self._container.command(
+            "run", who.key, who.container_name, str(offset), self._session.start_kind, *attempt
+        )
         environment = {
             **settings.environment,
             **settings.private_environment,

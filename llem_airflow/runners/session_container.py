@@ -30,6 +30,7 @@ from llem_airflow.protocol.session import (
     BEAT_S,
     COMMAND,
     ENV_SESSION,
+    EXEC,
     HEALTH,
     LIVES,
     MAX_RUNTIME,
@@ -71,12 +72,14 @@ class SessionSettings:
         max_runtime_s: Longest life of the session, over all restarts, in seconds; then its container ends itself.
         idle_s: Longest time without a cycle, in seconds; then its container ends itself.
         max_restarts: How often its container may be started again when it is not healthy or has died.
+        start_kind: ``exec`` for a process of its own for each attempt, ``warm`` for one engine that lives on over them.
     """
 
     session_id: str
     max_runtime_s: float = 4 * 3600.0
     idle_s: float = 900.0
     max_restarts: int = 3
+    start_kind: str = EXEC
 
 
 @dataclass(frozen=True, slots=True)

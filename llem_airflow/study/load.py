@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llem_airflow.protocol.spec import UNMEASURED_KINDS
 from llem_airflow.study.config.paths import Config
-from llem_airflow.study.config.study import Execution
+from llem_airflow.study.config.study import Execution, Isolation
 from llem_airflow.study.file.document import FILE_BOUNDS, Bounds, Document, read_document
 from llem_airflow.study.file.yaml import Source, read_text
 from llem_airflow.study.names import plain_name
@@ -25,15 +25,19 @@ from llem_airflow.study.problems import Problem, StudyWarning
 from llem_airflow.text.wording import counted
 
 
-def load_study(path: str | Path) -> Study:
+def load_study(path: str | Path, *, isolation: Isolation | None = None) -> Study:
     """Read a study file.
+
+    Args:
+        path: Where it is.
+        isolation: What to take for ``study_execution.isolation``; None for what the file says.
 
     Raises:
         StudyFileError: The file cannot be used; the text lists every problem with its place.
     """
     file = Path(path)
     text = read_text(file, str(path))
-    return _load(Source(str(path), text), name=file.stem, path=file, folder=file.parent)
+    return _load(Source(str(path), text), name=file.stem, path=file, folder=file.parent, isolation=isolation)
 
 
 def load_study_text(
@@ -55,10 +59,19 @@ def load_study_text(
 
 
 def _load(
-    source: Source, *, name: str, path: Path | None, folder: Path | None, bounds: Bounds = FILE_BOUNDS
+    source: Source,
+    *,
+    name: str,
+    path: Path | None,
+    folder: Path | None,
+    bounds: Bounds = FILE_BOUNDS,
+    isolation: Isolation | None = None,
 ) -> Study:
     problems: set[Problem] = set()
     document = read_document(source, folder, problems, bounds)
+    if isolation is not None:
+        said = document.keys.study_execution.model_copy(update={"isolation": isolation})
+        document.keys = document.keys.model_copy(update={"study_execution": said})
     sweep = parse_sweep(source.value.get("sweep"), document.reporter(problems))
     expansion = expand(document, sweep, problems)
     execution = document.keys.study_execution

@@ -358,6 +358,24 @@ def test_a_baseline_of_an_earlier_cycle_says_where_it_was_measured() -> None:
     assert energy.active_j == pytest.approx(1000 - 120)
 
 
+def test_idle_power_that_is_taken_over_stands_beside_what_the_cycle_measured_itself() -> None:
+    told = [
+        {"name": name, "power_w": power_w, "sd_w": 1.0, "samples": 9}
+        for name, power_w in (("baseline_bare", 12.0), ("baseline_loaded", 90.0))
+    ]
+    events = [
+        {"event": "baselines_reused", "measured_in": "the session's start", "baselines": told},
+        *phase("baseline_loaded", -1.5, -0.9),
+    ]
+    energy = energy_of(samples(lambda _: 100.0), events=events)
+    assert [(one.name, one.power_w, one.measured_in) for one in energy.baselines] == [
+        ("baseline_bare", 12.0, "the session's start"),
+        ("baseline_loaded", 100.0, ""),
+    ]
+    assert energy.active_over == "baseline_bare"
+    assert energy.active_j == pytest.approx(1000 - 120)
+
+
 def test_a_curve_of_one_sample_splits_nothing() -> None:
     table = pa.Table.from_pylist([asked(0.0)], schema=REQUESTS_SCHEMA)
     rows = [

@@ -97,6 +97,8 @@ def test_a_cycle_of_a_session_does_not_compare_with_a_fresh_one() -> None:
         return dict(fingerprint(one.spec(), one.result(), {}, record, semantics_version=1))
 
     assert differences(made(start_kind="exec"), made(start_kind="fresh")) == {"start_kind": ("exec", None)}
+    assert differences(made(start_kind="warm"), made(start_kind="fresh")) == {"start_kind": ("warm", None)}
+    assert differences(made(start_kind="warm"), made(start_kind="exec")) == {"start_kind": ("warm", "exec")}
     assert differences(made(start_kind="fresh"), made()) == {}, "results of before began fresh"
 
 

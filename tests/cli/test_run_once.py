@@ -170,6 +170,24 @@ def test_the_program_of_a_run_names_it_by_its_time_and_carries_what_is_asked(pla
     assert json.dumps({"cycles": 1})[1:-1].replace('"', "'") in text
 
 
+def test_an_isolation_of_the_command_goes_before_that_of_the_file(place: Place) -> None:
+    place.file.write_text(STUDY.replace("transformers: process", "transformers: container"))
+    dry = place.run("--dry-run", "--isolation", "engine")
+    assert (dry.exit_code, place.wanted) == (0, [])
+    assert "in 2 sessions (2 container starts and 2 loads of a model saved)" in " ".join(dry.output.split())
+    place.code = 1
+    ended = place.run("--isolation", "engine")
+    ((wanted, _),) = place.wanted
+    assert wanted.asked.plan.sessions != ()
+    program = run_once._program(wanted, BEGAN)
+    assert f"load_study({str(place.file.resolve())!r}, isolation='engine')" in program
+    assert "--isolation engine --resume" in ended.output + ended.stderr
+    place.file.write_text(STUDY)
+    refused = place.run("--isolation", "engine")
+    assert refused.exit_code == 2
+    assert "a session is a living container, and `runners` says process" in refused.stderr
+
+
 def test_a_home_that_cannot_be_made_is_a_message(place: Place) -> None:
     (place.folder / "file").write_text("")
     done = place.run(AIRFLOW_HOME=str(place.folder / "file" / "airflow"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from docker.types import Mount
 
 from llem_airflow.protocol.files import ENVIRONMENT, REQUESTS, result_name
 from llem_airflow.protocol.result import CycleResult
+from llem_airflow.protocol.session import WARM
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.runners.attempt import Attempt
+from llem_airflow.runners.base import Wait
 from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.docker import DockerRunner
+from llem_airflow.runners.session import Session, SessionRunner, SessionSettings, start_session, stop_session
 from tests.measurement.running import HASH, spec_of
 from tests.runners.programs import see_through
 
@@ -94,17 +98,47 @@ def observe(
     mem_limit: str | None = None,
 ) -> Observed:
     """Run an experiment in a container as the operator does: no network, read-only, an unknown user."""
+    settings = replace(_settings(image, spec, models), mem_limit=mem_limit)
+    runner = DockerRunner(api, _attempt(), settings, folder=folder, on_line=print, bundle=bundle)
+    see_through(runner, folder, spec=spec)
+    return Observed(folder)
+
+
+def observe_living(
+    api: docker.APIClient, image: str, specs: Sequence[ExperimentSpec], folder: Path, models: Path
+) -> list[Observed]:
+    """Run experiments that load alike one after the other by one engine that lives on."""
+    settings, who = _settings(image, specs[0], models), _attempt()
+    session = SessionSettings("living", start_kind=WARM)
+    try:
+        started = start_session(
+            api, who, settings, session, specs[0], folder=folder, on_line=print, wait=Wait(180.0)
+        )
+        assert isinstance(started, Session)
+        for number, spec in enumerate(specs):
+            attempt = replace(who, task_id=f"task-{number}")
+            runner = SessionRunner(
+                api, attempt, settings, session, folder=folder / str(number), on_line=print
+            )
+            see_through(runner, folder, spec=spec)
+    finally:
+        stop_session(api, who, session.session_id)
+    return [Observed(folder / str(number)) for number in range(len(specs))]
+
+
+def _settings(image: str, spec: ExperimentSpec, models: Path) -> ContainerSettings:
     path = spec.model.path
     mounts = (
         () if path is None else (Mount(path, str(models / Path(path).name), type="bind", read_only=True),)
     )
-    settings = ContainerSettings(
-        image, environment={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}, mounts=mounts, wall_clock_s=400
+    return ContainerSettings(
+        image,
+        environment={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        mounts=mounts,
+        wall_clock_s=400,
+        pull="never",
     )
-    settings = replace(settings, pull="never", mem_limit=mem_limit)
-    attempt = Attempt(
-        "dag", f"test+{uuid.uuid4()}", "task", -1, "an-experiment-01234567", HASH, 1, 1, "tests"
-    )
-    runner = DockerRunner(api, attempt, settings, folder=folder, on_line=print, bundle=bundle)
-    see_through(runner, folder, spec=spec)
-    return Observed(folder)
+
+
+def _attempt() -> Attempt:
+    return Attempt("dag", f"test+{uuid.uuid4()}", "task", -1, "an-experiment-01234567", HASH, 1, 1, "tests")

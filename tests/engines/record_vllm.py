@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 METHODS = {
-    "vllm.LLM": ("__init__", "get_tokenizer", "get_metrics"),
+    "vllm.LLM": ("__init__", "get_tokenizer", "get_metrics", "reset_prefix_cache"),
     "vllm.v1.engine.llm_engine.LLMEngine": ("add_request", "has_unfinished_requests", "step"),
     "vllm.v1.engine.core_client.EngineCoreClient": ("shutdown",),
     "vllm.platforms.interface.Platform": ("is_cpu",),

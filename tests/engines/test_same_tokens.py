@@ -10,12 +10,14 @@ from typing import Any
 import docker
 import pytest
 
-from tests.engines.boxes import OUTPUT_TOKENS, PROMPTS, Observed, experiment, observe, rows_of
+from llem_airflow.protocol.files import EVENTS
+from tests.engines.boxes import OUTPUT_TOKENS, PROMPTS, Observed, experiment, observe, observe_living, rows_of
 from tests.engines.witness import WITNESSED, witnessed_bundle
 
 pytestmark = [pytest.mark.docker, pytest.mark.engine, pytest.mark.timeout(900)]
 
 MAX_SEQUENCES = 4
+PARAMETERS = {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": MAX_SEQUENCES}
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +34,7 @@ def vllm(
     docker_api: docker.APIClient, vllm_image: str, smol_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Observed:
     folder = tmp_path_factory.mktemp("vllm")
-    parameters = {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": MAX_SEQUENCES}
-    spec = experiment("vllm", smol_model, {"engine_params": parameters})
+    spec = experiment("vllm", smol_model, {"engine_params": PARAMETERS})
     bundle = witnessed_bundle(folder)
     return observe(docker_api, vllm_image, spec, folder / "out", smol_model.parent, bundle)
 
@@ -48,6 +49,24 @@ def test_greedy_answers_are_the_same_token_for_token(transformers: Observed, vll
     assert sorted(transformers.answers) == list(range(len(PROMPTS)))
     assert vllm.answers == transformers.answers
     assert len({tuple(answer) for answer in vllm.answers.values()}) == len(PROMPTS)
+
+
+def test_a_vllm_that_lives_on_answers_as_one_of_its_own(
+    docker_api: docker.APIClient, vllm_image: str, vllm: Observed, smol_model: Path, tmp_path: Path
+) -> None:
+    greedy = experiment("vllm", smol_model, {"engine_params": PARAMETERS})
+    section = {"engine_params": PARAMETERS, "sampling_params": {"temperature": 1.5}}
+    sampled = experiment("vllm", smol_model, section)
+    first, second, third = observe_living(
+        docker_api, vllm_image, [sampled, greedy, sampled], tmp_path, smol_model.parent
+    )
+    assert second.answers == vllm.answers
+    assert first.answers != vllm.answers
+    assert third.answers != vllm.answers
+    loads = [
+        "load" in {row.get("phase") for row in rows_of(one.out / EVENTS)} for one in (first, second, third)
+    ]
+    assert loads == [True, False, False]
 
 
 def test_both_engines_are_given_the_same_prompt_tokens(transformers: Observed, vllm: Observed) -> None:

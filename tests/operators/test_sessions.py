@@ -51,8 +51,8 @@ def context(task_id: str, **params: Any) -> Any:
     return {"ti": ti, "params": params}
 
 
-def around(asked: Study, kind: Any) -> Any:
-    (session,) = asked.plan.sessions
+def around(asked: Study, kind: Any, number: int = 0) -> Any:
+    session = asked.plan.sessions[number]
     return kind(task_id="around", study=asked, session=session.id, cycles=session.cycles)
 
 
@@ -106,6 +106,42 @@ def test_cycles_of_a_session_share_a_container_and_say_the_same_as_one_alone(
     (isolated,) = ResultsRoot(tmp_path / "results").run("shared", "alone").cycles()
     assert isolated.provenance()["start_kind"] == "fresh"
     assert tokens(shared[isolated.experiment_id]) == tokens(isolated) != set()
+    assert left_by(docker_api, INSTALLATION) == []
+
+
+@pytest.mark.engine
+def test_six_experiments_in_two_sessions_whose_engine_lives_on_say_the_same_as_alone(
+    tmp_path: Path, tiny_model: Path, docker_api: docker.APIClient, cpu_image: str
+) -> None:
+    text = TEXT.replace("isolation: process", "isolation: engine").replace(
+        "[4, 8]}", "[8, 4, 6], transformers.engine_params.dtype: [float32, bfloat16]}"
+    )
+    asked = load_study_text(f"{text}images: {{transformers: '{cpu_image}'}}\n")
+    assert [len(session.cycles) for session in asked.plan.sessions] == [3, 3]
+    index = 0
+    for number, session in enumerate(asked.plan.sessions):
+        around(asked, LLEMStartSessionOperator, number).execute(context(f"start_{number}"))
+        for _ in session.cycles:
+            cycle(asked, index, session=session.id).execute(context(f"cycle_{index}"))
+            index += 1
+        around(asked, LLEMStopSessionOperator, number).execute(context(f"stop_{number}"))
+    run = ResultsRoot(tmp_path / "results").run("shared", "manual__x")
+    warm = {ref.experiment_id: ref for ref in run.cycles()}
+    order = [warm[each.experiment_id] for each in asked.plan.planned_cycles]
+    assert [ref.provenance()["start_kind"] for ref in order] == ["warm"] * 6
+    assert [ref.provenance()["position_in_session"] for ref in order] == [0, 1, 2] * 2
+    loaded = [any(event.get("phase") == "load" for event in ref.events()) for ref in order]
+    assert loaded == [True, False, False] * 2, "a session loads once"
+    dtypes = [ref.environment()["model"]["dtype"] for ref in order]
+    assert dtypes == [dtypes[0]] * 3 + [dtypes[3]] * 3
+    assert set(dtypes) == {"float32", "bfloat16"}
+    for index in (2, 5):
+        ti = SimpleNamespace(**vars(context(f"alone_{index}")["ti"]) | {"run_id": "alone"})
+        cycle(asked, index).execute(context("alone") | {"ti": ti})
+    isolated = list(ResultsRoot(tmp_path / "results").run("shared", "alone").cycles())
+    assert {ref.provenance()["start_kind"] for ref in isolated} == {"fresh"}
+    for ref in isolated:
+        assert tokens(warm[ref.experiment_id]) == tokens(ref) != set()
     assert left_by(docker_api, INSTALLATION) == []
 
 

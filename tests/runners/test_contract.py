@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import docker
 import pytest
 
-from llem_airflow.protocol.session import EVIDENCE
+from llem_airflow.protocol.session import EVIDENCE, EXEC, WARM
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import KILL_S, RUNNERS, Busy, Collected, Place, Runner, Wait
 from llem_airflow.runners.claims import Ticket
@@ -120,12 +120,13 @@ class Sessions(Containers):
     """Attempts of one session; its container is none of an attempt's."""
 
     evidence = frozenset({EVIDENCE})
+    start_kind = EXEC
 
     def runner(
         self, who: Attempt, text: str, on_line: Callable[[str], object] | None = None, **settings: Any
     ) -> Runner:
         made = ContainerSettings(self.image, **{"gpu_request": GpuRequest(0), **settings})
-        session = SessionSettings("session-1", idle_s=60.0)
+        session = SessionSettings("session-1", idle_s=60.0, start_kind=self.start_kind)
         if not isinstance(
             started := start_session(
                 self.api,
@@ -152,6 +153,12 @@ class Sessions(Containers):
     def end(self, who: Attempt) -> None:
         stop_session(self.api, who, "session-1")
         assert left_of(self.api, session_of(who, "session-1")) == []
+
+
+class WarmSessions(Sessions):
+    """The program in the place of an engine that lives on: it ends with its attempt, and each starts another."""
+
+    start_kind = WARM
 
 
 def in_session(api: docker.APIClient, container: str) -> list[str]:
@@ -239,6 +246,7 @@ class Pods(Kind):
     params=[
         pytest.param("container", marks=pytest.mark.docker),
         pytest.param("session", marks=pytest.mark.docker),
+        pytest.param("warm", marks=pytest.mark.docker),
         "process",
         "kubernetes",
     ]
@@ -251,8 +259,9 @@ def kind(
 ) -> Iterator[Kind]:
     """A kind of runner; nothing of the attempt is left after the test, whatever it did."""
     made: Kind
-    if request.param in ("container", "session"):
-        made = Containers(tmp_path) if request.param == "container" else Sessions(tmp_path)
+    in_containers = {"container": Containers, "session": Sessions, "warm": WarmSessions}
+    if request.param in in_containers:
+        made = in_containers[request.param](tmp_path)
         made.api = request.getfixturevalue("docker_api")
         made.image = request.getfixturevalue("python_image")
     elif request.param == "kubernetes":

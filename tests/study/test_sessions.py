@@ -16,8 +16,14 @@ TWO_LOADS = (
 )
 
 
-def in_sessions(order: str = "interleave", cycles: int = 2, more: str = "", body: str = TWO_LOADS) -> Study:
-    execution = f"n_cycles: {cycles}, experiment_order: {order}, isolation: process{more}"
+def in_sessions(
+    order: str = "interleave",
+    cycles: int = 2,
+    more: str = "",
+    body: str = TWO_LOADS,
+    isolation: str = "process",
+) -> Study:
+    execution = f"n_cycles: {cycles}, experiment_order: {order}, isolation: {isolation}{more}"
     return study(f"{body}study_execution: {{{execution}}}\n")
 
 
@@ -62,6 +68,10 @@ def test_a_session_is_what_loads_alike_in_one_pass(order: str) -> None:
         ("transformers.llem_execution.torch_compile", [True, False], False),
         ("transformers.engine_params.dtype", ["float32", "bfloat16"], False),
         ("transformers.engine_params.revision", ["main", "v2"], False),
+        ("transformers.engine_params.use_cache", [True, False], True),
+        ("vllm.engine_params.max_num_seqs", [1, 2], False),
+        ("vllm.sampling_params.temperature", [0.5, 1], True),
+        ("vllm.llem_execution.chat_template", [True, False], True),
         ("task.model", ["org/one", "org/two"], False),
         ("gpus.count", [1, 2], False),
     ],
@@ -69,16 +79,32 @@ def test_a_session_is_what_loads_alike_in_one_pass(order: str) -> None:
 def test_only_what_the_engine_reads_when_it_loads_parts_sessions(
     key: str, values: list[object], alike: bool
 ) -> None:
-    found = study(
-        f"sweep: {{{key}: {str(values).lower()}}}\nstudy_execution: {{n_cycles: 1, isolation: process}}\n"
-    )
-    assert len(found.plan.sessions) == (1 if alike else 2)
-    assert ("session-alone" in codes(found)) is not alike
+    engine = "engine: vllm\n" if key.startswith("vllm") else ""
+    for isolation in ("process", "engine"):
+        found = study(
+            f"{engine}sweep: {{{key}: {str(values).lower()}}}\n"
+            f"study_execution: {{n_cycles: 1, isolation: {isolation}}}\n"
+        )
+        assert len(found.plan.sessions) == (1 if alike else 2)
+        assert ("session-alone" in codes(found)) is not alike
+
+
+def test_a_seed_that_the_engine_takes_when_it_loads_parts_sessions() -> None:
+    head = "serving_mode: offline\ntask: {model: org/model}\nmeasurement: {meter: cpu-estimate}\n"
+    body = "sweep: {task.random_seed: [1, 2]}\nstudy_execution: {n_cycles: 1, isolation: engine}\n"
+    sessions = {
+        engine: len(study(f"engine: {engine}\n{body}", head=head).plan.sessions)
+        for engine in ("transformers", "vllm", "tensorrt")
+    }
+    assert sessions == {"transformers": 1, "vllm": 2, "tensorrt": 1}
 
 
 def test_isolation_is_no_part_of_what_is_measured() -> None:
     plain = study(TWO_LOADS)
-    assert [each.hash for each in plain.experiments] == [each.hash for each in in_sessions().experiments]
+    warm = in_sessions(isolation="engine")
+    for inside in (in_sessions(), warm):
+        assert [each.hash for each in plain.experiments] == [each.hash for each in inside.experiments]
+    assert warm.plan.sessions == in_sessions().plan.sessions, "what shares a container can share an engine"
     assert plain.plan.sessions == ()
     assert {run.session for run in plain.plan.planned_cycles} == {None}
     assert "sessions" not in plain.plan.to_json()
@@ -139,15 +165,28 @@ def test_a_search_for_a_rate_has_no_sessions() -> None:
     assert "find_rate asks for a rate when all cycles of another are there" in problems(found)
 
 
-def test_an_isolation_that_is_not_built_is_refused() -> None:
-    said = report("study_execution: {isolation: engine}\n")
-    assert "'engine'" in said
-    assert "allowed: container, process" in said
+def test_an_unknown_isolation_is_refused() -> None:
+    said = report("study_execution: {isolation: thread}\n")
+    assert "'thread'" in said
+    assert "allowed: container, process, engine" in said
+
+
+def test_a_server_does_not_live_on() -> None:
+    head = (
+        "engine: vllm\nserving_mode: server\ntask: {model: org/model}\nmeasurement: {meter: cpu-estimate}\n"
+        "server: {traffic: {rate: 1}}\n"
+    )
+    said = problems(study("study_execution: {isolation: engine}\n", head=head))
+    assert (
+        "a server is started for one experiment and its traffic, and serving_mode is server for vllm" in said
+    )
+    assert "write `isolation: process`" in said
+    assert problems(study("study_execution: {isolation: process}\n", head=head)) == ""
 
 
 def test_limits_of_a_session_without_sessions_have_no_effect() -> None:
     found = study("study_execution: {session: {max_restarts: 1}}\n")
-    assert "works with study_execution.isolation: process" in str(found.warnings)
+    assert "works with study_execution.isolation: process or engine" in str(found.warnings)
 
 
 def test_a_session_that_can_outlive_its_limit_is_told() -> None:

@@ -112,6 +112,13 @@ class Engine(Encoder, Protocol):
     def load(self, spec: ExperimentSpec) -> None:
         """Load the model and everything that generation needs."""
 
+    def reset(self, spec: ExperimentSpec) -> None:
+        """Be as after ``load`` for the next experiment, which loads alike.
+
+        Its sampling, batch size and seed hold; what the ones before left is forgotten. Needed only where an engine
+        lives on over experiments (``isolation: engine``).
+        """
+
     def batch_size(self) -> int | None:
         """Prompts of one ``generate``, or None for the whole prompt set at once."""
 

@@ -71,9 +71,7 @@ class TensorRTEngine:
 
     def load(self, spec: ExperimentSpec) -> None:
         """Load the weights, or build or load the compiled engine."""
-        chosen = generation(spec)
-        self._chat_template = bool(llem_execution(spec).get("chat_template"))
-        self._sampling = sampling_arguments(chosen.parameters, chosen.seed)
+        self.reset(spec)
         self._backend, arguments = engine_arguments(spec)
         self._described = dict(arguments)
         if self._backend == "tensorrt":
@@ -85,6 +83,12 @@ class TensorRTEngine:
             "device": "cuda",
             **weight_counts(weights_folder(spec)),
         }
+
+    def reset(self, spec: ExperimentSpec) -> None:
+        """The next experiment's sampling and seed, which each request brings; the engine has nothing else to reset."""
+        chosen = generation(spec)
+        self._chat_template = bool(llem_execution(spec).get("chat_template"))
+        self._sampling = sampling_arguments(chosen.parameters, chosen.seed)
 
     def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[tuple[int, ...]]:
         """Token ids from the engine's tokenizer."""

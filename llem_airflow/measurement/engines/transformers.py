@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from llem_airflow.measurement.engines.model_size import model_counts
 from llem_airflow.measurement.engines.model_source import encode_texts, source_facts, source_of, vocabulary_of
 from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.generation import engine_params, generation, llem_execution
+from llem_airflow.protocol.load_arguments import GENERATE_PARAMS
 from llem_airflow.protocol.spec import ExperimentSpec
 
 LIBRARIES = (
@@ -43,16 +45,6 @@ EXECUTION_KEYS = frozenset(
         "chat_template",
     }
 )
-GENERATION_KEYS = (
-    "cache_implementation",
-    "early_stopping",
-    "length_penalty",
-    "no_repeat_ngram_size",
-    "num_beams",
-    "prompt_lookup_num_tokens",
-    "use_cache",
-)
-"""Parameters of ``generate`` that llenergymeasure's files give under ``engine_params``."""
 
 
 class TransformersEngine:
@@ -77,12 +69,8 @@ class TransformersEngine:
 
     def load(self, spec: ExperimentSpec) -> None:
         """Load tokenizer and weights, move them to the device, compile if asked."""
-        self._execution = _execution(spec)
-        chosen = generation(spec)
-        transformers.set_seed(chosen.seed)
-        given = engine_params(spec)
-        ours = {key: given.pop(key) for key in GENERATION_KEYS if key in given}
-        self._sampling, self._fixed_length = generate_parameters({**ours, **chosen.parameters})
+        self._choose(spec)
+        given = {key: value for key, value in engine_params(spec).items() if key not in GENERATE_PARAMS}
         source = source_of(spec)
         if self._execution.get("allow_tf32") is not None:
             torch.backends.cuda.matmul.allow_tf32 = bool(self._execution["allow_tf32"])
@@ -103,12 +91,29 @@ class TransformersEngine:
         if "device_map" not in parameters and torch.cuda.is_available() and not _is_quantised(model):
             model = model.to("cuda")
         self._model = model.eval()
-        if self._execution.get("torch_compile"):
-            # A cache that grows by a token changes every shape at every step, and each change compiles anew.
-            self._sampling.setdefault("cache_implementation", "static")
         self._settings = {key: _plain(value) for key, value in parameters.items()}
         self._source = source_facts(spec)
         self._compile()
+
+    def reset(self, spec: ExperimentSpec) -> None:
+        """The next experiment's sampling, batch size and seed; the allocator's and the static cache go."""
+        self._choose(spec)
+        # A static cache is made as long as the longest before it.
+        vars(self._model).pop("_previous_max_cache_length", None)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _choose(self, spec: ExperimentSpec) -> None:
+        self._execution = _execution(spec)
+        chosen = generation(spec)
+        transformers.set_seed(chosen.seed)
+        given = engine_params(spec)
+        ours = {key: given[key] for key in GENERATE_PARAMS if key in given}
+        self._sampling, self._fixed_length = generate_parameters({**ours, **chosen.parameters})
+        if self._execution.get("torch_compile"):
+            # A cache that grows by a token changes every shape at every step, and each change compiles anew.
+            self._sampling.setdefault("cache_implementation", "static")
 
     def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[tuple[int, ...]]:
         """Token ids, through the chat template where the study asks for it."""

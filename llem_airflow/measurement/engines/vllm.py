@@ -67,12 +67,26 @@ class VllmEngine:
         if current_platform.is_cpu():
             # In a process of its own it needs 160 MiB of /dev/shm, more than a container has by default.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        chosen = generation(spec)
-        self._chat_template = bool(llem_execution(spec).get("chat_template"))
-        self._sampling = sampling_arguments(chosen.parameters)
-        self._parameters = engine_arguments(spec, seed=chosen.seed, cpu=current_platform.is_cpu())
+        self._choose(spec)
+        self._parameters = engine_arguments(spec, seed=generation(spec).seed, cpu=current_platform.is_cpu())
         self._llm = vllm.LLM(**self._parameters)
         self._model = {**source_facts(spec), **weight_counts(weights_folder(spec))}
+
+    def reset(self, spec: ExperimentSpec) -> None:
+        """The next experiment's sampling; no block of the key-value cache is known any more.
+
+        Raises:
+            RuntimeError: The engine kept its prefix cache, as blocks of it are in use.
+        """
+        self._choose(spec)
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError(
+                "vllm did not reset its prefix cache: requests of an earlier experiment still hold it"
+            )
+
+    def _choose(self, spec: ExperimentSpec) -> None:
+        self._chat_template = bool(llem_execution(spec).get("chat_template"))
+        self._sampling = sampling_arguments(generation(spec).parameters)
 
     def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[tuple[int, ...]]:
         """Token ids from the engine's tokenizer."""

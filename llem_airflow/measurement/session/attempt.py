@@ -1,6 +1,6 @@
-"""One attempt in a session: its turn, its start as a process of its own, its output, and its end.
+"""One attempt in a session: its turn, its start, its output, and its end.
 
-``keep`` is the parent of the attempt's process and outlives whoever asked for it: output and exit code go into files,
+``keep`` sees to the attempt's work and outlives whoever asked for it: output and exit code go into files,
 so that any number of followers, one after the other, read the same.
 """
 
@@ -13,8 +13,9 @@ import subprocess
 import sys
 import time
 
-from llem_airflow.measurement.session.folder import AttemptFolder, signal_session
+from llem_airflow.measurement.session.folder import AttemptFolder
 from llem_airflow.measurement.session.health import check
+from llem_airflow.measurement.session.work import LOOK_EVERY_S, Work, start_work
 from llem_airflow.measurement.whole import write_json
 from llem_airflow.protocol.oom import oom_kills
 from llem_airflow.protocol.session import (
@@ -31,7 +32,6 @@ from llem_airflow.protocol.session import (
     Turn,
 )
 
-_LOOK_EVERY_S = 0.1
 _READ_BYTES = 1 << 16
 _START_S = 60.0
 _NOT_FOUND = 127
@@ -75,18 +75,19 @@ def _try_number(owner: str) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def run(attempt: AttemptFolder, owner: str, offset: int, command: list[str]) -> int:
+def run(attempt: AttemptFolder, owner: str, offset: int, start_kind: str, command: list[str]) -> int:
     """Start the attempt unless it has been, write its output to stdout, and how it ended to stderr.
 
     Args:
         attempt: Which.
         owner: The try that asks.
         offset: From which byte of the output on.
+        start_kind: ``exec`` for a process of its own, ``warm`` for the engine that lives on.
         command: What the attempt is.
     """
     with attempt.session.lock():
         if attempt.owner() == owner and attempt.started() is None:
-            _start(attempt, command)
+            _start(attempt, start_kind, command)
     with contextlib.suppress(BrokenPipeError):  # whoever listened has gone; the attempt goes on
         ended = _follow(attempt, offset)
         sys.stderr.write(Exit(ended.exit_code, ended.oom_killed, attempt.owner()).dumps() + "\n")
@@ -94,9 +95,9 @@ def run(attempt: AttemptFolder, owner: str, offset: int, command: list[str]) -> 
     return 0
 
 
-def _start(attempt: AttemptFolder, command: list[str]) -> None:
+def _start(attempt: AttemptFolder, start_kind: str, command: list[str]) -> None:
     keeper = subprocess.Popen(
-        [sys.executable, sys.argv[0], COMMAND, "keep", attempt.key, *command],
+        [sys.executable, sys.argv[0], COMMAND, "keep", attempt.key, start_kind, *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,  # open, it would hold the connection of whoever asked
         stderr=subprocess.DEVNULL,
@@ -104,7 +105,7 @@ def _start(attempt: AttemptFolder, command: list[str]) -> None:
     )
     deadline_s = time.monotonic() + _START_S
     while attempt.started() is None and keeper.poll() is None and time.monotonic() < deadline_s:
-        time.sleep(_LOOK_EVERY_S / 5)
+        time.sleep(LOOK_EVERY_S / 5)
 
 
 def _follow(attempt: AttemptFolder, offset: int) -> Exit:
@@ -121,53 +122,54 @@ def _follow(attempt: AttemptFolder, offset: int) -> Exit:
                 sys.stdout.buffer.flush()
             if ended is not None:
                 return ended
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(LOOK_EVERY_S)
 
 
-def keep(attempt: AttemptFolder, command: list[str]) -> int:
-    """Run the attempt's process to its end, look whether the session is healthy, and say how it ended.
+def keep(attempt: AttemptFolder, start_kind: str, command: list[str]) -> int:
+    """See the attempt through to its end, look whether the session is healthy, and say how it ended.
 
     Args:
         attempt: Which.
+        start_kind: ``exec`` for a process of its own, ``warm`` for the engine that lives on.
         command: What the attempt is.
     """
     session = attempt.session
     held = attempt.hold()
     position, kills = session.position(), oom_kills() or 0
-    process: subprocess.Popen[bytes] | None = None
+    work: Work | None = None
     try:
         with attempt.output.open("ab", buffering=0) as output:
             try:
-                process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-                )
+                work = start_work(start_kind, attempt, command, output)
             except OSError as error:
                 output.write(f"llem: {command[0]} cannot be started: {error}\n".encode())
-        session.append("positions.jsonl", {"key": attempt.key, "t_mono_ns": time.monotonic_ns()})
-        attempt.note_start(process.pid if process else os.getpid(), position)
-        code = _NOT_FOUND if process is None else process.wait()
-        if process is not None:
-            signal_session(process.pid, signal.SIGKILL)
+            session.append("positions.jsonl", {"key": attempt.key, "t_mono_ns": time.monotonic_ns()})
+            attempt.note_start(work.pid if work else os.getpid(), position)
+            code = _NOT_FOUND if work is None else work.wait()
+        if work is not None:
+            work.close()
         check(session, position + 1)
-        _write_evidence(attempt, position)
+        _write_evidence(attempt, start_kind, position)
         session.renew()
         attempt.note_exit(code if code >= 0 else 128 - code, oom_killed=(oom_kills() or 0) > kills)
     except FileNotFoundError:
         pass  # it was removed meanwhile
     finally:
-        if process is not None:
-            signal_session(process.pid, signal.SIGKILL)
+        if work is not None:
+            work.close()
         os.close(held)
+    if work is not None:
+        work.linger()
     return 0
 
 
-def _write_evidence(attempt: AttemptFolder, position: int) -> None:
+def _write_evidence(attempt: AttemptFolder, start_kind: str, position: int) -> None:
     session = attempt.session
     write_json(
         attempt.out / EVIDENCE,
         {
             "session": os.environ.get(ENV_SESSION),
-            "start_kind": "exec",
+            "start_kind": start_kind,
             "position_in_session": position,
             "lives": session.lives(),
             "health": session.read_lines(HEALTH),
@@ -188,7 +190,7 @@ def end(attempt: AttemptFolder, owner: str, grace_s: float) -> int:
     attempt.signal(signal.SIGTERM)
     deadline_s = time.monotonic() + grace_s
     while attempt.ended() is None and time.monotonic() < deadline_s:
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(LOOK_EVERY_S)
     if attempt.exit() is None:
         attempt.signal(signal.SIGKILL)
     return 0

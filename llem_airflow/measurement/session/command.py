@@ -8,6 +8,7 @@ from pathlib import Path
 from llem_airflow.measurement.session.attempt import end, forget, keep, run, turn
 from llem_airflow.measurement.session.folder import SessionFolder
 from llem_airflow.measurement.session.guard import guard
+from llem_airflow.measurement.session.work import ENGINE_COMMAND
 
 
 def main() -> int:
@@ -20,10 +21,14 @@ def command(root: Path, arguments: list[str]) -> int:
 
     Args:
         root: Where the exchange volume is mounted.
-        arguments: The command and what belongs to it: ``guard MAX_RUNTIME_S IDLE_S``, ``ready``, and of an attempt
-            ``turn KEY OWNER WHAT``, ``run KEY OWNER OFFSET COMMAND…``, ``keep KEY COMMAND…``,
-            ``end KEY OWNER GRACE_S``, ``forget KEY OWNER``.
+        arguments: The command and what belongs to it: ``guard MAX_RUNTIME_S IDLE_S``, ``ready``, ``engine``, and of an
+            attempt ``turn KEY OWNER WHAT``, ``run KEY OWNER OFFSET START_KIND COMMAND…``,
+            ``keep KEY START_KIND COMMAND…``, ``end KEY OWNER GRACE_S``, ``forget KEY OWNER``.
     """
+    if arguments[0] == ENGINE_COMMAND:  # it runs from a bundle of its own, which lies in ``state``
+        from llem_airflow.measurement.session.engine import serve  # noqa: PLC0415  # all that measures, only there
+
+        return serve(root)
     folder, (name, *rest) = SessionFolder(root), arguments
     if name == "guard":
         return guard(folder, float(rest[0]), float(rest[1]))
@@ -39,13 +44,13 @@ def _of_attempt(folder: SessionFolder, name: str, arguments: list[str]) -> int:
         print(turn(attempt, rest[0], rest[1]).dumps(), flush=True)
         return 0
     if name == "run":
-        return run(attempt, rest[0], int(rest[1]), rest[2:])
+        return run(attempt, rest[0], int(rest[1]), rest[2], rest[3:])
     if name == "keep":
-        return keep(attempt, rest)
+        return keep(attempt, rest[0], rest[1:])
     if name == "end":
         return end(attempt, rest[0], float(rest[1]))
     if name == "forget":
         return forget(attempt, rest[0])
     raise ValueError(
-        f"session: found the command {name!r}; allowed: guard, ready, turn, run, keep, end, forget"
+        f"session: found the command {name!r}; allowed: guard, ready, engine, turn, run, keep, end, forget"
     )

@@ -64,7 +64,7 @@ class SessionFolder:
 
     def ready(self) -> None:
         """The guard of this life of the container is up."""
-        write_whole(self.state / "ready", init_started())
+        write_whole(self.state / "ready", init_started() or "")
 
     def wait_until_ready(self) -> bool:
         """Whether the guard of this life of the container came up in time."""
@@ -89,11 +89,7 @@ class SessionFolder:
 
     def turn(self) -> dict[str, Any] | None:
         """Whose turn it is, or None."""
-        try:
-            found: dict[str, Any] = json.loads(_text(self.state / "turn"))
-        except ValueError:
-            return None
-        return found
+        return read_json(self.state / "turn") or None
 
     def give_turn(self, key: str, what: str) -> None:
         """It is the turn of this attempt."""
@@ -104,6 +100,21 @@ class SessionFolder:
         """It is not the turn of this attempt any more."""
         if (self.turn() or {}).get("key") == key:
             (self.state / "turn").unlink(missing_ok=True)
+
+    def engine(self) -> dict[str, Any] | None:
+        """The process of the engine that was started in this life of the container, living or not."""
+        found = read_json(self.state / "engine")
+        return found if found and found["init"] == init_started() else None
+
+    def note_engine(self, pid: int) -> None:
+        """The engine has started."""
+        said = {"pid": pid, "began": start_of(pid), "init": init_started()}
+        write_whole(self.state / "engine", json.dumps(said))
+
+    def forget_engine(self, pid: int) -> None:
+        """The engine, if it is this process, ends as it should: the next attempt starts another."""
+        if (self.engine() or {}).get("pid") == pid:
+            (self.state / "engine").unlink(missing_ok=True)
 
     def holder(self) -> dict[str, Any] | None:
         """The attempt whose turn it is and that runs or is about to; None where the turn is free."""
@@ -141,11 +152,7 @@ class AttemptFolder:
 
     def started(self) -> dict[str, Any] | None:
         """What was noted when it started, or None."""
-        try:
-            found: dict[str, Any] = json.loads(_text(self.path / "started"))
-        except ValueError:
-            return None
-        return found
+        return read_json(self.path / "started") or None
 
     def note_start(self, pid: int, position: int) -> None:
         """Its process has started."""
@@ -190,22 +197,28 @@ class AttemptFolder:
         return self.exit() or Exit(128 + signal.SIGKILL, oom_killed=False)
 
     def signal(self, number: int) -> None:
-        """Send a signal to every process of its group and session, and to nothing else."""
-        said = self.started()
+        """Send a signal to every process of its group and session, and to nothing else; none when it has ended.
+
+        An engine that was at it ends with it, and when it has ended goes on.
+        """
+        if self.exit() is None:
+            self._signal(self.started(), number)
+
+    def _signal(self, said: dict[str, Any] | None, number: int) -> None:
         if said is not None and said["init"] == init_started():  # else the container was restarted meanwhile
+            self.session.forget_engine(int(said["pid"]))
             signal_session(int(said["pid"]), number)
 
     def remove(self) -> None:
         """End it and remove what there is of it."""
         aside = self.path.with_name(f".{self.key}-{os.getpid()}")
-        said = self.started()
+        said = self.started() if self.exit() is None else None
         self._owner.unlink(
             missing_ok=True
         )  # first: who follows it and sees the end must see that it was removed
         with contextlib.suppress(FileNotFoundError):
             self.path.rename(aside)  # its keeper finds nothing any more where it would write
-        if said is not None and said["init"] == init_started():
-            signal_session(int(said["pid"]), signal.SIGKILL)
+        self._signal(said, signal.SIGKILL)
         shutil.rmtree(aside, ignore_errors=True)
         self.session.end_turn(self.key)
 
@@ -228,9 +241,24 @@ def processes() -> dict[int, list[str]]:
     return found
 
 
-def init_started() -> str:
+def init_started() -> str | None:
     """Tells one life of a container from another: when its process 1 started, in clock ticks since boot."""
-    return _text(Path("/proc/1/stat")).rpartition(")")[2].split()[19]
+    return start_of(1)
+
+
+def start_of(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot; None where there is none that runs."""
+    fields = _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return fields[19] if fields and fields[0] not in "ZX" else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a file; empty where there is none."""
+    try:
+        found: dict[str, Any] = json.loads(_text(path))
+    except ValueError:
+        return {}
+    return found
 
 
 def _text(path: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llem_airflow.measurement.session.folder import SessionFolder, processes
+from llem_airflow.measurement.session.work import ENGINE_COMMAND, engine_problem, living_engine
 from llem_airflow.protocol.session import COMMAND, HEALTH
 
 BASELINE = "baseline.jsonl"
@@ -35,16 +36,29 @@ def check(folder: SessionFolder, position: int) -> list[str]:
     Returns:
         What is wrong; empty when the session is healthy.
     """
-    baseline = (folder.read_lines(BASELINE) or [{"gpus": []}])[0]
+    died = engine_problem(folder)
+    baseline = _baseline(folder)
     deadline_s = time.monotonic() + SETTLE_S
     while True:
         seen = look(folder)
-        problems = judge(seen, baseline)
-        if not problems or time.monotonic() >= deadline_s:
+        problems = [died] if died else judge(seen, baseline)
+        if died or not problems or time.monotonic() >= deadline_s:
             break
         time.sleep(_AGAIN_S)
     folder.append(HEALTH, {**seen, "after_attempts": position, "problems": problems})
     return problems
+
+
+def _baseline(folder: SessionFolder) -> dict[str, Any]:
+    """What may be held: as at the session's start; where an engine lives on, as after its first attempt."""
+    at_start = (folder.read_lines(BASELINE) or [{"gpus": []}])[0]
+    if living_engine(folder) is None:
+        return at_start
+    engine = folder.engine() or {}
+    with_engine = f"baseline-{engine.get('pid')}-{engine.get('began')}.jsonl"
+    if not folder.read_lines(with_engine):
+        folder.append(with_engine, {**look(), "since": "the end of the engine's first cycle"})
+    return folder.read_lines(with_engine)[0]
 
 
 def look(folder: SessionFolder | None = None) -> dict[str, Any]:
@@ -54,7 +68,7 @@ def look(folder: SessionFolder | None = None) -> dict[str, Any]:
         folder: Of the session, whose own processes do not count; None at its start.
     """
     gpus, driver = _gpus()
-    left, zombies = _left() if folder is not None else ([], [])
+    left, zombies = _left(living_engine(folder)) if folder is not None else ([], [])
     return {
         "t_mono_ns": time.monotonic_ns(),
         "gpus": gpus,
@@ -79,18 +93,19 @@ def judge(seen: dict[str, Any], baseline: dict[str, Any]) -> list[str]:
         if gpu is None:
             problems.append(f"GPU {before['uuid']} is not there any more: {seen['driver'] or 'not listed'}")
         else:
-            problems += [f"GPU {before['uuid']}: {text}" for text in _wrong(gpu, before)]
+            since = baseline.get("since", "the session's start")
+            problems += [f"GPU {before['uuid']}: {text}" for text in _wrong(gpu, before, since)]
     return problems
 
 
-def _wrong(gpu: dict[str, Any], before: dict[str, Any]) -> list[str]:
+def _wrong(gpu: dict[str, Any], before: dict[str, Any], since: str) -> list[str]:
     found = []
     used, at_start = gpu["memory_used_bytes"], before["memory_used_bytes"]
     if used is None and at_start is not None:
         found.append(f"its memory cannot be read: {gpu['error']}")
     elif used is not None and at_start is not None and used - at_start > MEMORY_LIMIT_BYTES:
         found.append(
-            f"{(used - at_start) / 2**20:.0f} MiB more are in use than at the session's start; allowed: "
+            f"{(used - at_start) / 2**20:.0f} MiB more are in use than at {since}; allowed: "
             f"{MEMORY_LIMIT_BYTES / 2**20:.0f}"
         )
     reasons = gpu["event_reasons"] or 0
@@ -151,8 +166,8 @@ def _gpu(nvml: Any, handle: Any) -> dict[str, Any]:
     }
 
 
-def _left() -> tuple[list[str], list[str]]:
-    """Processes below the container's init that are neither the guard nor a command of ours; running, and unreaped.
+def _left(engine: int | None) -> tuple[list[str], list[str]]:
+    """Processes below the container's init that are no command of ours nor the engine's; running, and unreaped.
 
     What was executed from outside (a look by ``docker exec``, Docker's healthcheck) has no parent in the container.
     """
@@ -160,7 +175,7 @@ def _left() -> tuple[list[str], list[str]]:
     zombies: list[str] = []
     for pid, fields in processes().items():
         state, parent = fields[0], int(fields[1])
-        if pid == 1 or parent == 0 or _is_ours(pid):
+        if pid == 1 or parent == 0 or int(fields[3]) == engine or _is_ours(pid):
             continue
         (zombies if state == "Z" else left).append(f"{pid} {_command(pid)}")
     return left, zombies
@@ -172,7 +187,8 @@ def _command(pid: int) -> str:
 
 
 def _is_ours(pid: int) -> bool:
-    return COMMAND in _argv(pid)[1:4]
+    argv = _argv(pid)[1:4]
+    return COMMAND in argv and ENGINE_COMMAND not in argv  # an engine that nobody knows is none of ours
 
 
 def _argv(pid: int) -> list[str]:

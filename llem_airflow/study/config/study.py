@@ -32,7 +32,7 @@ from llem_airflow.study.config.types import (
 from llem_airflow.study.names import ENGINE_ALIASES, ENGINES, RUNNERS, split_runner
 
 Order = Literal["sequential", "interleave", "shuffle", "reverse", "latin_square"]
-Isolation = Literal["container", "process"]
+Isolation = Literal["container", "process", "engine"]
 
 
 class PrecisionTarget(Consistent):
@@ -87,7 +87,8 @@ class Execution(Section):
     isolation: Isolation = key(
         "container",
         "`container`: a fresh container for each cycle; `process`: a fresh process for each, in one living container "
-        "(a session) for the experiments that load alike.",
+        "(a session) for the experiments that load alike; `engine`: likewise, and the loaded engine lives on from one "
+        "to the next.",
     )
     session: SessionLimits = SessionLimits()
     allow_missing_cycles: bool = key(False, "The DAG run succeeds although planned cycles are missing.")
@@ -136,6 +137,11 @@ class Execution(Section):
     def in_sessions(self) -> bool:
         """Whether cycles share a living container."""
         return self.isolation != "container"
+
+    @property
+    def engine_lives_on(self) -> bool:
+        """Whether the cycles of a session share a loaded engine, too."""
+        return self.isolation == "engine"
 
     @property
     def cycles(self) -> int:

@@ -94,7 +94,7 @@ def _without_effect(document: Document, expansion: Expansion) -> Iterator[StudyW
             yield _idle(document, path, f"it works with {'.'.join(needed)}; {advice}")
     session = ("study_execution", "session")
     if not document.keys.study_execution.in_sessions and lookup(said, session) != lookup(default, session):
-        yield _idle(document, session, "it works with study_execution.isolation: process")
+        yield _idle(document, session, "it works with study_execution.isolation: process or engine")
     for rule in expansion.fired.values():
         for key in rule.ignores:
             line = _line(document, key)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from llem_airflow.protocol.load_arguments import load_arguments
 from llem_airflow.study.config.study import Execution
 from llem_airflow.study.plan.identity import canonical_json, digest, word
 from llem_airflow.study.plan.model import Experiment, Plan, Study
@@ -19,8 +20,6 @@ from llem_airflow.text.wording import counted
 PASSES = "interleave"
 """The order that sessions have, as far as pauses go: they follow one another pass by pass."""
 _ISOLATION: KeyPath = ("study_execution", "isolation")
-_NOT_LOADED = ("batch_size", "chat_template")
-"""Keys of ``llem_execution`` that no engine reads when it loads."""
 _DIGITS, _MOST_MODEL = 6, 30
 
 
@@ -34,17 +33,13 @@ def load_groups(experiments: Sequence[Experiment]) -> list[str]:
 
 
 def _load(experiment: Experiment) -> str:
-    section = experiment.config[experiment.engine]
-    execution = {k: v for k, v in (section.get("llem_execution") or {}).items() if k not in _NOT_LOADED}
     gpus = experiment.gpus
     return canonical_json(
         [
             experiment.engine,
             experiment.image,
             experiment.model,
-            section.get("engine_params") or {},
-            execution,
-            experiment.config.get("passthrough_kwargs") or {},
+            load_arguments(experiment.engine, experiment.config),
             [gpus.count, gpus.kind, gpus.ids, gpus.memory_gb, gpus.exclusive],
         ]
     )
@@ -81,6 +76,12 @@ def not_in_sessions(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
             f"{found}: a session is a living container, and `runners` says process for {', '.join(processes)}"
         )
         yield _ISOLATION, said, f"write container there, {back}"
+    if execution.engine_lives_on and (serving := _serving(study)):
+        said = (
+            f"{found}: a server is started for one experiment and its traffic, and serving_mode is server for "
+            f"{', '.join(serving)}"
+        )
+        yield _ISOLATION, said, "write `isolation: process`, which saves the container starts, " + back
     if study.plan.searches:
         said = f"{found}: find_rate asks for a rate when all cycles of another are there, and a session has one of each"
         yield _ISOLATION, said, f"write the rates as a sweep, {back}"
@@ -91,6 +92,11 @@ def not_in_sessions(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
     if longest_s >= idle_s:
         said = f"a session ends itself after {idle_s:g} s without a cycle, and pauses in it are {longest_s:g} s long"
         yield ("study_execution", "session", "idle_seconds"), said, "raise it, or shorten the pauses"
+
+
+def _serving(study: Study) -> list[str]:
+    """Engines that serve."""
+    return sorted({one.engine for one in study.experiments if one.config.get("serving_mode") == "server"})
 
 
 def session_warnings(
@@ -128,6 +134,7 @@ def session_warnings(
         yield StudyWarning("session-long", text)
     if plan.sessions and len(plan.sessions) == len(plan.planned_cycles):
         text = (
-            "no two experiments load alike: each session has one cycle, and isolation: process saves nothing"
+            f"no two experiments load alike: each session has one cycle, and isolation: {execution.isolation} "
+            "saves nothing"
         )
         yield StudyWarning("session-alone", text)

@@ -243,6 +243,7 @@ def vllm(stage: Stage) -> dict[str, Any]:
         get_metrics=lambda: [
             Thing(stage, "vllm.v1.metrics.reader.Gauge", name="vllm:kv_cache_usage_perc", value=0.25)
         ],
+        reset_prefix_cache=lambda: not steps.open,
         llm_engine=engine,
     )
     platform = Thing(stage, "vllm.platforms.interface.Platform", is_cpu=lambda: False, device_type="cuda")

@@ -76,6 +76,7 @@ def use(one: Engine, wanted: ExperimentSpec) -> list[Completion]:
     one.reset_peaks()
     done = one.generate(prompt_set(wanted, one), lambda _: None)
     one.sync()
+    one.reset(wanted)
     one.memory()
     one.close()
     return done
@@ -117,6 +118,21 @@ def test_nothing_that_our_calls_use_can_be_lost_without_being_noticed(
             else:
                 unnoticed.add(lost)
         assert unnoticed <= DISPENSABLE
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_that_lives_on_takes_the_next_sampling_without_being_built_again(
+    engine: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, stage = engine_on(load_record(engine), engine, monkeypatch)
+    one.load(spec(engine, model))
+    one.reset(spec(engine, model, {"sampling_params": {"temperature": 0.5, "top_p": 0.9}}))
+    sampling = one.describe().settings["sampling_params"]
+    assert (sampling["temperature"], sampling["top_p"]) == (0.5, 0.9)
+    one.reset(spec(engine, model))
+    assert "top_p" not in one.describe().settings["sampling_params"]
+    assert len(stage.built) == 1
+    assert (("vllm.LLM", "reset_prefix_cache") in stage.used) is (engine == "vllm")
 
 
 def test_both_records_of_vllm_are_used_in_full(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,29 @@ def test_sampling_with_a_seed_is_repeatable_and_is_not_greedy(tiny_model: Path) 
     assert tokens(one) != tokens(answered(tiny_model, output_tokens=12))
 
 
+def test_an_engine_that_lives_on_answers_as_a_fresh_one(tiny_model: Path) -> None:
+    path = str(tiny_model)
+    sampled = {
+        "sampling_params": {"do_sample": True, "temperature": 1.5},
+        "llem_execution": {"batch_size": 2},
+    }
+    static = {"engine_params": {"cache_implementation": "static"}}
+    long = spec_of("transformers", static, model_path=path, output_tokens=32)
+    engine = open_engine("transformers", offline=True)
+    engine.load(long)
+    engine.generate(prompt_set(long, engine), lambda _: None)
+    kept: Any = vars(engine._model)  # type: ignore[attr-defined]  # where transformers keeps a length
+    longest = kept["_previous_max_cache_length"]
+    for section in (sampled, {}, static):
+        spec = spec_of("transformers", section, model_path=path)
+        engine.reset(spec)
+        work = batches(prompt_set(spec, engine), engine.batch_size())
+        again = [completion for batch in work for completion in engine.generate(batch, lambda _: None)]
+        assert tokens(again) == tokens(answered(tiny_model, section))
+    assert kept["_previous_max_cache_length"] < longest, "a static cache is made for this experiment alone"
+    engine.close()
+
+
 def test_a_compiled_model_answers_the_same(tiny_model: Path) -> None:
     # The eager backend goes the whole way of compilation but for the C++ compiler, which takes minutes here.
     section = {"llem_execution": {"torch_compile": True, "torch_compile_backend": "eager"}}

@@ -1,0 +1,63 @@
+"""The process of an engine that lives on: one attempt after the other, each from its own spec into its own folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from llem_airflow.measurement.__main__ import EXIT_NO_SPEC, Running, leave_within, read_spec
+from llem_airflow.measurement.living import LivingEngine
+from llem_airflow.measurement.process import forget_host_peak, on_termination
+from llem_airflow.measurement.session.folder import read_json
+from llem_airflow.measurement.session.work import ANSWER, LOOK_EVERY_S, NEXT
+from llem_airflow.measurement.whole import write_whole
+from llem_airflow.protocol.spec import ExperimentSpec
+
+
+def serve(state: Path) -> int:
+    """Do what is handed over until an attempt fails with the engine in its hands; returns that one's exit code.
+
+    An engine in which something failed may hold half a batch, or memory: it ends, and the next attempt loads another.
+
+    Args:
+        state: The session's folder ``state``.
+    """
+    living = LivingEngine()
+    at_work: list[Running] = []
+    on_termination(lambda number: at_work[-1].terminate(number) if at_work else os._exit(128 + number))
+    done = 0
+    while True:
+        job = _next(state, done)
+        done = int(job["number"])
+        spec = read_spec(Path(job["config"]))
+        code = EXIT_NO_SPEC if spec is None else _run(spec, Path(job["out"]), living, at_work)
+        if code and (spec is None or living.engine is None or not living.unlike(spec)):
+            leave_within(code)
+            if living.engine is not None:
+                living.engine.close()
+            return code
+        sys.stdout.flush()
+        write_whole(state / ANSWER, json.dumps({"number": done, "exit_code": code}))
+
+
+def _run(spec: ExperimentSpec, out: Path, living: LivingEngine, at_work: list[Running]) -> int:
+    running = Running(spec, out, living)
+    at_work[:] = [running]
+    if living.engine is not None:
+        forget_host_peak()
+    code = running.observe()
+    at_work.clear()
+    running.close()
+    return code
+
+
+def _next(state: Path, done: int) -> dict[str, Any]:
+    while True:
+        job = read_json(state / NEXT)
+        if job.get("number", done) != done:
+            return job
+        time.sleep(LOOK_EVERY_S)
