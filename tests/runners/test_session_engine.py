@@ -91,11 +91,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def asks(act: str = "", *, size: int = 1) -> ExperimentSpec:
+def asks(act: str = "", *, size: int = 1, idle: bool = False) -> ExperimentSpec:
     sampling = {"act": act} if act else {}
     section = {"engine_params": {"size": size}, "sampling_params": sampling}
-    idle = {"baseline": {"enabled": True, "duration_seconds": 1.0}}
-    return spec_of("own", section, output_tokens=2, min_window_s=0.05, config={"measurement": idle})
+    phases = {"baseline": {"enabled": idle, "duration_seconds": 1.0}}
+    return spec_of("own", section, output_tokens=2, min_window_s=0.05, config={"measurement": phases})
 
 
 class World:
@@ -169,7 +169,7 @@ def evidence(collected: Collected) -> dict[str, Any]:
 
 def test_one_engine_serves_all_that_load_alike_and_refuses_what_does_not(world: World) -> None:
     session = world.start()
-    first, second = world.run("one", asks()), world.run("two", asks("echoes"))
+    first, second = world.run("one", asks(idle=True)), world.run("two", asks("echoes", idle=True))
     assert (nth(first), nth(second)) == (1, 2)
     assert world.lines.count("loads") == 1
     assert phases(first) == [
