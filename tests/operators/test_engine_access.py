@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +16,13 @@ import pytest
 
 from llem_airflow.operators import LLEMExperimentOperator
 from llem_airflow.operators.host import LLEMHostHook
+from llem_airflow.operators.live import live_power
 from llem_airflow.operators.placement import EngineAwayError, PlacementError
 from llem_airflow.operators.runners import engine_address, engine_of
-from llem_airflow.runners.attempt import Attempt
+from llem_airflow.protocol.live import DevicePower, LivePhase, LivePower, phase_record, power_record
+from llem_airflow.results import ResultsRoot
+from llem_airflow.results.live import Live, is_live, read_live
+from llem_airflow.runners.attempt import LABEL_KEY, Attempt
 from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.engine import EngineAddress
 from llem_airflow.runners.failures import AttemptFailedError
@@ -164,4 +170,55 @@ def test_on_another_machine_s_engine_idle_gpus_are_not_watched_and_the_log_says_
         "max_gpu_idle_s is not watched: the engine is on another machine, whose NVIDIA driver does not answer here",
         "done",
     ]
+    assert left_of(docker_api, who) == []
+
+
+def test_power_of_a_cycle_on_another_machine_s_engine_reaches_the_store_while_it_is_at_work(
+    docker_api: docker.APIClient, python_image: str, tmp_path: Path
+) -> None:
+    """What is told goes over the engine's API alone: the worker writes it where its results root lies."""
+    who = attempt()
+    power = power_record(
+        LivePower(2_000_000_000, "measured", {"GPU-0": DevicePower(199.0, 200.0, 202.5, 20)})
+    )
+    code = program(
+        tmp_path,
+        f"""
+os.write(1, {phase_record(LivePhase(0, "measure"))!r})
+while not os.path.exists(out + "/seen"):
+    os.write(1, {power!r})
+    time.sleep(0.1)
+print("seen")
+result()
+""",
+    )
+    run = ResultsRoot(tmp_path / "results").run("reached", "r1")
+    seen: list[Live] = []
+    lines: list[str] = []
+
+    def watch() -> None:
+        while not (told := read_live(run, "tiny", 1)) or not told.gpus:
+            time.sleep(0.1)
+        seen.append(told)
+        (container,) = docker_api.containers(filters={"label": f"{LABEL_KEY}={who.key}"})
+        docker_api.exec_start(docker_api.exec_create(container, ["touch", "/run/llem/out/seen"]))
+
+    watching = threading.Thread(target=watch, daemon=True)
+    with (
+        Relay(ENGINE) as relay,
+        EngineAddress((relay.url,)).connect(60) as api,
+        live_power(run, "tiny", 1, 1) as writer,
+    ):
+        watching.start()
+        settings = ContainerSettings(python_image, wall_clock_s=240.0)
+        collected = in_container(
+            api, who, settings, tmp_path / "out", code, on_line=lines.append, on_live=writer.take
+        )
+    watching.join(60)
+    assert collected.exit_code == 0
+    assert lines == ["seen"]
+    ((gpu,),) = [one.gpus for one in seen]
+    assert (gpu.gpu, gpu.now_w, gpu.high_w[0]) == ("GPU-0", 200.0, 202.5)
+    assert [span.name for span in seen[0].phases] == ["measure"]
+    assert not is_live(run, "tiny", 1)
     assert left_of(docker_api, who) == []

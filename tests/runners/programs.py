@@ -15,6 +15,7 @@ from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import Busy, Collected, Runner, Wait
 from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.docker import DockerRunner
+from llem_airflow.runners.live import OnLive
 
 HASH = "a1b2c3d4e5f60718"
 T = TypeVar("T")
@@ -112,8 +113,9 @@ def in_container(
     bundle: Path,
     *,
     on_line: Callable[[str], object] = lambda _: None,
+    on_live: OnLive | None = None,
     **how: Any,
 ) -> Collected:
     """One attempt in a container."""
-    runner = DockerRunner(api, who, settings, folder=folder, on_line=on_line, bundle=bundle)  # type: ignore[arg-type]  # what it returns is not used
+    runner = DockerRunner(api, who, settings, folder=folder, on_line=on_line, on_live=on_live, bundle=bundle)  # type: ignore[arg-type]  # what it returns is not used
     return see_through(runner, folder, **how)

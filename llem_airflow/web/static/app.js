@@ -73,7 +73,7 @@ function Energy(props) {
     };
   }, [state.shown, state.failed]);
   if (state.shown) return h(Around, { where: globalThis.location.href }, h(state.shown, props));
-  if (!state.error) return h("p", { role: "status", style: { padding: "1rem" } }, "Loading…");
+  if (!state.error) return globalThis.location.pathname.includes("/plugin/") ? h("p", { role: "status", style: { padding: "1rem" } }, "Loading …") : null;
   const act = () => setState({ shown: loaded, error: null, failed: 0 });
   return h(Told, { title: "The pages of Energy could not be loaded; they are asked for again", text: String(state.error?.message ?? state.error), act, name: "Ask now" });
 }

@@ -62,29 +62,29 @@ export function CyclePage({ dagId, runId, experiment, cycle, label }) {
   const asked = { dag_id: dagId, run_id: runId, experiment, cycle };
   const { data, error } = useApi("cycle", asked, (told) => (told.live ? AT_WORK_MS : told.measured ? null : NOT_YET_MS));
   if (error) return h(Notice, { kind: "error", title: error });
-  if (!data) return h(Loading);
-  const found = data.measured;
+  const found = data?.measured;
   return h(
     UI.Box,
     { "data-testid": "llem-cycle" },
     h(UI.Heading, { as: "h2", size: "md" }, `${label}, cycle ${cycle}`),
-    data.results > 1 && h(Muted, null, `Measured ${data.results} times; the newest result counts and is shown.`),
-    data.live && h(Section, { title: "Power now" }, h(Live, { asked })),
-    found
-      ? h(
-          Fragment,
-          null,
-          h(UI.Text, { mt: 1 }, found.line, h(Estimate, { kind: found.energy_kind })),
-          found.reason && !found.line.includes(found.reason) && h(Notice, { kind: "warning", title: found.reason }),
-          h(Time, { asked, estimate: found.energy_kind === "estimate" }),
-          h(Flags, { flags: found.flags }),
-          h(Numbers, { found }),
-          h(Environment, { environment: found.environment }),
-          h(Files, { asked, found }),
-        )
-      : !data.live && h(Notice, { title: "No attempt has left a result: none has ended yet, or each failed, or it ended together with its worker; then the log of the task says more." }),
-    data.reasons.map((reason) => h(Notice, { key: reason, title: `Not measured: ${reason}` })),
-    data.failures.map((failure) =>
+    data?.results > 1 && h(Muted, null, `Measured ${data.results} times; the newest result counts and is shown.`),
+    data?.live && h(Section, { title: "Power now" }, h(Live, { asked })),
+    !data && h(Loading),
+    found && h(UI.Text, { mt: 1 }, found.line, h(Estimate, { kind: found.energy_kind })),
+    found?.reason && !found.line.includes(found.reason) && h(Notice, { kind: "warning", title: found.reason }),
+    (found || !data) && h(Time, { asked, estimate: found?.energy_kind === "estimate", known: Boolean(found) }), // its series does not wait for the numbers
+    found &&
+      h(
+        Fragment,
+        null,
+        h(Flags, { flags: found.flags }),
+        h(Numbers, { found }),
+        h(Environment, { environment: found.environment }),
+        h(Files, { asked, found }),
+      ),
+    data && !found && !data.live && h(Notice, { title: "No attempt has left a result: none has ended yet, or each failed, or it ended together with its worker; then the log of the task says more." }),
+    data?.reasons.map((reason) => h(Notice, { key: reason, title: `Not measured: ${reason}` })),
+    data?.failures.map((failure) =>
       h(
         Section,
         { key: `${failure.attempt}${failure.url}`, title: `Attempt ${failure.attempt} failed: ${failure.category.replaceAll("_", " ")}` },
@@ -98,7 +98,7 @@ export function CyclePage({ dagId, runId, experiment, cycle, label }) {
 }
 
 /** Power, temperature, clocks and requests over one time axis; dragging zooms, and the address keeps the stretch. */
-function Time({ asked, estimate }) {
+function Time({ asked, estimate, known }) {
   const [from] = useAddress("from");
   const [to] = useAddress("to");
   const within = from && to ? { begin_s: from, end_s: to } : {};
@@ -110,8 +110,9 @@ function Time({ asked, estimate }) {
   }, [data]);
   const [ref, width] = useWidth(800);
   const zoom = useZoom();
-  if (error) return h(Section, { title: "Power" }, h(Muted, null, error));
   const shown = data ?? last;
+  if (!known && !shown) return null;
+  if (error) return h(Section, { title: "Power" }, h(Muted, null, error));
   if (!shown) return h(Section, { title: "Power" }, h(Loading));
   const span = shown.end_s - shown.begin_s;
   const whole = shown.begin_s <= shown.first_s && shown.end_s >= shown.last_s;
@@ -138,7 +139,7 @@ function Time({ asked, estimate }) {
   const panels = PANELS.filter(([name]) => shown.gpus.some((gpu) => gpu.series[name]));
   return h(
     Section,
-    { title: `Power over time${estimate ? " (estimate)" : ""}` },
+    { title: `Power over time${estimate ? " (estimate)" : known ? "" : ", its numbers are being read"}` },
     h(
       UI.Flex,
       { gap: 1, wrap: "wrap", align: "center", mb: 1 },
