@@ -51,8 +51,7 @@ BUDGET = (
 """What the verdict promises; benchmarks/nightly.py holds it to that."""
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+class Point(NamedTuple):
     """One run of one experiment.
 
     Attributes:

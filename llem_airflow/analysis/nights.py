@@ -25,8 +25,7 @@ _OPTIONAL = ("fingerprint",)
 """Columns that tables of older releases may not have, the metrics among them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(NamedTuple):
     """What one run measured of one experiment.
 
     Attributes:
