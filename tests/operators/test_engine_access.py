@@ -201,7 +201,7 @@ result()
             time.sleep(0.1)
         seen.append(told)
         (container,) = docker_api.containers(filters={"label": f"{LABEL_KEY}={who.key}"})
-        docker_api.exec_start(docker_api.exec_create(container, ["touch", "/run/llem/out/seen"]))
+        docker_api.exec_start(docker_api.exec_create(container, ["touch", "/run/llem/out/seen"])["Id"])
 
     watching = threading.Thread(target=watch, daemon=True)
     with (
