@@ -18,11 +18,6 @@ SHOWN = {
     "live": "pages-live-light",
     "trend": "pages-trend-light",
     "comparison": "pages-comparison-dark",
-    "results": "pages-results-light",
-    "task": "pages-task-dark",
-    "card": "pages-card-light",
-    "leaderboard": "pages-leaderboard-light",
-    "new-study-phone": "pages-new-phone-light",
 }
 """Screenshots by the name of the picture."""
 WIDTH = 1100
