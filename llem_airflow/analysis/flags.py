@@ -26,9 +26,8 @@ class Flag:
         message: What was seen, with the numbers.
         next_step: What to do about it.
         threshold: The limit that was crossed, and where that limit comes from.
-        severity: ``info`` (how to read the number), ``warning`` (it may be off), ``error`` (do not use it as
-            it
-            is), ``withheld`` (there is no number because of it).
+        severity: ``info`` (how to read the number), ``warning`` (it may be off), ``error`` (do not use it as it is),
+            ``withheld`` (there is no number because of it).
     """
 
     code: str
@@ -114,7 +113,7 @@ _WORDINGS = 3
 
 @dataclass(frozen=True)
 class FlagSummary:
-    """a flag an experiment's numbers.
+    """A flag of an experiment, over its cycles.
 
     Attributes:
         code: Name of the flag.

@@ -113,6 +113,7 @@ class Exit:
 
 def _loads(cls: type[T], text: str, where: str) -> T:
     try:
-        return from_json(cls, json.loads(text), where)
+        data = json.loads(text)
     except ValueError as error:
-        raise ProtocolError(f"{where}: {error}") from error
+        raise ProtocolError(f"{where}: not JSON: {error}") from error
+    return from_json(cls, data, where)

@@ -9,7 +9,6 @@ import pytest
 
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.tables import cycle_rows
-from llem_airflow.protocol.prefix_cache import prefix_cache
 from llem_airflow.report.page import report_html
 from tests.analysis.test_empty_answers import stored
 
@@ -32,23 +31,3 @@ def test_a_shared_prefix_is_told_with_the_state_of_the_cache(
     (page,) = tmp_path.rglob("report.html")
     said = "the shared prefix of 64 tokens is computed for every request"
     assert (said in page.read_text()) == bool(prefix_tokens)
-
-
-REUSE = {"kv_cache_config": {"enable_block_reuse": True}}
-
-
-@pytest.mark.parametrize(
-    ("config", "on"),
-    [
-        ({"engine": "vllm"}, False),
-        ({"engine": "vllm", "vllm": {"engine_params": {"enable_prefix_caching": True}}}, True),
-        ({"engine": "vllm", "vllm": {"engine_params": None}, "passthrough_kwargs": None}, False),
-        ({"engine": "vllm", "vllm": {}, "passthrough_kwargs": {"enable_prefix_caching": True}}, True),
-        ({"engine": "tensorrt", "tensorrt": {"engine_params": REUSE}}, True),
-        ({"engine": "tensorrt", "tensorrt": {"engine_params": {"kv_cache_config": "odd"}}}, False),
-        ({"engine": "transformers", "transformers": {"engine_params": {"enable_prefix_caching": True}}}, False),
-        ({"engine": "other"}, False),
-    ],
-)  # fmt: skip
-def test_the_cache_is_on_where_the_study_turns_it_on(config: dict[str, object], on: bool) -> None:
-    assert prefix_cache(config)[0] is on
