@@ -206,11 +206,10 @@ def _mad(values: Sequence[float], middle: float) -> float:
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
-    """Quantile of ascending values, straight between neighbours (R's type 7, numpy's default)."""
+    """Quantile below the largest of ascending values, straight between neighbours (R's type 7, numpy's default)."""
     at = share * (len(ordered) - 1)
     below = math.floor(at)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (at - below)
+    return ordered[below] + (ordered[below + 1] - ordered[below]) * (at - below)
 
 
 @cache

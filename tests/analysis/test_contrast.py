@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from llem_airflow.analysis import contrast
 from llem_airflow.analysis.contrast import (
     ENERGY,
     HIGHER,
@@ -13,6 +14,7 @@ from llem_airflow.analysis.contrast import (
     SAME,
     SPEED,
     UNDECIDED,
+    Contrast,
     Measured,
     answer,
     contrasts,
@@ -217,3 +219,114 @@ def test_different_devices_are_said() -> None:
     first, second = _run([4.0, 4.1], [2.0, 2.1])
     moved = Measured(second.id, second.label, second.factors, _cycles("b2", [2.0, 2.1], [1, 3], gpu="GPU-2"))
     assert "they were measured on different devices" in _told([first, moved])
+
+
+def test_a_value_that_is_not_positive_has_no_ratio() -> None:
+    (one,) = _run([0.0, 0.5, None, -1.0])
+    assert one.values(ENERGY) == {2: 0.5}
+    unnumbered = Measured("a", "a", {}, (Cycle("a", None, "valid", measures={ENERGY: 1.0}),))
+    assert unnumbered.values(ENERGY) == {}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (None, 0.1, UNDECIDED),
+        (0.1, None, UNDECIDED),
+        (-0.019, 0.019, SAME),
+        (-0.02, 0.01, UNDECIDED),
+        (0.005, 0.02, HIGHER),
+        (-0.03, 0.0, UNDECIDED),
+        (-0.03, -0.001, LOWER),
+        (0.0, 0.03, UNDECIDED),
+    ],
+)
+def test_a_verdict_needs_an_interval_that_leaves_out_no_change(
+    low: float | None, high: float | None, verdict: str
+) -> None:
+    assert contrast._verdict(low, high) == verdict
+
+
+def _against(low: float | None, high: float | None, verdict: str, n: tuple[int, int]) -> Contrast:
+    return Contrast(ENERGY, "a", "b", "welch", *n, 0.5, low, high, 0.01, 0.01, verdict)
+
+
+@pytest.mark.parametrize(
+    ("found", "family", "said"),
+    [
+        (_against(None, None, UNDECIDED, (1, 1)), 1, ", not enough evidence at n = 1"),
+        (_against(-0.1, 0.1, UNDECIDED, (2, 3)), 1, ", not enough evidence at n = 2 and 3"),
+        (
+            _against(-0.1, 0.1, UNDECIDED, (3, 3)),
+            1,
+            ", not enough evidence at n = 3 (95 % interval -10 % to +10 %)",
+        ),
+        (
+            _against(-0.5, 1.0, UNDECIDED, (3, 3)),
+            1,
+            ", not enough evidence at n = 3 (half and double are both possible)",
+        ),
+        (
+            _against(-0.49, 1.0, UNDECIDED, (3, 3)),
+            2,
+            ", not enough evidence at n = 3 (95 % interval -49 % to +100 %, corrected for 2 comparisons)",
+        ),
+        (
+            _against(-0.5, 0.99, UNDECIDED, (3, 3)),
+            1,
+            ", not enough evidence at n = 3 (95 % interval -50 % to +99 %)",
+        ),
+        (_against(0.2, 0.3, HIGHER, (2, 2)), 1, " (95 % interval +20 % to +30 %), n = 2 cycles"),
+        (_against(-0.6, 1.1, HIGHER, (3, 3)), 1, " (95 % interval -60 % to +110 %), n = 3 cycles"),
+        (
+            _against(-0.01, 0.01, SAME, (3, 4)),
+            1,
+            ", no difference of 2 % or more (95 % interval -1.0 % to +1.0 %), n = 3 and 4 cycles",
+        ),
+    ],
+)
+def test_the_evidence_is_told_as_far_as_it_goes(found: Contrast, family: int, said: str) -> None:
+    assert contrast._evidence(found, family).replace("\N{MINUS SIGN}", "-") == said
+
+
+def test_a_corrected_p_is_one_at_most() -> None:
+    run = _run([1.0, 1.1, 0.9], [1.01, 1.1, 0.9], [0.99, 1.1, 0.9], [1.0, 1.1, 0.9])
+    assert max(one.p_adjusted or 0.0 for one in contrasts(run, ENERGY, 4)) == 1.0
+
+
+def test_one_cycle_of_one_experiment_is_a_number_without_an_interval() -> None:
+    (one,) = _run([4.0])
+    assert _told([one]) == (
+        "tiny on transformers: energy per output token 4 J/token (no interval), n = 1 cycle."
+    )
+    failed = Measured("f", "batch_size 64", {}, ())
+    assert _told([one, failed], planned=2) == (
+        "batch_size 1: energy per output token 4 J/token (no interval), n = 1 cycle; not measured: batch_size 64; "
+        "1 of 2 planned cycles are not valid."
+    )
+    (none,) = _run([None])
+    assert _told([none]).endswith("1 of 1 planned cycle is not valid.")
+
+
+def test_the_fastest_is_the_best_where_there_is_no_energy_and_many_names_are_counted() -> None:
+    def at(size: int, speed: float) -> Measured:
+        rows = tuple(
+            Cycle(str(size), k, "valid", measures={SPEED: speed * (1 + k / 1000)}, energy_kind="none")
+            for k in (1, 2, 3)
+        )
+        return Measured(str(size), f"size {size}", {"size": size}, rows)
+
+    failed = [Measured(f"f{k}", f"size {k}", {"size": k}, ()) for k in (91, 92, 93, 94)]
+    told = _told([at(1, 10.0), at(2, 30.0), at(4, 20.0), *failed[:3]])
+    assert told.startswith(
+        "size 2 (the highest of the other 2) against 1 (the study's first): output tokens per second +200 % ("
+    )
+    assert told.endswith("; there is no energy: no meter was read; not measured: size 91, size 92, size 93.")
+    assert "not measured: size 91, size 92, size 93 and 1 more." in _told([at(1, 10.0), *failed])
+
+
+def test_cycles_without_a_token_tell_nothing() -> None:
+    rows = (Cycle("a", 1, "valid", measures={SPEED: 0.0}),)
+    assert answer([Measured("a", "a", {}, rows)], 1, 1).sentence == (
+        "Nothing can be told: no cycle generated a token."
+    )

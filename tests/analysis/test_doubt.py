@@ -106,3 +106,31 @@ def test_a_summary_of_an_older_version_keeps_its_message() -> None:
 def test_places_that_are_left_out_are_counted() -> None:
     assert places_text(["a", "b", "c"], 2) == "a; b; and 1 more"
     assert places_text(["a", "b"], 2) == "a; b"
+
+
+def test_kinds_of_flags_stand_by_their_gravity_and_a_whole_experiment_has_no_cycle() -> None:
+    def one(code: str, severity: str, *cycles: int) -> FlagSummary:
+        return FlagSummary(code, severity, f"{code} was seen", "", "", cycles)
+
+    severities = {"a": "info", "b": "of another version", "c": "warning", "d": "withheld", "e": "error"}
+    found = grouped_flags([("x", one(code, severity)) for code, severity in severities.items()])
+    assert [flag.severity for flag, _ in found] == [
+        "withheld", "error", "warning", "info", "of another version",
+    ]  # fmt: skip
+    assert {tuple(places) for _, places in found} == {("x",)}
+    ((_, places),) = grouped_flags([("x", one("a", "info")), ("y", one("a", "info", 2, 3))])
+    assert places == ["x", "y, cycle 2, 3"]
+    ((flag, _),) = grouped_flags([("x", one("a", "info", 1)), ("y", one("a", "error", 2))])
+    assert (flag.severity, flag.cycles) == ("error", (2,))
+
+
+def test_a_flag_whose_ends_are_no_worse_than_each_other_has_no_worst() -> None:
+    said = [("cycle 1", "It has 18 requests."), ("cycle 2", "It has 7 requests.")]
+    assert summed_up("requests_disagree", said) == "It has 7 to 18 requests."
+
+
+def test_what_each_of_several_cycles_said_is_kept_where_it_differs() -> None:
+    (found,) = summed_flags([(1, _flag("gap", "5 s passed.")), (2, _flag("gap", "6 s passed."))])
+    assert found.messages == ("5 s passed.", "6 s passed.")
+    ((over, _),) = grouped_flags([("a", found)])
+    assert over.message == "5 to 6 s passed. Worst: 6 s in a, cycle 2."

@@ -32,11 +32,13 @@ from llem_airflow.analysis.statistics import describe
         (math.inf, ABSENT),
         (0.0, "0"),
         (1.0, "1"),
+        (-1.0, "-1"),
         (12.345, "12.3"),
         (999.4, "999"),
         (1234.0, "1,234"),
         (-1234567.0, "-1,234,567"),
         (9.9e14, "990,000,000,000,000"),
+        (1e15 - 1, "999,999,999,999,999"),
         (1e15, "1.00e+15"),
         (0.00012345, "0.000123"),
         (0.0000123456, "0.0000123"),
@@ -63,6 +65,7 @@ def test_a_number_may_have_other_digits() -> None:
         ("energy_per_output_token_j", 0.0999, "99.9 mJ/token"),
         ("energy_per_output_token_j", 0.1, "0.1 J/token"),
         ("energy_j", 0.05, "0.05 J"),
+        ("slo_attainment_ratio", 0.905, "90.5 %"),
     ],
 )
 def test_a_value_has_the_unit_in_which_it_is_easy_to_read(name: str, value: float | None, text: str) -> None:
@@ -74,6 +77,7 @@ def test_an_estimate_says_so_wherever_it_is_an_energy() -> None:
     assert with_unit("energy_j", 5.0, estimate=True, tag=False) == "~ 5 J"
     assert with_unit("ttft_p50_s", 5.0, estimate=True) == "5 s"
     assert labelled(ABSENT, estimate=True) == ABSENT
+    assert labelled("5 J", estimate=True) == "~ 5 J estimate"
 
 
 @pytest.mark.parametrize(
@@ -92,6 +96,8 @@ def test_an_interval_is_told_where_there_are_enough_values(
     found = describe(values)
     assert found is not None
     assert interval(found, factor) == text
+    if factor == 1.0:
+        assert interval(found) == text
 
 
 def test_ratios_are_percent() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from llem_airflow.analysis.statistics import pareto
 
 
@@ -24,3 +26,8 @@ def test_a_point_is_told_only_where_its_interval_separates_from_every_other() ->
 def test_a_point_that_is_as_good_and_better_in_one_coordinate_beats_another() -> None:
     assert pareto({"a": (1.0, 10.0), "b": (1.0, 11.0)}, ("lower", "higher")) == {"b"}
     assert pareto({"a": (2.0, 11.0), "b": (1.0, 11.0)}, ("lower", "higher")) == {"b"}
+
+
+def test_a_point_without_one_of_the_coordinates_is_refused() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        pareto({"a": (1.0,)}, ("lower", "lower"))

@@ -114,3 +114,71 @@ def test_a_session_that_was_started_again_is_told_with_its_reason(tmp_path: Path
     assert "2 times: 2 GB of the device are still held; its container was killed" in flag.message
     (tmp_path / "session.json").write_text("{")
     assert "is not known" in restarts(CycleRef(Folder.at(tmp_path), "e", 1))[0].message
+
+
+def placed(*told: tuple[str, str | None, int | None, float | None], status: str = "valid") -> list[Cycle]:
+    """Cycles of (experiment, session, place, joules a token)."""
+    return [
+        Cycle(
+            name,
+            k,
+            status,
+            session=session,
+            position_in_session=place,
+            measures={} if joules is None else {"energy_per_output_token_j": joules},
+        )
+        for k, (name, session, place, joules) in enumerate(told, 1)
+    ]
+
+
+def test_a_drift_is_told_in_percent_with_its_interval() -> None:
+    """Later places cost +3 % and +5 %: the mean logarithm ratio is theirs, t(0.975, 1) = 12.706 times its error."""
+    rows = placed(
+        ("a", "s-c1", 0, 1.0), ("b", "s-c1", 1, 1.05), ("b", "s-c2", 0, 1.0), ("a", "s-c2", 1, 1.03)
+    )  # fmt: skip
+    assert (
+        session_flags(rows) == {}
+    )  # two experiments alone tell little: +- 12.7 x 0.0136 / 1.41 around 0.039
+    ratios = [np.log(1.03), np.log(1.05), np.log(1.04)]
+    middle, half = np.mean(ratios), 4.302653 * np.std(ratios, ddof=1) / 3**0.5
+    rows += placed(("c", "s-c1", 2, 1.04), ("c", "s-c3", 0, 1.0))
+    found = session_flags(rows)
+    assert list(found) == ["a", "b", "c"]
+    (flag,) = found["a"]
+    low, mean, high = (np.expm1(x) for x in (middle - half, middle, middle + half))
+    assert flag.message == (
+        "energy per output token at later places of the sessions of s differs by "
+        f"{mean:+.1%} ({low:+.1%} to {high:+.1%}, 3 experiments) from that at the first"
+    )
+    assert (flag.severity, flag.cycles) == ("warning", ())
+
+
+def test_what_has_no_place_or_no_joules_above_0_is_left_out() -> None:
+    """Without these the places of each experiment are the same in every session."""
+    fixed = [("a", "s-c1", 0, 1.0), ("b", "s-c1", 1, 1.0), ("a", "s-c2", 0, 1.0), ("b", "s-c2", 1, 1.0)]
+    odd: list[tuple[str, str | None, int | None, float | None]] = [
+        ("a", None, 1, 2.0), ("a", "s-c3", None, 2.0),
+        ("a", "s-c3", 1, None), ("a", "s-c3", 1, 0.0), ("a", "s-c3", 1, -1.0),
+    ]  # fmt: skip
+    rows = placed(*fixed, *odd) + placed(("a", "s-c3", 1, 2.0), status="failed")
+    found = session_flags(rows)
+    assert set(found) == {"a", "b"}
+    ((flag,), _) = found.values()
+    assert (flag.code, flag.severity) == ("session_not_checked", "info")
+    assert flag.message == (
+        "whether later cycles of the sessions of s cost more is not known: 0 experiments had both the first and a "
+        "later place"
+    )
+    assert sessions_text(rows) == "8 cycles in 3 sessions"
+    assert session_flags(placed(("a", "s-c1", 0, 1.0))) == {}  # one alone has nothing to be held against
+
+
+def test_loads_are_looked_at_one_by_one() -> None:
+    rows = [
+        row
+        for load, leak in (("x", 1.1), ("y", 1.0))
+        for name in "abc"
+        for row in placed((load + name, f"{load}-c1", 0, 1.0), (load + name, f"{load}-c2", 1, leak))
+    ]
+    assert set(session_flags(rows)) == {"xa", "xb", "xc"}
+    assert leakage({}) == (0.0, None, 0)
