@@ -222,7 +222,7 @@ def _evidence(one: Contrast, family: int) -> str:
     if undecided:
         return f"{little} ({interval})"
     same = f", no difference of {formatting.percent(THRESHOLD_RATIO)} or more" if one.verdict == SAME else ""
-    return f"{same} ({interval}), n = {n} cycles"
+    return f"{same} ({interval}), n = {n} cycle{'s' * (n != '1')}"
 
 
 def _headline(one: Measured, metric: str, count: int) -> str:
