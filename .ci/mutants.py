@@ -225,7 +225,7 @@ def modules(room: str) -> list[str]:
 
 
 def mutants(path: str) -> Iterator[Mutant]:
-    """Every mutant of a module that compiles to something else; annotations and decorators stay as they are."""
+    """Every mutant of a module that compiles to something else; annotations, decorators and assertions of zip stay."""
     source = (ROOT / path).read_text(encoding="utf-8")
     nodes = list(ast_nodes(parso.parse(source)))
     spared = _spared(ast.parse(source))
@@ -256,6 +256,10 @@ def _spared(tree: ast.AST) -> list[tuple[tuple[int, int], tuple[int, int]]]:
             ]
         if isinstance(node, ast.AnnAssign):
             found.append(node.annotation)
+        if (
+            isinstance(node, ast.keyword) and node.arg == "strict"
+        ):  # of zip: an assertion about what is alike anyway
+            found.append(node.value)
     return [((one.lineno, one.col_offset), (one.end_lineno, one.end_col_offset)) for one in found]
 
 

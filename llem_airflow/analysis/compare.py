@@ -351,7 +351,7 @@ def _named(factors: dict[str, Any], baseline: Side, candidate: Side) -> dict[str
         return factors
     ours, theirs = flatten(baseline.config), flatten(candidate.config)
     rest = {key: value for key, value in factors.items() if key != "experiment_hash"}
-    keys = [key for key in differing_keys(ours, theirs) if key.rsplit(".", 1)[-1] not in rest]
+    keys = [key for key in differing_keys(ours, theirs) if key.rpartition(".")[2] not in rest]
     if not keys:
         return rest or factors
     return {key: [ours.get(key), theirs.get(key)] for key in keys} | rest

@@ -89,11 +89,11 @@ def factor_label(factors: Mapping[str, object], fallback: str) -> str:
     """What sets an experiment apart, as ``vllm, Qwen3-8B, batch_size 4``; the fallback when nothing does."""
     parts = []
     for key, value in factors.items():
-        name = key.rsplit(".", 1)[-1]
+        name = key.rpartition(".")[2]
         if value is None:
             continue
         if name in NAMED_BY_VALUE:
-            parts.append(str(value).rstrip("/").rsplit("/", 1)[-1])
+            parts.append(str(value).rstrip("/").rpartition("/")[2])
         else:
             parts.append(f"{name} {short(value)}")
     return ", ".join(parts) or fallback
@@ -103,9 +103,9 @@ def narrow_factor_label(factors: Mapping[str, object], fallback: str) -> str:
     """The same for a narrow column that cuts the end off: ``8, 32 (batch_size, max_output_tokens)``."""
     if not factors:
         return fallback
-    named = {key: key.rsplit(".", 1)[-1] for key in factors}
+    named = {key: key.rpartition(".")[2] for key in factors}
     values = [
-        str(value).rstrip("/").rsplit("/", 1)[-1] if named[key] in NAMED_BY_VALUE and value else short(value)
+        str(value).rstrip("/").rpartition("/")[2] if named[key] in NAMED_BY_VALUE and value else short(value)
         for key, value in factors.items()
     ]
     return f"{', '.join(values)} ({', '.join(named.values())})"
@@ -131,17 +131,17 @@ def single_factor_levels(before: Mapping[str, Any], after: Mapping[str, Any]) ->
     keys = differing_keys(before, after)
     if len(keys) != 1:
         return None
-    name = keys[0].rsplit(".", 1)[-1]
+    name = keys[0].rpartition(".")[2]
     old, new = (_value(name, values.get(keys[0])) for values in (before, after))
     return old, new if name in NAMED_BY_VALUE else f"{name} {new}"
 
 
 def factor_changes(factors: Mapping[str, Sequence[Any]]) -> list[str]:
     """``batch_size 1 -> 8`` for each key; the whole dotted key where two would have the same name."""
-    names = Counter(key.rsplit(".", 1)[-1] for key in factors)
+    names = Counter(key.rpartition(".")[2] for key in factors)
     found = []
     for key, (old, new) in factors.items():
-        name = key.rsplit(".", 1)[-1]
+        name = key.rpartition(".")[2]
         found.append(f"{name if names[name] == 1 else key} {_value(name, old)} -> {_value(name, new)}")
     return found
 
@@ -149,7 +149,7 @@ def factor_changes(factors: Mapping[str, Sequence[Any]]) -> list[str]:
 def _value(name: str, value: object) -> str:
     if value is None:
         return "unset"
-    return str(value).rstrip("/").rsplit("/", 1)[-1] if name in NAMED_BY_VALUE else short(value)
+    return str(value).rstrip("/").rpartition("/")[2] if name in NAMED_BY_VALUE else short(value)
 
 
 @dataclass(frozen=True, slots=True)

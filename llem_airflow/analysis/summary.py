@@ -461,7 +461,7 @@ def _reliability(cycles: Sequence[Cycle]) -> tuple[dict[str, Any], ...]:
             "missed": sum(row.status == "missed" for row in rows),
             "failed_attempts": sum(row.failed_attempts for row in rows),
             "reasons": dict(
-                sorted(Counter(row.reason.split(":", 1)[0] for row in rows if row.status != "valid").items())
+                sorted(Counter(row.reason.partition(":")[0] for row in rows if row.status != "valid").items())
             ),
         }
         for (host, engine), rows in sorted(groups.items())

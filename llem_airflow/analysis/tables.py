@@ -398,6 +398,6 @@ def _without(config: Mapping[str, Any], dotted: str) -> dict[str, Any]:
 def aggregated_beside(run: StoredRun) -> list[StoredRun]:
     """The aggregated runs of the same study, itself included where it is one."""
     folder = run.folder
-    study = Folder(folder.fs, folder.path.rsplit("/", 1)[0])
+    study = Folder(folder.fs, folder.path.rpartition("/")[0])
     found = [StoredRun.at(study.child(name)) for name in study.folders()]
     return [run for run in found if run.folder.exists(layout.SUMMARY)]
