@@ -209,3 +209,62 @@ def test_the_rates_are_drawn_and_a_batch_has_no_such_section() -> None:
     assert rates(ladders(RUN[:1])) is None
     assert under_load([], {}) is None
     assert ladders([]) == ()
+
+
+def without(one: ExperimentSummary, *names: str) -> ExperimentSummary:
+    return replace(one, metrics=tuple(metric for metric in one.metrics if metric.name not in names))
+
+
+def test_the_tail_is_the_highest_percentile_that_every_rate_has() -> None:
+    (found,) = ladders([without(RUN[0], "e2el_p99_s"), *RUN[1:]])
+    assert found.tail == "e2el_p50_s"
+    (none,) = ladders([without(one, "e2el_p99_s", "e2el_p50_s") for one in RUN])
+    assert (none.tail, none.knee) == (None, None)
+
+
+@pytest.mark.parametrize(("bend", "knee"), [(0.09, None), (0.11, 2.0)])
+def test_a_knee_bends_by_a_tenth_of_the_height_at_least(bend: float, knee: float | None) -> None:
+    """Half of the way along, the latency lies so far below the straight line from 1 to 2 s."""
+    tails = {1.0: 1.0, 2.0: 1.5 - bend, 2.5: 1.75, 3.0: 2.0}
+    (found,) = ladders([measured(rate, tail_s=tail, joules=1) for rate, tail in tails.items()])
+    assert (found.knee and found.knee.load) == knee
+
+
+def test_a_load_is_what_the_study_gives_else_what_was_measured() -> None:
+    unsaid = [replace(one, factors={"max_num_seqs": None}) for one in RUN[1:3]]
+    (found,) = ladders(unsaid)
+    assert (found.factors, found.closed) == ((), False)
+    assert [level.load for level in found.levels] == pytest.approx([1.0, 2.0])
+    odd = replace(RUN[1], factors={RATE: "fast"})
+    assert ladders([odd])[0].levels[0].load == pytest.approx(1.0)
+
+
+def test_a_level_tells_mean_and_interval_where_they_are_known() -> None:
+    level = ladders(RUN[1:2])[0].levels[0]
+    assert level.value("energy_per_output_token_j") == pytest.approx(2.0)
+    found = level.interval("energy_per_output_token_j")
+    assert found is not None
+    assert found[0] < 2.0 < found[1]
+    assert (level.value("itl_mean_s"), level.interval("itl_mean_s")) == (None, None)
+    assert (level.meets_slo, level.saturated, level.holds_slo) == (True, False, True)
+    missed, unbounded = (
+        ladders([measured(1, tail_s=1, joules=1, met=met)])[0].levels[0] for met in (0.0, None)
+    )
+    assert (missed.meets_slo, missed.holds_slo) == (False, False)
+    assert (unbounded.meets_slo, unbounded.holds_slo) == (None, False)
+
+
+def test_as_cheap_are_only_those_that_hold_the_bounds_and_whose_intervals_meet() -> None:
+    run = [
+        measured(1, tail_s=1, joules=1.0),
+        measured(2, tail_s=1, joules=1.001),
+        measured(3, tail_s=1, joules=1.001, met=0.0),
+        measured(4, tail_s=1, joules=2.0),
+        once(measured(5, tail_s=1, joules=1.001)),
+    ]
+    (found,) = ladders(run)
+    assert [level.load for level in found.as_cheap] == [2]
+    (alone,) = ladders([once(one) for one in run])
+    assert (alone.cheapest is not None, alone.as_cheap) == (True, ())
+    (none,) = ladders([without(one, "energy_per_output_token_j") for one in run])
+    assert (none.cheapest, none.as_cheap) == (None, ())

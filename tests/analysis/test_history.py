@@ -203,3 +203,70 @@ def test_a_release_hides_the_history_of_no_other_one(tmp_path: Path) -> None:
         f"{name} of r2": ["night-1"],
     }
     assert list(history_until(root.run("watch", "night-2"), "energy_per_output_token_j")) == [name]
+
+
+def test_what_a_verdict_rests_on_is_told_in_a_note() -> None:
+    one, two, many = (trend(_points([10.0] * n), "lower").note for n in (1, 2, 3))
+    assert one == "one run: nothing to compare with"
+    assert two == (
+        "two runs: compared cycle by cycle, which cannot see how much whole runs differ by chance: only a gross "
+        "change (10% or more) counts"
+    )
+    assert many == (
+        "at most one false alarm in 91 nights over all experiments of the study (of up to 40, and of all where there "
+        "are more), and one false drift a year"
+    )
+    found = trend(_points([20.0, 10.0], ["old", "new"]), "lower")
+    assert found.note == (
+        "one run: nothing to compare with; 1 earlier runs under other conditions are not compared"
+    )
+
+
+@pytest.mark.parametrize(
+    ("n", "state"),
+    [
+        (1, "not enough evidence"),
+        (2, "learning, night 2 of 10: only gross changes are told"),
+        (10, "learning, night 10 of 10: only gross changes are told"),
+        (11, "unchanged"),
+    ],
+)
+def test_ten_nights_are_for_learning(n: int, state: str) -> None:
+    means = np.random.default_rng(8).normal(10, 0.001, n).tolist()
+    assert trend(_points(means), "lower", threshold_ratio=0.1).state == state
+
+
+@pytest.mark.parametrize(
+    ("means", "better", "verdict"),
+    [
+        ([10.0, 11.1], "higher", Verdict.IMPROVEMENT),
+        ([10.0, 8.9], "lower", Verdict.IMPROVEMENT),
+        ([10.0, 8.9], "higher", Verdict.REGRESSION),
+        ([10.0, 10.9], "lower", Verdict.NOT_ENOUGH_EVIDENCE),
+    ],
+)
+def test_two_runs_are_judged_from_a_tenth_on_by_what_is_better(
+    means: list[float], better: str, verdict: Verdict
+) -> None:
+    found = trend(_points(means), better)
+    assert found.verdict is verdict
+    changed = verdict is not Verdict.NOT_ENOUGH_EVIDENCE
+    assert [(one.told, one.began) for one in found.alarms] == [(1, 1)] * changed
+    if changed:
+        assert found.alarms[0].ratio == pytest.approx(means[1] / means[0] - 1)
+        assert found.state == f"{verdict}: step of {means[1] / means[0] - 1:+.1%} since run-1"
+
+
+def test_a_point_is_an_estimate_by_its_conditions() -> None:
+    assert [Point("r", 0, (1.0,), text).is_estimate for text in ("estimate 1", "measured 1", "")] == [
+        True,
+        False,
+        False,
+    ]
+    assert Point("r", 0, (1.0, 2.0, 6.0)).mean == 3.0
+
+
+def test_cycles_without_correlation_have_no_note() -> None:
+    rng = np.random.default_rng(11)
+    points = [Point(f"r{k}", k, tuple(row)) for k, row in enumerate(rng.normal(10, 0.1, (30, 5)).tolist())]
+    assert "follow each other" not in trend(points, "lower").note

@@ -9,17 +9,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from llem_airflow.analysis.energy import Baseline, window_energy
 from llem_airflow.analysis.latency import Requests, e2el_s, good_requests, latency, ttft_s
 from llem_airflow.analysis.serving import (
     Slo,
     backlog,
     server_rows,
+    serving,
     serving_flags,
     serving_measures,
     slo_of,
 )
 from llem_airflow.protocol.result import Served, Window
 from llem_airflow.results.parquet import REQUESTS_SCHEMA
+from tests.analysis.sampled import columns, cycle_result, meter
 
 S = 1_000_000_000
 WINDOW = Window(100 * S, 110 * S, 0, 3, 30, 30)
@@ -231,3 +234,48 @@ def test_a_late_or_busy_client_is_told_and_so_are_failed_requests() -> None:
     assert codes(of(*ROWS), SERVED, nothing, nothing) == ["requests_failed"]
     grown = np.linspace(100, 110, 100) * S
     assert codes(good, SERVED, grown, np.full(100, 200.0 * S)) == ["saturated"]
+
+
+def test_flags_of_a_server_say_how_many_requests_and_which_limits() -> None:
+    """A request more each 0.1 s and none done: 100 through the window."""
+    grown = np.linspace(100, 110, 100, endpoint=False) * S
+    seen = backlog(grown, np.full(100, np.nan), WINDOW)
+    assert seen.slope_per_s == pytest.approx(10.0)
+    saturated, failed = serving_flags(of(*ROWS), SERVED, WINDOW, seen)
+    assert saturated.message.startswith(
+        "The backlog grew by 100 requests through the window, of 5 requests: "
+    )
+    assert saturated.threshold == "a slope of the backlog above 0 with p < 0.01, and 5% of the requests"
+    assert failed.message.startswith("2 of 5 requests of the window failed. ")
+    closed = replace(SERVED, rate_per_s=None, users=3)
+    assert [flag.code for flag in serving_flags(of(*ROWS), closed, WINDOW, seen)] == ["requests_failed"]
+    busy = replace(SERVED, client_cpu_s=19.0)
+    (flag,) = serving_flags(of(*ROWS[:3]), busy, WINDOW, backlog(np.array([]), np.array([]), WINDOW))
+    assert flag.message == "The load client used 95% of a core: it may not keep up with this rate."
+    assert flag.threshold == "80% of a core"
+
+
+def test_a_server_s_cycle_takes_the_requests_of_all_phases_for_its_backlog() -> None:
+    """Those of the ramp are still waiting when the window begins."""
+    loaded = Baseline("baseline_loaded", 30.0, 1.0, 9)
+    energy = replace(
+        window_energy(columns([]), meter("none", "none", devices=()), WINDOW),
+        energy_j=600.0,
+        baselines=(replace(loaded, name="baseline_bare", power_w=9.0), loaded),
+    )
+    result = replace(cycle_result(WINDOW, meter()), served=SERVED)
+    table = pa.Table.from_pylist(list(ROWS), schema=REQUESTS_SCHEMA)
+    config = {"server": {"traffic": {"slo": {"ttft_ms": 350, "tpot_ms": 250}}}}
+    found = serving(table, result, energy, config, CSV)
+    assert found.measures == serving_measures(
+        of(*ROWS), SERVED, WINDOW, slo=Slo(0.35, 0.25, 0.99), energy_j=600.0, idle_w=30.0,
+        server=server_rows(CSV, WINDOW),
+    )  # fmt: skip
+    assert [flag.code for flag in found.flags] == ["requests_failed"]
+    waiting = [asked(100.0 + k / 50, phase="ramp" if k % 2 else "measure") for k in range(500)]
+    for row in waiting:
+        row["t_end_mono_ns"] = 200 * S
+    table = pa.Table.from_pylist(waiting, schema=REQUESTS_SCHEMA)
+    (flag,) = serving(table, result, energy, config, "").flags
+    assert flag.message.startswith("The backlog grew by 500 requests through the window, of 250 requests: ")
+    assert serving(table, cycle_result(WINDOW, meter()), energy, config, CSV).measures == {}
