@@ -185,7 +185,7 @@ class Seen:
             path = Path(mutant.path)
             module = re.compile(rf"\b{path.parent.name if path.stem == '__init__' else path.stem}\b")
             files = {test.partition("::")[0] for test in self.duration_s}
-            named = {file for file in files if module.search((ROOT / file).read_text(encoding="utf-8"))}
+            named = {file for file in files if module.search(text_of(file))}
             found = self.by_line.get((mutant.path, None), set()) | {
                 test for test in self.duration_s if test.partition("::")[0] in named
             }
@@ -203,6 +203,12 @@ class Seen:
         ordered = sorted(tests, key=self.duration_s.__getitem__)
         ends_s = accumulate(self.duration_s[test] for test in ordered)
         return [test for test, end_s in zip(ordered, ends_s, strict=True) if end_s <= CONFIG["longest_s"]]
+
+
+@cache
+def text_of(file: str) -> str:
+    """The text of a file of tests."""
+    return (ROOT / file).read_text(encoding="utf-8")
 
 
 def operator_of(name: str) -> Operator:
@@ -533,7 +539,12 @@ def written(tree: Path, mutant: Mutant | None) -> Iterator[None]:
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # its bytecode counts again
 
 
-def work(ready: Path, room: str, seen: Seen, jobs: list[Job], tell: Callable[[Job, str], None]) -> int:
+def files_of(jobs: list[Job]) -> list[str]:
+    """The files with the jobs' tests."""
+    return sorted({test.partition("::")[0] for job in jobs for test in job.tests})
+
+
+def work(ready: Path, seen: Seen, jobs: list[Job], tell: Callable[[Job, str], None]) -> int:
     """One worker, in a process of its own: first the mutants inside functions, in one session, then the rest."""
     tree = Path(tempfile.mkdtemp(prefix="llem-mutants-"))
     shutil.copytree(ready, tree, symlinks=True, dirs_exist_ok=True)
@@ -543,7 +554,7 @@ def work(ready: Path, room: str, seen: Seen, jobs: list[Job], tell: Callable[[Jo
     try:
         codes = {job: _codes(tree, job.mutant, seen) for job in jobs}
         inside = [(job, replacing) for job, replacing in codes.items() if replacing is not None]
-        loop = [*_pytest(tree), "-s", *test_files(tree, room)]
+        loop = [*_pytest(tree), "-s", *files_of(jobs)]
         in_fork(lambda: int(pytest.main(loop, plugins=[Loop(tree, inside, tell)])), float("inf"))
         for job, replacing in codes.items():
             if replacing is None:
@@ -555,9 +566,9 @@ def work(ready: Path, room: str, seen: Seen, jobs: list[Job], tell: Callable[[Jo
         shutil.rmtree(f"{tree}-tmp", ignore_errors=True)
 
 
-def _write_bytecode(tree: Path, room: str) -> int:
+def _write_bytecode(tree: Path, jobs: list[Job]) -> int:
     _enter(tree)
-    return int(pytest.main([*_pytest(tree), "--collect-only", *test_files(tree, room)]))
+    return int(pytest.main([*_pytest(tree), "--collect-only", *files_of(jobs)]))
 
 
 def _fresh(tree: Path, tests: tuple[str, ...]) -> int:
@@ -607,22 +618,20 @@ def run_room(room: str, found: list[Mutant], workers: int) -> bool:
     """Test a room's mutants and print its score and its survivors; whether the score is high enough."""
     ready = copy_tree()
     seen = look(ready, room)
-    in_fork(partial(_write_bytecode, ready, room), CONFIG["longest_look_s"])
     for test in sorted(seen.failed):
         print(f"left out, as it fails without a mutant: {test}")
-    jobs = [Job(None, tuple(seen.quick(set(seen.duration_s) - seen.failed)), 600)]
-    untested: list[Mutant] = []
-    for mutant in found:
-        tests = seen.tests_of(mutant)
-        limit_s = CONFIG["patience_s"] + 5 * sum(seen.duration_s[test] for test in tests)
+    met = {mutant: seen.tests_of(mutant) for mutant in found}
+    jobs = [Job(None, tuple(seen.quick({test for tests in met.values() for test in tests})), 600)]
+    for mutant, tests in met.items():
         if tests:
+            limit_s = CONFIG["patience_s"] + 5 * sum(seen.duration_s[test] for test in tests)
             jobs.append(Job(mutant, tuple(tests), limit_s))
-        else:
-            untested.append(mutant)
+    untested = [mutant for mutant, tests in met.items() if not tests]
+    in_fork(partial(_write_bytecode, ready, jobs), CONFIG["longest_look_s"])
     for mutant in untested:
         _say_survivor(mutant)
     count = Counter(survived=len(untested))
-    for mutant, outcome in _outcomes(ready, room, seen, jobs, workers):
+    for mutant, outcome in _outcomes(ready, seen, jobs, workers):
         if mutant is None:
             if outcome != "survived":
                 sys.exit("tests fail in a worker without a mutant: see LLEM_MUTANTS_LOG")
@@ -640,16 +649,14 @@ def run_room(room: str, found: list[Mutant], workers: int) -> bool:
     return killed / total >= float(CONFIG["least_score"])
 
 
-def _outcomes(
-    ready: Path, room: str, seen: Seen, jobs: list[Job], workers: int
-) -> Iterator[tuple[Mutant | None, str]]:
+def _outcomes(ready: Path, seen: Seen, jobs: list[Job], workers: int) -> Iterator[tuple[Mutant | None, str]]:
     answers = get_context("fork").SimpleQueue()
     children = []
     for number in range(workers):
         share = [jobs[0], *jobs[1 + number :: workers]]
 
         def act(share: list[Job] = share) -> int:
-            return work(ready, room, seen, share, lambda job, outcome: answers.put((job.mutant, outcome)))
+            return work(ready, seen, share, lambda job, outcome: answers.put((job.mutant, outcome)))
 
         children.append(Thread(target=in_fork, args=(act, float("inf")), daemon=True))
         children[-1].start()

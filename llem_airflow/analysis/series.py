@@ -167,6 +167,8 @@ _SHORTEST_S = 0.5
 """A step that rises faster may be the load's own: clocks and power of a board need some tenths of a second."""
 _WRITTEN_S = 0.1
 """Two readings may lie further apart in the board's own time by one period of its register."""
+_NEARLY_RATIO = 0.98
+"""Flights over this share of the largest change are as good as the one over the largest."""
 _STEP_RATIO = 0.3
 """A change by so much of the highest power, within the flight, shows the shape of the averaging."""
 
@@ -236,7 +238,10 @@ def _after_a_step(t_s: Floats, y: Floats) -> float:
     )
     if longest_s < _SHORTEST_S:
         return 0.0
-    largest = int(np.argmax(np.abs(np.interp(t_s + _FLIGHT_S, t_s, y) - y)))
+    goes_w = np.abs(np.interp(t_s + _FLIGHT_S, t_s, y) - y)
+    largest = int(
+        np.flatnonzero(goes_w >= _NEARLY_RATIO * goes_w.max())[-1]
+    )  # the later it begins, the more has landed
     flight = (t_s >= t_s[largest]) & (t_s <= t_s[largest] + _FLIGHT_S)
     landed_w = y[flight & (t_s >= t_s[largest] + _FLIGHT_S / 2)]
     step_w = float(np.median(landed_w)) - y[largest] if len(landed_w) else 0.0
