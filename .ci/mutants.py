@@ -285,9 +285,15 @@ def mutated(mutant: Mutant) -> str | None:
     alone = copy.deepcopy(node, {id(node.parent): node.parent})
     text = source[:begin] + operator_of(mutant.operator).mutate(alone, index).get_code() + source[end:]
     try:
-        return text if ast.dump(ast.parse(text)) != ast.dump(ast.parse(source)) else None
+        return text if ast.dump(ast.parse(text)) != parsed(source) else None
     except SyntaxError:
         return None
+
+
+@cache
+def parsed(source: str) -> str:
+    """What Python makes of a module's text."""
+    return ast.dump(ast.parse(source))
 
 
 def changed(mutant: Mutant) -> tuple[str, str]:

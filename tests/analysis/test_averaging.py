@@ -45,12 +45,14 @@ UNKNOWN = np.full(len(T_S), np.nan)
 
 def mean_over(window_s: float, low_w: float = 100.0, high_w: float = 300.0) -> Floats:
     """Power that steps up at 0 s, as its mean over a window."""
-    return low_w + (high_w - low_w) * np.clip(T_S / window_s, 0.0, 1.0)
+    found: Floats = low_w + (high_w - low_w) * np.clip(T_S / window_s, 0.0, 1.0)
+    return found
 
 
 def smoothed(tau_s: float, low_w: float = 100.0, high_w: float = 300.0) -> Floats:
     """The same through an exponential filter."""
-    return high_w - (high_w - low_w) * np.exp(-np.clip(T_S, 0.0, None) / tau_s)
+    found: Floats = high_w - (high_w - low_w) * np.exp(-np.clip(T_S, 0.0, None) / tau_s)
+    return found
 
 
 @pytest.mark.parametrize(
