@@ -275,10 +275,12 @@ def test_what_changed_around_an_experiment_is_told_by_the_first_run_with_the_new
         at(4, "", engine="vllm 2"),
         at(5, "v1", driver="560"),
     ]
-    assert changes_around(nights, A) == [
-        Around("r3", "release", "v1", "v2"),
-        Around("r3", "engine", "vllm 1", "vllm 2"),
-        Around("r5", "release", "v2", "v1"),
-        Around("r5", "driver", "550", "560"),
-    ]
+    assert changes_around(nights) == {
+        A: [
+            Around("r3", "release", "v1", "v2"),
+            Around("r3", "engine", "vllm 1", "vllm 2"),
+            Around("r5", "release", "v2", "v1"),
+            Around("r5", "driver", "550", "560"),
+        ]
+    }
     assert AROUND == ("release", "engine", "image", "driver", "gpu", "measured by")
