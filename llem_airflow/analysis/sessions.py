@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.flags import FlagSummary
 from llem_airflow.analysis.statistics import Interval, mean_of, t_interval
+from llem_airflow.study.plan.sessions import load_of
 from llem_airflow.text.wording import counted
 
 METRIC = "energy_per_output_token_j"
-_PASS = "-c"  # noqa: S105  # not a password: what comes before the number of the pass in the id of a session
 _NEXT = "measure the doubtful ones with study_execution.isolation: container, and compare"
 _FROM = "95 % t interval of the mean log ratio over experiments"
 
@@ -45,7 +45,7 @@ def session_flags(cycles: Sequence[Cycle]) -> dict[str, list[FlagSummary]]:
             or value < 0
         ):
             continue
-        group = groups.setdefault(row.session.rpartition(_PASS)[0], {})
+        group = groups.setdefault(load_of(row.session), {})
         group.setdefault(row.experiment, []).append((row.position_in_session, math.log(value)))
     found: dict[str, list[FlagSummary]] = {}
     for name, experiments in groups.items():

@@ -283,7 +283,7 @@ class ExperimentTask(BaseOperator):
             raise AttemptFailedError(failure("config", hint=CORRECT), str(error), folder=folder) from error
         # What the attempt is told is evidence too, whether it succeeds or not.
         (folder / config_name(spec.experiment_hash)).write_text(spec.dumps(), encoding="utf-8")
-        self.log.info("%s, cycle %s, as a %s", self.experiment.id, self.cycle, self._runner)
+        self.log.info("%s, cycle %s, %s", self.experiment.id, self.cycle, runner.where)
         asked_s, waited_s = time.monotonic(), self.gpu_wait.waited_s
         placed = runner.place(spec, self.gpu_wait.of(self.gpu_wait_s))
         if isinstance(placed, Busy):

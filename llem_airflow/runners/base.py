@@ -172,6 +172,11 @@ class Runner(ABC):
     own_files: ClassVar[bool]
     outlives_worker: ClassVar[bool]
 
+    @property
+    def where(self) -> str:
+        """In what an attempt runs, for the log: ``as a container``."""
+        return f"as a {self.name}"
+
     @abstractmethod
     def place(self, spec: ExperimentSpec, wait: Wait = Wait()) -> Place | Busy:  # frozen
         """Find what an earlier try left, or hold a place for the attempt.

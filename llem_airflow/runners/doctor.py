@@ -21,6 +21,7 @@ from docker.errors import APIError
 from llem_airflow.protocol.gpu_profile import GpuProfile, Sensor
 from llem_airflow.results.folder import Folder, ResultReadError
 from llem_airflow.results.gpu_profiles import read_profile
+from llem_airflow.runners import doctor_sessions
 from llem_airflow.runners.claims import engine_clock_offset_s
 from llem_airflow.runners.engine import ENGINE_ERRORS, connect, why_away
 from llem_airflow.runners.failures import classify
@@ -192,6 +193,7 @@ def _engine(api: docker.APIClient, environ: Mapping[str, str]) -> list[Check]:
         lambda: _disk(info, here=on_this_machine(api)),
         lambda: _memory(info),
         lambda: _leftovers(api),
+        lambda: _sessions(api),
     )
     checks: list[Check] = []
     for look in looks:
@@ -309,6 +311,11 @@ def _leftovers(api: docker.APIClient) -> Check:
             "leftovers", WARN, f"{len(left)} of ours are older than a day", "`llem-airflow gc --yes`"
         )
     return Check("leftovers", OK, "none older than a day")
+
+
+def _sessions(api: docker.APIClient) -> list[Check]:
+    found = (doctor_sessions.may_execute(api), doctor_sessions.living(api))
+    return [Check("sessions", WARN if said.fix else OK, said.text, said.fix) for said in found]
 
 
 def _power_meters(environ: Mapping[str, str]) -> list[Check]:

@@ -103,6 +103,11 @@ class SessionRunner(DockerRunner):
         self._position: int | None = None
         self._hash = attempt.experiment_hash
 
+    @property
+    def where(self) -> str:
+        """In what an attempt runs, for the log."""
+        return f"as a process in the container of session {self._session.session_id}"
+
     def place(self, spec: ExperimentSpec, wait: Wait = Wait()) -> Place | Busy:  # noqa: B008  # frozen
         """Take the turn in the session, or what an earlier try left there."""
         self._wait = wait

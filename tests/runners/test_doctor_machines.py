@@ -87,5 +87,13 @@ def test_on_a_healthy_machine_nothing_fails_and_every_warning_has_a_fix(
     checks = {check["name"]: check for check in json.loads(text)}
     assert code == 0
     assert {checks[name]["status"] for name in ("engine", "permissions", "results")} == {"ok"}
-    assert set(checks) >= {"gpu", "disk", "memory", "leftovers", "hub token", "image transformers"}
+    assert set(checks) >= {
+        "gpu",
+        "disk",
+        "memory",
+        "leftovers",
+        "sessions",
+        "hub token",
+        "image transformers",
+    }
     assert all(check["fix"] for check in checks.values() if check["status"] != "ok")

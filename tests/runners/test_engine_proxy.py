@@ -19,9 +19,11 @@ from docker.errors import APIError
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.docker import DockerRunner
-from llem_airflow.runners.engine import connect
+from llem_airflow.runners.doctor_sessions import living, may_execute
+from llem_airflow.runners.engine import connect, containers_of
 from llem_airflow.runners.failures import AttemptFailedError
 from llem_airflow.runners.session import SessionRunner, SessionSettings, start_session, stop_session
+from llem_airflow.runners.session_container import session_of
 from llem_airflow.study import GpuRequest
 from tests.runners.engine_proxy import Call, EngineProxy
 from tests.runners.haproxy import CALLS, SESSIONS, Haproxy, haproxy
@@ -36,10 +38,10 @@ ALWAYS, _, MORE = PAGE.read_text(encoding="utf-8").partition("Only where a study
 DOCUMENTED, OF_SESSIONS = ROW.findall(ALWAYS), ROW.findall(MORE)
 
 
-def allowed(call: Call) -> bool:
-    """Whether the page names a call that does not need sessions."""
+def allowed_with_sessions(call: Call) -> bool:
+    """Whether the page names a call."""
     # A name of an image may hold slashes.
-    rows = (re.escape(f"{method} {path}") for method, path in DOCUMENTED)
+    rows = (re.escape(f"{method} {path}") for method, path in (*DOCUMENTED, *OF_SESSIONS))
     patterns = (row.replace(r"\{name\}", ".+").replace(r"\{id\}", "[^/]+") for row in rows)
     return any(re.fullmatch(pattern, str(call)) for pattern in patterns)
 
@@ -136,6 +138,10 @@ def test_a_connection_that_breaks_while_the_container_ends_loses_no_line(
 def test_what_is_not_documented_does_not_pass(through: docker.APIClient) -> None:
     with pytest.raises(APIError, match=r"403.*calls\.lst"):
         through.exec_create("any", ["id"])
+    text, fix = may_execute(through)
+    assert text.startswith("commands in containers are refused: ")
+    assert "calls.lst" in text
+    assert "`LLEM_SESSIONS=on`" in fix
 
 
 def test_a_session_needs_only_the_documented_calls_and_those_of_sessions(
@@ -155,6 +161,13 @@ def test_a_session_needs_only_the_documented_calls_and_those_of_sessions(
                 folder=tmp_path / "out", on_line=lines.append, bundle=code,
             )  # fmt: skip
             see_through(runner, tmp_path)
+            assert may_execute(api) == ("commands in containers pass", "")
+            assert f"s of DAG {this_attempt.dag_id} (Up " in living(api).text
+            (container,) = containers_of(docker_api, session_of(this_attempt, "s"))
+            docker_api.kill(container["Id"])
+            ended = living(api)
+            assert f"s of DAG {this_attempt.dag_id} (Exited (137) " in ended.text.partition("ended: ")[2]
+            assert "`llem-airflow gc --yes`" in ended.fix
         finally:
             stop_session(api, this_attempt, "s")
         assert lines == ["hello"]

@@ -21,6 +21,7 @@ PASSES = "interleave"
 """The order that sessions have, as far as pauses go: they follow one another pass by pass."""
 _ISOLATION: KeyPath = ("study_execution", "isolation")
 _DIGITS, _MOST_MODEL = 6, 30
+_PASS = "-c"  # noqa: S105  # not a password: what stands before the number of the pass in a session's id
 
 
 def load_groups(experiments: Sequence[Experiment]) -> list[str]:
@@ -53,7 +54,16 @@ def session_id(groups: Sequence[str], run: Run) -> str:
         run: The cycle.
     """
     index, cycle = run
-    return f"{groups[index]}-c{cycle}"
+    return f"{groups[index]}{_PASS}{cycle}"
+
+
+def load_of(session: str) -> str:
+    """The name of what a session loads, which its id begins with: the same one in every pass.
+
+    Args:
+        session: Of ``session_id``.
+    """
+    return session.rpartition(_PASS)[0]
 
 
 def by_session(runs: Sequence[Run], groups: Sequence[str]) -> list[Run]:
