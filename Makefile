@@ -52,9 +52,10 @@ test: lint pytest  ## lint, types, import contracts, and every test that this ma
 pytest: install  ## the tests alone (PYTEST="-k name" for some)
 	@$(bin)/pytest -n $(WORKERS) --maxprocesses 4 --no-loadscope-reorder $(PYTEST)
 
-soak: install  ## kill -9 everybody at every moment of an attempt (a quarter of an hour; as root, on a Docker engine of its own)
+soak: install  ## kill -9 everybody at every moment of an attempt, in a container of its own and in a session (an hour; as root, on a Docker engine of its own)
 	@$(bin)/pytest tests/chaos/test_kills.py
 	@$(bin)/python -m benchmarks.chaos
+	@$(bin)/python -m benchmarks.chaos --sessions
 
 on-gpu: install  ## the first visit to a GPU, on the stand-in, from a bare environment without Airflow (nine minutes, and PyTorch once more)
 	@$(bin)/python -m benchmarks.on_gpu.rehearse build/on_gpu/visit

@@ -1,6 +1,7 @@
 """Kill everybody everywhere: the full form of the chaos test, on a Docker engine of its own; prints its table.
 
-python -m benchmarks.chaos [WORDS…]     only the points that contain one of these words
+python -m benchmarks.chaos [--sessions] [WORDS…]     --sessions: of cycles in a session, not in containers of their own;
+                                                     WORDS: only the points that contain one of these
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from llem_airflow.text.wording import counted
 from tests.chaos.kill import Outcome, kill_side_by_side
-from tests.chaos.points import POINTS
+from tests.chaos.points import OF_SESSIONS, POINTS
 from tests.chaos.world import IMPATIENT, REPOSITORY, World
 from tests.parts import build_image
 
@@ -42,13 +44,20 @@ def row(outcome: Outcome) -> str:
     """One line of the table."""
     actor, moment = outcome.point.actor, outcome.point.moment.name
     recovered = "adopted" if outcome.adopted else f"try {outcome.tries}"
-    seen = f"{outcome.results} result, {len(outcome.left)} left" if outcome.good else f"FAILED: {outcome}"
+    stop = ", teardown done" if outcome.point.session else ""
+    seen = (
+        f"{counted(outcome.results, 'result')}, {len(outcome.left)} left{stop}"
+        if outcome.good
+        else f"FAILED: {outcome}"
+    )
     return f"| {actor} | {moment} | {recovered} | {seen} | {outcome.recovery_s:.0f} |"
 
 
 def main(words: list[str]) -> int:
     """Run the points; 0 when every guarantee held."""
-    points = [point for point in POINTS if not words or any(word in str(point) for word in words)]
+    known = OF_SESSIONS if "--sessions" in words else POINTS
+    words = [word for word in words if word != "--sessions"]
+    points = [point for point in known if not words or any(word in str(point) for word in words)]
     folder = Path(tempfile.mkdtemp(prefix="llem-chaos-"))
     socket, home = folder / "e" / "docker.sock", folder / "home"
     failures, whole = 0, False

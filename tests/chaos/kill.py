@@ -11,33 +11,43 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
 from docker.errors import APIError
 
 from llem_airflow.results import ResultsRoot
-from llem_airflow.runners.engine import ENGINE_ERRORS
 from tests.chaos.points import (
     AFTER_CREATION,
     AIRFLOW,
     ENGINE,
     EVERYBODY_S,
     EXPERIMENT,
+    GUARD,
     INIT,
+    KEEPER,
     OWN,
     SCHEDULER,
     TASK,
     WORKER,
     Point,
 )
-from tests.chaos.world import DAG_ID, World, wait_for
+from tests.chaos.world import STOP_TASK_ID, Watch, World, dag_of, wait_for
 from tests.runners.engine_proxy import Call
 
 MOMENT_S = 240.0
 RECOVERY_S = 360.0
 RUNS_AT_MOST = 5
 _TOO_LATE = "ended before the kill"
+_FOLLOWING = ("/logs", "/start")
+"""Ends of the calls whose answers are what an attempt prints."""
+_COMMANDS = {
+    EXPERIMENT: r"\S*python\S* \S*/attempts/\w+/llem\.pyz",
+    KEEPER: r"\S*python\S* \S*/llem\.pyz session keep ",
+    GUARD: r"\S*python\S* \S*/llem\.pyz session guard ",
+}
+"""How the processes in a session's container begin."""
 
 
 @dataclass
@@ -47,9 +57,12 @@ class Outcome:
     Attributes:
         point: Who was killed when.
         state: How Airflow ended the run.
-        results: How many results of the cycle are stored.
-        tries: How many tries the cycle took.
-        adopted: Whether the result is of a container that an earlier try had started.
+        results: How many results are stored.
+        measured: How many cycles have a result.
+        planned: How many cycles there are.
+        tries: How many tries the task took that took most.
+        adopted: Whether a result is of an attempt that an earlier try had started.
+        torn_down: Whether the session's teardown ended well, or there is no session.
         left: What remained on the engine and in the worker's temporary folder.
         foreign_lives: Whether the container that is none of ours runs.
         recovery_s: From the kill to the end of the run, in seconds.
@@ -59,8 +72,11 @@ class Outcome:
     point: Point
     state: str = "not killed"
     results: int = 0
+    measured: int = 0
+    planned: int = 1
     tries: int = 0
     adopted: bool = False
+    torn_down: bool = False
     left: list[str] = field(default_factory=list)
     foreign_lives: bool = False
     recovery_s: float = 0.0
@@ -69,7 +85,8 @@ class Outcome:
     @property
     def good(self) -> bool:
         """Whether the guarantee held."""
-        return self.state == "success" and self.results == 1 and not self.left and self.foreign_lives
+        once = self.results == self.measured == self.planned
+        return self.state == "success" and once and self.torn_down and not self.left and self.foreign_lives
 
 
 class _TooLateError(RuntimeError):
@@ -89,7 +106,7 @@ def kill_at(world: World, point: Point) -> Outcome:
 def _kill_once(world: World, point: Point) -> Outcome:
     outcome = Outcome(point)
     try:
-        run_id = world.trigger()
+        run_id = world.trigger(dag_of(point))
     except (TimeoutError, httpx.HTTPError) as error:
         outcome.state = f"no run could be begun: {error!r}"
         return outcome
@@ -105,7 +122,7 @@ def _kill_once(world: World, point: Point) -> Outcome:
         begin_s = time.monotonic()
         _bring_back(world, point)
         try:
-            outcome.state = str(world.airflow.finished(DAG_ID, run_id, RECOVERY_S)["state"])
+            outcome.state = str(world.airflow.finished(dag_of(point), run_id, RECOVERY_S)["state"])
         except (RuntimeError, httpx.HTTPError) as error:
             outcome.state = f"not ended: {error!r}"
         outcome.recovery_s = time.monotonic() - begin_s
@@ -137,40 +154,47 @@ def _bring_back(world: World, point: Point) -> None:
 
 
 def _look(world: World, run_id: str, outcome: Outcome) -> None:
-    run = ResultsRoot(world.airflow.results).run(DAG_ID, run_id)
+    dag_id = dag_of(outcome.point)
+    run = ResultsRoot(world.airflow.results).run(dag_id, run_id)
     cycles = run.cycles(repeats=True)
-    outcome.results = len(cycles)
+    outcome.results, outcome.measured = len(cycles), len({(ref.experiment_id, ref.cycle) for ref in cycles})
     for cycle in cycles:
         cycle.result()  # raises if it is not valid
-        outcome.adopted = bool(cycle.provenance().get("adopted"))
-    outcome.tries = max(ti["try_number"] for ti in world.airflow.instances(DAG_ID, run_id))
+        outcome.adopted |= bool(cycle.provenance().get("adopted"))
+    tasks = world.airflow.instances(dag_id, run_id)
+    outcome.planned = sum("cycle_" in ti["task_id"] for ti in tasks)
+    outcome.tries = max(ti["try_number"] for ti in tasks)
+    stops = [ti["state"] for ti in tasks if ti["task_id"] == STOP_TASK_ID]
+    outcome.torn_down = stops == ["success"] * outcome.point.session
     # A try that was given up may still be on its way out.
     with suppress(TimeoutError):
-        wait_for(lambda: not world.left(run_id), 15)
-    outcome.left = world.left(run_id) + [f"staging {path.name}" for path in Path(run.url).glob(".staging/*")]
+        wait_for(lambda: not world.left(dag_id, run_id), 15)
+    outcome.left = world.left(dag_id, run_id) + [
+        f"staging {path.name}" for path in Path(run.url).glob(".staging/*")
+    ]
     with suppress(TimeoutError):  # its engine may have been killed, and starts it again
         wait_for(world.foreign_lives, 30)
     outcome.foreign_lives = world.foreign_lives()
     outcome.failures = [str(ref.provenance()["failure"]["category"]) for ref in run.failures()]
 
 
-class _Trap:
+class _Trap(Watch):
     """Waits for the moment in one run and kills the actor, once."""
 
     def __init__(self, world: World, point: Point, run_id: str) -> None:
         self._world, self._point, self._run_id = world, point, run_id
-        self._key = world.key_of(run_id)
+        self._key = world.key_of(dag_of(point), run_id)
         self._pids: set[int] = set()
         self._task_pid = 0
         self._created = False
         self._times = 0
+        self._heard = b""
         self.too_late = False
         self._once = threading.Lock()
         self.sprung, self.over = threading.Event(), threading.Event()
         moment = point.moment
-        watch = self._watch_log if moment.line else self._watch_files if moment.file else None
-        if watch is not None:
-            threading.Thread(target=watch, name="chaos-watch", daemon=True).start()
+        if moment.file:
+            threading.Thread(target=self._watch_files, name="chaos-watch", daemon=True).start()
 
     def seen(self, call: Call, *, answered: bool) -> None:
         """A call of the engine; only those of this run's task matter."""
@@ -187,21 +211,17 @@ class _Trap:
                 self._spring()
         self._created = self._created or re.search(OWN, text) is not None
 
-    def _watch_log(self) -> None:
-        while not self.over.is_set() and not self.sprung.is_set():
-            found = self._world.container_of(self._run_id)
-            if found is not None and found["State"]["Running"]:
-                self._follow(found["Id"])
-            time.sleep(0.02)
-
-    def _follow(self, container: str) -> None:
-        with suppress(*ENGINE_ERRORS), self._world.client() as api:  # the engine may be what is killed
-            for line in api.logs(container, stream=True, follow=True):
-                if self._point.moment.line.encode() in line:
-                    self._spring()  # the rest is read, too: an end that nobody reads keeps its connection
+    def heard(self, call: Call, data: bytes) -> None:
+        """A piece of an answer of the engine; output of this run's attempts matters, which its tasks follow."""
+        moment = self._point.moment
+        if moment.line and call.pid in self._pids and call.path.endswith(_FOLLOWING):
+            self._heard += data
+            if self._heard.count(moment.line.encode()) >= moment.nth:
+                self._task_pid = call.pid
+                self._spring()
 
     def _watch_files(self) -> None:
-        folder = Path(ResultsRoot(self._world.airflow.results).run(DAG_ID, self._run_id).url)
+        folder = Path(ResultsRoot(self._world.airflow.results).run(dag_of(self._point), self._run_id).url)
         while not self.over.is_set():
             if any(folder.glob(self._point.moment.file)):
                 self._spring()
@@ -224,24 +244,33 @@ class _Trap:
             SCHEDULER: world.kill_scheduler,
             AIRFLOW: world.kill_airflow,
             ENGINE: world.kill_engine,
-            INIT: lambda: os.kill(self._processes()[0], signal.SIGKILL),
-            EXPERIMENT: lambda: os.kill(self._processes()[1], signal.SIGKILL),
+            **{who: partial(self._kill_in_container, who) for who in (INIT, EXPERIMENT, KEEPER, GUARD)},
         }
 
-    def _processes(self) -> list[int]:
-        """The container's init and the process that it started, as the host numbers them."""
+    def _kill_in_container(self, who: str) -> None:
+        os.kill(self._process(who), signal.SIGKILL)
+
+    def _process(self, who: str) -> int:
+        """A process of the run's container, as the host numbers it."""
         found = self._world.container_of(self._run_id)
         if found is None:
             raise _TooLateError
         try:
-            listed = self._world.api.top(found["Id"], ps_args="-eo pid,ppid")["Processes"]
+            listed = self._world.api.top(found["Id"], ps_args="-eo pid,ppid,args")["Processes"]
         except APIError as error:
             raise _TooLateError from error
         init = int(found["State"]["Pid"])
-        children = [int(pid) for pid, parent in listed if int(parent) == init]
-        if not children:
+        if who == INIT:
+            return init
+        own = _COMMANDS if self._point.session else {EXPERIMENT: ""}
+        fit = [
+            int(pid)
+            for pid, parent, command in listed
+            if re.match(own[who], command) and (self._point.session or int(parent) == init)
+        ]
+        if not fit:
             raise _TooLateError
-        return [init, *children]
+        return fit[0]
 
 
 def _parent(pid: int) -> int:

@@ -14,8 +14,8 @@ class Moment:
         name: What has just happened.
         call: Pattern of the engine's API call, with its query, that marks it; empty when something else does.
         answered: Whether the engine has answered the call (the caller does not know yet), or has not seen it yet.
-        nth: The how manyth such call it is.
-        line: Text of the container's log that marks it.
+        nth: The how manyth such call, or such text, it is.
+        line: Text of an attempt's output that marks it.
         file: Glob, below the run's results, of what marks it.
     """
 
@@ -52,7 +52,20 @@ STORED = Moment("result stored", r"DELETE /containers/llem-", answered=False)
 REMOVED = Moment("container removed", r"DELETE /containers/llem-")
 CLEAN = Moment("volume removed", r"DELETE /volumes/llem-")
 
-AFTER_CREATION = (STARTED, ENDED)
+GUARDED = Moment("guard is up", r"POST /exec/\w+/start")
+TURN = Moment("turn taken", r"POST /exec/\w+/start", nth=2)
+HANDED = Moment("bundle and spec handed in", r"PUT /containers/\w+/archive.*/attempts")
+RUNS = Moment("process started", r"POST /exec/\w+/start", nth=3)
+TAKEN_OUT = Moment("results collected", r"GET /containers/\w+/archive")
+KEPT = Moment("result stored", r"POST /containers/\w+/exec", answered=False, nth=4)
+FORGOTTEN = Moment("attempt removed", r"POST /exec/\w+/start", nth=4)
+NEXT = Moment("next cycle measures", line=" measure ", nth=2)
+STOPPING = Moment("session is being stopped", r"DELETE /containers/\w+.*v=False", answered=False)
+STOPPED = Moment("session's container removed", r"DELETE /containers/\w+.*v=False")
+"""Of a session: what is executed in its container is, in this order, the look at its guard, and of each of its two
+cycles the turn, the run and the removal."""
+
+AFTER_CREATION = (STARTED, ENDED, STOPPING, STOPPED)
 """Their calls are made for the probe of the driver, too: only those after the attempt's own container count."""
 
 
@@ -63,10 +76,12 @@ class Point:
     Attributes:
         actor: Who gets SIGKILL.
         moment: When.
+        session: Whether the attempt is one of a session.
     """
 
     actor: str
     moment: Moment
+    session: bool = False
 
     def __str__(self) -> str:
         return f"{self.actor} | {self.moment.name}"
@@ -74,6 +89,7 @@ class Point:
 
 TASK, WORKER, SCHEDULER, AIRFLOW = "task process", "worker of the task", "scheduler", "whole Airflow"
 EXPERIMENT, INIT, ENGINE = "experiment's process", "container's init", "Docker engine"
+KEEPER, GUARD = "parent of the experiment's process", "session's guard"
 EVERYBODY_S = frozenset({SCHEDULER, AIRFLOW, ENGINE})
 """Actors that all runs share: one kill at a time."""
 
@@ -90,6 +106,24 @@ _MOMENTS = {
     ENGINE: (VOLUME, CREATED, FILLED, STARTED, MEASURING, ENDED, COLLECTED, STORED, REMOVED),
 }  # fmt: skip
 
+_OF_SESSIONS = {
+    TASK: (
+        LOOKED, VOLUME, CREATED, FILLED, STARTED, GUARDED, TURN, HANDED, RUNS, LOADING, MEASURING, WRITTEN, TAKEN_OUT,
+        STORING, KEPT, FORGOTTEN, NEXT, STOPPING, STOPPED, CLEAN,
+    ),
+    WORKER: (CREATED, GUARDED, TURN, MEASURING, KEPT, STOPPED),
+    SCHEDULER: (CREATED, GUARDED, MEASURING, KEPT, STOPPED),
+    AIRFLOW: (CREATED, GUARDED, MEASURING, STORING, KEPT, STOPPED),
+    EXPERIMENT: (LOADING, MEASURING, WRITTEN),
+    KEEPER: (MEASURING,),
+    GUARD: (MEASURING,),
+    INIT: (GUARDED, LOADING, MEASURING, KEPT),
+    ENGINE: (VOLUME, CREATED, GUARDED, TURN, HANDED, MEASURING, TAKEN_OUT, KEPT, STOPPED),
+}  # fmt: skip
+
 POINTS = tuple(Point(actor, moment) for actor, moments in _MOMENTS.items() for moment in moments)
+OF_SESSIONS = tuple(Point(who, moment, True) for who, moments in _OF_SESSIONS.items() for moment in moments)
 FEW = (Point(TASK, CREATED), Point(TASK, MEASURING), Point(TASK, STORED), Point(EXPERIMENT, MEASURING))
 """For the suite: one of each kind of recovery: start anew, adopt, nothing to do but to clear, fail and try again."""
+FEW_OF_SESSIONS = (Point(TASK, NEXT, True), Point(INIT, MEASURING, True), Point(TASK, STOPPED, True))
+"""Likewise: adopt, start the session's container again, finish the teardown."""

@@ -15,10 +15,21 @@ import pytest
 from llem_airflow.operators.host import DEFAULT_CONN_ID
 from llem_airflow.results import ResultsRoot
 from tests.chaos.kill import Outcome, kill_side_by_side
-from tests.chaos.points import CREATED, EXPERIMENT, FEW, MEASURING, STORED, TASK, Point
-from tests.chaos.world import DAG_ID, TASK_ID, World
+from tests.chaos.points import (
+    CREATED,
+    EXPERIMENT,
+    FEW,
+    FEW_OF_SESSIONS,
+    INIT,
+    MEASURING,
+    NEXT,
+    STORED,
+    TASK,
+    Point,
+)
+from tests.chaos.world import DAG_ID, TASK_ID, Watch, World
 from tests.runners.engine_proxy import Call
-from tests.runners.test_engine_proxy import allowed
+from tests.runners.test_engine_proxy import allowed_with_sessions
 from tests.standins.build import Standins
 
 pytestmark = [pytest.mark.airflow, pytest.mark.docker, pytest.mark.timeout(900)]
@@ -30,7 +41,7 @@ CANARIES = {
 """Secrets by the variable that brings them into the container."""
 
 
-class Onlooker:
+class Onlooker(Watch):
     """Notes, when an attempt's container has started, what everybody on the host can see of it."""
 
     def __init__(self, api: docker.APIClient) -> None:
@@ -66,7 +77,7 @@ def world(
     home = tmp_path_factory.mktemp("chaos")
     (in_the_connection, of_the_worker) = CANARIES
     environment = {of_the_worker: CANARIES[of_the_worker]}
-    with World(home, engine, python_image, environment, allowed=allowed) as running:
+    with World(home, engine, python_image, environment, allowed=allowed_with_sessions) as running:
         host = {
             "connection_id": DEFAULT_CONN_ID,
             "conn_type": "llem",
@@ -85,7 +96,8 @@ def onlooker(world: World) -> Onlooker:
 
 @pytest.fixture(scope="module")
 def outcomes(world: World, onlooker: Onlooker) -> dict[Point, Outcome]:
-    return {outcome.point: outcome for outcome in kill_side_by_side(world, FEW, at_once=len(FEW))}
+    points = (*FEW_OF_SESSIONS, *FEW)  # those that take longest first
+    return {outcome.point: outcome for outcome in kill_side_by_side(world, points, at_once=4)}
 
 
 def test_whoever_is_killed_the_result_is_stored_once_and_nothing_stays(
@@ -100,6 +112,8 @@ def test_what_runs_is_taken_over_and_what_failed_is_tried_again(outcomes: dict[P
     assert not outcomes[Point(TASK, CREATED)].adopted
     assert outcomes[Point(TASK, STORED)].tries == 2
     assert outcomes[Point(EXPERIMENT, MEASURING)].failures == ["killed"]
+    assert outcomes[Point(TASK, NEXT, session=True)].adopted
+    assert outcomes[Point(INIT, MEASURING, session=True)].failures == ["killed"]
 
 
 def test_the_scheduler_s_tasks_need_only_the_documented_calls_of_the_engine(

@@ -13,16 +13,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import docker
 
 from llem_airflow.runners.attempt import LABEL_KEY, Attempt
 from llem_airflow.runners.engine import ENGINE_ERRORS
 from llem_airflow.runners.gc import find_leftovers, remove_leftovers
+from llem_airflow.runners.session_container import session_of
 from tests.airflow.server import AirflowServer
+from tests.chaos.points import Point
 from tests.runners.engine_proxy import Call, EngineProxy
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLUGIN = REPOSITORY / "tests" / "engines" / "plugin_example"
 DAG_ID, TASK_ID = "chaos", "cycle_1"
+SESSION_DAG_ID, STOP_TASK_ID = "chaos-session", "stop_session"
 STUDY = """\
 study_name: chaos
 serving_mode: offline
@@ -68,6 +72,35 @@ After a kill of everything the scheduler begins before the API server answers, a
 costs a try: the pauses between tries must reach over that start, as a study's of a minute do.
 """
 
+SESSION_STUDY = (
+    STUDY.replace("study_name: chaos", "study_name: chaos-session")
+    .replace("n_cycles: 1", "n_cycles: 1, isolation: process")
+    .replace("max_output_tokens: 8, ", "")
+    + "sweep: {task.max_output_tokens: [8, 9]}\n"
+)
+SESSION_DAG = """\
+from datetime import timedelta
+from pathlib import Path
+from airflow.sdk import DAG
+from llem_airflow.factory.sessions import session_tasks
+from llem_airflow.operators import LLEMExperimentOperator
+from llem_airflow.study import load_study
+
+study = load_study(Path(__file__).with_name("chaos-session.yaml"))
+tries = dict(
+    retries=8, retry_delay=timedelta(seconds=1), retry_exponential_backoff=2, max_retry_delay=timedelta(seconds=20)
+)
+with DAG("chaos-session", schedule=None, max_active_runs=8, is_paused_upon_creation=False):
+    cycles = [
+        LLEMExperimentOperator(
+            task_id=f"cycle_{place}", study=study, experiment=run.experiment_id, session=run.session, **tries
+        )
+        for place, run in enumerate(study.plan.planned_cycles, start=1)
+    ]
+    session_tasks(study, tries, cycles, lanes=1)
+"""
+"""A session of two cycles between its start and its stop."""
+
 INDISCREET = """
 
 import os
@@ -101,10 +134,14 @@ IMPATIENT = {
 """For kills of what all tasks share."""
 
 
-class Watch(Protocol):
-    """Whoever waits for a call of the engine."""
+class Watch:
+    """Whoever waits for a call of the engine, or for a piece of its answer."""
 
-    def seen(self, call: Call, *, answered: bool) -> None: ...
+    def seen(self, call: Call, *, answered: bool) -> None:
+        """A call has come in, or has been answered."""
+
+    def heard(self, call: Call, data: bytes) -> None:
+        """A piece of an answer comes."""
 
 
 class World:
@@ -140,6 +177,7 @@ class World:
             allowed=allowed,
             before=lambda call: self._seen(call, answered=False),
             after=lambda call: self._seen(call, answered=True),
+            data=self._heard,
         )
         site, temporary = home / "site", home / "tmp"
         install_plugin(site, home / "plugin")
@@ -158,9 +196,12 @@ class World:
         dags = self.airflow.home / "dags"
         for shipped in dags.glob("*.py"):
             shipped.unlink()  # parsing them again and again would only take time
-        (dags / "chaos.py").write_text(DAG)
-        (dags / "chaos.yaml").write_text(STUDY.replace("IMAGE", image))
-        self.experiment = self._experiment(dags / "chaos.yaml")
+        for dag_id, dag, study in ((DAG_ID, DAG, STUDY), (SESSION_DAG_ID, SESSION_DAG, SESSION_STUDY)):
+            (dags / f"{dag_id}.py").write_text(dag)
+            (dags / f"{dag_id}.yaml").write_text(study.replace("IMAGE", image))
+        self._made_of = {
+            dag_id: self._planned(dags / f"{dag_id}.yaml") for dag_id in (DAG_ID, SESSION_DAG_ID)
+        }
         self.airflow.environment["AIRFLOW__CORE__PARALLELISM"] = "4"
 
     def __enter__(self) -> World:
@@ -170,8 +211,9 @@ class World:
             undo.callback(self._sweep)
             undo.callback(self.kill_airflow)
             self.airflow.start()
-            wait_for(self._dag_known, 120)
-            self.airflow.unpause(DAG_ID)
+            for dag_id in self._made_of:
+                wait_for(partial(self._known, dag_id), 120)
+                self.airflow.unpause(dag_id)
             self.foreign = self._foreign()
             undo.callback(self.api.remove_container, self.foreign, force=True)
             self._undo = undo.pop_all()
@@ -192,13 +234,13 @@ class World:
         """A client of the engine itself, past the proxy."""
         return docker.APIClient(base_url=f"unix://{self.engine}", version="auto", timeout=60)
 
-    def trigger(self) -> str:
+    def trigger(self, dag_id: str) -> str:
         """Begin a run; its id. SQLite, and a scheduler that was killed just now, may refuse at first."""
         with self._triggering:
-            return str(wait_for(self._triggered, 180)["dag_run_id"])
+            return str(wait_for(lambda: self._triggered(dag_id), 180)["dag_run_id"])
 
-    def _triggered(self) -> dict[str, Any] | None:
-        answer = self.airflow.trigger(DAG_ID)
+    def _triggered(self, dag_id: str) -> dict[str, Any] | None:
+        answer = self.airflow.trigger(dag_id)
         if answer.status_code == 200:
             begun: dict[str, Any] = answer.json()
             return begun
@@ -210,28 +252,34 @@ class World:
         for watch in list(self.watches):
             watch.seen(call, answered=answered)
 
-    def key_of(self, run_id: str) -> str:
-        """Key of the attempts of a run's only cycle."""
-        slug_and_hash8, whole_hash = self.experiment
-        return Attempt(
-            DAG_ID, run_id, TASK_ID, -1, slug_and_hash8, whole_hash, 1, 1, self.airflow.installation
-        ).key
+    def _heard(self, call: Call, data: bytes) -> None:
+        for watch in list(self.watches):
+            watch.heard(call, data)
 
-    def _experiment(self, study: Path) -> tuple[str, str]:
-        """Id and hash of the study's experiment; read where the engine is installed."""
+    def key_of(self, dag_id: str, run_id: str) -> str:
+        """Key of what a run has on the engine: the attempts of its only cycle, or its session."""
+        session, slug_and_hash8, whole_hash = self._made_of[dag_id]
+        attempt = Attempt(
+            dag_id, run_id, TASK_ID, -1, slug_and_hash8, whole_hash, 1, 1, self.airflow.installation
+        )
+        return (session_of(attempt, session) if session else attempt).key
+
+    def _planned(self, study: Path) -> tuple[str, str, str]:
+        """Session, id and hash of the study's first cycle; read where the engine is installed."""
         code = (
             "import sys; from llem_airflow.study import load_study\n"
-            "(e,) = load_study(sys.argv[1]).experiments; print(e.id, e.hash)"
+            "study = load_study(sys.argv[1]); run = study.plan.planned_cycles[0]\n"
+            "print(run.session or '', run.experiment_id, study.experiment(run.experiment_id).hash, sep='\\n')"
         )
         command = [sys.executable, "-c", code, str(study)]
         said = subprocess.run(
             command, env=self.airflow.environment, check=True, capture_output=True, text=True
         )
-        identity, digest = said.stdout.split()
-        return identity, digest
+        session, identity, digest = said.stdout.splitlines()
+        return session, identity, digest
 
-    def _dag_known(self) -> bool:
-        return self.airflow.get(f"/api/v2/dags/{DAG_ID}").status_code == 200
+    def _known(self, dag_id: str) -> bool:
+        return self.airflow.get(f"/api/v2/dags/{dag_id}").status_code == 200
 
     def _foreign(self) -> str:
         """A container that is none of ours: it must survive everything but its engine's death."""
@@ -249,12 +297,12 @@ class World:
         """Whether the container that is none of ours runs."""
         return bool(self.api.inspect_container(self.foreign)["State"]["Running"])
 
-    def left(self, run_id: str) -> list[str]:
+    def left(self, dag_id: str, run_id: str) -> list[str]:
         """Containers (which are the leases) and volumes of a run's tries."""
         label = {"label": f"llem.run_id={run_id}"}
         found = [f"container {c['Names'][0]}" for c in self.api.containers(all=True, filters=label)]
         found += [f"volume {v['Name']}" for v in self.api.volumes(filters=label)["Volumes"] or []]
-        probes = self.api.containers(all=True, filters={"name": f"llem-probe-{self.key_of(run_id)}"})
+        probes = self.api.containers(all=True, filters={"name": f"llem-probe-{self.key_of(dag_id, run_id)}"})
         return found + [f"container {c['Names'][0]}" for c in probes]
 
     def left_on_worker(self) -> list[str]:
@@ -316,6 +364,11 @@ class World:
                 if os.getsid(int(folder.name)) in sessions:
                     command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
                     yield int(folder.name), command.decode(errors="replace")
+
+
+def dag_of(point: Point) -> str:
+    """The DAG whose run is for a kill."""
+    return SESSION_DAG_ID if point.session else DAG_ID
 
 
 def install_plugin(site: Path, work: Path) -> None:

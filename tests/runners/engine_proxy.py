@@ -41,7 +41,14 @@ class Call:
 Watch = Callable[[Call], object]
 
 
+Listen = Callable[[Call, bytes], object]
+
+
 def _ignore(_call: Call) -> None:
+    return None
+
+
+def _deaf(_call: Call, _data: bytes) -> None:
     return None
 
 
@@ -54,6 +61,7 @@ class EngineProxy:
         allowed: Says whether a call may pass; others get 403, as from the proxies that people use.
         before: Called when a call has come in, before the engine sees it.
         after: Called when the engine has answered, before the caller sees it.
+        data: Called with each piece of an answer, before the caller sees it.
     """
 
     def __init__(
@@ -64,9 +72,10 @@ class EngineProxy:
         allowed: Callable[[Call], bool] = lambda _call: True,
         before: Watch = _ignore,
         after: Watch = _ignore,
+        data: Listen = _deaf,
     ) -> None:
         self.path, self._engine = path, engine
-        self._allowed, self._before, self._after = allowed, before, after
+        self._allowed, self._before, self._after, self._data = allowed, before, after, data
         self.refused: list[Call] = []
         self.passed: set[str] = set()
         self._listener = socket.socket(socket.AF_UNIX)
@@ -125,6 +134,7 @@ class EngineProxy:
                         first = False
                     if not data:
                         return
+                    self._data(call, data)
                     client.sendall(data)
                 elif data:
                     engine.sendall(data)
