@@ -26,6 +26,7 @@ MAPPED_TASK = "cycle"
 """Last part of the id of a task whose instances are the planned cycles."""
 _TAIL_BYTES = 16 << 10
 _NUMBERS = ("energy_per_output_token_j", "energy_j", "output_tokens_per_s")
+_IN_SESSION = ("start_kind", "session", "position_in_session")
 _STATES = {
     "success": "measured",
     "up_for_retry": "waiting for another try",
@@ -63,7 +64,9 @@ def stored_numbers(run: StoredRun, kept: Kept, *, whole: bool) -> tuple[dict[Key
 
 def _table_rows(run: StoredRun) -> list[dict[str, Any]]:
     names = ["experiment", "cycle", "status", "reason", "energy_kind", "flags", "doubtful", *_NUMBERS]
-    rows: list[dict[str, Any]] = read_table(run.folder, layout.CYCLES_TABLE, names).to_pylist()
+    rows: list[dict[str, Any]] = read_table(
+        run.folder, layout.CYCLES_TABLE, [*names, *_IN_SESSION], optional=_IN_SESSION
+    ).to_pylist()
     return [row for row in rows if row["cycle"] is not None]
 
 
@@ -76,6 +79,7 @@ def _live_row(ref: CycleRef) -> dict[str, Any]:
         "flags": [flag.code for flag in row.flags],
         "doubtful": row.doubtful,
         **{name: row.measures.get(name) for name in _NUMBERS},
+        **{name: getattr(row, name) for name in _IN_SESSION},
     }
 
 
@@ -183,7 +187,7 @@ def _cell(
         "flags": list(row.get("flags") or ()) if row else [],
         "doubtful": bool(row.get("doubtful")) if row else False,
         "energy_kind": row.get("energy_kind") if row else None,
-        **{name: row.get(name) if row else None for name in _NUMBERS},
+        **{name: row.get(name) if row else None for name in (*_NUMBERS, *_IN_SESSION)},
         "failures": failures,
     }
 

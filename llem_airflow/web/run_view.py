@@ -16,6 +16,7 @@ from llem_airflow.web.cells import Key, failed_attempts, matrix, named_by_plan, 
 from llem_airflow.web.eta import time_left_searching
 from llem_airflow.web.kept import Kept
 from llem_airflow.web.seen import SeenRun, SeenTask
+from llem_airflow.web.session_view import session_rows
 
 _TITLES = {
     "queued": "This run waits to start",
@@ -58,6 +59,7 @@ def run_view(
         "states": _states(seen),
         "study_text": seen.study_text,
         "experiments": [],
+        "sessions": [],
         "eta": None,
         "problem": "",
         "report": False,
@@ -76,7 +78,8 @@ def run_view(
 def _stored(
     seen: SeenRun, run: StoredRun, kept: Kept, past_s: Mapping[Key, list[float]], *, may_read_logs: bool
 ) -> dict[str, Any]:
-    plan = planned(run.plan())
+    stored = run.plan()
+    plan = planned(stored)
     seen = replace(seen, tasks=named_by_plan(seen.tasks, plan))
     numbers, unread = stored_numbers(run, kept, whole=seen.ended)
     failures = run.failures()
@@ -94,6 +97,7 @@ def _stored(
     return {
         "study_text": run.study_text() or seen.study_text,
         "experiments": rows,
+        "sessions": session_rows(run, plan, stored.get("sessions"), seen.tasks, numbers, kept),
         "planned": needed,
         "measured": measured,
         "failed_attempts": len(failures),

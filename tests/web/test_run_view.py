@@ -13,15 +13,17 @@ from hypothesis import strategies as st
 
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.plan import planned
+from llem_airflow.factory.sessions import SESSION_GROUP, START_TASK_ID, STOP_TASK_ID
 from llem_airflow.factory.study import CYCLE_TASK_ID
 from llem_airflow.frames import cycles_df
-from llem_airflow.results import layout
+from llem_airflow.results import CycleRef, StoredRun, layout
 from llem_airflow.study.plan.search import RateSearch
 from llem_airflow.web.cells import MAPPED_TASK, named_by_plan, places
 from llem_airflow.web.eta import time_left, time_left_searching
 from llem_airflow.web.kept import Kept
 from llem_airflow.web.run_view import run_view
 from llem_airflow.web.seen import SeenRun, SeenTask
+from llem_airflow.web.session_view import AROUND, GROUP
 from tests.analysis.conftest import IDS, MakeRun, make_run
 from tests.report.test_report import ESTIMATE
 from tests.web.airflow_rows import BEGAN
@@ -282,3 +284,84 @@ def test_the_cells_of_mapped_cycles_that_wait_have_their_tasks(make_run: MakeRun
 
 def test_the_pages_know_the_mapped_task_by_the_name_that_the_factory_gives() -> None:
     assert MAPPED_TASK == CYCLE_TASK_ID
+
+
+def stored(run: StoredRun, index: int, cycle: int) -> CycleRef:
+    ref = run.cycle(IDS[index], cycle)
+    assert ref is not None
+    return ref
+
+
+def in_sessions(make_run: MakeRun) -> StoredRun:
+    """A run of two experiments x two passes, each pass a session; the second one has measured one cycle."""
+    run = make_run({(0, 1): ESTIMATE, (1, 1): ESTIMATE, (1, 2): ESTIMATE}, cycles=2)
+    plan = run.plan()
+    order = [IDS[0], IDS[1], IDS[1], IDS[0]]
+    sessions = ["load-c1", "load-c1", "load-c2", "load-c2"]
+    run.folder.write(layout.PLAN, json.dumps({**plan, "order": order, "sessions": sessions}).encode())
+    gpus = [{"uuid": "GPU-1", "temperature_c": degrees} for degrees in (41, 52)]
+    looks = [
+        {"gpus": gpus[:1], "problems": [], "after_attempts": 1},
+        {"gpus": gpus[1:], "problems": ["a process was left running: 7 sleep"], "after_attempts": 1},
+        {"ended": "it was stopped"},
+    ]
+    for (index, cycle), position, lives in (((0, 1), 0, 1), ((1, 1), 1, 2), ((1, 2), 0, 1)):
+        ref = stored(run, index, cycle)
+        record = ref.provenance() | {
+            "start_kind": "exec",
+            "session": f"load-c{cycle}",
+            "position_in_session": position,
+        }
+        after = [None, "a process was left running: 7 sleep"][:lives]
+        evidence = {"lives": [{"after": each} for each in after], "health": looks[: 1 + 2 * position]}
+        ref.folder.write(layout.PROVENANCE, json.dumps(record).encode())
+        ref.folder.write("session.json", json.dumps(evidence).encode())
+    return run
+
+
+def around(session: str, name: str, state: str) -> SeenTask:
+    return SeenTask("", state, task_id=f"{GROUP}{session}.{name}")
+
+
+def test_sessions_are_told_with_their_cycles_in_order_and_the_health_between_them(make_run: MakeRun) -> None:
+    run = in_sessions(make_run)
+    tasks = (around("load-c1", "start_session", "success"), around("load-c1", "stop_session", "success"))
+    first, second = view("running", *tasks, around("load-c2", "start_session", "success"), run=run)[
+        "sessions"
+    ]
+    assert (first["id"], first["start"], first["stop"]) == ("load-c1", "success", "success")
+    assert first["cycles"] == [
+        {"experiment": IDS[0], "cycle": 1, "start_kind": "exec", "position": 0},
+        {"experiment": IDS[1], "cycle": 1, "start_kind": "exec", "position": 1},
+    ]
+    assert first["restarts"] == first["problems"] == ["a process was left running: 7 sleep"]
+    assert (first["checks"], first["temperature_c"]) == (2, [41, 52])
+    assert (second["start"], second["stop"], second["checks"], second["restarts"]) == ("success", "", 1, [])
+    assert [one["position"] for one in second["cycles"]] == [0, None], "what is not measured has no place yet"
+
+
+def test_the_table_of_an_ended_run_tells_the_same_of_its_sessions(make_run: MakeRun) -> None:
+    run = in_sessions(make_run)
+    at_work = view("running", run=run)
+    aggregate_run(run)
+    ended = view("success", run=run)
+    assert ended["sessions"] == at_work["sessions"]
+    cell = cells(ended)[IDS[1], 1]
+    assert (cell["start_kind"], cell["session"], cell["position_in_session"]) == ("exec", "load-c1", 1)
+
+
+def test_evidence_of_a_session_that_cannot_be_read_hides_no_run(make_run: MakeRun) -> None:
+    run = in_sessions(make_run)
+    stored(run, 1, 1).folder.write("session.json", b"{")
+    found = view("running", run=run)
+    assert found["measured"] == 3
+    assert "session.json" in found["sessions"][0]["unread"]
+    assert found["sessions"][1]["unread"] == ""
+
+
+def test_a_run_without_sessions_tells_of_none(make_run: MakeRun) -> None:
+    assert view("running", run=make_run({(0, 1): ESTIMATE}))["sessions"] == []
+
+
+def test_the_pages_know_sessions_by_the_names_that_the_factory_gives() -> None:
+    assert (GROUP, AROUND) == (SESSION_GROUP, (START_TASK_ID, STOP_TASK_ID))

@@ -251,6 +251,7 @@ function Matrix({ data, dagId, runId }) {
       ),
     ),
     h(Key, { data }),
+    data.sessions.length > 0 && h(Sessions, { data, pick }),
     cell && h(Detail, { cell, row, dagId, runId }),
   );
 }
@@ -295,6 +296,77 @@ function Key({ data }) {
     { gap: 3, wrap: "wrap", fontSize: "xs", color: "fg.muted", mt: 1 },
     states.map((state) => h("span", { key: state }, `${SIGNS[state] ?? "?"} ${said(state)}`)),
     doubt && h("span", null, "! measured, with a reason to doubt it"),
+  );
+}
+
+const began = (kind) => ({ fresh: "a container of its own", exec: "a process of its own", warm: "in the loaded engine" })[kind] ?? kind ?? "";
+const place = (position) => (position === 0 ? "first in its container" : position === null ? "" : `after ${counted(position, "attempt")}`);
+
+/** Which cycles share a living container, in which order, and how its health was between them. */
+function Sessions({ data, pick }) {
+  const cells = new Map(data.experiments.flatMap((row) => row.cells.map((cell) => [`${row.id}.${cell.cycle}`, { ...cell, label: row.label }])));
+  return h(
+    Section,
+    { title: "Sessions", "data-testid": "llem-sessions" },
+    h(Muted, null, "Cycles that shared one living container. Choose a cycle for more."),
+    h(
+      UI.Box,
+      { overflowX: "auto", tabIndex: 0, role: "region", "aria-label": "Sessions" },
+      h(
+        UI.Table.Root,
+        { size: "sm" },
+        h(UI.Table.Header, null, h(UI.Table.Row, null, ["Session", "Container", "Cycles in their order", "Health between cycles"].map((title) => h(UI.Table.ColumnHeader, { key: title }, title)))),
+        h(
+          UI.Table.Body,
+          null,
+          data.sessions.map((one) =>
+            h(
+              UI.Table.Row,
+              { key: one.id, verticalAlign: "top" },
+              [one.id, h(Life, { session: one }), h(Order, { session: one, cells, pick }), h(Health, { session: one })].map((cell, at) => h(UI.Table.Cell, { key: at }, cell)),
+            ),
+          ),
+        ),
+      ),
+    ),
+  );
+}
+
+function Life({ session }) {
+  const lives = session.stop === "success" ? "removed" : session.start === "success" ? "lives" : "";
+  const failed = [["start", session.start], ["stop", session.stop]].filter(([, state]) => state === "failed").map(([name]) => `${name} failed`);
+  const restarts = session.restarts.map((why, at) => h("div", { key: at }, `started again: ${why}`));
+  return h(Fragment, null, failed.join(", ") || lives || "not begun", restarts);
+}
+
+function Order({ session, cells, pick }) {
+  return h(
+    UI.Box,
+    { as: "ol", pl: 5, listStyleType: "decimal" },
+    session.cycles.map((one) => {
+      const id = `${one.experiment}.${one.cycle}`;
+      const cell = cells.get(id);
+      const where = one.start_kind && `${began(one.start_kind)}, ${place(one.position)}`;
+      return h(
+        "li",
+        { key: id },
+        h("button", { type: "button", onClick: () => pick(id), style: { textDecoration: "underline", cursor: "pointer", textAlign: "start" } }, `${cell?.label ?? one.experiment}, cycle ${one.cycle}`),
+        ` ${SIGNS[cell?.state] ?? "?"} ${where || said(cell?.state ?? "waiting")}`,
+      );
+    }),
+  );
+}
+
+function Health({ session }) {
+  if (session.unread) return h(Verbatim, { label: "Evidence that cannot be read" }, session.unread);
+  if (!session.checks) return h(Muted, null, "not looked at yet");
+  const [low, high] = session.temperature_c;
+  const warm = low === undefined ? "" : `, GPU ${low === high ? low : `${low} to ${high}`} °C`;
+  return h(
+    Fragment,
+    null,
+    `${counted(session.checks, "check")}, ${session.problems.length ? counted(session.problems.length, "problem") : "nothing wrong"}${warm}`,
+    session.problems.map((text, at) => h("div", { key: at }, text)),
   );
 }
 
@@ -351,6 +423,7 @@ function Detail({ cell, row, dagId, runId }) {
     ["Began", when(cell.started_epoch_ns)],
     ["Took, with start and load", duration(cell.duration_s)],
     ["Try", cell.try_number || "–"],
+    ...(cell.session ? [["Session", `${cell.session}: ${began(cell.start_kind)}, ${place(cell.position_in_session)}`]] : []),
     ["Reasons to doubt", cell.flags.join(", ") || "none"],
   ];
   return h(
