@@ -36,8 +36,8 @@ from tests.chaos.points import (
 from tests.chaos.world import STOP_TASK_ID, Watch, World, dag_of, wait_for
 from tests.runners.engine_proxy import Call
 
-MOMENT_S = 240.0
-RECOVERY_S = 360.0
+MOMENT_S = 600.0
+RECOVERY_S = 900.0
 RUNS_AT_MOST = 5
 _TOO_LATE = "ended before the kill"
 _FOLLOWING = ("/logs", "/start")
