@@ -29,6 +29,7 @@ from llem_airflow.protocol.session import (
     ENDED,
     TAKEN,
     UNHEALTHY,
+    WARM,
     Exit,
     Turn,
 )
@@ -106,7 +107,8 @@ class SessionRunner(DockerRunner):
     @property
     def where(self) -> str:
         """In what an attempt runs, for the log."""
-        return f"as a process in the container of session {self._session.session_id}"
+        what = "with the engine" if self._session.start_kind == WARM else "as a process in the container"
+        return f"{what} of session {self._session.session_id}"
 
     def place(self, spec: ExperimentSpec, wait: Wait = Wait()) -> Place | Busy:  # noqa: B008  # frozen
         """Take the turn in the session, or what an earlier try left there."""

@@ -299,7 +299,7 @@ function Key({ data }) {
   );
 }
 
-const began = (kind) => ({ fresh: "a container of its own", exec: "a process of its own", warm: "in the loaded engine" })[kind] ?? kind ?? "";
+const began = (kind) => ({ fresh: "a container of its own", exec: "a process of its own", warm: "in the session's loaded engine" })[kind] ?? kind ?? "";
 const place = (position) => (position === 0 ? "first in its container" : position === null ? "" : `after ${counted(position, "attempt")}`);
 
 /** Which cycles share a living container, in which order, and how its health was between them. */
