@@ -147,7 +147,7 @@ def _bring_back(world: World, point: Point) -> None:
     if point.actor == SCHEDULER:
         world.restart_scheduler()
     elif point.actor == AIRFLOW:
-        world.airflow.start()
+        world.airflow.start(RECOVERY_S)
     elif point.actor == ENGINE:
         assert world.start_engine is not None
         world.start_engine()
