@@ -1,0 +1,157 @@
+"""Studies in sessions on a real scheduler, in real containers: what is measured, what is left, what the run ends as."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+from playwright.sync_api import Page, expect
+
+from llem_airflow.results import ResultsRoot
+from llem_airflow.results.store import StoredRun
+from tests.airflow.conftest import small
+from tests.airflow.server import AirflowServer
+from tests.airflow.test_edited import parsed
+from tests.airflow.test_pages import SHOTS, assert_accessible, browser, page
+from tests.parts import left_by
+
+__all__ = ["browser", "page"]
+
+pytestmark = [
+    pytest.mark.airflow,
+    pytest.mark.docker,
+    pytest.mark.engine,
+    pytest.mark.browser,
+    pytest.mark.timeout(900),
+]
+
+SIX = "sweep: {transformers.engine_params.dtype: [float32, bfloat16], task.max_output_tokens: [4, 6, 8]}\n"
+"""Two sessions of three experiments."""
+ONE_FAILS = "sweep: {transformers.llem_execution.chat_template: [true, false]}\n"
+"""One session; the first experiment asks for a template that the model spoils."""
+
+
+def in_sessions(name: str, image: str, sweep: str) -> str:
+    text = small(name, "transformers").replace("n_cycles: 1", "n_cycles: 1, isolation: process")
+    return text.replace("transformers: process", "transformers: container") + (
+        f"images: {{transformers: '{image}'}}\n{sweep}"
+    )
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that has come to its end.
+
+    Attributes:
+        airflow: The server.
+        run: As Airflow tells it.
+        stored: Its results.
+        left: What of this Airflow's was on the engine afterwards.
+    """
+
+    airflow: AirflowServer
+    run: dict[str, Any]
+    stored: StoredRun
+    left: list[str]
+
+    def states(self, *last_words: str) -> list[str]:
+        """Of the tasks whose ids end so, in the order of their starts."""
+        told = self.airflow.instances(self.run["dag_id"], self.run["dag_run_id"])
+        own = [ti for ti in told if ti["task_id"].rpartition(".")[2] in last_words]
+        return [ti["state"] for ti in sorted(own, key=lambda ti: str(ti["start_date"]))]
+
+    def log(self, last_word: str) -> str:
+        """Of the first task whose id ends so."""
+        dag_id, run_id = self.run["dag_id"], self.run["dag_run_id"]
+        task_id = next(each for each in self.airflow.states(dag_id, run_id) if each.endswith(last_word))
+        return self.airflow.task_log(dag_id, run_id, task_id)
+
+
+@pytest.fixture(scope="module")
+def ended(
+    process_airflow: AirflowServer, docker_api: docker.APIClient, cpu_image: str
+) -> Iterator[Callable[[str], Ended]]:
+    """Both studies, run at the same time."""
+    airflow = process_airflow
+    model = Path(airflow.environment["LLEM_MODELS_DIR"]) / "spoiled-template"
+    shutil.copytree(model.with_name("tiny-llama-random"), model)
+    (model / "chat_template.jinja").write_text("{{ raise_exception('this template is spoiled') }}")
+    studies = airflow.home / "dags" / "studies"
+    failing = in_sessions("one-fails", cpu_image, ONE_FAILS).replace("tiny-llama-random", model.name)
+    files = {"six.yaml": in_sessions("six", cpu_image, SIX), "one-fails.yaml": failing}
+    for name, text in files.items():
+        (studies / name).write_text(text)
+    names = [name.removesuffix(".yaml") for name in files]
+    parsed(airflow, lambda: all(airflow.get(f"/api/v2/dags/{each}").status_code == 200 for each in names))
+    started = {}
+    for name in names:
+        airflow.unpause(name)
+        answer = airflow.trigger(name)
+        answer.raise_for_status()
+        started[name] = answer.json()["dag_run_id"]
+    runs = {name: airflow.finished(name, run_id) for name, run_id in started.items()}
+    left = left_by(docker_api, airflow.installation)
+
+    def of(name: str) -> Ended:
+        return Ended(airflow, runs[name], ResultsRoot(airflow.results).run(name, started[name]), left)
+
+    yield of
+    for name in files:
+        (studies / name).unlink()
+
+
+def test_six_experiments_in_two_sessions_are_each_measured_once_and_nothing_stays(
+    ended: Callable[[str], Ended],
+) -> None:
+    six = ended("six")
+    assert six.run["state"] == "success", six.log(".cycle_1")
+    cycles = six.stored.cycles(repeats=True)
+    assert len({ref.experiment_id for ref in cycles}) == len(cycles) == 6
+    told = sorted(
+        (one["session"], one["position_in_session"]) for one in (ref.provenance() for ref in cycles)
+    )
+    first, second = sorted({session for session, _ in told})
+    assert told == [(session, place) for session in (first, second) for place in range(3)]
+    assert {len(ref.session()["lives"]) for ref in cycles} == {1}, "no session was started again"
+    assert six.states("start_session", "stop_session") == ["success"] * 4
+    assert six.left == []
+
+
+def test_the_log_of_a_cycle_says_where_it_runs(ended: Callable[[str], Ended]) -> None:
+    log = ended("six").log(".cycle_1")
+    assert "cycle 1, as a process in the container of session transformers-tiny-llama-random-" in log
+
+
+def test_the_page_of_the_run_shows_which_cycles_share_a_container(
+    ended: Callable[[str], Ended], page: Page
+) -> None:
+    six = ended("six")
+    run_id = six.stored.run_id.replace("+", "%2B")
+    page.goto(f"{six.airflow.url}/dags/six/runs/{run_id}/plugin/llem-energy?view=cycles")
+    rows = page.get_by_test_id("llem-sessions").locator("tbody tr")
+    expect(rows).to_have_count(2)
+    for row in rows.all_inner_texts():
+        for text in ("-c1", "removed", "first in its container", "after 2 attempts", "nothing wrong"):
+            assert text in row
+    rows.first.get_by_role("button").last.click()
+    expect(page.get_by_test_id("llem-cell")).to_contain_text("a process of its own, after 2 attempts")
+    assert_accessible(page)
+    page.screenshot(path=SHOTS / "pages-sessions-light.png", full_page=True)
+
+
+def test_one_failed_cycle_makes_the_run_red_and_the_others_and_the_teardown_go_on(
+    ended: Callable[[str], Ended],
+) -> None:
+    one_fails = ended("one-fails")
+    assert one_fails.run["state"] == "failed"
+    assert one_fails.states("cycle_1") == ["failed", "success"]
+    assert "this template is spoiled" in one_fails.log(".cycle_1")
+    (measured,) = one_fails.stored.cycles(repeats=True)
+    assert measured.provenance()["position_in_session"] == 1
+    assert one_fails.states("stop_session") == ["success"]
+    assert one_fails.left == []
