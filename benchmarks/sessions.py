@@ -150,15 +150,18 @@ def table(sides: Sequence[Side]) -> list[str]:
         if side is plain:
             lines.append(f"{head} | | | |")
             continue
-        saved_s = plain.whole_s - side.whole_s
+        each_s = [a - b - side.around_s / count for a, b in zip(plain.wall_s, side.wall_s, strict=True)]
+        saved_s, of_saving = mean_of(each_s), t_interval(each_s, signed=True)
         ratios = [math.log(energy_j(side.refs[name]) / energy_j(ref)) for name, ref in plain.refs.items()]
         interval = t_interval(ratios, signed=True)
         assert interval is not None
+        assert of_saving is not None
         low, high = (math.expm1(end) for end in (interval.low, interval.high))
+        ends = f"{of_saving.low:.1f} to {of_saving.high:.1f}"
         cells = [
-            f"{saved_s / plain.whole_s:.0%}, {saved_s / count:.1f} s each",
+            f"{saved_s * count / plain.whole_s:.0%}, {saved_s:.1f} s each ({ends})",
             f"{math.expm1(mean_of(ratios)):+.1%} ({low:+.1%} to {high:+.1%})",
-            f"{max(0.0, saved_s / count / DEAR_RATIO):.0f} s",
+            f"{saved_s / DEAR_RATIO:.0f} s" if of_saving.low > 0.0 else "not shown to",
         ]
         lines.append(f"{head} | {' | '.join(cells)} |")
     return lines
