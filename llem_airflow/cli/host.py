@@ -120,13 +120,13 @@ def show_gpus(hosts: tuple[str, ...], *, watch: bool, as_json: bool) -> int:
     envvar="LLEM_RESULTS_ROOT",
     default="results",
     show_default=True,
-    help="Results root that keeps the profiles.",
+    help="Results root; it keeps the profiles and their pages (JSON, text, HTML) in .gpu-profiles.",
 )
 @click.option(
     "--model-seconds",
     type=click.FloatRange(min=0),
     default=None,
-    help="How much of it the measuring path on a model with random weights may take (PyTorch, transformers). "
+    help="How much of that time the model with random weights takes (PyTorch, transformers); 0 leaves it out. "
     "Default: a third, where that is 20 s or more.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the profiles as JSON.")
@@ -136,9 +136,8 @@ def check_gpu(minutes: float, root: str, *, model_seconds: float | None, as_json
     Measures how often the registers of power and energy are written, what a reading is the mean of, how late it is, how
     noisy, and what reading costs, under a load of matrix products (PyTorch; without it there is no load). Then a model
     with random weights, of the size that the GPU has room for, is measured as in a study: joules per token, what the
-    harness costs, and nvidia-smi, Zeus and CodeCarbon on the same windows. No other work may run on the GPUs. The
-    profile is kept in the results root, and results that are measured later use it. Exit code 1 when a GPU refused or
-    was lost, 2 when there is none.
+    harness costs, and nvidia-smi, Zeus and CodeCarbon on the same windows. No other work may run on the GPUs. Results
+    that are measured later use the profile. Exit code 1 when a GPU refused or was lost, 2 when there is none.
     """
     from llem_airflow.gpu_check.run import gpu_check
 
