@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from benchmarks.accuracy import Profile as Load
 from benchmarks.accuracy import profiles as loads_of
@@ -142,31 +143,60 @@ WATCHES: dict[str, tuple[float, float, bool]] = {
 """Which watches for the register's moves saw one: by when (in seconds since the begin), and on what host."""
 
 
-def simulated(repeats: int, window_s: float = 5.0) -> list[str]:
-    """In virtual time: mean error in percent without and with a profile, and the mean of their difference by window.
+@dataclass(frozen=True)
+class Simulated:
+    """Windows of one register under all loads, in virtual time.
 
-    The boards of one period share their rows. An interval is 1.96 standard errors of the paired differences.
+    Attributes:
+        period_s: Of the register.
+        watches: Which of the watches for its moves saw one.
+        errors: Error of each window in percent, without and with the profile.
     """
-    lines = [
-        "| register | watches that saw a move | windows | without | with the profile | difference, 95 % interval |",
-        "|---|---|---|---|---|---|",
-    ]
-    for period_s in sorted({profile.power_period_s or 0.0 for profile in published().values()}):
-        for watches in WATCHES:
-            errors = np.array(
+
+    period_s: float
+    watches: str
+    errors: NDArray[np.float64]
+
+    @property
+    def difference(self) -> tuple[float, float]:
+        """How much larger the error is with the profile, by window: mean and 1.96 standard errors of it."""
+        apart = self.errors[:, 1] - self.errors[:, 0]
+        return float(apart.mean()), 1.96 * float(apart.std(ddof=1)) / len(apart) ** 0.5
+
+
+def simulated(repeats: int, window_s: float = 5.0) -> list[Simulated]:
+    """Every register and way of watching, so many windows a load; the boards of one period share their rows."""
+    periods_s = sorted({profile.power_period_s or 0.0 for profile in published().values()})
+    return [
+        Simulated(
+            period_s,
+            watches,
+            np.array(
                 [
                     _simulated(period_s, load, watches, window_s, number)
                     for load in SIMULATED
                     for number in range(repeats)
                 ]
-            )
-            apart = errors[:, 1] - errors[:, 0]
-            off = 1.96 * float(apart.std(ddof=1)) / len(apart) ** 0.5
-            lines.append(
-                f"| {period_s * 1e3:g} ms | {watches} | {len(apart)} | {errors[:, 0].mean():.4f} | "
-                f"{errors[:, 1].mean():.4f} | {apart.mean():+.4f} +- {off:.4f} |"
-            )
-    return lines
+            ),
+        )
+        for period_s in periods_s
+        for watches in WATCHES
+    ]
+
+
+def simulated_table(rows: Sequence[Simulated]) -> str:
+    """One line a row, in percent."""
+    lines = [
+        "| register | watches that saw a move | windows | without | with the profile | difference, 95 % interval |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in rows:
+        mean, off = one.difference
+        lines.append(
+            f"| {one.period_s * 1e3:g} ms | {one.watches} | {len(one.errors)} | {one.errors[:, 0].mean():.4f} | "
+            f"{one.errors[:, 1].mean():.4f} | {mean:+.4f} +- {off:.4f} |"
+        )
+    return "\n".join(lines)
 
 
 def _simulated(period_s: float, load: str, watches: str, window_s: float, number: int) -> tuple[float, float]:
@@ -251,7 +281,7 @@ def main() -> None:
         print("\n".join(checked(chosen.checked)))
         return
     if chosen.simulated:
-        print("\n".join(simulated(chosen.simulated)))
+        print(simulated_table(simulated(chosen.simulated)))
         return
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(gpus(Path(folder)), chosen.windows, Path(folder))
