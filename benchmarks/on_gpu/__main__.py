@@ -142,7 +142,8 @@ def run(step: Step, log: Path, environment: dict[str, str]) -> Outcome:
 def _last(lines: Sequence[str], state: str) -> list[str]:
     """The lines that begin with ``> `` are a step's summary; where it failed, its last words come along."""
     said = [line[2:] for line in lines if line.startswith("> ")]
-    return said if state == "ok" else [*said, *[line for line in lines if line.strip()][-3:]]
+    others = [line for line in lines if line.strip() and not line.startswith("> ")]
+    return said if state == "ok" else [*said, *others[-3:]]
 
 
 def table(outcomes: Sequence[Outcome]) -> Iterator[str]:

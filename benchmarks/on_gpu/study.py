@@ -43,9 +43,10 @@ def main() -> int:
             experiment = next(one for one in study.experiments if one.id == planned.experiment_id)
             try:
                 measure(run, study, experiment, planned.cycle, model)
-            except Exception:  # noqa: BLE001  # whatever it is, the other cycles go on
+            except Exception as error:  # noqa: BLE001  # whatever it is, the other cycles go on
                 traceback.print_exc()
-                print(f"> {experiment.id} cycle {planned.cycle}: no result; see log.txt", flush=True)
+                why = str(error).partition("\n")[0]
+                print(f"> {experiment.id} cycle {planned.cycle}: no result: {why}", flush=True)
         summary = aggregate_run(run)
     _tell(summary)
     return int(summary.valid < summary.planned and not _played(summary))
