@@ -44,6 +44,9 @@ LIBRARIES = (
     "numpy",
 )
 _CACHE_LOOK_EVERY_NS = 1_000_000_000
+RESET_S = 5.0
+"""How long the engine may take to give back the blocks of requests that have ended, in seconds."""
+_RESET_AGAIN_S = 0.1
 
 
 class VllmEngine:
@@ -79,10 +82,13 @@ class VllmEngine:
             RuntimeError: The engine kept its prefix cache, as blocks of it are in use.
         """
         self._choose(spec)
-        if not self._llm.reset_prefix_cache():
-            raise RuntimeError(
-                "vllm did not reset its prefix cache: requests of an earlier experiment still hold it"
-            )
+        deadline_s = time.monotonic() + RESET_S
+        while not self._llm.reset_prefix_cache():  # blocks may be given back a moment after the last token
+            if time.monotonic() >= deadline_s:
+                raise RuntimeError(
+                    "vllm did not reset its prefix cache: requests of an earlier experiment still hold it"
+                )
+            time.sleep(_RESET_AGAIN_S)
 
     def _choose(self, spec: ExperimentSpec) -> None:
         self._chat_template = bool(llem_execution(spec).get("chat_template"))

@@ -135,6 +135,20 @@ def test_an_engine_that_lives_on_takes_the_next_sampling_without_being_built_aga
     assert (("vllm.LLM", "reset_prefix_cache") in stage.used) is (engine == "vllm")
 
 
+def test_a_vllm_that_still_holds_requests_of_the_experiment_before_does_not_go_on(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, stage = engine_on(load_record("vllm"), "vllm", monkeypatch)
+    monkeypatch.setitem(type(one).reset.__globals__, "RESET_S", 0.0)
+    wanted = spec("vllm", model)
+    one.load(wanted)
+    one.reset(wanted)
+    params = types.SimpleNamespace(given={"max_tokens": 3})
+    stage.built[0].llm_engine.add_request(request_id="held", prompt={"prompt_token_ids": [1]}, params=params)
+    with pytest.raises(RuntimeError, match="requests of an earlier experiment still hold it"):
+        one.reset(wanted)
+
+
 def test_both_records_of_vllm_are_used_in_full(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, stage = engine_on(load_record("vllm"), "vllm", monkeypatch)
     use(one, spec("vllm", model))
