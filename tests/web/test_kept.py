@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,3 +127,15 @@ def test_what_is_made_of_a_file_has_a_name_of_its_own() -> None:
     ]
     assert len(kinds) > 5
     assert sorted(set(kinds)) == sorted(kinds)
+
+
+def test_python_searches_for_cycles_again_whatever_became_of_what_was_made() -> None:
+    kept = Kept()
+    assert kept.of("kind", "what", "1", gc.isenabled) is False
+    with pytest.raises(ValueError, match="damaged"):
+        kept.of("kind", "what", "2", _damaged)
+    assert gc.isenabled()
+
+
+def _damaged() -> None:
+    raise ValueError("damaged")
