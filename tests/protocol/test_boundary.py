@@ -21,6 +21,7 @@ from llem_airflow.protocol.spec import (
     ModelSource,
     Prompts,
     Synthetic,
+    gpus_told,
     idle_conditions,
 )
 from llem_airflow.protocol.typed_json import ProtocolError, from_json, to_json
@@ -241,3 +242,11 @@ def test_files_are_written_indented_and_sorted() -> None:
 def test_errors_and_results_refuse_what_is_no_number() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         replace(RESULT, memory={"peak_rss_bytes": float("inf")}).dumps()
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [({"gpus": [{"uuid": "a"}, "odd"]}, [{"uuid": "a"}]), ({"gpus": {"uuid": "a"}}, []), ({}, [])],
+)
+def test_boards_are_what_the_environment_lists(environment: dict[str, Any], told: list[Any]) -> None:
+    assert gpus_told(environment) == told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -50,3 +51,8 @@ def test_a_published_profile_needs_only_a_name_and_a_source() -> None:
 def test_a_file_that_is_no_profile_is_named(text: str, said: str) -> None:
     with pytest.raises(ProtocolError, match=said):
         GpuProfile.loads(text, "p")
+
+
+def test_what_is_no_number_is_not_written() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        replace(PROFILE, load_w=float("nan")).dumps()

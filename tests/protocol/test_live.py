@@ -81,3 +81,9 @@ def test_what_is_not_exactly_a_record_is_none(value: Any) -> None:
 @given(st.binary(max_size=200))
 def test_no_bytes_are_an_error(data: bytes) -> None:
     assert parse(data) is None or parse(data) == parse(data)
+
+
+def test_watts_are_told_to_a_tenth() -> None:
+    record = LivePower(7, "measured", {"g": DevicePower(1.26, 2.34, 3.46, 5)})
+    assert power_record(record) == b'\x1e{"t":7,"kind":"measured","power":{"g":[1.3,2.3,3.5,5]}}\n'
+    assert phase_record(LivePhase(7, None)) == b'\x1e{"t":7,"phase":null}\n'

@@ -256,3 +256,11 @@ def test_behind_what_is_no_url_passwords_are_found_still() -> None:
     assert (
         secrets_in({"A": "http://[broken@host", "B": "redis://user:s3cret-word@host"}) == ["s3cret-word"] * 2
     )
+
+
+@pytest.mark.parametrize("way", ["JSON", "JSON, not ASCII", "repr", "bytes"])
+def test_a_secret_with_a_quote_is_found_in_the_middle_of_a_text(way: str) -> None:
+    written = WRITTEN[way]("x p\u00e4\"s's\\word y")
+    assert Redactor(["p\u00e4\"s's\\word"]).text(written) in {
+        f"{a}x [redacted] y{a[-1:]}" for a in ("'", '"', "b'", 'b"')
+    }
