@@ -357,15 +357,35 @@ def _enter(tree: Path) -> None:
     os.dup2(silent, 2)
 
 
+def caches() -> list[Any]:
+    """Functions of the package that keep what they return."""
+    gc.unfreeze()  # tests/conftest.py hides from the collector what it has collected
+    kept = type(text_of)
+    return [
+        one for one in gc.get_objects() if isinstance(one, kept) and f"{one.__module__}".startswith("llem_")
+    ]
+
+
+def forget(kept: list[Any]) -> None:
+    """Empty such caches."""
+    for one in kept:
+        one.cache_clear()
+
+
 class Watch:
     """Notes for each test how long it takes, whether it passes, and which lines it runs."""
 
     def __init__(self, cover: Coverage, seen: Seen) -> None:
-        self._cover, self._seen = cover, seen
+        self._cover, self._seen, self._caches = cover, seen, list[Any]()
+
+    def pytest_collection_finish(self) -> None:
+        """What tests before would else find out for those behind them, whose lines it would hide."""
+        self._caches = caches()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         """One test."""
+        forget(self._caches)
         self._cover.switch_context(item.nodeid)
         begin_s = time.monotonic()
         done = yield
@@ -382,7 +402,7 @@ class Watch:
 def look(tree: Path, room: str) -> Seen:
     """Run a room's tests once without a mutant; what a file of tests shows is kept until it or the room changes."""
     files = test_files(tree, room)
-    shared = hashlib.sha256()
+    shared = hashlib.sha256(Path(__file__).read_bytes())
     for name in (f"llem_airflow/{room}", "tests/conftest.py", *CONFIG["rooms"][room]["tests"]):
         for path in sorted((tree / name).rglob("*.py")) or [tree / name]:
             if not path.name.startswith("test_"):
@@ -495,12 +515,10 @@ class Loop:
         """All mutants."""
         items = {item.nodeid: item for item in session.items}
         loaded: dict[CodeType, list[FunctionType]] = defaultdict(list)
-        gc.unfreeze()  # tests/conftest.py hides from the collector what it has collected
+        forget(caches())  # what was found out while collecting is found out by the mutant, too
         for one in gc.get_objects():
             if isinstance(one, FunctionType) and one.__code__.co_filename.startswith(str(self._tree)):
                 loaded[one.__code__].append(one)
-            if isinstance(one, type(text_of)) and one.__module__.startswith("llem_airflow"):
-                one.cache_clear()  # what was found out while collecting is found out by the mutant, too
         gc.freeze()
         for job, codes in self._jobs:
             if codes and not any(before in loaded for before in codes):
