@@ -84,7 +84,7 @@ class DagRun:
     active: int = 0
     ended_s: float | None = None
 
-    def last_finished_epoch_ns(self) -> int | None:
+    def last_finished_epoch_ns(self, _host: str | None = None) -> int | None:
         """As of a stored run."""
         return None if self.ended_s is None else int(self.ended_s * 1e9)
 

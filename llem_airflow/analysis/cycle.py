@@ -532,6 +532,9 @@ def _phase_s(marks: Sequence[Phase], name: str) -> float | None:
 
 
 def _host(record: Mapping[str, Any]) -> str:
+    """The name of the machine; where the study was spread over hosts, the study's name of it."""
+    if named := record.get("host_connection"):
+        return str(named)
     host = record.get("host")
     name = host.get("name") or host.get("hostname") if isinstance(host, Mapping) else host
     return str(name or "")

@@ -35,7 +35,7 @@ CYCLE_FACTS: tuple[tuple[str, Any, str], ...] = (
     ("engine", _TEXT, "name of the engine"),
     ("engine_version", _TEXT, "its version"),
     ("model", _TEXT, "name of the model"),
-    ("host", _TEXT, "name of the machine"),
+    ("host", _TEXT, "name of the machine, or the study's own of it (airflow.hosts)"),
     ("runner", _TEXT, "process or container"),
     ("image_digest", _TEXT, "digest of the container's image"),
     (

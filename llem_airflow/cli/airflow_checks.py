@@ -25,7 +25,9 @@ def dag_problems(study: Study) -> tuple[Problem, ...]:
     """What keeps the study from becoming a DAG; where Airflow is installed, also what it refuses."""
     with _airflow("llem_airflow.factory.folder") as folder:
         if folder is not None:
-            found: tuple[Problem, ...] = folder.dag_problems(study)
+            # Connections of hosts are where the study runs, and need not be known here.
+            elsewhere = {"llem_conn_id": study.airflow.hosts[0]} if study.airflow.hosts else {}
+            found: tuple[Problem, ...] = folder.dag_problems(study, **elsewhere)
             return found
     return tuple(not_runnable(study))
 

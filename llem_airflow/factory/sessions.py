@@ -49,7 +49,7 @@ def session_tasks(
         study: The study.
         shared: Arguments of every task.
         cycles: All cycles of the study, each in the group of its session.
-        lanes: How many sessions may live at a time.
+        lanes: How many sessions may live at a time on a host.
     """
     task_of = {(task.experiment.id, task.cycle): task for task in cycles}
     made: list[SessionTasks] = []
@@ -63,8 +63,12 @@ def session_tasks(
             after.trigger_rule = TriggerRule.ALL_DONE
             precede([before], [after])
         precede(own[-1:], [tasks.stop])
-    for place, following in enumerate(made[lanes:]):
-        precede_whatever_comes(made[place].stop, following.start, ENDED_TASK_ID)
+    of_host: dict[str | None, list[SessionTasks]] = {}
+    for each in made:
+        of_host.setdefault(each.session.cycles[0].host, []).append(each)
+    for lane in of_host.values():
+        for place, following in enumerate(lane[lanes:]):
+            precede_whatever_comes(lane[place].stop, following.start, ENDED_TASK_ID)
     if study.execution.canary:
         _gate(study, made, task_of)
     return made
@@ -80,9 +84,11 @@ def _tasks_of(
         "cycles": session.cycles,
         "task_group": first.task_group,
         "weight_rule": "absolute",
+        "llem_conn_id": first.llem_conn_id,
+        "queue": first.queue,
     }
     start = LLEMStartSessionOperator(
-        **{**shared, "image": first.image, "pool_slots": first.pool_slots, **around},
+        **{**shared, "image": first.image, "pool": first.pool, "pool_slots": first.pool_slots, **around},
         task_id=START_TASK_ID,
         priority_weight=first.priority_weight,
     )

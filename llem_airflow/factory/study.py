@@ -9,13 +9,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, TaskGroup, TriggerRule, get_parsing_context
+from airflow.sdk import DAG, TaskGroup, TriggerRule, conf, get_parsing_context
 from airflow.sdk.definitions.param import ParamsDict
 
 from llem_airflow.factory.clone import clone, precede, precede_whatever_comes
 from llem_airflow.factory.docs import ADHOC_DOC, ExperimentDocs, study_doc, task_labels
 from llem_airflow.factory.form import study_params
-from llem_airflow.factory.places import cycle_operator, plan_args
+from llem_airflow.factory.places import cycle_operator, places_of, plan_args
 from llem_airflow.factory.plan_cache import cached_study
 from llem_airflow.factory.releases import study_asset
 from llem_airflow.factory.schedule import deadline_of, schedule_of, start_of
@@ -44,6 +44,9 @@ AGGREGATE_TASK_ID = "aggregate"
 RENDERS = ("auto", "static", "mapped")
 MAPPED_ABOVE = 500
 """With more experiments than this, ``auto`` makes one mapped task instead of a task per cycle."""
+_NO_ID = re.compile(r"[^\w.-]")
+_POOL = "default_pool"
+"""Of tasks for which nobody names one."""
 _LONGEST_GROUP = 170
 """Airflow's ids of tasks have 250 characters, of which an experiment and its cycle take up to 72."""
 
@@ -90,7 +93,7 @@ def build_dag(
         catchup=settings.catchup,
         tags=sorted({"llem", *settings.tags}),
         max_active_runs=1,
-        max_active_tasks=settings.max_active_cycles,
+        max_active_tasks=settings.max_active_cycles * _lanes(study, operator_args),
         dagrun_timeout=timedelta(seconds=longest_s) if longest_s else None,
         default_args=_default_args(study),
         auto_register=known,
@@ -132,6 +135,11 @@ def adhoc_dag(dag_id: str = ADHOC_DAG_ID, **operator_args: Any) -> DAG:
             task_id=AGGREGATE_TASK_ID, study=None, trigger_rule="all_done", retries=0
         )
     return dag
+
+
+def _lanes(study: Study, operator_args: Mapping[str, Any]) -> int:
+    """How many hosts measure at the same time."""
+    return 1 if "llem_conn_id" in operator_args else max(1, len(study.airflow.hosts))
 
 
 class StudyTaskGroup(TaskGroup):
@@ -204,7 +212,8 @@ def _study_tasks(
     """Plan, cycles and aggregate in the current DAG or group; of the cycles only the wanted one where one is named."""
     check_render(render)
     mapped = _is_mapped(study, render, chain=chain)
-    for_plan = plan_args(study, operator_args)
+    hosts = places_of(study, operator_args, reading=only is None)
+    for_plan = plan_args(study, operator_args, hosts)
     plan = LLEMPlanOperator(task_id=PLAN_TASK_ID, study=study, operator_args=for_plan, retries=0)
     aggregate = LLEMAggregateOperator(
         task_id=AGGREGATE_TASK_ID,
@@ -224,10 +233,10 @@ def _study_tasks(
             }
         plan >> cycle >> aggregate
         if whole:
-            _fetch_first(plan, study, operator_args, [cycle])
+            _fetch_first(plan, study, operator_args, [cycle], hosts)
         return
     cycles = _cycle_tasks(
-        study, operator_args, only=None if chain and not study.execution.in_sessions else only
+        study, operator_args, hosts, only=None if chain and not study.execution.in_sessions else only
     )
     plan.cycles = {(task.experiment.id, task.cycle): (task.task_id, -1) for task in cycles}
     first: Sequence[LLEMExperimentOperator] = cycles
@@ -244,7 +253,7 @@ def _study_tasks(
             _follow([task for task in cycles if task.experiment.id in search.experiments])
     precede([plan], first)
     if whole:
-        _fetch_first(plan, study, operator_args, first)
+        _fetch_first(plan, study, operator_args, first, hosts)
     precede(cycles, [aggregate])
 
 
@@ -252,8 +261,15 @@ def _is_mapped(study: Study, render: str, *, chain: bool) -> bool:
     """Whether one mapped task is to stand for all cycles.
 
     Raises:
-        ValueError: It is asked for, and the cycles share sessions.
+        ValueError: It is asked for, and the cycles share sessions or are spread over hosts.
     """
+    if study.airflow.hosts:
+        if render == "mapped":
+            raise ValueError(
+                "render='mapped' has one task for all cycles, and so one queue and pool, and the study is spread over "
+                f"the hosts {', '.join(study.airflow.hosts)}: use render='static'"
+            )
+        return False
     if not study.execution.in_sessions:
         return render == "mapped" or (
             render == "auto" and not chain and len(study.experiments) > MAPPED_ABOVE
@@ -302,7 +318,7 @@ def _follow(cycles: Sequence[LLEMExperimentOperator]) -> None:
 
 
 def _cycle_tasks(
-    study: Study, operator_args: dict[str, Any], *, only: str | None
+    study: Study, operator_args: dict[str, Any], hosts: Mapping[str, Mapping[str, Any]], *, only: str | None
 ) -> list[LLEMExperimentOperator]:
     """One task per planned cycle, in the plan's order, grouped by experiment."""
     wanted = _wanted_run(study, only)
@@ -317,12 +333,13 @@ def _cycle_tasks(
     documents = ExperimentDocs(study)
     docs = {name: documents.page(experiment) for name, experiment in experiments.items()}
     shared = _shared_args(study, operator_args)
-    pool = shared.get("pool")
     tasks: list[LLEMExperimentOperator] = []
     for run in runs:
         experiment = experiments[run.experiment_id]
         task_id = f"{CYCLE_TASK_ID}_{run.cycle}"
+        where = _on_host(hosts[run.host], shared) if run.host is not None and hosts else {}
         own: dict[str, Any] = {
+            **where,
             "task_id": f"{run.experiment_id}.{task_id}" if run.session else task_id,
             "task_display_name": f"cycle {run.cycle}, {called[run.experiment_id]}",
             "task_group": groups[run.session or run.experiment_id],
@@ -330,7 +347,11 @@ def _cycle_tasks(
             "doc_md": docs[run.experiment_id],
             "priority_weight": _weight(study, run),
             "image": shared.get("image") or experiment.image or "",
-            **({"pool_slots": experiment.gpus.asked} if pool else {}),
+            **(
+                {"pool_slots": experiment.gpus.asked}
+                if {**shared, **where}.get("pool", _POOL) != _POOL
+                else {}
+            ),
             "cycle": run.cycle,
             "gap_before_s": run.gap_before_s,
             "session": run.session,
@@ -340,6 +361,13 @@ def _cycle_tasks(
         else:
             tasks.append(cycle_operator(study)(study=study, **{**shared, **own}))
     return tasks
+
+
+def _on_host(host: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
+    """What brings a task to its host; the arguments that all tasks share go before what its connection says."""
+    queue = conf.get("operators", "default_queue", fallback="default")
+    usual = {"llem_conn_id": "", "queue": queue, "pool": _POOL}
+    return {name: shared.get(name) or host.get(name) or value for name, value in usual.items()}
 
 
 def _wanted_run(study: Study, only: str | None) -> PlannedCycle | None:
@@ -387,25 +415,42 @@ def _shared_args(study: Study, operator_args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fetch_first(
-    plan: LLEMPlanOperator, study: Study, operator_args: Mapping[str, Any], cycles: Sequence[Any]
+    plan: LLEMPlanOperator,
+    study: Study,
+    operator_args: Mapping[str, Any],
+    cycles: Sequence[Any],
+    hosts: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Put a task for each image and model that containers share before the cycles that need them.
+    """Put a task for each image and model that containers share before the cycles that need them, once on each host.
 
     Args:
         plan: The study's plan task, which comes before.
         study: The study.
         operator_args: Those of every cycle.
         cycles: Tasks of cycles, or the one mapped task of all.
+        hosts: Arguments of tasks on each host; empty for a study on one.
     """
     for number, ids in enumerate(sharing(study, operator_args.get("runner")), start=1):
         first = study.experiment(ids[0])
-        fetch = LLEMPrefetchOperator(
-            task_id=f"{PREFETCH_TASK_ID}_{number}",
-            task_display_name=f"fetch {first.engine}, {first.model}",
-            study=study,
-            experiments=ids,
-            **operator_args,
-        )
-        plan.after = (*plan.after, fetch.task_id)
-        precede([plan], [fetch])
-        precede([fetch], [each for each in cycles if getattr(each, "experiment_id", ids[0]) in ids])
+        for host, where in hosts.items() or [("", {})]:
+            need = [
+                each
+                for each in cycles
+                if getattr(each, "experiment_id", ids[0]) in ids and (not host or each.llem_conn_id == host)
+            ]
+            if host and not need and cycles:
+                continue
+            own = f"_{_NO_ID.sub('-', host)}", f" on {host}"
+            fetch = LLEMPrefetchOperator(
+                task_id=f"{PREFETCH_TASK_ID}_{number}{own[0] if host else ''}",
+                task_display_name=f"fetch {first.engine}, {first.model}{own[1] if host else ''}",
+                study=study,
+                experiments=ids,
+                **{
+                    **{name: where[name] for name in ("llem_conn_id", "queue") if name in where},
+                    **operator_args,
+                },
+            )
+            plan.after = (*plan.after, fetch.task_id)
+            precede([plan], [fetch])
+            precede([fetch], need)

@@ -185,7 +185,7 @@ class ExperimentTask(BaseOperator):
 
     def execute_after_wait(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on after the trigger has fired: with the place in the queue, and what is left of the time."""
-        self.gpu_wait = GpuWait(here=False, **event)
+        self.gpu_wait = GpuWait(**{"here": False, **event})
         return self.execute(context)
 
     def resume_execution(
@@ -214,9 +214,16 @@ class ExperimentTask(BaseOperator):
             self.host = LLEMHostHook(self.llem_conn_id).settings()
         except HostSettingsError as error:
             raise AirflowFailException(str(error)) from error
+        if self.host.name:
+            self.log.info("Host: %s (engine: %s)", self.host.name, self.host.address)
 
     def leave_host(self) -> None:
         """Close what the attempt has opened to reach its host."""
+
+    @property
+    def spread_host(self) -> str | None:
+        """The host of this task among those over which the study is spread; None for a study on one host."""
+        return self.llem_conn_id if self.llem_conn_id in self.study.airflow.hosts else None
 
     @property
     def gpu_wait_s(self) -> float:
@@ -372,7 +379,7 @@ class ExperimentTask(BaseOperator):
         rank = [-self.priority_weight, self.attempt.map_index if self.attempt else -1]
         candidate = Candidate(self.study, run, self.experiment, self.cycle, context, self.retries or 0)
         said = ""
-        while pause := check(candidate) or thermal_gap(run, self.gap_before_s, rank):
+        while pause := check(candidate) or thermal_gap(run, self.gap_before_s, rank, self.spread_host):
             if pause.text != said:
                 said = pause.text
                 self.log.info("%s: %.0f s left", pause.text, pause.left_s)
@@ -388,7 +395,8 @@ class ExperimentTask(BaseOperator):
     def _record(self, attempt: Attempt, started_epoch_ns: int, collected: Collected | None) -> dict[str, Any]:
         """What provenance.json says of a result, or of a failure."""
         seen = {"start_kind": "fresh", **self._current.record(collected)} if self._current is not None else {}
-        return {**provenance(attempt, self._runner, started_epoch_ns), **self._chosen, **seen}
+        on = {"host_connection": self.spread_host} if self.spread_host else {}
+        return {**provenance(attempt, self._runner, started_epoch_ns), **self._chosen, **on, **seen}
 
     def _failed(
         self, run: StoredRun, attempt: Attempt, error: AttemptFailedError, started_epoch_ns: int

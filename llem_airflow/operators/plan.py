@@ -161,6 +161,11 @@ class LLEMPlanTextOperator(BaseOperator):
                 "the cycles of a pasted study are one mapped task, which has no sessions: put the study's file into "
                 "the study folder, or write `isolation: container`"
             )
+        if asked.airflow.hosts and "llem_conn_id" not in self.operator_args:
+            raise AirflowFailException(
+                "the cycles of a pasted study are one mapped task, which has one queue and pool: put the study's file "
+                "into the study folder, or leave airflow.hosts out"
+            )
         choices = decided(self, asked, context)
         show_choices(self, choices)
         if RunRequest.of(context).dry_run:
@@ -251,6 +256,6 @@ def show_plan(operator: BaseOperator, study: Study) -> None:
     for notice in study.warnings:
         log.warning("%s", notice)
     for run in study.plan.planned_cycles[:_SHOWN]:
-        log.info("  %s cycle %s", run.experiment_id, run.cycle)
+        log.info("  %s cycle %s%s", run.experiment_id, run.cycle, f" on {run.host}" if run.host else "")
     if len(study.plan.planned_cycles) > _SHOWN:
         log.info("  … and %s more", len(study.plan.planned_cycles) - _SHOWN)

@@ -12,13 +12,14 @@ from airflow.sdk import Context
 from llem_airflow.operators.evidence import attempt_of, open_run
 from llem_airflow.operators.experiment import LLEMExperimentOperator
 from llem_airflow.operators.gates import Reason, note
-from llem_airflow.operators.inputs import model_name, pin
+from llem_airflow.operators.inputs import model_name, pin, pinned
 from llem_airflow.operators.placement import container_settings
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
 from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
+from llem_airflow.operators.runners import engine_address
 from llem_airflow.operators.settings import local_model, settings
 from llem_airflow.results import StoredRun
-from llem_airflow.runners.failures import AttemptFailedError
+from llem_airflow.runners.failures import AttemptFailedError, failure
 from llem_airflow.runners.images import fetch_image, fetch_model
 from llem_airflow.study import Experiment, Study
 from llem_airflow.study.names import split_runner
@@ -87,6 +88,7 @@ class LLEMPrefetchOperator(LLEMExperimentOperator):
         name = self.image
         policy = "always" if self.force_pull else "missing"
         exact = fetch_image(self.cli, name, policy, self.line, folder)
+        exact = self._as_on_the_other_hosts(run, name, exact, folder)
         pin(run, "image", name, exact)
         self.log.info("image %s is %s", name, exact)
         fetched = {"image": name, "image_exact": exact}
@@ -95,11 +97,32 @@ class LLEMPrefetchOperator(LLEMExperimentOperator):
         attempt = self.attempt = attempt_of(context, experiment, self.cycle)
         self._current = self.make_runner(self._runner, run, folder)
         container = replace(container_settings(self, None), image=exact)
-        revision = experiment.revision
+        called = model_name(experiment.model, experiment.revision)
+        revision = (pinned(run, "model", called) if self.spread_host else None) or experiment.revision
         commit = fetch_model(self.cli, attempt, container, experiment.model, revision, self.line, folder)
-        pin(run, "model", model_name(experiment.model, revision), commit)
+        pin(run, "model", called, commit)
         self.log.info("model %s is commit %s", experiment.model, commit)
         return {**fetched, "model": experiment.model, "model_commit": commit}
+
+    def _as_on_the_other_hosts(self, run: StoredRun, name: str, exact: str, folder: Path) -> str:
+        """The image that another host of the run has fetched; all cycles of a run are measured in one.
+
+        Raises:
+            AttemptFailedError: This host has another one under the name, and no registry can give it that one.
+        """
+        there = pinned(run, "image", name) if self.spread_host else None
+        if there is None or there == exact:
+            return exact
+        if "@" in there:  # by its digest, whatever the tag means by now
+            return fetch_image(self.cli, there, "missing", self.line, folder)
+        hint = (
+            f"give all hosts the same one: `docker save {name} | docker --host {engine_address(self)} load`"
+        )
+        raise AttemptFailedError(
+            failure("config", hint=hint),
+            f"image {name} is {exact} on {self.spread_host} and {there} on another host of the run",
+            folder=folder,
+        )
 
 
 class LLEMTextPrefetchOperator(LLEMPrefetchOperator):

@@ -124,12 +124,15 @@ class GpuFreeTrigger(BaseTrigger):
                 # The time of a claim begins when it is the first of its run: else one GPU that is taken for an hour
                 # would fail every cycle of a study at the same time, and not one after the other.
                 begin_epoch_s = now_epoch_s() if sight.behind_its_own else self.begin_epoch_s
-                payload = {
-                    "later": self.later,
-                    "begin_epoch_s": begin_epoch_s,
-                    "since_epoch_s": self.since_epoch_s,
-                }
-                yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
+                yield TriggerEvent(self._payload(begin_epoch_s))  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
+                return
+            if sight.elsewhere and unsettled_s <= 0:
+                self.log.warning(
+                    "This triggerer cannot look at the host's GPUs (%s): the task waits in its worker. Give the "
+                    "host's connection an address that the triggerer reaches (tcp:// with TLS, ssh://)",
+                    sight.text,
+                )
+                yield TriggerEvent({**self._payload(self.begin_epoch_s), "here": True})  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
                 return
             if not sight.free and time.monotonic() - said_s >= _SAY_EVERY_S:
                 said_s = time.monotonic()
@@ -140,6 +143,13 @@ class GpuFreeTrigger(BaseTrigger):
                     sight.text,
                 )
             await asyncio.sleep(min(look_every_s(sight.ahead), max(left_s, unsettled_s)))
+
+    def _payload(self, begin_epoch_s: float) -> dict[str, Any]:
+        return {
+            "later": self.later,
+            "begin_epoch_s": begin_epoch_s,
+            "since_epoch_s": self.since_epoch_s,
+        }
 
     async def cleanup(self) -> None:
         """Leave the engine but not the queue: the task goes on with the place, or another triggerer does."""
@@ -206,7 +216,9 @@ class RunTrigger(PauseTrigger):
 
     names: ClassVar[tuple[str, ...]] = ("until_epoch_s", "run_url")
     _lock = threading.Lock()
-    _looks: ClassVar[dict[tuple[type, str], tuple[float, Any]]] = {}
+    _looks: ClassVar[dict[tuple[type, str, str | None], tuple[float, Any]]] = {}
+    host: str | None = None
+    """The connection of the host that it is about; None for the whole run."""
 
     def __init__(self, *, until_epoch_s: float, run_url: str) -> None:
         super().__init__(until_epoch_s=until_epoch_s)
@@ -214,7 +226,7 @@ class RunTrigger(PauseTrigger):
 
     def seen(self) -> Any:
         """What the last look showed, made again when it is old."""
-        key = (type(self), self.run_url)
+        key = (type(self), self.run_url, self.host)
         with self._lock:
             looked_s, found = self._looks.get(key, (-LOOK_EVERY_S, None))
             if time.monotonic() - looked_s >= LOOK_EVERY_S:
@@ -235,21 +247,26 @@ class GapTrigger(RunTrigger):
         run_url: Folder of the run's results.
         gap_s: The gap, in seconds.
         rank: Its place among the waiting cycles of the run: priority and map index.
+        host: Where the study is spread over hosts, the connection of this one: each cools down by itself.
     """
 
-    names = (*RunTrigger.names, "gap_s", "rank")
+    names = (*RunTrigger.names, "gap_s", "rank", "host")
     _waiting: ClassVar[dict[str, dict[int, list[int]]]] = {}
     _sent: ClassVar[dict[str, int | None]] = {}
     """When the run's last cycle had ended as a waiting one was last sent on; that one has to end before the next."""
 
-    def __init__(self, *, until_epoch_s: float, run_url: str, gap_s: float, rank: list[int]) -> None:
+    def __init__(
+        self, *, until_epoch_s: float, run_url: str, gap_s: float, rank: list[int], host: str | None = None
+    ) -> None:
         super().__init__(until_epoch_s=until_epoch_s, run_url=run_url)
         self.gap_s = gap_s
         self.rank = rank
+        self.host = host
+        self._line = f"{run_url} {host}" if host else run_url
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look until it is over, in line with the run's others."""
-        line = self._waiting.setdefault(self.run_url, {})
+        line = self._waiting.setdefault(self._line, {})
         line[id(self)] = self.rank
         try:
             async for event in super().run():
@@ -258,8 +275,8 @@ class GapTrigger(RunTrigger):
             line.pop(id(self), None)
 
     def look(self, run: StoredRun) -> int | None:
-        """When the run's last cycle ended."""
-        return run.last_finished_epoch_ns()
+        """When the run's last cycle on the host ended."""
+        return run.last_finished_epoch_ns(self.host)
 
     def is_over(self) -> bool:
         """Whether the hardware has cooled down and it is this cycle's turn."""
@@ -269,24 +286,25 @@ class GapTrigger(RunTrigger):
         if now_s < over_s:
             return False
         with self._lock:
-            first = min(self._waiting.get(self.run_url, {}).values(), default=self.rank)
-            its_turn = self.rank <= first and self._sent.get(self.run_url, -1) != ended_ns
+            first = min(self._waiting.get(self._line, {}).values(), default=self.rank)
+            its_turn = self.rank <= first and self._sent.get(self._line, -1) != ended_ns
             if its_turn:
-                self._sent[self.run_url] = ended_ns
+                self._sent[self._line] = ended_ns
         return its_turn or now_s >= self.until_epoch_s + AT_MOST_S
 
 
-def thermal_gap(run: StoredRun, gap_s: float, rank: list[int]) -> Pause | None:
+def thermal_gap(run: StoredRun, gap_s: float, rank: list[int], host: str | None = None) -> Pause | None:
     """What is left of the pause after the run's last cycle in which the hardware cools down; None to go on.
 
     Args:
         run: The run.
         gap_s: How long it is, in seconds.
         rank: Place of the cycle among those of its run that wait.
+        host: Connection of its host, where the study is spread over hosts.
     """
-    ended_ns = run.last_finished_epoch_ns() if gap_s > 0 else None
+    ended_ns = run.last_finished_epoch_ns(host) if gap_s > 0 else None
     if ended_ns is None or (until_epoch_s := ended_ns / 1e9 + gap_s) <= now_epoch_s():
         return None
-    trigger = GapTrigger(until_epoch_s=until_epoch_s, run_url=run.url, gap_s=gap_s, rank=rank)
+    trigger = GapTrigger(until_epoch_s=until_epoch_s, run_url=run.url, gap_s=gap_s, rank=rank, host=host)
     short = gap_s <= SETTLE_S
     return Pause(f"Thermal gap of {gap_s:g} s", until_epoch_s, None if short else trigger)

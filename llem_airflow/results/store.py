@@ -155,13 +155,18 @@ class StoredRun:
                 continue
         return min(starts, default=0)
 
-    def last_finished_epoch_ns(self) -> int | None:
-        """When its last attempt, successful or failed, ended; None before the first one did."""
+    def last_finished_epoch_ns(self, host: str | None = None) -> int | None:
+        """When its last attempt, successful or failed, ended; None before the first one did.
+
+        Args:
+            host: Only attempts on the host of this connection; None for all.
+        """
         ends = []
         refs: list[CycleRef | FailureRef] = [*self.cycles(repeats=True), *self.failures()]
         for ref in refs:
-            finished = ref.provenance().get("finished_epoch_ns")
-            if isinstance(finished, int):
+            record = ref.provenance()
+            finished = record.get("finished_epoch_ns")
+            if isinstance(finished, int) and host in (None, record.get("host_connection")):
                 ends.append(finished)
         return max(ends, default=None)
 

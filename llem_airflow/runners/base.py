@@ -244,12 +244,14 @@ class Sight:
         ahead: How many claims stand before it.
         behind_its_own: Whether one of them is of the same DAG run.
         text: Who holds what, for people.
+        elsewhere: Whether the engine cannot be reached from this process at all: its task has to wait itself.
     """
 
     free: bool = False
     ahead: int = 0
     behind_its_own: bool = False
     text: str = ""
+    elsewhere: bool = False
 
 
 class Waiting(Protocol):

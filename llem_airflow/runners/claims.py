@@ -11,6 +11,7 @@ import datetime
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import docker
@@ -126,11 +127,12 @@ class Claim:
         """How long it has waited for what others held, in seconds."""
         return self._patience.waited_s
 
-    @property
+    @cached_property
     def _later(self) -> dict[str, Any]:
         return {
             "runner": "container",
             "engine": self._engine.to_json(),
+            "engine_id": self._api.info().get("ID"),
             "attempt": asdict(self._attempt),
             "ticket": self._ticket.labels,
             "image": self._image,
@@ -191,11 +193,17 @@ class Waiter:
 
     def __init__(self, later: Mapping[str, Any]) -> None:
         self._engine = EngineAddress.from_json(later["engine"])
+        self._engine_id = later.get("engine_id")
         self._attempt = Attempt(**later["attempt"])
         self._labels: Mapping[str, str] = later["ticket"]
         self._image = str(later["image"])
         self._api: docker.APIClient | None = None
         self._ticket: Ticket | None = None
+        self._reached = False
+
+    @property
+    def _by_socket(self) -> bool:
+        return all(url.startswith("unix:") for url in self._engine.urls)
 
     def look(self) -> Sight:
         """Keep the place and see whether it is its turn."""
@@ -203,10 +211,17 @@ class Waiter:
             return self._look()
         except ENGINE_ERRORS as error:
             self.close()
-            return Sight(text=f"not known, the Docker engine does not answer: {error}")
+            # A socket that is not here is on the worker's machine; an engine that can be reached may be restarting.
+            elsewhere = bool(self._engine_id) and self._by_socket and not self._reached
+            return Sight(text=f"not known, the Docker engine does not answer: {error}", elsewhere=elsewhere)
 
     def _look(self) -> Sight:
-        api = self._api = self._api or self._engine.connect(_CONNECT_TIMEOUT_S)
+        if self._api is None:
+            self._api = self._engine.connect(_CONNECT_TIMEOUT_S)
+            if self._engine_id and self._api.info().get("ID") != self._engine_id:
+                self.close()
+                return Sight(text=f"not known, {self._engine} is another engine here", elsewhere=True)
+        api, self._reached = self._api, True
         known = inventory(api, self._image)
         if self._ticket is None:
             demand = demand_of(self._labels, known)

@@ -114,6 +114,10 @@ class EngineAddress:
     client_key: str | None = None
     verify: bool = True
 
+    def __str__(self) -> str:
+        """For people."""
+        return ", ".join(self.urls) or "what DOCKER_HOST names"
+
     def to_json(self) -> dict[str, Any]:
         """In plain JSON values."""
         return {**asdict(self), "urls": list(self.urls)}

@@ -14,10 +14,11 @@ from llem_airflow.study.file.yaml import Source, read_text
 from llem_airflow.study.names import plain_name
 from llem_airflow.study.plan.expand import Expansion, Unique, expand
 from llem_airflow.study.plan.findings import warnings_of
+from llem_airflow.study.plan.hosts import gaps_per_host_s, host_warnings, hosts_of
 from llem_airflow.study.plan.identity import Slugs, canonical_json, digest
 from llem_airflow.study.plan.lengths import longest_s
 from llem_airflow.study.plan.model import Duplicates, Experiment, GpuRequest, Plan, PlannedCycle, Study
-from llem_airflow.study.plan.order import CANARY_CYCLE, Run, canaries, gaps_s, ordered
+from llem_airflow.study.plan.order import CANARY_CYCLE, Run, canaries, ordered
 from llem_airflow.study.plan.search import RateSearch, most_probes, probe_order
 from llem_airflow.study.plan.sessions import PASSES, by_session, load_groups, session_id, session_warnings
 from llem_airflow.study.plan.sweep import parse_sweep
@@ -167,17 +168,24 @@ def _plan(
     asked = _runs(document, experiments)
     groups = load_groups(experiments) if execution.in_sessions else None
     runs = by_session(asked, groups) if groups else asked
-    pauses_s = gaps_s(runs, execution.experiment_order if runs == asked else PASSES, *gaps)
     searches = _searches(expansion, experiments)
+    settings = document.keys.airflow
+    hosts = hosts_of(runs, settings, experiments, groups, searches)
+    pauses_s = gaps_per_host_s(runs, hosts, execution.experiment_order if runs == asked else PASSES, *gaps)
     bound_s = _bound_s(experiments, runs, pauses_s, searches)
     counts = [experiment.gpus.count for experiment in experiments]
     known = [count for count in counts if count is not None]
     plan = Plan(
         planned_cycles=tuple(
             PlannedCycle(
-                experiments[run[0]].id, run[1], position, pause_s, session_id(groups, run) if groups else None
+                experiments[run[0]].id,
+                run[1],
+                position,
+                pause_s,
+                session_id(groups, run) if groups else None,
+                host,
             )
-            for position, (run, pause_s) in enumerate(zip(runs, pauses_s, strict=True))
+            for position, (run, pause_s, host) in enumerate(zip(runs, pauses_s, hosts, strict=True))
         ),
         declared=expansion.declared,
         valid=expansion.valid,
@@ -195,7 +203,8 @@ def _plan(
         searches=searches,
     )
     told = session_warnings(execution, plan, order_kept=runs == asked, experiments=experiments)
-    return replace(plan, warnings=(*warnings, *told))
+    spread = host_warnings(settings, execution.cycles, len(experiments))
+    return replace(plan, warnings=(*warnings, *told, *spread))
 
 
 def _searches(expansion: Expansion, experiments: tuple[Experiment, ...]) -> tuple[RateSearch, ...]:

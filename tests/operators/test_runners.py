@@ -106,7 +106,7 @@ def test_an_engine_that_is_named_and_does_not_answer_is_an_error_that_says_who_n
         "cannot connect to the Docker daemon at unix:///nowhere/docker.sock: No such file or directory"
         in text
     )
-    assert f"named by {'the host' if named == 'connection' else ''}" in text
+    assert f"named by {'connection gpu1' if named == 'connection' else ''}" in text
     assert named in text
     assert "runners: {<engine>: process}" in text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from airflow.sdk.exceptions import TaskDeferred
 
 from llem_airflow.operators import waits
 from llem_airflow.operators.evidence import open_run
-from llem_airflow.operators.waits import GapTrigger, now_epoch_s, thermal_gap
+from llem_airflow.operators.waits import GapTrigger, GpuFreeTrigger, GpuWait, now_epoch_s, thermal_gap
 from llem_airflow.results import StoredRun
+from llem_airflow.runners.engine import EngineAddress
 from tests.operators.test_experiment import context, operator, study_at
+from tests.runners.programs import attempt
 
 
 @pytest.fixture
@@ -26,9 +29,9 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StoredRun:
     return open_run(study_at(tmp_path, "process"), context())
 
 
-def ended(run: StoredRun, *, ago_s: float = 0.0, attempt: int = 1) -> None:
+def ended(run: StoredRun, *, ago_s: float = 0.0, attempt: int = 1, **told: str) -> None:
     """An attempt of the run has ended."""
-    record = {"finished_epoch_ns": time.time_ns() - int(ago_s * 1e9)}
+    record = {"finished_epoch_ns": time.time_ns() - int(ago_s * 1e9), **told}
     run.commit_failed("other-12345678", 1, attempt, Path("nowhere"), record)
 
 
@@ -157,3 +160,42 @@ def test_a_trigger_that_nobody_ran_is_waited_for_in_the_worker(
     task.resume_execution("__fail__", {"error": "Trigger timeout"}, context())
     assert "The trigger that waits did not answer" in capsys.readouterr().out
     assert task.gpu_wait.here
+
+
+def test_each_host_of_a_spread_study_cools_down_by_itself(run: StoredRun) -> None:
+    ended(run, host_connection="gpu1")
+    assert thermal_gap(run, 60, [0, -1], "gpu2") is None
+    pause = thermal_gap(run, 60, [0, -1], "gpu1")
+    assert pause is not None
+    assert isinstance(pause.trigger, GapTrigger)
+    assert pause.trigger.serialize()[1]["host"] == "gpu1"
+    on_both = [
+        GapTrigger(until_epoch_s=0, run_url=run.url, gap_s=0, rank=[0, -1], host=h) for h in ("gpu1", "gpu2")
+    ]
+    assert all(each.is_over() for each in on_both), "one on each comes back at the same time"
+
+
+@pytest.mark.parametrize(
+    ("url", "comes_back"), [("unix:///nowhere/docker.sock", True), ("tcp://127.0.0.1:1", False)]
+)
+def test_a_triggerer_without_the_worker_s_socket_sends_the_task_back_to_wait_itself(
+    run: StoredRun, monkeypatch: pytest.MonkeyPatch, url: str, comes_back: bool
+) -> None:
+    monkeypatch.setattr(waits, "_LOOK_AT_GPUS_EVERY_S", 0.05)
+    later = {
+        "runner": "container",
+        "engine": EngineAddress((url,)).to_json(),
+        "engine_id": "the worker's",
+        "attempt": asdict(attempt()),
+        "ticket": {"llem.ticket": "1"},
+        "image": "",
+    }
+    waiting = GpuFreeTrigger(later=later, begin_epoch_s=now_epoch_s(), limit_s=3600 if comes_back else 1)
+
+    async def first_event() -> Any:
+        async for event in waiting.run():
+            return event.payload
+        return None
+
+    event = asyncio.run(first_event())
+    assert GpuWait(**{"here": False, **event}).here is comes_back

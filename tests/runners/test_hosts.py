@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -16,9 +17,11 @@ import pytest
 from click.testing import CliRunner
 
 from llem_airflow.cli import main
+from llem_airflow.runners.claims import Waiter
 from llem_airflow.runners.doctor import FAIL, WARN, Check, examine
 from llem_airflow.runners.engine import EngineAddress, why_away
 from llem_airflow.runners.hosts import Host, hosts_of
+from tests.runners.programs import attempt
 
 
 def closed_port() -> str:
@@ -107,7 +110,8 @@ def engine_of_another_time(offset_s: float) -> Iterator[str]:
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             now = datetime.now(UTC) + timedelta(seconds=offset_s)
-            known = {"/version": {"ApiVersion": "1.41"}, "/info": {"SystemTime": f"{now:%Y-%m-%dT%H:%M:%SZ}"}}
+            said = {"SystemTime": f"{now:%Y-%m-%dT%H:%M:%SZ}", "ID": "another"}
+            known = {"/version": {"ApiVersion": "1.41"}, "/info": said}
             body = next((known[end] for end in known if self.path.endswith(end)), None)
             text = json.dumps(body or {"message": "not known"}).encode()
             self.send_response(200 if body else 404)
@@ -133,6 +137,20 @@ def test_a_clock_that_differs_is_told_by_its_host() -> None:
     assert (clock.status, clock.host) == (WARN, "gpu1")
     assert "s behind this machine's" in clock.text
     assert "NTP" in clock.fix
+
+
+def test_who_goes_on_with_a_wait_sees_that_the_engine_is_another_one() -> None:
+    with engine_of_another_time(0) as url:
+        later = {
+            "engine": EngineAddress((url,)).to_json(),
+            "engine_id": "the worker's",
+            "attempt": asdict(attempt()),
+            "ticket": {},
+            "image": "",
+        }
+        sight = Waiter(later).look()
+    assert sight.elsewhere
+    assert sight.text == f"not known, {url} is another engine here"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from llem_airflow.study.config.types import (
     Date,
     Duration,
     GpuIndices,
+    HostNames,
     Metric,
     Number,
     Owner,
@@ -226,8 +227,16 @@ class AirflowSection(Consistent):
     retry_delay_s: Duration = key(
         60.0, "Pause before a further try: seconds, or 30s, 5m, 1h.", alias="retry_delay"
     )
-    max_active_cycles: Whole = key(1, "Cycles that may run at the same time.", ge=1, le=1000)
+    max_active_cycles: Whole = key(
+        1, "Cycles that may run at the same time; with `hosts` so many times their number.", ge=1, le=1000
+    )
     pool: Pool | None = key(None, "Airflow pool of the cycles.")
+    hosts: HostNames = key([], "Connections of type `llem`: the GPU hosts over which the cycles are spread.")
+    spread: Literal["cycles", "experiments"] = key(
+        "cycles",
+        "`cycles`: those of each experiment go round all hosts; `experiments`: each experiment has one host.",
+    )
+    mixed_gpus: bool = key(False, "The hosts may have different kinds of GPU.")
     priority: Whole = key(1, "Priority of the study among others.", ge=-10000, le=10000)
     notify_on: list[Literal["failure", "regression"]] = key(
         [], "What is told to the notifier: failure, regression."
@@ -236,7 +245,10 @@ class AirflowSection(Consistent):
     export: list[Export] = key([], "Databases that a run is written to when it has been merged.")
 
     def contradictions(self) -> Iterator[Contradiction]:
-        """Keys that would change what is measured, on a schedule that is not there."""
+        """Keys that would change what is measured, on a schedule or hosts that are not there."""
+        for name in ("spread", "mixed_gpus"):
+            if name in self.model_fields_set and not self.hosts:
+                yield (name, "hosts"), "it is about several hosts, and the study names none", "add `hosts`"
         for name in ("window", "carry_over"):
             if getattr(self, name) and self.schedule is None:
                 yield (

@@ -272,6 +272,7 @@ DagId = Annotated[str, AfterValidator(_dag_id)]
 Runner = Annotated[str, AfterValidator(_runner)]
 Owner = Annotated[Text, _at_most(250)]
 Pool = Annotated[Text, _at_most(256)]
+HostNames = Annotated[list[Pool], AfterValidator(_each_once)]
 Tags = Annotated[list[str], AfterValidator(_tags)]
 GpuIndices = Annotated[
     list[Whole], Field(min_length=1), AfterValidator(_gpu_indices), AfterValidator(_each_once)

@@ -65,6 +65,8 @@ def _of_the_study(study: Study) -> Iterator[tuple[str, str, str]]:
         yield "study_execution.isolation", "a pod has one cycle", "`container`, or another runner"
     if study.execution.gpu_indices is not None:
         yield "study_execution.gpu_indices", "the device plugin chooses the devices", "leave it out"
+    if study.airflow.hosts:
+        yield "airflow.hosts", "the cluster chooses nodes", "leave it out, or use node_selector"
     if len({experiment.runner == KUBERNETES for experiment in study.experiments}) > 1:
         yield (
             "runners",

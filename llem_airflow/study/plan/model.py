@@ -123,6 +123,7 @@ class PlannedCycle:
         position: Place in the order, from 0.
         gap_before_s: Pause before it, in seconds.
         session: Id of the session that it is measured in; None for a container of its own.
+        host: Connection of the host that it is measured on; None where the study names none.
     """
 
     experiment_id: str
@@ -130,6 +131,7 @@ class PlannedCycle:
     position: int
     gap_before_s: float
     session: str | None = None
+    host: str | None = None
 
     @property
     def name(self) -> str:
@@ -259,6 +261,7 @@ class Plan:
             "wall_clock_s": self.wall_clock_s,
             "gpus": self.gpus,
             "notices": [warning.to_json() for warning in self.warnings],
+            **({"hosts": hosts} if any(hosts := [run.host for run in self.planned_cycles]) else {}),
             **({"sessions": [run.session for run in self.planned_cycles]} if self.sessions else {}),
             **({"searches": [one.to_json() for one in self.searches]} if self.searches else {}),
         }
