@@ -18,6 +18,10 @@ SHOWN = {
     "live": "pages-live-light",
     "trend": "pages-trend-light",
     "comparison": "pages-comparison-dark",
+    "results": "pages-run-light",
+    "task": "pages-task-dark",
+    "card": "pages-card-light",
+    "new-study-phone": "pages-new-phone-light",
 }
 """Screenshots by the name of the picture."""
 WIDTH = 1100

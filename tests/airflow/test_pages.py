@@ -526,8 +526,12 @@ def test_pages_fit_a_phone_follow_the_theme_and_are_accessible(
     assert len(followed)
     page.goto(process_airflow.url)
     page.evaluate(f"localStorage.setItem('theme', '{theme}')")  # as the menu of the user does
+    experiment = measured.plan()["experiments"][0]["id"]
+    run = f"{process_airflow.url}/dags/{STUDY}/runs/{measured.run_id.replace('+', '%2B')}"
     where = {
         "studies": f"{process_airflow.url}/plugin/llem-studies",
+        "task": f"{run}/tasks/{experiment}.cycle_1/plugin/llem-cycle",
+        "new": f"{process_airflow.url}/plugin/llem-studies?page=new",
         "run": tab(process_airflow, measured, "?view=results"),
         "pareto": tab(process_airflow, measured, "?view=results&plot=pareto"),
         "cycles": tab(process_airflow, measured, "?view=cycles"),
@@ -535,21 +539,27 @@ def test_pages_fit_a_phone_follow_the_theme_and_are_accessible(
         "comparison": of_dag(process_airflow, "?view=compare"),
         "leaderboard": f"{process_airflow.url}/plugin/llem-studies?page=leaderboard",
     }
+    page.set_viewport_size({"width": 1400, "height": 1400})
     for name, url in where.items():
         page.goto(url)
         shown = page.get_by_test_id("llem-page")
-        shown.locator("svg, table, [data-testid=llem-headline]").first.wait_for()
+        shown.locator("svg, table, textarea, [data-testid=llem-headline]").first.wait_for()
         page.get_by_text("Loading …").first.wait_for(state="detached")
         assert_accessible(page)
         page.screenshot(path=SHOTS / f"pages-{name}-{theme}.png", full_page=True)
     assert page.evaluate("document.documentElement.classList.contains('dark')") == (theme == "dark")
+    page.goto(process_airflow.url)
+    page.get_by_test_id("llem-card").wait_for()
+    page.screenshot(path=SHOTS / f"pages-card-{theme}.png")
     page.set_viewport_size({"width": 400, "height": 800})
-    page.goto(where["studies"])
-    shown = page.get_by_test_id("llem-page")
-    shown.get_by_test_id("llem-headline").first.wait_for()
-    assert shown.evaluate("one => one.scrollWidth - one.clientWidth") <= 0
-    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-    page.screenshot(path=SHOTS / f"pages-studies-phone-{theme}.png", full_page=True)
+    phone = {"studies": "[data-testid=llem-headline]", "new": "textarea", "leaderboard": "table"}
+    for name, drawn in phone.items():
+        page.goto(where[name])
+        shown = page.get_by_test_id("llem-page")
+        shown.locator(drawn).first.wait_for()
+        assert shown.evaluate("one => one.scrollWidth - one.clientWidth") <= 0
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        page.screenshot(path=SHOTS / f"pages-{name}-phone-{theme}.png", full_page=True)
 
 
 def test_a_dag_that_is_none_of_ours_gets_a_neutral_line(process_airflow: AirflowServer, page: Page) -> None:
