@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from llem_airflow.analysis.blocked import are_several
 from llem_airflow.analysis.cycle import FACTORS
+from llem_airflow.analysis.hosts import unequal_on_hosts
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.plan import differing_keys, flatten
 from llem_airflow.analysis.tables import RunRows, Side
 from llem_airflow.analysis.verdict import (
     THRESHOLD_RATIO,
     Comparison,
+    Hosts,
     Usual,
     Verdict,
     adjusted,
@@ -21,6 +24,7 @@ from llem_airflow.analysis.verdict import (
     compare_pairs,
     usual_error,
 )
+from llem_airflow.protocol.typed_json import to_json
 from llem_airflow.results import ResultReadError, StoredRun
 
 LENGTH_TOLERANCE_RATIO = 0.10
@@ -193,7 +197,8 @@ class PairReport:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {**asdict(self), "verdict": str(self.verdict), "caution": self.caution}
+        told: dict[str, Any] = to_json(self)
+        return {**told, "verdict": str(self.verdict), "caution": self.caution}
 
 
 def compare_runs(
@@ -254,8 +259,15 @@ def compare_runs(
 def _usual(pairs: Sequence[tuple[Side, Side]], metric: str) -> Usual | None:
     """What all experiments of two runs say of how much cycles differ in a metric."""
     return usual_error(
-        (list(one.values(metric).values()), list(other.values(metric).values())) for one, other in pairs
+        ((list(one.values(metric).values()), list(other.values(metric).values())) for one, other in pairs),
+        (_hosts(one, one.values(metric), other, other.values(metric)) for one, other in pairs),
     )
+
+
+def _hosts(baseline: Side, ours: Iterable[int], candidate: Side, theirs: Iterable[int]) -> Hosts:
+    """The hosts of the cycles of both sides."""
+    before, after = baseline.hosts(), candidate.hosts()
+    return [before[cycle] for cycle in ours], [after[cycle] for cycle in theirs]
 
 
 def matched(baseline: RunRows, candidate: RunRows, factor: str | None = None) -> dict[str, str]:
@@ -315,14 +327,7 @@ def compare_sides(
     """
     if paired:
         _require_neighbours(baseline, candidate)
-    ours, theirs = baseline.conditions(), candidate.conditions()
-    if not (ours and theirs):
-        ours, theirs = ({"cycles_with_a_result": [str(len(one.rows))]} for one in (baseline, candidate))
-    unequal = {
-        key: [_readable(ours.get(key)), _readable(theirs.get(key))]
-        for key in sorted({*ours, *theirs})
-        if ours.get(key) != theirs.get(key) or len(ours.get(key, [])) > 1
-    }
+    unequal = _unequal(baseline, candidate)
     factors = {key: value for key, value in unequal.items() if key in FACTORS or key == "experiment_hash"}
     differences = {key: value for key, value in unequal.items() if key not in factors and key not in ignore}
     factors = _named(factors, baseline, candidate)
@@ -340,6 +345,21 @@ def compare_sides(
         estimate="estimate" in kinds,
         excluded={"baseline": list(baseline.excluded), "candidate": list(candidate.excluded)},
     )
+
+
+def _unequal(baseline: Side, candidate: Side) -> dict[str, Any]:
+    """Fields of the fingerprint that are not one and the same on both sides, with the values of both."""
+    ours, theirs = baseline.conditions(), candidate.conditions()
+    if not (ours and theirs):
+        ours, theirs = ({"cycles_with_a_result": [str(len(one.rows))]} for one in (baseline, candidate))
+    elif are_several([*baseline.hosts().values()]) or are_several([*candidate.hosts().values()]):
+        found = unequal_on_hosts(baseline.conditions_by_host(), candidate.conditions_by_host())
+        return {key: [_readable(one), _readable(other)] for key, (one, other) in found.items()}
+    return {
+        key: [_readable(ours.get(key)), _readable(theirs.get(key))]
+        for key in sorted({*ours, *theirs})
+        if ours.get(key) != theirs.get(key) or len(ours.get(key, [])) > 1
+    }
 
 
 def _named(factors: dict[str, Any], baseline: Side, candidate: Side) -> dict[str, Any]:
@@ -395,6 +415,13 @@ def _require_neighbours(baseline: Side, candidate: Side) -> None:
             f"{baseline.name} and {candidate.name} are no pairs: cycles {', '.join(map(str, apart))} were not "
             f"measured next to each other; {advice}"
         )
+    where = baseline.hosts(), candidate.hosts()
+    moved = [k for k in sorted(where[0].keys() & where[1].keys()) if where[0][k] != where[1][k]]
+    if moved:
+        raise ValueError(
+            f"{baseline.name} and {candidate.name} are no pairs: cycles {', '.join(map(str, moved))} were measured on "
+            "different hosts; compare them without pairs, which compares them within each host"
+        )
 
 
 def _metrics(
@@ -415,8 +442,14 @@ def _metrics(
             if cycles:
                 found[name] = compare_pairs(*pairs, better, threshold_ratio=threshold_ratio)
         elif ours and theirs:
-            sides = list(ours.values()), list(theirs.values())
-            found[name] = compare(*sides, better, threshold_ratio=threshold_ratio, usual=usual.get(name))
+            found[name] = compare(
+                list(ours.values()),
+                list(theirs.values()),
+                better,
+                threshold_ratio=threshold_ratio,
+                usual=usual.get(name),
+                hosts=_hosts(baseline, ours, candidate, theirs),
+            )
     return found
 
 

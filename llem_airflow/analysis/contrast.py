@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llem_airflow.analysis import formatting
 from llem_airflow.analysis.cycle import Cycle
+from llem_airflow.analysis.hosts import kinds_of, n_text, on_hosts
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.plan import single_factor_levels
 from llem_airflow.analysis.statistics import SHOWN_FROM_N, describe
 from llem_airflow.analysis.verdict import ALPHA, THRESHOLD_RATIO, compare, compare_pairs
+from llem_airflow.protocol.typed_json import UNLESS_DEFAULT
 from llem_airflow.text.wording import counted
 
 LOWER, HIGHER, SAME, UNDECIDED = "lower", "higher", "no difference", "not enough evidence"
@@ -33,6 +35,16 @@ class Measured:
     factors: Mapping[str, Any]
     rows: tuple[Cycle, ...]
 
+    @property
+    def hosts(self) -> dict[int, str]:
+        """Host by cycle."""
+        return {row.cycle: row.host for row in self.rows if row.cycle is not None}
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of hardware that measured it."""
+        return kinds_of(row.fingerprint for row in self.rows)
+
     def values(self, metric: str) -> dict[int, float]:
         """Positive values of the metric by cycle; a ratio of others is not defined."""
         known = {row.cycle: row.measures.get(metric) for row in self.rows}
@@ -47,7 +59,7 @@ class Contrast:
         metric: Name in ``metrics.METRICS``.
         reference: Id of the first experiment of the run.
         candidate: Id of the other.
-        method: ``paired`` (within the passes of the run order) or ``welch``.
+        method: ``paired`` (within the passes of the run order), ``welch``, or ``blocked`` (within hosts).
         n_reference: Cycles of the reference; pairs where it is paired.
         n_candidate: Cycles of the candidate.
         difference_ratio: Ratio of the means - 1.
@@ -58,6 +70,7 @@ class Contrast:
         p_adjusted: p times the number of contrasts (Bonferroni), 1 at most.
         verdict: ``lower`` or ``higher`` where the interval excludes 0, ``no difference`` where it lies within the
             threshold, else ``not enough evidence``.
+        hosts: Hosts that measured both.
     """
 
     metric: str
@@ -72,6 +85,7 @@ class Contrast:
     p: float | None
     p_adjusted: float | None
     verdict: str
+    hosts: int = field(default=1, metadata=UNLESS_DEFAULT)
 
 
 def contrasts(experiments: Sequence[Measured], metric: str, beside: int) -> tuple[Contrast, ...]:
@@ -90,10 +104,17 @@ def _contrast(reference: Measured, candidate: Measured, metric: str, beside: int
     """By ``verdict.compare_pairs`` within the passes of the run order, else by ``verdict.compare`` (Welch's)."""
     a, b = reference.values(metric), candidate.values(metric)
     pairs = [cycle for cycle in a if cycle in b] if _in_passes(reference, candidate, beside) else []
+    where = reference.hosts, candidate.hosts
+    if any(where[0][cycle] != where[1][cycle] for cycle in pairs):
+        pairs = []
+    better, alpha = BY_NAME[metric].better, ALPHA / family
     if len(pairs) >= 2:
-        a, b = {cycle: a[cycle] for cycle in pairs}, {cycle: b[cycle] for cycle in pairs}
-    test = compare_pairs if len(pairs) >= 2 else compare
-    found = test([*a.values()], [*b.values()], BY_NAME[metric].better, alpha=ALPHA / family)
+        hosts = len({where[0][cycle] for cycle in pairs})
+        found = compare_pairs([a[k] for k in pairs], [b[k] for k in pairs], better, alpha=alpha)
+    else:
+        of_both = [where[0][cycle] for cycle in a], [where[1][cycle] for cycle in b]
+        found = compare([*a.values()], [*b.values()], better, alpha=alpha, hosts=of_both)
+        hosts = found.hosts
     return Contrast(
         metric=metric,
         reference=reference.id,
@@ -107,6 +128,7 @@ def _contrast(reference: Measured, candidate: Measured, metric: str, beside: int
         p=found.p,
         p_adjusted=None if found.p is None else min(1.0, found.p * family),
         verdict=_verdict(found.low_ratio, found.high_ratio),
+        hosts=hosts,
     )
 
 
@@ -166,7 +188,9 @@ def answer(experiments: Sequence[Measured], planned: int, valid: int) -> Answer:
     known = [one for one in measured if one.values(metric)]
     if not known:
         return Answer("Nothing can be told: no cycle generated a token.")
-    alike = [one for one in known if metric == SPEED or _meter(one) == _meter(known[0])]
+    metered = [one for one in known if metric == SPEED or _meter(one) == _meter(known[0])]
+    same_kind = [one for one in metered if len({*one.kinds, *known[0].kinds}) < 2 or one is known[0]]
+    alike = [one for one in same_kind if _share_hosts(one, known[0])]
     found = contrasts(alike, metric, len(experiments)) if len(alike) > 1 else ()
     by_id = {one.id: one for one in alike}
     said = _best(found, by_id, len(alike)) if found else _headline(known[0], metric, len(experiments))
@@ -175,7 +199,13 @@ def answer(experiments: Sequence[Measured], planned: int, valid: int) -> Answer:
         *_withheld(measured, metric),
         *_named("not measured", [one for one in experiments if not one.rows]),
         *_named("without a value", [one for one in measured if not one.values(metric)]),
-        *_named("not compared, as another meter or boundary was read", [o for o in known if o not in alike]),
+        *_named(
+            "not compared, as another meter or boundary was read", [o for o in known if o not in metered]
+        ),
+        *_named(
+            "not compared, as another kind of hardware was used", [o for o in metered if o not in same_kind]
+        ),
+        *_named("not compared, as no host measured both", [o for o in same_kind if o not in alike]),
         *(
             [
                 f"{planned - valid} of {counted(planned, 'planned cycle')} {'is' if planned == 1 else 'are'} not valid"
@@ -185,6 +215,11 @@ def answer(experiments: Sequence[Measured], planned: int, valid: int) -> Answer:
         ),
     ]
     return Answer("; ".join([said, *asides]) + ".", found)
+
+
+def _share_hosts(one: Measured, other: Measured) -> bool:
+    """Whether a host measured both: what differs between hosts cannot be told from what differs between experiments."""
+    return not {*one.hosts.values()}.isdisjoint(other.hosts.values())
 
 
 def _best(found: Sequence[Contrast], by_id: dict[str, Measured], count: int) -> str:
@@ -222,13 +257,13 @@ def _evidence(one: Contrast, family: int) -> str:
     if undecided:
         return f"{little} ({interval})"
     same = f", no difference of {formatting.percent(THRESHOLD_RATIO)} or more" if one.verdict == SAME else ""
-    return f"{same} ({interval}), n = {n} cycle{'s' * (n != '1')}"
+    return f"{same} ({interval}), n = {n} cycle{'s' * (n != '1')}{on_hosts(one.hosts)}"
 
 
 def _headline(one: Measured, metric: str, count: int) -> str:
     """The number itself, where there is nothing to compare it with."""
-    values = list(one.values(metric).values())
-    found = describe(values)
+    values = one.values(metric)
+    found = describe(values.values(), hosts=[one.hosts[cycle] for cycle in values])
     if found is None:
         raise ValueError(f"{one.id} has no value of {metric}")
     first, about = one.rows[0], BY_NAME[metric]
@@ -238,10 +273,9 @@ def _headline(one: Measured, metric: str, count: int) -> str:
     interval = (
         f"95 % interval {formatting.interval(found, factor)}" if found.shown_interval else "no interval"
     )
-    cycles = "cycle" if found.n == 1 else "cycles"
     return (
         f"{where}: {kind}{about.label[0].lower()}{about.label[1:]} {formatting.number(found.mean * factor)} {unit} "
-        f"({interval}), n = {found.n} {cycles}"
+        f"({interval}), n = {n_text(found.n, found.hosts)}"
     )
 
 

@@ -23,6 +23,7 @@ from llem_airflow.analysis.alarm import (
     Watch,
     watch_study,
 )
+from llem_airflow.analysis.blocked import by_host, host_mean
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.nights import Night, measured
 from llem_airflow.analysis.noise import without_spikes
@@ -59,16 +60,20 @@ class Point(NamedTuple):
         t_epoch_ns: When it began.
         values: The metric's value of each cycle.
         conditions: Fingerprint without the factors, as ``nights.measured`` tells it; only equal ones are joined.
+        hosts: The host of each value, where they are several.
     """
 
     run_id: str
     t_epoch_ns: int
     values: tuple[float, ...]
     conditions: str = ""
+    hosts: tuple[str, ...] = ()
 
     @property
     def mean(self) -> float:
-        """Mean over cycles."""
+        """Mean over cycles; of several hosts the mean of their means."""
+        if self.hosts:
+            return host_mean([*by_host(self.values, self.hosts).values()]).mean
         return math.fsum(self.values) / len(self.values)  # numpy takes ten times as long for a few values
 
     @property
@@ -247,10 +252,13 @@ def _verdict(same: Sequence[Point], seen: Watch, better: str, threshold_ratio: f
 
 def _two_runs(before: Point, newest: Point, better: str, threshold_ratio: float) -> Verdict:
     """Cycle against cycle, which cannot know how much whole runs differ: only a gross change counts."""
-    gross = compare(before.values, newest.values, better, threshold_ratio=max(threshold_ratio, GROSS_RATIO))
+    values, hosts = (before.values, newest.values), (before.hosts, newest.hosts)
+    within = hosts if all(hosts) else None
+    least = max(threshold_ratio, GROSS_RATIO)
+    gross = compare(*values, better, threshold_ratio=least, hosts=within)
     if gross.verdict in {Verdict.REGRESSION, Verdict.IMPROVEMENT}:
         return gross.verdict
-    found = compare(before.values, newest.values, better, threshold_ratio=threshold_ratio).verdict
+    found = compare(*values, better, threshold_ratio=threshold_ratio, hosts=within).verdict
     return found if found is Verdict.UNCHANGED else Verdict.NOT_ENOUGH_EVIDENCE
 
 
@@ -355,6 +363,8 @@ def cycle_correlation(points: Sequence[Point]) -> tuple[float, float]:
     products = squares = cycles = 0.0
     runs: dict[int, list[tuple[float, ...]]] = {}
     for point in points:
+        if point.hosts:  # cycles that follow each other were on different hosts
+            continue
         runs.setdefault(len(point.values), []).append(point.values)
     for n, alike in runs.items():
         if n < 3:
@@ -480,7 +490,7 @@ def points_of(nights: Sequence[Night]) -> tuple[dict[Followed, list[Point]], int
     for night in nights:
         newest = len(night.measured) or newest
         for one in night.measured:
-            point = Point(night.run_id, night.t_epoch_ns, one.values, one.conditions)
+            point = Point(night.run_id, night.t_epoch_ns, one.values, one.conditions, one.hosts)
             points.setdefault(one.identity, []).append(point)
             told[one.identity] = one.experiment, night.release or one.identity[:8]
     shared = Counter(name for name, _ in told.values())

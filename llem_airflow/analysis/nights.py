@@ -10,8 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
+from llem_airflow.analysis.blocked import are_several
 from llem_airflow.analysis.cycle import FACTORS, HAS_RESULT
 from llem_airflow.protocol.spec import gpus_told
 from llem_airflow.results import StoredRun, layout
@@ -21,7 +23,7 @@ AROUND = ("release", "engine", "image", "driver", "gpu", "measured by")
 """What a history marks where it changed."""
 
 _READ = ("experiment", "status", "hash", "energy_kind")
-_OPTIONAL = ("fingerprint",)
+_OPTIONAL = ("fingerprint", "host")
 """Columns that tables of older releases may not have, the metrics among them."""
 
 
@@ -34,6 +36,7 @@ class Measured(NamedTuple):
         values: The metric's value of each cycle.
         conditions: Fingerprint without the factors, as a short text; only equal ones are joined.
         around: What was around it, by the names of AROUND, as text; what is not known is left out.
+        hosts: The host of each value, where they are several.
     """
 
     experiment: str
@@ -41,6 +44,7 @@ class Measured(NamedTuple):
     values: tuple[float, ...]
     conditions: str
     around: Mapping[str, str]
+    hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,28 +91,34 @@ def measured(run: StoredRun, metric: str) -> tuple[Measured, ...]:
     )
     column = {name: table[name].to_pylist() for name in table.column_names}
     nothing = [None] * table.num_rows
-    groups: dict[tuple[str, str], list[tuple[float, str]]] = {}
-    for identity, experiment, status, value, fingerprint in zip(
+    groups: dict[tuple[str, str], list[tuple[float, str, str]]] = {}
+    for identity, experiment, status, value, fingerprint, host in zip(
         column["hash"],
         column["experiment"],
         column["status"],
         column.get(metric, nothing),
         column.get("fingerprint", nothing),
+        column.get("host", nothing),
         strict=True,
     ):
         if status in HAS_RESULT and value is not None and identity:
-            told = float(value), fingerprint or "{}"
+            told = float(value), fingerprint or "{}", str(host or "")
             groups.setdefault((str(identity), str(experiment)), []).append(told)
     return tuple(
         Measured(
             experiment,
             identity,
-            tuple(value for value, _ in told),
-            _conditions([fingerprint for _, fingerprint in told]),
+            tuple(value for value, _, _ in told),
+            _conditions([fingerprint for _, fingerprint, _ in told]),
             _told(told[0][1])[1],
+            _hosts([host for _, _, host in told]),
         )
         for (identity, experiment), told in groups.items()
     )
+
+
+def _hosts(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(names) if are_several(names) else ()
 
 
 def plain(found: Sequence[Measured]) -> dict[str, Any]:
@@ -118,6 +128,7 @@ def plain(found: Sequence[Measured]) -> dict[str, Any]:
         (
             *(one.experiment, one.identity, one.values, one.conditions),
             place.setdefault(tuple(one.around.items()), len(place)),
+            *([one.hosts] if one.hosts else []),
         )
         for one in found
     ]
@@ -128,8 +139,8 @@ def from_plain(told: Mapping[str, Any]) -> tuple[Measured, ...]:
     """What ``plain`` told."""
     around = told["around"]
     return tuple(
-        Measured(experiment, identity, tuple(values), conditions, around[place])
-        for experiment, identity, values, conditions, place in told["measured"]
+        Measured(experiment, identity, tuple(values), conditions, around[place], tuple(chain(*hosts)))
+        for experiment, identity, values, conditions, place, *hosts in told["measured"]
     )
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from statistics import median
 
 import numpy as np
 from scipy import stats
 
+from llem_airflow.analysis.blocked import HostMean, are_several, by_host, host_mean
 from llem_airflow.analysis.metrics import P95_FROM
+from llem_airflow.protocol.typed_json import UNLESS_DEFAULT
 
 CONFIDENCE = 0.95
 SHOWN_FROM_N = 3
@@ -39,7 +41,8 @@ class Interval:
     Attributes:
         low: Lower end.
         high: Upper end.
-        method: ``log t`` (of a quantity that cannot be negative), ``t`` or ``BCa``.
+        method: ``log t`` (of a quantity that cannot be negative), ``t`` or ``BCa``, with ``, within hosts`` where
+            several hosts measured.
         confidence: Nominal coverage.
     """
 
@@ -55,8 +58,8 @@ class Description:
 
     Attributes:
         n: Number of values.
-        mean: Mean.
-        sd: Standard deviation (n - 1); None for n = 1.
+        mean: Mean; of several hosts the mean of their means.
+        sd: Standard deviation (n - 1), of several hosts within them (n - hosts); None for n = 1.
         cv_ratio: sd / |mean|; None for n = 1 or mean 0.
         median: Median.
         mad: Median absolute deviation from the median, unscaled; None for n = 1.
@@ -65,7 +68,8 @@ class Description:
         interval: t interval for the mean; None for n = 1: one value has no interval.
         bootstrap: BCa interval beside it, from 20 values on.
         half_width_ratio: Half the length of the t interval / |mean|.
-        outliers: Positions of values further than 3.5 scaled MAD from the median; all numbers keep them.
+        outliers: Positions of values further than 3.5 scaled MAD from the median of their host; all numbers keep them.
+        hosts: Hosts that the values are from.
     """
 
     n: int
@@ -80,30 +84,48 @@ class Description:
     bootstrap: Interval | None
     half_width_ratio: float | None
     outliers: tuple[int, ...]
+    hosts: int = field(default=1, metadata=UNLESS_DEFAULT)
+
+    @property
+    def df(self) -> int:
+        """Degrees of freedom of the spread."""
+        return self.n - (self.hosts if self.n > self.hosts else 1)
 
     @property
     def shown_interval(self) -> Interval | None:
         """The interval for people: None where there is none or n is too small for it to tell anything."""
-        return self.interval if self.n >= SHOWN_FROM_N else None
+        return self.interval if self.df >= SHOWN_FROM_N - 1 else None
 
 
-def shown_interval(values: Sequence[float], *, signed: bool = False) -> Interval | None:
-    """``describe(values).shown_interval`` alone, which costs a fifth."""
+def shown_interval(
+    values: Sequence[float], *, signed: bool = False, hosts: Sequence[str] = ()
+) -> Interval | None:
+    """``describe(values).shown_interval`` alone, which costs a fifth for one host."""
+    if are_several(hosts):
+        found = describe(values, signed=signed, hosts=hosts)
+        return found.shown_interval if found else None
     return t_interval(values, signed=signed) if len(values) >= SHOWN_FROM_N else None
 
 
-def describe(values: Iterable[float], *, signed: bool = False) -> Description | None:
+def describe(
+    values: Iterable[float], *, signed: bool = False, hosts: Sequence[str] = ()
+) -> Description | None:
     """Describe the values of the cycles; None when there is no value.
 
     Args:
         values: One value a cycle.
         signed: Whether the quantity can be negative.
+        hosts: The host of each value. Where there are several, mean, spread and intervals are within hosts.
     """
     data = [float(value) for value in values]
     if not data:
         return None
-    ordered, mean, middle, sd = sorted(data), mean_of(data), median(data), _sd(data)
-    interval = t_interval(data, signed=signed)
+    ordered, middle = sorted(data), median(data)
+    cells = by_host(data, hosts) if are_several(hosts) else {}
+    blocks = host_mean([*cells.values()]) if cells else None
+    mean = blocks.mean if blocks else mean_of(data)
+    sd = blocks.sd if blocks else _sd(data)
+    interval = _host_interval(data, blocks, signed=signed) if blocks else t_interval(data, signed=signed)
     many = len(data) >= P95_FROM
     return Description(
         n=len(data),
@@ -115,9 +137,10 @@ def describe(values: Iterable[float], *, signed: bool = False) -> Description | 
         p5=_quantile(ordered, 0.05) if many else None,
         p95=_quantile(ordered, 0.95) if many else None,
         interval=interval,
-        bootstrap=bca_interval(data),
+        bootstrap=None if blocks else bca_interval(data),
         half_width_ratio=(interval.high - interval.low) / 2 / abs(mean) if interval and mean else None,
-        outliers=outliers(data),
+        outliers=_outliers_within(data, hosts) if blocks else outliers(data),
+        hosts=len(cells) or 1,
     )
 
 
@@ -135,8 +158,20 @@ def t_interval(
     sd = _sd(values)
     if sd is None or (not signed and min(values) < 0.0):
         return None
-    mean = mean_of(values)
     half = _t_quantile((1 + confidence) / 2, len(values) - 1) * sd / len(values) ** 0.5
+    return _around(mean_of(values), half, confidence, signed=signed)
+
+
+def _host_interval(values: Sequence[float], blocks: HostMean, *, signed: bool) -> Interval | None:
+    """The same interval around the mean over hosts, with the standard error and degrees of freedom of the blocks."""
+    if not signed and min(values) < 0.0:
+        return None
+    half = _t_quantile((1 + CONFIDENCE) / 2, blocks.df) * blocks.error
+    found = _around(blocks.mean, half, CONFIDENCE, signed=signed)
+    return replace(found, method=f"{found.method}, within hosts")
+
+
+def _around(mean: float, half: float, confidence: float, *, signed: bool) -> Interval:
     if signed:
         return Interval(mean - half, mean + half, "t", confidence)
     # Of values that are not negative, CV / sqrt(n) is 1 at most, so the exponent has a bound.
@@ -170,10 +205,21 @@ def outliers(values: Sequence[float]) -> tuple[int, ...]:
     return tuple(index for index, value in enumerate(values) if abs(value - middle) > _OUTLIER_MADS * scale)
 
 
-def slope_ratio(positions: Sequence[float], values: Sequence[float]) -> float | None:
+def _outliers_within(values: Sequence[float], hosts: Sequence[str]) -> tuple[int, ...]:
+    """Positions of values that are outliers among those of their host."""
+    found: list[int] = []
+    for host in dict.fromkeys(hosts):
+        places = [place for place, one in enumerate(hosts) if one == host]
+        found += [places[at] for at in outliers([values[place] for place in places])]
+    return tuple(sorted(found))
+
+
+def slope_ratio(
+    positions: Sequence[float], values: Sequence[float], hosts: Sequence[str] = ()
+) -> float | None:
     """Drift over the study: Theil-Sen slope of value on position in the run order / median.
 
-    None below 4 values.
+    Of several hosts, of pairs of values of one host. None below 4 values.
     """
     middle = median(values) if len(values) >= 4 else 0.0
     if not middle:
@@ -181,6 +227,9 @@ def slope_ratio(positions: Sequence[float], values: Sequence[float]) -> float | 
     x, y = np.asarray(positions, dtype=float), np.asarray(values, dtype=float)
     dx, dy = x[:, None] - x, y[:, None] - y
     later = dx > 0
+    if are_several(hosts):
+        name = np.asarray(hosts)
+        later &= name[:, None] == name
     return float(np.median(dy[later] / dx[later])) / abs(middle) if later.any() else None
 
 

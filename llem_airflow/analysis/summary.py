@@ -13,13 +13,14 @@ from typing import Any
 from llem_airflow.analysis.contrast import Contrast, Measured, answer
 from llem_airflow.analysis.cycle import Cycle, read_cycle
 from llem_airflow.analysis.flags import FlagSummary, gravity, summed_flags
+from llem_airflow.analysis.hosts import host_flags, n_text
 from llem_airflow.analysis.metrics import BY_NAME, METRICS, Derived, derived
 from llem_airflow.analysis.plan import Planned, experiment_factors, experiment_labels
 from llem_airflow.analysis.sessions import session_flags, sessions_text
 from llem_airflow.analysis.statistics import FEW_CYCLES, SHOWN_FROM_N, Description, describe, slope_ratio
 from llem_airflow.protocol.failures import how_to_rerun
 from llem_airflow.protocol.spec import gpus_told
-from llem_airflow.protocol.typed_json import from_json, to_json
+from llem_airflow.protocol.typed_json import UNLESS_DEFAULT, from_json, to_json
 from llem_airflow.results import ResultReadError, StoredRun, layout
 from llem_airflow.study.plan.search import RateSearch
 from llem_airflow.text.wording import counted
@@ -129,6 +130,7 @@ class ExperimentSummary:
         doubts: Flags, the gravest first.
         precision_met: Whether the interval is as narrow as the study asks for; None when it does not ask.
         derived: CO2e and cost, when the study states an intensity or a price.
+        hosts: Names of the hosts with a result, where they are several.
     """
 
     id: str
@@ -149,6 +151,7 @@ class ExperimentSummary:
     doubts: tuple[FlagSummary, ...]
     precision_met: bool | None = None
     derived: tuple[Derived, ...] = ()
+    hosts: tuple[str, ...] = field(default=(), metadata=UNLESS_DEFAULT)
 
     def metric(self, name: str) -> MetricSummary | None:
         """The metric of that name, if it has a value."""
@@ -329,6 +332,7 @@ def _experiment(
     planned -= sum(row.status == "skipped" for row in rows)
     measured = [row for row in rows if row.has_result]
     first = measured[0] if measured else None
+    hosts = tuple(dict.fromkeys(row.host for row in measured))
     metrics = tuple(found for metric in METRICS if (found := _metric(metric.name, measured)))
     per_token = next((metric.all for metric in metrics if metric.name == "energy_per_output_token_j"), None)
     return ExperimentSummary(
@@ -350,23 +354,28 @@ def _experiment(
         doubts=_flags(rows, measured, planned, metrics, whole.precision_target, of_sessions),
         precision_met=_precision_met(whole.precision_target, metrics),
         derived=derived(whole.rates, per_token),
+        hosts=hosts if len(hosts) > 1 else (),
     )
 
 
 def _metric(name: str, rows: Sequence[Cycle]) -> MetricSummary | None:
     known = [(row, value) for row in rows if (value := row.measures.get(name)) is not None]
     signed = BY_NAME[name].signed
-    every = describe((value for _, value in known), signed=signed)
+    every = describe((value for _, value in known), signed=signed, hosts=[row.host for row, _ in known])
     if every is None:
         return None
-    trusted = [value for row, value in known if not row.doubtful]
-    positions = [(row.position, value) for row, value in known if row.position is not None]
+    trusted = [(row.host, value) for row, value in known if not row.doubtful]
+    positions = [(row.position, value, row.host) for row, value in known if row.position is not None]
     return MetricSummary(
         name=name,
         all=every,
-        undoubted=describe(trusted, signed=signed) if 0 < len(trusted) < len(known) else None,
+        undoubted=describe(
+            (value for _, value in trusted), signed=signed, hosts=[host for host, _ in trusted]
+        )
+        if 0 < len(trusted) < len(known)
+        else None,
         outlier_cycles=tuple(known[index][0].cycle or 0 for index in every.outliers),
-        slope_ratio=slope_ratio([at for at, _ in positions], [value for _, value in positions]),
+        slope_ratio=slope_ratio(*([*each] for each in zip(*positions, strict=True))) if positions else None,
     )
 
 
@@ -378,7 +387,11 @@ def _flags(
     target: Mapping[str, Any] | None,
     of_sessions: Sequence[FlagSummary],
 ) -> tuple[FlagSummary, ...]:
-    found = [*summed_flags((row.cycle or 0, flag) for row in measured for flag in row.flags), *of_sessions]
+    found = [
+        *summed_flags((row.cycle or 0, flag) for row in measured for flag in row.flags),
+        *of_sessions,
+        *host_flags(measured),
+    ]
     valid = sum(row.status == "valid" for row in rows)
     if valid < planned:
         found.append(
@@ -496,7 +509,9 @@ class Precision:
     reason: str
 
 
-def precision(values: Sequence[float], *, relative_half_width: float, min_cycles: int) -> Precision:
+def precision(
+    values: Sequence[float], *, relative_half_width: float, min_cycles: int, hosts: Sequence[str] = ()
+) -> Precision:
     """Judge the values of the cycles measured so far.
 
     Looking after every cycle lowers the coverage of the interval a little, hence the smallest number of cycles.
@@ -505,8 +520,9 @@ def precision(values: Sequence[float], *, relative_half_width: float, min_cycles
         values: One value a cycle.
         relative_half_width: Half width / mean that is wanted.
         min_cycles: Cycles before it may be met.
+        hosts: The host of each value.
     """
-    found = describe(values)
+    found = describe(values, hosts=hosts)
     n = found.n if found else 0
     ratio = found.half_width_ratio if found else None
     if n < max(min_cycles, 2) or ratio is None:
@@ -515,9 +531,8 @@ def precision(values: Sequence[float], *, relative_half_width: float, min_cycles
         )
     met = ratio <= relative_half_width
     word = "reached" if met else "not reached"
-    reason = (
-        f"half width {ratio:.2%} of the mean after {counted(n, 'cycle')}; {relative_half_width:.2%} {word}"
-    )
+    after = n_text(n, found.hosts if found else 1)
+    reason = f"half width {ratio:.2%} of the mean after {after}; {relative_half_width:.2%} {word}"
     return Precision(n, ratio, met, reason)
 
 
@@ -531,7 +546,12 @@ def precision_of(
         if ref.experiment_id == experiment_id
     ]
     for name in ("energy_per_output_token_j", "output_tokens_per_s"):
-        values = [value for row in rows if (value := row.measures.get(name)) is not None]
-        if values:
-            return precision(values, relative_half_width=relative_half_width, min_cycles=min_cycles)
+        known = [(value, row.host) for row in rows if (value := row.measures.get(name)) is not None]
+        if known:
+            return precision(
+                [value for value, _ in known],
+                relative_half_width=relative_half_width,
+                min_cycles=min_cycles,
+                hosts=[host for _, host in known],
+            )
     return Precision(0, None, met=False, reason="no cycle was measured yet")

@@ -114,7 +114,10 @@ CYCLES_SCHEMA = pa.schema(
 
 STATISTICS: tuple[tuple[str, str], ...] = (
     ("n", "cycles with a value"),
-    ("sd", "standard deviation over cycles (n - 1); null for n = 1"),
+    (
+        "sd",
+        "standard deviation over cycles (n - 1); of several hosts within them (n - hosts); null for n = 1",
+    ),
     ("cv_ratio", "sd / |mean|"),
     ("median", "median over cycles"),
     ("mad", "median absolute deviation, unscaled; null for n = 1"),
@@ -122,8 +125,8 @@ STATISTICS: tuple[tuple[str, str], ...] = (
     ("p95", "95th percentile over cycles"),
     ("low", "lower end of the 95 % t interval for the mean; null for n = 1"),
     ("high", "upper end of the 95 % t interval for the mean; null for n = 1"),
-    ("bca_low", "lower end of the BCa interval, from n = 20 on"),
-    ("bca_high", "upper end of the BCa interval, from n = 20 on"),
+    ("bca_low", "lower end of the BCa interval, from n = 20 on; null for several hosts"),
+    ("bca_high", "upper end of the BCa interval, from n = 20 on; null for several hosts"),
 )
 """Suffixes of the columns that experiments.parquet has for each metric besides the mean, which has none."""
 
@@ -139,6 +142,11 @@ EXPERIMENT_FACTS: tuple[tuple[str, Any, str], ...] = (
     ("planned", _WHOLE, "planned cycles"),
     ("valid", _WHOLE, "valid cycles"),
     ("statuses", _TEXT, "JSON: number of cycles by status"),
+    (
+        "hosts",
+        pa.list_(_TEXT),
+        "names of the hosts, where several measured it: means and intervals are within them",
+    ),
     ("energy_kind", _TEXT, "measured, estimate, attributed, none or mixed"),
     ("energy_source", _TEXT, "where the joules come from"),
     ("energy_boundary", _TEXT, "what the joules include"),
@@ -199,6 +207,7 @@ def _experiment_row(summary: Summary, item: ExperimentSummary) -> dict[str, Any]
         "experiment": item.id,
         "factors": _json(item.factors),
         "statuses": _json(item.statuses),
+        "hosts": list(item.hosts),
         "flags": [flag.code for flag in item.doubts],
     }
     for metric in item.metrics:
@@ -230,7 +239,13 @@ def column_meanings() -> Sequence[tuple[str, str, str]]:
     rows = [("cycles", name, meaning) for name, _, meaning in CYCLE_FACTS]
     rows += [("cycles", metric.name, f"{metric.meaning}, in {metric.unit}") for metric in METRICS]
     rows += [("experiments", name, meaning) for name, _, meaning in EXPERIMENT_FACTS]
-    rows += [("experiments", "<metric>", "mean over cycles of the metric of that name in cycles.parquet")]
+    rows += [
+        (
+            "experiments",
+            "<metric>",
+            "mean over cycles of the metric of that name in cycles.parquet; of several hosts the mean of their means",
+        )
+    ]
     rows += [("experiments", f"<metric>_{key}", meaning) for key, meaning in STATISTICS]
     rows += [("power", name, meaning) for name, meaning in POWER_FACTS]
     rows += [("reliability", name, meaning) for name, _, meaning in RELIABILITY_COLUMNS]
@@ -270,17 +285,32 @@ class Side:
             if (value := row.get(metric)) is not None and math.isfinite(value)
         }
 
+    def hosts(self) -> dict[int, str]:
+        """Host by cycle."""
+        return {int(row["cycle"]): str(row.get("host") or "") for row in self.rows}
+
     def positions(self) -> dict[int, int]:
         """Place in the run order by cycle."""
         return {int(row["cycle"]): int(row["position"]) for row in self.rows if row["position"] is not None}
 
     def conditions(self) -> dict[str, list[str]]:
         """Each field of the fingerprint with the distinct values that the cycles have, as JSON."""
-        found: dict[str, set[str]] = {}
-        for text in {row["fingerprint"] or "{}" for row in self.rows}:
-            for key, value in json.loads(text).items():
-                found.setdefault(key, set()).add(json.dumps(value, sort_keys=True))
-        return {key: sorted(values) for key, values in found.items()}
+        return _conditions(self.rows)
+
+    def conditions_by_host(self) -> dict[str, dict[str, list[str]]]:
+        """The same for the cycles of each host."""
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in self.rows:
+            groups.setdefault(str(row.get("host") or ""), []).append(row)
+        return {host: _conditions(rows) for host, rows in groups.items()}
+
+
+def _conditions(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    found: dict[str, set[str]] = {}
+    for text in {row["fingerprint"] or "{}" for row in rows}:
+        for key, value in json.loads(text).items():
+            found.setdefault(key, set()).add(json.dumps(value, sort_keys=True))
+    return {key: sorted(values) for key, values in found.items()}
 
 
 @dataclass(frozen=True)

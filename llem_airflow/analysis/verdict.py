@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
+from llem_airflow.analysis.blocked import HostEffect, are_several, by_host, host_effect
 from llem_airflow.analysis.metrics import positive_threshold
 from llem_airflow.analysis.statistics import mean_of
+from llem_airflow.protocol.typed_json import UNLESS_DEFAULT
 from llem_airflow.text.wording import counted
 
 _FROM = 4
@@ -109,11 +112,13 @@ class Comparison:
         mann_whitney_p: Second opinion without normality; cannot fall below 0.1 at n = 3.
         hedges_g: Standardised difference, corrected for small n.
         detectable_ratio: Smallest increase that would have been found with 80 % power.
-        method: ``welch``, ``moderated welch`` (with what the other experiments say of the spread) or ``paired``.
+        method: ``welch``, ``blocked`` (within hosts), either with ``moderated`` before it (with what the other
+            experiments say of the spread), or ``paired``.
         better: ``lower`` or ``higher`` is better.
         verdict: What it comes to.
         threshold_ratio: Smallest difference that matters; the margin of the equivalence test, too.
         reason: Why there is no test, and what was left out; empty where there is nothing to say.
+        hosts: Hosts that measured both sides. Where they are several, the sides were compared on each.
     """
 
     n_baseline: int
@@ -134,6 +139,11 @@ class Comparison:
     verdict: Verdict
     threshold_ratio: float = THRESHOLD_RATIO
     reason: str = ""
+    hosts: int = field(default=1, metadata=UNLESS_DEFAULT)
+
+
+Hosts = tuple[Sequence[str], Sequence[str]]
+"""The host of each value of the reference, and of the candidate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,19 +210,24 @@ def compare(
     threshold_ratio: float = THRESHOLD_RATIO,
     alpha: float = ALPHA,
     usual: Usual | None = None,
+    hosts: Hosts | None = None,
 ) -> Comparison:
-    """Welch's comparison of two independent sets of cycles.
+    """Welch's comparison of two independent sets of cycles; of several hosts, the comparison within them.
 
     Formula: size of ``_Effect``, with standard error sqrt(s1^2/n1 + s2^2/n2) and Welch-Satterthwaite degrees
     of freedom; equivalence by two one-sided tests at the threshold, which is a share of the reference's mean. None, NaN
     and infinite values are not known, and left out.
 
     ``alpha`` is the risk of the interval; a smaller one than 5 % makes several intervals hold together. ``usual`` is
-    what the other experiments of the two runs say of how much cycles differ.
+    what the other experiments of the two runs say of how much cycles differ. With ``hosts``, where more than one
+    measured, the effect and its standard error are those of ``blocked.host_effect``.
 
     Raises:
         ValueError: ``better`` or ``threshold_ratio`` is not one that there is.
     """
+    if hosts is not None and are_several([*hosts[0], *hosts[1]]):
+        sides = _Sides.of(baseline, candidate, hosts)
+        return _compared_within(sides, better, threshold_ratio, alpha, usual)
     a, b = _known(baseline), _known(candidate)
     bare = _bare(a, b, "welch", better, threshold_ratio, len(baseline) + len(candidate) - len(a) - len(b))
     if bare.difference_ratio is None or min(len(a), len(b)) < 2:
@@ -272,17 +287,130 @@ def compare_pairs(
     return _decided(replace(found, hedges_g=hedges_g(a, b))) if found.p is not None else found
 
 
-def usual_error(sides: Iterable[tuple[Sequence[float | None], Sequence[float | None]]]) -> Usual | None:
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    """Values of two sides by host, on the hosts that measured both.
+
+    Attributes:
+        baseline: Values of the reference, by host.
+        candidate: Values of the candidate, by host.
+        unknown: Values that are not known.
+        alone: Hosts of which only one side has values: they tell nothing of the difference.
+    """
+
+    baseline: dict[str, list[float]]
+    candidate: dict[str, list[float]]
+    unknown: int
+    alone: tuple[str, ...]
+
+    @classmethod
+    def of(cls, a: Sequence[float | None], b: Sequence[float | None], hosts: Hosts) -> _Sides:
+        known = [
+            [(known, host) for value, host in zip(side, names, strict=True) for known in _known([value])]
+            for side, names in zip((a, b), hosts, strict=True)
+        ]
+        one, other = (by_host([v for v, _ in side], [host for _, host in side]) for side in known)
+        both = [host for host in one if host in other]
+        return cls(
+            {host: one[host] for host in both},
+            {host: other[host] for host in both},
+            len(a) + len(b) - sum(map(len, known)),
+            tuple(host for host in {**one, **other} if host not in both),
+        )
+
+    def effect(self) -> tuple[HostEffect, _Effect] | None:
+        """The effect within hosts, and what turns it into a ratio; None where there is no share of the reference."""
+        a, b = [*self.baseline.values()], [*self.candidate.values()]
+        least = min(min(cell) for cell in (*a, *b))
+        is_log = least >= 0.0 and all(any(cell) for cell in (*a, *b))
+        unit = abs(mean_of([mean_of(cell) for cell in a]))
+        if not is_log and unit == 0.0:
+            return None
+        found = host_effect(a, b, unit=None if is_log else unit)
+        none = np.empty(0)
+        return found, _Effect(found.size, none, none, is_log, -1.0 if least >= 0.0 else -math.inf)
+
+
+def _compared_within(
+    sides: _Sides, better: str, threshold_ratio: float, alpha: float, usual: Usual | None
+) -> Comparison:
+    """The comparison on the hosts that measured both sides."""
+    a, b = [*sides.baseline.values()], [*sides.candidate.values()]
+    values = [x for cell in a for x in cell], [x for cell in b for x in cell]
+    if len(a) < 2:
+        found = compare(*values, better, threshold_ratio=threshold_ratio, alpha=alpha, usual=usual)
+        return _with_reason(found, _left_out(sides))
+    bare = _bare(*values, "blocked", better, threshold_ratio, sides.unknown)
+    within = sides.effect()
+    if within is None:
+        return _with_reason(bare, _left_out(sides))
+    block, effect = within
+    bare = replace(
+        bare,
+        mean_baseline=mean_of([mean_of(cell) for cell in a]),
+        mean_candidate=mean_of([mean_of(cell) for cell in b]),
+        difference_ratio=effect.ratio(effect.size) if math.isfinite(effect.size) else None,
+        hosts=len(a),
+    )
+    if bare.difference_ratio is None:
+        return _with_reason(bare, "the means are too far apart for a ratio")
+    bare = _with_reason(
+        bare, "; ".join(filter(None, (_apart(block, effect, [*sides.baseline]), _left_out(sides))))
+    )
+    if block.variance == 0.0:
+        return _decided(_without_spread(bare))
+    variance, df = block.variance, block.df
+    if usual is not None:
+        bare = replace(bare, method="moderated blocked")
+        variance, df = usual.beside(variance, df)
+    found = _tested(bare, effect, math.sqrt(variance), df, alpha)
+    return found if found.p is None else _decided(found)
+
+
+def _left_out(sides: _Sides) -> str:
+    if not sides.alone:
+        return ""
+    return f"left out as only one side was measured there: {', '.join(sides.alone)}"
+
+
+def _apart(block: HostEffect, effect: _Effect, hosts: Sequence[str]) -> str:
+    """That the change is not the same on each host, where that is no chance."""
+    if block.differs_p is None or block.differs_p >= ALPHA:
+        return ""
+    changes = [f"{host} {effect.ratio(size):+.1%}" for host, size in zip(hosts, block.sizes, strict=True)]
+    return f"the change differs between hosts (p {block.differs_p:.2g}): {', '.join(changes)}"
+
+
+def usual_error(
+    sides: Iterable[tuple[Sequence[float | None], Sequence[float | None]]],
+    hosts: Iterable[Hosts | None] = repeat(None),
+) -> Usual | None:
     """What the experiments of two runs say together of how much cycles differ; None where too few tell it.
 
     Args:
         sides: Values of the reference and of the candidate, by experiment.
+        hosts: The hosts of those, as for ``compare``.
     """
-    errors = []
-    for a, b in ((_known(one), _known(other)) for one, other in sides):
-        if min(len(a), len(b)) > 1 and _difference(mean_of(a), mean_of(b), nothing=False)[0] is not None:
-            errors.append(_Effect.of(a, b).error())
-    return Usual.of([(error, df) for error, df in errors if error > 0.0 and math.isfinite(error)])
+    errors = [_error_of(a, b, where) for (a, b), where in zip(sides, hosts, strict=False)]
+    known = [each for each in errors if each is not None]
+    return Usual.of([(error, df) for error, df in known if error > 0.0 and math.isfinite(error)])
+
+
+def _error_of(
+    baseline: Sequence[float | None], candidate: Sequence[float | None], hosts: Hosts | None
+) -> tuple[float, float] | None:
+    """Squared standard error of a comparison and its degrees of freedom; None where there is no test."""
+    if hosts is not None and are_several([*hosts[0], *hosts[1]]):
+        sides = _Sides.of(baseline, candidate, hosts)
+        if len(sides.baseline) > 1:
+            within = sides.effect()
+            return (within[0].variance, within[0].df) if within else None
+        baseline = [x for cell in sides.baseline.values() for x in cell]
+        candidate = [x for cell in sides.candidate.values() for x in cell]
+    a, b = _known(baseline), _known(candidate)
+    if min(len(a), len(b)) < 2 or _difference(mean_of(a), mean_of(b), nothing=False)[0] is None:
+        return None
+    return _Effect.of(a, b).error()
 
 
 def adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:

@@ -133,6 +133,7 @@ def changes(found: Compared) -> dict[str, Any]:
 
 def _sentence(report: PairReport, metric: str) -> str:
     from llem_airflow.analysis import formatting  # noqa: PLC0415 - SciPy, loaded by what made the report
+    from llem_airflow.analysis.hosts import on_hosts  # noqa: PLC0415 - likewise
 
     what = f"{report.candidate} against {report.baseline}: {report.verdict_on(metric)}"
     if report.differences:
@@ -153,5 +154,5 @@ def _sentence(report: PairReport, metric: str) -> str:
     )
     return (
         f"{what}: {metric} {change}{bounds}, {' -> '.join(means)}, "
-        f"n = {one.n_baseline} and {counted(one.n_candidate, 'cycle')}{why}{answers}"
+        f"n = {one.n_baseline} and {counted(one.n_candidate, 'cycle')}{on_hosts(one.hosts)}{why}{answers}"
     )

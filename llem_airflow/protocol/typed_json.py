@@ -14,6 +14,9 @@ from llem_airflow.protocol import PROTOCOL_VERSION
 
 T = TypeVar("T")
 
+UNLESS_DEFAULT = {"unless_default": True}
+"""Metadata of a dataclass's field that ``to_json`` leaves out while it has its default."""
+
 
 class ProtocolError(ValueError):
     """A file at the boundary is not what the protocol says; the message names the file's field."""
@@ -55,14 +58,22 @@ def read_versioned(cls: type[T], text: str, where: str) -> T:
 
 
 @functools.cache
-def _field_names(cls: type) -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(cls))
+def _written(cls: type) -> tuple[tuple[str, Any], ...]:
+    """Names of the fields, each with the value with which it is left out (``MISSING`` where it never is)."""
+    return tuple(
+        (f.name, f.default if "unless_default" in f.metadata else dataclasses.MISSING)
+        for f in dataclasses.fields(cls)
+    )
 
 
 def to_json(value: Any) -> Any:
     """Turn a dataclass (or anything inside one) into plain JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: to_json(getattr(value, name)) for name in _field_names(type(value))}
+        return {
+            name: to_json(each)
+            for name, omitted in _written(type(value))
+            if (each := getattr(value, name)) != omitted or omitted is dataclasses.MISSING
+        }
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
     if isinstance(value, dict):

@@ -13,6 +13,7 @@ from llem_airflow.analysis import formatting
 from llem_airflow.analysis.aggregate import Curve, ReportData
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.flags import places_text
+from llem_airflow.analysis.hosts import on_hosts
 from llem_airflow.analysis.metrics import BY_NAME, METRICS
 from llem_airflow.analysis.plan import flatten, short
 from llem_airflow.analysis.summary import ExperimentSummary, Summary
@@ -104,7 +105,7 @@ def _statistics(e: ExperimentSummary) -> list[dict[str, Any]]:
             {
                 "label": metric.label + (" (estimate)" if estimate else ""),
                 "unit": unit,
-                "n": every.n,
+                "n": f"{every.n}{on_hosts(every.hosts)}",
                 "mean": f"~ {mean}" if estimate else mean,
                 "interval": formatting.interval(every, factor),
                 "bca": f"{formatting.number(every.bootstrap.low * factor)} to "

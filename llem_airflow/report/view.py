@@ -13,6 +13,7 @@ from llem_airflow.analysis.compare import PairReport
 from llem_airflow.analysis.compare_named import PreviousRun
 from llem_airflow.analysis.flags import FlagSummary, grouped_flags
 from llem_airflow.analysis.history import BUDGET, Trend
+from llem_airflow.analysis.hosts import on_hosts
 from llem_airflow.analysis.metrics import BY_NAME, HEADLINE
 from llem_airflow.analysis.plan import factor_changes, short
 from llem_airflow.analysis.statistics import pareto
@@ -88,7 +89,7 @@ class Row:
         cells: One for each column.
         valid: Valid cycles.
         planned: Planned cycles.
-        note: That no value has an interval, where that is so; else empty.
+        note: On how many hosts, where they are several, and that no value has an interval, where that is so.
         precise: Whether the precision target is met; None where there is none.
     """
 
@@ -156,6 +157,7 @@ class View:
         note = notes.pop() if len(notes) == 1 and all(one.startswith("no interval") for one in notes) else ""
         if note:  # said once
             cells = [replace(cell, interval="") for cell in cells]
+        note = "; ".join(filter(None, (on_hosts(len(e.hosts)).strip(), note)))
         return Row(e.id, self.label(e.id), tuple(cells), e.valid, e.planned, note, e.precision_met)
 
     @property
@@ -445,7 +447,7 @@ def comparison_table(report: PairReport) -> tuple[Table, list[str]]:
         if found.verdict is Verdict.NOT_ENOUGH_EVIDENCE:
             verdict += f"\n{formatting.detectable(found.detectable_ratio)}".rstrip()
         sides = [
-            f"{formatting.with_unit(name, mean, estimate=report.estimate)}\nn = {n}"
+            f"{formatting.with_unit(name, mean, estimate=report.estimate)}\nn = {n}{on_hosts(found.hosts)}"
             for mean, n in (
                 (found.mean_baseline, found.n_baseline),
                 (found.mean_candidate, found.n_candidate),
@@ -458,12 +460,12 @@ def comparison_table(report: PairReport) -> tuple[Table, list[str]]:
 
 def _n_in_title(table: Table, report: PairReport) -> Table:
     """The number of cycles in the title where it is the same in all rows."""
-    counts = {(one.n_baseline, one.n_candidate) for one in report.metrics.values()}
+    counts = {(one.n_baseline, one.n_candidate, one.hosts) for one in report.metrics.values()}
     if len(counts) != 1:
         return table
-    titles, numbers = list(table.titles), counts.pop()
+    titles, (*numbers, hosts) = list(table.titles), counts.pop()
     for at, n in zip((1, 2), numbers, strict=True):
-        titles[at] += f" (n = {n})"
+        titles[at] += f" (n = {n}{on_hosts(hosts)})"
     rows = [
         tuple(cell.partition("\nn = ")[0] if at in {1, 2} else cell for at, cell in enumerate(row))
         for row in table.rows

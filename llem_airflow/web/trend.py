@@ -173,7 +173,7 @@ def _history(
     changes = change_points(same, about.better, experiments=experiments)
     rows = []
     for point in points:
-        interval = shown_interval(point.values, signed=about.signed)
+        interval = shown_interval(point.values, signed=about.signed, hosts=point.hosts)
         ends = (interval.low, interval.high) if interval else (None, None)
         compared = point.conditions == points[-1].conditions
         rows.append([place[point.run_id], point.mean, *ends, len(point.values), compared])
