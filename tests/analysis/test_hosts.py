@@ -94,7 +94,7 @@ def test_the_mean_over_hosts_is_that_of_a_linear_model_with_hosts() -> None:
     assert found.sd == pytest.approx((4.0 / 3) ** 0.5)
     assert found.error == pytest.approx((4.0 / 3) ** 0.5 * (1 / 3 + 1 / 2) ** 0.5 / 2)
     alone = host_mean([[10.0], [14.0]])  # the spread of hosts, where hosts tell none
-    assert (alone.sd, alone.error, alone.df) == (pytest.approx(8**0.5), pytest.approx(2.0), 1)
+    assert [alone.sd, alone.error, alone.df] == pytest.approx([8**0.5, 2.0, 1])
 
 
 def test_the_effect_within_hosts_is_the_least_squares_one() -> None:
