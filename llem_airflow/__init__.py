@@ -86,6 +86,11 @@ def get_provider_info() -> dict[str, Any]:
                         "whole study before every task. May be removed at any time. Unset: llem-plans in AIRFLOW_HOME.",
                         example="/var/cache/llem-plans",
                     ),
+                    "unstored": _option(
+                        "Folder of each worker where results lie that could not be stored, until the next try or "
+                        "`llem-airflow results recover` stores them. Unset: llem-unstored in AIRFLOW_HOME.",
+                        example="/var/lib/llem-unstored",
+                    ),
                     "notifier": _option(
                         "Import path of an Airflow notifier that is told what a study's `notify_on` asks for.",
                         example="airflow.providers.smtp.notifications.smtp.SmtpNotifier",

@@ -260,6 +260,49 @@ def push_results(
     return 0
 
 
+@results_group.command("recover")
+@click.option("--to", metavar="URL", help="Store under this results root, not under the one they belong to.")
+@click.option("--dry-run", is_flag=True, help="Only list what lies here.")
+def recover_results(to: str | None, *, dry_run: bool) -> int:
+    """Store the results that this machine measured and could not store.
+
+    A result whose store was full, away, throttled or without credentials stays on the worker that measured it. Run this
+    there, as the user of the worker. Each is stored once, however often this runs, and then removed here.
+    """
+    from llem_airflow.operators.settings import settings
+    from llem_airflow.results import ResultReadError, ResultsRoot
+    from llem_airflow.results.unstored import kept_results, places, why_not_stored
+    from llem_airflow.text.terminal import say
+    from llem_airflow.text.wording import counted
+
+    home = settings().unstored
+    waiting = kept_results(home)
+    if not waiting:
+        say(f"Nothing waits to be stored here ({', '.join(map(str, places(home)))}).")
+        return 0
+    stored = failed = 0
+    for one in waiting:
+        if dry_run:
+            say(f"{one.name}: lies in {one.folder}, belongs to {one.root}; {one.reason}")
+            continue
+        try:
+            url = one.store(ResultsRoot(to or one.root))
+        except (ResultReadError, ImportError) as error:
+            failed += 1
+            say(f"{one.name}: stays in {one.folder}: {error}", "red")
+        except Exception as error:  # noqa: BLE001  # an object store has errors of its own, and the others can be stored
+            failed += 1
+            say(f"{one.name}: stays in {one.folder}: {why_not_stored(error)}", "red")
+        else:
+            stored += url is not None
+            say(f"{one.name}: {f'stored in {url}' if url else 'another process is storing it'}")
+    if dry_run:
+        say(f"{counted(len(waiting), 'result')} would be stored.")
+        return 0
+    say(f"{counted(stored, 'result')} stored, {failed} left.")
+    return 1 if failed else 0
+
+
 @results_group.command("prune")
 @ROOT
 @click.option("--study", help="Look only at this study.")

@@ -33,6 +33,7 @@ from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableEr
 from llem_airflow.operators.runners import CORRECT, Chosen
 from llem_airflow.operators.settings import LocalModel, local_model, settings
 from llem_airflow.operators.ui import EvidenceLink
+from llem_airflow.operators.unstored import store_kept, store_or_keep
 from llem_airflow.operators.waits import (
     AT_MOST_S,
     LOOK_EVERY_S,
@@ -83,6 +84,7 @@ class ExperimentTask(BaseOperator):
     _chosen: Mapping[str, str] = MappingProxyType({})
     _image_asked: str | None = None
     earlier: EarlierTries = EarlierTries()
+    cleared: int = 0
     model_files: LocalModel | None = None
 
     @staticmethod
@@ -155,13 +157,16 @@ class ExperimentTask(BaseOperator):
         if stored := self._stored_by_an_earlier_try(run, context):
             self.log.info("An earlier try of this task has stored the result: %s", stored)
             return self._said(stored, self._row(run))
+        if kept := store_kept(run, self.experiment.id, self.cycle, after_try=self.cleared):
+            self.log.info("The result that an earlier try could not store is stored: %s", kept)
+            return self._stored(run, kept)
         self._pause(run, context)
         started_epoch_ns = time.time_ns()
         urls: list[str] = []
 
         def store(collected: Collected) -> None:
             record = self._record(attempt, started_epoch_ns, collected)
-            urls.append(run.commit_cycle(self.experiment.id, self.cycle, collected.folder, record))
+            urls.append(store_or_keep(run, self.experiment.id, self.cycle, collected.folder, record))
 
         with scratch_folder() as folder, cycle_span(attempt, self.study.name):
             try:
@@ -174,10 +179,14 @@ class ExperimentTask(BaseOperator):
             finally:
                 self.leave_host()
         self.log.info("Result stored: %s", urls[-1])
+        return self._stored(run, urls[-1])
+
+    def _stored(self, run: StoredRun, url: str) -> dict[str, Any]:
+        """Say what a result that was stored just now has measured."""
         row = self._row(run)
         self.metrics.attempt_succeeded(row)
         require_energy(self.experiment, run.cycle(self.experiment.id, self.cycle))
-        return self._said(urls[-1], row)
+        return self._said(url, row)
 
     def execute_after_pause(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002  # Airflow's
         """Go on after a pause: everything is looked at again, as others have gone on meanwhile."""
@@ -253,7 +262,7 @@ class ExperimentTask(BaseOperator):
         """
         ti = context["ti"]
         retries = self.retries or 0
-        cleared = max(0, getattr(ti, "max_tries", retries) - retries)
+        cleared = self.cleared = max(0, getattr(ti, "max_tries", retries) - retries)
         self.earlier = EarlierTries.of(run, self.experiment.id, self.cycle, cleared)
         ref = run.cycle(self.experiment.id, self.cycle) if ti.try_number > cleared + 1 else None
         if ref is None or int(ref.provenance().get("try_number", 0)) <= cleared:

@@ -12,6 +12,7 @@ from typing import Any
 from airflow.configuration import AIRFLOW_HOME
 from airflow.sdk import conf
 
+from llem_airflow.results.unstored import FOLDER
 from llem_airflow.runners.choice import Layers, read_runners
 from llem_airflow.runners.models import model_folder
 
@@ -31,6 +32,7 @@ class Settings:
         engine_cache: Volume or host folder for what engines compile at their start.
         python: Interpreter of the process runner.
         plan_cache: Folder of expanded studies, which workers read.
+        unstored: Folder of results that could not be stored, on each worker.
         runners: Runner by engine, as JSON in the study file's words, or None.
     """
 
@@ -41,6 +43,7 @@ class Settings:
     engine_cache: str
     python: str
     plan_cache: Path
+    unstored: Path
     runners: str | None = None
 
 
@@ -56,6 +59,7 @@ def settings() -> Settings:
         engine_cache=_read("engine_cache") or "llem-engine-cache",
         python=_read("python") or sys.executable,
         plan_cache=Path(_read("plan_cache") or Path(AIRFLOW_HOME) / "llem-plans"),
+        unstored=Path(_read("unstored") or Path(AIRFLOW_HOME) / FOLDER),
         runners=_read("runners"),
     )
 

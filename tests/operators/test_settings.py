@@ -18,6 +18,7 @@ def where(models: Path | None, host: str | None = None) -> Settings:
         engine_cache="compiled",
         python="python3",
         plan_cache=Path("plans"),
+        unstored=Path("unstored"),
     )
 
 
