@@ -262,20 +262,27 @@ def push_results(
 
 @results_group.command("recover")
 @click.option("--to", metavar="URL", help="Store under this results root, not under the one they belong to.")
+@click.option(
+    "--folder",
+    envvar=["AIRFLOW__LLEM__UNSTORED", "LLEM_UNSTORED"],
+    type=click.Path(path_type=Path),
+    help="Where they lie: `[llem] unstored` of the worker. Default: llem-unstored in AIRFLOW_HOME.",
+)
 @click.option("--dry-run", is_flag=True, help="Only list what lies here.")
-def recover_results(to: str | None, *, dry_run: bool) -> int:
+def recover_results(to: str | None, folder: Path | None, *, dry_run: bool) -> int:
     """Store the results that this machine measured and could not store.
 
     A result whose store was full, away, throttled or without credentials stays on the worker that measured it. Run this
     there, as the user of the worker. Each is stored once, however often this runs, and then removed here.
     """
-    from llem_airflow.operators.settings import settings
+    import os
+
     from llem_airflow.results import ResultReadError, ResultsRoot
-    from llem_airflow.results.unstored import kept_results, places, why_not_stored
+    from llem_airflow.results.unstored import FOLDER, kept_results, places, why_not_stored
     from llem_airflow.text.terminal import say
     from llem_airflow.text.wording import counted
 
-    home = settings().unstored
+    home = folder or Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser() / FOLDER
     waiting = kept_results(home)
     if not waiting:
         say(f"Nothing waits to be stored here ({', '.join(map(str, places(home)))}).")
