@@ -525,16 +525,25 @@ def test_limits_of_time_end_it(kind: Kind, this_attempt: Attempt) -> None:
         assert caught.value.failure.category == category
 
 
+with_gpus = pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("container", marks=pytest.mark.docker),
+        pytest.param("session", marks=pytest.mark.docker),
+        "process",
+    ],
+    indirect=True,
+)
+"""Of the kinds that get GPUs from us. An engine that lives on has those of its session; a cluster chooses its own."""
+
+
 @pytest.fixture
 def on_gpus(kind: Kind, request: pytest.FixtureRequest, standin: Standins) -> list[str]:
     """UUIDs of at least two GPUs that attempts of this kind can have.
 
-    Empty where a cluster chooses the devices (tests/kubernetes/test_runner.py), and when the test has been run
-    already: a process sees a driver that is there when it starts, so that a test of processes with GPUs is run in a
-    child that has the stand-in driver.
+    Empty when the test has been run already: a process sees a driver that is there when it starts, so that a test of
+    processes with GPUs is run in a child that has the stand-in driver.
     """
-    if isinstance(kind, Pods):
-        return []
     if isinstance(kind, Processes) and CHILD not in os.environ:
         script = kind.folder / "gpus.conf"
         script.write_text("t0 = 0\ngpus = 2\ngpu.0.power = const 100\ngpu.1.power = const 100\n")
@@ -562,6 +571,7 @@ result()
 
 
 @pytest.mark.alone
+@with_gpus
 def test_engine_and_meter_have_the_devices_of_the_place_and_no_others(
     kind: Kind, on_gpus: list[str], this_attempt: Attempt
 ) -> None:
@@ -577,6 +587,7 @@ def test_engine_and_meter_have_the_devices_of_the_place_and_no_others(
 
 
 @pytest.mark.alone
+@with_gpus
 def test_what_one_attempt_holds_another_cannot_have_and_is_told_who_holds_it(
     kind: Kind, on_gpus: list[str], this_attempt: Attempt
 ) -> None:
@@ -607,6 +618,7 @@ def test_what_one_attempt_holds_another_cannot_have_and_is_told_who_holds_it(
 
 
 @pytest.mark.alone
+@with_gpus
 def test_who_waits_says_so_and_gets_the_place_when_it_is_free(
     kind: Kind, on_gpus: list[str], this_attempt: Attempt
 ) -> None:
