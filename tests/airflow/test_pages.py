@@ -61,6 +61,7 @@ def page(process_airflow: AirflowServer, browser: Page) -> Page:
 
 
 def sign_in(page: Page, airflow: AirflowServer, user: str | None) -> None:
+    page.goto("about:blank")  # a page that is open would be sent to the login while there is no cookie
     page.context.clear_cookies()
     if user:
         page.context.add_cookies([{"name": "_token", "value": airflow.token(user), "url": airflow.url}])
