@@ -13,6 +13,7 @@ from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.flags import FlagSummary
 from llem_airflow.analysis.statistics import mean_of
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO
+from llem_airflow.protocol.spec import gpus_told
 from llem_airflow.text.wording import counted
 
 HOST, HARDWARE = "host", "hardware"
@@ -23,13 +24,15 @@ _PER_HOST = 2
 """Cycles of an experiment on a host from which on they tell how much cycles differ there."""
 
 
+def gpus_text(environment: Mapping[str, Any]) -> str:
+    """``2 x NVIDIA H100``, of an environment or a fingerprint; empty where there is no GPU."""
+    names = Counter(str(gpu.get("name") or "GPU") for gpu in gpus_told(environment))
+    return " + ".join(f"{count} x {name}" for name, count in sorted(names.items()))
+
+
 def kind_of(fingerprint: Mapping[str, Any]) -> str:
-    """The kind of hardware: ``2 x NVIDIA H100``, or the CPU where there is no GPU."""
-    boards = [one for one in fingerprint.get("gpus") or () if isinstance(one, Mapping)]
-    names = Counter(str(board.get("name") or "GPU") for board in boards)
-    if names:
-        return " + ".join(f"{count} x {name}" for name, count in sorted(names.items()))
-    return str(fingerprint.get("cpu") or "")
+    """The kind of hardware: the GPUs, or the CPU where there is none."""
+    return gpus_text(fingerprint) or str(fingerprint.get("cpu") or "")
 
 
 def kinds_of(fingerprints: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:

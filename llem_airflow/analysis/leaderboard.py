@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llem_airflow.analysis.cycle import HAS_RESULT
+from llem_airflow.analysis.hosts import kind_of
 from llem_airflow.analysis.plan import distinct_labels, factor_label, short
 from llem_airflow.analysis.statistics import SHOWN_FROM_N
-from llem_airflow.protocol.spec import gpus_told
 from llem_airflow.results import StoredRun, layout
 from llem_airflow.results.parquet import read_table
 from llem_airflow.text.wording import counted
@@ -193,7 +192,7 @@ def entrants_of(run: StoredRun) -> list[Entrant]:
             Entrant(
                 source={"study": run.study, "run_id": run.run_id, "experiment": name, "label": label},
                 model=str(row["model"] or "-"),
-                hardware=_hardware(fields),
+                hardware=kind_of(fields) or "not known",
                 engine=f"{row['engine']} {row['engine_version'] or ''}".strip(),
                 workload=_workload(fields, configs.get(name, {}), row["energy_boundary"]),
                 energy_kind=str(row["energy_kind"]),
@@ -216,14 +215,6 @@ def _fingerprints(run: StoredRun) -> dict[str, dict[str, Any]]:
         if row.get("status") in HAS_RESULT and row["experiment"] not in found:
             found[str(row["experiment"])] = json.loads(row.get("fingerprint") or "{}")
     return found
-
-
-def _hardware(fields: Mapping[str, Any]) -> str:
-    """``2 x NVIDIA H100``; the CPU where no GPU was measured."""
-    names = [str(gpu.get("name") or "GPU") for gpu in gpus_told(fields)]
-    if names:
-        return " + ".join(f"{count} x {name}" for name, count in Counter(names).items())
-    return str(fields.get("cpu") or "not known")
 
 
 def _workload(fields: Mapping[str, Any], config: Mapping[str, Any], boundary: str | None) -> str:

@@ -13,13 +13,12 @@ from typing import Any
 from llem_airflow.analysis.contrast import Contrast, Measured, answer
 from llem_airflow.analysis.cycle import Cycle, read_cycle
 from llem_airflow.analysis.flags import FlagSummary, gravity, summed_flags
-from llem_airflow.analysis.hosts import host_flags, n_text
+from llem_airflow.analysis.hosts import gpus_text, host_flags, n_text
 from llem_airflow.analysis.metrics import BY_NAME, METRICS, Derived, derived
 from llem_airflow.analysis.plan import Planned, experiment_factors, experiment_labels
 from llem_airflow.analysis.sessions import session_flags, sessions_text
 from llem_airflow.analysis.statistics import FEW_CYCLES, SHOWN_FROM_N, Description, describe, slope_ratio
 from llem_airflow.protocol.failures import how_to_rerun
-from llem_airflow.protocol.spec import gpus_told
 from llem_airflow.protocol.typed_json import UNLESS_DEFAULT, from_json, to_json
 from llem_airflow.results import ResultReadError, StoredRun, layout
 from llem_airflow.study.plan.search import RateSearch
@@ -65,9 +64,8 @@ def _engine(row: Cycle) -> str:
 
 def _hardware(environment: Mapping[str, Any]) -> str:
     """The GPUs, or the CPU where there is none."""
-    names = [str(gpu.get("name") or "GPU") for gpu in gpus_told(environment)]
-    if names:
-        return " + ".join(f"{count} x {name}" for name, count in Counter(names).items())
+    if gpus := gpus_text(environment):
+        return gpus
     cpu = environment.get("cpu")
     if not isinstance(cpu, Mapping) or not cpu.get("model"):
         return ""

@@ -216,7 +216,7 @@ def test_the_setting_is_what_the_cycles_and_environments_tell() -> None:
         "model": ["tiny"],
         "release": ["2024-01"],
         "engine": ["vllm 1.2"],
-        "hardware": ["2 x H100 + 1 x A100 + 1 x GPU", "EPYC, 8 CPUs", "Xeon, 4 CPUs"],
+        "hardware": ["1 x A100 + 1 x GPU + 2 x H100", "EPYC, 8 CPUs", "Xeon, 4 CPUs"],
         "driver": ["550"],
         "meter": ["nvml (measured, counter, board, characterised by gpu-check)", "none"],
         "host": ["node"],
