@@ -1,11 +1,11 @@
 """Kill everybody everywhere: the full form of the chaos test, on a Docker engine of its own; prints its table.
 
-python -m benchmarks.chaos [--sessions] [WORDS…]     --sessions: of cycles in a session, not in containers of their own;
-                                                     WORDS: only the points that contain one of these
+python -m benchmarks.chaos [--sessions] ["whole Airflow" …]
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -53,11 +53,26 @@ def row(outcome: Outcome) -> str:
     return f"| {actor} | {moment} | {recovered} | {seen} | {outcome.recovery_s:.0f} |"
 
 
-def main(words: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the points; 0 when every guarantee held."""
-    known = OF_SESSIONS if "--sessions" in words else POINTS
-    words = [word for word in words if word != "--sessions"]
-    points = [point for point in known if not words or any(word in str(point) for word in words)]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sessions",
+        action="store_true",
+        help="kill around cycles in a session, not in containers of their own",
+    )
+    parser.add_argument("words", nargs="*", help="only the points that contain one of these; default: all")
+    options = parser.parse_args(arguments)
+    known = OF_SESSIONS if options.sessions else POINTS
+    points = [
+        point for point in known if not options.words or any(word in str(point) for word in options.words)
+    ]
+    if not points:
+        parser.error(
+            f"no point contains {' or '.join(options.words)}; there are: {', '.join(map(str, known))}"
+        )
     folder = Path(tempfile.mkdtemp(prefix="llem-chaos-"))
     socket, home = folder / "e" / "docker.sock", folder / "home"
     failures, whole = 0, False
@@ -87,4 +102,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

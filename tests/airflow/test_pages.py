@@ -33,6 +33,10 @@ STUDY = "looked-at"
 FOLLOWED = "followed"
 """Likewise, of many nights."""
 HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
+SETTLED = """() => Promise.all(document.getAnimations()
+    .filter((one) => one.effect.getComputedTiming().iterations !== Infinity)
+    .map((one) => one.finished.catch(() => null)))"""
+"""Waits for what fades or slides to be where it will stay."""
 GOOD = """\
 study_name: typed
 serving_mode: offline
@@ -130,6 +134,7 @@ def of_dag(airflow: AirflowServer, query: str) -> str:
 
 
 def assert_accessible(page: Page) -> None:
+    page.evaluate(SETTLED)  # a button that is fading in has the contrast of no theme
     found = Axe().run(page, context="[data-testid=llem-page]")
     serious = [one for one in found.response["violations"] if one["impact"] in {"serious", "critical"}]
     assert not serious, [(one["id"], one["nodes"][0]["html"][:200]) for one in serious]
