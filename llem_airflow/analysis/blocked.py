@@ -8,22 +8,25 @@ compared on each host before that is averaged. It speaks of the hosts that measu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+T = TypeVar("T")
 Cells = Sequence[Sequence[float]]
 """Values by host."""
 
 
-def by_host(values: Sequence[float], hosts: Sequence[str]) -> dict[str, list[float]]:
-    """The values of each host, in the order in which the hosts come."""
-    found: dict[str, list[float]] = {}
-    for value, host in zip(values, hosts, strict=True):
-        found.setdefault(host, []).append(value)
+def by_host(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+    """What belongs to each host, in the order in which the hosts come."""
+    found: dict[str, list[T]] = {}
+    for host, one in pairs:
+        found.setdefault(host, []).append(one)
     return found
 
 
@@ -64,11 +67,11 @@ def host_mean(cells: Cells) -> HostMean:
     n, hosts = sum(map(len, cells)), len(cells)
     if n == hosts:
         sd = float(np.std(means, ddof=1))
-        return HostMean(_mean(means), sd, sd / math.sqrt(hosts), hosts - 1)
+        return HostMean(fmean(means), sd, sd / math.sqrt(hosts), hosts - 1)
     squares = math.fsum((x - mean) ** 2 for cell, mean in zip(cells, means, strict=True) for x in cell)
     sd = math.sqrt(squares / (n - hosts))
     return HostMean(
-        _mean(means), sd, sd * math.sqrt(math.fsum(1 / len(cell) for cell in cells)) / hosts, n - hosts
+        fmean(means), sd, sd * math.sqrt(math.fsum(1 / len(cell) for cell in cells)) / hosts, n - hosts
     )
 
 
@@ -132,7 +135,3 @@ def host_effect(baseline: Cells, candidate: Cells, *, unit: float | None = None)
 def _squares(values: NDArray[np.float64]) -> float:
     """Sum of squares about the mean; exactly 0 for values that are all the same."""
     return float(((values - values.mean()) ** 2).sum()) if values.min() != values.max() else 0.0
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

@@ -258,9 +258,10 @@ def compare_runs(
 
 def _usual(pairs: Sequence[tuple[Side, Side]], metric: str) -> Usual | None:
     """What all experiments of two runs say of how much cycles differ in a metric."""
+    sides = [(one, one.values(metric), other, other.values(metric)) for one, other in pairs]
     return usual_error(
-        ((list(one.values(metric).values()), list(other.values(metric).values())) for one, other in pairs),
-        (_hosts(one, one.values(metric), other, other.values(metric)) for one, other in pairs),
+        ((list(ours.values()), list(theirs.values())) for _, ours, _, theirs in sides),
+        (_hosts(*each) for each in sides),
     )
 
 

@@ -189,7 +189,8 @@ def answer(experiments: Sequence[Measured], planned: int, valid: int) -> Answer:
     if not known:
         return Answer("Nothing can be told: no cycle generated a token.")
     metered = [one for one in known if metric == SPEED or _meter(one) == _meter(known[0])]
-    same_kind = [one for one in metered if len({*one.kinds, *known[0].kinds}) < 2 or one is known[0]]
+    kinds = {*known[0].kinds}
+    same_kind = [one for one in metered if len(kinds.union(one.kinds)) < 2 or one is known[0]]
     alike = [one for one in same_kind if _share_hosts(one, known[0])]
     found = contrasts(alike, metric, len(experiments)) if len(alike) > 1 else ()
     by_id = {one.id: one for one in alike}
@@ -262,8 +263,8 @@ def _evidence(one: Contrast, family: int) -> str:
 
 def _headline(one: Measured, metric: str, count: int) -> str:
     """The number itself, where there is nothing to compare it with."""
-    values = one.values(metric)
-    found = describe(values.values(), hosts=[one.hosts[cycle] for cycle in values])
+    values, hosts = one.values(metric), one.hosts
+    found = describe(values.values(), hosts=[hosts[cycle] for cycle in values])
     if found is None:
         raise ValueError(f"{one.id} has no value of {metric}")
     first, about = one.rows[0], BY_NAME[metric]

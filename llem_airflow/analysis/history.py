@@ -25,7 +25,7 @@ from llem_airflow.analysis.alarm import (
 )
 from llem_airflow.analysis.blocked import by_host, host_mean
 from llem_airflow.analysis.metrics import BY_NAME
-from llem_airflow.analysis.nights import Night, measured
+from llem_airflow.analysis.nights import Measured, Night, measured
 from llem_airflow.analysis.noise import without_spikes
 from llem_airflow.analysis.tables import aggregated_beside
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO, Verdict, compare
@@ -69,11 +69,16 @@ class Point(NamedTuple):
     conditions: str = ""
     hosts: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, night: Night, one: Measured) -> Point:
+        """What a run measured of an experiment."""
+        return cls(night.run_id, night.t_epoch_ns, one.values, one.conditions, one.hosts)
+
     @property
     def mean(self) -> float:
         """Mean over cycles; of several hosts the mean of their means."""
         if self.hosts:
-            return host_mean([*by_host(self.values, self.hosts).values()]).mean
+            return host_mean([*by_host(zip(self.hosts, self.values, strict=True)).values()]).mean
         return math.fsum(self.values) / len(self.values)  # numpy takes ten times as long for a few values
 
     @property
@@ -490,8 +495,7 @@ def points_of(nights: Sequence[Night]) -> tuple[dict[Followed, list[Point]], int
     for night in nights:
         newest = len(night.measured) or newest
         for one in night.measured:
-            point = Point(night.run_id, night.t_epoch_ns, one.values, one.conditions, one.hosts)
-            points.setdefault(one.identity, []).append(point)
+            points.setdefault(one.identity, []).append(Point.of(night, one))
             told[one.identity] = one.experiment, night.release or one.identity[:8]
     shared = Counter(name for name, _ in told.values())
     names = {key: Followed(name, release * (shared[name] > 1)) for key, (name, release) in told.items()}

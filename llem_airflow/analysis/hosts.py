@@ -40,9 +40,9 @@ def kinds_of(fingerprints: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(sorted({kind for one in fingerprints if (kind := kind_of(one))}))
 
 
-def n_text(n: int, hosts: int, what: str = "cycle") -> str:
+def n_text(n: int, hosts: int) -> str:
     """``6 cycles``, and on how many hosts where they are several."""
-    return counted(n, what) + on_hosts(hosts)
+    return counted(n, "cycle") + on_hosts(hosts)
 
 
 def on_hosts(hosts: int) -> str:
@@ -76,7 +76,7 @@ def unequal_on_hosts(
             found[key] = _joined(one for one, _ in values), _joined(other for _, other in values)
     kinds = [kinds_of(_boards(side[host]) for host in both) for side in (ours, theirs)]
     if len({*kinds[0], *kinds[1]}) > 1:
-        found[HARDWARE] = ([json.dumps(kind) for kind in kinds[0]], [json.dumps(kind) for kind in kinds[1]])
+        found[HARDWARE] = _names(kinds[0]), _names(kinds[1])
     return found
 
 
@@ -85,8 +85,8 @@ def _boards(conditions: Conditions) -> dict[str, Any]:
     return {key: json.loads(conditions[key][0]) for key in ("gpus", "cpu") if conditions.get(key)}
 
 
-def _names(hosts: Iterable[str]) -> list[str]:
-    return [json.dumps(name) for name in sorted(hosts)]
+def _names(names: Iterable[str]) -> list[str]:
+    return [json.dumps(name) for name in sorted(names)]
 
 
 def _joined(values: Iterable[Sequence[str]]) -> list[str]:
@@ -99,8 +99,8 @@ def host_flags(rows: Sequence[Cycle]) -> list[FlagSummary]:
     Args:
         rows: Its cycles with a result.
     """
-    names = dict.fromkeys(row.host for row in rows)
-    if len(names) < 2:
+    each = Counter(row.host for row in rows)
+    if len(each) < 2:
         return []
     found = []
     kinds = kinds_of(row.fingerprint for row in rows)
@@ -114,7 +114,6 @@ def host_flags(rows: Sequence[Cycle]) -> list[FlagSummary]:
                 "measure each kind in a study of its own (gpus.kind)",
             )
         )
-    each = Counter(row.host for row in rows)
     told = ", ".join(f"{name or 'not known'} {count}" for name, count in each.items())
     if len(rows) - len(each) < 2:
         found.append(
@@ -141,10 +140,8 @@ def host_flags(rows: Sequence[Cycle]) -> list[FlagSummary]:
 
 
 def _hosts_differ(rows: Sequence[Cycle]) -> list[FlagSummary]:
-    known = [(row.host, value) for row in rows if (value := row.measures.get(_METRIC))]
-    means = {
-        host: mean_of(cell) for host, cell in by_host([v for _, v in known], [h for h, _ in known]).items()
-    }
+    known = ((row.host, value) for row in rows if (value := row.measures.get(_METRIC)))
+    means = {host: mean_of(cell) for host, cell in by_host(known).items()}
     if len(means) < 2 or min(means.values()) <= 0.0:
         return []
     apart = max(means.values()) / min(means.values()) - 1.0

@@ -121,7 +121,7 @@ def describe(
     if not data:
         return None
     ordered, middle = sorted(data), median(data)
-    cells = by_host(data, hosts) if are_several(hosts) else {}
+    cells = by_host(zip(hosts, data, strict=True)) if are_several(hosts) else {}
     blocks = host_mean([*cells.values()]) if cells else None
     mean = blocks.mean if blocks else mean_of(data)
     sd = blocks.sd if blocks else _sd(data)
@@ -207,11 +207,8 @@ def outliers(values: Sequence[float]) -> tuple[int, ...]:
 
 def _outliers_within(values: Sequence[float], hosts: Sequence[str]) -> tuple[int, ...]:
     """Positions of values that are outliers among those of their host."""
-    found: list[int] = []
-    for host in dict.fromkeys(hosts):
-        places = [place for place, one in enumerate(hosts) if one == host]
-        found += [places[at] for at in outliers([values[place] for place in places])]
-    return tuple(sorted(found))
+    cells = by_host((host, place) for place, host in enumerate(hosts)).values()
+    return tuple(sorted(cell[at] for cell in cells for at in outliers([values[place] for place in cell])))
 
 
 def slope_ratio(

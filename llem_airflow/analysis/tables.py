@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from llem_airflow.analysis.blocked import by_host
 from llem_airflow.analysis.cycle import HAS_RESULT, Cycle
 from llem_airflow.analysis.metrics import METRICS
 from llem_airflow.analysis.plan import Planned
@@ -299,9 +300,7 @@ class Side:
 
     def conditions_by_host(self) -> dict[str, dict[str, list[str]]]:
         """The same for the cycles of each host."""
-        groups: dict[str, list[dict[str, Any]]] = {}
-        for row in self.rows:
-            groups.setdefault(str(row.get("host") or ""), []).append(row)
+        groups = by_host((str(row.get("host") or ""), row) for row in self.rows)
         return {host: _conditions(rows) for host, rows in groups.items()}
 
 

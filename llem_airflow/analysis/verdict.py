@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from itertools import repeat
+from itertools import chain, repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -305,18 +305,24 @@ class _Sides:
 
     @classmethod
     def of(cls, a: Sequence[float | None], b: Sequence[float | None], hosts: Hosts) -> _Sides:
-        known = [
-            [(known, host) for value, host in zip(side, names, strict=True) for known in _known([value])]
+        one, other = (
+            by_host(
+                (host, known) for value, host in zip(side, names, strict=True) for known in _known([value])
+            )
             for side, names in zip((a, b), hosts, strict=True)
-        ]
-        one, other = (by_host([v for v, _ in side], [host for _, host in side]) for side in known)
+        )
         both = [host for host in one if host in other]
         return cls(
             {host: one[host] for host in both},
             {host: other[host] for host in both},
-            len(a) + len(b) - sum(map(len, known)),
+            len(a) + len(b) - sum(map(len, (*one.values(), *other.values()))),
             tuple(host for host in {**one, **other} if host not in both),
         )
+
+    @property
+    def values(self) -> tuple[list[float], list[float]]:
+        """All values of each side."""
+        return [*chain(*self.baseline.values())], [*chain(*self.candidate.values())]
 
     def effect(self) -> tuple[HostEffect, _Effect] | None:
         """The effect within hosts, and what turns it into a ratio; None where there is no share of the reference."""
@@ -336,11 +342,10 @@ def _compared_within(
 ) -> Comparison:
     """The comparison on the hosts that measured both sides."""
     a, b = [*sides.baseline.values()], [*sides.candidate.values()]
-    values = [x for cell in a for x in cell], [x for cell in b for x in cell]
     if len(a) < 2:
-        found = compare(*values, better, threshold_ratio=threshold_ratio, alpha=alpha, usual=usual)
+        found = compare(*sides.values, better, threshold_ratio=threshold_ratio, alpha=alpha, usual=usual)
         return _with_reason(found, _left_out(sides))
-    bare = _bare(*values, "blocked", better, threshold_ratio, sides.unknown)
+    bare = _bare(*sides.values, "blocked", better, threshold_ratio, sides.unknown)
     within = sides.effect()
     if within is None:
         return _with_reason(bare, _left_out(sides))
@@ -405,8 +410,7 @@ def _error_of(
         if len(sides.baseline) > 1:
             within = sides.effect()
             return (within[0].variance, within[0].df) if within else None
-        baseline = [x for cell in sides.baseline.values() for x in cell]
-        candidate = [x for cell in sides.candidate.values() for x in cell]
+        baseline, candidate = sides.values
     a, b = _known(baseline), _known(candidate)
     if min(len(a), len(b)) < 2 or _difference(mean_of(a), mean_of(b), nothing=False)[0] is None:
         return None

@@ -338,6 +338,7 @@ def _cycle_tasks(
         experiment = experiments[run.experiment_id]
         task_id = f"{CYCLE_TASK_ID}_{run.cycle}"
         where = _on_host(hosts[run.host], shared) if run.host is not None and hosts else {}
+        in_pool = {**shared, **where}.get("pool", _POOL) != _POOL
         own: dict[str, Any] = {
             **where,
             "task_id": f"{run.experiment_id}.{task_id}" if run.session else task_id,
@@ -347,11 +348,7 @@ def _cycle_tasks(
             "doc_md": docs[run.experiment_id],
             "priority_weight": _weight(study, run),
             "image": shared.get("image") or experiment.image or "",
-            **(
-                {"pool_slots": experiment.gpus.asked}
-                if {**shared, **where}.get("pool", _POOL) != _POOL
-                else {}
-            ),
+            **({"pool_slots": experiment.gpus.asked} if in_pool else {}),
             "cycle": run.cycle,
             "gap_before_s": run.gap_before_s,
             "session": run.session,
@@ -440,16 +437,13 @@ def _fetch_first(
             ]
             if host and not need and cycles:
                 continue
-            own = f"_{_NO_ID.sub('-', host)}", f" on {host}"
+            suffix, on = (f"_{_NO_ID.sub('-', host)}", f" on {host}") if host else ("", "")
             fetch = LLEMPrefetchOperator(
-                task_id=f"{PREFETCH_TASK_ID}_{number}{own[0] if host else ''}",
-                task_display_name=f"fetch {first.engine}, {first.model}{own[1] if host else ''}",
+                task_id=f"{PREFETCH_TASK_ID}_{number}{suffix}",
+                task_display_name=f"fetch {first.engine}, {first.model}{on}",
                 study=study,
                 experiments=ids,
-                **{
-                    **{name: where[name] for name in ("llem_conn_id", "queue") if name in where},
-                    **operator_args,
-                },
+                **{**{name: value for name, value in where.items() if name != "pool"}, **operator_args},
             )
             plan.after = (*plan.after, fetch.task_id)
             precede([plan], [fetch])

@@ -112,14 +112,14 @@ def stored_table(run: StoredRun, name: str, filters: Any = None) -> Any:
         )
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(run, name, error) from error
-    return _of_experiments(run, name, found)
+    _require_experiments(run, name, found.column_names)
+    return found
 
 
-def _of_experiments(run: StoredRun, name: str, table: Any) -> Any:
-    """The table; one that says nothing of experiments is another one, whatever its name."""
-    if "experiment" not in table.column_names:
+def _require_experiments(run: StoredRun, name: str, columns: Sequence[str]) -> None:
+    """A table that says nothing of experiments is another one, whatever its name."""
+    if "experiment" not in columns:
         raise ResultReadError(f"{run.url}/{name}: there is no column experiment")
-    return table
 
 
 def _unreadable(run: StoredRun, name: str, error: Exception) -> ResultReadError:
@@ -147,10 +147,11 @@ def power_tables(run: StoredRun) -> Iterator[Any]:
     try:
         with run.folder.open(layout.POWER_TABLE) as file:
             stored = pq.ParquetFile(file)
+            _require_experiments(run, layout.POWER_TABLE, stored.schema_arrow.names)
             for group in range(stored.num_row_groups):
-                yield _of_experiments(run, layout.POWER_TABLE, stored.read_row_group(group))
+                yield stored.read_row_group(group)
             if not stored.num_row_groups:
-                yield _of_experiments(run, layout.POWER_TABLE, stored.schema_arrow.empty_table())
+                yield stored.schema_arrow.empty_table()
     except pa.ArrowException as error:
         raise _unreadable(run, layout.POWER_TABLE, error) from error
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -49,9 +49,9 @@ def _every() -> tuple[list[str], str]:
     found, why = {*named_hosts()}, ""
     for name in os.environ:
         if name.startswith(_ENVIRONMENT):
-            found |= {
-                conn.conn_id for conn in _read(name.removeprefix(_ENVIRONMENT).lower()) if _is_host(conn)
-            }
+            conn = _read(name.removeprefix(_ENVIRONMENT).lower())
+            if conn is not None and conn.conn_type == LLEMHostHook.conn_type:
+                found.add(conn.conn_id)
     try:
         with create_session() as session:
             of_type = Connection.conn_type == LLEMHostHook.conn_type
@@ -61,24 +61,22 @@ def _every() -> tuple[list[str], str]:
     return sorted(found), why
 
 
-def _read(name: str) -> Iterable[Any]:
+def _read(name: str) -> Any:
+    """The connection; None where there is none that can be read."""
     try:
-        yield Connection.get_connection_from_secrets(name)
+        return Connection.get_connection_from_secrets(name)
     except (AirflowNotFoundException, SQLAlchemyError, ValueError):
-        return
-
-
-def _is_host(conn: Any) -> bool:
-    return bool(conn.conn_type == LLEMHostHook.conn_type)
+        return None
 
 
 def _host(name: str) -> dict[str, Any]:
-    for conn in _read(name):
-        try:
-            return {"name": name, **_told(settings_of(conn))}
-        except HostSettingsError as error:
-            return {"name": name, "problem": str(error)}
-    return {"name": name, "missing": True}
+    conn = _read(name)
+    if conn is None:
+        return {"name": name, "missing": True}
+    try:
+        return {"name": name, **_told(settings_of(conn))}
+    except HostSettingsError as error:
+        return {"name": name, "problem": str(error)}
 
 
 def _told(host: HostSettings) -> dict[str, Any]:

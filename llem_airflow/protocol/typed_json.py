@@ -67,13 +67,15 @@ def _written(cls: type) -> tuple[tuple[str, Any], ...]:
 
 
 def to_json(value: Any) -> Any:
-    """Turn a dataclass (or anything inside one) into plain JSON values."""
+    """Turn a dataclass (or anything inside one) into plain JSON values; fields that have names keep them."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             name: to_json(each)
             for name, omitted in _written(type(value))
             if (each := getattr(value, name)) != omitted or omitted is dataclasses.MISSING
         }
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
     if isinstance(value, dict):

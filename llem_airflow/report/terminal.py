@@ -157,15 +157,7 @@ def render_trends(trends: Mapping[str, Trend], metric: str) -> RenderableType:
 
 def history_json(trends: Mapping[str, Trend], metric: str, study: str) -> dict[str, Any]:
     """The same with every value, for programs: ``{"study", "metric", "experiments": [{"id", "points", …}]}``."""
-    experiments = [
-        {
-            "id": name,
-            **to_json(found),
-            "points": [point._asdict() for point in found.points],
-            "left_out": [point._asdict() for point in found.left_out],
-        }
-        for name, found in trends.items()
-    ]
+    experiments = [{"id": name, **to_json(found)} for name, found in trends.items()]
     return {"format": 1, "study": study, "metric": metric, "experiments": experiments}
 
 

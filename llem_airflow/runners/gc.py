@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Literal
 
 import docker
 
+from llem_airflow.runners.airflow_asked import NoAnswerError, ask, is_airflow_here
 from llem_airflow.runners.attempt import LABEL_INSTALLATION, LABEL_KEY
 from llem_airflow.runners.claims import STALE_S, engine_clock_offset_s
 from llem_airflow.runners.engine import (
@@ -28,14 +28,13 @@ from llem_airflow.runners.engine import (
 from llem_airflow.runners.failures import classify
 from llem_airflow.runners.gpus import LABEL_PROBE
 from llem_airflow.runners.holders import LABEL_TICKET
-from llem_airflow.runners.hosts import Host, hosts_of, is_airflow_here
+from llem_airflow.runners.hosts import Host, hosts_of
 
 Alive = Callable[[Mapping[str, str]], bool | None]
 """Given labels (``llem.dag_id`` …): whether a live task owns what carries them; None when that cannot be told."""
 
 Running = Literal["never", "disowned", "any"]
 
-_ASK_TIMEOUT_S = 120
 _CALL_TIMEOUT_S = 60
 _PROBE_S = 600.0
 """Nobody asks the driver for longer."""
@@ -258,22 +257,13 @@ def _tell(
 
 
 def _ask_airflow(labels: list[dict[str, str]]) -> _Airflow:
-    """Ask in a process of its own: Airflow is not imported here, and what it prints is not for the list."""
+    """What the Airflow that is set up here says of owners."""
     if not is_airflow_here():
         return _Airflow()
-    command = [sys.executable, "-m", "llem_airflow.operators.living"]
     try:
-        ended = subprocess.run(
-            command,
-            input=json.dumps(labels),
-            capture_output=True,
-            text=True,
-            timeout=_ASK_TIMEOUT_S,
-            check=True,
-        )
-        said = json.loads(ended.stdout.strip().splitlines()[-1])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
-        return _Airflow(why=type(error).__name__)
+        said = ask("living", labels)
+    except NoAnswerError as error:
+        return _Airflow(why=str(error))
     if said["alive"] is None:
         return _Airflow(said["installation"], None, said["why"])
     known = {

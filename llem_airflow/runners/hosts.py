@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from llem_airflow.runners.airflow_asked import NoAnswerError, ask, is_airflow_here
 from llem_airflow.runners.engine import EngineAddress, engine_url
-
-_ASK_TIMEOUT_S = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,27 +85,9 @@ def _ask_airflow(names: Sequence[str]) -> dict[str, Any]:
     """What the Airflow that is set up here knows of hosts; nothing where there is none."""
     if not is_airflow_here():
         return {}
-    command = [sys.executable, "-m", "llem_airflow.operators.known_hosts"]
     try:
-        ended = subprocess.run(
-            command,
-            input=json.dumps(list(names)),
-            capture_output=True,
-            text=True,
-            timeout=_ASK_TIMEOUT_S,
-            check=True,
-        )
-        said: dict[str, Any] = json.loads(ended.stdout.strip().splitlines()[-1])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
-        sys.stderr.write(f"Airflow cannot be asked for its hosts ({type(error).__name__}).\n")
+        said: dict[str, Any] = ask("known_hosts", list(names))
+    except NoAnswerError as error:
+        sys.stderr.write(f"Airflow cannot be asked for its hosts ({error}).\n")
         return {}
     return said
-
-
-def is_airflow_here() -> bool:
-    """Whether an Airflow is set up for whoever runs this; it is not imported."""
-    if importlib.util.find_spec("airflow") is None:
-        return False
-    home = os.environ.get("AIRFLOW_HOME") or Path.home() / "airflow"
-    named = any(name.startswith("AIRFLOW_CONN_") for name in os.environ)
-    return named or os.path.isdir(home)  # noqa: PTH112  # Path.is_dir() raises where the folder is closed

@@ -111,7 +111,7 @@ def _changes(
 ) -> dict[str, float]:
     """Where an experiment changed, looking back over some runs: the size by the run that began it."""
     points = [
-        Point(night.run_id, night.t_epoch_ns, one.values, one.conditions, one.hosts)
+        Point.of(night, one)
         for night in nights_of(entries, metric, kept)[0]
         for one in night.measured
         if (one.identity, one.experiment) == (row["hash"], row["experiment"])

@@ -32,21 +32,18 @@ async function read(answer, known) {
 const LONGEST_WAIT_MS = 60_000;
 
 async function ask(url, signal) {
-  const [late, timer] = inTime(signal);
+  const late = new AbortController();
+  const abort = () => late.abort();
+  signal.addEventListener("abort", abort);
+  const timer = setTimeout(abort, LONGEST_WAIT_MS);
   try {
     return await read(await fetch(url, { credentials: "same-origin", headers: { Accept: "application/json" }, signal: late.signal }), { 403: UNREADABLE });
   } catch (error) {
     throw late.signal.aborted && !signal.aborted ? new Error(`The server did not answer within ${LONGEST_WAIT_MS / 1000} s. It is asked again.`) : error;
   } finally {
     clearTimeout(timer);
+    signal.removeEventListener("abort", abort);
   }
-}
-
-/** Aborts with a signal, or when it takes too long. */
-function inTime(signal) {
-  const late = new AbortController();
-  signal.addEventListener("abort", () => late.abort(), { once: true });
-  return [late, setTimeout(() => late.abort(), LONGEST_WAIT_MS)];
 }
 
 /** Sends a text with the rights of the user: the session's cookie goes only to this Airflow. */
