@@ -28,9 +28,9 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, get_args
 
-from llem_airflow.analysis.cycle import read_cycle
 from llem_airflow.analysis.statistics import mean_of, t_interval
 from llem_airflow.operators import LLEMExperimentOperator, LLEMStartSessionOperator, LLEMStopSessionOperator
+from llem_airflow.operators.energy import cycle_row
 from llem_airflow.results import CycleRef, ResultsRoot
 from llem_airflow.study import Study, load_study_text
 from llem_airflow.study.config.study import Isolation
@@ -125,7 +125,7 @@ def tokens(ref: CycleRef) -> set[tuple[int, tuple[int, ...]]]:
 
 def energy_j(ref: CycleRef) -> float:
     """Energy per output token, in joules."""
-    row, _ = read_cycle(ref, position=None, failed_attempts=0)
+    row = cycle_row(ref)
     value = row.measures.get(METRIC)
     if not value:
         raise RuntimeError(f"{ref.folder.url} has no {METRIC}: {row.status} {row.reason}")

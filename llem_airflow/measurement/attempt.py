@@ -16,7 +16,14 @@ from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.idle_power import CONTEXT_S, IdlePhases, idle_rules
 from llem_airflow.measurement.living import LivingEngine
 from llem_airflow.measurement.output import EventLog, anchor, seconds_since
-from llem_airflow.measurement.process import cpu_time, host_memory, look_every_s, sign_of_life, spent
+from llem_airflow.measurement.process import (
+    cpu_time,
+    forget_host_peak,
+    host_memory,
+    look_every_s,
+    sign_of_life,
+    spent,
+)
 from llem_airflow.measurement.prompts import batches, prompt_set
 from llem_airflow.measurement.recent_power import Recent, recent
 from llem_airflow.measurement.requests import BatchTotals, RequestLog
@@ -46,8 +53,8 @@ class Attempt:
         self._begin_ns = time.monotonic_ns()
         self._last_line_ns = self._begin_ns
         self._living = living
-        self._goes_on = living is not None and living.engine is not None
-        self._settings = living.settings if living is not None and self._goes_on else settings()
+        self._loaded = living if living is not None and living.engine is not None else None
+        self._settings = settings() if self._loaded is None else self._loaded.settings
         self._gpus: list[dict[str, Any]] = []
         self._anchors: list[Anchor] = [anchor()]
         self._requests = RequestLog(out / REQUESTS)
@@ -57,8 +64,9 @@ class Attempt:
 
     def run(self) -> CycleResult:
         """All phases in order; the result is not written yet."""
-        if self._living is not None and self._goes_on:
-            self._engine = self._living.go_on(self._spec)
+        forgotten = self._loaded is not None and forget_host_peak()
+        if self._loaded is not None:
+            self._engine = self._loaded.go_on(self._spec)
         sampler = self._sampler = start_sampler(self._spec.meter, self._out / POWER)
         baselines = self._baselines(sampler)
         engine, facts = self._ready(baselines)
@@ -67,7 +75,10 @@ class Attempt:
         work = batches(prompts, engine.batch_size())
         warmup = self._warm_up(sampler, engine, work)
         window = self._measure(sampler, engine, work)
-        memory = {**host_memory(since_start=not self._goes_on), **engine.memory()}
+        memory = {
+            **host_memory(since_start=self._loaded is None, since_forgotten=forgotten),
+            **engine.memory(),
+        }
         with self._log.phase("cooldown"):
             time.sleep(COOLDOWN_S)
             self._anchors.append(anchor())
@@ -89,15 +100,15 @@ class Attempt:
         rules = idle_rules(self._spec.config, sampler.kind)
         baselines = IdlePhases(self._log, rules, self._out / POWER, len(sampler.facts.devices))
         self._gpus = sampler.describe_gpus()
-        if self._living is not None and self._goes_on:
-            baselines.keep(self._living.idle, self._living.measured_in)
+        if self._loaded is not None:
+            baselines.keep(self._loaded.idle, self._loaded.measured_in)
         else:
             baselines.take_over(self._spec.known_baselines, idle_conditions(boot_id(), self._gpus))
         return baselines
 
     def _ready(self, baselines: IdlePhases) -> tuple[Engine, EngineFacts]:
         """The loaded engine: loaded here, or the one that lives on."""
-        if self._goes_on and self._engine is not None:
+        if self._engine is not None:
             self._log.say(f"{self._spec.engine} lives on with {self._spec.model.name} loaded")
             facts = self._engine.describe()
             self._write_environment(facts)

@@ -121,32 +121,29 @@ def _of_session(session: int) -> float:
 _CGROUP_PEAKS = ("/sys/fs/cgroup/memory.peak", "/sys/fs/cgroup/memory/memory.max_usage_in_bytes")
 
 
-def host_memory(*, since_start: bool = True) -> dict[str, int | None]:
+def host_memory(*, since_start: bool = True, since_forgotten: bool = False) -> dict[str, int | None]:
     """Peak resident size of this process, and of its cgroup with page cache, in bytes; null where unknown.
 
     Args:
-        since_start: Whether the attempt began with the process; else its peak is that since :func:`forget_host_peak`,
-            and the cgroup's, which nothing resets, is not known.
+        since_start: Whether the attempt began with the process; else the cgroup's peak, which nothing resets, is not
+            known.
+        since_forgotten: Whether :func:`forget_host_peak` has reset the process's peak as the attempt began.
     """
     peaks = _CGROUP_PEAKS if since_start else ()
     rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
-        "peak_rss_bytes": rss_bytes if since_start or _peak_was_forgotten else None,
+        "peak_rss_bytes": rss_bytes if since_start or since_forgotten else None,
         "cgroup_peak_bytes": next((peak for path in peaks if (peak := _number(path)) is not None), None),
     }
 
 
-_peak_was_forgotten = False
-
-
-def forget_host_peak() -> None:
-    """Count the peak resident size of this process anew (proc(5), clear_refs), where the kernel lets it."""
-    global _peak_was_forgotten  # noqa: PLW0603  # one process, one peak
+def forget_host_peak() -> bool:
+    """Count the peak resident size of this process anew (proc(5), clear_refs); whether the kernel lets it."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        _peak_was_forgotten = True
     except OSError:
-        _peak_was_forgotten = False
+        return False
+    return True
 
 
 def _number(path: str) -> int | None:

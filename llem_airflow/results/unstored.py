@@ -13,14 +13,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llem_airflow.results.commit import require_result
-from llem_airflow.results.folder import json_bytes
+from llem_airflow.results.folder import first_line, json_bytes
 from llem_airflow.results.store import ResultsRoot, StoredRun
 
 FOLDER = "llem-unstored"
@@ -123,13 +123,11 @@ def keep(
         "provenance": dict(provenance),
         "reason": reason,
     }
-    failed: OSError | None = None
-    for parent in places(home):
-        try:
-            return _kept_in(parent / f"{experiment}-cycle-{cycle}-{digest}", files, json_bytes(said))
-        except OSError as error:
-            failed = error
-    raise failed or OSError(errno.ENOENT, "there is no place")
+    name, first, otherwise = f"{experiment}-cycle-{cycle}-{digest}", *places(home)
+    try:
+        return _kept_in(first / name, files, json_bytes(said))
+    except OSError:
+        return _kept_in(otherwise / name, files, json_bytes(said))
 
 
 def kept_results(home: Path) -> list[Kept]:
@@ -142,8 +140,8 @@ def kept_results(home: Path) -> list[Kept]:
     return found
 
 
-def places(home: Path) -> Sequence[Path]:
-    """The folders in which this worker keeps results."""
+def places(home: Path) -> tuple[Path, Path]:
+    """The folders in which this worker keeps results: its own, and that of temporary files where that takes nothing."""
     return (home, Path(tempfile.gettempdir()) / FOLDER)
 
 
@@ -155,7 +153,7 @@ def why_not_stored(error: Exception) -> str:
         texts.append(f"{type(seen).__name__}: {seen}")
         seen = seen.__cause__ or seen.__context__
     text = " ".join(texts)
-    said = str(error).split("\n", 1)[0] or type(error).__name__
+    said = first_line(error)
     if getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT}:
         return said  # it has the advice
     if any(name in text for name in _NO_CREDENTIALS) or "Unable to locate credentials" in text:

@@ -15,7 +15,7 @@ import time
 
 from llem_airflow.measurement.session.folder import AttemptFolder
 from llem_airflow.measurement.session.health import check
-from llem_airflow.measurement.session.work import LOOK_EVERY_S, Work, start_work
+from llem_airflow.measurement.session.work import LOOK_EVERY_S, Work, follow, start_work
 from llem_airflow.measurement.whole import write_json
 from llem_airflow.protocol.oom import oom_kills
 from llem_airflow.protocol.session import (
@@ -32,7 +32,6 @@ from llem_airflow.protocol.session import (
     Turn,
 )
 
-_READ_BYTES = 1 << 16
 _START_S = 60.0
 _NOT_FOUND = 127
 
@@ -115,14 +114,12 @@ def _follow(attempt: AttemptFolder, offset: int) -> Exit:
         return attempt.exit() or Exit(128 + signal.SIGKILL, oom_killed=False)
     with file:
         file.seek(offset)
-        while True:
-            ended = attempt.ended()  # asked before reading: what came before the end is read
-            while data := file.read(_READ_BYTES):
-                sys.stdout.buffer.write(data)
-                sys.stdout.buffer.flush()
-            if ended is not None:
-                return ended
-            time.sleep(LOOK_EVERY_S)
+        return follow(file, _say, attempt.ended)
+
+
+def _say(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
 
 
 def keep(attempt: AttemptFolder, start_kind: str, command: list[str]) -> int:
@@ -138,16 +135,18 @@ def keep(attempt: AttemptFolder, start_kind: str, command: list[str]) -> int:
     position, kills = session.position(), oom_kills() or 0
     work: Work | None = None
     try:
-        with attempt.output.open("ab", buffering=0) as output:
-            try:
-                work = start_work(start_kind, attempt, command, output)
-            except OSError as error:
-                output.write(f"llem: {command[0]} cannot be started: {error}\n".encode())
-            session.append("positions.jsonl", {"key": attempt.key, "t_mono_ns": time.monotonic_ns()})
-            attempt.note_start(work.pid if work else os.getpid(), position)
-            code = _NOT_FOUND if work is None else work.wait()
-        if work is not None:
-            work.close()
+        try:
+            with attempt.output.open("ab", buffering=0) as output:
+                try:
+                    work = start_work(start_kind, attempt, command, output)
+                except OSError as error:
+                    output.write(f"llem: {command[0]} cannot be started: {error}\n".encode())
+                session.append("positions.jsonl", {"key": attempt.key, "t_mono_ns": time.monotonic_ns()})
+                attempt.note_start(work.pid if work else os.getpid(), position)
+                code = _NOT_FOUND if work is None else work.wait()
+        finally:
+            if work is not None:
+                work.close()  # once, and before the turn is free: the next attempt may then be at work
         check(session, position + 1)
         _write_evidence(attempt, start_kind, position)
         session.renew()
@@ -155,8 +154,6 @@ def keep(attempt: AttemptFolder, start_kind: str, command: list[str]) -> int:
     except FileNotFoundError:
         pass  # it was removed meanwhile
     finally:
-        if work is not None:
-            work.close()
         os.close(held)
     if work is not None:
         work.linger()

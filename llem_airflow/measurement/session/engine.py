@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -11,10 +10,10 @@ from typing import Any
 
 from llem_airflow.measurement.__main__ import EXIT_NO_SPEC, Running, leave_within, read_spec
 from llem_airflow.measurement.living import LivingEngine
-from llem_airflow.measurement.process import forget_host_peak, on_termination
+from llem_airflow.measurement.process import on_termination
 from llem_airflow.measurement.session.folder import read_json
 from llem_airflow.measurement.session.work import ANSWER, LOOK_EVERY_S, NEXT
-from llem_airflow.measurement.whole import write_whole
+from llem_airflow.measurement.whole import write_json
 from llem_airflow.protocol.spec import ExperimentSpec
 
 
@@ -35,20 +34,18 @@ def serve(state: Path) -> int:
         done = int(job["number"])
         spec = read_spec(Path(job["config"]))
         code = EXIT_NO_SPEC if spec is None else _run(spec, Path(job["out"]), living, at_work)
-        if code and (spec is None or living.engine is None or not living.unlike(spec)):
+        if code and (spec is None or not living.unlike(spec)):
             leave_within(code)
             if living.engine is not None:
                 living.engine.close()
             return code
         sys.stdout.flush()
-        write_whole(state / ANSWER, json.dumps({"number": done, "exit_code": code}))
+        write_json(state / ANSWER, {"number": done, "exit_code": code})
 
 
 def _run(spec: ExperimentSpec, out: Path, living: LivingEngine, at_work: list[Running]) -> int:
     running = Running(spec, out, living)
     at_work[:] = [running]
-    if living.engine is not None:
-        forget_host_peak()
     code = running.observe()
     at_work.clear()
     running.close()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llem_airflow.measurement.whole import write_whole
+from llem_airflow.measurement.whole import write_json, write_whole
 from llem_airflow.protocol.files import OUT_DIR
 from llem_airflow.protocol.session import ATTEMPTS, LIVES, STATE, Exit
 from llem_airflow.protocol.typed_json import ProtocolError
@@ -93,8 +93,7 @@ class SessionFolder:
 
     def give_turn(self, key: str, what: str) -> None:
         """It is the turn of this attempt."""
-        said = {"key": key, "what": what, "t_mono_s": time.monotonic()}
-        write_whole(self.state / "turn", json.dumps(said))
+        write_json(self.state / "turn", {"key": key, "what": what, "t_mono_s": time.monotonic()})
 
     def end_turn(self, key: str) -> None:
         """It is not the turn of this attempt any more."""
@@ -108,8 +107,7 @@ class SessionFolder:
 
     def note_engine(self, pid: int) -> None:
         """The engine has started."""
-        said = {"pid": pid, "began": start_of(pid), "init": init_started()}
-        write_whole(self.state / "engine", json.dumps(said))
+        write_json(self.state / "engine", {"pid": pid, "began": start_of(pid), "init": init_started()})
 
     def forget_engine(self, pid: int) -> None:
         """The engine, if it is this process, ends as it should: the next attempt starts another."""
@@ -157,7 +155,7 @@ class AttemptFolder:
     def note_start(self, pid: int, position: int) -> None:
         """Its process has started."""
         said = {"pid": pid, "init": init_started(), "t_mono_s": time.monotonic(), "position": position}
-        write_whole(self.path / "started", json.dumps(said))
+        write_json(self.path / "started", said)
 
     def hold(self) -> int:
         """Say that it runs for as long as the returned descriptor is open."""

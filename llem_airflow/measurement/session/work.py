@@ -7,15 +7,15 @@ that, but takes the next from the file ``state/engine-next``. Where it ends, the
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from llem_airflow.measurement.session.folder import (
     AttemptFolder,
@@ -24,7 +24,7 @@ from llem_airflow.measurement.session.folder import (
     signal_session,
     start_of,
 )
-from llem_airflow.measurement.whole import write_whole
+from llem_airflow.measurement.whole import write_json
 from llem_airflow.protocol.files import ENV_CONFIG_PATH, ENV_OUTPUT_DIR
 from llem_airflow.protocol.session import COMMAND, WARM
 
@@ -32,6 +32,7 @@ ENGINE_COMMAND = "engine"
 NEXT, ANSWER, ENDED, LOG, BUNDLE = "engine-next", "engine-answer", "engine-ended", "engine-log", "engine.pyz"
 LOOK_EVERY_S = 0.1
 _ENDED_S = 5.0
+T = TypeVar("T")
 _READ_BYTES = 1 << 16
 
 
@@ -102,7 +103,6 @@ class EngineWork(Work):
         self._session, self._output = attempt.session, output
         self._number = time.time_ns()
         self._process: subprocess.Popen[bytes] | None = None
-        self._closed = False
         state = self._session.state
         job = {
             "number": self._number,
@@ -121,7 +121,7 @@ class EngineWork(Work):
             self._begin_engine(state, command, job)
         else:
             self.pid = living
-            write_whole(state / NEXT, json.dumps(job))
+            write_json(state / NEXT, job)
         self._began = start_of(self.pid)
 
     def _begin_engine(self, state: Path, command: list[str], job: dict[str, Any]) -> None:
@@ -129,7 +129,7 @@ class EngineWork(Work):
         for name in (ANSWER, ENDED):
             (state / name).unlink(missing_ok=True)
         shutil.copyfile(command[-1], state / BUNDLE)
-        write_whole(state / NEXT, json.dumps(job))
+        write_json(state / NEXT, job)
         with (state / LOG).open("ab", buffering=0) as log:
             self._process = _popen([*command[:-1], str(state / BUNDLE), COMMAND, ENGINE_COMMAND], log)
         self.pid = self._process.pid
@@ -139,13 +139,7 @@ class EngineWork(Work):
         """As of every work; what the engine prints meanwhile goes to the attempt's output."""
         with (self._session.state / LOG).open("rb", buffering=0) as log:
             log.seek(self._begin)
-            while True:
-                code = self._code()  # asked before reading: what came before the end is read
-                while data := log.read(_READ_BYTES):
-                    self._output.write(data)
-                if code is not None:
-                    return code
-                time.sleep(LOOK_EVERY_S)
+            return follow(log, self._output.write, self._code)
 
     def _code(self) -> int | None:
         answer = read_json(self._session.state / ANSWER)
@@ -159,24 +153,31 @@ class EngineWork(Work):
 
     def close(self) -> None:
         """The engine lives on when it has answered; else it has ended, or is ended with the attempt."""
-        if self._closed or (_is_free(self._session.state) and living_engine(self._session) == self.pid):
+        if _is_free(self._session.state) and living_engine(self._session) == self.pid:
             return
-        self._closed = True
-        code = (
-            self._process.wait() if self._process is not None and self._process.poll() is not None else None
-        )
         signal_session(self.pid, signal.SIGKILL)
-        code = _exit_code(self._session, self.pid) if code is None else code
-        if 0 <= code < 128:  # it said why and ended by itself: the next attempt starts another
-            self._session.forget_engine(self.pid)
+        self.linger()
+        if 0 <= _exit_code(self._session, self.pid) < 128:  # it said why and ended by itself
+            self._session.forget_engine(self.pid)  # the next attempt starts another
 
     def linger(self) -> None:
-        """Wait for the engine as its parent, which alone is told how it ends."""
-        if self._process is not None:
-            code = self._process.wait()
+        """Wait for the engine as its parent, which alone is told how it ends, and note that once."""
+        process, self._process = self._process, None
+        if process is not None:
+            code = process.wait()
             with contextlib.suppress(OSError):
-                said = {"pid": self.pid, "exit_code": code}
-                write_whole(self._session.state / ENDED, json.dumps(said))
+                write_json(self._session.state / ENDED, {"pid": self.pid, "exit_code": code})
+
+
+def follow(file: BinaryIO, write: Callable[[bytes], object], ended: Callable[[], T | None]) -> T:
+    """Pass on what is written to a file for as long as ``ended`` says nothing; what it said then."""
+    while True:
+        said = ended()  # asked before reading: what came before the end is read
+        while data := file.read(_READ_BYTES):
+            write(data)
+        if said is not None:
+            return said
+        time.sleep(LOOK_EVERY_S)
 
 
 def living_engine(session: SessionFolder) -> int | None:
