@@ -6,9 +6,7 @@ python -m benchmarks.chaos [--sessions] ["whole Airflow" …]
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,28 +14,10 @@ from pathlib import Path
 from llem_airflow.text.wording import counted
 from tests.chaos.kill import Outcome, kill_side_by_side
 from tests.chaos.points import OF_SESSIONS, POINTS
-from tests.chaos.world import IMPATIENT, REPOSITORY, World
+from tests.chaos.world import IMPATIENT, World, copy_image, start_engine
 from tests.parts import build_image
 
 AT_ONCE = 3
-
-
-def engine(folder: Path, word: str = "start") -> None:
-    """Start or stop the engine that the kills are for."""
-    environment = {**os.environ, "ENGINE_DIR": str(folder), "ENGINE_WAIT_S": "120"}
-    command = [str(REPOSITORY / ".ci" / "start-engine"), word]
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-
-
-def copy_image(image: str, socket: Path) -> None:
-    """Bring an image from the usual engine to this one."""
-    with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as saved:
-        subprocess.run(
-            ["docker", "-H", f"unix://{socket}", "load", "-q"],
-            stdin=saved.stdout,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
 
 
 def row(outcome: Outcome) -> str:
@@ -77,11 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
     socket, home = folder / "e" / "docker.sock", folder / "home"
     failures, whole = 0, False
     try:
-        engine(socket.parent)
+        start_engine(socket.parent)
         image = build_image("debian")
         copy_image(image, socket)
         home.mkdir()
-        with World(home, socket, image, IMPATIENT, start_engine=lambda: engine(socket.parent)) as world:
+        with World(home, socket, image, IMPATIENT, start_engine=lambda: start_engine(socket.parent)) as world:
             print("| killed (SIGKILL) | when | the result is of | found after recovery | recovery_s |")
             print("| --- | --- | --- | --- | --- |", flush=True)
             for outcome in kill_side_by_side(world, points, AT_ONCE):
@@ -90,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             left = world.left_on_worker()
         whole = True
     finally:
-        engine(socket.parent, "stop")
+        start_engine(socket.parent, "stop")
         if whole and not failures:
             shutil.rmtree(folder, ignore_errors=True)
         else:

@@ -26,6 +26,8 @@ PATIENCE_MS = 60_000
 """How long a busy machine may take to draw something."""
 
 
+OPEN: list[Page] = []
+"""The pages of this process that are open."""
 SAID: deque[str] = deque(maxlen=60)
 """What the console said and which requests went wrong, of all pages of this process."""
 
@@ -44,14 +46,13 @@ def _refused(got: Response) -> None:
         SAID.append(f"{got.status}: {got.url}")
 
 
-def last_seen(page: object) -> list[tuple[str, str]]:
-    """Sections for the report of a failed test: what a page said and shows; none for what is no page."""
-    if not isinstance(page, Page):
-        return []
-    text = "?"
-    with suppress(Error):
-        text = page.inner_text("body", timeout=5_000)[:3000]
-    return [("browser's console and requests", "\n".join(SAID)), (f"text of {page.url}", text)]
+def last_seen() -> list[tuple[str, str]]:
+    """Sections for the report of a failed test: what pages said, and what those that are open show."""
+    found = [("browser's console and requests", "\n".join(SAID))]
+    for page in OPEN:
+        with suppress(Error):
+            found.append((f"text of {page.url}", page.inner_text("body", timeout=5_000)[:3000]))
+    return found
 
 
 @contextmanager
@@ -69,7 +70,9 @@ def chromium_page(width: int = 1400, height: int = 1000) -> Iterator[Page]:
             page = browser.new_page(viewport={"width": width, "height": height})
             page.set_default_timeout(PATIENCE_MS)
             listen(page)
+            OPEN.append(page)
             expect.set_options(timeout=PATIENCE_MS)
             yield page
         finally:
+            OPEN.clear()
             browser.close()

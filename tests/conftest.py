@@ -186,8 +186,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.when == "call" and report.failed and item.get_closest_marker("browser"):
         from tests.browser import last_seen  # noqa: PLC0415  # Playwright: only where there is a browser
 
-        for page in getattr(item, "funcargs", {}).values():
-            report.sections += last_seen(page)
+        report.sections += last_seen()
     return report
 
 

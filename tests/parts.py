@@ -23,6 +23,9 @@ import pytest
 from docker.errors import DockerException
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+ENGINE_URL = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+ENGINE_SOCKET = Path(ENGINE_URL.removeprefix("unix://"))
+"""Of the Docker engine that tests use."""
 MODELS = Path(os.environ.get("LLEM_MODELS_DIR", REPOSITORY / "build" / "models"))
 
 
@@ -41,12 +44,11 @@ def in_ci() -> bool:
 @contextmanager
 def engine_client() -> Iterator[docker.APIClient]:
     """A client of the engine that DOCKER_HOST (or the default socket) names, once that has answered."""
-    where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     try:
-        client = docker.APIClient(base_url=where, version="auto", timeout=120)
+        client = docker.APIClient(base_url=ENGINE_URL, version="auto", timeout=120)
     except DockerException as error:
         missing(
-            f"no Docker engine answers at {where} (as root on Debian, .ci/start-engine starts one): {error}"
+            f"no Docker engine answers at {ENGINE_URL} (as root on Debian, .ci/start-engine starts one): {error}"
         )
     try:
         yield client

@@ -52,7 +52,6 @@ runners: {transformers: process}
 def browser() -> Iterator[Page]:
     SHOTS.mkdir(parents=True, exist_ok=True)
     with chromium_page() as opened:
-        opened.set_default_timeout(60_000)
         yield opened
 
 

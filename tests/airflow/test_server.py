@@ -15,6 +15,7 @@ from llem_airflow.runners.attempt import Attempt
 from tests.airflow.database import database
 from tests.airflow.server import AirflowServer
 from tests.browser import chromium_page
+from tests.parts import left_by
 
 pytestmark = [pytest.mark.airflow, pytest.mark.docker, pytest.mark.timeout(900)]
 
@@ -75,21 +76,13 @@ def tiny_run(airflow: AirflowServer) -> dict[str, Any]:
     return airflow.run("tiny")
 
 
-def ours(api: docker.APIClient, airflow: AirflowServer) -> list[str]:
-    """Containers and volumes that this Airflow left on the engine, which other tests may use at the same time."""
-    label = {"label": f"llem.installation={airflow.installation}"}
-    containers = [c["Names"][0] for c in api.containers(all=True, filters=label)]
-    volumes = [v["Name"] for v in api.volumes(filters=label)["Volumes"] or []]
-    return containers + volumes
-
-
 def test_a_study_runs_through_the_scheduler_and_leaves_no_container_and_no_volume(
     airflow: AirflowServer, tiny_run: dict[str, Any], docker_api: docker.APIClient
 ) -> None:
     states = airflow.states("tiny", tiny_run["dag_run_id"])
     assert tiny_run["state"] == "success", states
     assert len(states) == 5
-    assert ours(docker_api, airflow) == []
+    assert left_by(docker_api, airflow.installation) == []
     (run,) = (airflow.results / "tiny").iterdir()
     kept = {p.name for p in run.iterdir()}
     assert {
@@ -144,7 +137,7 @@ def test_an_image_that_does_not_exist_is_a_failed_task_that_says_what_to_do(
     aggregate = airflow.task_log("noimage", run["dag_run_id"], "aggregate")
     assert "2 of 2 planned cycles without a result" in aggregate
     assert f"skipped: image {NO_SUCH_IMAGE} cannot be pulled" in aggregate
-    assert ours(docker_api, airflow) == []
+    assert left_by(docker_api, airflow.installation) == []
 
 
 def test_a_cycle_waits_for_a_gpu_in_the_triggerer_and_runs_when_it_is_free(
@@ -171,7 +164,7 @@ def test_a_cycle_waits_for_a_gpu_in_the_triggerer_and_runs_when_it_is_free(
     log = airflow.task_log("waits", run_id, cycle)
     assert "held by: 1: container " in log
     assert "Waiting in the triggerer" in log
-    assert ours(docker_api, airflow) == []
+    assert left_by(docker_api, airflow.installation) == []
 
 
 def test_cycles_that_fail_one_after_the_other_stop_the_run_after_a_probe(
@@ -185,7 +178,7 @@ def test_cycles_that_fail_one_after_the_other_stop_the_run_after_a_probe(
     aggregate = airflow.task_log("stops", run["dag_run_id"], "aggregate")
     assert "skipped: 2 cycles in a row failed, the last one" in aggregate
     assert "A probe after a pause of 1 s failed too" in aggregate
-    assert ours(docker_api, airflow) == []
+    assert left_by(docker_api, airflow.installation) == []
 
 
 def test_the_maintenance_dag_removes_what_a_killed_task_left_and_nothing_else(
@@ -204,7 +197,7 @@ def test_the_maintenance_dag_removes_what_a_killed_task_left_and_nothing_else(
         run = airflow.run("llem_maintenance")
         assert run["state"] == "success"
         assert left in airflow.task_log("llem_maintenance", run["dag_run_id"], "gc")
-        assert ours(docker_api, airflow) == []
+        assert left_by(docker_api, airflow.installation) == []
         assert docker_api.inspect_volume(foreign)["Name"] == foreign
     finally:
         docker_api.remove_volume(foreign)

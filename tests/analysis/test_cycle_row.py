@@ -219,9 +219,6 @@ def energy(joules: float | None, window: Window) -> EnergyOfWindow:
     return replace(nothing, energy_j=joules, average_power_w=60.0, active_j=joules - 400.0)
 
 
-NO_REQUESTS = Requests.of(REQUESTS_SCHEMA.empty_table())
-
-
 def measured(joules: float | None, window: Window, *requests: Mapping[str, Any]) -> dict[str, float | None]:
     table = pa.Table.from_pylist([{**row, "phase": "measure"} for row in requests], schema=REQUESTS_SCHEMA)
     marks = [Phase("load", 0, 3 * S), Phase("warmup", 3 * S, 5 * S), Phase("load", 6 * S, 7 * S)]

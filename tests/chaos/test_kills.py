@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import pytest
 
 from llem_airflow.operators.host import DEFAULT_CONN_ID
 from llem_airflow.results import ResultsRoot
+from tests import parts
 from tests.chaos.kill import Outcome, kill_side_by_side
 from tests.chaos.points import (
     CREATED,
@@ -73,7 +73,7 @@ def world(
     python_image: str,
     standin: Standins,
 ) -> Iterator[World]:
-    engine = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
+    engine = parts.ENGINE_SOCKET
     home = tmp_path_factory.mktemp("chaos")
     (in_the_connection, of_the_worker) = CANARIES
     environment = {of_the_worker: CANARIES[of_the_worker]}

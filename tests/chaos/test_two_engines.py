@@ -27,7 +27,7 @@ from llem_airflow.runners.attempt import LABEL_INSTALLATION, LABEL_KEY
 from tests import parts
 from tests.airflow.server import AirflowServer
 from tests.chaos.points import OWN
-from tests.chaos.world import install_plugin, wait_for
+from tests.chaos.world import copy_image, install_plugin, start_engine, wait_for
 from tests.runners.engine_proxy import Call, EngineProxy
 from tests.standins.build import Standins
 
@@ -54,25 +54,17 @@ airflow: {hosts: [gpu1, gpu2], retries: 20, retry_delay: 10s}
 @contextmanager
 def second_engine(image: str) -> Iterator[Path]:
     """An engine of this test's own, with the image; its socket."""
+    if os.geteuid() != 0 or shutil.which("dockerd") is None:
+        parts.missing("an engine of a test's own needs root and dockerd")
     folder = Path(tempfile.mkdtemp(prefix="llem-two-"))
     try:
         start_engine(folder / "e")
         socket = folder / "e" / "docker.sock"
-        with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as saved:
-            load = ["docker", "-H", f"unix://{socket}", "load", "-q"]
-            subprocess.run(load, stdin=saved.stdout, check=True, stdout=subprocess.DEVNULL)
+        copy_image(image, socket)
         yield socket
     finally:
         start_engine(folder / "e", "stop")
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def start_engine(folder: Path, word: str = "start") -> None:
-    if os.geteuid() != 0 or shutil.which("dockerd") is None:
-        parts.missing("an engine of a test's own needs root and dockerd")
-    environment = {**os.environ, "ENGINE_DIR": str(folder), "ENGINE_WAIT_S": "120"}
-    command = [str(parts.REPOSITORY / ".ci" / "start-engine"), word]
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
 @dataclass
@@ -144,7 +136,7 @@ def spread(
     python_image: str,
     standin: Standins,
 ) -> Iterator[Spread]:
-    first = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
+    first = parts.ENGINE_SOCKET
     home = tmp_path_factory.mktemp("two")
     with ExitStack() as undo:
         second = undo.enter_context(second_engine(python_image))

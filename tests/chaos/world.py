@@ -134,6 +134,20 @@ IMPATIENT = {
 """For kills of what all tasks share."""
 
 
+def start_engine(folder: Path, word: str = "start") -> None:
+    """Start or stop an engine that nobody else uses; its socket is docker.sock in the folder."""
+    environment = {**os.environ, "ENGINE_DIR": str(folder), "ENGINE_WAIT_S": "120"}
+    command = [str(REPOSITORY / ".ci" / "start-engine"), word]
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
+def copy_image(image: str, socket: Path) -> None:
+    """Bring an image from the usual engine to such a one."""
+    with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as saved:
+        load = ["docker", "-H", f"unix://{socket}", "load", "-q"]
+        subprocess.run(load, stdin=saved.stdout, check=True, stdout=subprocess.DEVNULL)
+
+
 class Watch:
     """Whoever waits for a call of the engine, or for a piece of its answer."""
 

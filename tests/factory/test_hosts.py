@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,9 +30,8 @@ GPU2 = {"host": "tcp://gpu2:2376", "extra": {"queue": "q2", "pool": "p2", "gpu_k
 
 
 @pytest.fixture
-def two_hosts(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def two_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     connect(monkeypatch, gpu1=GPU1, gpu2=GPU2)
-    return monkeypatch
 
 
 def connect(monkeypatch: pytest.MonkeyPatch, **said: dict[str, Any]) -> None:
@@ -61,7 +59,7 @@ def places(dag: DAG) -> list[tuple[str, str, str]]:
     return [(task.llem_conn_id, task.queue, task.pool) for task in cycles(dag)]
 
 
-def test_each_cycle_has_the_queue_and_the_pool_of_its_host(two_hosts: pytest.MonkeyPatch) -> None:
+def test_each_cycle_has_the_queue_and_the_pool_of_its_host(two_hosts: None) -> None:
     dag = dag_of()
     assert places(dag) == [
         ("gpu1", "q1", "p1"),
@@ -74,7 +72,7 @@ def test_each_cycle_has_the_queue_and_the_pool_of_its_host(two_hosts: pytest.Mon
     assert (plan.queue, plan.operator_args["llem_conn_id"]) == ("q1", "gpu1")
 
 
-def test_image_and_model_are_fetched_once_on_each_host(two_hosts: pytest.MonkeyPatch) -> None:
+def test_image_and_model_are_fetched_once_on_each_host(two_hosts: None) -> None:
     dag = dag_of()
     fetches = [task for task in tasks(dag) if task.task_id.startswith("prefetch")]
     assert [(each.task_id, each.llem_conn_id, each.queue) for each in fetches] == [
@@ -88,7 +86,7 @@ def test_image_and_model_are_fetched_once_on_each_host(two_hosts: pytest.MonkeyP
 
 
 def test_a_dag_s_own_arguments_go_before_the_study_s_and_these_before_the_connection_s(
-    two_hosts: pytest.MonkeyPatch,
+    two_hosts: None,
 ) -> None:
     assert set(places(dag_of(llem_conn_id="lab"))) == {("lab", "default", "default_pool")}
     assert dag_of(llem_conn_id="lab").max_active_tasks == 1
@@ -103,7 +101,7 @@ def test_a_host_without_a_queue_takes_nobody_else_s(monkeypatch: pytest.MonkeyPa
     assert places(dag_of())[1] == ("gpu2", "default", "p2")
 
 
-def test_sessions_follow_one_another_on_each_host(two_hosts: pytest.MonkeyPatch) -> None:
+def test_sessions_follow_one_another_on_each_host(two_hosts: None) -> None:
     dag = dag_of(more=", isolation: process")
     starts = [task for task in tasks(dag) if task.task_id.endswith(".start_session")]
     assert [(each.llem_conn_id, each.queue, each.pool) for each in starts] == [
@@ -152,7 +150,7 @@ def test_a_study_can_be_checked_where_its_hosts_are_not_known() -> None:
     assert dag_problems(load_study_text(text(), name="spread.yaml")) == ()
 
 
-def test_one_mapped_task_cannot_be_on_several_hosts(two_hosts: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_one_mapped_task_cannot_be_on_several_hosts(two_hosts: None) -> None:
     with pytest.raises(
         ValueError, match="one queue and pool, and the study is spread over the hosts gpu1, gpu2"
     ):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 import uuid
@@ -28,6 +27,7 @@ from llem_airflow.runners.engine import EngineAddress
 from llem_airflow.runners.failures import AttemptFailedError
 from llem_airflow.runners.images import fetch_image
 from llem_airflow.study import GpuRequest, load_study_text
+from tests import parts
 from tests.runners.conftest import left_of
 from tests.runners.programs import attempt, in_container, program
 from tests.runners.registry import PASSWORD, USER, Registry
@@ -35,7 +35,7 @@ from tests.runners.relay import Certificates, Relay, make_certificates
 
 pytestmark = pytest.mark.docker
 
-ENGINE = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
+ENGINE = parts.ENGINE_SOCKET
 TEXT = """\
 study_name: reached
 serving_mode: offline

@@ -71,9 +71,6 @@ def operator(study: Study, **kwargs: Any) -> LLEMExperimentOperator:
     )
 
 
-OURS = f"llem.installation={INSTALLATION}"
-
-
 @pytest.fixture(autouse=True)
 def places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     monkeypatch.setenv("LLEM_RESULTS_ROOT", str(tmp_path / "results"))
@@ -266,7 +263,7 @@ def kill_engine(api: docker.APIClient) -> None:
     """SIGKILL the Python process that holds the engine, as the kernel's OOM killer would."""
     deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
-        for container in api.containers(filters={"label": OURS}):
+        for container in api.containers(filters={"label": f"llem.installation={INSTALLATION}"}):
             processes = api.top(container["Id"], ps_args="-eo pid,ppid,args")["Processes"]
             engines = [
                 int(pid)

@@ -30,6 +30,7 @@ from llem_airflow.operators.inputs import model_name, pin, pinned
 from llem_airflow.runners import images
 from llem_airflow.runners.images import exact_name
 from llem_airflow.study import Study, load_study_text
+from tests.parts import left_by
 
 TEXT = """\
 study_name: fetched
@@ -205,9 +206,7 @@ def test_a_model_is_downloaded_into_the_shared_cache_and_its_commit_holds_for_th
     assert pinned(run, "image", cpu_image) == fetched["image_exact"]
     assert any("model.safetensors" in path for path in hub.asked)
     assert not any("pytorch_model.bin" in path for path in hub.asked)  # the same weights a second time
-    label = {"label": f"llem.installation={INSTALLATION}"}
-    assert docker_api.containers(all=True, filters=label) == []
-    assert docker_api.volumes(filters=label)["Volumes"] in (None, [])
+    assert left_by(docker_api, INSTALLATION) == []
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     assert fetch(cpu_image)["model_commit"] == COMMIT
 

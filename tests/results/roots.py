@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
@@ -18,19 +19,25 @@ from llem_airflow.results import ResultsRoot
 from tests import parts
 
 
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """URL of an S3 server on this machine."""
+@contextmanager
+def s3_at(port: int) -> Iterator[str]:
+    """An S3 server at a port of this machine; its URL."""
     if not all(importlib.util.find_spec(name) for name in ("moto", "s3fs")):
         pytest.skip("needs s3fs and moto[server]")
-    port = parts.free_port()
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             _wait_for(port)
             yield f"http://127.0.0.1:{port}"
         finally:
-            server.terminate()
+            server.kill()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """URL of an S3 server on this machine."""
+    with s3_at(parts.free_port()) as url:
+        yield url
 
 
 def new_root(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> ResultsRoot:

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from llem_airflow.results import ResultsRoot, StoredRun
+from llem_airflow.results import StoredRun
 from tests.results import roots
 from tests.results.recorded import Recording, provenance
 
-s3_server = roots.s3_server
 EXPERIMENT = "tiny-batch-1-01234567"
 
 
@@ -67,4 +66,4 @@ def test_requests_do_not_grow_with_the_runs_of_a_study(
     assert requests() == few
     assert few["commit"] <= 40, few
     assert max(few["is committed"], few["cycles"], few["skip"]) <= 8, few
-    assert len(ResultsRoot.runs(root, "nightly")) == 15
+    assert len(root.runs("nightly")) == 15

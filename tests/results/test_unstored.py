@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
@@ -23,20 +21,9 @@ from llem_airflow.results.folder import ResultsWriteError
 from llem_airflow.results.unstored import kept_results, places, why_not_stored
 from tests import parts
 from tests.results.recorded import Recording, provenance
-from tests.results.roots import _wait_for
+from tests.results.roots import s3_at
 
 EXPERIMENT = "tiny-batch-1-01234567"
-
-
-@contextmanager
-def s3(port: int) -> Iterator[None]:
-    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            _wait_for(port)
-            yield
-        finally:
-            server.kill()
 
 
 @pytest.fixture
@@ -106,7 +93,7 @@ def test_a_store_that_is_away_at_the_commit_loses_nothing_and_recover_stores_it_
     assert (code, len(kept_results(home))) == (1, 1)
     assert "does not answer" in said
     assert "0 results stored, 1 left." in said
-    with s3(port):
+    with s3_at(port):
         make_bucket(root)
         code, said = recover()
         assert code == 0, said
@@ -186,7 +173,7 @@ def test_each_fault_of_an_object_store_is_told_with_what_to_do(
     bucket: tuple[int, str], files: Path, home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     port, root = bucket
-    with s3(port):
+    with s3_at(port):
         with pytest.raises(AirflowException, match="there is no such bucket; make it, or correct"):
             attempted(ResultsRoot(root).run("nightly", "r1"), files)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

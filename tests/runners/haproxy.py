@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import socket
 import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import docker
 
@@ -55,7 +53,7 @@ class Haproxy:
 @contextmanager
 def haproxy(api: docker.APIClient, *, sessions: bool = False) -> Iterator[Haproxy]:
     """Run the proxy before this machine's engine."""
-    engine = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
+    engine = parts.ENGINE_SOCKET
     made: str = api.create_container(
         parts.build_image("services"),
         [

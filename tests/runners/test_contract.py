@@ -45,6 +45,7 @@ from llem_airflow.runners.session import (
 )
 from llem_airflow.runners.session_container import session_of
 from llem_airflow.study import GpuRequest
+from tests import parts
 from tests.runners.conftest import left_of
 from tests.runners.engine_proxy import Call, EngineProxy
 from tests.runners.programs import HASH, RESULT, SPEC, attempt, program
@@ -464,7 +465,7 @@ def test_kill_takes_no_longer_when_the_engine_does_not_answer(
     def hang(_: Call) -> None:
         over.wait(30)
 
-    engine = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
+    engine = parts.ENGINE_SOCKET
     with EngineProxy(tmp_path / "e.sock", engine, before=hang) as proxy:
         api = docker.APIClient(base_url=proxy.url, version="1.41")
         runner = DockerRunner(api, this_attempt, ContainerSettings("x"), folder=tmp_path, on_line=str)  # type: ignore[arg-type]  # it is not called

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from llem_airflow.runners.failures import AttemptFailedError
 from llem_airflow.runners.session import SessionRunner, SessionSettings, start_session, stop_session
 from llem_airflow.runners.session_container import session_of
 from llem_airflow.study import GpuRequest
+from tests import parts
 from tests.runners.engine_proxy import Call, EngineProxy
 from tests.runners.haproxy import CALLS, SESSIONS, Haproxy, haproxy
 from tests.runners.programs import SPEC, attempt, in_container, program, see_through
@@ -122,7 +122,7 @@ def test_a_connection_that_breaks_while_the_container_ends_loses_no_line(
             docker_api.wait(call.path.split("/")[2], timeout=60)
             raise ConnectionResetError
 
-    engine = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
+    engine = parts.ENGINE_SOCKET
     settings = ContainerSettings(python_image, user=None, direct_volume=False)
     code = program(tmp_path, "for i in range(2000): print('line', i)\nresult()")
     lines: list[str] = []

@@ -200,7 +200,8 @@ def test_one_engine_serves_all_that_load_alike_and_refuses_what_does_not(world: 
 def test_what_ends_or_fails_one_cycle_costs_the_next_a_load_and_no_restart(world: World) -> None:
     world.start()
     world.run("one", asks())
-    late = world.fails("two", asks("waits"), silence_s=2.0)
+    late = world.fails("two", asks("waits"), silence_s=10.0)
+    assert "waits" in world.lines  # the engine had it in its hands
     assert late.failure.category == "timeout_silence"
     assert nth(world.run("three", asks())) == 1
     broken = world.fails("four", asks("fails"))

@@ -20,6 +20,7 @@ from llem_airflow.runners.base import Collected
 from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.session import Session, SessionRunner, SessionSettings, start_session, stop_session
 from llem_airflow.runners.session_container import session_of
+from tests import parts
 from tests.runners.conftest import left_of
 from tests.runners.engine_proxy import Call, EngineProxy
 from tests.runners.programs import SPEC, attempt, program, see_through
@@ -28,7 +29,7 @@ from tests.runners.test_contract import in_session
 pytestmark = pytest.mark.docker
 
 ROOT = Path(__file__).parents[2]
-ENGINE = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
+ENGINE = parts.ENGINE_SOCKET
 SESSION = SessionSettings("kills", idle_s=600.0)
 
 WORKER = """

@@ -12,6 +12,7 @@ from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.engine import connect
 from llem_airflow.runners.exchange import fill, plain_files, volume_folder
+from tests import parts
 from tests.runners.conftest import RunContainer
 from tests.runners.engine_proxy import EngineProxy
 from tests.runners.programs import HASH, in_container, program
@@ -69,7 +70,7 @@ def test_an_attempt_goes_without_the_archive_api_where_its_volume_is_seen(
     clean: None,
     user: str | None,
 ) -> None:
-    engine = Path(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://"))
+    engine = parts.ENGINE_SOCKET
     code = program(tmp_path, "json.load(open(os.environ['LLEM_CONFIG_PATH'])); print('hf_secret'); result()")
     settings = ContainerSettings(python_image, user=user, private_environment={"HF_TOKEN": "hf_secret"})
     lines: list[str] = []
