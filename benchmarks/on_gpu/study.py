@@ -27,7 +27,7 @@ from llem_airflow.runners.base import Busy, Collected, Wait
 from llem_airflow.runners.process import ProcessRunner, ProcessSettings
 from llem_airflow.study import Study, load_study
 from llem_airflow.study.plan.model import Experiment
-from llem_airflow.study.spec import experiment_spec
+from llem_airflow.study.plan.request import experiment_spec
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL = "tiny-llama-random"

@@ -12,7 +12,6 @@ from typing import Any
 from llem_airflow import operators
 from llem_airflow.operators.host import HostSettings, HostSettingsError, LLEMHostHook
 from llem_airflow.study import Study, StudyFileError
-from llem_airflow.study.plan.cluster import on_a_cluster
 
 Arguments = Mapping[str, Any]
 
@@ -27,9 +26,7 @@ def cycle_operator(study: Study) -> Any:
         ImportError: It is that of pods, and the extra ``kubernetes`` is not installed.
     """
     return (
-        operators.LLEMKubernetesExperimentOperator
-        if on_a_cluster(study)
-        else operators.LLEMExperimentOperator
+        operators.LLEMKubernetesExperimentOperator if study.on_a_cluster else operators.LLEMExperimentOperator
     )
 
 
@@ -41,7 +38,7 @@ def plan_args(study: Study, operator_args: Arguments, hosts: Mapping[str, Argume
         operator_args: Of every cycle.
         hosts: Of ``places_of``; the plan is made on the first one.
     """
-    pods = on_a_cluster(study)
+    pods = study.on_a_cluster
     own = {name: value for name, value in operator_args.items() if not pods or name in _OF_PLANS}
     first = next(iter(hosts.values()), {})
     return {**{name: value for name, value in first.items() if name != "pool"}, **own}

@@ -27,7 +27,7 @@ from llem_airflow.runners.images import default_entrypoint
 from llem_airflow.runners.kubernetes import KubernetesRunner
 from llem_airflow.runners.pod_spec import CACHE, GPU_RESOURCE, PodSettings
 from llem_airflow.study import Experiment, Study
-from llem_airflow.study.plan.cluster import meaningless_on_a_cluster
+from llem_airflow.study.plan.findings import meaningless_on_a_cluster
 
 _START_LIMIT_S = 1800
 _STOP_GRACE_S = 10

@@ -22,8 +22,7 @@ from llem_airflow.results import StoredRun
 from llem_airflow.runners.failures import AttemptFailedError, failure
 from llem_airflow.runners.images import fetch_image, fetch_model
 from llem_airflow.study import Experiment, Study
-from llem_airflow.study.names import split_runner
-from llem_airflow.study.plan.cluster import KUBERNETES
+from llem_airflow.study.names import KUBERNETES, split_runner
 
 
 class LLEMPrefetchOperator(LLEMExperimentOperator):

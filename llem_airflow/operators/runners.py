@@ -59,7 +59,7 @@ from llem_airflow.runners.images import default_images, host_cuda_major
 from llem_airflow.runners.process import ProcessRunner
 from llem_airflow.runners.session import Session, SessionRunner, SessionSettings, start_session, stop_session
 from llem_airflow.study import Experiment, experiment_spec
-from llem_airflow.study.plan.cluster import KUBERNETES
+from llem_airflow.study.names import KUBERNETES
 
 if TYPE_CHECKING:
     from llem_airflow.operators.experiment import LLEMExperimentOperator

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from llem_airflow.study.config.study import AirflowSection, Execution, ModelVersion, PrecisionTarget
     from llem_airflow.study.load import load_study, load_study_text
     from llem_airflow.study.plan.model import Experiment, GpuRequest, Plan, PlannedCycle, Study
+    from llem_airflow.study.plan.request import experiment_spec
     from llem_airflow.study.problems import Problem, PromptsError, StudyFileError, StudyWarning
-    from llem_airflow.study.spec import experiment_spec
 
 _HOMES = {
     "config.study": ("AirflowSection", "Execution", "ModelVersion", "PrecisionTarget"),
     "load": ("load_study", "load_study_text"),
     "plan.model": ("Experiment", "GpuRequest", "Plan", "PlannedCycle", "Study"),
     "problems": ("Problem", "PromptsError", "StudyFileError", "StudyWarning"),
-    "spec": ("experiment_spec",),
+    "plan.request": ("experiment_spec",),
 }
 
 __all__ = [

@@ -7,18 +7,25 @@ from dataclasses import replace
 from pathlib import Path
 
 from llem_airflow.protocol.spec import UNMEASURED_KINDS
-from llem_airflow.study.config.paths import Config
+from llem_airflow.study.config.base import Config
 from llem_airflow.study.config.study import Execution, Isolation
 from llem_airflow.study.file.document import FILE_BOUNDS, Bounds, Document, read_document
 from llem_airflow.study.file.yaml import Source, read_text
 from llem_airflow.study.names import plain_name
 from llem_airflow.study.plan.expand import Expansion, Unique, expand
 from llem_airflow.study.plan.findings import warnings_of
-from llem_airflow.study.plan.hosts import gaps_per_host_s, host_warnings, hosts_of
 from llem_airflow.study.plan.identity import Slugs, canonical_json, digest
-from llem_airflow.study.plan.lengths import longest_s
 from llem_airflow.study.plan.model import Duplicates, Experiment, GpuRequest, Plan, PlannedCycle, Study
-from llem_airflow.study.plan.order import CANARY_CYCLE, Run, canaries, ordered
+from llem_airflow.study.plan.order import (
+    CANARY_CYCLE,
+    Run,
+    canaries,
+    gaps_per_host_s,
+    host_warnings,
+    hosts_of,
+    longest_s,
+    ordered,
+)
 from llem_airflow.study.plan.search import RateSearch, most_probes, probe_order
 from llem_airflow.study.plan.sessions import PASSES, by_session, load_groups, session_id, session_warnings
 from llem_airflow.study.plan.sweep import parse_sweep

@@ -43,7 +43,8 @@ ENGINE_ALIASES = {
 METERS = (*METER_KINDS, *sorted(_INSTALLED[METERS_GROUP] - set(METER_KINDS)))
 PEER_SAMPLERS = {"zeus": "nvml", "codecarbon": "cpu-estimate"}
 """llenergymeasure's words for a sampler that are no names of meters, and the meter of each."""
-RUNNERS = ("process", "container", "kubernetes")
+KUBERNETES = "kubernetes"
+RUNNERS = ("process", "container", KUBERNETES)
 RUNNER_ALIASES = {"local": "process", "docker": "container"}
 
 METRIC_NAMES = (

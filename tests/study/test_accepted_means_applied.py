@@ -22,7 +22,11 @@ ROOT = Path(__file__).parents[2]
 WARMUP = "llem_airflow.measurement.warmup"
 ENGINES = ("transformers", "vllm", "tensorrt")
 TRANSFORMERS = "llem_airflow.measurement.engines.transformers"
-SPEC, LOAD, PLANNING = "llem_airflow.study.spec", "llem_airflow.study.load", "llem_airflow.study.config.study"
+SPEC, LOAD, PLANNING = (
+    "llem_airflow.study.plan.request",
+    "llem_airflow.study.load",
+    "llem_airflow.study.config.study",
+)
 FACTORY = "llem_airflow.factory.study"
 SCHEDULE = "llem_airflow.factory.schedule"
 OUTCOME = "llem_airflow.operators.outcome"
@@ -41,7 +45,7 @@ READERS: dict[str, str] = {
         f"task.dataset.{key}": f"llem_airflow.study.prompts:{key}" for key in ("source", "n_prompts", "order")
     },
     **{
-        f"task.dataset.{key}": f"llem_airflow.study.synthetic:{key}"
+        f"task.dataset.{key}": f"llem_airflow.study.prompts:{key}"
         for key in ("range_ratio", "input_tokens_stddev", "output_tokens_stddev", "prefix_tokens")
     },
     "task.dataset.multi_turn": f"{SERVER}.conversations:multi_turn",
@@ -158,7 +162,7 @@ READERS: dict[str, str] = {
     "airflow.max_active_cycles": f"{FACTORY}:max_active_cycles",
     "airflow.pool": f"{FACTORY}:pool",
     "airflow.hosts": "llem_airflow.factory.places:hosts",
-    "airflow.spread": "llem_airflow.study.plan.hosts:spread",
+    "airflow.spread": "llem_airflow.study.plan.order:spread",
     "airflow.mixed_gpus": "llem_airflow.factory.places:mixed_gpus",
     "airflow.priority": f"{FACTORY}:priority",
     "airflow.notify_on": "llem_airflow.operators.aggregate:notify_on",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llem_airflow.study.plan.lengths import longest_s
+from llem_airflow.study.plan.order import longest_s
 from tests.study.texts import report, study, values
 
 HEAD = "serving_mode: server\nengine: vllm\ntask: {model: org/model}\nmeasurement: {meter: cpu-estimate}\n"

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from llem_airflow.study.prompts import load_prompts
-from llem_airflow.study.synthetic import Lengths
+from llem_airflow.study.prompts import Lengths, load_prompts
 from tests.study.texts import report, study
 
 N = 100_000

@@ -1,16 +1,17 @@
-"""What the models of a study file have in common: strictness, null, moved keys, checks over several keys."""
+"""What the models of a study file have in common: strictness, null, moved keys, checks over several keys.
+
+And what is done with a configuration, a nested mapping: it is never changed, and what is untouched is shared.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
-
-from llem_airflow.study.config.paths import Config
 
 Contradiction = tuple[tuple[str, ...], str, str]
 """The keys of a section that do not fit together, what was found, what to do."""
@@ -82,3 +83,72 @@ def _parts(annotation: Any) -> Iterator[Any]:
         yield part
         if getattr(part, "__metadata__", None) or getattr(part, "__origin__", None) is list:
             yield from get_args(part)
+
+
+Config = dict[str, Any]
+"""The configuration of an experiment, as written or as it is measured."""
+KeyPath = tuple[str, ...]
+
+
+def lookup(config: Config, path: KeyPath) -> Any:
+    """The value at a path, or None."""
+    node: Any = config
+    for key in path:
+        if not isinstance(node, dict):
+            return None
+        node = node.get(key)
+    return node
+
+
+def merged(below: Config, above: Config) -> Config:
+    """``above`` laid over ``below``, mapping by mapping."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def replaced(config: Config, path: KeyPath, value: Any) -> Config:
+    """The mapping with one key set; a mapping that is set is laid over the one that is there."""
+    head, *rest = path
+    old = config.get(head)
+    if rest:
+        value = replaced(old if isinstance(old, dict) else {}, tuple(rest), value)
+    elif isinstance(old, dict) and isinstance(value, dict):
+        value = merged(old, value)
+    return config | {head: value}
+
+
+def with_values(config: Config, values: Iterable[tuple[KeyPath, Any]]) -> Config:
+    """The mapping with some keys set, in order."""
+    for path, value in values:
+        config = replaced(config, path, value)
+    return config
+
+
+def without(config: Config, path: KeyPath) -> Config:
+    """The mapping without one key."""
+    head, *rest = path
+    if head not in config:
+        return config
+    if not rest:
+        return {key: value for key, value in config.items() if key != head}
+    if isinstance(config[head], dict):
+        return config | {head: without(config[head], tuple(rest))}
+    return config
+
+
+def leaf_paths(value: Mapping[str, Any], before: KeyPath = ()) -> Iterator[KeyPath]:
+    """The paths of all values that are no mappings."""
+    for key, child in value.items():
+        if isinstance(child, dict):
+            yield from leaf_paths(child, (*before, key))
+        else:
+            yield (*before, key)
+
+
+def overlap(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Whether one of two paths lies below the other."""
+    length = min(len(one), len(other))
+    return one[:length] == other[:length]

@@ -9,8 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from llem_airflow.study.config.base import Consistent, Contradiction, Section, key
-from llem_airflow.study.config.paths import Config
+from llem_airflow.study.config.base import Config, Consistent, Contradiction, Section, key
 from llem_airflow.study.config.types import Mapped, Text, Whole
 from llem_airflow.study.names import OWN_ENGINES
 

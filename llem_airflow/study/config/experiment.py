@@ -10,9 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, create_model
 
-from llem_airflow.study.config.base import Consistent, Contradiction, Section, key, keys_of, model_of
+from llem_airflow.study.config.base import Config, Consistent, Contradiction, Section, key, keys_of, model_of
 from llem_airflow.study.config.engines import EngineSection, Tensorrt, Transformers, Vllm
-from llem_airflow.study.config.paths import Config
 from llem_airflow.study.config.types import (
     Engine,
     GpuIds,

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llem_airflow.study.config.base import keys_of, model_of, takes_null
+from llem_airflow.study.config.base import Config, keys_of, merged, model_of, overlap, takes_null
 from llem_airflow.study.config.experiment import Experiment
-from llem_airflow.study.config.paths import Config, merged, overlap
 from llem_airflow.study.config.study import OF_STUDY, StudyKeys
 from llem_airflow.study.file.check import WRONG, Report, check, check_value, unknown, without_nulls
 from llem_airflow.study.file.yaml import Source, read_text

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
+from llem_airflow.study.config.base import Config, KeyPath, leaf_paths, lookup, merged, with_values, without
 from llem_airflow.study.config.experiment import LOADS
-from llem_airflow.study.config.paths import Config, KeyPath, leaf_paths, lookup, merged, with_values, without
 from llem_airflow.study.file.check import Stage
 from llem_airflow.study.file.document import Document
 from llem_airflow.study.names import ENGINES

@@ -7,22 +7,20 @@ from difflib import get_close_matches
 from typing import Any
 
 from llem_airflow.protocol.prefix_cache import shared_beginnings
+from llem_airflow.study.config.base import Config, lookup
 from llem_airflow.study.config.engines import PARTS, known_keys, not_of_a_server
 from llem_airflow.study.config.experiment import BUILTIN, STANDING_IN
-from llem_airflow.study.config.paths import Config, lookup
 from llem_airflow.study.config.study import StudyKeys
 from llem_airflow.study.file.document import Document
-from llem_airflow.study.names import ENGINES, INVALID_PREFIX, RESERVED_DAG_IDS, dag_id_of
-from llem_airflow.study.plan.cluster import KUBERNETES, meaningless_on_a_cluster
+from llem_airflow.study.names import ENGINES, INVALID_PREFIX, KUBERNETES, RESERVED_DAG_IDS, dag_id_of
 from llem_airflow.study.plan.expand import Expansion
-from llem_airflow.study.plan.lengths import least_s
 from llem_airflow.study.plan.model import Experiment, Study
-from llem_airflow.study.plan.order import balanced
+from llem_airflow.study.plan.order import balanced, least_s
 from llem_airflow.study.plan.search import most_probes
 from llem_airflow.study.plan.sessions import not_in_sessions
 from llem_airflow.study.plan.sweep import Sweep
 from llem_airflow.study.problems import KeyPath, Problem, StudyWarning
-from llem_airflow.study.synthetic import lengths_of
+from llem_airflow.study.prompts import lengths_of
 from llem_airflow.text.wording import counted
 
 _SCHEDULE = (("airflow", "schedule"), "add `airflow.schedule`")
@@ -380,3 +378,47 @@ def _too_short(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
             needs = f"{needed_s:g} s at least: warm-up, idle power and {window}"
             found = f"it ends a cycle after {limit_s:g} s, and each takes {needs}"
             yield ("study_execution", key), found, "raise it, or shorten the window"
+
+
+def meaningless_on_a_cluster(
+    study: Study, experiment: Experiment, gpu_resource: str | None = None
+) -> list[tuple[str, str, str]]:
+    """Keys that say nothing to a Kubernetes cluster, which chooses nodes and devices itself: why, and what instead.
+
+    Args:
+        study: The study.
+        experiment: One of its experiments.
+        gpu_resource: The device plugin's resource, where it is known; it says whether devices are slices.
+    """
+    gpus, sliced, known = experiment.gpus, "/mig-" in (gpu_resource or ""), gpu_resource is not None
+    chosen, nodes = "device plugin chooses the devices", "leave it out, or use node_selector"
+    product = "node_selector with nvidia.com/gpu.product, which GPU feature discovery sets"
+    whole, own_study = "ask for all GPUs of a node, or taint one", "put those into a study of their own"
+    not_slice, is_slice = known and gpus.kind == "mig" and not sliced, sliced and gpus.kind == "full"
+    sampled, own_meter = study.keys.power.sampling, "leave it out: the pod's own meter counts"
+    mixed = study.on_a_cluster and any(each.runner != KUBERNETES for each in study.experiments)
+    said = {
+        "gpus.ids": (gpus.ids, f"the cluster's {chosen}", nodes),
+        "gpus.memory_gb": (gpus.memory_gb is not None, "the scheduler knows no device's memory", product),
+        "gpus.exclusive: host": (gpus.exclusive == "host", "no pod can keep others off its node", whole),
+        "gpus.kind: mig": (
+            not_slice,
+            f"{gpu_resource} is no slice",
+            "gpu_resource='nvidia.com/mig-<profile>'",
+        ),
+        "gpus.kind: full": (is_slice, f"{gpu_resource} is a slice", "gpu_resource='nvidia.com/gpu'"),
+        "power.sampling: host": (sampled == "host", "no worker sits on the pod's node", own_meter),
+        "study_execution.isolation": (
+            study.execution.in_sessions,
+            "a pod has one cycle",
+            "`container`, or another runner",
+        ),
+        "study_execution.gpu_indices": (
+            study.execution.gpu_indices is not None,
+            f"the {chosen}",
+            "leave it out",
+        ),
+        "airflow.hosts": (study.airflow.hosts, "the cluster chooses nodes", nodes),
+        "runners": (mixed, "some engines are to run on the cluster and others not", own_study),
+    }
+    return [(key, why, instead) for key, (applies, why, instead) in said.items() if applies]

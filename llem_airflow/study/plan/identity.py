@@ -16,8 +16,8 @@ from functools import cache
 from hashlib import sha256
 from typing import Any
 
+from llem_airflow.study.config.base import Config, lookup, with_values, without
 from llem_airflow.study.config.experiment import section_model
-from llem_airflow.study.config.paths import Config, lookup, with_values, without
 from llem_airflow.study.plan.rules import Rule, rules_of
 
 HASH_DIGITS = 16

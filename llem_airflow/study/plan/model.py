@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llem_airflow.study.config.paths import Config, with_values
+from llem_airflow.study.config.base import Config, with_values
 from llem_airflow.study.config.study import AirflowSection, Execution, ModelVersion, Output, StudyKeys
 from llem_airflow.study.file.yaml import Source
-from llem_airflow.study.names import dag_id_of
+from llem_airflow.study.names import KUBERNETES, dag_id_of
 from llem_airflow.study.plan.identity import experiment_hash
 from llem_airflow.study.plan.search import RateSearch, at_most
 from llem_airflow.study.problems import KeyPath, Problem, StudyWarning
@@ -321,6 +321,11 @@ class Study:
     def cycles(self) -> int:
         """Cycles per experiment."""
         return self.plan.cycles
+
+    @property
+    def on_a_cluster(self) -> bool:
+        """Whether its cycles are pods of a Kubernetes cluster."""
+        return any(experiment.runner == KUBERNETES for experiment in self.experiments)
 
     @property
     def dag_id(self) -> str:

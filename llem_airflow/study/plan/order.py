@@ -1,12 +1,17 @@
-"""In which order the cycles of the experiments run, which go first as canaries, and where the machine rests."""
+"""When and where the cycles run: their order, canaries, pauses and hosts, and how long each takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+from llem_airflow.study.config.base import Config
+from llem_airflow.study.config.study import AirflowSection
 from llem_airflow.study.plan.model import Experiment
+from llem_airflow.study.plan.search import RateSearch
+from llem_airflow.study.problems import StudyWarning
+from llem_airflow.text.wording import counted
 
 Run = tuple[int, int]
 """Index of the experiment and its cycle, from 1."""
@@ -109,3 +114,98 @@ def _tokens(experiment: Experiment) -> float:
     if read is None or written is None or prompts is None:
         return float("inf")
     return float(prompts * (read + written))
+
+
+def hosts_of(
+    runs: Sequence[Run],
+    settings: AirflowSection,
+    experiments: Sequence[Experiment],
+    groups: Sequence[str] | None,
+    searches: Sequence[RateSearch],
+) -> list[str | None]:
+    """The host of each cycle; None where the study names none.
+
+    Args:
+        runs: The cycles in their order.
+        settings: Section ``airflow``.
+        experiments: The experiments.
+        groups: What each experiment loads, where cycles share sessions: all of a session are on one host.
+        searches: All rates of a search are asked for on one host in each cycle.
+    """
+    if not settings.hosts:
+        return [None] * len(runs)
+    together = {name: one.experiments[0] for one in searches for name in one.experiments}
+    units = groups or [together.get(each.id, each.id) for each in experiments]
+    first = {unit: place for place, unit in enumerate(dict.fromkeys(units))}
+    steps = (first[units[index]] + (cycle - 1) * (settings.spread == "cycles") for index, cycle in runs)
+    return [settings.hosts[step % len(settings.hosts)] for step in steps]
+
+
+def gaps_per_host_s(
+    runs: Sequence[Run], hosts: Sequence[str | None], order: str, short_s: float, long_s: float
+) -> list[float]:
+    """The pause before each cycle, after the last one on the same host, in seconds."""
+    found = [0.0] * len(runs)
+    for host in dict.fromkeys(hosts):
+        places = [place for place, other in enumerate(hosts) if other == host]
+        own = gaps_s([runs[place] for place in places], order, short_s, long_s)
+        for place, gap_s in zip(places, own, strict=True):
+            found[place] = gap_s
+    return found
+
+
+def host_warnings(settings: AirflowSection, cycles: int, experiments: int) -> Iterator[StudyWarning]:
+    """What the user should know of how a study is spread."""
+    hosts = len(settings.hosts)
+    if hosts < 2:
+        return
+    if settings.spread == "experiments" and experiments > 1:
+        yield StudyWarning(
+            "hosts-confounded",
+            "airflow.spread: experiments measures different experiments on different hosts: a difference between them "
+            "may be one between hosts; spread: cycles measures each experiment on all of them",
+        )
+    elif settings.spread == "cycles" and cycles % hosts:
+        yield StudyWarning(
+            "hosts-unbalanced",
+            f"{counted(cycles, 'cycle')} over {hosts} hosts are not the same number on each for every experiment: "
+            f"n_cycles: {-(-cycles // hosts) * hosts} is",
+        )
+
+
+_IDLE_S = 120.0
+"""Longest idle power, which a study may leave to the meter: two phases, and the quiet before them."""
+
+_AROUND_S = 180.0
+"""Container, sampler, prompts, the drain of the last answers, and what is written at the end."""
+
+
+def under_load_s(server: Config, warmup: bool) -> float:
+    """Warm-up where it counts, ramp, window and cooldown, in seconds.
+
+    Args:
+        server: The section ``server`` of an experiment.
+        warmup: Whether the warm-up counts, with its longest time.
+    """
+    traffic, said = server["traffic"], server["warmup"]
+    longest_s = said["duration_seconds"] if said["mode"] == "fixed" else said["timeout_seconds"]
+    load_s = traffic["ramp_exclusion_seconds"] + traffic["window_seconds"]
+    return float(load_s + (longest_s if warmup else 0) + server["cooldown_seconds"])
+
+
+def longest_s(server: Config) -> float:
+    """A limit for a cycle of which the study writes none, in seconds: everything takes its longest."""
+    return under_load_s(server, True) + float(server["startup_timeout_seconds"]) + _IDLE_S + _AROUND_S
+
+
+def least_s(experiment: Experiment) -> float:
+    """Seconds that a cycle takes at least: its window, and the idle power and the warm-up that the study asks for."""
+    measurement = experiment.config["measurement"]
+    baseline = measurement["baseline"]
+    idle_s = (baseline["duration_seconds"] or 0) if baseline["enabled"] else 0
+    server = experiment.config.get("server")
+    if server is not None:
+        return float(idle_s + under_load_s(server, server["warmup"]["mode"] == "fixed"))
+    warmup = (experiment.config.get("offline") or {}).get("warmup") or {}
+    warm_s = (warmup.get("thermal_floor_seconds") or 0) if warmup.get("enabled") else 0
+    return float(measurement["min_window_seconds"] + idle_s + warm_s)

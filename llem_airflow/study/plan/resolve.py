@@ -11,11 +11,19 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from llem_airflow.study.config.base import FRAGMENT
+from llem_airflow.study.config.base import (
+    FRAGMENT,
+    Config,
+    KeyPath,
+    lookup,
+    merged,
+    overlap,
+    with_values,
+    without,
+)
 from llem_airflow.study.config.base import Section as ConfigSection
 from llem_airflow.study.config.engines import with_sampling
 from llem_airflow.study.config.experiment import Experiment, section_model
-from llem_airflow.study.config.paths import Config, KeyPath, lookup, merged, overlap, with_values, without
 from llem_airflow.study.file.check import Stage, check
 from llem_airflow.study.file.document import Document
 from llem_airflow.study.names import OWN_ENGINES

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llem_airflow.study.config.paths import Config, KeyPath, lookup, overlap
+from llem_airflow.study.config.base import Config, KeyPath, lookup, overlap
 from llem_airflow.study.names import OWN_ENGINES
 
 _FOLDER = Path(__file__).parents[1] / "data"
