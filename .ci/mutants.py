@@ -7,17 +7,17 @@
 The changes are cosmic-ray's operators; which of them, where and how many is in pyproject.toml. Each mutant meets just
 the tests that run its line, the fastest first, in a process forked from a pytest that has collected them: a change
 inside a function is put into the loaded function, and only one that acts at import makes pytest load the modules again.
-Which test runs which line is kept in build/mutants for each test file. What no test can tell apart is in
-mutants-equivalent.toml, with why.
+Which test runs which line is kept in build/mutants for each test file. What survives for a reason is in
+mutants-survivors.toml: what no test can tell apart does not count.
+
+mutmut 3 changes functions only, and most of this project's limits and lists of fields are at the top of modules;
+cosmic-ray itself starts a test run for each change, which takes longer than the tests.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
-import copy
-import difflib
 import fnmatch
 import gc
 import hashlib
@@ -33,7 +33,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -45,111 +44,15 @@ from threading import Thread
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
-import parso
 import pytest
-from cosmic_ray.ast import ast_nodes
-from cosmic_ray.operators.operator import Operator
-from cosmic_ray.plugins import get_operator
 from coverage import Coverage
-from parso.python.tree import Name
+from mutating import CONFIG, ROOT, Mutant, changed, listed, modules, mutants, mutated, outdated
 from scipy.stats import binomtest
 
-ROOT = Path(__file__).parents[1]
-CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutants"]
-EQUIVALENT = tomllib.loads((ROOT / ".ci/mutants-equivalent.toml").read_text(encoding="utf-8"))
 PYTEST = (
-    "-q",
-    "-W",
-    "ignore::pytest.PytestAssertRewriteWarning",
-    "-p",
-    "no:cacheprovider",
-    "-p",
-    "no:xdist",
-    "--hypothesis-seed=0",
-    "--hypothesis-profile=mutants",
-    "-m",
-    CONFIG["marks"],
+    *("-q", "-W", "ignore::pytest.PytestAssertRewriteWarning", "-p", "no:cacheprovider", "-p", "no:xdist"),
+    *("--hypothesis-seed=0", "--hypothesis-profile=mutants", "-m", CONFIG["marks"], "-k", CONFIG["names"]),
 )
-
-
-class DropElement(Operator):
-    """Leaves one element out of a list, tuple, set or mapping of three or more: a field forgotten in a record."""
-
-    def mutation_positions(self, node: Any) -> Iterator[tuple[Any, Any]]:
-        """Where elements are."""
-        for first, *_ in self._elements(node):
-            yield first.start_pos, first.end_pos
-
-    def mutate(self, node: Any, index: int) -> Any:
-        """The display without its element number ``index``."""
-        kept = [each for number, each in enumerate(self._elements(node)) if number != index]
-        node.children = [child for element in kept for child in element]
-        return node
-
-    @classmethod
-    def examples(cls) -> tuple[()]:
-        """None: cosmic-ray's own tests use them."""
-        return ()
-
-    @staticmethod
-    def _elements(node: Any) -> list[list[Any]]:
-        if node.type not in ("testlist_comp", "dictorsetmaker"):
-            return []
-        if any(child.type in ("sync_comp_for", "comp_for") for child in node.children):
-            return []
-        found: list[list[Any]] = [[]]
-        for child in node.children:
-            found[-1].append(child)
-            if getattr(child, "value", "") == ",":
-                found.append([])
-        found = [element for element in found if element]
-        return found if len(found) > 2 else []
-
-
-class CatchNothing(Operator):
-    """An exception that is no longer caught; cosmic-ray's own fails at a dotted name."""
-
-    def mutation_positions(self, node: Any) -> Iterator[tuple[Any, Any]]:
-        """Where exceptions are named."""
-        for name in self._names(node):
-            yield name.start_pos, name.end_pos
-
-    def mutate(self, node: Any, index: int) -> Any:
-        """The clause with an exception that nobody raises for its name number ``index``."""
-        name = self._names(node)[index]
-        around = name.parent.children
-        around[around.index(name)] = Name("StopAsyncIteration", name.start_pos, name.get_first_leaf().prefix)
-        return node
-
-    @classmethod
-    def examples(cls) -> tuple[()]:
-        """None: cosmic-ray's own tests use them."""
-        return ()
-
-    @staticmethod
-    def _names(node: Any) -> list[Any]:
-        if node.type != "except_clause":
-            return []
-        caught = node.children[1]
-        if caught.type == "atom":
-            caught = caught.children[1]
-        return caught.children[::2] if caught.type == "testlist_comp" else [caught]
-
-
-class Mutant(NamedTuple):
-    """One change.
-
-    Attributes:
-        path: The module, from the root.
-        line: Line of the change, from 1.
-        operator: Name of the operator.
-        occurrence: Which of its places in the module.
-    """
-
-    path: str
-    line: int
-    operator: str
-    occurrence: int
 
 
 @dataclass
@@ -211,106 +114,6 @@ def text_of(file: str) -> str:
     return (ROOT / file).read_text(encoding="utf-8")
 
 
-def operator_of(name: str) -> Operator:
-    """An operator by its name."""
-    own = {one.__name__: one for one in (DropElement, CatchNothing)}
-    return own[name]() if name in own else get_operator(f"core/{name}")()
-
-
-def modules(room: str) -> list[str]:
-    """The room's modules, from the root."""
-    told = CONFIG["rooms"][room]
-    found = [
-        path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "llem_airflow" / room).rglob("*.py"))
-    ]
-    return [
-        path
-        for path in found
-        if not any(fnmatch.fnmatch(path, f"*/{no}") for no in told.get("leave_out", ()))
-    ]
-
-
-def mutants(path: str) -> Iterator[Mutant]:
-    """Every mutant of a module that compiles to something else; annotations, decorators and assertions of zip stay."""
-    source = (ROOT / path).read_text(encoding="utf-8")
-    nodes = list(ast_nodes(parso.parse(source)))
-    spared = _spared(ast.parse(source))
-    for name in CONFIG["operators"]:
-        operator = operator_of(name)
-        places = [
-            (begin, node, index)
-            for node in nodes
-            for index, (begin, _) in enumerate(operator.mutation_positions(node))
-        ]
-        for occurrence, (begin, node, index) in enumerate(places):
-            in_signature = node.parent is not None and node.parent.type == "parameters"  # a bare star
-            if not in_signature and not any(first <= tuple(begin) < last for first, last in spared):
-                mutant = Mutant(path, begin[0], name, occurrence)
-                _places[mutant] = source, node, index
-                yield mutant
-
-
-def _spared(tree: ast.AST) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    found: list[ast.AST] = []
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            found += node.decorator_list
-        if isinstance(node, ast.FunctionDef):
-            found += [node.returns] if node.returns else []
-            found += [
-                one.annotation for one in ast.walk(node.args) if isinstance(one, ast.arg) and one.annotation
-            ]
-        if isinstance(node, ast.AnnAssign):
-            found.append(node.annotation)
-        if (
-            isinstance(node, ast.keyword) and node.arg == "strict"
-        ):  # of zip: an assertion about what is alike anyway
-            found.append(node.value)
-    return [((one.lineno, one.col_offset), (one.end_lineno, one.end_col_offset)) for one in found]
-
-
-_places: dict[Mutant, tuple[str, Any, int]] = {}
-"""Where mutants are: the module's text, the node, and which of the operator's places in it."""
-
-
-def _offset(source: str, at: tuple[int, int]) -> int:
-    return sum(len(line) for line in source.splitlines(keepends=True)[: at[0] - 1]) + at[1]
-
-
-@cache
-def mutated(mutant: Mutant) -> str | None:
-    """The module's text with the change; None where that is no Python, or the same."""
-    source, node, index = _places[mutant]
-    begin, end = (_offset(source, at) for at in (node.get_start_pos_of_prefix(), node.end_pos))
-    alone = copy.deepcopy(node, {id(node.parent): node.parent})
-    text = source[:begin] + operator_of(mutant.operator).mutate(alone, index).get_code() + source[end:]
-    try:
-        return text if ast.dump(ast.parse(text)) != parsed(source) else None
-    except SyntaxError:
-        return None
-
-
-@cache
-def parsed(source: str) -> str:
-    """What Python makes of a module's text."""
-    return ast.dump(ast.parse(source))
-
-
-def changed(mutant: Mutant) -> tuple[str, str]:
-    """The changed lines before and after, without what is around them."""
-    before = _places[mutant][0].splitlines()
-    lines = difflib.unified_diff(before, (mutated(mutant) or "").splitlines(), n=0, lineterm="")
-    differing = list(lines)[2:]  # behind the names of the two files
-    sides = [" ".join(line[1:].strip() for line in differing if line.startswith(sign)) for sign in "-+"]
-    return sides[0], sides[1]
-
-
-def is_equivalent(mutant: Mutant) -> bool:
-    """Whether the list of equivalent mutants has it."""
-    listed = EQUIVALENT.get(mutant.path)
-    return bool(listed) and changed(mutant) in [(one["before"], one["after"]) for one in listed]
-
-
 def copy_tree() -> Path:
     """A copy of what git tracks or would, to be changed at will."""
     target = Path(tempfile.mkdtemp(prefix="llem-mutants-"))
@@ -325,6 +128,13 @@ def copy_tree() -> Path:
     return target
 
 
+def without_core_s(process: int) -> float:
+    """How long a process has waited for a core: on a busy machine nothing is slower for that."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{process}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+    return 0.0
+
+
 def in_fork(act: Callable[[], int], timeout_s: float) -> int | None:
     """What a function returns in a forked process; None when it took too long."""
     child = os.fork()
@@ -337,7 +147,7 @@ def in_fork(act: Callable[[], int], timeout_s: float) -> int | None:
         os._exit(code)
     end_s = time.monotonic() + timeout_s
     status: int | None = None
-    while status is None and time.monotonic() < end_s:
+    while status is None and (time.monotonic() < end_s or time.monotonic() < end_s + without_core_s(child)):
         done, told = os.waitpid(child, os.WNOHANG)
         status = os.waitstatus_to_exitcode(told) if done else None
         time.sleep(0.005)
@@ -387,9 +197,9 @@ class Watch:
         """One test."""
         forget(self._caches)
         self._cover.switch_context(item.nodeid)
-        begin_s = time.monotonic()
+        begin_s = time.monotonic() - without_core_s(os.getpid())
         done = yield
-        self._seen.duration_s[item.nodeid] = time.monotonic() - begin_s
+        self._seen.duration_s[item.nodeid] = time.monotonic() - without_core_s(os.getpid()) - begin_s
         self._cover.switch_context("")
         return done
 
@@ -612,7 +422,12 @@ def _codes(tree: Path, mutant: Mutant | None, seen: Seen) -> dict[CodeType, Code
     return replaced(before, after)
 
 
-def chosen(fragments: list[str], size: int | None) -> dict[str, list[Mutant]]:
+def equivalent(mutant: Mutant) -> bool:
+    """Whether the list says that no test can tell it from the code."""
+    return bool((listed(mutant) or {}).get("equivalent"))
+
+
+def chosen(fragments: list[str], size: int | None, seed: int) -> dict[str, list[Mutant]]:
     """Mutants by room, in the seed's order: all, or a sample with each module in proportion, and at least one of it."""
     every: dict[str, dict[str, list[Mutant]]] = {
         room: {
@@ -622,7 +437,7 @@ def chosen(fragments: list[str], size: int | None) -> dict[str, list[Mutant]]:
         }
         for room in CONFIG["rooms"]
     }
-    source = random.Random(CONFIG["seed"])  # noqa: S311  # a sample that is the same again
+    source = random.Random(seed)  # noqa: S311  # a sample that is the same again
     total = sum(len(found) for paths in every.values() for found in paths.values())
     share = 1.0 if size is None else min(1.0, size / max(total, 1))
     sampled = {
@@ -634,7 +449,7 @@ def chosen(fragments: list[str], size: int | None) -> dict[str, list[Mutant]]:
         for room, paths in every.items()
     }
     real = {
-        room: [one for one in found if mutated(one) is not None and not is_equivalent(one)]
+        room: [one for one in found if mutated(one) is not None and not equivalent(one)]
         for room, found in sampled.items()
     }
     return {room: source.sample(found, len(found)) for room, found in real.items() if found}
@@ -665,6 +480,8 @@ def run_room(room: str, found: list[Mutant], workers: int) -> bool:
         count[outcome] += 1
         if outcome == "survived":
             _say_survivor(mutant)
+        if count.total() % 50 == 0:
+            print(f"{count.total()} of {len(found)}", file=sys.stderr)
     shutil.rmtree(ready)
     total, killed = count.total(), count["killed"] + count["timeout"]
     low, high = binomtest(killed, total).proportion_ci(method="wilson")
@@ -696,7 +513,9 @@ def _outcomes(ready: Path, seen: Seen, jobs: list[Job], workers: int) -> Iterato
 
 def _say_survivor(mutant: Mutant) -> None:
     before, after = changed(mutant)
+    why = (listed(mutant) or {}).get("why", "")
     print(f"{mutant.path}:{mutant.line} {mutant.operator}\n    - {before}\n    + {after}", flush=True)
+    print(f"    {why}\n" if why else "", end="", flush=True)
 
 
 def main() -> int:
@@ -706,12 +525,16 @@ def main() -> int:
     asked.add_argument(
         "--sample", type=int, help="how many mutants; default: all of the modules that are named"
     )
+    asked.add_argument("--seed", type=int, default=CONFIG["seed"], help="of the sample")
     asked.add_argument("--workers", type=int, default=os.cpu_count())
     told = asked.parse_args()
     size = told.sample or (None if told.modules else CONFIG["sample"])
+    if found := outdated():
+        sys.exit("\n".join(("listed as survivors, and no longer in the code:", *found)))
     for name in CONFIG["libraries"]:
         importlib.import_module(name)
-    good = [run_room(room, found, told.workers) for room, found in chosen(told.modules, size).items()]
+    rooms = chosen(told.modules, size, told.seed)
+    good = [run_room(room, sample, told.workers) for room, sample in rooms.items()]
     return 0 if all(good) else 1
 
 

@@ -148,7 +148,7 @@ def _foreign_load(seen: Seen) -> str | None:
     cpu, duration_s = seen.result.cpu, seen.energy.duration_s
     if cpu is None or seen.result.meter.kind not in ("cpu-estimate", "rapl") or duration_s <= 0:
         return None
-    others = max(cpu.host_s - cpu.own_s, 0.0) / duration_s
+    others = (cpu.host_s - cpu.own_s) / duration_s
     if others <= FOREIGN_LOAD_RATIO * cpu.cores:
         return None
     return (

@@ -38,7 +38,7 @@ ALONE = 5
 """Experiments up to which MAX_P holds for each; with more, they share it.
 
 Found once in one flat history of 20 to 30 independent runs in a hundred (benchmarks/error_rates.py). Where runs
-remember, there are more: the budget of false alarms is the verdict's (sequential.py), not that of this list."""
+remember, there are more: the budget of false alarms is the verdict's (alarm.py), not that of this list."""
 
 MIN_POINTS = 2
 """Smallest stretch between two change points, in runs."""

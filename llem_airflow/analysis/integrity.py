@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from llem_airflow.analysis.cycle import HAS_RESULT, read_cycle
 from llem_airflow.analysis.tables import cycle_rows
-from llem_airflow.results import CycleRef, ResultReadError, StoredRun, layout
+from llem_airflow.results import CycleRef, StoredRun, layout
 from llem_airflow.text.wording import counted
 
 ENERGY_TOLERANCE_RATIO = 1e-6
@@ -140,5 +140,5 @@ def _sha256(ref: CycleRef, name: str) -> str | None:
             while block := file.read(1 << 20):
                 digest.update(block)
             return digest.hexdigest()
-    except (OSError, ResultReadError):
+    except OSError:
         return None

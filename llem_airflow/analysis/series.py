@@ -395,7 +395,7 @@ def series_by_gpu(power: Any, origin_ns: int) -> dict[str, GpuSeries]:
     """Split power samples into one time-ordered series for each device.
 
     Args:
-        power: The columns of power.csv, null meaning "not known": ``samples.columns``, a pyarrow Table, a
+        power: The columns of power.csv, null meaning "not known": ``columns``, a pyarrow Table, a
             pandas DataFrame or a dict of lists.
         origin_ns: Monotonic nanoseconds that become 0 s.
 
@@ -523,7 +523,7 @@ class StoredPower:
     """Power samples of one cycle.
 
     Attributes:
-        columns: As ``samples.columns``; without rows when the series is absent or damaged.
+        columns: As ``columns``; without rows when the series is absent or damaged.
         table: Every column, as it is stored; None when there are no samples.
         as_committed: Whether the file is, byte for byte, what was committed; None where nobody kept its hash.
         problem: Why there are no samples although there should be, or None.

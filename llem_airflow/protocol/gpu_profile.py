@@ -13,7 +13,6 @@ from typing import Any
 from llem_airflow.protocol.typed_json import ProtocolError, from_json, to_json
 
 PROFILE_VERSION = 1
-VERDICTS = ("expected", "differs", "unknown")
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Finding:
         what: What was looked at.
         value: What was found, with its unit; empty when it cannot be known.
         expected: What was expected, and by whom; empty where nothing was.
-        verdict: One of VERDICTS: as expected, other than expected, or cannot be known.
+        verdict: expected | differs (other than expected) | unknown (it cannot be known).
         why: Why it cannot be known, or what follows from it.
     """
 

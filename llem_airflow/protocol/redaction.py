@@ -145,9 +145,13 @@ def _escaped(text: str) -> Iterator[str]:
 
 def _in_base64(data: bytes) -> Iterator[str]:
     """What a value looks like wherever it begins in the three bytes that four characters stand for."""
-    for before in range(3):
+    for before, shared in (
+        (0, 0),
+        (1, 2),
+        (2, 3),
+    ):  # bytes before it, and characters that they have a part in
         text = base64.b64encode(bytes(before) + data).decode()
         # Only the characters that the value alone decides: neighbours change those at its edges.
-        whole = text[-(-before * 8 // 6) : (before + len(data)) * 8 // 6]
+        whole = text[shared : (before + len(data)) * 8 // 6]
         yield whole
         yield whole.replace("+", "-").replace("/", "_")

@@ -147,11 +147,11 @@ def _object_reader(cls: Any) -> Reader:
 
 def _union_reader(hint: Any) -> Reader:
     options = typing.get_args(hint)
-    real = [option for option in options if option is not type(None)]
+    real, *more = (option for option in options if option is not type(None))
     nullable = type(None) in options
-    if len(real) != 1:
+    if more:
         raise TypeError(f"{hint}: the protocol has no unions but with null")
-    inner = _reader(real[0])
+    inner = _reader(real)
 
     def read(value: Any) -> Any:
         if value is not None:

@@ -268,3 +268,35 @@ def test_as_cheap_are_only_those_that_hold_the_bounds_and_whose_intervals_meet()
     assert (alone.cheapest is not None, alone.as_cheap) == (True, ())
     (none,) = ladders([without(one, "energy_per_output_token_j") for one in run])
     assert (none.cheapest, none.as_cheap) == (None, ())
+
+
+def test_batches_between_servers_have_no_rate_and_hide_none() -> None:
+    batch = replace(without(RUN[0], "offered_requests_per_s"), factors={})
+    (found,) = ladders([batch, RUN[1], batch, RUN[2]])
+    assert [level.load for level in found.levels] == [1, 2]
+
+
+def test_a_load_is_the_study_s_own_number_even_where_the_measured_one_is_near_it() -> None:
+    asked = replace(RUN[1], factors={RATE: 1.25, USERS: 7})
+    assert ladders([asked])[0].levels[0].load == 1.25
+    users = in_a_closed_loop(2)
+    users = replace(users, factors={USERS: 3, RATE: 9})
+    assert ladders([users])[0].levels[0].load == 3.0
+
+
+def test_rates_that_are_all_the_same_have_no_knee() -> None:
+    (found,) = ladders([replace(measured(n, tail_s=n, joules=1), factors={RATE: 5}) for n in (1, 2, 3, 9)])
+    assert len(found.levels) == 4
+    assert found.knee is None
+
+
+@pytest.mark.parametrize("known", [("p99", "p95", "p90"), ("p95", "p90"), ("p90",)])
+def test_the_tail_is_the_highest_of_the_percentiles_that_are_told(known: tuple[str, ...]) -> None:
+    one = without(RUN[1], "e2el_p99_s")
+    more = [
+        MetricSummary(f"e2el_{name}_s", described)
+        for name in ("p90", *known)
+        if (described := describe([1.0, 1.1, 1.2])) is not None
+    ]
+    (found,) = ladders([replace(one, metrics=(*one.metrics, *more))])
+    assert found.tail == f"e2el_{known[0]}_s"

@@ -164,6 +164,9 @@ def test_a_result_that_cannot_be_read_is_a_row(make_run: MakeRun) -> None:
     assert summary.valid == 3
     assert summary.missing[0]["status"] == "damaged"
     assert "result.json: not JSON" in summary.missing[0]["reason"]
+    assert summary.power_absent == (
+        {"experiment": IDS[0], "cycle": 1, "reason": summary.missing[0]["reason"]},
+    )
 
 
 def test_requests_that_disagree_with_the_result_are_flagged(make_run: MakeRun) -> None:

@@ -28,7 +28,7 @@ from llem_airflow.analysis.series import (
 from llem_airflow.analysis.serving import Slo, backlog, server_rows, serving_flags, serving_measures
 from llem_airflow.analysis.statistics import outliers
 from llem_airflow.analysis.verdict import compare, compare_pairs
-from llem_airflow.protocol.result import Served, Warmup
+from llem_airflow.protocol.result import Anchor, CpuTime, Served, Warmup
 from llem_airflow.results.parquet import REQUESTS_SCHEMA
 from tests.analysis.sampled import (
     GPU,
@@ -79,6 +79,53 @@ def test_active_energy_is_above_nothing(idle_w: float, told: bool) -> None:
         }
     ]
     assert ("baseline_above_load" in codes(steady(), events=events)) == told
+
+
+@pytest.mark.parametrize(
+    ("active_j", "told"), [(None, False), (0.5, False), (0.0, True), (-0.5, True), (-60.0, True)]
+)
+def test_active_energy_has_to_be_above_nothing(active_j: float | None, told: bool) -> None:
+    result = cycle_result(window(60.0), meter())
+    energy = window_energy(columns(steady()), meter(), result.window)
+    seen = flags(result, dataclasses.replace(energy, active_j=active_j, active_over="baseline_bare"))
+    assert ("baseline_above_load" in {flag.code for flag in seen}) == told
+
+
+def test_joules_of_another_program_are_told_as_such() -> None:
+    result = cycle_result(window(60.0), meter(note="By X 1.0."))
+    energy = window_energy(columns(steady()), result.meter, result.window)
+    (found,) = (
+        flag
+        for flag in flags(result, dataclasses.replace(energy, source="reported"))
+        if flag.code == "reported"
+    )
+    assert found.severity == "info"
+    assert found.message == "Energy was reported by another program and cannot be computed again. By X 1.0."
+    assert "reported" not in {flag.code for flag in flags(result, energy)}
+
+
+@pytest.mark.parametrize(("step_s", "told"), [(0.5, False), (0.6, True), (-0.6, True)])
+def test_a_clock_is_set_between_the_first_and_the_last_anchor(step_s: float, told: bool) -> None:
+    anchors = [Anchor(at_ns(t_s), 10**18 + round(t_s * 1e9)) for t_s in (-20.0, 0.0)]
+    anchors.append(Anchor(at_ns(20.0), 10**18 + round((20.0 + step_s) * 1e9)))
+    found = codes(steady(), anchors=tuple(anchors))
+    assert ("clock_step" in found) == told
+    if told:
+        assert found["clock_step"].startswith(f"The wall clock was set by {step_s:+.1f} s during the cycle")
+
+
+@pytest.mark.parametrize(("others_s", "told"), [(0.0, False), (-1.0, False), (0.2, False), (0.21, True)])
+def test_others_may_use_a_tenth_of_the_host_s_cores_in_the_shortest_window(
+    others_s: float, told: bool
+) -> None:
+    estimate = meter("cpu-estimate", "estimate", ("cpu",))
+    found = codes(
+        [one | {"gpu": "cpu"} for one in steady()],
+        1.0,
+        meter=estimate,
+        cpu=CpuTime(0.5, 0.5 + others_s, 2),
+    )
+    assert ("foreign_load" in found) == told
 
 
 @pytest.mark.parametrize(("samples_", "told"), [(0, False), (1, True), (100, True)])

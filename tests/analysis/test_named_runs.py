@@ -20,6 +20,7 @@ from llem_airflow.analysis.compare_named import (
     run_of_release,
     runs_of_releases,
 )
+from llem_airflow.analysis.history import ChangePoint
 from llem_airflow.analysis.nights import (
     AROUND,
     Around,
@@ -195,6 +196,16 @@ def test_the_previous_run_is_told_with_verdicts_and_intervals(root: ResultsRoot)
     assert whole["history"][A]["runs"] == 2
     assert (whole["history"][A]["verdict"], whole["history"][A]["changes"]) == ("regression", [])
     assert (whole["new"], whole["gone"], len(whole["comparisons"])) == (["c-cccccccc"], [B], 1)
+    changed_at = ChangePoint(1, "r001", 10.0, 12.0, 0.2, 1e-4, Verdict.REGRESSION)
+    seen = replace(found.history[A], changes=(changed_at,))
+    assert list(whole) == ["run_id", "started_epoch_ns", "problem", "comparisons", "new", "gone", "history"]
+    assert replace(found, history={A: seen}).to_json()["history"][A] == {
+        "verdict": "regression",
+        "state": seen.state,
+        "runs": 2,
+        "changes": [{"run": "r001", "ratio": 0.2, "p": 1e-4}],
+        "note": seen.note,
+    }
     endless = replace(report.metrics[ENERGY], low_ratio=None, high_ratio=float("inf"))
     told = replace(found, reports=(replace(report, metrics={ENERGY: endless}),)).told()
     assert told["experiments"][A]["changes"][ENERGY] == [pytest.approx(0.2), None, None]

@@ -115,11 +115,13 @@ def test_rows_of_a_run_become_sides_without_what_has_no_result(run: StoredRun) -
 def test_a_table_that_is_absent_or_lacks_a_column_is_told_with_what_to_do(run: StoredRun) -> None:
     with pytest.raises(ResultReadError, match=r"not aggregated yet; `llem-airflow report .* does it"):
         cycle_rows(run)
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"experiment": [A], "cycle": [1]}), sink)
-    run.folder.write(layout.CYCLES_TABLE, bytes(sink.getvalue()))
-    with pytest.raises(ResultReadError, match=r"no column 'energy_j'; .*--again` makes the table anew"):
-        cycle_rows(run)
+    table = cycles_table("s", "r", [Cycle(A, 1, "missing", "lost", None)], Planned({}, (), ()))
+    for absent in ("experiment", "cycle", "status", "hash", "reason", "flags", "energy_kind", "energy_j"):
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.drop_columns([absent]), sink)
+        run.folder.write(layout.CYCLES_TABLE, bytes(sink.getvalue()))
+        with pytest.raises(ResultReadError, match=rf"no column '{absent}'; .*--again` makes the table anew"):
+            cycle_rows(run)
 
 
 def test_tables_have_a_row_for_each_cycle_experiment_and_point_that_was_left_out() -> None:

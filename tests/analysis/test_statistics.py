@@ -169,6 +169,13 @@ def test_an_interval_of_another_confidence_is_that_of_r() -> None:
     assert (found.confidence, found.method) == (0.9, "t")
 
 
+def test_the_interval_of_what_cannot_be_negative_is_above_nothing_however_far_values_scatter() -> None:
+    found = t_interval([1.0, 9.0, 2.0])
+    assert found is not None
+    assert found.low > 0
+    assert t_interval([-1.0, 9.0, 2.0]) is None
+
+
 def test_values_of_nothing_have_an_interval_of_nothing() -> None:
     found = describe([0.0, 0.0])
     assert found is not None

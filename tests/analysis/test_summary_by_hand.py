@@ -78,6 +78,7 @@ def test_a_summary_counts_what_was_planned_what_is_valid_and_what_is_missing() -
     found = summed(rows, plan(5, "a"))
     assert (found.planned, found.valid, found.energy_kind) == (4, 2, "measured")
     assert (found.started_epoch_ns, found.finished_epoch_ns) == (100, 550)
+    assert (found.power_rows, found.power_absent, found.environments) == (0, (), ())
     assert found.missing == (
         {
             "experiment": "a",

@@ -6,7 +6,7 @@ import ast
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -24,7 +24,7 @@ from llem_airflow.protocol.spec import (
     gpus_told,
     idle_conditions,
 )
-from llem_airflow.protocol.typed_json import ProtocolError, from_json, to_json
+from llem_airflow.protocol.typed_json import UNLESS_DEFAULT, ProtocolError, from_json, to_json
 
 SPEC = ExperimentSpec(
     schema_version=1,
@@ -125,6 +125,7 @@ def test_what_runs_in_the_container_parses_as_python_3_10(room: str) -> None:
 
 def test_what_a_spec_does_not_say_is_as_the_protocol_says() -> None:
     assert MeterSpec() == MeterSpec("auto", 10.0, (), 10.0, 65.0, 30.0)
+    assert Synthetic(8, 4) == Synthetic(8, 4, 0, (), ())
     data = json.loads(SPEC.dumps())
     for optional in ("known_baselines",):
         del data[optional]
@@ -232,6 +233,32 @@ def test_records_are_written_as_plain_values() -> None:
     assert to_json({1: "one"}) == {"1": "one"}
 
 
+class Named(NamedTuple):
+    """Values that have names."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Sparse:
+    x: int
+    note: str = field(default="", metadata=UNLESS_DEFAULT)
+    always: str = ""
+
+
+def test_values_with_names_keep_them_and_others_are_a_list() -> None:
+    assert to_json({"interval": Named(1.0, 2.0), "pair": (1.0, 2.0)}) == {
+        "interval": {"low": 1.0, "high": 2.0},
+        "pair": [1.0, 2.0],
+    }
+
+
+def test_a_field_may_be_left_out_while_it_has_its_default() -> None:
+    assert to_json(Sparse(1)) == {"x": 1, "always": ""}
+    assert to_json(Sparse(1, "n")) == {"x": 1, "note": "n", "always": ""}
+
+
 def test_files_are_written_indented_and_sorted() -> None:
     assert ERROR.dumps().startswith('{\n "category": null,\n "message": "no",\n')
     for value in (SPEC, RESULT, ERROR):
@@ -242,6 +269,8 @@ def test_files_are_written_indented_and_sorted() -> None:
 def test_errors_and_results_refuse_what_is_no_number() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         replace(RESULT, memory={"peak_rss_bytes": float("inf")}).dumps()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        replace(ERROR, retryable_hint=float("nan")).dumps()  # type: ignore[arg-type]  # what a caller may get wrong
 
 
 @pytest.mark.parametrize(

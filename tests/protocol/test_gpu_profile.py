@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from llem_airflow.protocol.gpu_profile import Finding, GpuProfile, Sensor
+from llem_airflow.protocol.gpu_profile import Finding, GpuProfile, MeasuringPath, Sensor
 from llem_airflow.protocol.typed_json import ProtocolError
 
 PROFILE = GpuProfile(
@@ -25,10 +25,18 @@ PROFILE = GpuProfile(
 
 def test_a_profile_is_read_as_it_was_written() -> None:
     assert GpuProfile.loads(PROFILE.dumps(), "p") == PROFILE
+    assert PROFILE.dumps().startswith(
+        '{\n "schema_version": 1,\n "uuid": "GPU-1",\n'
+    )  # a person reads it, too
 
 
 def test_what_the_analysis_takes_keeps_the_unknown_unknown() -> None:
     assert PROFILE.sensor == Sensor(counter_period_s=0.1)
+
+
+def test_a_path_that_was_not_walked_has_no_window_and_knows_nothing() -> None:
+    unknown = MeasuringPath("no GPU")
+    assert (unknown.windows, unknown.energy_per_token_j, unknown.peer_ratios) == (0, None, {})
 
 
 def test_a_published_profile_needs_only_a_name_and_a_source() -> None:

@@ -11,6 +11,7 @@ def test_messages_come_whole_and_in_their_order_and_the_end_is_told_from_silence
     read, write = os.pipe()
     with os.fdopen(read, "rb") as pipe:
         messages = MessagePipe(pipe)
+        assert not messages.ended
         os.write(write, b'{"a": 1}\n{"b": 2}\n{"c"')
         assert messages.receive(5.0) == {"a": 1}
         assert messages.receive(0.0) == {"b": 2}
