@@ -36,9 +36,8 @@ GENERATE = (
 
 @pytest.mark.parametrize("key", GENERATE)
 def test_what_transformers_is_given_with_each_batch_is_not_loaded_and_others_may_load_it(key: str) -> None:
-    for where in ("engine_params", "passthrough_kwargs"):
-        config = {where: {key: 1}} if where == "passthrough_kwargs" else {"transformers": {where: {key: 1}}}
-        assert load_arguments("transformers", config) == {}
+    assert load_arguments("transformers", {"transformers": {"engine_params": {key: 1}}}) == {}
+    assert load_arguments("transformers", {"passthrough_kwargs": {key: 1}}) == {}
     assert load_arguments("tensorrt", {"tensorrt": {"engine_params": {key: 1}}}) == {
         f"tensorrt.engine_params.{key}": 1
     }
