@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
+from types import MappingProxyType
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -75,14 +76,18 @@ def finite(value: Any, path: KeyPath = ()) -> Any:
     return value
 
 
-def _one_of(names: tuple[str, ...], aliases: Mapping[str, str]) -> Callable[[str], str]:
+def _one_of(names: tuple[str, ...], aliases: Mapping[str, str] = MappingProxyType({})) -> AfterValidator:
     def check(name: str) -> str:
         name = aliases.get(name, name)
         if name not in names:
             raise ValueError
         return name
 
-    return check
+    return AfterValidator(check)
+
+
+def _enum(*names: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "enum": [*names]})
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
@@ -91,24 +96,10 @@ Number = Annotated[Annotated[int, Field(gt=-(2**63), lt=2**63)] | float, WithJso
 Text = Annotated[str, AfterValidator(_not_blank), Field(min_length=1)]
 Anything = Annotated[Any, AfterValidator(finite)]
 Mapped = Annotated[dict[str, Any], AfterValidator(finite)]
-Engine = Annotated[
-    str,
-    AfterValidator(_one_of(ENGINES, ENGINE_ALIASES)),
-    WithJsonSchema({"type": "string", "enum": [*ENGINES, *ENGINE_ALIASES]}),
-]
-MeterName = Annotated[
-    str, AfterValidator(_one_of(METERS, {})), WithJsonSchema({"type": "string", "enum": [*METERS]})
-]
-SamplerName = Annotated[
-    str,
-    AfterValidator(_one_of((*METERS, *PEER_SAMPLERS), {})),
-    WithJsonSchema({"type": "string", "enum": [*METERS, *PEER_SAMPLERS]}),
-]
-Metric = Annotated[
-    str,
-    AfterValidator(_one_of(METRIC_NAMES, {})),
-    WithJsonSchema({"type": "string", "enum": [*METRIC_NAMES]}),
-]
+Engine = Annotated[str, _one_of(ENGINES, ENGINE_ALIASES), _enum(*ENGINES, *ENGINE_ALIASES)]
+MeterName = Annotated[str, _one_of(METERS), _enum(*METERS)]
+SamplerName = Annotated[str, _one_of((*METERS, *PEER_SAMPLERS)), _enum(*METERS, *PEER_SAMPLERS)]
+Metric = Annotated[str, _one_of(METRIC_NAMES), _enum(*METRIC_NAMES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,13 +251,12 @@ def _each_once(ids: list[Any]) -> list[Any]:
     return ids
 
 
+_TEXT = WithJsonSchema({"type": "string"})
 Duration = Annotated[float, PlainValidator(_duration_s), WithJsonSchema({"type": ["number", "string"]})]
-TimesOfDay = Annotated[
-    DailyWindow, PlainValidator(_daily_window), PlainSerializer(str), WithJsonSchema({"type": "string"})
-]
-TimeZone = Annotated[str, PlainValidator(_timezone), WithJsonSchema({"type": "string"})]
-Date = Annotated[str, PlainValidator(_date), WithJsonSchema({"type": "string"})]
-Schedule = Annotated[str, PlainValidator(_schedule), WithJsonSchema({"type": "string"})]
+TimesOfDay = Annotated[DailyWindow, PlainValidator(_daily_window), PlainSerializer(str), _TEXT]
+TimeZone = Annotated[str, PlainValidator(_timezone), _TEXT]
+Date = Annotated[str, PlainValidator(_date), _TEXT]
+Schedule = Annotated[str, PlainValidator(_schedule), _TEXT]
 StudyName = Annotated[Text, AfterValidator(_study_name), _at_most(500)]
 DagId = Annotated[str, AfterValidator(_dag_id)]
 Runner = Annotated[str, AfterValidator(_runner)]
