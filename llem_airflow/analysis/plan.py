@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from llem_airflow.protocol.typed_json import from_json
 from llem_airflow.study.names import ENGINES
 from llem_airflow.study.plan.search import RateSearch
 
@@ -226,7 +227,7 @@ def planned(plan: Mapping[str, Any]) -> Planned:
         tuple(plan.get("skipped", ())),
         dict(target) if target else None,
         dict(plan.get("stated") or {}),
-        tuple(map(RateSearch.from_json, plan.get("searches") or ())),
+        tuple(from_json(RateSearch, one, "plan.json: searches") for one in plan.get("searches") or ()),
     )
 
 

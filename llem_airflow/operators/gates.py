@@ -22,6 +22,7 @@ from llem_airflow.operators.evidence import is_scheduled
 from llem_airflow.operators.request import names_in
 from llem_airflow.operators.waits import Pause, PauseTrigger, RunTrigger, now_epoch_s
 from llem_airflow.protocol.failures import how_to_rerun
+from llem_airflow.protocol.typed_json import from_json
 from llem_airflow.results import CycleRef, FailureRef, StoredRun, layout
 from llem_airflow.study import Experiment, Study
 from llem_airflow.study.plan.order import CANARY_CYCLE, canaries
@@ -196,7 +197,7 @@ def rate_search(candidate: Candidate) -> Reason | Pause | None:
         return None
     from llem_airflow.analysis.rate_search import stored_answer  # noqa: PLC0415 - SciPy, for the few that search
 
-    search, cycles = RateSearch.from_json(told), range(1, int(plan["cycles"]) + 1)
+    search, cycles = from_json(RateSearch, told, "plan.json: searches"), range(1, int(plan["cycles"]) + 1)
     open_cycles = _open_cycles(candidate)
 
     def answer(at: int) -> bool | None:

@@ -22,6 +22,7 @@ from llem_airflow.analysis.plan import (
     short,
     single_factor_levels,
 )
+from llem_airflow.protocol.typed_json import to_json
 from llem_airflow.study.plan.search import RateSearch
 
 
@@ -118,7 +119,7 @@ def test_a_plan_is_read_with_its_order() -> None:
             "skipped": [{"rule": "r"}],
             "precision_target": {"min_cycles": 3},
             "stated": {"price": 1},
-            "searches": [search.to_json()],
+            "searches": [to_json(search)],
         }
     )
     assert whole.experiments == {

@@ -178,7 +178,11 @@ READERS: dict[str, str] = {
 
 
 def _all_keys() -> dict[str, FieldInfo]:
-    keys = {".".join(path): field for model in (Experiment, StudyKeys) for path, _, field in values(model)}
+    keys = {
+        ".".join(path).replace("[]", ""): field
+        for model in (Experiment, StudyKeys)
+        for path, _, field in values(model)
+    }
     older = set(ENGINE_ALIASES)
     return {key: what for key, what in keys.items() if not set(key.split(".")) & older}
 

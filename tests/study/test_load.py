@@ -336,10 +336,9 @@ def test_null_output_length_is_told() -> None:
     assert found.experiments[0].config["task"]["max_output_tokens"] == 256
 
 
-def test_experiments_and_versions_are_found_by_name() -> None:
-    found = study(SEEDS + "versions: [{name: v1}]\n")
+def test_experiments_are_found_by_name() -> None:
+    found = study(SEEDS)
     assert found.experiment(found.experiments[1].id) is found.experiments[1]
-    assert found.version("v1").name == "v1"
     with pytest.raises(KeyError, match="has no experiment 'x'; it has transformers-random_seed-1"):
         found.experiment("x")
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from llem_airflow.study.plan.order import balanced, gaps_s, ordered, williams
+from llem_airflow.study.plan.order import balanced, gaps_s, ordered
 from tests.study.texts import HEAD, study
 
 THREE = "sweep:\n  task.random_seed: [1, 2, 3]\n"
@@ -41,6 +41,13 @@ def test_the_shuffle_of_a_study_follows_from_the_study() -> None:
     one, again = study(body + "}\n"), study(body + "}\n")
     assert one.plan.to_json()["order"] == again.plan.to_json()["order"]
     assert one.plan.to_json()["order"] != study(body + ", shuffle_seed: 5}\n").plan.to_json()["order"]
+
+
+def williams(count: int) -> list[list[int]]:
+    """Williams' design as the paper builds it: all rows at once."""
+    first = [(step + 1) // 2 if step % 2 else (count - step // 2) % count for step in range(count)]
+    rows = [[(item + shift) % count for item in first] for shift in range(count)]
+    return rows if count % 2 == 0 else [*rows, *[row[::-1] for row in rows]]
 
 
 @pytest.mark.parametrize("count", range(1, 12))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llem_airflow.protocol.typed_json import from_json
 from llem_airflow.study.plan.request import Request, requested
 from llem_airflow.study.plan.search import RateSearch, grid, most_probes, probe_order, progress
 from tests.study.texts import report, study
@@ -96,7 +97,7 @@ def test_the_plan_has_the_probes_in_order_and_the_time_of_the_budget() -> None:
     assert found.plan.most_cycles == 10
     longest_s = found.experiments[0].wall_clock_s or 0
     assert 10 * longest_s <= found.plan.wall_clock_s <= 10 * (longest_s + 10)
-    assert RateSearch.from_json(found.plan.to_json()["searches"][0]) == search
+    assert from_json(RateSearch, found.plan.to_json()["searches"][0], "") == search
     told = [str(notice) for notice in found.warnings]
     assert any("5 rates of 9 are measured at most, 2 cycles each" in text for text in told)
     assert "searches" not in study("server: {traffic: {rate: 1}}\n", head=HEAD).plan.to_json()

@@ -47,19 +47,15 @@ def test_every_energy_sampler_of_older_files_becomes_a_meter(sampler: str, meter
     assert _spec(study(head=head)).meter.kind == meter
 
 
-def test_the_gpus_that_were_given_are_in_the_spec() -> None:
-    found = study()
-    assert experiment_spec(found, found.experiments[0], 1, gpus=["GPU-1"]).meter.gpus == ("GPU-1",)
-
-
 def test_the_revision_of_the_model_is_in_the_spec() -> None:
     assert _spec(study("transformers: {engine_params: {revision: abc}}\n")).model.revision == "abc"
 
 
 def test_a_version_replaces_model_and_revision_and_changes_the_hash_but_not_the_id() -> None:
     found = study("versions: [{name: v1, model: org/new, revision: r1}, {name: v2, revision: r2}]\n")
-    one = experiment_spec(found, found.experiments[0], 1, version="v1")
-    two = experiment_spec(found, found.experiments[0], 1, version="v2")
+    one, two = (
+        experiment_spec(found, found.experiments[0].at_version(version), 1) for version in found.versions
+    )
     assert (one.model.name, one.model.revision, two.model.name, two.model.revision) == (
         "org/new",
         "r1",
@@ -69,12 +65,6 @@ def test_a_version_replaces_model_and_revision_and_changes_the_hash_but_not_the_
     assert len({one.experiment_hash, two.experiment_hash, found.experiments[0].hash}) == 3
     assert one.slug == found.experiments[0].slug
     assert found.experiments[0].config["task"]["model"] == "org/model"
-
-
-def test_an_unknown_version_names_those_that_there_are() -> None:
-    found = study("versions: [{name: v1}]\n")
-    with pytest.raises(KeyError, match="has no version 'v9'; it has v1"):
-        experiment_spec(found, found.experiments[0], 1, version="v9")
 
 
 def test_a_server_is_told_its_traffic_and_given_the_time_that_its_phases_take() -> None:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from typing import Any, ClassVar, Self, get_args
+from typing import Any, ClassVar, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+Config = dict[str, Any]
+"""The configuration of an experiment, as written or as it is measured."""
+KeyPath = tuple[str, ...]
 Contradiction = tuple[tuple[str, ...], str, str]
 """The keys of a section that do not fit together, what was found, what to do."""
 FRAGMENT = {"fragment": True}
@@ -30,6 +33,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     moved: ClassVar[Mapping[str, str]] = {}
     """Keys of old places: name -> where it is now."""
+
+    @classmethod
+    def moved_to(cls, name: str) -> str | None:
+        """Where a key is now that was here once, as a sentence."""
+        return cls.moved.get(name)
 
     def config(self) -> Config:
         """The section as it is measured."""
@@ -54,6 +62,14 @@ class Consistent(Section):
 def keys_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
     """The fields of a model by their keys in the file."""
     return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def every_key(model: type[Section], path: KeyPath = ()) -> Iterator[tuple[KeyPath, type[Section], FieldInfo]]:
+    """Every key below a model, sections and theirs: its path (``x[]`` of rows), the model that has it, the field."""
+    for key, field in keys_of(model).items():
+        yield (*path, key), model, field
+        if (inner := model_of(field)) is not None:
+            yield from every_key(inner, (*path, f"{key}[]" if get_origin(field.annotation) is list else key))
 
 
 def takes_null(field: FieldInfo) -> bool:
@@ -83,11 +99,6 @@ def _parts(annotation: Any) -> Iterator[Any]:
         yield part
         if getattr(part, "__metadata__", None) or getattr(part, "__origin__", None) is list:
             yield from get_args(part)
-
-
-Config = dict[str, Any]
-"""The configuration of an experiment, as written or as it is measured."""
-KeyPath = tuple[str, ...]
 
 
 def lookup(config: Config, path: KeyPath) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, get_origin
 
 from pydantic.fields import FieldInfo
 
-from llem_airflow.study.config.base import Section, is_mapping, keys_of, model_of
+from llem_airflow.study.config.base import KeyPath, Section, every_key, is_mapping, keys_of, model_of
 from llem_airflow.study.config.experiment import Experiment
 from llem_airflow.study.config.study import StudyKeys
 from llem_airflow.study.names import ENGINE_ALIASES, ENGINES
@@ -133,16 +133,9 @@ def _sweep() -> Schema:
     }
 
 
-def values(
-    model: type[Section], path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], type[Section], FieldInfo]]:
-    """Every key below a model that holds a value: its path, the model that it is a field of, and the field."""
-    for key, field in keys_of(model).items():
-        inner = model_of(field)
-        if inner is None:
-            yield (*path, key), model, field
-        else:
-            yield from values(inner, (*path, key))
+def values(model: type[Section]) -> Iterator[tuple[KeyPath, type[Section], FieldInfo]]:
+    """Every key below a model that holds a value, as ``every_key`` gives them."""
+    return (each for each in every_key(model) if model_of(each[2]) is None)
 
 
 def allowed(schema: Schema) -> str:
@@ -187,24 +180,18 @@ def key_reference() -> str:
     """Two Markdown tables: keys of an experiment, keys of the study."""
     parts = []
     for title, model in (("Keys of an experiment", Experiment), ("Keys of the study", StudyKeys)):
-        rows = "\n".join(_rows(model, ()))
+        rows = "\n".join(_rows(model))
         parts.append(
             f"### {title}\n\n| key | value | default | meaning |\n| --- | --- | --- | --- |\n{rows}\n"
         )
     return "\n".join(parts)
 
 
-def _rows(model: type[Section], path: tuple[str, ...]) -> Iterator[str]:
-    for key, field in keys_of(model).items():
-        if key in ENGINE_ALIASES:
-            continue
-        inner = model_of(field)
-        if inner is not None:
-            name = f"{key}[]" if get_origin(field.annotation) is list else key
-            yield from _rows(inner, (*path, name))
-            continue
-        value = allowed(value_schema(model, key))
-        yield f"| `{'.'.join((*path, key))}` | {value} | {_default(field)} | {field.description} |"
+def _rows(model: type[Section]) -> Iterator[str]:
+    for path, owner, field in values(model):
+        if ENGINE_ALIASES.keys().isdisjoint(path):
+            value = allowed(value_schema(owner, path[-1]))
+            yield f"| `{'.'.join(path)}` | {value} | {_default(field)} | {field.description} |"
 
 
 def _default(field: FieldInfo) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -36,30 +35,6 @@ def not_of_a_server(engine: str, part: str) -> frozenset[str]:
     """Known keys that the engine's server has no flag or no field of a completion request for."""
     found = json.loads((_DATA / "server-keys.json").read_text("utf-8"))
     return frozenset(found.get(engine, {}).get(part, ()))
-
-
-class FlatKeys(Mapping[str, str]):
-    """Where the flat keys of older files are now: ``vllm.dtype`` is ``vllm.engine_params.dtype``.
-
-    Reads the vocabulary only when a file has such a key.
-    """
-
-    def __init__(self, engine: str, *execution: str) -> None:
-        self.engine, self.execution = engine, execution
-
-    def __getitem__(self, key: str) -> str:
-        for part in PARTS:
-            if key in known_keys(self.engine, part):
-                return f"it is {self.engine}.{part}.{key}"
-        if key in self.execution:
-            return f"it is {self.engine}.llem_execution.{key}"
-        raise KeyError(key)
-
-    def __iter__(self) -> Iterator[str]:
-        return chain(*(known_keys(self.engine, part) for part in PARTS), self.execution)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 def key_of_engines(name: str) -> str | None:
@@ -100,17 +75,26 @@ class TransformersExecution(Consistent):
 class EngineSection(Section):
     """An engine: what passes through to it, and what is done around it."""
 
+    flat_execution: ClassVar[tuple[str, ...]] = ()
+    """Keys of ``llem_execution`` that older files have in the section itself."""
+
     engine_params: Mapped = key({}, "Arguments of the engine's constructor; unknown keys pass through.")
     sampling_params: Mapped = key({}, "Arguments of the engine's sampling; unknown keys pass through.")
     llem_execution: Execution = Execution()
+
+    @classmethod
+    def moved_to(cls, name: str) -> str | None:
+        """Where a flat key of an older file is now: ``vllm.dtype`` is ``vllm.engine_params.dtype``."""
+        engine = cls.__name__.lower()
+        parts = (part for part in PARTS if name in known_keys(engine, part))
+        part = next(parts, "llem_execution" if name in cls.flat_execution else None)
+        return part and f"it is {engine}.{part}.{name}"
 
 
 class Transformers(EngineSection):
     """The transformers engine."""
 
-    moved: ClassVar = FlatKeys(
-        "transformers", "batch_size", "torch_compile", "allow_tf32", "autocast_enabled"
-    )
+    flat_execution: ClassVar = ("batch_size", "torch_compile", "allow_tf32", "autocast_enabled")
 
     llem_execution: TransformersExecution = TransformersExecution()  # type: ignore[assignment]  # its own keys instead
 
@@ -118,13 +102,9 @@ class Transformers(EngineSection):
 class Vllm(EngineSection):
     """The vLLM engine."""
 
-    moved: ClassVar = FlatKeys("vllm")
-
 
 class Tensorrt(EngineSection):
     """The TensorRT-LLM engine."""
-
-    moved: ClassVar = FlatKeys("tensorrt")
 
 
 def with_sampling(engine: str, section: Config, preset: str | None) -> Config:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar, get_origin
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
-from llem_airflow.study.config.base import FRAGMENT, Section, keys_of, model_of, takes_null
+from llem_airflow.study.config.base import FRAGMENT, Section, every_key, keys_of, model_of, takes_null
 from llem_airflow.study.config.docs import allowed, value_schema
 from llem_airflow.study.config.engines import key_of_engines
 from llem_airflow.study.config.experiment import Experiment
@@ -205,9 +205,9 @@ def unknown(
         also: Keys that may be there beside those of a whole experiment; None for a section of one.
     """
     found, where = f"unknown key {name!r}"[:120], (*path, name)
-    if name in model.moved:
+    if moved := model.moved_to(name):
         found = f"{name!r} is not a key here" if also is None else found
-        report(where, found, model.moved[name], of_key=True)
+        report(where, found, moved, of_key=True)
         return
     known = [*(also or ()), *keys_of(model)]
     meant = closest(name, known)
@@ -218,21 +218,10 @@ def unknown(
     report(where, found, words[:400], meant, of_key=True)
 
 
-def full_key(name: str, *models: type[Section], before: str = "") -> str | None:
+def full_key(name: str, *models: type[Section]) -> str | None:
     """The full dotted key of a bare name, when some section of the models has it."""
-    for model in models:
-        for key, field in keys_of(model).items():
-            if key == name and before:
-                return before + key
-            inner = model_of(field)
-            in_row = get_origin(field.annotation) is list
-            if (
-                inner is not None
-                and not in_row
-                and (found := full_key(name, inner, before=f"{before}{key}."))
-            ):
-                return found
-    return None
+    found = (path for model in models for path, _, _ in every_key(model) if path[-1] == name)
+    return next((key for path in found if path[1:] and "[" not in (key := ".".join(path))), None)
 
 
 def without_nulls(model: type[Section], value: Any) -> Any:

@@ -72,7 +72,17 @@ class Source:
 
     def place(self, path: KeyPath, *, of_key: bool = False) -> tuple[int, int]:
         """Line and column, from 1, of the value (or key) at ``path``, or of its nearest parent."""
-        node, key_node = self.root, self.root
+        key_node, node, _ = self._nearest(path)
+        chosen = key_node if of_key else node
+        return chosen.line + 1, chosen.column + 1
+
+    def has(self, path: KeyPath) -> bool:
+        """Whether the file has a value at the path."""
+        return self._nearest(path)[2]
+
+    def _nearest(self, path: KeyPath) -> tuple[Node, Node, bool]:
+        """The key and the value at ``path``, or of its nearest parent, and whether that is the path itself."""
+        key_node = node = self.root
         for part in path:
             value = node.value
             if isinstance(value, dict) and part in value:
@@ -80,21 +90,8 @@ class Source:
             elif isinstance(value, list) and isinstance(part, int) and part < len(value):
                 key_node = node = value[part]
             else:
-                break
-        chosen = key_node if of_key else node
-        return chosen.line + 1, chosen.column + 1
-
-    def has(self, path: KeyPath) -> bool:
-        """Whether the file has a value at the path."""
-        node: Any = self.value
-        for part in path:
-            if isinstance(node, dict):
-                if part not in node:
-                    return False
-            elif not isinstance(node, list) or not isinstance(part, int) or part >= len(node):
-                return False
-            node = node[part]
-        return True
+                return key_node, node, False
+        return key_node, node, True
 
     def find(self, path: KeyPath, value: Any) -> KeyPath:
         """Where the file first says that a key has a value: at the key, as an axis, in a group or an experiment."""

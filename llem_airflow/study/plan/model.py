@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llem_airflow.protocol.typed_json import to_json
 from llem_airflow.study.config.base import Config, with_values
 from llem_airflow.study.config.study import AirflowSection, Execution, ModelVersion, Output, StudyKeys
 from llem_airflow.study.file.yaml import Source
@@ -18,6 +19,7 @@ from llem_airflow.study.problems import KeyPath, Problem, StudyWarning
 
 PLAN_FORMAT = 1
 """Version of ``Plan.to_json``; keys may be added within a version, never changed or removed."""
+_OF_EXPERIMENT = ("id", "slug", "hash", "engine", "config", "runner", "image")
 
 T = TypeVar("T")
 
@@ -241,16 +243,7 @@ class Plan:
             "cycles": self.cycles,
             "runs": len(self.planned_cycles),
             "experiments": [
-                {
-                    "id": e.id,
-                    "slug": e.slug,
-                    "hash": e.hash,
-                    "engine": e.engine,
-                    "config": e.config,
-                    "runner": e.runner,
-                    "image": e.image,
-                }
-                for e in self.experiments
+                {name: getattr(one, name) for name in _OF_EXPERIMENT} for one in self.experiments
             ],
             "order": [run.experiment_id for run in self.planned_cycles],
             "gaps": [run.gap_before_s for run in self.planned_cycles],
@@ -263,7 +256,7 @@ class Plan:
             "notices": [warning.to_json() for warning in self.warnings],
             **({"hosts": hosts} if any(hosts := [run.host for run in self.planned_cycles]) else {}),
             **({"sessions": [run.session for run in self.planned_cycles]} if self.sessions else {}),
-            **({"searches": [one.to_json() for one in self.searches]} if self.searches else {}),
+            **({"searches": to_json(self.searches)} if self.searches else {}),
         }
 
 
@@ -355,15 +348,3 @@ class Study:
             return found
         some = ", ".join(each.id for each in self.experiments[:10])
         raise KeyError(f"the study {self.name!r} has no experiment {experiment_id!r}; it has {some}")
-
-    def version(self, name: str) -> ModelVersion:
-        """The model release of that name.
-
-        Raises:
-            KeyError: The study has no such version; the text names those that it has.
-        """
-        for each in self.versions:
-            if each.name == name:
-                return each
-        known = ", ".join(each.name for each in self.versions) or "none"
-        raise KeyError(f"the study {self.name!r} has no version {name!r}; it has {known}")

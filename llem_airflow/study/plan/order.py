@@ -53,17 +53,6 @@ def balanced(count: int, cycles: int, order: str) -> bool:
     return order == "latin_square" and (count < 2 or cycles % rows == 0)
 
 
-def williams(count: int) -> list[list[int]]:
-    """Williams' design: a Latin square in which everything follows everything else equally often.
-
-    The first row is 0, 1, n-1, 2, n-2, ...; the others shift it by one. With an odd count one square cannot
-    be balanced, and its mirror image is added (E. J. Williams 1949, Aust. J. Sci. Res. A 2, 149-168).
-    """
-    first = [(step + 1) // 2 if step % 2 else (count - step // 2) % count for step in range(count)]
-    rows = [[(item + shift) % count for item in first] for shift in range(count)]
-    return rows if count % 2 == 0 else [*rows, *[row[::-1] for row in rows]]
-
-
 def _rows(count: int, order: str, seed: int) -> Iterator[list[int]]:
     forward = list(range(count))
     number = 0
@@ -85,7 +74,11 @@ def _rows(count: int, order: str, seed: int) -> Iterator[list[int]]:
 
 
 def _williams_row(count: int, number: int) -> list[int]:
-    """Row ``number`` of the design without building the others: they would take count**2 of memory."""
+    """Row ``number`` of Williams' design: a Latin square in which everything follows everything else equally often.
+
+    The first row is 0, 1, n-1, 2, n-2, ...; the others shift it by one. With an odd count one square cannot
+    be balanced, and its mirror image is added (E. J. Williams 1949, Aust. J. Sci. Res. A 2, 149-168).
+    """
     period = count if count % 2 == 0 else 2 * count
     number %= period
     shift = number % count

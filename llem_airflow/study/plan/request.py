@@ -126,8 +126,6 @@ def experiment_spec(
     cycle: int,
     *,
     model_path: str | None = None,
-    gpus: Sequence[str] = (),
-    version: str | None = None,
     revision: str | None = None,
 ) -> ExperimentSpec:
     """What one attempt of this cycle is told.
@@ -137,16 +135,11 @@ def experiment_spec(
         experiment: One of its experiments.
         cycle: Which repetition, from 1.
         model_path: Directory of the weights as the attempt sees it, or None to fetch from the hub.
-        gpus: UUIDs that the attempt was given.
-        version: Name of one of the study's ``versions``, to measure that release.
         revision: Commit that the experiment's revision means, where that is known.
 
     Raises:
         PromptsError: The prompts cannot be had.
-        KeyError: The study has no such version.
     """
-    if version is not None:
-        experiment = experiment.at_version(study.version(version))
     config = experiment.config
     task, measurement = config["task"], config["measurement"]
     return ExperimentSpec(
@@ -162,7 +155,6 @@ def experiment_spec(
         meter=MeterSpec(
             kind=measurement["meter"],
             power_hz=float(measurement["power_hz"]),
-            gpus=tuple(gpus),
             cpu_idle_w=float(measurement["cpu_idle_watts"]),
             cpu_max_w=float(measurement["cpu_max_watts"]),
             min_window_s=float(measurement["min_window_seconds"]),

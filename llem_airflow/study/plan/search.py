@@ -7,9 +7,8 @@ no state of its own: which of them are measured follows from the stored results,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 ENDS = 2
 """Probes that every search begins with: its lowest and its highest rate."""
@@ -33,25 +32,6 @@ class RateSearch:
     rates_per_s: tuple[float, ...]
     max_probes: int
     percentile: float
-
-    def to_json(self) -> dict[str, Any]:
-        """As in plan.json."""
-        return {
-            "experiments": list(self.experiments),
-            "rates_per_s": list(self.rates_per_s),
-            "max_probes": self.max_probes,
-            "percentile": self.percentile,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> RateSearch:
-        """From plan.json."""
-        return cls(
-            tuple(data["experiments"]),
-            tuple(data["rates_per_s"]),
-            int(data["max_probes"]),
-            float(data["percentile"]),
-        )
 
 
 @dataclass(frozen=True, slots=True)

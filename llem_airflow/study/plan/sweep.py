@@ -244,8 +244,8 @@ def _unknown_axis(
         report(path, found, "write it at the top level", of_key=True)
     elif depth == 0 and group and _known(f"{group}.{whole}"):
         report(path, found, "a key of a group is a full dotted key", f"{group}.{whole}", of_key=True)
-    elif name in model.moved:
-        report(path, found, model.moved[name], of_key=True)
+    elif moved := model.moved_to(name):
+        report(path, found, moved, of_key=True)
     elif len(parts) == 1 and (deep := full_key(name, Experiment)):
         report(path, found, "an axis is a full dotted key", deep, of_key=True)
     elif len(parts) == 1 and (theirs := key_of_engines(name)):
