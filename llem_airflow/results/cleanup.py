@@ -52,14 +52,8 @@ def removable(
     """Runs that neither rule keeps, oldest first by study.
 
     A run that is not aggregated yet is always kept and takes nobody's place among the newest. Where it is not known
-    when a run began, its age is not known either: both rules keep it.
-
-    Args:
-        root: Where to look.
-        now_epoch_ns: The present, in nanoseconds since 1970.
-        keep_runs: The newest runs of each study that stay.
-        keep_days: Runs younger than this stay.
-        study: Only this study.
+    when a run began, its age is not known either: both rules keep it: the newest ``keep_runs`` runs of each study,
+    and those younger than ``keep_days``.
 
     Raises:
         ValueError: No rule is given, or one is negative or not a number.
@@ -102,14 +96,9 @@ def remove(removals: Sequence[Removal]) -> None:
 
 
 def remove_orphans(study: Folder, now_epoch_ns: int) -> list[str]:
-    """Remove what killed commits, writers and removals left in a study.
+    """Remove what killed commits, writers and removals left in the folder of a study; what was removed.
 
-    Args:
-        study: Its folder.
-        now_epoch_ns: The present. What changed within the hour stays, and so does what a living process has locked.
-
-    Returns:
-        What was removed.
+    What changed within the hour stays, and so does what a living process has locked.
     """
     if study.local is None:
         return []

@@ -12,15 +12,7 @@ from llem_airflow.results.layout import GPU_PROFILES_DIR, folder_name
 
 
 def write_profile(root: Folder, profile: GpuProfile, pages: dict[str, str]) -> Folder:
-    """Keep a profile and its pages; an earlier one of the board is replaced.
-
-    Args:
-        root: The results root.
-        profile: Of one board.
-        pages: Text by the ending of its file's name, such as ``html``.
-
-    Returns:
-        The folder that they are in.
+    """Keep a board's profile and its pages, by the ending of their names such as ``html``; an earlier one goes.
 
     Raises:
         ResultsWriteError: It cannot be written.

@@ -15,12 +15,10 @@ class NoSuchRunError(LookupError):
 
 
 def locate_run(text: str, root: ResultsRoot) -> StoredRun:
-    """The run that ``text`` names.
+    """The run that a text names.
 
-    Args:
-        text: Path or URL of a run's folder; ``study/run`` under the root, with the id or the folder's name;
-            a study, for its newest run; or ``latest``.
-        root: Where to look.
+    It is the path or URL of a run's folder; ``study/run`` under the root, with the id or the folder's name; a study,
+    for its newest run; or ``latest``.
 
     Raises:
         NoSuchRunError: There is none.

@@ -79,14 +79,7 @@ class GroupedWriter:
     def __init__(
         self, target: Path | IO[bytes], schema: Any, *, rows_per_group: int = ROWS_PER_GROUP, **options: Any
     ) -> None:
-        """Write to ``target``.
-
-        Args:
-            target: File or path.
-            schema: Of the tables.
-            rows_per_group: So many rows at least are a row group; the last one may have fewer.
-            options: As for ``pq.ParquetWriter``.
-        """
+        """Write to ``target``, so many rows at least in a group but the last; options as for ``pq.ParquetWriter``."""
         self._writer = pq.ParquetWriter(target, schema, **options)
         self._rows_per_group = rows_per_group
         self._waiting: list[Any] = []
@@ -133,13 +126,9 @@ def read_table(
 def decode_table(
     data: bytes, where: str, columns: list[str] | None = None, optional: Collection[str] = ()
 ) -> Any:
-    """A Parquet file in memory as a table.
+    """A Parquet file in memory, named ``where`` in errors, as a table.
 
-    Args:
-        data: The file.
-        where: Its name, for the error.
-        columns: The columns to decode; else all.
-        optional: Those of ``columns`` that older files do not have.
+    All its columns are decoded, or ``columns``, of which older files may lack the ``optional`` ones.
 
     Raises:
         ResultReadError: It does not open, or lacks a column.

@@ -156,11 +156,7 @@ class StoredRun:
         return min(starts, default=0)
 
     def last_finished_epoch_ns(self, host: str | None = None) -> int | None:
-        """When its last attempt, successful or failed, ended; None before the first one did.
-
-        Args:
-            host: Only attempts on the host of this connection; None for all.
-        """
+        """When its last attempt (on the host of this connection), successful or failed, ended; None before that."""
         ends = []
         refs: list[CycleRef | FailureRef] = [*self.cycles(repeats=True), *self.failures()]
         for ref in refs:
@@ -218,17 +214,10 @@ class StoredRun:
     def commit_failed(
         self, experiment_id: str, cycle: int, attempt: int, folder: Path, provenance: Mapping[str, Any]
     ) -> str:
-        """Store what a failed attempt left.
+        """Store what a failed attempt left, if anything; the URL of the stored evidence.
 
-        Args:
-            experiment_id: As for a cycle.
-            cycle: As for a cycle.
-            attempt: Which try.
-            folder: What could be collected; may be empty or absent.
-            provenance: As for a cycle, with ``failure``: ``{"category", "message", "hint", "retryable"}``.
-
-        Returns:
-            URL of the stored evidence.
+        Arguments are as for ``commit_cycle``; ``provenance`` has ``failure``, too:
+        ``{"category", "message", "hint", "retryable"}``.
 
         Raises:
             ResultsWriteError: It cannot be written.
@@ -249,27 +238,18 @@ class StoredRun:
     def mark_skipped(self, experiment_id: str, cycle: int, reason: str, *, needed: bool) -> None:
         """Record why a planned cycle was skipped.
 
-        Args:
-            experiment_id: Its experiment.
-            cycle: Which repetition.
-            reason: Why, for people.
-            needed: Whether it counts as missing until it is measured; False where the result is precise without it.
+        It is ``needed`` where it counts as missing until it is measured; not where the result is precise without it.
         """
         self._mark(_skipped_dir(needed=needed), experiment_id, cycle, reason)
 
     def skipped(self, *, needed: bool) -> dict[tuple[str, int], str]:
-        """Reason of each cycle that was recorded as skipped, by experiment and cycle.
-
-        Args:
-            needed: Those that count as missing, or those that do not.
-        """
+        """Reason of each cycle that was recorded as skipped, by experiment and cycle, as by ``mark_skipped``."""
         return self._marked(_skipped_dir(needed=needed))
 
     def cycles(self, *, repeats: bool = False) -> list[CycleRef]:
         """Committed cycles by experiment and cycle.
 
-        Args:
-            repeats: All results of a cycle that was measured more than once (its task was cleared); else its latest.
+        Of one that was measured more than once (its task was cleared), the latest result, or all ``repeats``.
         """
         found: list[CycleRef] = []
         for experiment_id in self.folder.child(layout.EXPERIMENTS_DIR).folders():

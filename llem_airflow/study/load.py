@@ -34,11 +34,7 @@ from llem_airflow.text.wording import counted
 
 
 def load_study(path: str | Path, *, isolation: Isolation | None = None) -> Study:
-    """Read a study file.
-
-    Args:
-        path: Where it is.
-        isolation: What to take for ``study_execution.isolation``; None for what the file says.
+    """Read a study file, with another ``study_execution.isolation`` where one is given.
 
     Raises:
         StudyFileError: The file cannot be used; the text lists every problem with its place.
@@ -51,13 +47,7 @@ def load_study(path: str | Path, *, isolation: Isolation | None = None) -> Study
 def load_study_text(
     text: str, *, name: str = "<text>", folder: Path | None = None, bounds: Bounds = FILE_BOUNDS
 ) -> Study:
-    """Read a study from text.
-
-    Args:
-        text: The YAML.
-        name: What error messages call it.
-        folder: What relative paths in it are relative to.
-        bounds: How much reading it may cost, and whether it may name a file that is read; default as for a file.
+    """Read a study from text, which error messages call ``name`` and whose relative paths are relative to ``folder``.
 
     Raises:
         StudyFileError: The text cannot be used; the error lists every problem with its place.

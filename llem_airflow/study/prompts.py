@@ -427,12 +427,7 @@ class Lengths:
         return max(1, math.floor(self.tokens * (1 - ratio))), math.ceil(self.tokens * (1 + ratio))
 
     def draw(self, n: int, seed: str) -> tuple[int, ...]:
-        """So many lengths; none where they are all the same.
-
-        Args:
-            n: How many.
-            seed: Of the random numbers.
-        """
+        """So many lengths; none where they are all the same."""
         source = random.Random(seed)  # noqa: S311  # the same seed must give the same lengths, on every machine
         if self.range_ratio:
             low, high = self.bounds
@@ -457,11 +452,7 @@ class Lengths:
 
 
 def lengths_of(dataset: Config) -> tuple[Lengths, Lengths] | None:
-    """How long the prompts and the answers of a synthetic set are; None when it is another.
-
-    Args:
-        dataset: ``task.dataset`` of an experiment.
-    """
+    """How long the prompts and the answers of a synthetic set are; None when it is another."""
     match = SYNTHETIC.match(dataset["source"])
     if match is None:
         return None
@@ -475,9 +466,7 @@ def lengths_of(dataset: Config) -> tuple[Lengths, Lengths] | None:
 def synthetic(dataset: Config, seed: int) -> Synthetic | None:
     """The synthetic set of ``task.dataset``, drawn; None when it names another source.
 
-    Args:
-        dataset: ``task.dataset`` of an experiment.
-        seed: Of the lengths. Those of prompts and answers do not depend on each other's distribution.
+    Lengths of prompts and answers do not depend on each other's distribution.
     """
     found = lengths_of(dataset)
     if found is None:

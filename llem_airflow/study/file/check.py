@@ -36,14 +36,9 @@ def check(
 ) -> Of | None:
     """The value as the model; every problem goes to ``report``, also those of keys beside a wrong one.
 
-    Args:
-        model: The model of the section.
-        value: What the file has.
-        path: Where it has it.
-        report: Takes the problems.
-        stage: ``part``: this is a part of an experiment, of which nothing is missing yet and nothing contradicts.
-            ``rest``: the parts were reported, only what contradicts is new.
-        swept: Paths of keys that a sweep sets: of keys that contradict each other, one of these is told.
+    In the stage ``part`` this is a part of an experiment, of which nothing is missing yet and nothing contradicts; in
+    ``rest`` the parts were reported, and only what contradicts is new. Of keys that contradict each other one that a
+    sweep sets (``swept``) is told.
     """
     told: set[KeyPath] = set()
     while True:
@@ -195,14 +190,9 @@ def _hint(schema: Mapping[str, Any], value: Any) -> str:
 def unknown(
     model: type[Section], name: str, path: KeyPath, report: Report, *, also: Iterable[str] | None = None
 ) -> None:
-    """Report a key that the section does not have: where it is now, or which was probably meant.
+    """Report a key that the section at ``path`` does not have: where it is now, or which was probably meant.
 
-    Args:
-        model: The model of the section.
-        name: The key.
-        path: The section's place in the file.
-        report: Takes the problem.
-        also: Keys that may be there beside those of a whole experiment; None for a section of one.
+    ``also`` are keys that may be there beside those of a whole experiment; None for a section of one.
     """
     found, where = f"unknown key {name!r}"[:120], (*path, name)
     if moved := model.moved_to(name):

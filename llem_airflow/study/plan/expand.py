@@ -70,12 +70,7 @@ class Expansion:
 
 
 def expand(document: Document, sweep: Sweep, problems: set[Problem]) -> Expansion:
-    """Expand a study.
-
-    Args:
-        document: The study file.
-        sweep: Its sweep.
-        problems: What is wrong already: what only whole experiments show is told with it.
+    """Expand a study. What only whole experiments show is told with the ``problems`` that are known already.
 
     Raises:
         StudyFileError: Something was wrong, keys are missing or contradict each other, modes are mixed, or nothing is

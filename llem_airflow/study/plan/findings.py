@@ -52,15 +52,7 @@ SIZES = ((2000, "extremely large"), (500, "very large"), (100, "large"))
 def warnings_of(
     document: Document, sweep: Sweep, expansion: Expansion, experiments: tuple[Experiment, ...], gap_s: float
 ) -> tuple[StudyWarning, ...]:
-    """Every warning, each once.
-
-    Args:
-        document: The study file.
-        sweep: Its sweep.
-        expansion: Its points.
-        experiments: Its experiments.
-        gap_s: Pause between two of them, in seconds.
-    """
+    """Every warning, each once; ``gap_s`` is the pause between two experiments, in seconds."""
     found = [*document.warnings]
     found += _without_effect(document, expansion)
     found += _first_counts(document, expansion)
@@ -385,10 +377,7 @@ def meaningless_on_a_cluster(
 ) -> list[tuple[str, str, str]]:
     """Keys that say nothing to a Kubernetes cluster, which chooses nodes and devices itself: why, and what instead.
 
-    Args:
-        study: The study.
-        experiment: One of its experiments.
-        gpu_resource: The device plugin's resource, where it is known; it says whether devices are slices.
+    The device plugin's resource, where it is known, says whether devices are slices.
     """
     gpus, sliced, known = experiment.gpus, "/mig-" in (gpu_resource or ""), gpu_resource is not None
     chosen, nodes = "device plugin chooses the devices", "leave it out, or use node_selector"

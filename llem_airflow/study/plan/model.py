@@ -328,11 +328,7 @@ class Study:
     def problem(self, path: KeyPath, found: str, allowed: str, *, value: Any = None) -> Problem:
         """A problem that shows only when the study is to run, with its place in the file.
 
-        Args:
-            path: The key.
-            found: What is wrong.
-            allowed: What to do.
-            value: The key's value that is wrong, which a sweep or one experiment may have.
+        It is that of the key, or of its ``value`` that is wrong, which a sweep or one experiment may have.
         """
         source = Source(str(self.path or self.name), self.text)
         return source.problem(path if value is None else source.find(path, value), found, allowed)

@@ -118,12 +118,9 @@ def hosts_of(
 ) -> list[str | None]:
     """The host of each cycle; None where the study names none.
 
-    Args:
-        runs: The cycles in their order.
-        settings: Section ``airflow``.
-        experiments: The experiments.
-        groups: What each experiment loads, where cycles share sessions: all of a session are on one host.
-        searches: All rates of a search are asked for on one host in each cycle.
+    All cycles of a session (``groups``: what each experiment loads) are on one host, as are all rates of a search in
+    each cycle. With ``spread: cycles`` the host is a blocking factor: the cycles of each experiment go round the hosts,
+    and experiments begin at different ones. With ``spread: experiments`` all cycles of an experiment are on one.
     """
     if not settings.hosts:
         return [None] * len(runs)
@@ -174,12 +171,7 @@ _AROUND_S = 180.0
 
 
 def under_load_s(server: Config, warmup: bool) -> float:
-    """Warm-up where it counts, ramp, window and cooldown, in seconds.
-
-    Args:
-        server: The section ``server`` of an experiment.
-        warmup: Whether the warm-up counts, with its longest time.
-    """
+    """Ramp, window, cooldown and, where it counts, the longest warm-up of a section ``server``, in seconds."""
     traffic, said = server["traffic"], server["warmup"]
     longest_s = said["duration_seconds"] if said["mode"] == "fixed" else said["timeout_seconds"]
     load_s = traffic["ramp_exclusion_seconds"] + traffic["window_seconds"]

@@ -60,11 +60,9 @@ class Progress:
 
 
 def progress(count: int, answer: Callable[[int], bool | None]) -> Progress:
-    """Follow a bisection through the answers that are known.
+    """Follow a bisection of ``count`` candidates, a power of two and one, through the answers that are known.
 
-    Args:
-        count: Candidates: a power of two, and one.
-        answer: Whether a candidate met the SLO; None where that is not known.
+    An answer is whether a candidate met the SLO; None where that is not known.
     """
     met: int | None = None
     missed: int | None = None
@@ -87,13 +85,9 @@ def _next(count: int, met: int | None, missed: int | None) -> int | None:
 
 
 def grid(lowest: float, highest: float, tolerance: float, max_probes: int) -> list[float]:
-    """Candidate rates: as many halvings of the logarithm as ``tolerance`` needs and ``max_probes`` leaves.
+    """Candidate rates in requests/s, in as many halvings of the logarithm as neighbours within ``tolerance`` need.
 
-    Args:
-        lowest: The first rate, in requests/s.
-        highest: The last one.
-        tolerance: How far two neighbours may lie apart, as a share.
-        max_probes: Most rates that may be measured.
+    There are no more than ``max_probes`` leaves.
     """
     needed = math.ceil(math.log2(math.log(highest / lowest) / math.log1p(tolerance)) - 1e-9)
     steps = 2 ** max(0, min(needed, max_probes - ENDS))
@@ -116,11 +110,5 @@ def most_probes(count: int) -> int:
 
 
 def at_most(searches: Sequence[RateSearch], planned: int, cycles: int) -> int:
-    """Cycles of a plan that are measured at most.
-
-    Args:
-        searches: Its searches.
-        planned: Its cycles, all candidates with them.
-        cycles: Cycles of each experiment.
-    """
+    """Of so many planned cycles, all candidates with them, those that are measured at most."""
     return planned - sum(len(one.experiments) - one.max_probes for one in searches) * cycles
