@@ -20,7 +20,7 @@ from llem_airflow.analysis.metrics import deciding_metric, positive_threshold
 from llem_airflow.analysis.tables import RunRows, aggregated_beside
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO, Verdict
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
-from llem_airflow.results.locate import NoSuchRunError, locate_run
+from llem_airflow.results.store import NoSuchRunError, locate_run
 from llem_airflow.text.wording import counted
 
 PREVIOUS = "previous"

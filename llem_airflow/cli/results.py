@@ -192,7 +192,7 @@ def export_results(run: str, results_root: str, table: str, form: str, output: P
 
     from llem_airflow.frames.export import export_table
     from llem_airflow.results import ResultsRoot
-    from llem_airflow.results.locate import locate_run
+    from llem_airflow.results.store import locate_run
     from llem_airflow.text.terminal import say
     from llem_airflow.text.wording import counted
 
@@ -238,7 +238,7 @@ def push_results(
 
     from llem_airflow import push
     from llem_airflow.results import ResultsRoot
-    from llem_airflow.results.locate import locate_run
+    from llem_airflow.results.store import locate_run
     from llem_airflow.text.terminal import console, say
     from llem_airflow.text.wording import counted
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from llem_airflow.frames.typed import rows_table, typed
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun
 from llem_airflow.results.folder import first_line
-from llem_airflow.results.locate import locate_run
+from llem_airflow.results.store import locate_run
 
 Root = ResultsRoot | str | Path | None
 Run = StoredRun | str | Path

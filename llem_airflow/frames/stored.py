@@ -29,7 +29,7 @@ from llem_airflow.frames.tables import (
 )
 from llem_airflow.frames.typed import joined, rows_table, typed
 from llem_airflow.results import StoredRun, layout
-from llem_airflow.results.locate import run_name, some_runs
+from llem_airflow.results.store import run_name, some_runs
 
 _TEXT, _WHOLE, _TIME = pa.string(), pa.int64(), pa.timestamp("ns", tz="UTC")
 _RUNS_SCHEMA = pa.schema(

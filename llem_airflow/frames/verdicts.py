@@ -18,7 +18,7 @@ from llem_airflow.frames.asked import Both, Problems, Root, Run, results_root
 from llem_airflow.frames.swept import Swept
 from llem_airflow.frames.typed import as_json, rows_table, typed
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
-from llem_airflow.results.locate import some_runs
+from llem_airflow.results.store import some_runs
 
 _TEXT, _WHOLE, _REAL, _TIME, _TRUTH = (
     pa.string(),

@@ -17,7 +17,7 @@ from llem_airflow.gpu_check.profile import profile_of
 from llem_airflow.protocol.gpu_profile import GpuProfile, MeasuringPath, Sensor
 from llem_airflow.protocol.typed_json import to_json
 from llem_airflow.results.folder import Folder, ResultReadError, ResultsWriteError
-from llem_airflow.results.gpu_profiles import read_profile, write_profile
+from llem_airflow.results.records import read_profile, write_profile
 
 _PHASES = {
     "bare": "idle",

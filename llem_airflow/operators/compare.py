@@ -14,7 +14,7 @@ from llem_airflow.operators.outcome import cautions, changes, said
 from llem_airflow.operators.settings import settings
 from llem_airflow.operators.ui import keeps_failure
 from llem_airflow.results import ResultReadError, ResultsRoot
-from llem_airflow.results.locate import NoSuchRunError, locate_run
+from llem_airflow.results.store import NoSuchRunError, locate_run
 
 if TYPE_CHECKING:
     from llem_airflow.analysis.compare_named import Compared, How

@@ -20,7 +20,7 @@ from docker.errors import APIError
 
 from llem_airflow.protocol.gpu_profile import GpuProfile, Sensor
 from llem_airflow.results.folder import Folder, ResultReadError
-from llem_airflow.results.gpu_profiles import read_profile
+from llem_airflow.results.records import read_profile
 from llem_airflow.runners import doctor_sessions
 from llem_airflow.runners.claims import engine_clock_offset_s
 from llem_airflow.runners.engine import ENGINE_ERRORS, connect, why_away

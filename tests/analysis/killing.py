@@ -23,8 +23,7 @@ import pyarrow.parquet as pq
 
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.results import StoredRun
-from llem_airflow.results.locate import locate_run
-from llem_airflow.results.store import ResultsRoot
+from llem_airflow.results.store import ResultsRoot, locate_run
 
 FILES = ("summary.json", "cycles.parquet", "experiments.parquet", "power.parquet")
 

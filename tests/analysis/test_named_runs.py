@@ -33,7 +33,7 @@ from llem_airflow.analysis.nights import (
 )
 from llem_airflow.analysis.verdict import Verdict
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
-from llem_airflow.results.locate import NoSuchRunError
+from llem_airflow.results.store import NoSuchRunError
 from tests.web.written import BEGAN_NS, DAY_NS, ENERGY, GPU, written
 
 A, B = "a-aaaaaaaa", "b-bbbbbbbb"

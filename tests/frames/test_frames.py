@@ -28,7 +28,7 @@ from llem_airflow.frames import (
 )
 from llem_airflow.frames.typed import column, kind_of, rows_table, typed
 from llem_airflow.results import ResultsRoot, StoredRun
-from llem_airflow.results.locate import NoSuchRunError
+from llem_airflow.results.store import NoSuchRunError
 from tests.analysis.conftest import IDS, MakeRun
 from tests.results import roots
 from tests.results.recorded import EPOCH_NS, Recording, plan_json, provenance

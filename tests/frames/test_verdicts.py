@@ -14,7 +14,7 @@ from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.cli import main
 from llem_airflow.frames import FrameError, compare_df, history_df
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun
-from llem_airflow.results.locate import NoSuchRunError
+from llem_airflow.results.store import NoSuchRunError
 from tests.analysis.conftest import IDS, MakeRun, run_maker
 from tests.results import roots
 from tests.results.recorded import EPOCH_NS, Recording, S

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from llem_airflow.cli import main
 from llem_airflow.protocol.gpu_profile import GpuProfile
 from llem_airflow.results.folder import Folder
-from llem_airflow.results.gpu_profiles import write_profile
+from llem_airflow.results.records import write_profile
 from tests.gpu_check.scripted import play_boards
 from tests.gpu_check.virtual_time import T0_S, pass_virtually
 from tests.standins.gpus import use_script

@@ -22,7 +22,7 @@ from llem_airflow.analysis.tables import cycle_rows
 from llem_airflow.frames.export import export_table
 from llem_airflow.report.page import report_html
 from llem_airflow.results import ResultsRoot, StoredRun
-from llem_airflow.results.locate import locate_run
+from llem_airflow.results.store import locate_run
 from tests.results.recorded import EPOCH_NS, S
 from tests.results.stored import FROZEN, IDS, make
 

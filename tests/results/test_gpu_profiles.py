@@ -9,7 +9,7 @@ import pytest
 
 from llem_airflow.protocol.gpu_profile import GpuProfile
 from llem_airflow.results import ResultReadError, ResultsRoot
-from llem_airflow.results.gpu_profiles import read_profile, write_profile
+from llem_airflow.results.records import read_profile, write_profile
 from tests.results.recorded import Recording
 
 PROFILE = GpuProfile(1, "GPU-1", "A100", "measured", driver="580", counter_period_s=0.1007)

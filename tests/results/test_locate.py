@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llem_airflow.results import ResultsRoot
-from llem_airflow.results.locate import NoSuchRunError, locate_run
+from llem_airflow.results.store import NoSuchRunError, locate_run
 from tests.results.recorded import EPOCH_NS
 
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from llem_airflow.cli import main
 from llem_airflow.protocol.gpu_profile import GpuProfile
 from llem_airflow.results.folder import Folder
-from llem_airflow.results.gpu_profiles import write_profile
+from llem_airflow.results.records import write_profile
 from llem_airflow.runners.doctor import FAIL, OK, WARN, Check, examine, worst
 from tests.standins.gpus import use_script
 
