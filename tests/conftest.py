@@ -50,6 +50,19 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.rerun_show_tracebacks = True
 
 
+def _environment() -> Iterator[None]:
+    """Leave the environment as it was: what the code under test sets for its process is not for the tests after it."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+environment_of_a_file = pytest.fixture(_environment, scope="module", autouse=True)
+environment_of_a_test = pytest.fixture(_environment, autouse=True)
+
+
 @pytest.fixture(scope="session")
 def docker_api() -> Iterator[docker.APIClient]:
     """A client of a Docker engine that answers."""

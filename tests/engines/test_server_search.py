@@ -17,6 +17,7 @@ from tests.engines.command import run_study
 pytestmark = [pytest.mark.docker, pytest.mark.engine, pytest.mark.airflow, pytest.mark.timeout(900)]
 
 USERS, LOWEST, BETWEEN, HIGHEST = 2, 1, 8, 64
+TOKENS = 48
 STUDY = f"""\
 study_name: searched
 serving_mode: server
@@ -24,8 +25,8 @@ engine: vllm
 task:
   model: tiny-llama-random
   max_input_tokens: 32
-  max_output_tokens: 16
-  dataset: {{source: "synthetic:24x16", n_prompts: 20, range_ratio: 0.25, prefix_tokens: 8}}
+  max_output_tokens: {TOKENS}
+  dataset: {{source: "synthetic:24x{TOKENS}", n_prompts: 20, range_ratio: 0.25, prefix_tokens: 8}}
 measurement: {{meter: cpu-estimate, baseline: {{enabled: false}}}}
 server:
   traffic: {{window_seconds: 4, ramp_exclusion_seconds: 1, request_timeout_seconds: 6}}
@@ -44,7 +45,7 @@ study_execution: {{n_cycles: 1}}
 runners: {{vllm: container}}
 airflow: {{retries: 0}}
 """
-"""One sequence at a time and timeouts of 6 s: 64 requests/s are beyond any CPU, one a second is within."""
+"""One sequence at a time: 3,000 tokens/s one after the other are beyond any CPU, 48 a second are within."""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_prompts_and_answers_have_lengths_of_their_own(run: Path) -> None:
     answered = [row for row in rows if row["status"] == "ok"]
     outputs = {row["output_tokens"] for row in answered}
     assert len(outputs) > 1
-    assert outputs <= set(range(12, 21))
+    assert outputs <= set(range(TOKENS * 3 // 4, TOKENS * 5 // 4 + 1))
     assert {row["input_tokens"] for row in answered} <= set(range(18 + 8, 30 + 8 + 1))
 
 
@@ -96,7 +97,6 @@ def test_the_search_ends_between_a_rate_that_met_the_slo_and_one_that_missed_it(
     assert {rate for rate, row in rates.items() if row["status"] == "valid"} == {LOWEST, BETWEEN, HIGHEST}
     assert rates[LOWEST]["slo_met_ratio"] == 1
     assert rates[HIGHEST]["slo_met_ratio"] == 0
-    assert rates[HIGHEST]["failed_ratio"] > 0
     summary = json.loads((run / "summary.json").read_text())
     assert summary["missing"] == []
     met = rates[BETWEEN]["slo_met_ratio"] == 1 and "saturated" not in list(rates[BETWEEN]["flags"])

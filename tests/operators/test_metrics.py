@@ -175,7 +175,7 @@ def test_a_wait_for_gpus_is_counted_from_its_begin_over_trigger_and_worker(
     begun_s = now_epoch_s() - 100
     waiting = GpuFreeTrigger(later=AWAY, begin_epoch_s=begun_s + 60, limit_s=1, since_epoch_s=begun_s)
     event = asyncio.run(first_event(GpuFreeTrigger(**waiting.serialize()[1])))
-    assert 100 <= GpuWait(here=False, **event).waited_s < 110
+    assert 100 <= GpuWait(here=False, **event).waited_s < 400
     assert GpuWait(here=True).waited_s == 0
     patience = Patience(Wait(limit_s=0.2), Demand(count=1), lambda _: None)
     while patience.busy([]) is None:

@@ -53,6 +53,8 @@ from tests.standins.build import Standins
 
 ROOT = Path(__file__).parents[2]
 SECRET = "hf_canary1234567890"
+STALLS_S = 10
+"""A busy machine may stand still for so long."""
 LONG = "print('up', flush=True)\nfor _ in range(600): time.sleep(0.1)\n"
 
 
@@ -452,7 +454,7 @@ def test_kill_ends_what_this_try_owns_in_time_whatever_it_is_doing(
         runner.run(place, SPEC, lambda _: kill())
     else:
         kill()
-    assert took_s[0] < KILL_S + 1
+    assert took_s[0] < KILL_S + STALLS_S
     assert kind.left(this_attempt) == []
 
 
@@ -463,7 +465,7 @@ def test_kill_takes_no_longer_when_the_engine_does_not_answer(
     over = threading.Event()
 
     def hang(_: Call) -> None:
-        over.wait(30)
+        over.wait(60)
 
     engine = parts.ENGINE_SOCKET
     with EngineProxy(tmp_path / "e.sock", engine, before=hang) as proxy:
@@ -472,7 +474,7 @@ def test_kill_takes_no_longer_when_the_engine_does_not_answer(
         began_s = time.monotonic()
         with pytest.raises(Exception, match="timed out"):
             runner.kill()
-        assert time.monotonic() - began_s < KILL_S + 1
+        assert time.monotonic() - began_s < KILL_S + STALLS_S
         over.set()
         api.close()
 
