@@ -1,7 +1,4 @@
-"""What the models say of the keys: the JSON Schema for editors, the reference for readers, the words of a message.
-
-``python -m llem_airflow.study.config.docs`` prints the key reference.
-"""
+"""What the models say of the keys: the JSON Schema for editors, the words of a message."""
 
 from __future__ import annotations
 
@@ -174,33 +171,3 @@ def _bounds(schema: Schema) -> str:
     if above:
         return f" above {above}" + (f", at most {most}" if most else "")
     return f", {least} or more" if least else ""
-
-
-def key_reference() -> str:
-    """Two Markdown tables: keys of an experiment, keys of the study."""
-    parts = []
-    for title, model in (("Keys of an experiment", Experiment), ("Keys of the study", StudyKeys)):
-        rows = "\n".join(_rows(model))
-        parts.append(
-            f"### {title}\n\n| key | value | default | meaning |\n| --- | --- | --- | --- |\n{rows}\n"
-        )
-    return "\n".join(parts)
-
-
-def _rows(model: type[Section]) -> Iterator[str]:
-    for path, owner, field in values(model):
-        if ENGINE_ALIASES.keys().isdisjoint(path):
-            value = allowed(value_schema(owner, path[-1]))
-            yield f"| `{'.'.join(path)}` | {value} | {_default(field)} | {field.description} |"
-
-
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "**required**"
-    if field.default is None:
-        return ""
-    return str(field.default).lower() if isinstance(field.default, bool) else f"{field.default}"
-
-
-if __name__ == "__main__":
-    print(key_reference())  # noqa: T201  # a page for the README

@@ -21,13 +21,7 @@ from llem_airflow.study.config.base import Config, KeyPath, lookup, overlap
 from llem_airflow.study.names import OWN_ENGINES
 
 _FOLDER = Path(__file__).parents[1] / "data"
-
-_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
+Test = Callable[[Any, Any], bool]
 
 
 def _same(left: Any, right: Any) -> bool:
@@ -35,23 +29,30 @@ def _same(left: Any, right: Any) -> bool:
     return bool(left == right) and isinstance(left, bool) == isinstance(right, bool)
 
 
-_TEST: dict[str, Callable[[Any, Any], bool]] = {
+_KINDS: dict[str, Any] = {"integer": int, "number": (int, float), "text": str}
+
+
+def _is_a(value: Any, kind: str) -> bool:
+    return isinstance(value, _KINDS[kind]) and not isinstance(value, bool)
+
+
+def _numbers(test: Test) -> Test:
+    return lambda value, other: _is_a(value, "number") and _is_a(other, "number") and test(value, other)
+
+
+_TEST: dict[str, Test] = {
+    "<": _numbers(operator.lt),
+    "<=": _numbers(operator.le),
+    ">": _numbers(operator.gt),
+    ">=": _numbers(operator.ge),
     "is": _same,
     "is not": lambda value, other: not _same(value, other),
     "in": lambda value, other: any(_same(value, item) for item in other),
     "not in": lambda value, other: not any(_same(value, item) for item in other),
     "set": lambda _value, _other: True,
     "begins": lambda value, other: isinstance(value, str) and value.startswith(other),
-    "is a": lambda value, other: _KIND[other](value),
-    "is not a": lambda value, other: not _KIND[other](value),
-}
-
-_KIND: dict[str, Callable[[Any], bool]] = {
-    "boolean": lambda value: isinstance(value, bool),
-    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "number": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
-    "text": lambda value: isinstance(value, str),
-    "mapping": lambda value: isinstance(value, dict),
+    "is a": _is_a,
+    "is not a": lambda value, kind: not _is_a(value, kind),
 }
 
 
@@ -78,10 +79,7 @@ class Condition:
             other = lookup(config, tuple(other["key"].split(".")))
             if other is None:
                 return False
-        compare = _COMPARE.get(self.operator)
-        if compare is None:
-            return _TEST[self.operator](actual, other)
-        return _number(actual) and _number(other) and compare(actual, other)
+        return _TEST[self.operator](actual, other)
 
     def paths(self) -> list[KeyPath]:
         """The keys that it looks at."""
@@ -173,7 +171,3 @@ def _rule(entry: dict[str, Any]) -> Rule:
         notice=entry.get("notice", False),
         neutral=entry.get("neutral", False),
     )
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
