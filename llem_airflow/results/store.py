@@ -240,11 +240,19 @@ class StoredRun:
 
         It is ``needed`` where it counts as missing until it is measured; not where the result is precise without it.
         """
-        self._mark(_skipped_dir(needed=needed), experiment_id, cycle, reason)
+        folder = self._markers(needed=needed).child(layout.folder_name(experiment_id))
+        folder.write(f"{layout.cycle_name(cycle)}.json", json_bytes({"cycle": cycle, "reason": reason}))
 
     def skipped(self, *, needed: bool) -> dict[tuple[str, int], str]:
         """Reason of each cycle that was recorded as skipped, by experiment and cycle, as by ``mark_skipped``."""
-        return self._marked(_skipped_dir(needed=needed))
+        found = {}
+        root = self._markers(needed=needed)
+        for experiment_id in root.folders():
+            folder = root.child(experiment_id)
+            for name in folder.files():
+                if parsed := layout.parse_cycle(name.removesuffix(".json")):
+                    found[experiment_id, parsed[0]] = str(folder.read_object(name).get("reason", ""))
+        return found
 
     def cycles(self, *, repeats: bool = False) -> list[CycleRef]:
         """Committed cycles by experiment and cycle.
@@ -284,24 +292,9 @@ class StoredRun:
     def _experiment(self, experiment_id: str) -> Folder:
         return self.folder.child(layout.EXPERIMENTS_DIR, layout.folder_name(experiment_id))
 
-    def _mark(self, kind: str, experiment_id: str, cycle: int, reason: str) -> None:
-        """A marker: a small file that says why a planned cycle has no result."""
-        folder = self.folder.child(kind, layout.folder_name(experiment_id))
-        folder.write(f"{layout.cycle_name(cycle)}.json", json_bytes({"cycle": cycle, "reason": reason}))
-
-    def _marked(self, kind: str) -> dict[tuple[str, int], str]:
-        found = {}
-        root = self.folder.child(kind)
-        for experiment_id in root.folders():
-            folder = root.child(experiment_id)
-            for name in folder.files():
-                if parsed := layout.parse_cycle(name.removesuffix(".json")):
-                    found[experiment_id, parsed[0]] = str(folder.read_object(name).get("reason", ""))
-        return found
-
-
-def _skipped_dir(*, needed: bool) -> str:
-    return layout.SKIPPED_DIR if needed else layout.NOT_NEEDED_DIR
+    def _markers(self, *, needed: bool) -> Folder:
+        """Where small files say why planned cycles have no result."""
+        return self.folder.child(layout.SKIPPED_DIR if needed else layout.NOT_NEEDED_DIR)
 
 
 class NoSuchRunError(LookupError):

@@ -139,10 +139,10 @@ def with_values(config: Config, values: Iterable[tuple[KeyPath, Any]]) -> Config
 
 
 def without(config: Config, path: KeyPath) -> Config:
-    """The mapping without one key."""
-    head, *rest = path
-    if head not in config:
+    """The mapping without one key; itself for no path."""
+    if not path or path[0] not in config:
         return config
+    head, *rest = path
     if not rest:
         return {key: value for key, value in config.items() if key != head}
     if isinstance(config[head], dict):

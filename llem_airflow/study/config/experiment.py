@@ -127,11 +127,8 @@ class Dataset(Consistent):
             if match and (getattr(self, name) or 0) > int(match[place]):
                 longest = counted(int(match[place]), "token")
                 found = f"{name} {getattr(self, name):g} is above the {longest} of {show(self.source)}"
-                yield (
-                    (name, "source"),
-                    found,
-                    "the standard deviation is the mean at most: none is below 1 token",
-                )
+                advice = "the standard deviation is the mean at most: none is below 1 token"
+                yield (name, "source"), found, advice
         if self.range_ratio and spread:
             found = f"range_ratio is a uniform distribution and {spread} a normal one"
             yield ("range_ratio", spread), found, "keep one of them"
@@ -224,11 +221,8 @@ class Measurement(Consistent):
         """A window that is not given, two meters, a CPU that idles at more than its most."""
         if self.measurement_methodology == "windowed" and self.measurement_window is None:
             found = "measurement_methodology is 'windowed' but there is no measurement_window"
-            yield (
-                ("measurement_methodology", "measurement_window"),
-                found,
-                "add measurement_window: [begin_s, end_s]",
-            )
+            keys = ("measurement_methodology", "measurement_window")
+            yield keys, found, "add measurement_window: [begin_s, end_s]"
         if self.meter not in {None, _meter_of(self.energy_sampler)} and self.energy_sampler != "auto":
             sampler = "null" if self.energy_sampler is None else repr(self.energy_sampler)
             found = f"meter {self.meter!r} contradicts energy_sampler {sampler}"
@@ -317,9 +311,8 @@ class FindRate(Consistent):
             found = f"from {self.lowest:g} is not below to {self.highest:g}"
             yield ("from", "to"), found, "write the lower rate as from"
         elif self.highest / self.lowest < 1 + self.tolerance:
-            found = (
-                f"from {self.lowest:g} and to {self.highest:g} are within the tolerance of {self.tolerance:g}"
-            )
+            bounds = f"from {self.lowest:g} and to {self.highest:g}"
+            found = f"{bounds} are within the tolerance of {self.tolerance:g}"
             yield ("to", "from"), found, "widen the bounds, or lower the tolerance"
 
 

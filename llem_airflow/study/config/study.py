@@ -251,11 +251,8 @@ class AirflowSection(Consistent):
                 yield (name, "hosts"), "it is about several hosts, and the study names none", "add `hosts`"
         for name in ("window", "carry_over"):
             if getattr(self, name) and self.schedule is None:
-                yield (
-                    (name, "schedule"),
-                    "it holds for scheduled runs, and the study has no schedule",
-                    "add `schedule`",
-                )
+                found = "it holds for scheduled runs, and the study has no schedule"
+                yield (name, "schedule"), found, "add `schedule`"
 
     @property
     def compared(self) -> Regression | None:

@@ -9,7 +9,15 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
-from llem_airflow.study.config.base import FRAGMENT, Section, every_key, keys_of, model_of, takes_null
+from llem_airflow.study.config.base import (
+    FRAGMENT,
+    Section,
+    every_key,
+    keys_of,
+    model_of,
+    takes_null,
+    without,
+)
 from llem_airflow.study.config.docs import allowed, value_schema
 from llem_airflow.study.config.engines import key_of_engines
 from llem_airflow.study.config.experiment import Experiment
@@ -53,7 +61,7 @@ def check(
             told.add(each.place)
         rest = value
         for each in wrong:
-            rest = _without(rest, each.place)
+            rest = without(rest, each.keys)
         if rest == value or not isinstance(rest, dict):
             return None
         value = rest
@@ -89,22 +97,13 @@ def check_free(value: Any, path: KeyPath, report: Report) -> Any:
         return WRONG
 
 
-def _without(value: Any, place: KeyPath) -> Any:
-    """The value without a key; of a list that has something wrong, without the list."""
-    if not place or not isinstance(value, dict) or place[0] not in value:
-        return value
-    head, *rest = place
-    if not rest or isinstance(rest[0], int) or not isinstance(value[head], dict):
-        return {key: child for key, child in value.items() if key != head}
-    return value | {head: _without(value[head], tuple(rest))}
-
-
 class _Wrong:
     """One error of pydantic.
 
     Attributes:
         kind: Its type.
         place: The key's path below the model, without what pydantic adds for unions.
+        keys: Likewise, of a list that has something wrong the whole list.
     """
 
     def __init__(self, model: type[Section], error: Any) -> None:
@@ -119,6 +118,8 @@ class _Wrong:
                 self.owner, inner = inner, model_of(keys_of(inner).get(part))
             place.append(part)
         self.place: KeyPath = tuple(place)
+        index = next((at for at, part in enumerate(place) if isinstance(part, int)), None)
+        self.keys = tuple(map(str, place[:index]))
         self.model = inner
 
     def tell(

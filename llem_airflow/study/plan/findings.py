@@ -338,11 +338,8 @@ def not_runnable(study: Study) -> list[Problem]:
 def _reserved(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
     if study.dag_id in RESERVED_DAG_IDS or study.dag_id.startswith(INVALID_PREFIX):
         where: KeyPath = ("airflow", "dag_id") if study.airflow.dag_id else ("study_name",)
-        yield (
-            where,
-            f"the DAG would be called {study.dag_id!r}, as one of llem-airflow's own",
-            "name it otherwise",
-        )
+        found = f"the DAG would be called {study.dag_id!r}, as one of llem-airflow's own"
+        yield where, found, "name it otherwise"
 
 
 def _on_a_cluster(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
