@@ -11,14 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llem_airflow.study.config.study import AirflowSection, Execution, ModelVersion, PrecisionTarget
     from llem_airflow.study.load import load_study, load_study_text
     from llem_airflow.study.plan.model import Experiment, GpuRequest, Plan, PlannedCycle, Study
     from llem_airflow.study.plan.request import experiment_spec
     from llem_airflow.study.problems import Problem, PromptsError, StudyFileError, StudyWarning
 
 _HOMES = {
-    "config.study": ("AirflowSection", "Execution", "ModelVersion", "PrecisionTarget"),
     "load": ("load_study", "load_study_text"),
     "plan.model": ("Experiment", "GpuRequest", "Plan", "PlannedCycle", "Study"),
     "problems": ("Problem", "PromptsError", "StudyFileError", "StudyWarning"),
@@ -26,14 +24,10 @@ _HOMES = {
 }
 
 __all__ = [
-    "AirflowSection",
-    "Execution",
     "Experiment",
     "GpuRequest",
-    "ModelVersion",
     "Plan",
     "PlannedCycle",
-    "PrecisionTarget",
     "Problem",
     "PromptsError",
     "Study",

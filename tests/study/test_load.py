@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llem_airflow.study import GpuRequest, PrecisionTarget, StudyFileError, load_study, load_study_text
+from llem_airflow.study import GpuRequest, StudyFileError, load_study, load_study_text
+from llem_airflow.study.config.study import PrecisionTarget
 from tests.study.texts import HEAD, report, study
 
 SEEDS = "sweep:\n  task.random_seed: [1, 2]\n"
