@@ -46,7 +46,7 @@ from llem_airflow.protocol.files import config_name
 from llem_airflow.protocol.live import LivePhase, LivePower
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.results import StoredRun
-from llem_airflow.results.scratch import scratch_folder
+from llem_airflow.results.cleanup import scratch_folder
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import Busy, Collected, Runner
 from llem_airflow.runners.failures import AttemptFailedError, failure

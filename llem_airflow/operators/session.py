@@ -19,7 +19,7 @@ from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableEr
 from llem_airflow.operators.runners import CORRECT, begin_session, end_session
 from llem_airflow.operators.settings import local_model, settings
 from llem_airflow.results import StoredRun
-from llem_airflow.results.scratch import scratch_folder
+from llem_airflow.results.cleanup import scratch_folder
 from llem_airflow.runners.base import Busy
 from llem_airflow.runners.engine import ENGINE_ERRORS
 from llem_airflow.runners.failures import AttemptFailedError, classify, failure

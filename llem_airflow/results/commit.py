@@ -21,6 +21,7 @@ from llem_airflow.protocol import files as raw
 from llem_airflow.protocol.result import CycleResult
 from llem_airflow.protocol.typed_json import ProtocolError
 from llem_airflow.results import layout
+from llem_airflow.results.cleanup import locked_folder, remove_unlocked
 from llem_airflow.results.folder import (
     Folder,
     ResultReadError,
@@ -29,7 +30,6 @@ from llem_airflow.results.folder import (
     json_bytes,
     write_error,
 )
-from llem_airflow.results.scratch import locked_folder, remove_orphans
 from llem_airflow.text.wording import counted
 
 _STAGED = "commit-"
@@ -95,7 +95,7 @@ def remove_orphan_commits(run: Folder) -> None:
     """Remove the staging folders of killed commits; those of living ones stay."""
     if run.local is not None:
         staging = run.local / layout.STAGING_DIR
-        remove_orphans(staging, _STAGED)
+        remove_unlocked(staging, _STAGED)
         with suppress(OSError):  # not there, or a commit is under way
             staging.rmdir()
 

@@ -23,7 +23,7 @@ from llem_airflow.protocol.redaction import Redactor, secrets_in
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.typed_json import ProtocolError
 from llem_airflow.protocol.visible import BY_BUS, ORDER, VARIABLE, AmbiguousDeviceError, visible_to_cuda
-from llem_airflow.results.scratch import remove_scratch_orphans, scratch_folder
+from llem_airflow.results.cleanup import remove_scratch_orphans, scratch_folder
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import Busy, Collected, Place, Runner, Store, Wait, placed_with
 from llem_airflow.runners.bundle import build_bundle

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.results import ResultsRoot, StoredRun, layout
-from llem_airflow.results.cleanup import removable, remove, remove_orphans
+from llem_airflow.results.cleanup import locked_folder, removable, remove, remove_orphans
 from llem_airflow.results.folder import ABANDONED_NS
-from llem_airflow.results.scratch import locked_folder
 from tests.results.recorded import EPOCH_NS, Recording, S, plan_json, provenance
 
 HOUR_LATER_NS = ABANDONED_NS + 10**9

@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from llem_airflow.results.scratch import locked_folder, remove_orphans
+from llem_airflow.results.cleanup import locked_folder, remove_unlocked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from llem_airflow.results.scratch import locked_folder
+from llem_airflow.results.cleanup import locked_folder
 with locked_folder(Path(sys.argv[1]), "job-", mode=0o700) as folder:
     print(folder.name, flush=True)
     time.sleep(60)
@@ -57,5 +57,5 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_a_living_one_s_is
 def test_what_is_called_otherwise_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "jobs").mkdir()
     (tmp_path / "job-file").write_text("a file, not a folder")
-    remove_orphans(tmp_path, "job-")
+    remove_unlocked(tmp_path, "job-")
     assert names(tmp_path) == {"jobs", "job-file"}
