@@ -7,15 +7,66 @@ disagree, or where the 95 % interval of its share of good requests, over cycles,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llem_airflow.analysis.cycle import Cycle, read_cycle
 from llem_airflow.analysis.summary import ExperimentSummary
 from llem_airflow.results import StoredRun
-from llem_airflow.study.plan.search import RateSearch, progress
+from llem_airflow.study.plan.search import RateSearch
 
 _SATURATED = "saturated"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a search has come. Candidates are named by their place in the grid, from 0.
+
+    Attributes:
+        met: The highest one that met the SLO; None where none did.
+        missed: The lowest one that missed it; None where none did.
+        asks: The one that decides what follows, and has no answer yet; None when the search is over.
+        probes: Those with an answer, in the order in which the search asked.
+    """
+
+    met: int | None
+    missed: int | None
+    asks: int | None
+    probes: tuple[int, ...]
+
+    def rules_out(self, place: int) -> bool:
+        """Whether the search will not ask for a candidate any more."""
+        if self.asks is None or place in self.probes:
+            return place not in self.probes
+        low = -1 if self.met is None else self.met
+        high = math.inf if self.missed is None else self.missed
+        return not low < place < high
+
+
+def progress(count: int, answer: Callable[[int], bool | None]) -> Progress:
+    """Follow a bisection of ``count`` candidates, a power of two and one, through the answers that are known.
+
+    An answer is whether a candidate met the SLO; None where that is not known.
+    """
+    met: int | None = None
+    missed: int | None = None
+    probes: list[int] = []
+    while (asks := _next(count, met, missed)) is not None and (said := answer(asks)) is not None:
+        probes.append(asks)
+        met, missed = (asks, missed) if said else (met, asks)
+    return Progress(met, missed, asks, tuple(probes))
+
+
+def _next(count: int, met: int | None, missed: int | None) -> int | None:
+    """The lowest candidate, the highest, then the middle of what is left; None when nothing is."""
+    if missed == 0 or met == count - 1:
+        return None
+    if met is None:
+        return 0
+    if missed is None:
+        return count - 1
+    return None if missed - met == 1 else (met + missed) // 2
 
 
 def stored_answer(run: StoredRun, experiment_id: str, cycles: Iterable[int]) -> bool | None:

@@ -26,7 +26,7 @@ from llem_airflow.protocol.typed_json import from_json
 from llem_airflow.results import CycleRef, FailureRef, StoredRun, layout
 from llem_airflow.study import Experiment, Study
 from llem_airflow.study.plan.order import CANARY_CYCLE, canaries
-from llem_airflow.study.plan.search import RateSearch, progress
+from llem_airflow.study.plan.search import RateSearch
 from llem_airflow.text.wording import counted
 
 QUARANTINE_VARIABLE = "llem_quarantine"
@@ -195,7 +195,7 @@ def rate_search(candidate: Candidate) -> Reason | Pause | None:
     told = next((one for one in plan.get("searches", ()) if own in one["experiments"]), None)
     if told is None:
         return None
-    from llem_airflow.analysis.rate_search import stored_answer  # noqa: PLC0415 - SciPy, for the few that search
+    from llem_airflow.analysis.rate_search import progress, stored_answer  # noqa: PLC0415 - SciPy, for the few that search
 
     search, cycles = from_json(RateSearch, told, "plan.json: searches"), range(1, int(plan["cycles"]) + 1)
     open_cycles = _open_cycles(candidate)

@@ -14,7 +14,7 @@ from llem_airflow.study.config.study import AirflowSection, Execution, ModelVers
 from llem_airflow.study.file.yaml import Source
 from llem_airflow.study.names import KUBERNETES, dag_id_of
 from llem_airflow.study.plan.identity import experiment_hash
-from llem_airflow.study.plan.search import RateSearch, at_most
+from llem_airflow.study.plan.search import RateSearch
 from llem_airflow.study.problems import KeyPath, Problem, StudyWarning
 
 PLAN_FORMAT = 1
@@ -217,7 +217,8 @@ class Plan:
     @property
     def most_cycles(self) -> int:
         """Cycles that are measured at most: a search leaves most of its candidates out."""
-        return at_most(self.searches, len(self.planned_cycles), self.cycles)
+        left_out = sum(len(one.experiments) - one.max_probes for one in self.searches)
+        return len(self.planned_cycles) - left_out * self.cycles
 
     @property
     def sessions(self) -> tuple[Session, ...]:

@@ -1,4 +1,4 @@
-"""The search for the highest rate that meets an SLO: its candidates, their order, and what follows from answers.
+"""The search for the highest rate that meets an SLO: its candidates and their order.
 
 The candidates are a fixed geometric grid, each an experiment like one that is written with that rate. So the search has
 no state of its own: which of them are measured follows from the stored results, whoever restarts what.
@@ -7,7 +7,6 @@ no state of its own: which of them are measured follows from the stored results,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 ENDS = 2
@@ -34,60 +33,10 @@ class RateSearch:
     percentile: float
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a search has come. Candidates are named by their place in the grid, from 0.
-
-    Attributes:
-        met: The highest one that met the SLO; None where none did.
-        missed: The lowest one that missed it; None where none did.
-        asks: The one that decides what follows, and has no answer yet; None when the search is over.
-        probes: Those with an answer, in the order in which the search asked.
-    """
-
-    met: int | None
-    missed: int | None
-    asks: int | None
-    probes: tuple[int, ...]
-
-    def rules_out(self, place: int) -> bool:
-        """Whether the search will not ask for a candidate any more."""
-        if self.asks is None or place in self.probes:
-            return place not in self.probes
-        low = -1 if self.met is None else self.met
-        high = math.inf if self.missed is None else self.missed
-        return not low < place < high
-
-
-def progress(count: int, answer: Callable[[int], bool | None]) -> Progress:
-    """Follow a bisection of ``count`` candidates, a power of two and one, through the answers that are known.
-
-    An answer is whether a candidate met the SLO; None where that is not known.
-    """
-    met: int | None = None
-    missed: int | None = None
-    probes: list[int] = []
-    while (asks := _next(count, met, missed)) is not None and (said := answer(asks)) is not None:
-        probes.append(asks)
-        met, missed = (asks, missed) if said else (met, asks)
-    return Progress(met, missed, asks, tuple(probes))
-
-
-def _next(count: int, met: int | None, missed: int | None) -> int | None:
-    """The lowest candidate, the highest, then the middle of what is left; None when nothing is."""
-    if missed == 0 or met == count - 1:
-        return None
-    if met is None:
-        return 0
-    if missed is None:
-        return count - 1
-    return None if missed - met == 1 else (met + missed) // 2
-
-
 def grid(lowest: float, highest: float, tolerance: float, max_probes: int) -> list[float]:
-    """Candidate rates in requests/s, in as many halvings of the logarithm as neighbours within ``tolerance`` need.
+    """Candidate rates, in requests/s: as many halvings of the logarithm as the tolerance needs and the probes leave.
 
-    There are no more than ``max_probes`` leaves.
+    The tolerance is how far two neighbours may lie apart, as a share.
     """
     needed = math.ceil(math.log2(math.log(highest / lowest) / math.log1p(tolerance)) - 1e-9)
     steps = 2 ** max(0, min(needed, max_probes - ENDS))
@@ -107,8 +56,3 @@ def probe_order(count: int) -> list[int]:
 def most_probes(count: int) -> int:
     """Probes of the longest way through ``count`` candidates."""
     return ENDS + round(math.log2(count - 1))
-
-
-def at_most(searches: Sequence[RateSearch], planned: int, cycles: int) -> int:
-    """Of so many planned cycles, all candidates with them, those that are measured at most."""
-    return planned - sum(len(one.experiments) - one.max_probes for one in searches) * cycles
