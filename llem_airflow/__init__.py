@@ -32,7 +32,13 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "connection-types": [_connection_type()],
         "triggers": [
-            {"integration-name": "LLEM", "python-modules": ["llem_airflow.operators.waits"]},
+            {
+                "integration-name": "LLEM",
+                "python-modules": [
+                    "llem_airflow.operators.waits",
+                    "llem_airflow.operators.pod_trigger",  # with the extra `kubernetes`
+                ],
+            },
         ],
         "extra-links": [
             "llem_airflow.operators.ui.ReportLink",

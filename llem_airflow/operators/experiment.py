@@ -18,6 +18,7 @@ from airflow.sdk import BaseOperator, Context
 from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR
 from airflow.sdk.definitions.mappedoperator import OperatorPartial
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout
+from airflow.triggers.base import BaseTrigger
 
 from llem_airflow.operators import arguments, runners
 from llem_airflow.operators.energy import cycle_row, known_idle_power, line_of
@@ -340,9 +341,9 @@ class ExperimentTask(BaseOperator):
         if self.gpu_wait.here or busy.later is None:
             return
         begin_epoch_s = self.gpu_wait.begin_epoch_s or now_epoch_s()
-        left_s = begin_epoch_s + self.gpu_wait_s - now_epoch_s()
+        left_s = busy.later.get("until_epoch_s", begin_epoch_s + self.gpu_wait_s) - now_epoch_s()
         self.log.info("%s. Waiting in the triggerer, for %.0f s at most", busy.text, left_s)
-        trigger = GpuFreeTrigger(
+        trigger = self.waiter(
             later=dict(busy.later),
             begin_epoch_s=begin_epoch_s,
             limit_s=self.gpu_wait_s,
@@ -353,6 +354,10 @@ class ExperimentTask(BaseOperator):
             method_name="execute_after_wait",
             timeout=timedelta(seconds=left_s + _TRIGGERER_LATE_S),
         )
+
+    def waiter(self, **wait: Any) -> BaseTrigger:
+        """What waits in the triggerer; arguments as of ``GpuFreeTrigger``."""
+        return GpuFreeTrigger(**wait)
 
     def choose(self, run: StoredRun, folder: Path) -> Chosen:
         """Which runner the attempt gets, and what named it.

@@ -15,6 +15,7 @@ from llem_airflow.operators.arguments import ArgumentError, check_limits
 from llem_airflow.operators.experiment import ExperimentTask, found_experiment
 from llem_airflow.operators.host import DEFAULT_CONN_ID
 from llem_airflow.operators.placement import PlacementError, choose_image, hub_secrets, limits
+from llem_airflow.operators.pod_trigger import PodTrigger
 from llem_airflow.operators.runners import CORRECT, Chosen, layers_of
 from llem_airflow.operators.settings import MODELS_MOUNT, LocalModel, settings
 from llem_airflow.operators.ui import EvidenceLink
@@ -63,7 +64,9 @@ class LLEMKubernetesExperimentOperator(ExperimentTask, KubernetesPodOperator):  
         shm_size: Size of /dev/shm, as Kubernetes writes it. Default: 1 GiB and one for each GPU.
         llem_conn_id: Connection of type ``llem``: images, the hub's token and limits of time; what it says of an
             engine's containers has no effect.
-        deferrable: Wait for gates and thermal gaps in the triggerer.
+        deferrable: Wait in the triggerer, where waiting takes no worker and no pool slot: for gates and thermal gaps,
+            for a node, and until the attempt has begun there. Where no triggerer runs, the task comes back after
+            ``gpu_wait_s`` and waits in the worker.
         **kwargs: Those of KubernetesPodOperator, but for the ones that make no sense here, which are refused by name
             (``operators/kubernetes_arguments.py`` has all of them; so has the page).
 
@@ -133,6 +136,16 @@ class LLEMKubernetesExperimentOperator(ExperimentTask, KubernetesPodOperator):  
     def client(self) -> CoreV1Api:
         """The client of the cluster that the arguments and the connection name."""
         return client_of(self.hook.core_v1_client.api_client.configuration)
+
+    def waiter(self, **wait: Any) -> PodTrigger:
+        """What waits for the pod in the triggerer, with the worker's way to the cluster."""
+        return PodTrigger(
+            **wait,
+            conn_id=self.kubernetes_conn_id,
+            in_cluster=self.in_cluster,
+            cluster_context=self.cluster_context,
+            config_file=self.config_file,
+        )
 
     def choose(self, run: StoredRun, folder: Path) -> Chosen:  # noqa: ARG002  # of every runner
         """A pod, of the image that the first layer names."""

@@ -106,7 +106,7 @@ ARGUMENTS: dict[str, Honoured | Refused] = {
         "leave experiments out in the study or the trigger form",
     ),
     "deferrable": Honoured(
-        "whether gates and thermal gaps wait in the triggerer; who waits for a node or follows a pod is the worker",
+        "whether gates, thermal gaps, and the waits for a node and an image are the triggerer's",
     ),
     "poll_interval": Refused(_OWN_WAIT, "leave it out"),
     "log_pod_spec_on_failure": Refused(

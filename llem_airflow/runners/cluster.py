@@ -123,11 +123,11 @@ class Cluster:
         """
         limit_s = max(1, math.floor(min(every_s, _LONGEST_WATCH_S)))
         while True:
-            pod = self.pod(name)
+            pod, version = self._listed(name)
             if (found := judge(pod)) is not None:
                 return found
             try:
-                with contextlib.closing(self._changes(pod["metadata"], limit_s)) as changes:
+                with contextlib.closing(self._changes(name, version, limit_s)) as changes:
                     for changed in changes:
                         if (found := judge(changed)) is not None:
                             return found
@@ -139,19 +139,28 @@ class Cluster:
             except HTTPError:
                 time.sleep(_RETRY_EVERY_S)
 
-    def _changes(self, seen: Mapping[str, Any], limit_s: int) -> Generator[dict[str, Any]]:
+    def _listed(self, name: str) -> tuple[dict[str, Any], str]:
+        """The pod, and the version of the list: a pod's own may be older than what a server can be asked from."""
+        listed = self._call(
+            self._api.list_namespaced_pod, self.namespace, field_selector=f"metadata.name={name}"
+        )
+        if not listed.items:
+            raise PodGoneError(name)
+        return self._json(listed.items[0]), str(listed.metadata.resource_version)
+
+    def _changes(self, name: str, version: str, limit_s: int) -> Generator[dict[str, Any]]:
         events = Watch().stream(
             self._api.list_namespaced_pod,
             self.namespace,
-            field_selector=f"metadata.name={seen['name']}",
-            resource_version=seen["resourceVersion"],
+            field_selector=f"metadata.name={name}",
+            resource_version=version,
             timeout_seconds=limit_s,
             _request_timeout=(_CONNECT_S, limit_s + _CONNECT_S),
         )
         with contextlib.closing(events):
             for event in events:
                 if event["type"] == "DELETED":
-                    raise PodGoneError(seen["name"])
+                    raise PodGoneError(name)
                 yield event["raw_object"]
 
     def take_over(self, name: str, owner: str) -> None:

@@ -1,7 +1,8 @@
 """The runner of pods: one attempt in one pod of a Kubernetes cluster, whose labels say whose it is.
 
 The device plugin's allocation is the lease: the pod holds its GPUs from the scheduler's decision until it has ended.
-Who waits, waits in the scheduler's queue, with a pod that is pending.
+Who waits, waits in the scheduler's queue, with a pod that is pending; that needs no worker, so ``Busy.later`` names the
+pod to whoever waits on, and the next ``place`` finds it by its labels.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from llem_airflow.runners.pod_spec import (
 )
 from llem_airflow.runners.pod_status import (
     began,
+    begun,
     cannot_be_placed,
     has_node,
     image_of,
@@ -57,8 +59,13 @@ from llem_airflow.runners.pod_status import (
 )
 
 _QUIET_S = 60.0
+_NO_WORD = "the scheduler has said nothing of the pod"
 _VERDICT_S = 30.0
 """How long the scheduler may take to say anything of a pod that may not wait."""
+NODE, START, QUOTA = "node", "start", "quota"
+"""What a wait is for: a node, the attempt's start on its node (images are pulled meanwhile), room in a quota."""
+_LOOK_HERE_S = 10.0
+"""A pod that begins within this time is waited for in the worker: the way elsewhere and back takes as long."""
 _HINT = "`kubectl describe nodes` says who holds the devices; raise gpu_wait_s, or ask for fewer"
 
 
@@ -115,13 +122,20 @@ class KubernetesRunner(Runner):
         self._keep = False
         self._killed = False
         self._runs = False
+        self._reason = ""
 
     def place(self, spec: ExperimentSpec, wait: Wait = Wait()) -> Place | Busy:  # noqa: B008  # frozen
-        """Take over the pod of an earlier try, or make one and wait until the scheduler has found it a node."""
+        """Take over the pod of an earlier try, or make one and wait until the scheduler has found it a node.
+
+        Where somebody else can wait, a pod is placed when its attempt has begun: nobody waits here for an image.
+        """
 
         def find() -> Place | Busy:
             with self._refusals():
-                return self._adopt(spec) or self._claim(spec, wait)
+                taken = self._adopt(spec)
+                if taken is None and (wait.later or {}).get("pod"):
+                    raise self._gone("it waited")
+                return self._claim(spec, wait, taken)
 
         return placed_with(self._sink, find)
 
@@ -160,13 +174,17 @@ class KubernetesRunner(Runner):
             self._cluster.sweep(self._attempt.key)
 
     def _adopt(self, spec: ExperimentSpec) -> PodPlace | None:
-        """Take over the pod of an earlier try: one that is under way, or one that ended with a valid result."""
+        """Go on with this try's own pod, or take over an earlier one that is under way or ended with a valid result."""
         taken: PodPlace | None = None
         for found in self._cluster.pods_of(self._attempt.key):
             name = found["metadata"]["name"]
             if found["metadata"].get("deletionTimestamp"):
                 continue
-            if taken is None and self._is_worth_it(found, spec):
+            own = name == self._pod and found["metadata"]["labels"].get(LABEL_OWNER) == self._owner
+            if taken is None and own and not is_over(found, self._settings.base):
+                self._sink.line(f"Going on with pod {name}")
+                taken = PodPlace(pod=name)
+            elif taken is None and self._is_worth_it(found, spec):
                 self._cluster.take_over(name, self._owner)
                 self._sink.line(f"Taking over pod {name} of an earlier try")
                 self._pod = name
@@ -197,14 +215,15 @@ class KubernetesRunner(Runner):
         earlier.rmdir()
         return True
 
-    def _claim(self, spec: ExperimentSpec, wait: Wait) -> PodPlace | Busy:
+    def _claim(self, spec: ExperimentSpec, wait: Wait, taken: PodPlace | None) -> PodPlace | Busy:
         began_s = time.monotonic()
         try:
-            busy = self._create(spec, wait, began_s)
-            return busy or self._scheduled(wait, began_s)
+            busy = None if taken else self._create(spec, wait, began_s)
+            return busy or self._scheduled(wait, taken, began_s)
         except BaseException:
-            with contextlib.suppress(*API_ERRORS):
-                self._cluster.remove(self._pod, owner=None, grace_s=1)
+            if taken is None or not taken.adopted:
+                with contextlib.suppress(*API_ERRORS):
+                    self._cluster.remove(self._pod, owner=None, grace_s=1)
             raise
 
     def _create(self, spec: ExperimentSpec, wait: Wait, began_s: float) -> Busy | None:
@@ -226,46 +245,84 @@ class KubernetesRunner(Runner):
                 text = _message(error)
                 if error.status != 403 or "exceeded quota" not in text:
                     raise
-                if time.monotonic() - began_s >= wait.limit_s:
+                waited_s = wait.waited_s + time.monotonic() - began_s
+                left_s = wait.limit_s - waited_s
+                if left_s <= 0 or not wait.here:
                     self._cluster.sweep(self._attempt.key)
-                    return self._busy(text, time.monotonic() - began_s)
-            time.sleep(min(5.0, max(0.1, wait.limit_s - (time.monotonic() - began_s))))
+                    return self._busy(text, waited_s, None if left_s <= 0 else self._later(QUOTA, left_s))
+            time.sleep(min(5.0, max(0.1, left_s)))
 
-    def _scheduled(self, wait: Wait, began_s: float) -> PodPlace | Busy:
-        """Wait for a node, for as long as the attempt may."""
-        said = ""
+    def _scheduled(self, wait: Wait, taken: PodPlace | None, began_s: float) -> PodPlace | Busy:
+        """Wait for a node, for as long as the attempt may; who waits elsewhere, waits there for its start, too."""
+        adopted = taken is not None and taken.adopted
+        on_node_epoch_s = (wait.later or {}).get("on_node_epoch_s")
 
         def judge(found: dict[str, Any]) -> PodPlace | Busy | None:
-            nonlocal said
+            nonlocal on_node_epoch_s
             self._stop_if_killed()
-            waited_s = time.monotonic() - began_s
-            if has_node(found):
-                return PodPlace(waited_s=waited_s, pod=self._pod, node=found["spec"]["nodeName"])
+            here_s = time.monotonic() - began_s
+            node = found["spec"].get("nodeName", "")
+            place = PodPlace(adopted=adopted, waited_s=here_s, pod=self._pod, node=node)
+            if begun(found, self._settings.base) or (node and wait.here):
+                return place
             if why := why_not_started(found, self._settings.image):
                 raise self._failed(*why)
-            reason = unscheduled(found)
-            if reason and reason != said:
-                self._sink.line(f"Waiting for a node: {reason}")
-                said = reason
-            if waited_s < wait.limit_s + (0.0 if reason else _VERDICT_S):
-                return None
-            if reason and not others_hold(reason):
-                raise self._failed(*cannot_be_placed(reason))
-            return self._busy(reason or "the scheduler has said nothing of the pod", waited_s)
+            if has_node(found):
+                on_node_epoch_s = on_node_epoch_s or _now_epoch_s()
+                return self._starting(found, on_node_epoch_s, here_s)
+            return self._pending(found, wait, here_s)
 
         try:
             placed = self._cluster.until(self._pod, judge, every_s=min(5.0, wait.limit_s))
         except PodGoneError as error:
-            raise self._gone() from error
-        if isinstance(placed, PodPlace):
-            return placed
-        assert isinstance(placed, Busy)
-        self._cluster.remove(self._pod, owner=self._owner, grace_s=1)
+            raise self._gone("it waited") from error
+        assert isinstance(placed, PodPlace | Busy)
+        if isinstance(placed, Busy) and placed.later is None:
+            self._cluster.remove(self._pod, owner=self._owner, grace_s=1)
         return placed
 
-    def _busy(self, reason: str, waited_s: float) -> Busy:
+    def _pending(self, found: Mapping[str, Any], wait: Wait, here_s: float) -> Busy | None:
+        """Of a pod that has no node: Busy where somebody else is to wait or the time is over, None to look again."""
+        reason, waited_s = unscheduled(found), wait.waited_s + here_s
+        if reason and reason != self._reason:
+            self._sink.line(f"Waiting for a node: {reason}")
+            self._reason = reason
+        left_s = wait.limit_s - waited_s
+        if not wait.here and left_s > 0 and (reason or here_s >= _LOOK_HERE_S):
+            return self._busy(reason or _NO_WORD, waited_s, self._later(NODE, left_s))
+        if left_s > (0.0 if reason else -_VERDICT_S):
+            return None
+        if reason and not others_hold(reason):
+            raise self._failed(*cannot_be_placed(reason))
+        return self._busy(reason or _NO_WORD, waited_s)
+
+    def _starting(self, found: Mapping[str, Any], since_epoch_s: float, here_s: float) -> Busy | None:
+        """Of a pod that has a node and has not begun: Busy where somebody else is to wait, None to look again."""
+        on_node_s = _now_epoch_s() - since_epoch_s
+        left_s = self._settings.start_limit_s - on_node_s
+        if left_s <= 0:
+            raise self._failed(*why_stuck(self._cluster.events(self._pod), last_wait(found)))
+        if here_s < _LOOK_HERE_S:
+            return None
+        later = {**self._later(START, left_s), "on_node_epoch_s": since_epoch_s}
+        text = f"pod {self._pod} is on {found['spec']['nodeName']} and has not begun after {on_node_s:.0f} s"
+        return Busy(f"{text}: {last_wait(found) or 'the node says nothing yet'}", _HINT, later=later)
+
+    def _later(self, phase: str, left_s: float) -> dict[str, Any]:
+        """What whoever waits on has to know, in plain JSON values."""
+        return {
+            "runner": self.name,
+            "phase": phase,
+            "until_epoch_s": _now_epoch_s() + left_s,
+            "namespace": self._settings.namespace,
+            "pod": "" if phase == QUOTA else self._pod,
+            "owner": self._owner,
+            "base": self._settings.base,
+        }
+
+    def _busy(self, reason: str, waited_s: float, later: Mapping[str, Any] | None = None) -> Busy:
         asked = f"{self._settings.gpus} {self._settings.gpu_resource}" if self._settings.gpus else "a node"
-        return Busy(f"{asked} not free after {waited_s:.0f} s: {reason}", _HINT)
+        return Busy(f"{asked} not free after {waited_s:.0f} s: {reason}", _HINT, later=later)
 
     def _see_through(self, place: PodPlace, spec: ExperimentSpec) -> Collected:
         try:
@@ -306,7 +363,7 @@ class KubernetesRunner(Runner):
 
         def judge(found: dict[str, Any]) -> bool | None:
             self._stop_if_killed()
-            if main_state(found, base, "running") or main_state(found, base, "terminated"):
+            if begun(found, base):
                 return True
             if why := why_not_started(found, self._settings.image):
                 raise self._failed(*why)
@@ -414,11 +471,9 @@ class KubernetesRunner(Runner):
     def _failed(self, found: Failure, headline: str) -> AttemptFailedError:
         return AttemptFailedError(found, headline, folder=self._folder, log_tail=self._sink.tail)
 
-    def _gone(self) -> AttemptFailedError:
+    def _gone(self, doing: str = "the attempt ran") -> AttemptFailedError:
         hint = "somebody removed it, or its node was lost: `kubectl get events` says when"
-        return self._failed(
-            failure("cancelled", hint=hint), f"pod {self._pod} was removed while the attempt ran"
-        )
+        return self._failed(failure("cancelled", hint=hint), f"pod {self._pod} was removed while {doing}")
 
     def _stop_if_killed(self) -> None:
         if self._killed:

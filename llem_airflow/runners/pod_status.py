@@ -35,6 +35,11 @@ def main_state(pod: Pod, container: str, kind: str) -> dict[str, Any] | None:
     return None
 
 
+def begun(pod: Pod, container: str) -> bool:
+    """Whether a container runs, or has ended."""
+    return bool(main_state(pod, container, "running") or main_state(pod, container, "terminated"))
+
+
 def is_over(pod: Pod, container: str) -> bool:
     """Whether a container has ended, or can never begin."""
     phase = (pod.get("status") or {}).get("phase")

@@ -74,6 +74,8 @@ class StandInCluster:
         used: Verbs that were used, with their resources, as a role has to name them.
         keep_watches_s: How long a watch lasts at most, in seconds.
         unschedulable: What the scheduler says of pods that it has no node for, whatever is free.
+        pulls: Why no container of a pod that has a node begins, as nodes say it; empty when they do.
+        watches: How many watches there were.
         quota: What the admission says of pods, for as long as it is set.
         reasons: What the runtime says of a container's end, by its exit code.
         stops_at: Called with each pod that has a node; a status that it returns is what becomes of it.
@@ -85,6 +87,8 @@ class StandInCluster:
     used: set[tuple[str, str]] = field(default_factory=set)
     keep_watches_s: float = 60.0
     unschedulable: str = ""
+    pulls: Object = field(default_factory=dict)
+    watches: int = 0
     quota: str = ""
     reasons: dict[int, str] = field(default_factory=dict)
     stops_at: Callable[[Object], Object | None] = lambda _: None
@@ -276,6 +280,7 @@ class StandInCluster:
             gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
             await response.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
             return response
+        self.watches += 1
         deadline_s = self._loop.time() + min(limit_s, self.keep_watches_s)
         with contextlib.suppress(ConnectionError):
             while self._loop.time() < deadline_s:
@@ -334,6 +339,7 @@ class StandInCluster:
         name = made["metadata"]["name"]
         try:
             await self._schedule(made)
+            await self._pull(made)
             if (status := self.stops_at(made)) is not None:
                 made["status"] = {**made["status"], **status}
                 await self._note("MODIFIED", "pods", name)
@@ -360,6 +366,18 @@ class StandInCluster:
         made["status"]["conditions"] = [{"type": "PodScheduled", "status": "True"}]
         await self._note("MODIFIED", "pods", name)
 
+    async def _pull(self, made: Object) -> None:
+        name, said = made["metadata"]["name"], {}
+        while self.pulls:
+            if said != self.pulls:
+                said = self.pulls
+                made["status"]["containerStatuses"] = [
+                    _waits(each, said) for each in made["spec"]["containers"]
+                ]
+                await self._note("MODIFIED", "pods", name)
+            await asyncio.sleep(_LOOK_S)
+            self.objects["pods", name]
+
     def _lacks(self, made: Object) -> str:
         others = [each for (kind, _), each in self.objects.items() if kind == "pods" and each["spec"].get("nodeName")
                   and each["status"]["phase"] not in ("Succeeded", "Failed")]  # fmt: skip
@@ -373,6 +391,12 @@ class StandInCluster:
 def now() -> str:
     """The time as the API writes it."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _waits(container: Object, why: Object) -> Object:
+    """The status of a container that has not begun."""
+    said = {"image": container["image"], "imageID": "", "ready": False, "restartCount": 0}
+    return {"name": container["name"], "state": {"waiting": why}, **said}
 
 
 def _devices(made: Object) -> dict[str, int]:

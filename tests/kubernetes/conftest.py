@@ -6,7 +6,8 @@ from tests.parts import in_ci
 
 if find_spec("kubernetes") or in_ci():
     from tests.kubernetes.fixtures import api, cluster, lines, runner, this_attempt
+    from tests.kubernetes.tasks import config_file, on_cluster
 
-    __all__ = ["api", "cluster", "lines", "runner", "this_attempt"]
+    __all__ = ["api", "cluster", "config_file", "lines", "on_cluster", "runner", "this_attempt"]
 else:
     collect_ignore_glob = ["test_*.py"]

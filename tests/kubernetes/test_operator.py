@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import threading
 from collections.abc import Callable
@@ -28,23 +27,15 @@ from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import Busy, Wait
 from llem_airflow.runners.failures import AttemptFailedError
 from llem_airflow.runners.pod_spec import pod
-from llem_airflow.study import Study, load_study_text
 from llem_airflow.study.plan.findings import not_runnable
 from tests.kubernetes.cluster import StandInCluster
 from tests.kubernetes.fixtures import RunnerOf
 from tests.kubernetes.schema import VERSIONS, wrong_in
+from tests.kubernetes.tasks import study
 from tests.operators.test_experiment import context
 from tests.runners.programs import HASH, SPEC, attempt, program
 
 PAGE = (Path(__file__).parents[2] / "llem_airflow/operators/KUBERNETES.md").read_text()
-TEXT = """\
-study_name: asked
-serving_mode: offline
-engine: vllm
-task: {model: org/model, dataset: {source: builtin, n_prompts: 2}}
-runners: {vllm: kubernetes}
-images: {vllm: "registry.lab/vllm:1"}
-"""
 NODE = k8s.V1ObjectFieldSelector(field_path="spec.nodeName")
 ASKED = {"limits": {"memory": "8Gi"}, "requests": {"memory": "8Gi", "cpu": "2"}}
 CREATED: dict[str, tuple[Any, str, Any]] = {
@@ -130,26 +121,6 @@ TESTED_ELSEWHERE = {
     "deferrable", "pod_template_file",
 }  # fmt: skip
 REFUSED = {name: "x" for name, entry in ARGUMENTS.items() if isinstance(entry, Refused)}
-
-
-@pytest.fixture
-def config_file(tmp_path: Path) -> Callable[[str], str]:
-    """A kubeconfig for the address of a server."""
-
-    def write(url: str) -> str:
-        path = tmp_path / "kubeconfig"
-        named = {"name": "c", "cluster": {"server": url}}
-        users = {"name": "u", "user": {"token": "t"}}
-        contexts = {"name": "x", "context": {"cluster": "c", "user": "u"}}
-        said = {"clusters": [named], "users": [users], "contexts": [contexts], "current-context": "x"}
-        path.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **said}))
-        return str(path)
-
-    return write
-
-
-def study(more: str = "") -> Study:
-    return load_study_text(TEXT + more)
 
 
 @pytest.fixture
@@ -326,30 +297,6 @@ def test_a_role_with_the_verbs_of_the_page_is_enough_and_not_too_much(
     with pytest.raises(AttemptFailedError):
         third.run(stuck, SPEC, lambda _: None)
     assert cluster.used - {("follow", "pods/log"), ("stream", "pods/exec")} == allowed
-
-
-@pytest.fixture
-def on_cluster(
-    cluster: StandInCluster,
-    config_file: Callable[[str], str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[[], LLEMKubernetesExperimentOperator]:
-    """Makes the task of the study's one cycle, whose pods the stand-in runs."""
-    monkeypatch.setenv("LLEM_RESULTS_ROOT", str(tmp_path / "results"))
-    where = config_file(cluster.url)
-
-    def make(kind: type[LLEMKubernetesExperimentOperator] = LLEMKubernetesExperimentOperator) -> Any:
-        asked = study()
-        return kind(
-            task_id="one.cycle_1",
-            study=asked,
-            experiment=asked.experiments[0].id,
-            config_file=where,
-            deferrable=False,
-        )
-
-    return make
 
 
 def test_the_bundle_runs_in_a_pod_and_what_it_says_of_its_failure_is_the_tasks(
