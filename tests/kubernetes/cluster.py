@@ -367,7 +367,8 @@ class StandInCluster:
         await self._note("MODIFIED", "pods", name)
 
     async def _pull(self, made: Object) -> None:
-        name, said = made["metadata"]["name"], {}
+        name = made["metadata"]["name"]
+        said: Object = {}
         while self.pulls:
             if said != self.pulls:
                 said = self.pulls

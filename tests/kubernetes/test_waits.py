@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR
 from airflow.sdk.exceptions import TaskDeferred
 from airflow.triggers.base import BaseTrigger
 
 from llem_airflow.operators import LLEMKubernetesExperimentOperator, pod_trigger, waits
-from llem_airflow.operators.experiment import TRIGGER_FAIL_REPR
 from llem_airflow.operators.pod_trigger import PodTrigger
 from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
 from llem_airflow.operators.waits import now_epoch_s
