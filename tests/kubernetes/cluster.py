@@ -165,9 +165,12 @@ class StandInCluster:
         return runner
 
     async def _stop(self, runner: web.AppRunner) -> None:
-        for node in self._nodes.values():
-            node.kill()
         await runner.cleanup()
+        for task in self._work:
+            task.cancel()
+        await asyncio.gather(*self._work, return_exceptions=True)
+        for node in self._nodes.values():
+            await node.end(0)
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()

@@ -39,6 +39,7 @@ class Node:
         self._began: dict[str, str] = {}
         self._wake = asyncio.Condition()
         self._stopped = False
+        self._commands: list[Process] = []
         self._readers: list[asyncio.Task[None]] = []
         self._environments: dict[str, dict[str, str]] = {}
 
@@ -86,7 +87,9 @@ class Node:
 
     async def command(self, container: str, words: list[str]) -> Process:
         """Run a command in a container."""
-        return await self._spawn(container, words, self._environments[container], stderr=PIPE)
+        process = await self._spawn(container, words, self._environments[container], stderr=PIPE)
+        self._commands.append(process)
+        return process
 
     async def end(self, grace_s: float) -> None:
         """SIGTERM to every container, then SIGKILL."""
@@ -99,11 +102,9 @@ class Node:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._all_ended(), grace_s)
         await self._all_ended()
-
-    def kill(self) -> None:
-        """End everything at once."""
-        for process in self._processes.values():
+        for process in self._commands:
             _signal(process, signal.SIGKILL)
+            await process.communicate()
 
     async def _all_ended(self) -> None:
         async with self._wake:
