@@ -55,7 +55,8 @@ pytest: install  ## the tests alone (PYTEST="-k name" for some)
 soak: install  ## kill -9 everybody at every moment of an attempt, in a container of its own and in a session (an hour; as root, on a Docker engine of its own)
 	@$(bin)/pytest tests/chaos/test_kills.py
 	@$(bin)/python -m benchmarks.chaos
-	@$(bin)/python -m benchmarks.chaos --sessions
+	@$(bin)/python -m benchmarks.chaos --isolation process
+	@$(bin)/python -m benchmarks.chaos --isolation engine
 
 on-gpu: install  ## the first visit to a GPU, on the stand-in, from a bare environment without Airflow (nine minutes, and PyTorch once more)
 	@$(bin)/python -m benchmarks.on_gpu.rehearse build/on_gpu/visit

@@ -1,6 +1,6 @@
 """Kill everybody everywhere: the full form of the chaos test, on a Docker engine of its own; prints its table.
 
-python -m benchmarks.chaos [--sessions] ["whole Airflow" …]
+python -m benchmarks.chaos [--isolation process|engine] ["whole Airflow" …]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llem_airflow.text.wording import counted
 from tests.chaos.kill import Outcome, kill_side_by_side
-from tests.chaos.points import OF_SESSIONS, POINTS
+from tests.chaos.points import POINTS
 from tests.chaos.world import IMPATIENT, World, copy_image, start_engine
 from tests.parts import build_image
 
@@ -39,13 +39,14 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--sessions",
-        action="store_true",
-        help="kill around cycles in a session, not in containers of their own",
+        "--isolation",
+        choices=list(POINTS),
+        default="container",
+        help="around cycles in containers of their own (default), or in a session, as processes or by one engine",
     )
     parser.add_argument("words", nargs="*", help="only the points that contain one of these; default: all")
     options = parser.parse_args(arguments)
-    known = OF_SESSIONS if options.sessions else POINTS
+    known = POINTS[options.isolation]
     points = [
         point for point in known if not options.words or any(word in str(point) for word in options.words)
     ]

@@ -114,7 +114,7 @@ def _attempt(spec: ExperimentSpec, out: Path, log: EventLog, living: LivingEngin
         return Attempt(spec, out, log, living)
     from llem_airflow.measurement.server.attempt import ServerAttempt  # noqa: PLC0415  # asyncio and more, only there
 
-    return ServerAttempt(spec, out, log)
+    return ServerAttempt(spec, out, log, living)
 
 
 def leave_within(code: int) -> None:

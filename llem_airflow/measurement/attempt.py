@@ -98,7 +98,8 @@ class Attempt:
 
     def _baselines(self, sampler: Sampler) -> IdlePhases:
         rules = idle_rules(self._spec.config, sampler.kind)
-        baselines = IdlePhases(self._log, rules, self._out / POWER, len(sampler.facts.devices))
+        devices, keeps = len(sampler.facts.devices), self._living is not None
+        baselines = IdlePhases(self._log, rules, self._out / POWER, devices, keeps=keeps)
         self._gpus = sampler.describe_gpus()
         if self._loaded is not None:
             baselines.keep(self._loaded.idle, self._loaded.measured_in)

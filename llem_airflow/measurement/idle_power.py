@@ -78,10 +78,21 @@ def idle_rules(config: dict[str, Any], meter_kind: str) -> IdleRules:
 
 
 class IdlePhases:
-    """The idle phases of one attempt: measured, or taken over from an earlier cycle."""
+    """The idle phases of one attempt: measured, or taken over from an earlier cycle.
 
-    def __init__(self, log: EventLog, rules: IdleRules, power_csv: Path, devices: int) -> None:
+    Args:
+        log: Where they are marked.
+        rules: Which there are.
+        power_csv: Where the sampler writes.
+        devices: How many devices it writes of.
+        keeps: Whether what is measured before an engine is loaded is read at once, for later attempts of the engine.
+    """
+
+    def __init__(
+        self, log: EventLog, rules: IdleRules, power_csv: Path, devices: int, *, keeps: bool = False
+    ) -> None:
         self._log, self._rules, self._power_csv, self._devices = log, rules, power_csv, devices
+        self._keeps = keeps
         self._wanted = rules.enabled
         self._unloaded: list[IdlePower] = []
         self._measured_in = SESSION_START
@@ -108,8 +119,9 @@ class IdlePhases:
             settle_s = self._rules.settle_s if settle else 0.0
             duration_s = min(longest_s, self._rules.duration_s)
             idle(self._log, phase, duration_s, settle_s=settle_s)
-            seen = power_of(phase, last_rows(self._power_csv, duration_s, self._devices))
-            self._unloaded += [] if seen is None else [seen]
+            if self._keeps and phase != LOADED:
+                seen = power_of(phase, last_rows(self._power_csv, duration_s, self._devices))
+                self._unloaded += [] if seen is None else [seen]
 
     def keep(self, unloaded: Sequence[IdlePower], measured_in: str) -> None:
         """Take over the idle power before the engine was loaded, which lives on: only loaded can it be measured now."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
-from llem_airflow.measurement.engines.contract import Engine
 from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.idle_power import SESSION_START
 from llem_airflow.protocol.load_arguments import load_arguments
@@ -13,7 +13,10 @@ from llem_airflow.protocol.spec import ExperimentSpec, IdlePower
 
 
 class LivingEngine:
-    """The loaded engine of a session; none before the first attempt has loaded it.
+    """The loaded engine of a session, or the server with one; none before the first attempt has loaded it.
+
+    Args:
+        home: A folder of the session.
 
     Attributes:
         engine: It, or None.
@@ -22,15 +25,16 @@ class LivingEngine:
         settings: The environment's settings before the engine wrote its own into it.
     """
 
-    def __init__(self) -> None:
-        self.engine: Engine | None = None
+    def __init__(self, home: Path | None = None) -> None:
+        self.home = home
+        self.engine: Any = None
         self.idle: tuple[IdlePower, ...] = ()
         self.measured_in = SESSION_START
         self.settings: dict[str, str] = {}
         self._loaded: dict[str, Any] = {}
         self._commit: str | None = None
 
-    def take(self, engine: Engine, spec: ExperimentSpec) -> None:
+    def take(self, engine: Any, spec: ExperimentSpec) -> None:
         """It has been loaded for this experiment.
 
         Raises:
@@ -44,6 +48,10 @@ class LivingEngine:
             )
         self.engine, self._loaded = engine, _loads(spec)
         self._commit = engine.describe().model.get("commit")
+
+    def died(self) -> str:
+        """How what lives on ended by itself, as a server's process may; empty where it did not, or nothing lives."""
+        return str(getattr(self.engine, "died", str)())
 
     def unlike(self, spec: ExperimentSpec) -> str:
         """How an experiment loads unlike the engine that lives; empty where it does not, or none lives."""
@@ -62,7 +70,7 @@ class LivingEngine:
             )
         return "; ".join(different)
 
-    def go_on(self, spec: ExperimentSpec) -> Engine:
+    def go_on(self, spec: ExperimentSpec) -> Any:
         """The engine, made ready for the next experiment.
 
         Raises:

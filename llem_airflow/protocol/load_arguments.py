@@ -39,6 +39,8 @@ def load_arguments(engine: str, config: Mapping[str, Any]) -> dict[str, Any]:
     }
     if engine in _SEEDED_WHEN_LOADED:
         found["task.random_seed"] = (config.get("task") or {}).get("random_seed")
+    if config.get("serving_mode", "offline") != "offline":
+        found["serving_mode"] = config["serving_mode"]
     return found
 
 

@@ -125,7 +125,7 @@ class Served:
 
     Attributes:
         command: How the server was started.
-        ready_s: From its start until its health endpoint answered, in seconds.
+        ready_s: From its start until its health endpoint answered, in seconds; that may be an earlier cycle's.
         rate_per_s: Arrivals a second that the schedule was drawn for; None in a closed loop, which has none.
         scheduled: Requests of the schedule that were due in the window.
         lateness_p99_ms: 99th percentile of how late the client turned to a request, in milliseconds; None when unknown.

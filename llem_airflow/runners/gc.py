@@ -14,7 +14,7 @@ from typing import Literal
 import docker
 
 from llem_airflow.runners.airflow_asked import NoAnswerError, ask, is_airflow_here
-from llem_airflow.runners.attempt import LABEL_INSTALLATION, LABEL_KEY
+from llem_airflow.runners.attempt import LABEL_INSTALLATION, LABEL_KEY, LABEL_SESSION
 from llem_airflow.runners.claims import STALE_S, engine_clock_offset_s
 from llem_airflow.runners.engine import (
     ENGINE_ERRORS,
@@ -137,8 +137,10 @@ def _probes(api: docker.APIClient, now_s: float, installation: str | None) -> li
 
 
 def _what(labels: Mapping[str, str]) -> str:
-    experiment, cycle = labels.get("llem.experiment", "?"), labels.get("llem.cycle", "?")
-    return f"{experiment} cycle {cycle}, {labels.get('llem.dag_id', '?')} {labels.get('llem.run_id', '?')}"
+    what = labels.get("llem.experiment", "?")  # of a session its name, which is of no cycle
+    if LABEL_SESSION not in labels:
+        what += f" cycle {labels.get('llem.cycle', '?')}"
+    return f"{what}, {labels.get('llem.dag_id', '?')} {labels.get('llem.run_id', '?')}"
 
 
 def _epoch_s(text: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.docker,
     pytest.mark.engine,
     pytest.mark.browser,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),  # two runs, each of which may take seven minutes on a busy machine
 ]
 
 SIX = "sweep: {transformers.engine_params.dtype: [float32, bfloat16], task.max_output_tokens: [4, 6, 8]}\n"
@@ -75,8 +75,8 @@ class Ended:
 @pytest.fixture(scope="module")
 def ended(
     process_airflow: AirflowServer, docker_api: docker.APIClient, cpu_image: str
-) -> Iterator[Callable[[str], Ended]]:
-    """Both studies, run at the same time."""
+) -> Iterator[dict[str, Ended]]:
+    """Both studies, run at the same time, by name."""
     airflow = process_airflow
     model = Path(airflow.environment["LLEM_MODELS_DIR"]) / "spoiled-template"
     shutil.copytree(model.with_name("tiny-llama-random"), model)
@@ -96,19 +96,16 @@ def ended(
         started[name] = answer.json()["dag_run_id"]
     runs = {name: airflow.finished(name, run_id) for name, run_id in started.items()}
     left = left_by(docker_api, airflow.installation)
-
-    def of(name: str) -> Ended:
-        return Ended(airflow, runs[name], ResultsRoot(airflow.results).run(name, started[name]), left)
-
-    yield of
+    root = ResultsRoot(airflow.results)
+    yield {name: Ended(airflow, run, root.run(name, started[name]), left) for name, run in runs.items()}
     for name in files:
         (studies / name).unlink()
 
 
 def test_six_experiments_in_two_sessions_are_each_measured_once_and_nothing_stays(
-    ended: Callable[[str], Ended],
+    ended: dict[str, Ended],
 ) -> None:
-    six = ended("six")
+    six = ended["six"]
     assert six.run["state"] == "success", six.log(".cycle_1")
     cycles = six.stored.cycles(repeats=True)
     assert len({ref.experiment_id for ref in cycles}) == len(cycles) == 6
@@ -122,15 +119,15 @@ def test_six_experiments_in_two_sessions_are_each_measured_once_and_nothing_stay
     assert six.left == []
 
 
-def test_the_log_of_a_cycle_says_where_it_runs(ended: Callable[[str], Ended]) -> None:
-    log = ended("six").log(".cycle_1")
+def test_the_log_of_a_cycle_says_where_it_runs(ended: dict[str, Ended]) -> None:
+    log = ended["six"].log(".cycle_1")
     assert "cycle 1, as a process in the container of session transformers-tiny-llama-random-" in log
 
 
 def test_the_page_of_the_run_shows_which_cycles_share_a_container(
-    ended: Callable[[str], Ended], page: Page
+    ended: dict[str, Ended], page: Page
 ) -> None:
-    six = ended("six")
+    six = ended["six"]
     run_id = six.stored.run_id.replace("+", "%2B")
     page.goto(f"{six.airflow.url}/dags/six/runs/{run_id}/plugin/llem-energy?view=cycles")
     rows = page.get_by_test_id("llem-sessions").locator("tbody tr")
@@ -145,9 +142,9 @@ def test_the_page_of_the_run_shows_which_cycles_share_a_container(
 
 
 def test_one_failed_cycle_makes_the_run_red_and_the_others_and_the_teardown_go_on(
-    ended: Callable[[str], Ended],
+    ended: dict[str, Ended],
 ) -> None:
-    one_fails = ended("one-fails")
+    one_fails = ended["one-fails"]
     assert one_fails.run["state"] == "failed"
     assert one_fails.states("cycle_1") == ["failed", "success"]
     assert "this template is spoiled" in one_fails.log(".cycle_1")

@@ -24,10 +24,13 @@ from tests.chaos.points import (
     ENGINE,
     EVERYBODY_S,
     EXPERIMENT,
+    FOLLOWER,
     GUARD,
     INIT,
     KEEPER,
+    LIVING,
     OWN,
+    PARENT,
     SCHEDULER,
     TASK,
     WORKER,
@@ -42,10 +45,14 @@ RUNS_AT_MOST = 5
 _TOO_LATE = "ended before the kill"
 _FOLLOWING = ("/logs", "/start")
 """Ends of the calls whose answers are what an attempt prints."""
+_KEEP = r"\S*python\S* \S*/llem\.pyz session keep "
 _COMMANDS = {
     EXPERIMENT: r"\S*python\S* \S*/attempts/\w+/llem\.pyz",
-    KEEPER: r"\S*python\S* \S*/llem\.pyz session keep ",
+    KEEPER: _KEEP,
+    PARENT: _KEEP,
+    FOLLOWER: _KEEP,
     GUARD: r"\S*python\S* \S*/llem\.pyz session guard ",
+    LIVING: r"\S*python\S* \S*/engine\.pyz session engine",
 }
 """How the processes in a session's container begin."""
 
@@ -244,7 +251,7 @@ class _Trap(Watch):
             SCHEDULER: world.kill_scheduler,
             AIRFLOW: world.kill_airflow,
             ENGINE: world.kill_engine,
-            **{who: partial(self._kill_in_container, who) for who in (INIT, EXPERIMENT, KEEPER, GUARD)},
+            **{who: partial(self._kill_in_container, who) for who in (INIT, *_COMMANDS)},
         }
 
     def _kill_in_container(self, who: str) -> None:
@@ -268,9 +275,10 @@ class _Trap(Watch):
             for pid, parent, command in listed
             if re.match(own[who], command) and (self._point.session or int(parent) == init)
         ]
-        if not fit:
+        if not fit or (who == FOLLOWER and len(fit) < 2):
             raise _TooLateError
-        return fit[0]
+        # The parent of an engine that lives on stays as long as that does, and is the older one.
+        return max(fit) if who == FOLLOWER else min(fit)
 
 
 def _parent(pid: int) -> int:

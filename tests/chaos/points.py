@@ -60,6 +60,8 @@ TAKEN_OUT = Moment("results collected", r"GET /containers/\w+/archive")
 KEPT = Moment("result stored", r"POST /containers/\w+/exec", answered=False, nth=4)
 FORGOTTEN = Moment("attempt removed", r"POST /exec/\w+/start", nth=4)
 NEXT = Moment("next cycle measures", line=" measure ", nth=2)
+HANDED_AGAIN = Moment("next cycle handed in", r"PUT /containers/\w+/archive.*/attempts", nth=2)
+WRITTEN_AGAIN = Moment("next result written", line=" done: ", nth=2)
 STOPPING = Moment("session is being stopped", r"DELETE /containers/\w+.*v=False", answered=False)
 STOPPED = Moment("session's container removed", r"DELETE /containers/\w+.*v=False")
 """Of a session: what is executed in its container is, in this order, the look at its guard, and of each of its two
@@ -76,12 +78,17 @@ class Point:
     Attributes:
         actor: Who gets SIGKILL.
         moment: When.
-        session: Whether the attempt is one of a session.
+        isolation: What the cycle has of its own: a container, or in a session a process or nothing (``engine``).
     """
 
     actor: str
     moment: Moment
-    session: bool = False
+    isolation: str = "container"
+
+    @property
+    def session(self) -> bool:
+        """Whether the cycle is one of a session."""
+        return self.isolation != "container"
 
     def __str__(self) -> str:
         return f"{self.actor} | {self.moment.name}"
@@ -90,6 +97,7 @@ class Point:
 TASK, WORKER, SCHEDULER, AIRFLOW = "task process", "worker of the task", "scheduler", "whole Airflow"
 EXPERIMENT, INIT, ENGINE = "experiment's process", "container's init", "Docker engine"
 KEEPER, GUARD = "parent of the experiment's process", "session's guard"
+LIVING, PARENT, FOLLOWER = "living engine", "parent of the living engine", "keeper of the next cycle"
 EVERYBODY_S = frozenset({SCHEDULER, AIRFLOW, ENGINE})
 """Actors that all runs share: one kill at a time."""
 
@@ -106,7 +114,7 @@ _MOMENTS = {
     ENGINE: (VOLUME, CREATED, FILLED, STARTED, MEASURING, ENDED, COLLECTED, STORED, REMOVED),
 }  # fmt: skip
 
-_OF_SESSIONS = {
+_IN_SESSION = {
     TASK: (
         LOOKED, VOLUME, CREATED, FILLED, STARTED, GUARDED, TURN, HANDED, RUNS, LOADING, MEASURING, WRITTEN, TAKEN_OUT,
         STORING, KEPT, FORGOTTEN, NEXT, STOPPING, STOPPED, CLEAN,
@@ -114,16 +122,47 @@ _OF_SESSIONS = {
     WORKER: (CREATED, GUARDED, TURN, MEASURING, KEPT, STOPPED),
     SCHEDULER: (CREATED, GUARDED, MEASURING, KEPT, STOPPED),
     AIRFLOW: (CREATED, GUARDED, MEASURING, STORING, KEPT, STOPPED),
-    EXPERIMENT: (LOADING, MEASURING),
-    KEEPER: (MEASURING,),
     GUARD: (MEASURING,),
     INIT: (GUARDED, LOADING, MEASURING, KEPT),
     ENGINE: (VOLUME, CREATED, GUARDED, TURN, HANDED, MEASURING, TAKEN_OUT, KEPT, STOPPED),
 }  # fmt: skip
+"""For both kinds of session."""
 
-POINTS = tuple(Point(actor, moment) for actor, moments in _MOMENTS.items() for moment in moments)
-OF_SESSIONS = tuple(Point(who, moment, True) for who, moments in _OF_SESSIONS.items() for moment in moments)
+_OF_PROCESS = {EXPERIMENT: (LOADING, MEASURING), KEEPER: (MEASURING,)}
+_OF_ENGINE = {
+    TASK: (HANDED_AGAIN, WRITTEN_AGAIN),
+    WORKER: (NEXT,),
+    AIRFLOW: (NEXT,),
+    LIVING: (LOADING, MEASURING, WRITTEN, KEPT, HANDED_AGAIN, NEXT, WRITTEN_AGAIN),
+    PARENT: (MEASURING, KEPT, NEXT),
+    FOLLOWER: (NEXT,),
+    GUARD: (NEXT,),
+    INIT: (NEXT,),
+    ENGINE: (NEXT,),
+}
+"""The second cycle finds the engine loaded."""
+
+
+def _points(isolation: str, *tables: dict[str, tuple[Moment, ...]]) -> tuple[Point, ...]:
+    return tuple(
+        Point(actor, moment, isolation)
+        for table in tables
+        for actor, moments in table.items()
+        for moment in moments
+    )
+
+
+POINTS = {
+    "container": _points("container", _MOMENTS),
+    "process": _points("process", _IN_SESSION, _OF_PROCESS),
+    "engine": _points("engine", _IN_SESSION, _OF_ENGINE),
+}
+"""By isolation."""
 FEW = (Point(TASK, CREATED), Point(TASK, MEASURING), Point(TASK, STORED), Point(EXPERIMENT, MEASURING))
 """For the suite: one of each kind of recovery: start anew, adopt, nothing to do but to clear, fail and try again."""
-FEW_OF_SESSIONS = (Point(TASK, NEXT, True), Point(INIT, MEASURING, True), Point(TASK, STOPPED, True))
+FEW_OF_SESSIONS = (
+    Point(TASK, NEXT, "process"),
+    Point(INIT, MEASURING, "process"),
+    Point(TASK, STOPPED, "process"),
+)
 """Likewise: adopt, start the session's container again, finish the teardown."""

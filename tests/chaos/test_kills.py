@@ -14,7 +14,7 @@ import pytest
 from llem_airflow.operators.host import DEFAULT_CONN_ID
 from llem_airflow.results import ResultsRoot
 from tests import parts
-from tests.chaos.kill import Outcome, kill_side_by_side
+from tests.chaos.kill import MOMENT_S, RECOVERY_S, Outcome, kill_side_by_side
 from tests.chaos.points import (
     CREATED,
     EXPERIMENT,
@@ -32,7 +32,8 @@ from tests.runners.engine_proxy import Call
 from tests.runners.test_engine_proxy import allowed_with_sessions
 from tests.standins.build import Standins
 
-pytestmark = [pytest.mark.airflow, pytest.mark.docker, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.airflow, pytest.mark.docker, pytest.mark.timeout(2 * (MOMENT_S + RECOVERY_S))]
+"""Seven kills, four at a time."""
 
 CANARIES = {
     "HF_TOKEN": "hf_CanaryOfTheConnection0123456789",
@@ -112,8 +113,8 @@ def test_what_runs_is_taken_over_and_what_failed_is_tried_again(outcomes: dict[P
     assert not outcomes[Point(TASK, CREATED)].adopted
     assert outcomes[Point(TASK, STORED)].tries == 2
     assert outcomes[Point(EXPERIMENT, MEASURING)].failures == ["killed"]
-    assert outcomes[Point(TASK, NEXT, session=True)].adopted
-    assert outcomes[Point(INIT, MEASURING, session=True)].failures == ["killed"]
+    assert outcomes[Point(TASK, NEXT, "process")].adopted
+    assert outcomes[Point(INIT, MEASURING, "process")].failures == ["killed"]
 
 
 def test_the_scheduler_s_tasks_need_only_the_documented_calls_of_the_engine(

@@ -33,7 +33,9 @@ log = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLUGIN = REPOSITORY / "tests" / "engines" / "plugin_example"
 DAG_ID, TASK_ID = "chaos", "cycle_1"
-SESSION_DAG_ID, STOP_TASK_ID = "chaos-session", "stop_session"
+STOP_TASK_ID = "stop_session"
+DAGS = {"container": DAG_ID, "process": "chaos-process", "engine": "chaos-engine"}
+"""By isolation."""
 STUDY = """\
 study_name: chaos
 serving_mode: offline
@@ -73,8 +75,8 @@ costs a try: the pauses between tries must reach over that start, as a study's o
 """
 
 SESSION_STUDY = (
-    STUDY.replace("study_name: chaos", "study_name: chaos-session")
-    .replace("n_cycles: 1", "n_cycles: 1, isolation: process")
+    STUDY.replace("study_name: chaos", "study_name: NAME")
+    .replace("n_cycles: 1", "n_cycles: 1, isolation: ISOLATION")
     .replace("max_output_tokens: 8, ", "")
     + "sweep: {task.max_output_tokens: [8, 9]}\n"
 )
@@ -86,11 +88,11 @@ from llem_airflow.factory.sessions import session_tasks
 from llem_airflow.operators import LLEMExperimentOperator
 from llem_airflow.study import load_study
 
-study = load_study(Path(__file__).with_name("chaos-session.yaml"))
+study = load_study(Path(__file__).with_suffix(".yaml"))
 tries = dict(
     retries=8, retry_delay=timedelta(seconds=1), retry_exponential_backoff=2, max_retry_delay=timedelta(seconds=20)
 )
-with DAG("chaos-session", schedule=None, max_active_runs=8, is_paused_upon_creation=False):
+with DAG(Path(__file__).stem, schedule=None, max_active_runs=8, is_paused_upon_creation=False):
     cycles = [
         LLEMExperimentOperator(
             task_id=f"cycle_{place}", study=study, experiment=run.experiment_id, session=run.session, **tries
@@ -111,6 +113,9 @@ class Indiscreet(EchoEngine):
         super().load(spec)
         self.tokens = [os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")]
         print("tokens:", *self.tokens, flush=True)
+
+    def reset(self, spec):
+        pass
 
     def describe(self):
         return EngineFacts("1.0", {"name": f"echo {self.tokens}", "dtype": None}, (), {"tokens": self.tokens})
@@ -210,12 +215,14 @@ class World:
         dags = self.airflow.home / "dags"
         for shipped in dags.glob("*.py"):
             shipped.unlink()  # parsing them again and again would only take time
-        for dag_id, dag, study in ((DAG_ID, DAG, STUDY), (SESSION_DAG_ID, SESSION_DAG, SESSION_STUDY)):
+        for isolation, dag_id in DAGS.items():
+            dag, study = (DAG, STUDY) if isolation == "container" else (SESSION_DAG, SESSION_STUDY)
+            told = {"NAME": dag_id, "ISOLATION": isolation, "IMAGE": image}
+            for word, meant in told.items():
+                study = study.replace(word, meant)
             (dags / f"{dag_id}.py").write_text(dag)
-            (dags / f"{dag_id}.yaml").write_text(study.replace("IMAGE", image))
-        self._made_of = {
-            dag_id: self._planned(dags / f"{dag_id}.yaml") for dag_id in (DAG_ID, SESSION_DAG_ID)
-        }
+            (dags / f"{dag_id}.yaml").write_text(study)
+        self._made_of = {dag_id: self._planned(dags / f"{dag_id}.yaml") for dag_id in DAGS.values()}
         self.airflow.environment["AIRFLOW__CORE__PARALLELISM"] = "4"
 
     def __enter__(self) -> World:
@@ -382,7 +389,7 @@ class World:
 
 def dag_of(point: Point) -> str:
     """The DAG whose run is for a kill."""
-    return SESSION_DAG_ID if point.session else DAG_ID
+    return DAGS[point.isolation]
 
 
 def install_plugin(site: Path, work: Path) -> None:

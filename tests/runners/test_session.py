@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,13 @@ from docker.types import Mount
 
 from llem_airflow.protocol.session import EVIDENCE
 from llem_airflow.runners.attempt import LABEL_SESSION, Attempt
-from llem_airflow.runners.base import Busy, Collected, Place, Wait
-from llem_airflow.runners.container_spec import ContainerSettings
+from llem_airflow.runners.base import Busy, Collected, Place
 from llem_airflow.runners.failures import AttemptFailedError
+from llem_airflow.runners.gc import find_leftovers
 from llem_airflow.runners.gpus import inventory
-from llem_airflow.runners.session import Session, SessionRunner, SessionSettings, start_session, stop_session
-from llem_airflow.runners.session_container import session_of
+from llem_airflow.runners.session import SessionRunner
 from llem_airflow.study import GpuRequest
-from tests.runners.conftest import left_of
+from tests.runners.living_session import LivingSession
 from tests.runners.programs import SPEC, program, see_through
 
 pytestmark = pytest.mark.docker
@@ -32,40 +31,11 @@ pytestmark = pytest.mark.docker
 LONG = "print('up', flush=True)\nfor _ in range(6000): time.sleep(0.1)\n"
 
 
-class World:
-    """One session, and what runs in it."""
+class World(LivingSession):
+    """A session whose attempts are programs."""
 
-    def __init__(self, api: docker.APIClient, image: str, who: Attempt, folder: Path) -> None:
-        self.api, self.who, self.folder = api, who, folder
-        self.session = SessionSettings("warm-1", idle_s=120.0)
-        self.settings = ContainerSettings(image, gpu_request=GpuRequest(0))
-        self.lines: list[str] = []
-        self._runs = 0
-
-    def start(self) -> Session:
-        started = start_session(
-            self.api, self.who, self.settings, self.session, SPEC,
-            folder=self.folder, on_line=self.lines.append, wait=Wait(60.0),
-        )  # fmt: skip
-        assert isinstance(started, Session)
-        return started
-
-    def runner(
-        self,
-        task: str,
-        text: str = "result()",
-        *,
-        on_line: Callable[[str], Any] | None = None,
-        try_number: int = 1,
-    ) -> SessionRunner:
-        self._runs += 1
-        folder = self.folder / f"run-{self._runs}"
-        folder.mkdir()
-        who = replace(self.who, task_id=task, try_number=try_number)
-        return SessionRunner(
-            self.api, who, self.settings, self.session,
-            folder=folder / "out", on_line=on_line or self.lines.append, bundle=program(folder, text),
-        )  # fmt: skip
+    def runner(self, task: str, text: str = "result()", **how: Any) -> SessionRunner:
+        return self.attempt(task, lambda folder: program(folder, text), **how)
 
     def run(self, task: str, text: str = "result()", **how: Any) -> tuple[Collected, dict[str, Any]]:
         """One attempt seen through; what it left, and its record with the evidence of the session."""
@@ -90,10 +60,8 @@ def world(
     docker_api: docker.APIClient, python_image: str, this_attempt: Attempt, tmp_path: Path
 ) -> Iterator[World]:
     made = World(docker_api, python_image, this_attempt, tmp_path)
-    yield made
-    stop_session(docker_api, this_attempt, made.session.session_id)
-    stop_session(docker_api, this_attempt, made.session.session_id)  # quiet where there is none
-    assert left_of(docker_api, session_of(this_attempt, made.session.session_id)) == []
+    with made.stopped_at_the_end():
+        yield made
 
 
 def test_cycles_of_a_session_are_processes_of_one_container_and_take_turns(world: World) -> None:
@@ -103,6 +71,9 @@ def test_cycles_of_a_session_are_processes_of_one_container_and_take_turns(world
     assert inspection["Config"]["Labels"][LABEL_SESSION] == "warm-1"
     assert "beat" in inspection["Config"]["Healthcheck"]["Test"][-1]
     assert inspection["State"]["Health"]["Status"] in ("starting", "healthy")
+    listed = find_leftovers(world.api, older_than_s=-60, installation=world.who.installation, running="any")
+    (own,) = (one for one in listed if one.name == session.name)
+    assert own.what == f"session warm-1, {world.who.dag_id} {world.who.run_id}"
     said = "print(os.environ['LLEM_SESSION'], os.getppid() > 1, os.getpid() == os.getsid(0)); result()"
     first, told = world.run("one", said)
     assert first.log.read_text() == "warm-1 True True\n"
@@ -141,8 +112,8 @@ def test_a_process_that_an_attempt_left_behind_ends_by_a_restart_that_is_told(wo
     stays = "import subprocess; subprocess.Popen(['sleep', '600'], start_new_session=True); result()"
     world.run("one", stays)
     _, told = world.run("two")
-    (again,) = (line for line in world.lines if line.startswith("Starting the session's container again"))
-    assert "(1 of 3): a process was left running: " in again
+    (again,) = world.restarts()
+    assert again.startswith("(1 of 3): a process was left running: ")
     assert again.endswith("sleep 600")
     assert [life["after"] for life in told["lives"]][1].endswith("sleep 600")
     assert told["position_in_session"] == 1

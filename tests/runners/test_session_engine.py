@@ -19,14 +19,12 @@ from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import Collected
 from llem_airflow.runners.bundle import build_bundle
-from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.failures import AttemptFailedError
 from llem_airflow.runners.gpus import inventory
-from llem_airflow.runners.session import Session, SessionRunner, SessionSettings, start_session, stop_session
-from llem_airflow.runners.session_container import session_of
+from llem_airflow.runners.session import SessionRunner
 from llem_airflow.study import GpuRequest
 from tests.measurement.running import spec_of
-from tests.runners.conftest import left_of
+from tests.runners.living_session import LivingSession
 from tests.runners.programs import see_through
 
 pytestmark = pytest.mark.docker
@@ -98,32 +96,17 @@ def asks(act: str = "", *, size: int = 1, idle: bool = False) -> ExperimentSpec:
     return spec_of("own", section, output_tokens=2, min_window_s=0.05, config={"measurement": phases})
 
 
-class World:
+class World(LivingSession):
     """One session whose engine lives on."""
 
     def __init__(self, api: docker.APIClient, image: str, who: Attempt, folder: Path, bundle: Path) -> None:
-        self.api, self.who, self.folder, self.bundle = api, who, folder, bundle
-        self.session = SessionSettings("warm-1", idle_s=120.0, start_kind=WARM)
-        self.settings = ContainerSettings(image, gpu_request=GpuRequest(0), stop_grace_s=1.0)
-        self.lines: list[str] = []
-        self._runs = 0
+        super().__init__(api, image, who, folder)
+        self.session = replace(self.session, start_kind=WARM)
+        self.settings = replace(self.settings, stop_grace_s=1.0)
+        self.bundle, self.spec, self._bundle = bundle, asks(), bundle
 
-    def start(self) -> Session:
-        started = start_session(
-            self.api, self.who, self.settings, self.session, asks(),
-            folder=self.folder, on_line=self.lines.append, bundle=self.bundle,
-        )  # fmt: skip
-        assert isinstance(started, Session)
-        return started
-
-    def runner(self, task: str, on_line: Any = None, **settings: Any) -> SessionRunner:
-        self._runs += 1
-        folder = self.folder / f"run-{self._runs}"
-        folder.mkdir()
-        return SessionRunner(
-            self.api, replace(self.who, task_id=task), replace(self.settings, **settings), self.session,
-            folder=folder, on_line=on_line or self.lines.append, bundle=self.bundle,
-        )  # fmt: skip
+    def runner(self, task: str, **how: Any) -> SessionRunner:
+        return self.attempt(task, lambda _: self._bundle, **how)
 
     def run(self, task: str, spec: ExperimentSpec, **settings: Any) -> Collected:
         return see_through(self.runner(task, **settings), self.folder, spec=spec)
@@ -133,19 +116,14 @@ class World:
             self.run(task, spec, **settings)
         return caught.value
 
-    def restarts(self) -> list[str]:
-        start = "Starting the session's container again "
-        return [line.removeprefix(start) for line in self.lines if line.startswith(start)]
-
 
 @pytest.fixture
 def world(
     docker_api: docker.APIClient, python_image: str, this_attempt: Attempt, tmp_path: Path, bundle: Path
 ) -> Iterator[World]:
     made = World(docker_api, python_image, this_attempt, tmp_path, bundle)
-    yield made
-    stop_session(docker_api, this_attempt, made.session.session_id)
-    assert left_of(docker_api, session_of(this_attempt, made.session.session_id)) == []
+    with made.stopped_at_the_end():
+        yield made
 
 
 def rows(collected: Collected, name: str) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 
+from llem_airflow.protocol.load_arguments import load_arguments
 from llem_airflow.study import Study
 from llem_airflow.study.plan.findings import not_runnable
 from tests.study.texts import report, study
@@ -171,17 +172,34 @@ def test_an_unknown_isolation_is_refused() -> None:
     assert "allowed: container, process, engine" in said
 
 
-def test_a_server_does_not_live_on() -> None:
+def serving(engine: str, more: str) -> Study:
     head = (
-        "engine: vllm\nserving_mode: server\ntask: {model: org/model}\nmeasurement: {meter: cpu-estimate}\n"
-        "server: {traffic: {rate: 1}}\n"
+        f"engine: {engine}\nserving_mode: server\ntask: {{model: org/model}}\n"
+        "measurement: {meter: cpu-estimate}\nserver: {traffic: {rate: 1}}\n"
     )
-    said = problems(study("study_execution: {isolation: engine}\n", head=head))
+    return study(more, head=head)
+
+
+def test_a_server_lives_on_where_it_can_be_made_ready_for_the_next_experiment() -> None:
+    said = problems(serving("tensorrt", "study_execution: {isolation: engine}\n"))
     assert (
-        "a server is started for one experiment and its traffic, and serving_mode is server for vllm" in said
+        "the server of tensorrt cannot be made ready for a second experiment, and serving_mode is server"
+        in said
     )
     assert "write `isolation: process`" in said
-    assert problems(study("study_execution: {isolation: process}\n", head=head)) == ""
+    assert problems(serving("tensorrt", "study_execution: {isolation: process}\n")) == ""
+    assert problems(serving("vllm", "study_execution: {isolation: engine}\n")) == ""
+
+
+def test_a_server_takes_all_traffic_of_equal_load_arguments_and_no_offline_experiment() -> None:
+    sweep = "study_execution: {isolation: engine, n_cycles: 1}\nsweep: {server.traffic.rate: [1, 2, 4]}\n"
+    (session,) = serving("vllm", sweep).plan.sessions
+    assert len(session.cycles) == 3
+    one = serving("vllm", "").experiments[0].config
+    served, offline = (
+        load_arguments("vllm", {**one, "serving_mode": mode}) for mode in ("server", "offline")
+    )
+    assert served == {**offline, "serving_mode": "server"}
 
 
 def test_limits_of_a_session_without_sessions_have_no_effect() -> None:

@@ -20,11 +20,19 @@ from llem_airflow.measurement.engines.contract import EngineFacts, Prompt
 from llem_airflow.measurement.engines.model_size import weight_counts
 from llem_airflow.measurement.engines.model_source import source_facts, weights_folder
 from llem_airflow.measurement.failure import MeasurementError
-from llem_airflow.measurement.idle_power import idle
+from llem_airflow.measurement.idle_power import IdlePhases, idle
+from llem_airflow.measurement.living import LivingEngine
 from llem_airflow.measurement.load.client import ClientFacts
 from llem_airflow.measurement.load.process import LoadError, LoadProcess
 from llem_airflow.measurement.output import EventLog, anchor, seconds_since
-from llem_airflow.measurement.process import LEAST_CPU_S, cpu_time, host_memory, look_every_s, spent
+from llem_airflow.measurement.process import (
+    LEAST_CPU_S,
+    cpu_time,
+    forget_host_peak,
+    host_memory,
+    look_every_s,
+    spent,
+)
 from llem_airflow.measurement.recent_power import last_rows
 from llem_airflow.measurement.sampler import Sampler, start_sampler
 from llem_airflow.measurement.server.command import (
@@ -35,6 +43,7 @@ from llem_airflow.measurement.server.command import (
     vllm_is_for_cpus,
 )
 from llem_airflow.measurement.server.conversations import requests_of
+from llem_airflow.measurement.server.living import LivingServer, check_lives_on, environment_of
 from llem_airflow.measurement.server.process import ServerProcess, client_error, free_port, server_error
 from llem_airflow.measurement.server.scrape import METRICS, Scraper, labels
 from llem_airflow.measurement.server.tokenizer import Tokenizer
@@ -77,22 +86,30 @@ class ServerAttempt(Attempt):
     """The steps of an attempt whose engine serves."""
 
     _server: ServerProcess | None = None
+    _served: LivingServer | None = None
     _scraper: Scraper | None = None
     _load_process: LoadProcess | None = None
 
     def run(self) -> CycleResult:
         """All phases in order; the result is not written yet."""
+        forgotten = self._loaded is not None and forget_host_peak()
+        if self._loaded is not None:
+            self._served = self._loaded.go_on(self._spec)
         sampler = self._sampler = start_sampler(self._spec.meter, self._out / POWER)
         traffic = traffic_of(self._spec)
         baselines = self._baselines(sampler)
-        baselines.measure("baseline_bare", settle=False)
-        ready = self._start(traffic)
+        ready = self._running_server(traffic, baselines)
         facts = self._facts(ready)
+        if self._living is not None and self._loaded is None:
+            self._hand_over(self._living, ready, facts, baselines)
         baselines.measure("baseline_loaded")
         self._scraper = Scraper(lambda: ready.server.get(METRICS), self._out / SERVER_METRICS)
         warmup = self._warm_up_by_load(sampler, ready, traffic)
         window, served = self._under_load(sampler, ready, traffic)
-        memory: dict[str, int | None] = {**host_memory(), "gpu_peak_bytes": None}
+        memory: dict[str, int | None] = {
+            **host_memory(since_start=self._loaded is None, since_forgotten=forgotten),
+            "gpu_peak_bytes": None,
+        }
         idle(self._log, "cooldown", COOLDOWN_S + float(self._spec.config["server"]["cooldown_seconds"]))
         self._scraper.stop()
         self._anchors.append(anchor())
@@ -100,22 +117,51 @@ class ServerAttempt(Attempt):
         return replace(self._result(facts, warmup, window, sampler.stop(), memory), served=served)
 
     def close(self) -> None:
-        """End the load and the server."""
+        """End the load, and the server unless it lives on."""
         if self._load_process is not None:
             self._load_process.close()
         if self._scraper is not None:
             self._scraper.stop()
-        if self._server is not None:
+        if self._served is not None:
+            self._served.leave_log(self._out)
+        elif self._server is not None:
             self._server.stop()
         super().close()
 
+    def _running_server(self, traffic: Traffic, baselines: IdlePhases) -> _Ready:
+        """The server, ready, and its prompts: started here, or the one that lives on."""
+        if self._served is None:
+            baselines.measure("baseline_bare", settle=False)
+            return self._start(traffic)
+        server = self._served.server
+        self._served.take_log(self._out)
+        self._log.say(f"{self._spec.engine} lives on and serves on port {server.port}; {traffic}")
+        prompts = requests_of(self._spec, Tokenizer(self._spec))
+        _check_lengths(server, prompts)
+        return _Ready(server, self._served.command, prompts)
+
+    def _hand_over(
+        self, living: LivingEngine, ready: _Ready, facts: EngineFacts, baselines: IdlePhases
+    ) -> None:
+        """The session keeps the server that was started here."""
+        home = living.home or self._out
+        self._served = LivingServer(ready.server, ready.command, facts, home, self._out)
+        living.take(self._served, self._spec)
+        living.settings = self._settings
+        living.idle, living.measured_in = baselines.unloaded
+
     def _start(self, traffic: Traffic) -> _Ready:
         """The server, ready, and its prompts, which are made while it loads."""
+        if self._living is not None:
+            check_lives_on(self._spec)
         with self._log.phase("load"):
             port = free_port(pinned_port(self._spec))
             command = server_command(self._spec, port, self._out)
-            self._log.note(shlex.join(command.argv))
-            server = self._server = ServerProcess(command.argv, port, self._out / SERVER_LOG)
+            environment = {} if self._living is None else environment_of(command)
+            self._log.note(
+                " ".join([*(f"{k}={v}" for k, v in environment.items()), shlex.join(command.argv)])
+            )
+            server = self._server = ServerProcess(command.argv, port, self._out / SERVER_LOG, environment)
             prompts = requests_of(self._spec, Tokenizer(self._spec))
             starting = _StartUp(self._log, self._spec.limits.silence_s, self._out / SERVER_LOG)
 

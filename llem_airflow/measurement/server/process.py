@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from llem_airflow.measurement.failure import MeasurementError, from_output
@@ -52,17 +53,24 @@ class ServerProcess:
 
     Attributes:
         port: Where it listens.
+        log: What it prints.
         ready_s: From its start until it was ready, in seconds; None before.
     """
 
-    def __init__(self, argv: tuple[str, ...], port: int, log: Path) -> None:
-        self._log, self.port = log, port
+    def __init__(
+        self, argv: tuple[str, ...], port: int, log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.log, self.port = log, port
         self.ready_s: float | None = None
         self._begin_ns = time.monotonic_ns()
         with log.open("ab") as output:
             try:
                 self._process = subprocess.Popen(
-                    argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+                    argv,
+                    env={**os.environ, **(environment or {})},
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
                 )
             except FileNotFoundError as error:
                 raise MeasurementError(
@@ -90,23 +98,38 @@ class ServerProcess:
             time.sleep(_LOOK_EVERY_S)
         self.ready_s = seconds_since(self._begin_ns)
 
-    def check(self) -> None:
+    def check(self, when: str = "while it was measured") -> None:
         """Make sure that it runs.
+
+        Args:
+            when: When that is, of one that was ready.
 
         Raises:
             MeasurementError: It has ended.
         """
-        code = self._process.poll()
-        if code is not None:
-            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            when = "before it was ready" if self.ready_s is None else "while it was measured"
+        if how := self.how_it_ended():
+            when = "before it was ready" if self.ready_s is None else when
             raise self._failed(f"the server ended by itself {when}, with {how}", "server_died")
+
+    def how_it_ended(self) -> str:
+        """By which signal or with which exit code; empty while it runs."""
+        code = self._process.poll()
+        if code is None:
+            return ""
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def get(self, path: str) -> bytes | None:
         """The body of one of its pages; None when it does not answer or does not have it."""
+        return self._ask("GET", path)
+
+    def post(self, path: str) -> bytes | None:
+        """What it answers to an order without a body; None when it does not answer or does not have it."""
+        return self._ask("POST", path)
+
+    def _ask(self, method: str, path: str) -> bytes | None:
         connection = http.client.HTTPConnection(HOST, self.port, timeout=_ANSWER_S)
         try:
-            connection.request("GET", path)
+            connection.request(method, path)
             answer = connection.getresponse()
             body = answer.read()
             return body if answer.status == http.HTTPStatus.OK else None
@@ -129,7 +152,7 @@ class ServerProcess:
         return self.get(HEALTH) is not None
 
     def _failed(self, what: str, category: str) -> MeasurementError:
-        return server_error(what, self._log, category)
+        return server_error(what, self.log, category)
 
 
 def server_error(what: str, log: Path, category: str) -> MeasurementError:

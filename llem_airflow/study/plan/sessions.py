@@ -17,6 +17,8 @@ from llem_airflow.study.plan.order import Run
 from llem_airflow.study.problems import KeyPath, StudyWarning
 from llem_airflow.text.wording import counted
 
+_SERVERS_THAT_LIVE_ON = {"vllm"}
+"""Engines whose server says when it is at rest, and forgets what it has cached when it is asked to."""
 PASSES = "interleave"
 """The order that sessions have, as far as pauses go: they follow one another pass by pass."""
 _ISOLATION: KeyPath = ("study_execution", "isolation")
@@ -86,10 +88,10 @@ def not_in_sessions(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
             f"{found}: a session is a living container, and `runners` says process for {', '.join(processes)}"
         )
         yield _ISOLATION, said, f"write container there, {back}"
-    if execution.engine_lives_on and (serving := _serving(study)):
+    if execution.engine_lives_on and (serving := sorted(_serving(study) - _SERVERS_THAT_LIVE_ON)):
         said = (
-            f"{found}: a server is started for one experiment and its traffic, and serving_mode is server for "
-            f"{', '.join(serving)}"
+            f"{found}: the server of {', '.join(serving)} cannot be made ready for a second experiment, and "
+            "serving_mode is server"
         )
         yield _ISOLATION, said, "write `isolation: process`, which saves the container starts, " + back
     if study.plan.searches:
@@ -104,9 +106,9 @@ def not_in_sessions(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
         yield ("study_execution", "session", "idle_seconds"), said, "raise it, or shorten the pauses"
 
 
-def _serving(study: Study) -> list[str]:
+def _serving(study: Study) -> set[str]:
     """Engines that serve."""
-    return sorted({one.engine for one in study.experiments if one.config.get("serving_mode") == "server"})
+    return {one.engine for one in study.experiments if one.config.get("serving_mode") == "server"}
 
 
 def session_warnings(

@@ -3,7 +3,7 @@
 die: ends after the first 20 requests. refuse: every third request gets status 500. slow: tokens take 0.5 s. deaf: never
 gets ready. broken: ends before it is ready, as an engine without room for its cache. in-use: likewise, as its port was
 taken meanwhile. hang-up: closes every connection after two tokens. mute: tells no token counts. chunky: three tokens an
-event. unused: none of these.
+event. busy: says that it still works on a request. full: cannot empty its prefix cache. unused: none of these.
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(pages.get(self.path, ""), 503 if MODE == "deaf" else 200)
 
     def do_POST(self) -> None:
+        if self.path == "/reset_prefix_cache":
+            known = os.environ.get("VLLM_SERVER_DEV_MODE") == "1"
+            sys.stdout.write("reset\n")
+            sys.stdout.flush()
+            self.answer(json.dumps({"success": MODE != "full"}), 200 if known else 404)
+            return
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with Counts.lock:
             Counts.requests += 1
@@ -100,8 +106,9 @@ def usage(body: dict[str, Any], done: int) -> dict[str, int] | None:
 
 def metrics() -> str:
     label = '{engine="0",model_name="llem"}'
+    running = float(Counts.running + (MODE == "busy"))
     return (
-        f"# HELP vllm:num_requests_running Running\nvllm:num_requests_running{label} {float(Counts.running)}\n"
+        f"# HELP vllm:num_requests_running Running\nvllm:num_requests_running{label} {running}\n"
         f"vllm:num_requests_waiting{label} 0.0\nvllm:kv_cache_usage_perc{label} 0.25\n"
         f"vllm:num_preemptions_total{label} 1.0\nvllm:prompt_tokens_total{label} {float(Counts.prompts)}\n"
         f"vllm:generation_tokens_total{label} {float(Counts.tokens)}\n"
