@@ -18,7 +18,6 @@ from llem_airflow.analysis.plan import Planned
 from llem_airflow.analysis.statistics import Description
 from llem_airflow.analysis.summary import ExperimentSummary, Summary
 from llem_airflow.results import ResultReadError, StoredRun, layout
-from llem_airflow.results.folder import Folder
 from llem_airflow.results.parquet import read_table
 
 _TEXT, _WHOLE, _REAL, _TIME = pa.string(), pa.int64(), pa.float64(), pa.timestamp("ns", tz="UTC")
@@ -427,6 +426,6 @@ def _without(config: Mapping[str, Any], dotted: str) -> dict[str, Any]:
 def aggregated_beside(run: StoredRun) -> list[StoredRun]:
     """The aggregated runs of the same study, itself included where it is one."""
     folder = run.folder
-    study = Folder(folder.fs, folder.path.rpartition("/")[0])
+    study = folder.above()
     found = [StoredRun.at(study.child(name)) for name in study.folders()]
     return [run for run in found if run.folder.exists(layout.SUMMARY)]

@@ -278,7 +278,8 @@ def recover_results(to: str | None, folder: Path | None, *, dry_run: bool) -> in
     import os
 
     from llem_airflow.results import ResultReadError, ResultsRoot
-    from llem_airflow.results.unstored import FOLDER, kept_results, places, why_not_stored
+    from llem_airflow.results.faults import why_store_fails
+    from llem_airflow.results.unstored import FOLDER, kept_results, places
     from llem_airflow.text.terminal import say
     from llem_airflow.text.wording import counted
 
@@ -299,7 +300,7 @@ def recover_results(to: str | None, folder: Path | None, *, dry_run: bool) -> in
             say(f"{one.name}: stays in {one.folder}: {error}", "red")
         except Exception as error:  # noqa: BLE001  # an object store has errors of its own, and the others can be stored
             failed += 1
-            say(f"{one.name}: stays in {one.folder}: {why_not_stored(error)}", "red")
+            say(f"{one.name}: stays in {one.folder}: {why_store_fails(error, to or one.root)}", "red")
         else:
             stored += url is not None
             say(f"{one.name}: {f'stored in {url}' if url else 'another process is storing it'}")

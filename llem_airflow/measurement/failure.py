@@ -8,6 +8,7 @@ import re
 import traceback
 
 from llem_airflow.protocol import PROTOCOL_VERSION
+from llem_airflow.protocol.causes import causes
 from llem_airflow.protocol.failure_texts import LIBRARIES, OFFLINE, Rule, first, rule
 from llem_airflow.protocol.failures import CATEGORIES, SAID_INSIDE, advice, category_of, is_refusal
 from llem_airflow.protocol.oom import oom_kills
@@ -72,7 +73,7 @@ def recognise(error: BaseException) -> tuple[str | None, bool | None, str]:
     The outermost exception is often a wrapper ("Engine core initialization failed") and its cause the reason, so
     the first of the chain that says more than "it crashed" counts.
     """
-    chain = _chain(error)
+    chain = causes(error)
     for cause in chain:
         if isinstance(cause, MeasurementError):
             name = category_of(cause.category)
@@ -123,7 +124,7 @@ def _told(found: Rule) -> tuple[str, bool, str]:
 
 def _refused(error: BaseException) -> bool:
     """Whether it, or what it was raised from, is a library's refusal of a parameter."""
-    for cause in _chain(error, of_handling=False):
+    for cause in causes(error, of_handling=False):
         frames = traceback.extract_tb(cause.__traceback__)
         if is_refusal(type(cause).__name__, frames[-1].filename if frames else None):
             return True
@@ -154,13 +155,3 @@ def attempt_error(error: BaseException, phase: str) -> AttemptError:
 def redact(text: str) -> str:
     """The text without the secrets of this process's environment."""
     return Redactor(secrets_in(os.environ), "***").text(text)
-
-
-def _chain(error: BaseException, *, of_handling: bool = True) -> list[BaseException]:
-    """An exception and what it was raised from, or (``of_handling``) while handling; a ring of causes ends."""
-    found: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in found:
-        found.append(current)
-        current = current.__cause__ or (current.__context__ if of_handling else None)
-    return found

@@ -11,7 +11,8 @@ from airflow.sdk.exceptions import AirflowException
 
 from llem_airflow.operators.settings import settings
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun
-from llem_airflow.results.unstored import keep, kept_results, why_not_stored
+from llem_airflow.results.faults import why_store_fails
+from llem_airflow.results.unstored import keep, kept_results
 
 _RECOVER = (
     "The next try of this task on that host stores it, and so does `llem-airflow results recover` there"
@@ -32,7 +33,7 @@ def store_or_keep(
     except ResultReadError:
         raise
     except Exception as error:
-        why, host = why_not_stored(error), os.uname().nodename
+        why, host = why_store_fails(error, run.url), os.uname().nodename
         try:
             folder = keep(run, experiment, cycle, files, provenance, why, settings().unstored)
         except OSError as full:
@@ -70,6 +71,6 @@ def store_kept(run: StoredRun, experiment: str, cycle: int, *, after_try: int) -
         except Exception as error:
             raise AirflowException(
                 f"{experiment} cycle {cycle} was measured by an earlier try and still cannot be stored: "
-                f"{why_not_stored(error)}. It stays on {os.uname().nodename} in {one.folder}. {_RECOVER}"
+                f"{why_store_fails(error, run.url)}. It stays on {os.uname().nodename} in {one.folder}. {_RECOVER}"
             ) from error
     return None

@@ -15,6 +15,8 @@ import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO
 
+from llem_airflow.protocol.causes import causes
+
 SHORTEST_SECRET = 6
 """Characters that a value must have to be blanked: a shorter one would blank numbers and words of the results."""
 
@@ -103,14 +105,11 @@ class Redactor:
 
     def blank(self, error: BaseException | None) -> None:
         """Take the secrets out of an exception's arguments and those of its causes: tracebacks show them."""
-        seen: set[int] = set()
-        while error is not None and id(error) not in seen:
-            seen.add(id(error))
-            error.args = tuple(self.text(arg) if isinstance(arg, str) else arg for arg in error.args)
+        for one in causes(error):
+            one.args = tuple(self.text(arg) if isinstance(arg, str) else arg for arg in one.args)
             for name in _TEXTS:
-                if isinstance(said := getattr(error, name, None), str):
-                    setattr(error, name, self.text(said))
-            error = error.__cause__ or error.__context__
+                if isinstance(said := getattr(one, name, None), str):
+                    setattr(one, name, self.text(said))
 
     def _instead(self, found: str) -> str:
         return f"hf_{self._mark}" if self._mark == "***" and found.startswith("hf_") else self._mark

@@ -12,7 +12,8 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,10 +24,18 @@ from llem_airflow.protocol.failures import how_to_rerun
 
 ABANDONED_NS = 3_600_000_000_000
 """A living writer has written within the hour."""
+_BUCKETS = ("s3", "s3a", "s3n", "gs", "gcs")
+"""Schemes of which a name before the bucket is a connection of Airflow's: ``s3://conn_id@bucket/path``."""
+_CONNECTIONS = "llem_airflow.operators.object_store"
+"""By name: what reads results elsewhere needs no Airflow."""
 
 
 class ResultReadError(ValueError):
     """A stored file is missing or damaged; the message names it."""
+
+
+class StoreConnectionError(ValueError):
+    """A connection of Airflow's opens no store; the message says what to do."""
 
 
 class ResultsWriteError(OSError):
@@ -40,10 +49,12 @@ class Folder:
     Attributes:
         fs: The fsspec file system.
         path: Path on that file system, without a trailing slash.
+        conn_id: Airflow's connection that the file system was opened with; empty for none.
     """
 
     fs: Any
     path: str
+    conn_id: str = ""
 
     @classmethod
     def at(cls, url: str | Path, **options: Any) -> Folder:
@@ -51,8 +62,16 @@ class Folder:
 
         Args:
             url: ``file:///…``, ``s3://bucket/…`` or a path; a relative path is taken from the current folder.
+                ``s3://conn_id@bucket/…`` takes address and credentials from a connection of Airflow's.
             options: What fsspec needs for that file system, such as ``endpoint_url``.
+
+        Raises:
+            StoreConnectionError: There is no such connection, or Airflow cannot open a store with it.
         """
+        scheme, conn_id, bucket = by_connection(str(url))
+        if conn_id:
+            fs = import_module(_CONNECTIONS).file_system(scheme, conn_id, options)
+            return cls(fs, bucket.rstrip("/"), conn_id)
         fs, path = fsspec.core.url_to_fs(str(url), **options)
         return cls(fs, path.rstrip("/"))
 
@@ -63,8 +82,11 @@ class Folder:
 
     @property
     def url(self) -> str:
-        """The folder as text: a plain path when local, else a URL."""
-        return self.path if self.local else str(self.fs.unstrip_protocol(self.path))
+        """The folder as text: a plain path when local, else a URL that opens it again."""
+        if self.local:
+            return self.path
+        url = str(self.fs.unstrip_protocol(self.path))
+        return url.replace("://", f"://{self.conn_id}@", 1) if self.conn_id else url
 
     @property
     def name(self) -> str:
@@ -76,7 +98,11 @@ class Folder:
         for name in names:
             if not name or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
                 raise ValueError(f"{self.url}: {name!r} is not a name of a folder")
-        return Folder(self.fs, "/".join((self.path, *names)))
+        return replace(self, path="/".join((self.path, *names)))
+
+    def above(self, levels: int = 1) -> Folder:
+        """The folder so many levels up."""
+        return replace(self, path=self.path.rsplit("/", levels)[0])
 
     def exists(self, name: str) -> bool:
         """Whether the file or folder ``name`` is here."""
@@ -200,6 +226,14 @@ class Folder:
             return []
         names = (row["name"].rstrip("/").rsplit("/", 1)[-1] for row in rows if row["type"] == kind)
         return sorted(name for name in names if not name.startswith("."))
+
+
+def by_connection(url: str) -> tuple[str, str, str]:
+    """Scheme, connection of Airflow's and rest of a URL that names one; the connection is empty for another."""
+    scheme, _, rest = url.partition("://")
+    conn_id, at, bucket = rest.partition("@")
+    named = at and scheme in _BUCKETS and "/" not in conn_id
+    return (scheme, conn_id, bucket) if named else (scheme, "", rest)
 
 
 def json_bytes(value: Any) -> bytes:

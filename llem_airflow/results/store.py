@@ -93,7 +93,7 @@ class StoredRun:
     @property
     def root(self) -> Folder:
         """The results root that it lies in."""
-        return Folder(self.folder.fs, self.folder.path.rsplit("/", 2)[0])
+        return self.folder.above(2)
 
     def is_run(self) -> bool:
         """Whether the folder holds a run."""

@@ -6,7 +6,6 @@ last, where they belong. Storing it twice stores it once.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -20,16 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from llem_airflow.results.commit import require_result
-from llem_airflow.results.folder import first_line, json_bytes
+from llem_airflow.results.folder import json_bytes
 from llem_airflow.results.store import ResultsRoot, StoredRun
 
 FOLDER = "llem-unstored"
 _WHERE, _FILES = "belongs.json", "files"
-
-_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError")
-_AWAY = ("EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError")
-_REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden", "403")
-_THROTTLED = ("SlowDown", "Throttl", "reduce your request rate", "TooManyRequests", "503", "429")
 
 
 @dataclass(frozen=True)
@@ -143,35 +137,6 @@ def kept_results(home: Path) -> list[Kept]:
 def places(home: Path) -> tuple[Path, Path]:
     """The folders in which this worker keeps results: its own, and that of temporary files where that takes nothing."""
     return (home, Path(tempfile.gettempdir()) / FOLDER)
-
-
-def why_not_stored(error: Exception) -> str:
-    """Why a store took nothing, and what to do, in one line."""
-    seen: BaseException | None = error
-    texts = []
-    while seen is not None:
-        texts.append(f"{type(seen).__name__}: {seen}")
-        seen = seen.__cause__ or seen.__context__
-    text = " ".join(texts)
-    said = first_line(error)
-    if getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT}:
-        return said  # it has the advice
-    if any(name in text for name in _NO_CREDENTIALS) or "Unable to locate credentials" in text:
-        return (
-            f"{said}: the object store wants credentials, and this worker has none; set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or a profile, for the worker's process"
-        )
-    if any(name in text for name in _AWAY):
-        return (
-            f"{said}: the object store does not answer; check its address (AWS_ENDPOINT_URL) and the network"
-        )
-    if "NoSuchBucket" in text or "bucket does not exist" in text:
-        return f"{said}: there is no such bucket; make it, or correct [llem] results_root"
-    if any(name in text for name in _THROTTLED):
-        return f"{said}: the object store throttles; a later try stores it"
-    if any(name in text for name in _REFUSED) or isinstance(error, PermissionError):
-        return f"{said}: the store refuses this worker's credentials; it needs read, write and list in the bucket"
-    return said
 
 
 def _kept_in(target: Path, files: Path, said: bytes) -> Path:

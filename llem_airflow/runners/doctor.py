@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,9 +18,9 @@ import docker
 from docker.errors import APIError
 
 from llem_airflow.protocol.gpu_profile import GpuProfile, Sensor
-from llem_airflow.results.folder import Folder, ResultReadError
+from llem_airflow.results.folder import Folder
 from llem_airflow.results.records import read_profile
-from llem_airflow.runners import doctor_sessions
+from llem_airflow.runners import doctor_results, doctor_sessions
 from llem_airflow.runners.claims import engine_clock_offset_s
 from llem_airflow.runners.engine import ENGINE_ERRORS, connect, why_away
 from llem_airflow.runners.failures import classify
@@ -327,12 +326,12 @@ def _power_meters(environ: Mapping[str, str]) -> list[Check]:
     boards = {gpu.parent or gpu.id for gpu in found.gpus} if found else set()
     if not boards:
         return []
-    root, checks = environ.get("LLEM_RESULTS_ROOT") or "results", []
+    root, checks = doctor_results.root_of(environ), []
     fix = "`llem-airflow gpu-check` while nothing else runs on the GPUs"
     for uuid in sorted(boards):
         try:
             profile = read_profile(Folder.at(root), uuid)
-        except (ResultReadError, OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  # an object store has errors of its own
             checks.append(Check("power meter", WARN, f"the profile of {uuid} cannot be read: {error}", fix))
             continue
         if profile is None:
@@ -360,19 +359,8 @@ def _made(profile: GpuProfile) -> str:
 
 
 def _results(environ: Mapping[str, str]) -> Check:
-    root = environ.get("LLEM_RESULTS_ROOT") or "results"
-    if "://" in root and not root.startswith("file://"):
-        return Check("results", OK, f"{root} (not tried from here)")
-    path = Path(root.removeprefix("file://")).absolute()
-    try:
-        nearest = next(folder for folder in (path, *path.parents) if folder.exists())
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError:
-        return Check(
-            "results", FAIL, f"{path} cannot be written", "correct the rights, or set LLEM_RESULTS_ROOT"
-        )
-    return Check("results", OK, f"{path}, {shutil.disk_usage(nearest).free / 1e9:.0f} GB free")
+    usable, text, fix = doctor_results.look_at(doctor_results.root_of(environ))
+    return Check("results", OK if usable else FAIL, text, fix)
 
 
 def _process_runner() -> Check:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llem_airflow.protocol.causes import causes
 from llem_airflow.protocol.failure_texts import LIBRARIES, Rule, first, rule
 from llem_airflow.protocol.failures import CATEGORIES, advice, category_of, is_refusal, raised_in
 from llem_airflow.protocol.redaction import Redactor
@@ -334,7 +335,9 @@ def classify(
         return _structured(error, text, oom_killed=oom_killed)
     if oom_killed:
         return failure("out_of_memory_host")
-    said = "\n".join(part for part in (_chain(error), text) if part)
+    # The last word is often a 404 that hides the reason.
+    told = [f"{type(one).__name__}: {one}" for one in reversed(causes(error))]
+    said = "\n".join(part for part in (*told, text) if part)
     return _by_text(said) or _by_exit_code(exit_code)
 
 
@@ -375,17 +378,6 @@ def headline_of(error: AttemptError, found: Failure) -> str:
     """What an attempt said of its failure, in one sentence; what to do about it is said beside."""
     said = error.message.removesuffix(advice(found.hint)).rstrip()
     return f"the attempt failed in phase {error.phase!r}: {error.type}: {said or error.type}"
-
-
-def _chain(error: BaseException | None) -> str:
-    """Texts of an exception and its causes: the last word is often a 404 that hides the reason."""
-    texts: list[str] = []
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        texts.append(f"{type(error).__name__}: {error}")
-        error = error.__cause__ or error.__context__
-    return "\n".join(reversed(texts))
 
 
 def _by_text(text: str) -> Failure | None:

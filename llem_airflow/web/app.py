@@ -15,7 +15,7 @@ from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import get_user
 from airflow.sdk import conf
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from llem_airflow.analysis.compare import COMPARED
 from llem_airflow.analysis.compare_named import How
@@ -24,6 +24,7 @@ from llem_airflow.frames.export import FORMATS, TABLES, export_table
 from llem_airflow.operators.settings import settings
 from llem_airflow.protocol.typed_json import to_json
 from llem_airflow.results import CycleRef, ResultsRoot, StoredRun, layout
+from llem_airflow.results.faults import is_of_store, why_store_fails
 from llem_airflow.results.live import read_live
 from llem_airflow.web.access import READS_DAG, READS_RUN, DagId, MayReadLogs, ReadableDags, RunId, RunsReader
 from llem_airflow.web.answers import HEADERS, download, json_answer
@@ -128,8 +129,18 @@ def create_app() -> FastAPI:
 
 
 async def guarded(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Every answer, refusals and errors included, with the headers that keep a browser from running it."""
-    answer = await call_next(request)
+    """Every answer, refusals and errors included, with the headers that keep a browser from running it.
+
+    What goes wrong with the store is told with what to do, as by the commands.
+    """
+    try:
+        answer = await call_next(request)
+    except Exception as error:
+        if not is_of_store(error):
+            raise
+        if isinstance(error, PermissionError):
+            _server_of.cache_clear()  # the next request opens the store with what its connection says then
+        answer = JSONResponse({"detail": why_store_fails(error, settings().results_root)}, 503)
     for name, value in HEADERS.items():
         answer.headers.setdefault(name, value)
     return answer

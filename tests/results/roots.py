@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import socket
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import fsspec
@@ -20,17 +23,42 @@ from tests import parts
 
 
 @contextmanager
-def s3_at(port: int) -> Iterator[str]:
-    """An S3 server at a port of this machine; its URL."""
+def s3_at(port: int, *, keys: bool = False) -> Iterator[str]:
+    """An S3 server at a port of this machine; its URL.
+
+    Args:
+        port: The port.
+        keys: Whether it asks for signatures by keys that it knows, from the third request on: ``new_key`` makes one.
+    """
     if not all(importlib.util.find_spec(name) for name in ("moto", "s3fs")):
         pytest.skip("needs s3fs and moto[server]")
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    environment = os.environ | ({"INITIAL_NO_AUTH_ACTION_COUNT": "3"} if keys else {})
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as server:
         try:
             _wait_for(port)
             yield f"http://127.0.0.1:{port}"
         finally:
             server.kill()
+
+
+def new_key(url: str) -> tuple[str, str]:
+    """Id and secret of a key with which the server lets everything pass; others are refused from then on."""
+    iam = import_module("boto3").client(
+        "iam",
+        endpoint_url=url,
+        region_name="us-east-1",
+        aws_access_key_id="none",
+        aws_secret_access_key="none",
+    )
+    iam.create_user(UserName="lab")
+    rule = {"Effect": "Allow", "Action": "*", "Resource": "*"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [rule]})
+    iam.put_user_policy(UserName="lab", PolicyName="all", PolicyDocument=policy)
+    key = iam.create_access_key(UserName="lab")["AccessKey"]
+    return key["AccessKeyId"], key["SecretAccessKey"]
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import subprocess
 import uuid
@@ -17,8 +16,7 @@ from click.testing import CliRunner
 from llem_airflow.cli.results import results_group
 from llem_airflow.operators.unstored import store_kept, store_or_keep
 from llem_airflow.results import ResultsRoot, StoredRun
-from llem_airflow.results.folder import ResultsWriteError
-from llem_airflow.results.unstored import kept_results, places, why_not_stored
+from llem_airflow.results.unstored import kept_results, places
 from tests import parts
 from tests.results.recorded import Recording, provenance
 from tests.results.roots import s3_at
@@ -186,23 +184,3 @@ def test_each_fault_of_an_object_store_is_told_with_what_to_do(
         ):
             attempted(ResultsRoot(root).run("nightly", "r2"), files)
     assert len(kept_results(home)) == 2
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (OSError(errno.EBUSY, "Please reduce your request rate."), "throttles; a later try stores it"),
-        (
-            PermissionError(errno.EACCES, "Access Denied"),
-            "refuses this worker's credentials; it needs read, write",
-        ),
-        (
-            ResultsWriteError(errno.ENOSPC, "cannot write x: No space left; the disk is full: free some"),
-            "the disk is full: free some",
-        ),
-        (ValueError("something else\nand more"), "something else"),
-    ],
-)
-def test_what_a_store_says_is_told_in_one_line(error: Exception, said: str) -> None:
-    assert said in why_not_stored(error)
-    assert "\n" not in why_not_stored(error)
