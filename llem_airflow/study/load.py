@@ -13,7 +13,7 @@ from llem_airflow.study.file.document import FILE_BOUNDS, Bounds, Document, read
 from llem_airflow.study.file.yaml import Source, read_text
 from llem_airflow.study.names import plain_name
 from llem_airflow.study.plan.expand import Expansion, Unique, expand
-from llem_airflow.study.plan.findings import warnings_of
+from llem_airflow.study.plan.findings import host_warnings, warnings_of
 from llem_airflow.study.plan.identity import Slugs, canonical_json, digest
 from llem_airflow.study.plan.model import Duplicates, Experiment, GpuRequest, Plan, PlannedCycle, Study
 from llem_airflow.study.plan.order import (
@@ -21,7 +21,6 @@ from llem_airflow.study.plan.order import (
     Run,
     canaries,
     gaps_per_host_s,
-    host_warnings,
     hosts_of,
     longest_s,
     ordered,

@@ -10,7 +10,7 @@ from llem_airflow.protocol.prefix_cache import shared_beginnings
 from llem_airflow.study.config.base import Config, lookup
 from llem_airflow.study.config.engines import PARTS, known_keys, not_of_a_server
 from llem_airflow.study.config.experiment import BUILTIN, STANDING_IN
-from llem_airflow.study.config.study import StudyKeys
+from llem_airflow.study.config.study import AirflowSection, StudyKeys
 from llem_airflow.study.file.document import Document
 from llem_airflow.study.names import ENGINES, INVALID_PREFIX, KUBERNETES, RESERVED_DAG_IDS, dag_id_of
 from llem_airflow.study.plan.expand import Expansion
@@ -327,6 +327,25 @@ def _names(config: Config, before: KeyPath) -> Iterator[tuple[str, str, str, Key
         for part in PARTS:
             for name in (config.get(engine) or {}).get(part) or ():
                 yield engine, part, name, (*before, engine, part, name)
+
+
+def host_warnings(settings: AirflowSection, cycles: int, experiments: int) -> Iterator[StudyWarning]:
+    """What the user should know of how a study is spread."""
+    hosts = len(settings.hosts)
+    if hosts < 2:
+        return
+    if settings.spread == "experiments" and experiments > 1:
+        yield StudyWarning(
+            "hosts-confounded",
+            "airflow.spread: experiments measures different experiments on different hosts: a difference between them "
+            "may be one between hosts; spread: cycles measures each experiment on all of them",
+        )
+    elif settings.spread == "cycles" and cycles % hosts:
+        yield StudyWarning(
+            "hosts-unbalanced",
+            f"{counted(cycles, 'cycle')} over {hosts} hosts are not the same number on each for every experiment: "
+            f"n_cycles: {-(-cycles // hosts) * hosts} is",
+        )
 
 
 def not_runnable(study: Study) -> list[Problem]:

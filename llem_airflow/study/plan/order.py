@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
-from typing import Any
 
 from llem_airflow.study.config.base import Config
 from llem_airflow.study.config.study import AirflowSection
 from llem_airflow.study.plan.model import Experiment
 from llem_airflow.study.plan.search import RateSearch
-from llem_airflow.study.problems import StudyWarning
-from llem_airflow.text.wording import counted
 
 Run = tuple[int, int]
 """Index of the experiment and its cycle, from 1."""
@@ -40,7 +38,7 @@ def gaps_s(runs: list[Run], order: str, short_s: float, long_s: float) -> list[f
         long_s = short_s
     which = 0 if order == "sequential" and runs and runs[-1][0] > 0 else 1
     gaps = [0.0] * min(1, len(runs))
-    gaps += [long_s if now[which] != before[which] else short_s for before, now in pairwise(runs)]
+    gaps += [long_s if now[which] != before[which] else short_s for before, now in itertools.pairwise(runs)]
     return gaps
 
 
@@ -55,11 +53,10 @@ def balanced(count: int, cycles: int, order: str) -> bool:
 
 def _rows(count: int, order: str, seed: int) -> Iterator[list[int]]:
     forward = list(range(count))
-    number = 0
     from random import Random  # noqa: PLC0415  # with its hashes as slow to import as YAML; only a shuffle needs it
 
     generator = Random(seed)  # noqa: S311  # an order, not a secret
-    while True:
+    for number in itertools.count():
         if order == "shuffle":
             row = forward.copy()
             generator.shuffle(row)
@@ -70,7 +67,6 @@ def _rows(count: int, order: str, seed: int) -> Iterator[list[int]]:
         else:
             row = forward
         yield row
-        number += 1
 
 
 def _williams_row(count: int, number: int) -> list[int]:
@@ -100,13 +96,10 @@ def canaries(experiments: Iterable[Experiment]) -> dict[str, str]:
 
 
 def _tokens(experiment: Experiment) -> float:
-    """Tokens of one pass over the prompts, at most; endless where the study sets no bound."""
-    task: dict[str, Any] = experiment.config["task"]
-    read, written = task.get("max_input_tokens"), task.get("max_output_tokens")
-    prompts = task["dataset"].get("n_prompts")
-    if read is None or written is None or prompts is None:
-        return float("inf")
-    return float(prompts * (read + written))
+    """Tokens of one pass over the prompts, at most; endless where the study does not cut prompts."""
+    task = experiment.config["task"]
+    read = math.inf if task["max_input_tokens"] is None else task["max_input_tokens"]
+    return float(task["dataset"]["n_prompts"] * (read + task["max_output_tokens"]))
 
 
 def hosts_of(
@@ -144,25 +137,6 @@ def gaps_per_host_s(
     return found
 
 
-def host_warnings(settings: AirflowSection, cycles: int, experiments: int) -> Iterator[StudyWarning]:
-    """What the user should know of how a study is spread."""
-    hosts = len(settings.hosts)
-    if hosts < 2:
-        return
-    if settings.spread == "experiments" and experiments > 1:
-        yield StudyWarning(
-            "hosts-confounded",
-            "airflow.spread: experiments measures different experiments on different hosts: a difference between them "
-            "may be one between hosts; spread: cycles measures each experiment on all of them",
-        )
-    elif settings.spread == "cycles" and cycles % hosts:
-        yield StudyWarning(
-            "hosts-unbalanced",
-            f"{counted(cycles, 'cycle')} over {hosts} hosts are not the same number on each for every experiment: "
-            f"n_cycles: {-(-cycles // hosts) * hosts} is",
-        )
-
-
 _IDLE_S = 120.0
 """Longest idle power, which a study may leave to the meter: two phases, and the quiet before them."""
 
@@ -191,6 +165,6 @@ def least_s(experiment: Experiment) -> float:
     server = experiment.config.get("server")
     if server is not None:
         return float(idle_s + under_load_s(server, server["warmup"]["mode"] == "fixed"))
-    warmup = (experiment.config.get("offline") or {}).get("warmup") or {}
-    warm_s = (warmup.get("thermal_floor_seconds") or 0) if warmup.get("enabled") else 0
+    warmup = experiment.config["offline"]["warmup"]
+    warm_s = (warmup["thermal_floor_seconds"] or 0) if warmup["enabled"] else 0
     return float(measurement["min_window_seconds"] + idle_s + warm_s)
