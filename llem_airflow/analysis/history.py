@@ -192,15 +192,16 @@ def trends(
     """
     ordered = [sorted(points, key=lambda point: point.t_epoch_ns) for points in histories]
     same = [[one for one in each if one.conditions == each[-1].conditions] for each in ordered]
+    means = [[point.mean for point in points] for points in same]
     first = min((points[0].t_epoch_ns for points in same), default=0)
     seen = watch_study(
         [
             Series(
-                values=[point.mean for point in points],
+                values=values,
                 days=[round((point.t_epoch_ns - first) / DAY_NS) for point in points],
                 runs=[point.t_epoch_ns for point in points],
             )
-            for points in same
+            for points, values in zip(same, means, strict=True)
         ],
         experiments=experiments,
         threshold_ratio=threshold_ratio,
@@ -208,18 +209,20 @@ def trends(
     return [
         _trend(
             points,
+            values,
             [one for one in each if one.conditions != each[-1].conditions],
             watched,
             better,
             experiments,
             threshold_ratio,
         )
-        for each, points, watched in zip(ordered, same, seen, strict=True)
+        for each, points, values, watched in zip(ordered, same, means, seen, strict=True)
     ]
 
 
 def _trend(
     same: Sequence[Point],
+    means: Sequence[float],
     left_out: Sequence[Point],
     seen: Watch,
     better: str,
@@ -232,7 +235,7 @@ def _trend(
     return Trend(
         points=tuple(same),
         left_out=tuple(left_out),
-        changes=tuple(change_points(same, better, experiments=experiments)),
+        changes=tuple(_change_points(same, means, better, experiments)),
         alarms=alarms,
         verdict=verdict,
         began=same[max(seen.began, alarms[-1].began)].run_id if alarms else None,
@@ -280,8 +283,14 @@ def change_points(points: Sequence[Point], better: str, *, experiments: int = 1)
     than five experiments they share that. One run far off both neighbours splits nothing and hides nothing: the mean
     of its neighbours stands for it.
     """
-    means = np.array([point.mean for point in points], dtype=float)
-    values = without_spikes(means, least=THRESHOLD_RATIO * abs(float(np.median(means))))
+    return _change_points(points, [point.mean for point in points], better, experiments)
+
+
+def _change_points(
+    points: Sequence[Point], means: Sequence[float], better: str, experiments: int
+) -> list[ChangePoint]:
+    values = np.array(means, dtype=float)
+    values = without_spikes(values, least=THRESHOLD_RATIO * abs(float(np.median(values))))
     splits = _split(values, 0, len(values))
     max_p = MAX_P * min(1.0, ALONE / max(experiments, 1))
     while splits:

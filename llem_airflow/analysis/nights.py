@@ -89,32 +89,37 @@ def measured(run: StoredRun, metric: str) -> tuple[Measured, ...]:
     table = read_table(
         run.folder, layout.CYCLES_TABLE, [*_READ, *_OPTIONAL, metric], optional=(*_OPTIONAL, metric)
     )
-    column = {name: table[name].to_pylist() for name in table.column_names}
+    column = {name: table[name].to_pylist() for name in table.column_names if name != "fingerprint"}
     nothing = [None] * table.num_rows
-    groups: dict[tuple[str, str], list[tuple[float, str, str]]] = {}
-    for identity, experiment, status, value, fingerprint, host in zip(
-        column["hash"],
-        column["experiment"],
-        column["status"],
-        column.get(metric, nothing),
-        column.get("fingerprint", nothing),
-        column.get("host", nothing),
-        strict=True,
+    rows: dict[tuple[str, str], list[int]] = {}
+    for at, (identity, experiment, status, value) in enumerate(
+        zip(column["hash"], column["experiment"], column["status"], column.get(metric, nothing), strict=True)
     ):
         if status in HAS_RESULT and value is not None and identity:
-            told = float(value), fingerprint or "{}", str(host or "")
-            groups.setdefault((str(identity), str(experiment)), []).append(told)
+            rows.setdefault((str(identity), str(experiment)), []).append(at)
+    if not rows:
+        return ()
+    values, hosts, (fingerprint, texts) = column[metric], column.get("host", nothing), _fingerprints(table)
+    spread, told = are_several([host or "" for host in hosts]), [_told(text) for text in texts]
     return tuple(
         Measured(
             experiment,
             identity,
-            tuple(value for value, _, _ in told),
-            _conditions([fingerprint for _, fingerprint, _ in told]),
-            _told(told[0][1])[1],
-            _hosts([host for _, _, host in told]),
+            tuple([float(values[at]) for at in own]),
+            "|".join(sorted({told[fingerprint[at]][0] for at in own})),
+            told[fingerprint[own[0]]][1],
+            _hosts([str(hosts[at] or "") for at in own]) if spread else (),
         )
-        for (identity, experiment), told in groups.items()
+        for (identity, experiment), own in rows.items()
     )
+
+
+def _fingerprints(table: Any) -> tuple[list[int], list[str]]:
+    """The fingerprint of each row as its place among the texts, which are long and nearly all the same."""
+    if "fingerprint" not in table.column_names:
+        return [0] * table.num_rows, ["{}"]
+    coded = table["fingerprint"].combine_chunks().dictionary_encode("encode")
+    return coded.indices.to_pylist(), [text or "{}" for text in coded.dictionary.to_pylist()]
 
 
 def _hosts(names: Sequence[str]) -> tuple[str, ...]:
@@ -124,10 +129,13 @@ def _hosts(names: Sequence[str]) -> tuple[str, ...]:
 def plain(found: Sequence[Measured]) -> dict[str, Any]:
     """The same as plain JSON values; what many experiments share stands there once."""
     place: dict[tuple[tuple[str, str], ...], int] = {}
+    known: dict[int, int] = {}  # most of them share one object
+    for one in found:
+        if id(one.around) not in known:
+            known[id(one.around)] = place.setdefault(tuple(one.around.items()), len(place))
     rows = [
         (
-            *(one.experiment, one.identity, one.values, one.conditions),
-            place.setdefault(tuple(one.around.items()), len(place)),
+            *(one.experiment, one.identity, one.values, one.conditions, known[id(one.around)]),
             *([one.hosts] if one.hosts else []),
         )
         for one in found
@@ -169,17 +177,12 @@ def changes_around(nights: Sequence[Night]) -> dict[str, list[Around]]:
     return found
 
 
-def _conditions(fingerprints: Sequence[str]) -> str:
-    """Conditions without the factors: a history looks for what a new engine version does, not a new GPU."""
-    different = set(fingerprints)
-    if len(different) == 1:
-        return _told(fingerprints[0])[0]
-    return "|".join(sorted({_told(text)[0] for text in different}))
-
-
 @lru_cache(maxsize=2_048)
 def _told(fingerprint: str) -> tuple[str, Mapping[str, str]]:
-    """The conditions of a fingerprint as a short text that begins with the kind of its energy, and what is around."""
+    """The conditions of a fingerprint as a short text that begins with the kind of its energy, and what is around.
+
+    Conditions are without the factors: a history looks for what a new engine version does, not a new GPU.
+    """
     fields: dict[str, Any] = json.loads(fingerprint)
     rest = json.dumps({k: v for k, v in fields.items() if k not in FACTORS}, sort_keys=True)
     digest = hashlib.sha256(rest.encode()).hexdigest()[:16]

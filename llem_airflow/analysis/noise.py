@@ -9,7 +9,7 @@ keeps its own (limited translation, Efron and Morris 1972).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -191,13 +191,13 @@ class Sums(NamedTuple):
     """Sums over the first n nights of each row around their mean.
 
     Attributes:
-        n: How many nights.
+        n: How many nights; one number, or one a row.
         squares: Of each night, squared.
         products: Of each night with the next.
         ends: Squares of the first and of the last night.
     """
 
-    n: int
+    n: Any
     squares: Floats
     products: Floats
     ends: Floats
@@ -218,17 +218,22 @@ class RunningSums:
         self._products = np.cumsum(off[:, 1:] * off[:, :-1], axis=1)
         self._least = (1e-10 * np.abs(values).max(axis=1)) ** 2
 
-    def first(self, n: int) -> tuple[Sums, NDArray[np.bool_]]:
-        """The sums over the first n nights, two at least, and which rows differ enough for them to be exact."""
-        total, squares = self._sum[:, n - 1], self._squares[:, n - 1]
-        first, last, mean = self._off[:, 0], self._off[:, n - 1], total / n
+    def first(self, n: Any, rows: Any = slice(None)) -> tuple[Sums, NDArray[np.bool_]]:
+        """The sums over the first n nights, two at least, and which rows differ enough for them to be exact.
+
+        Args:
+            n: One number, or one for each of ``rows``.
+            rows: Which rows; else all.
+        """
+        total, squares = self._sum[rows, n - 1], self._squares[rows, n - 1]
+        first, last, mean = self._off[rows, 0], self._off[rows, n - 1], total / n
         around = squares - n * mean**2
-        products = self._products[:, n - 2] - mean * (2 * total - first - last) + (n - 1) * mean**2
+        products = self._products[rows, n - 2] - mean * (2 * total - first - last) + (n - 1) * mean**2
         sums = Sums(n, around, products, (first - mean) ** 2 + (last - mean) ** 2)
-        return sums, (around > 1e-6 * squares) & (around > n * self._least)
+        return sums, (around > 1e-6 * squares) & (around > n * self._least[rows])
 
 
-def _beside(phi: Floats, n: int, prior: Prior) -> Floats:
+def _beside(phi: Floats, n: Any, prior: Prior) -> Floats:
     """The correlation of n nights beside what is known before them, taken with caution."""
     weight = prior.phi_weight + n
     phi = np.maximum((prior.phi_weight * prior.phi + n * phi) / weight, 0.0)
@@ -243,7 +248,7 @@ def correlation(rest: Floats) -> Floats:
     return _corrected(raw, rest.shape[1])
 
 
-def _corrected(raw: Floats, n: int) -> Floats:
+def _corrected(raw: Floats, n: Any) -> Floats:
     corrected: Floats = np.minimum(raw + (1 + 3 * raw) / n, 0.95)
     return corrected
 
@@ -314,13 +319,36 @@ def without_spikes(values: Floats, least: float = ASSUMED_SD_RATIO) -> Floats:
     seen, steps = values.copy(), np.diff(values, axis=1)
     if steps.shape[1] < 2:
         return seen
-    up, down = steps[:, :-1], -steps[:, 1:]
-    off = np.maximum(np.minimum(up, down), -np.maximum(up, down))
+    off = _off_both(steps)
     rows = np.flatnonzero(_may_be_far(off.max(axis=1), np.abs(steps), least))
     usual = 1.4826 * np.median(np.abs(steps[rows]), axis=1, keepdims=True)
     spikes = off[rows] > np.maximum(FAR * usual, least)
     seen[rows, 1:-1] = np.where(spikes, (values[rows, :-2] + values[rows, 2:]) / 2, values[rows, 1:-1])
     return seen
+
+
+def may_have_spikes(values: Floats, rows: Integers, nights: Integers) -> NDArray[np.bool_]:
+    """Which rows may have a spike among their first nights: from the same row no night is looked at twice.
+
+    Args:
+        values: One row a series.
+        rows: Rows that are asked about, each as often as it is.
+        nights: How many of its nights, three at least.
+    """
+    steps = np.diff(values, axis=1)
+    sizes, furthest = np.abs(steps), np.maximum.accumulate(_off_both(steps), axis=1)[rows, nights - 3]
+    may = np.zeros(len(rows), dtype=bool)
+    for n in np.unique(nights).tolist():
+        at = np.flatnonzero((nights == n) & (furthest > ASSUMED_SD_RATIO))
+        may[at] = _may_be_far(furthest[at], sizes[rows[at], : n - 1], ASSUMED_SD_RATIO)
+    return may
+
+
+def _off_both(steps: Floats) -> Floats:
+    """How far each night but the first and the last lies off both neighbours to the same side, from its steps."""
+    up, down = steps[:, :-1], -steps[:, 1:]
+    off: Floats = np.maximum(np.minimum(up, down), -np.maximum(up, down))
+    return off
 
 
 def _may_be_far(furthest: Floats, sizes: Floats, least: float) -> NDArray[np.bool_]:

@@ -9,10 +9,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from llem_airflow.results.folder import Folder
 from llem_airflow.web.answers import json_text
+
+Made = TypeVar("Made")
 
 LARGEST_BYTES = 32 << 20
 """So much JSON is kept, in bytes: of a year of nights x 100 experiments, what the pages show takes about a tenth."""
@@ -51,13 +53,48 @@ class Kept:
             version: Of the files behind it.
             make: Works it out; not called while one of this version is kept.
         """
+        text = self._text(kind, what, version, make)
+        with _uncollected():
+            return json.loads(text)
+
+    def of_plain(
+        self,
+        kind: str,
+        folder: Folder,
+        name: str,
+        make: Callable[[], Made],
+        plain: Callable[[Made], Any],
+        back: Callable[[Any], Made],
+    ) -> Made:
+        """What ``make`` gives of a file, kept as plain JSON values: as it was made, or ``back`` from them.
+
+        Args:
+            kind: What is made of the file.
+            folder: Where the file lies.
+            name: The file.
+            make: Works it out.
+            plain: It as plain JSON values.
+            back: The opposite of ``plain``.
+        """
+        fresh: list[Made] = []
+
+        def made() -> Any:
+            fresh.append(make())
+            return plain(fresh[0])
+
+        text = self._text(kind, f"{folder.path}/{name}", file_version(folder, name), made)
+        if fresh:
+            return fresh[0]
+        with _uncollected():
+            return back(json.loads(text))
+
+    def _text(self, kind: str, what: str, version: str, make: Callable[[], Any]) -> bytes:
         key = (kind, what)
         with self._lock:
             found = self._entries.get(key)
             if found is not None and found[0] == version:
                 self._entries.move_to_end(key)
-                with _uncollected():
-                    return json.loads(found[1])
+                return found[1]
         with _uncollected():
             text = json_text(make()).encode()
         with self._lock:
@@ -65,8 +102,7 @@ class Kept:
             self._entries[key] = version, text
             while self.bytes > self._largest_bytes:
                 self.bytes -= len(self._entries.popitem(last=False)[1][1])
-        with _uncollected():
-            return json.loads(text)
+        return text
 
 
 @contextmanager

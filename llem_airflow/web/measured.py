@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from llem_airflow.analysis.nights import Night, from_plain, measured, plain
+from llem_airflow.analysis.nights import Measured, Night, from_plain, measured, plain
 from llem_airflow.results import StoredRun, layout
 from llem_airflow.web.index import Entry
 from llem_airflow.web.kept import Kept
@@ -18,16 +17,20 @@ def nights_of(entries: Sequence[Entry], metric: str, kept: Kept) -> tuple[list[N
         if not entry.run.folder.exists(layout.CYCLES_TABLE):
             continue
         try:
-            told = _measured(entry.run, metric, kept)
+            found = _measured(entry.run, metric, kept)
         except (OSError, ValueError) as error:
             problems.append(str(error))
             continue
-        nights.append(Night(entry.run.run_id, entry.started_epoch_ns, entry.release, from_plain(told)))
+        nights.append(Night(entry.run.run_id, entry.started_epoch_ns, entry.release, found))
     return nights, problems
 
 
-def _measured(run: StoredRun, metric: str, kept: Kept) -> dict[str, Any]:
-    found: dict[str, Any] = kept.of_file(
-        f"nights {metric}", run.folder, layout.CYCLES_TABLE, lambda: plain(measured(run, metric))
+def _measured(run: StoredRun, metric: str, kept: Kept) -> tuple[Measured, ...]:
+    return kept.of_plain(
+        f"nights {metric}",
+        run.folder,
+        layout.CYCLES_TABLE,
+        lambda: measured(run, metric),
+        plain,
+        from_plain,
     )
-    return found

@@ -78,7 +78,9 @@ def trend_view(entries: Sequence[Entry], metric: str, chosen: Sequence[str], kep
             for name, one in known.items()
         ],
         "chosen": wanted[:LARGEST_CHOICE],
-        "histories": [one for name in known if name in told for one in told[name]["histories"]],
+        "histories": [
+            _history(one, metric) for name in known if name in told for one in told[name]["histories"]
+        ],
         "around": {name: each["around"] for name, each in told.items()},
     }
 
@@ -132,13 +134,16 @@ def _verdicts(nights: Sequence[Night], metric: str) -> dict[str, Any]:
 
 
 def _whole(entries: Sequence[Entry], metric: str, kept: Kept) -> dict[str, Any]:
-    """All histories; those of an experiment as JSON text, because a page reads those of a few out of a hundred."""
+    """All histories; those of an experiment as JSON text, because a page reads those of a few out of a hundred.
+
+    Their intervals are worked out for those few.
+    """
     nights, problems = nights_of(entries, metric, kept)
     place = {night.run_id: index for index, night in enumerate(nights)}
     points, newest = points_of(nights)
     found: dict[str, list[dict[str, Any]]] = {}
     for name, own in points.items():
-        found.setdefault(name.experiment, []).append(_history(name, own, metric, newest, place))
+        found.setdefault(name.experiment, []).append(_followed(name, own, metric, newest, place))
     around = changes_around(nights)
     return {
         "runs": [
@@ -164,29 +169,34 @@ def _whole(entries: Sequence[Entry], metric: str, kept: Kept) -> dict[str, Any]:
     }
 
 
-def _history(
+def _followed(
     name: Followed, points: Sequence[Point], metric: str, experiments: int, place: dict[str, int]
 ) -> dict[str, Any]:
-    """One history; a point is run, mean, ends of its interval, n and whether it is compared with the newest."""
-    about = BY_NAME[metric]
-    same = [one for one in points if one.conditions == points[-1].conditions]
-    changes = change_points(same, about.better, experiments=experiments)
-    rows = []
-    for point in points:
-        interval = shown_interval(point.values, signed=about.signed, hosts=point.hosts)
-        ends = (interval.low, interval.high) if interval else (None, None)
-        compared = point.conditions == points[-1].conditions
-        rows.append([place[point.run_id], point.mean, *ends, len(point.values), compared])
+    """One history: its change points, and of each point run, values, their hosts and whether it is compared."""
+    now = points[-1].conditions
+    same = [one for one in points if one.conditions == now]
+    changes = change_points(same, BY_NAME[metric].better, experiments=experiments)
     return {
         "experiment": name.experiment,
         "release": name.release,
         "estimate": points[-1].is_estimate,
-        "points": rows,
+        "points": [(place[one.run_id], one.values, one.hosts, one.conditions == now) for one in points],
         "changes": [
             {"run": place[one.run_id], "ratio": one.ratio, "p": one.p, "verdict": str(one.verdict)}
             for one in changes
         ],
     }
+
+
+def _history(followed: dict[str, Any], metric: str) -> dict[str, Any]:
+    """The same; a point is run, mean, ends of its interval, n, hosts, and whether it is compared with the newest."""
+    rows = []
+    for run, values, hosts, compared in followed["points"]:
+        interval = shown_interval(values, signed=BY_NAME[metric].signed, hosts=hosts)
+        ends = (interval.low, interval.high) if interval else (None, None)
+        mean = Point("", 0, values, hosts=hosts).mean
+        rows.append([run, mean, *ends, len(values), len(set(hosts)) or 1, compared])
+    return {**followed, "points": rows}
 
 
 def _newest_numbers(entries: Sequence[Entry], kept: Kept) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
@@ -18,8 +19,9 @@ from benchmarks.nightly import (
     nightly_verdict,
     welch,
 )
-from llem_airflow.analysis.alarm import QUARTER, Nights, Series, watch_study
-from llem_airflow.analysis.noise import Pattern, Prior
+from llem_airflow.analysis import alarm
+from llem_airflow.analysis.alarm import QUARTER, Alarm, Nights, Series, watch_study
+from llem_airflow.analysis.noise import Integers, Pattern, Prior
 
 
 def test_forty_experiments_have_at_most_one_false_alarm_a_quarter() -> None:
@@ -75,3 +77,57 @@ def test_the_margin_of_the_newest_night_is_that_of_a_prediction(before: int, mar
     found = nights.newest()
     assert found is not None
     assert found[1] == pytest.approx(margin, rel=1e-3)
+
+
+class NightByNight(alarm._Study):
+    """The walk as it is written down: one night of one experiment after the other."""
+
+    def _judge(self, rows: Integers, nights: Integers) -> None:
+        for n in sorted(set(nights.tolist())):
+            super()._judge(rows[nights == n], nights[nights == n])
+
+    def _changes(self, rows: Integers, nights: Integers) -> dict[int, tuple[Alarm, int]]:
+        found = {}
+        for at, (row, n) in enumerate(zip(rows.tolist(), nights.tolist(), strict=True)):
+            now = self._nights([row], n)
+            if step := now.steps(self._threshold_ratio).get(0):
+                found[at] = Alarm(n - 1, step.began, math.expm1(step.size)), step.began
+            elif n % 7 == 0 and (drift := now.drifts(self._threshold_ratio).get(0)):
+                told = Alarm(n - 1, drift.began, math.expm1(drift.size), drift=True)
+                found[at] = told, n - 2 * alarm.WINDOWS[-1]
+        return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_week_judged_at_once_says_what_night_after_night_says(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps, drifts, spikes, restless and equal values, and experiments that were not measured in every night."""
+    rng, nights = np.random.default_rng(seed), 110
+    values = np.exp(0.015 * rng.standard_normal((9, nights)))
+    values[0, 30:] *= 1.1
+    values[1, 40:] *= 0.8
+    values[1, 43:] *= 1.3
+    values[2] *= np.exp(np.linspace(0, 0.12, nights))
+    values[3, rng.choice(nights, 12, replace=False)] *= 1.4
+    values[4] = 1.0
+    values[5, :] *= np.repeat(np.exp(0.2 * rng.standard_normal(nights // 5)), 5)
+    values[6, 50], values[6, 60:] = 3.0, 1.5
+    there = [np.sort(rng.choice(nights, n, replace=False)) for n in (110, 110, 110, 110, 90, 110, 100, 40, 2)]
+    series = [
+        Series(row[each].tolist(), each.tolist(), each.tolist())
+        for row, each in zip(values, there, strict=True)
+    ]
+    found = watch_study(series, experiments=9)
+    monkeypatch.setattr(alarm, "_Study", NightByNight)
+    plain = watch_study(series, experiments=9)
+    assert sum(len(one.alarms) for one in found) >= 5
+    assert any(each.drift for one in found for each in one.alarms) or seed
+    for one, other in zip(found, plain, strict=True):
+        assert (one.began, one.outlier) == (other.began, other.outlier)
+        assert [(a.told, a.began, a.drift) for a in one.alarms] == [
+            (a.told, a.began, a.drift) for a in other.alarms
+        ]
+        assert [a.ratio for a in one.alarms] == pytest.approx([a.ratio for a in other.alarms], rel=1e-9)
+        for name in ("newest_ratio", "margin_ratio", "detectable_ratio"):
+            assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-9)

@@ -76,3 +76,5 @@ export const shortKey = (key) => key.split(".").pop();
 /** A text as a sentence begins. */
 export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 export const counted = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
+/** `n = 6 on 2 hosts`. */
+export const cycles = (n, hosts = 1) => `n = ${n}${hosts > 1 ? ` on ${hosts} hosts` : ""}`;

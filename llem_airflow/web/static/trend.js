@@ -1,7 +1,7 @@
 // The trend of a study: each experiment over nights and releases, where it changed, and what changed around it.
 
 import { energyPage, Fragment, h, Link, UI, useAddress, useApi, useMemo, useState } from "./base.js";
-import { change, counted, interval, isEstimate, number, quantity, scaleOf, sentence, when } from "./format.js";
+import { change, counted, cycles, interval, isEstimate, number, quantity, scaleOf, sentence, when } from "./format.js";
 import { Choose, DataTable, INK, LINE, Loading, Muted, MUTED, Notice, PAPER, Section, SERIES, SHAPES, Tag, Verbatim } from "./parts.js";
 import { DIM, Legend, mark, scaleFor, TEXT, useWidth } from "./plots.js";
 
@@ -143,15 +143,15 @@ function Line({ one, index, at, y, scale, runs, dagId, metric, name }) {
   const colour = SERIES[index % SERIES.length];
   const up = (value) => y.at(value * scale.factor);
   const began = new Map(one.changes.map((each) => [each.run, each]));
-  const joined = one.points.filter((point) => point[5]);
+  const joined = one.points.filter((point) => point.at(-1));
   const small = one.points.length > 120;
   return h(
     "g",
     null,
     h("polyline", { points: joined.map(([run, mean]) => `${at(run)},${up(mean)}`).join(" "), fill: "none", stroke: colour, strokeOpacity: 0.6 }),
-    one.points.map(([run, mean, low, high, n, compared]) => {
+    one.points.map(([run, mean, low, high, n, hosts, compared]) => {
       const told = began.get(run);
-      const about = `${name}, ${when(runs[run].started_epoch_ns)}: ${quantity(metric, mean, one.estimate ? "estimate" : "measured")}, ${interval(metric, { mean, low, high, n })}`;
+      const about = `${name}, ${when(runs[run].started_epoch_ns)}: ${quantity(metric, mean, one.estimate ? "estimate" : "measured")}, ${interval(metric, { mean, low, high, n })}, ${cycles(n, hosts)}`;
       return h(
         Link,
         { key: run, to: energyPage(dagId, runs[run].run_id), tabIndex: -1, "aria-label": about, "data-run": runs[run].run_id },
@@ -173,8 +173,8 @@ function Hover({ data, seen, names, scale, dagId }) {
     { "data-testid": "llem-hover", fontSize: "sm", minH: "2.5rem" },
     h(Link, { to: energyPage(dagId, run.run_id), style: underlined }, when(run.started_epoch_ns)),
     run.release && ` · ${run.release}`,
-    rows.map(([name, one, [, mean, low, high, n]]) =>
-      h("div", { key: name }, `${name}: ${isEstimate(data.metric, one.estimate ? "estimate" : "") ? "~ " : ""}${number(mean * scale.factor)} ${scale.unit}, ${interval(data.metric, { mean, low, high, n }, scale)}, n = ${n}`),
+    rows.map(([name, one, [, mean, low, high, n, hosts]]) =>
+      h("div", { key: name }, `${name}: ${isEstimate(data.metric, one.estimate ? "estimate" : "") ? "~ " : ""}${number(mean * scale.factor)} ${scale.unit}, ${interval(data.metric, { mean, low, high, n }, scale)}, ${cycles(n, hosts)}`),
     ),
   );
 }
