@@ -114,7 +114,7 @@ _STARTER = Path(__file__).parent / "starter.yaml"
 @click.command("schema")
 def print_schema() -> None:
     """Print the JSON Schema of study files, for editors."""
-    from llem_airflow.study.config.docs import json_schema
+    from llem_airflow.study.config.schema import json_schema
 
     click.echo(json.dumps(json_schema(), indent=1))
 

@@ -165,8 +165,8 @@ def removable(
     """Runs that neither rule keeps, oldest first by study.
 
     A run that is not aggregated yet is always kept and takes nobody's place among the newest. Where it is not known
-    when a run began, its age is not known either: both rules keep it: the newest ``keep_runs`` runs of each study,
-    and those younger than ``keep_days``.
+    when a run began, its age is not known either: both rules keep it. The rules are the newest ``keep_runs`` runs of
+    each study, and the runs younger than ``keep_days``.
 
     Raises:
         ValueError: No rule is given, or one is negative or not a number.

@@ -143,7 +143,7 @@ def _gpus(config: Config, indices: list[int] | None) -> GpuRequest:
         return GpuRequest(**(asked | {"ids": tuple(asked["ids"] or ())}))
     if indices is not None:
         return GpuRequest(count=len(indices), ids=tuple(str(index) for index in indices))
-    params = config[config["engine"]].get("engine_params") or {}
+    params = config[config["engine"]]["engine_params"]
     ranks = 1
     for name in ("tensor_parallel_size", "pipeline_parallel_size"):
         size = params.get(name)

@@ -119,12 +119,13 @@ def show(value: object) -> str:
     if isinstance(value, dict):
         return f"a mapping of {len(value)}" if value else "an empty mapping"
     if isinstance(value, list):
-        return f"the list {_short(repr(value[:20]))}" if value else "an empty list"
+        return f"the list {short(repr(value[:20]))}" if value else "an empty list"
     text = repr(value) if isinstance(value, str) else _number(value)
-    return f"{_short(text)} ({kinds.get(type(value), type(value).__name__)})"
+    return f"{short(text)} ({kinds.get(type(value), type(value).__name__)})"
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """The text, as far as a message has room for it."""
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

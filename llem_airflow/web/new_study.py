@@ -20,7 +20,7 @@ from fastapi.responses import Response
 
 from llem_airflow.operators.request import STUDY_FIELD
 from llem_airflow.study import Problem, Study, StudyFileError, load_study_text
-from llem_airflow.study.config.docs import json_schema
+from llem_airflow.study.config.schema import json_schema
 from llem_airflow.study.file.document import Bounds
 from llem_airflow.study.names import ADHOC_DAG_ID, PROMPT_FILES, names_dataset
 from llem_airflow.web.access import ReadableDags

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic.fields import FieldInfo
 
-from llem_airflow.study.config.docs import values
 from llem_airflow.study.config.experiment import Experiment
+from llem_airflow.study.config.schema import values
 from llem_airflow.study.config.study import StudyKeys
 from llem_airflow.study.names import ENGINE_ALIASES
 from llem_airflow.study.plan.findings import NO_EFFECT

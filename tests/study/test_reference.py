@@ -7,9 +7,10 @@ from pydantic.fields import FieldInfo
 
 import llem_airflow.study
 from llem_airflow.study.config.base import Section
-from llem_airflow.study.config.docs import allowed, value_schema, values
 from llem_airflow.study.config.experiment import Experiment
+from llem_airflow.study.config.schema import value_schema, values
 from llem_airflow.study.config.study import StudyKeys
+from llem_airflow.study.file.check import allowed
 from llem_airflow.study.names import ENGINE_ALIASES
 from tests.study.texts import report
 

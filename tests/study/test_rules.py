@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from llem_airflow.study.config.base import lookup, with_values, without
-from llem_airflow.study.config.docs import values
 from llem_airflow.study.config.engines import known_keys
 from llem_airflow.study.config.experiment import Experiment
+from llem_airflow.study.config.schema import values
 from llem_airflow.study.file.document import Document
 from llem_airflow.study.file.yaml import Source
 from llem_airflow.study.names import ENGINES

@@ -8,7 +8,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from llem_airflow.study import StudyFileError, load_study_text
-from llem_airflow.study.config.docs import json_schema
+from llem_airflow.study.config.schema import json_schema
 from llem_airflow.study.file.yaml import Source
 from tests.study.texts import HEAD
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llem_airflow.study import StudyFileError, load_study_text
-from llem_airflow.study.config.docs import json_schema
+from llem_airflow.study.config.schema import json_schema
 from llem_airflow.web import new_study
 from llem_airflow.web.modules import MODULES
 from tests.browser import chromium_page

@@ -18,17 +18,19 @@ from llem_airflow.study.config.base import (
     takes_null,
     without,
 )
-from llem_airflow.study.config.docs import allowed, value_schema
 from llem_airflow.study.config.engines import key_of_engines
 from llem_airflow.study.config.experiment import Experiment
+from llem_airflow.study.config.schema import value_schema
 from llem_airflow.study.config.study import StudyKeys
 from llem_airflow.study.config.types import finite
+from llem_airflow.study.names import ENGINE_ALIASES
 from llem_airflow.study.problems import KeyPath, closest, show
 
 Report = Callable[..., None]
 """``report(path, found, allowed, suggestion=None, of_key=False)`` notes one problem."""
 Stage = Literal["whole", "part", "rest"]
 Of = TypeVar("Of", bound=Section)
+_KINDS = {"integer": "whole number", "number": "number", "string": "text", "object": "mapping"}
 WRONG: Any = object()
 """Stands for a value that was reported."""
 
@@ -172,6 +174,44 @@ class _Wrong:
             f"allowed: {allowed(schema)}{_hint(schema, self.value)}",
             meant,
         )
+
+
+def allowed(schema: Mapping[str, Any]) -> str:
+    """What may be written for a value, in words."""
+    null = ", or null" if isinstance(schema.get("type"), list) and "null" in schema["type"] else ""
+    if "enum" in schema:
+        return f"{', '.join(name for name in schema['enum'] if name not in {None, *ENGINE_ALIASES})}{null}"
+    return f"{_kind(schema)}{null}"
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    kinds = schema.get("type", "any")
+    names = [kind for kind in ([kinds] if isinstance(kinds, str) else kinds) if kind != "null"]
+    return " or ".join(_word(kind, schema) for kind in names)
+
+
+def _word(kind: str, schema: Mapping[str, Any]) -> str:
+    if kind == "array":
+        items = schema.get("items", {})
+        inner = ", ".join(items["enum"]) if "enum" in items else f"{_KINDS.get(items.get('type'), 'value')}s"
+        return f"a list of {inner}{' that is not empty' if schema.get('minItems') else ''}"
+    if kind == "boolean":
+        return "true or false"
+    if kind not in _KINDS:
+        return "any value"
+    return f"{'' if kind == 'string' else 'a '}{_KINDS[kind]}{_bounds(schema)}"
+
+
+def _bounds(schema: Mapping[str, Any]) -> str:
+    if schema.get("minLength"):
+        return " that is not empty"
+    bounds = [schema.get(word) for word in ("minimum", "exclusiveMinimum", "maximum")]
+    least, above, most = [None if bound is None else f"{bound:.12g}" for bound in bounds]
+    if least and most:
+        return f" from {least} to {most}"
+    if above:
+        return f" above {above}" + (f", at most {most}" if most else "")
+    return f", {least} or more" if least else ""
 
 
 def _hint(schema: Mapping[str, Any], value: Any) -> str:

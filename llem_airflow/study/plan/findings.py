@@ -19,7 +19,7 @@ from llem_airflow.study.plan.order import balanced, least_s
 from llem_airflow.study.plan.search import most_probes
 from llem_airflow.study.plan.sessions import not_in_sessions
 from llem_airflow.study.plan.sweep import Sweep
-from llem_airflow.study.problems import KeyPath, Problem, StudyWarning
+from llem_airflow.study.problems import KeyPath, Problem, StudyWarning, short
 from llem_airflow.study.prompts import lengths_of
 from llem_airflow.text.wording import counted
 
@@ -176,12 +176,8 @@ def _searches(document: Document, expansion: Expansion) -> Iterator[StudyWarning
 def _name(document: Document) -> Iterator[StudyWarning]:
     name = document.keys.study_name
     if name and not document.keys.airflow.dag_id and dag_id_of(name) != name:
-        text = f"Airflow takes no DAG id {_short(name)}: the DAG is {dag_id_of(name)}; airflow.dag_id sets another"
+        text = f"Airflow takes no DAG id {short(name)!r}: the DAG is {dag_id_of(name)}; airflow.dag_id sets another"
         yield StudyWarning("dag-id", text, document.source.place(("study_name",))[0])
-
-
-def _short(name: str) -> str:
-    return repr(name if len(name) <= 60 else f"{name[:57]}...")
 
 
 def _order(document: Document, count: int) -> Iterator[StudyWarning]:

@@ -101,7 +101,7 @@ class Experiment:
     @property
     def revision(self) -> str | None:
         """Revision of the model on the hub, or None for its newest."""
-        found = (self.config[self.engine].get("engine_params") or {}).get("revision")
+        found = self.config[self.engine]["engine_params"].get("revision")
         return None if found is None else str(found)
 
     def at_version(self, version: ModelVersion) -> Experiment:

@@ -1,4 +1,4 @@
-"""What the models say of the keys: the JSON Schema for editors, the words of a message."""
+"""The JSON Schema of a study file, for editors, and of each key; made of the models."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from pydantic.fields import FieldInfo
 from llem_airflow.study.config.base import KeyPath, Section, every_key, is_mapping, keys_of, model_of
 from llem_airflow.study.config.experiment import Experiment
 from llem_airflow.study.config.study import StudyKeys
-from llem_airflow.study.names import ENGINE_ALIASES, ENGINES
+from llem_airflow.study.names import ENGINES
 
 Schema = dict[str, Any]
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-KINDS = {"integer": "whole number", "number": "number", "string": "text", "object": "mapping"}
 _OLD = {"pytorch": "transformers"}
 """Older names of engines that the schema offers; the others are accepted all the same."""
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum"}
@@ -133,41 +132,3 @@ def _sweep() -> Schema:
 def values(model: type[Section]) -> Iterator[tuple[KeyPath, type[Section], FieldInfo]]:
     """Every key below a model that holds a value, as ``every_key`` gives them."""
     return (each for each in every_key(model) if model_of(each[2]) is None)
-
-
-def allowed(schema: Schema) -> str:
-    """What may be written for a value, in words."""
-    null = ", or null" if isinstance(schema.get("type"), list) and "null" in schema["type"] else ""
-    if "enum" in schema:
-        return f"{', '.join(name for name in schema['enum'] if name not in {None, *ENGINE_ALIASES})}{null}"
-    return f"{_kind(schema)}{null}"
-
-
-def _kind(schema: Schema) -> str:
-    kinds = schema.get("type", "any")
-    names = [kind for kind in ([kinds] if isinstance(kinds, str) else kinds) if kind != "null"]
-    return " or ".join(_word(kind, schema) for kind in names)
-
-
-def _word(kind: str, schema: Schema) -> str:
-    if kind == "array":
-        items = schema.get("items", {})
-        inner = ", ".join(items["enum"]) if "enum" in items else f"{KINDS.get(items.get('type'), 'value')}s"
-        return f"a list of {inner}{' that is not empty' if schema.get('minItems') else ''}"
-    if kind == "boolean":
-        return "true or false"
-    if kind not in KINDS:
-        return "any value"
-    return f"{'' if kind == 'string' else 'a '}{KINDS[kind]}{_bounds(schema)}"
-
-
-def _bounds(schema: Schema) -> str:
-    if schema.get("minLength"):
-        return " that is not empty"
-    bounds = [schema.get(word) for word in ("minimum", "exclusiveMinimum", "maximum")]
-    least, above, most = [None if bound is None else f"{bound:.12g}" for bound in bounds]
-    if least and most:
-        return f" from {least} to {most}"
-    if above:
-        return f" above {above}" + (f", at most {most}" if most else "")
-    return f", {least} or more" if least else ""
