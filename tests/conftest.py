@@ -20,6 +20,10 @@ from tests.standins.build import build as build_standins
 
 # Two cores, and neighbours: a second OpenMP thread that waits for the first costs more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What tests look at with the hub is theirs to say.
+for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "TRANSFORMERS_OFFLINE"):
+    os.environ.pop(name, None)
+ENVIRONMENT = dict(os.environ)
 
 # No test fails because the machine is busy, nor in CI because of what was drawn this time; runs elsewhere look further.
 BUSY = [hypothesis.HealthCheck.too_slow]
@@ -50,17 +54,27 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.rerun_show_tracebacks = True
 
 
-def _environment() -> Iterator[None]:
-    """Leave the environment as it was: what the code under test sets for its process is not for the tests after it."""
+def _set_environment(wanted: dict[str, str]) -> None:
+    own = {name: value for name, value in os.environ.items() if name.startswith("PYTEST_")}
+    for name in os.environ.keys() - wanted.keys() - own.keys():
+        del os.environ[name]
+    os.environ.update(wanted | own)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment_of_a_file() -> Iterator[None]:
+    """Begin a file with the environment of the whole run: what code under test sets for its process is its own."""
+    _set_environment(ENVIRONMENT)
+    yield
+    _set_environment(ENVIRONMENT)
+
+
+@pytest.fixture(autouse=True)
+def environment_of_a_test() -> Iterator[None]:
+    """Leave to the next test of a file what the file's own fixtures set, and no more."""
     before = dict(os.environ)
     yield
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-    os.environ.update(before)
-
-
-environment_of_a_file = pytest.fixture(_environment, scope="module", autouse=True)
-environment_of_a_test = pytest.fixture(_environment, autouse=True)
+    _set_environment(before)
 
 
 @pytest.fixture(scope="session")
