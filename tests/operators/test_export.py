@@ -31,8 +31,8 @@ STUDY = load_study_text(TEXT)
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with servers.postgres(tmp_path_factory.mktemp("postgres")) as url:
+def database() -> Any:
+    with servers.postgres() as url:
         yield url
 
 

@@ -6,6 +6,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 
 import httpx
 import psycopg
+import pytest
 
 from tests import parts
 
@@ -31,6 +33,8 @@ bind-address = "127.0.0.1:{rpc}"
 [monitor]
   store-enabled = false
 """
+INIT = ("--no-sync", "-A", "scram-sha-256", "-U", "llem")
+START_S = 120
 
 
 def program(name: str, package: str, *places: str) -> str:
@@ -42,14 +46,20 @@ def program(name: str, package: str, *places: str) -> str:
 @contextmanager
 def running(command: Sequence[str], ready: Callable[[], Any], **options: Any) -> Iterator[None]:
     """A server while it is needed."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options) as server:
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, **options) as server,
+    ):
         try:
-            for _ in range(600):
+            until_s = time.monotonic() + START_S
+            while True:
                 try:
                     ready()
                     break
-                except (httpx.TransportError, psycopg.Error):
-                    assert server.poll() is None, f"{command[0]} has ended"
+                except (httpx.HTTPError, psycopg.Error) as error:
+                    if server.poll() is not None or time.monotonic() > until_s:
+                        said.seek(0)
+                        pytest.fail(f"{command[0]} does not answer: {error}\n{said.read().decode()[-2000:]}")
                     time.sleep(0.05)
             yield
         finally:
@@ -57,60 +67,62 @@ def running(command: Sequence[str], ready: Callable[[], Any], **options: Any) ->
 
 
 @contextmanager
-def influx(folder: Path) -> Iterator[str]:
+def influx() -> Iterator[str]:
     """Address of an InfluxDB 1 without databases."""
     port = parts.free_port()
-    config = folder / "influx.toml"
-    config.write_text(INFLUX_CONFIG.format(folder=folder, port=port, rpc=parts.free_port()))
     url = f"http://127.0.0.1:{port}"
     influxd = program("influxd", "influxdb")
-    with running([influxd, "-config", str(config)], lambda: httpx.get(f"{url}/ping").raise_for_status()):
-        yield url
+    with tempfile.TemporaryDirectory(prefix="llem-influx-") as folder:
+        config = Path(folder, "influx.toml")
+        config.write_text(INFLUX_CONFIG.format(folder=folder, port=port, rpc=parts.free_port()))
+        with running([influxd, "-config", str(config)], lambda: httpx.get(f"{url}/ping").raise_for_status()):
+            yield url
 
 
 @contextmanager
-def victoria_metrics(folder: Path) -> Iterator[str]:
+def victoria_metrics() -> Iterator[str]:
     """Address of a VictoriaMetrics that takes points of any age."""
     port = parts.free_port()
-    command = [
-        *(program("victoria-metrics", "victoria-metrics"), f"-storageDataPath={folder}"),
-        *(f"-httpListenAddr=127.0.0.1:{port}", "-retentionPeriod=100y", "-dedup.minScrapeInterval=1ms"),
-    ]
     url = f"http://127.0.0.1:{port}"
-    with running(command, lambda: httpx.get(f"{url}/health").raise_for_status()):
-        yield url
+    with tempfile.TemporaryDirectory(prefix="llem-victoria-") as folder:
+        command = [
+            *(program("victoria-metrics", "victoria-metrics"), f"-storageDataPath={folder}"),
+            *(f"-httpListenAddr=127.0.0.1:{port}", "-retentionPeriod=100y", "-dedup.minScrapeInterval=1ms"),
+        ]
+        with running(command, lambda: httpx.get(f"{url}/health").raise_for_status()):
+            yield url
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """URL of a PostgreSQL that asks for the password ``secret``; its user is the owner of the database."""
     places = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)
     server = program("postgres", "postgresql", *places)
     port = parts.free_port()
-    as_other: dict[str, Any] = {}
-    if os.geteuid() == 0:  # PostgreSQL does not run as root
-        nobody = pwd.getpwnam("nobody")
-        as_other = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        for each in (folder, *folder.parents):
-            if each == Path("/tmp"):
-                break
-            each.chmod(0o755)
-        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-    password = folder / "password"
-    password.write_text("secret")
-    password.chmod(0o644)
-    data = folder / "data"
-    init = [str(Path(server).with_name("initdb")), "--no-sync", "-A", "scram-sha-256", "-U", "llem"]
-    subprocess.run(
-        [*init, "-D", str(data), f"--pwfile={password}"],
-        check=True,
-        capture_output=True,
-        cwd=folder,
-        **as_other,
-    )
-    options = ["-h", "127.0.0.1", "-p", str(port), "-k", str(folder), "-c", "fsync=off"]
-    url = f"postgresql://llem:secret@127.0.0.1:{port}/postgres"
-    with running(
-        [server, "-D", str(data), *options], lambda: psycopg.connect(url).close(), cwd=folder, **as_other
-    ):
-        yield url
+    # Not below pytest's folder: that is root's alone, and every pytest that begins on this machine makes it so again.
+    with tempfile.TemporaryDirectory(prefix="llem-postgres-") as name:
+        folder = Path(name)
+        as_other: dict[str, Any] = {}
+        if os.geteuid() == 0:  # PostgreSQL does not run as root
+            nobody = pwd.getpwnam("nobody")
+            as_other = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+            os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+        password = folder / "password"
+        password.write_text("secret")
+        password.chmod(0o644)
+        data = folder / "data"
+        made = subprocess.run(
+            [str(Path(server).with_name("initdb")), *INIT, "-D", str(data), f"--pwfile={password}"],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            **as_other,
+        )
+        assert made.returncode == 0, made.stdout + made.stderr
+        options = ["-h", "127.0.0.1", "-p", str(port), "-k", str(folder), "-c", "fsync=off"]
+        url = f"postgresql://llem:secret@127.0.0.1:{port}/postgres"
+        with running(
+            [server, "-D", str(data), *options], lambda: psycopg.connect(url).close(), cwd=folder, **as_other
+        ):
+            yield url

@@ -119,12 +119,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> StoredRun:
 
 
 @pytest.fixture(scope="module", params=["influx", "prometheus", "postgres"])
-def database(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, run: StoredRun
-) -> Iterator[Database]:
+def database(request: pytest.FixtureRequest, run: StoredRun) -> Iterator[Database]:
     """A database that a run was written to, twice."""
     start = {"influx": servers.influx, "prometheus": servers.victoria_metrics, "postgres": servers.postgres}
-    with start[request.param](tmp_path_factory.mktemp(request.param)) as base:
+    with start[request.param]() as base:
         path = {"influx": "/llem", "prometheus": "/api/v1/write", "postgres": ""}[request.param]
         found = Database(request.param, base + path, base)
         if request.param == "influx":
@@ -239,9 +237,9 @@ def test_what_is_not_known_is_left_out() -> None:
 
 
 def test_a_push_that_breaks_off_leaves_the_database_as_it_was(
-    tmp_path: Path, run: StoredRun, monkeypatch: pytest.MonkeyPatch
+    run: StoredRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with servers.postgres(tmp_path) as url:
+    with servers.postgres() as url:
         push_run(run, "postgres", url)
         before = Database("postgres", url, "").devices()
 
