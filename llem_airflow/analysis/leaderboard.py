@@ -10,7 +10,7 @@ from typing import Any
 from llem_airflow.analysis.cycle import HAS_RESULT
 from llem_airflow.analysis.hosts import kind_of
 from llem_airflow.analysis.plan import distinct_labels, factor_label, short
-from llem_airflow.analysis.statistics import SHOWN_FROM_N
+from llem_airflow.analysis.statistics import tells_interval
 from llem_airflow.results import StoredRun, layout
 from llem_airflow.results.parquet import read_table
 from llem_airflow.text.wording import counted
@@ -39,10 +39,11 @@ class Entrant:
         energy_kind: measured, estimate, attributed or mixed.
         n: Cycles with a value.
         energy_per_output_token_j: Mean over cycles.
-        low_j: Lower end of its 95 % interval; None below three cycles.
+        low_j: Lower end of its 95 % interval; None where too few cycles tell it.
         high_j: Upper end.
         output_tokens_per_s: Mean over cycles; None is not known.
         latencies_s: Mean over cycles of each of LATENCIES; None is not known.
+        hosts: How many hosts measured it.
     """
 
     source: Mapping[str, Any]
@@ -57,6 +58,7 @@ class Entrant:
     high_j: float | None
     output_tokens_per_s: float | None
     latencies_s: Mapping[str, float | None]
+    hosts: int = 1
 
     @property
     def contender(self) -> tuple[str, str, str]:
@@ -177,6 +179,7 @@ def entrants_of(run: StoredRun) -> list[Entrant]:
     """
     metrics = [ENERGY, f"{ENERGY}_n", f"{ENERGY}_low", f"{ENERGY}_high", "output_tokens_per_s", *LATENCIES]
     facts = ["experiment", "engine", "engine_version", "model", "energy_kind", "energy_boundary", "factors"]
+    metrics += ["hosts"]
     rows = read_table(run.folder, layout.EXPERIMENTS_TABLE, [*facts, *metrics], optional=metrics).to_pylist()
     fingerprints = _fingerprints(run)
     configs = {str(item["id"]): item.get("config") or {} for item in run.plan().get("experiments", ())}
@@ -187,7 +190,8 @@ def entrants_of(run: StoredRun) -> list[Entrant]:
         if row.get(ENERGY) is None:
             continue
         fields, n = fingerprints.get(name, {}), int(row.get(f"{ENERGY}_n") or 0)
-        told = n >= SHOWN_FROM_N
+        hosts = len(row.get("hosts") or ()) or 1
+        told = tells_interval(n, hosts)
         found.append(
             Entrant(
                 source={"study": run.study, "run_id": run.run_id, "experiment": name, "label": label},
@@ -202,6 +206,7 @@ def entrants_of(run: StoredRun) -> list[Entrant]:
                 high_j=row.get(f"{ENERGY}_high") if told else None,
                 output_tokens_per_s=row.get("output_tokens_per_s"),
                 latencies_s={key: row.get(key) for key in LATENCIES},
+                hosts=hosts,
             )
         )
     return found

@@ -89,12 +89,22 @@ class Description:
     @property
     def df(self) -> int:
         """Degrees of freedom of the spread."""
-        return self.n - (self.hosts if self.n > self.hosts else 1)
+        return degrees_of_freedom(self.n, self.hosts)
 
     @property
     def shown_interval(self) -> Interval | None:
         """The interval for people: None where there is none or n is too small for it to tell anything."""
-        return self.interval if self.df >= SHOWN_FROM_N - 1 else None
+        return self.interval if tells_interval(self.n, self.hosts) else None
+
+
+def degrees_of_freedom(n: int, hosts: int = 1) -> int:
+    """Those of the spread of n values: within hosts, or between them where each has one value."""
+    return n - (hosts if n > hosts else 1)
+
+
+def tells_interval(n: int, hosts: int = 1) -> bool:
+    """Whether so many values are enough for an interval that people are shown."""
+    return degrees_of_freedom(n, hosts) >= SHOWN_FROM_N - 1
 
 
 def shown_interval(

@@ -26,7 +26,7 @@ MAPPED_TASK = "cycle"
 """Last part of the id of a task whose instances are the planned cycles."""
 _TAIL_BYTES = 16 << 10
 _NUMBERS = ("energy_per_output_token_j", "energy_j", "output_tokens_per_s")
-_IN_SESSION = ("start_kind", "session", "position_in_session")
+_WHERE = ("host", "start_kind", "session", "position_in_session")
 _STATES = {
     "success": "measured",
     "up_for_retry": "waiting for another try",
@@ -65,7 +65,7 @@ def stored_numbers(run: StoredRun, kept: Kept, *, whole: bool) -> tuple[dict[Key
 def _table_rows(run: StoredRun) -> list[dict[str, Any]]:
     names = ["experiment", "cycle", "status", "reason", "energy_kind", "flags", "doubtful", *_NUMBERS]
     rows: list[dict[str, Any]] = read_table(
-        run.folder, layout.CYCLES_TABLE, [*names, *_IN_SESSION], optional=_IN_SESSION
+        run.folder, layout.CYCLES_TABLE, [*names, *_WHERE], optional=_WHERE
     ).to_pylist()
     return [row for row in rows if row["cycle"] is not None]
 
@@ -79,7 +79,7 @@ def _live_row(ref: CycleRef) -> dict[str, Any]:
         "flags": [flag.code for flag in row.flags],
         "doubtful": row.doubtful,
         **{name: row.measures.get(name) for name in _NUMBERS},
-        **{name: getattr(row, name) for name in _IN_SESSION},
+        **{name: getattr(row, name) for name in _WHERE},
     }
 
 
@@ -89,6 +89,7 @@ def matrix(
     numbers: Mapping[Key, Mapping[str, Any]],
     reasons: Mapping[Key, str],
     failures: Mapping[Key, list[dict[str, Any]]],
+    hosts: Mapping[Key, str],
 ) -> list[dict[str, Any]]:
     """One row an experiment, one cell a planned cycle, in the order of the plan.
 
@@ -98,6 +99,7 @@ def matrix(
         numbers: As ``stored_numbers`` gives them.
         reasons: Why a cycle is not needed, or was not begun.
         failures: As ``failed_attempts`` gives them.
+        hosts: The host of each cycle, of a study that is spread over several.
     """
     by_cycle = {task.cycle: task for task in tasks if task.cycle}
     cycles: dict[str, list[int]] = defaultdict(list)
@@ -114,6 +116,7 @@ def matrix(
                     numbers.get((name, cycle)),
                     reasons.get((name, cycle), ""),
                     failures.get((name, cycle), []),
+                    hosts.get((name, cycle)),
                 )
                 for cycle in sorted(cycles[name])
             ],
@@ -168,6 +171,7 @@ def _cell(
     row: Mapping[str, Any] | None,
     reason: str,
     failures: list[dict[str, Any]],
+    host: str | None,
 ) -> dict[str, Any]:
     state = _STATES.get(task.state, task.state) if task else "waiting"
     if row is not None and state not in {"running", "queued"}:
@@ -187,7 +191,8 @@ def _cell(
         "flags": list(row.get("flags") or ()) if row else [],
         "doubtful": bool(row.get("doubtful")) if row else False,
         "energy_kind": row.get("energy_kind") if row else None,
-        **{name: row.get(name) if row else None for name in (*_NUMBERS, *_IN_SESSION)},
+        **{name: row.get(name) if row else None for name in (*_NUMBERS, *_WHERE)},
+        "spread_to": host,
         "failures": failures,
     }
 

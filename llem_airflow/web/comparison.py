@@ -9,7 +9,7 @@ from typing import Any
 from llem_airflow.analysis.compare import COMPARED, PairReport, compare_sides
 from llem_airflow.analysis.compare_named import How, compare_each
 from llem_airflow.analysis.metrics import METRICS
-from llem_airflow.analysis.statistics import SHOWN_FROM_N
+from llem_airflow.analysis.statistics import tells_interval
 from llem_airflow.analysis.tables import RunRows
 from llem_airflow.results import ResultReadError, StoredRun, layout
 from llem_airflow.results.parquet import read_table
@@ -26,6 +26,7 @@ SHOWN_RUNS = 200
 _CELL = (
     "n_baseline",
     "n_candidate",
+    "hosts",
     "mean_baseline",
     "mean_candidate",
     "difference_ratio",
@@ -175,17 +176,18 @@ def _described(run: StoredRun, experiment: str) -> dict[str, Any]:
     ends = ("", "_n", "_low", "_high")
     columns = [f"{name}{end}" for name in names for end in ends]
     rows = read_table(
-        run.folder, layout.EXPERIMENTS_TABLE, ["experiment", *columns], optional=columns
+        run.folder, layout.EXPERIMENTS_TABLE, ["experiment", "hosts", *columns], optional=("hosts", *columns)
     ).to_pylist()
     row: dict[str, Any] = next((one for one in rows if one["experiment"] == experiment), {})
-    found = {}
+    found, hosts = {}, len(row.get("hosts") or ()) or 1
     for name in names:
         mean, n, low, high = (row.get(f"{name}{end}") for end in ends)
         if mean is not None:
-            shown = (n or 0) >= SHOWN_FROM_N
+            shown = tells_interval(n or 0, hosts)
             found[name] = {
                 "mean": mean,
                 "n": n,
+                "hosts": hosts,
                 "low": low if shown else None,
                 "high": high if shown else None,
             }

@@ -93,6 +93,7 @@ def _experiment(e: ExperimentSummary, label: str, factors: dict[str, Any]) -> di
         "factors": factors,
         "planned": e.planned,
         "valid": e.valid,
+        "hosts": list(e.hosts),
         "energy_kind": e.energy_kind,
         "energy_source": e.energy_source,
         "energy_boundary": e.energy_boundary,
@@ -115,6 +116,7 @@ def _numbers(metric: MetricSummary) -> dict[str, Any]:
     shown = metric.all.shown_interval
     return {
         "n": metric.all.n,
+        "hosts": metric.all.hosts,
         "mean": metric.all.mean,
         "sd": metric.all.sd,
         "low": shown.low if shown else None,

@@ -118,6 +118,7 @@ def _plan(study: Study) -> dict[str, Any]:
         "longest_s": plan.wall_clock_s,
         "pauses_s": sum(run.gap_before_s for run in plan.planned_cycles),
         "gpus": plan.gpus,
+        "hosts": [{"name": name, "runs": runs} for name, runs in _hosts(study).items()],
         "skipped": [
             {"rule": rule, "reason": reasons[rule], "points": count}
             for rule, count in Counter(skip.rule for skip in plan.skipped).most_common()
@@ -129,10 +130,17 @@ def _plan(study: Study) -> dict[str, Any]:
                 "model": each.model,
                 "runner": each.runner,
                 "gpus": each.gpus.count,
+                "hosts": list(_hosts(study, each.id)),
             }
             for each in plan.experiments[:SHOWN]
         ],
     }
+
+
+def _hosts(study: Study, experiment: str | None = None) -> dict[str, int]:
+    """How many cycles, of one experiment or of all, each host measures; empty where the study names none."""
+    runs = study.plan.planned_cycles
+    return Counter(run.host for run in runs if run.host and experiment in {None, run.experiment_id})
 
 
 def _relative_prompts(study: Study) -> Iterator[Problem]:

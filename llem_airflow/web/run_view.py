@@ -90,6 +90,7 @@ def _stored(
         numbers,
         {**run.skipped(needed=True), **skipped},
         failed_attempts(failures, with_tails=may_read_logs),
+        _hosts(stored, plan),
     )
     measured = sum(cell["state"] == "measured" for row in rows for cell in row["cells"])
     eta = None if seen.ended else _eta(seen, plan, numbers, past_s, skipped)
@@ -107,6 +108,12 @@ def _stored(
         "eta": asdict(eta) if eta else None,
         "said": _progress(seen, measured, needed, len(failures)),
     }
+
+
+def _hosts(stored: Mapping[str, Any], plan: Planned) -> dict[Key, str]:
+    """The host of each cycle of a study that is spread over several."""
+    hosts = [str(name or "") for name in stored.get("hosts") or ()]
+    return dict(zip(plan.cycles, hosts, strict=True)) if len(hosts) == len(plan.cycles) else {}
 
 
 def cycle_of_task(seen: SeenRun, run: StoredRun | None, task_id: str, map_index: int) -> Key | None:

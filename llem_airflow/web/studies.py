@@ -10,7 +10,7 @@ from typing import Any
 from llem_airflow.analysis.history import Point, change_points
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.plan import distinct_labels, factor_label
-from llem_airflow.analysis.statistics import SHOWN_FROM_N
+from llem_airflow.analysis.statistics import tells_interval
 from llem_airflow.results import StoredRun, layout
 from llem_airflow.results.parquet import read_table
 from llem_airflow.web.explore import HEADLINES, metric_facts
@@ -162,7 +162,7 @@ def run_numbers(run: StoredRun, kept: Kept) -> list[dict[str, Any]]:
 def _numbers(run: StoredRun) -> list[dict[str, Any]]:
     columns = [f"{metric}{end}" for metric in HEADLINES for end in ("", "_n", "_low", "_high")]
     rows: list[dict[str, Any]] = read_table(
-        run.folder, layout.EXPERIMENTS_TABLE, [*_COLUMNS, *columns]
+        run.folder, layout.EXPERIMENTS_TABLE, [*_COLUMNS, "hosts", *columns], optional=("hosts",)
     ).to_pylist()
     return rows
 
@@ -176,11 +176,12 @@ def best_of(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str] | None
 
 
 def _value(row: dict[str, Any], metric: str) -> dict[str, Any]:
-    n = int(row[f"{metric}_n"] or 0)
-    shown = n >= SHOWN_FROM_N
+    n, hosts = int(row[f"{metric}_n"] or 0), len(row.get("hosts") or ()) or 1
+    shown = tells_interval(n, hosts)
     return {
         "mean": row[metric],
         "n": n,
+        "hosts": hosts,
         "low": row[f"{metric}_low"] if shown else None,
         "high": row[f"{metric}_high"] if shown else None,
     }

@@ -45,8 +45,9 @@ def written(
     measures: Mapping[str, float] | None = None,
     fingerprint: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
+    hosts: Sequence[str] = ("",),
 ) -> StoredRun:
-    """A run; ``values`` are joules per output token of each cycle by experiment."""
+    """A run; ``values`` are joules per output token of each cycle by experiment, measured on the hosts in turn."""
     told = {**FINGERPRINT, **(fingerprint or {})}
     run_id = run_id or f"r{night:03d}"
     plan = {
@@ -65,6 +66,7 @@ def written(
             model=str(told["model"]),
             image_digest=str(told["image_digest"]),
             energy_kind=str(told["energy_kind"]),
+            host=hosts[(cycle - 1) % len(hosts)],
             measures={ENERGY: value, "output_tokens_per_s": 100 / value, **(measures or {})},
             fingerprint=told,
         )

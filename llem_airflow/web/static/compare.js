@@ -1,7 +1,7 @@
 // The comparison of runs and releases: a heat map of experiments x candidates; each row opens to what lies behind it.
 
 import { energyPage, Fragment, h, Link, UI, useAddress, useApi, useChange } from "./base.js";
-import { change, number, quantity, short, when } from "./format.js";
+import { change, cycles, number, quantity, short, when } from "./format.js";
 import { Choose, INK, LINE, Loading, Muted, MUTED, Notice, Section, SERIES, Verbatim } from "./parts.js";
 import { DIM, Legend, scaleFor, TEXT, useWidth } from "./plots.js";
 
@@ -205,7 +205,7 @@ function Dumbbells({ data, cell, sides, names }) {
   return h(
     "div",
     { ref, style: { maxWidth: "60rem" }, "data-testid": "llem-dumbbells" },
-    h(Legend, { title: "", groups: names }),
+    h(Legend, { title: "", groups: names.map((name, side) => `${name} (${cycles(rows[0].ends[side].n, rows[0].ends[side].hosts)})`) }),
     h(
       "svg",
       { width, height: box.bottom + 40, role: "img", "aria-label": rows.map((row) => `${row.metric.label}: ${quantity(row.metric, row.ends[0].mean)} to ${quantity(row.metric, row.ends[1].mean)}`).join("; ") },

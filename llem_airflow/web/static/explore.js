@@ -195,7 +195,7 @@ function Cycles({ data, metric, setMetric, dagId, runId }) {
   const rows = known.map((one) => {
     const told = one.metrics[metric.name];
     const times = (value) => (value === null ? null : value * scale.factor);
-    return { key: one.id, label: one.label, n: told.n, mean: told.mean * scale.factor, low: times(told.low), high: times(told.high), values: all.get(one.id) ?? [] };
+    return { key: one.id, label: one.label, n: told.n, hosts: told.hosts, mean: told.mean * scale.factor, low: times(told.low), high: times(told.high), values: all.get(one.id) ?? [] };
   });
   return h(
     Fragment,
@@ -236,6 +236,7 @@ function Runs({ data, dagId, runId }) {
     { key: "experiment", title: "Experiment", value: (row) => row.label, cell: (row) => h("span", { title: row.id }, row.label) },
     ...data.factors.map((key) => ({ key, title: shortKey(key), help: key, number: data.experiments.every((one) => typeof one.factors[key] === "number"), value: (row) => row.factors[key], cell: (row) => short(row.factors[key]) })),
     { key: "valid", title: "Valid", number: true, value: (row) => row.valid, cell: (row) => `${row.valid} of ${row.planned}` },
+    ...(data.experiments.some((row) => row.hosts.length) ? [{ key: "hosts", title: "Hosts", help: "Means and intervals are within hosts", value: (row) => row.hosts.join(", ") || "one" }] : []),
     ...metrics.map(metricColumn),
     { key: "energy_kind", title: "Energy is", hidden: data.energy_kind !== "mixed", value: (row) => row.energy_kind, cell: (row) => (row.energy_kind === "estimate" ? h(Estimate, { kind: "estimate" }) : row.energy_kind) },
     { key: "energy_source", title: "Source", hidden: true, value: (row) => row.energy_source },

@@ -169,6 +169,7 @@ function Plan({ plan }) {
     ["Experiments", plan.unique === plan.valid ? `${plan.unique}` : `${plan.unique}; others of the ${plan.valid} are the same measurement`],
     ["Cycles", `${plan.unique} x ${plan.cycles} = ${plan.runs}, ${plan.order.replaceAll("_", " ")}`],
     ["Longest", `${duration(plan.longest_s)} one after the other, ${duration(plan.pauses_s)} of it pauses`],
+    ...(plan.hosts.length ? [["Hosts", plan.hosts.map((one) => `${one.name}: ${counted(one.runs, "cycle")}`).join(", ")]] : []),
     ["GPUs", plan.gpus === null ? "1 where there is one" : plan.gpus || "none"],
   ];
   return h(
@@ -187,7 +188,7 @@ function Plan({ plan }) {
       h(
         UI.Box,
         { as: "ul", pl: 4, maxH: "20rem", overflow: "auto", tabIndex: 0, "aria-label": "Experiments" },
-        plan.experiments.map((one) => h("li", { key: one.id }, h("code", null, one.id), `, ${one.model}, ${one.engine}`)),
+        plan.experiments.map((one) => h("li", { key: one.id }, h("code", null, one.id), `, ${one.model}, ${one.engine}${one.hosts.length ? `, on ${one.hosts.join(", ")}` : ""}`)),
       ),
       plan.unique > plan.experiments.length && h(Muted, null, `The first ${plan.experiments.length} are shown.`),
     ),

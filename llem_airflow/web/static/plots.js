@@ -1,7 +1,7 @@
 // Pictures as SVG: few marks, whose labels are the work. Colours and fonts are those of the page around them.
 
 import { h, useEffect, useRef, useState } from "./base.js";
-import { number } from "./format.js";
+import { cycles, number } from "./format.js";
 import { INK, LINE, MUTED, PAPER, SERIES, SHAPES } from "./parts.js";
 import { savePicture } from "./save.js";
 import { logTicks, niceTicks, told } from "./ticks.js";
@@ -297,7 +297,7 @@ export function Distribution({ rows, xTitle, label, onPick }) {
         return h(
           "g",
           { key: row.key, onClick: () => onPick?.(row.key), style: { cursor: onPick ? "pointer" : "auto" } },
-          h("title", null, `${row.label}: ${number(row.mean)}${row.low == null ? "" : ` (${number(row.low)} to ${number(row.high)})`}, n = ${row.n}`),
+          h("title", null, `${row.label}: ${number(row.mean)}${row.low == null ? "" : ` (${number(row.low)} to ${number(row.high)})`}, ${cycles(row.n, row.hosts)}`),
           h("text", { x: box.left - 8, y: middle + 4, textAnchor: "end", ...TEXT }, text),
           row.low != null && h("line", { x1: x.at(row.low), x2: x.at(row.high), y1: middle, y2: middle, stroke: SERIES[0], strokeWidth: 3, strokeOpacity: 0.6 }),
           row.values.map((one) =>

@@ -269,7 +269,7 @@ function Cell({ cell, row, chosen, onPick }) {
       type: "button",
       onClick: onPick,
       "aria-pressed": chosen,
-      "aria-label": `${row.label}, cycle ${cell.cycle}: ${said(cell.state)}${value === null ? "" : `, ${quantity(PER_TOKEN, value, cell.energy_kind)}`}${cell.failures.length ? `, ${counted(cell.failures.length, "failed attempt")}` : ""}`,
+      "aria-label": `${row.label}, cycle ${cell.cycle}${cell.spread_to ? ` on ${cell.spread_to}` : ""}: ${said(cell.state)}${value === null ? "" : `, ${quantity(PER_TOKEN, value, cell.energy_kind)}`}${cell.failures.length ? `, ${counted(cell.failures.length, "failed attempt")}` : ""}`,
       bg: `${colour}.subtle`,
       color: `${colour}.fg`,
       borderWidth: "2px",
@@ -284,7 +284,7 @@ function Cell({ cell, row, chosen, onPick }) {
       whiteSpace: "nowrap",
     },
     `${text}${cell.state === "failed" ? "" : tries}`,
-    cell.duration_s !== null && h("div", { style: { fontSize: "0.7rem" } }, duration(cell.duration_s)),
+    (cell.duration_s !== null || cell.spread_to) && h("div", { style: { fontSize: "0.7rem" } }, [cell.duration_s !== null && duration(cell.duration_s), cell.spread_to].filter(Boolean).join(", ")),
   );
 }
 
@@ -421,6 +421,7 @@ function Detail({ cell, row, dagId, runId }) {
     ["Energy of the window", quantity(ENERGY, cell.energy_j, cell.energy_kind)],
     ["Output tokens per second", number(cell.output_tokens_per_s)],
     ["Began", when(cell.started_epoch_ns)],
+    ...(cell.host || cell.spread_to ? [["Host", cell.host || cell.spread_to]] : []),
     ["Took, with start and load", duration(cell.duration_s)],
     ["Try", cell.try_number || "–"],
     ...(cell.session ? [["Session", `${cell.session}: ${began(cell.start_kind)}, ${place(cell.position_in_session)}`]] : []),

@@ -2,7 +2,7 @@
 
 import { energyPage, Fragment, h, Link, UI, useAddress, useApi } from "./base.js";
 import { Comparison } from "./compare.js";
-import { change, counted, interval, quantity, when } from "./format.js";
+import { change, counted, cycles, interval, quantity, when } from "./format.js";
 import { Choose, DataTable, Estimate, Loading, Muted, Notice, Page, Search, Tabs, Tag } from "./parts.js";
 import { Spark } from "./plots.js";
 import { Trend } from "./trend.js";
@@ -99,7 +99,7 @@ function Headline({ data, label, row }) {
     { "data-testid": "llem-headline" },
     h(UI.Text, label, found.metric.label),
     h(UI.Text, { fontWeight: "semibold" }, quantity(found.metric, found.mean, found.energy_kind), found.metric.energy && h(Estimate, { kind: found.energy_kind })),
-    h(UI.Text, { fontSize: "sm" }, found.low === null ? `n = ${found.n}` : `${interval(found.metric, found)}, n = ${found.n}`),
+    h(UI.Text, { fontSize: "sm" }, `${found.low === null ? "" : `${interval(found.metric, found)}, `}${cycles(found.n, found.hosts)}`),
     found.experiments > 1 && h(Muted, null, `${found.label}, the ${found.metric.better === "lower" ? "lowest" : "highest"} of ${found.experiments}`),
     h(Muted, null, `${data.valid} of ${data.planned} cycles valid${older ? `, in the run of ${when(older.started_epoch_ns)}` : ""}`),
     h(
