@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import click
 
-
-def _hosts(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The option that names hosts."""
-    return click.option(
-        "--host",
-        "hosts",
-        multiple=True,
-        metavar="HOST",
-        help="Id of a connection of type llem, or the address of a Docker engine: a URL, a socket, or a name with or "
-        "without a port. Can be given again. Default: every such connection that Airflow knows, else DOCKER_HOST, else "
-        "this machine.",
-    )(command)
+from llem_airflow.cli.names import hosts_option
 
 
 @click.command("gc")
@@ -35,7 +21,7 @@ def _hosts(command: Callable[..., Any]) -> Callable[..., Any]:
     default=None,
     help="Look only at what this Airflow made (label llem.installation). Default: the one installed here.",
 )
-@_hosts
+@hosts_option
 @click.option("--yes", is_flag=True, help="Remove them; without it they are only listed.")
 @click.option("--force", is_flag=True, help="Also remove running containers.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
@@ -60,7 +46,7 @@ def collect_garbage(
 
 
 @click.command("doctor")
-@_hosts
+@hosts_option
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def show_doctor(hosts: tuple[str, ...], *, as_json: bool) -> int:
     """Check this machine and the GPU hosts.
@@ -89,7 +75,7 @@ def check_engine(engine: str, image: str | None) -> int:
 
 
 @click.command("gpus")
-@_hosts
+@hosts_option
 @click.option("--watch", is_flag=True, help="Look again every two seconds until Ctrl-C.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print it as JSON; with --watch one line for each look."

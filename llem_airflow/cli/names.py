@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -47,3 +49,16 @@ def _root(ctx: click.Context) -> str:
 
 
 RUN = click.argument("run", default="latest", shell_complete=complete_run)
+
+
+def hosts_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option that names hosts."""
+    return click.option(
+        "--host",
+        "hosts",
+        multiple=True,
+        metavar="HOST",
+        help="Id of a connection of type llem, or the address of a Docker engine: a URL, a socket, or a name with or "
+        "without a port. Can be given again. Default: every such connection that Airflow knows, else DOCKER_HOST, else "
+        "this machine.",
+    )(command)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from llem_airflow.cli.names import ROOT, RUN, complete_run, complete_study
+from llem_airflow.cli.names import ROOT, RUN, complete_run, complete_study, hosts_option
 
 
 @click.command("report")
@@ -268,13 +268,57 @@ def push_results(
     type=click.Path(path_type=Path),
     help="Where they lie: `[llem] unstored` of the worker. Default: llem-unstored in AIRFLOW_HOME.",
 )
-@click.option("--dry-run", is_flag=True, help="Only list what lies here.")
-def recover_results(to: str | None, folder: Path | None, *, dry_run: bool) -> int:
-    """Store the results that this machine measured and could not store.
+@click.option(
+    "--engines", is_flag=True, help="Look into the containers on the GPU hosts' Docker engines instead."
+)
+@hosts_option
+@ROOT
+@click.option(
+    "--older-than",
+    "older_than_h",
+    type=click.FloatRange(min=0),
+    default=24.0,
+    show_default=True,
+    help="Age in hours from which a container that Airflow does not know is nobody's.",
+)
+@click.option(
+    "--installation",
+    help="Look only at what this Airflow made (label llem.installation). Default: the one installed here.",
+)
+@click.option("--dry-run", is_flag=True, help="Only list what is there.")
+def recover_results(
+    to: str | None,
+    folder: Path | None,
+    *,
+    engines: bool,
+    hosts: tuple[str, ...],
+    dry_run: bool,
+    **options: Any,
+) -> int:
+    """Store the results that were measured and could not be stored.
 
     A result whose store was full, away, throttled or without credentials stays on the worker that measured it. Run this
-    there, as the user of the worker. Each is stored once, however often this runs, and then removed here.
+    there, as the user of the worker.
+
+    With --engines or --host, the finished results in containers whose task has ended for good before it could collect
+    them; Airflow's database says which tasks those are. --results-root or --to says where they go.
+
+    Each is stored once, however often this runs, and then removed where it was.
     """
+    if engines or hosts:
+        from llem_airflow.runners.stranded import recover
+
+        return recover(
+            hosts,
+            to or options["results_root"],
+            options["installation"],
+            older_than_s=options["older_than_h"] * 3600,
+            store=not dry_run,
+        )
+    return _recover_here(to, folder, dry_run=dry_run)
+
+
+def _recover_here(to: str | None, folder: Path | None, *, dry_run: bool) -> int:
     import os
 
     from llem_airflow.results import ResultReadError, ResultsRoot

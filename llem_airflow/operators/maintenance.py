@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import docker
 from airflow.sdk import BaseOperator, Context, get_parsing_context
 from airflow.sdk.exceptions import AirflowException
 
 from llem_airflow.operators.host import DEFAULT_CONN_ID, LLEMHostHook
 from llem_airflow.operators.installation import installation
-from llem_airflow.operators.settings import named_hosts
+from llem_airflow.operators.settings import named_hosts, settings
+from llem_airflow.results import ResultsRoot
 from llem_airflow.runners.attempt import LABEL_SESSION
 from llem_airflow.runners.engine import ENGINE_ERRORS, why_away
-from llem_airflow.runners.gc import find_leftovers, remove_leftovers
+from llem_airflow.runners.gc import Leftover, find_leftovers, remove_leftovers
+from llem_airflow.runners.stranded import Recovery
 
 States = Callable[..., Mapping[str, Mapping[str, str | None]]]
 
@@ -56,11 +59,26 @@ class LLEMCollectGarbageOperator(BaseOperator):
                 installation=installation(),
                 running="disowned",
             )
+            stays = self._store(api, left, host.name)
+            left = [each for each in left if each.name not in stays]
             for each in left:
                 self.log.info("%s: %s %s (%s): %s", name, each.kind, each.name, each.state, each.what)
             gone = remove_leftovers(api, left)
         self.log.info("%s: %s removed", name, gone)
         return gone
+
+    def _store(self, api: docker.APIClient, left: list[Leftover], host: str | None) -> set[str]:
+        """Store finished results that nobody comes for; names of the containers whose result cannot be stored."""
+        stays = set()
+        for one in Recovery(api, ResultsRoot(settings().results_root), host or "").results(left):
+            if one.stored:
+                self.log.info(
+                    "%s: its task ended before it could store it: stored in %s", one.name, one.stored
+                )
+            else:
+                self.log.warning("%s: container %s stays: %s", one.name, one.container, one.why_not)
+                stays.add(one.container)
+        return stays
 
 
 def hosts_to_clean() -> dict[str, dict[str, Any]]:

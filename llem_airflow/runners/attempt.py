@@ -18,6 +18,9 @@ LABEL_INSTALLATION = "llem.installation"
 LABEL_SESSION = "llem.session"
 """The session whose container it is; its run owns it, not one task."""
 
+LABEL_PRIVATE = "llem.private"
+"""Comma-separated names of a container's variables whose values are secrets."""
+
 _LONGEST_LABEL = 250
 
 

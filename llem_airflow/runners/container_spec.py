@@ -20,7 +20,7 @@ from llem_airflow.protocol.files import (
 )
 from llem_airflow.protocol.live import ENV_LIVE
 from llem_airflow.protocol.redaction import secrets_in
-from llem_airflow.runners.attempt import Attempt
+from llem_airflow.runners.attempt import LABEL_PRIVATE, Attempt
 from llem_airflow.runners.gpus import NO_GPUS
 from llem_airflow.study import GpuRequest
 
@@ -168,7 +168,16 @@ def create_arguments(
             ),  # whatever the study or the image says: what was not claimed is not seen
             **protocol,
         },
-        "labels": {**settings.extra_labels, **attempt.labels, **(lease or {})},  # ours win over the host's
+        "labels": {  # ours win over the host's
+            **settings.extra_labels,
+            **attempt.labels,
+            **(
+                {LABEL_PRIVATE: ",".join(sorted(settings.private_environment))}
+                if settings.private_environment
+                else {}
+            ),
+            **(lease or {}),
+        },
         "host_config": _host_config(api, attempt, settings, gpus),
     }
 

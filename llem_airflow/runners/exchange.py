@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import stat
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,11 +23,15 @@ import docker
 
 from llem_airflow.protocol.files import BUNDLE, EXCHANGE_DIR, OUT_DIR, config_name
 from llem_airflow.protocol.redaction import Redactor
+from llem_airflow.protocol.session import ATTEMPTS
 from llem_airflow.protocol.spec import ExperimentSpec
 
 MAX_FILES = 200
 MAX_BYTES = 4 * 1024**3
 """Most that is taken out of one container. A whole day of samples is below 1 GiB."""
+
+SAID = "container.log"
+"""What an attempt printed, among its files."""
 
 
 class CollectError(RuntimeError):
@@ -141,6 +146,65 @@ def unpack(chunks: Iterable[bytes], folder: Path, redactor: Redactor) -> tuple[s
     except tarfile.TarError as error:
         raise CollectError(f"the archive of {OUT_DIR}/ is broken: {error}") from error
     return names
+
+
+_ATTEMPT = "attempt"
+_SPEC = config_name("[0-9a-f]{16}")
+_OF_AN_ATTEMPT = re.compile(
+    rf"[^/]+/(?:{ATTEMPTS}/(?P<key>[0-9a-f]{{16}})/)?(?:(?P<told>{_SPEC})|(?P<said>output)|{OUT_DIR}/(?P<wrote>[^/]+))"
+)
+
+
+def collect_attempts(api: docker.APIClient, container: str, folder: Path, redactor: Redactor) -> list[Path]:
+    """Bring out every attempt of an exchange: the one of a container of its own, or those that lie in a session's.
+
+    Args:
+        api: The engine.
+        container: Name or id of the container, running or not.
+        folder: Where the attempts go.
+        redactor: Blanks the secrets in what comes out.
+
+    Returns:
+        Of each attempt the folder with what it was told, what it printed in a session, and what it wrote.
+
+    Raises:
+        CollectError: There is more than the bounds allow, or the archive is broken.
+        docker.errors.APIError: The engine refused.
+    """
+    chunks, _ = api.get_archive(container, EXCHANGE_DIR)
+    found: dict[Path, int] = {}
+    total_bytes = 0
+    try:
+        with tarfile.open(fileobj=_Reader(chunks), mode="r|") as archive:
+            for member in archive:
+                name, key = _part_of_attempt(member)
+                source = archive.extractfile(member) if name else None
+                if source is None:
+                    continue
+                target = folder / key
+                target.mkdir(exist_ok=True)
+                total_bytes += member.size
+                found[target] = found.get(target, 0) + 1
+                if found[target] > MAX_FILES or total_bytes > MAX_BYTES:
+                    raise CollectError(
+                        f"{container} holds more than {MAX_FILES} files of an attempt or {MAX_BYTES} bytes"
+                    )
+                with source, (target / redactor.text(name)).open("wb") as file:
+                    redactor.copy(source, file)
+    except tarfile.TarError as error:
+        raise CollectError(f"the archive of {container} is broken: {error}") from error
+    return list(found)
+
+
+def _part_of_attempt(member: tarfile.TarInfo) -> tuple[str, str]:
+    """Name of the file among those of its attempt, and the attempt's; empty for what is none of an attempt's."""
+    part = _OF_AN_ATTEMPT.fullmatch(member.name)
+    if part is None or not member.isreg():
+        return "", ""
+    name = part["told"] or (SAID if part["said"] else part["wrote"])
+    # What the attempt wrote takes the place of nothing that it was told.
+    forged = part["wrote"] and (re.fullmatch(_SPEC, name) or name in (".", "..", SAID))
+    return ("" if forged else name), part["key"] or _ATTEMPT
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, int, IO[bytes]]]:

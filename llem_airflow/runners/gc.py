@@ -50,6 +50,7 @@ class Leftover:
         what: Whose it was: experiment, DAG, run.
         state: State of the container, ``unused`` for a volume.
         age_s: Age by the engine's clock, in seconds.
+        ended_well: Whether it is a container that ended with exit code 0: it may hold a result that nobody has stored.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Leftover:
     what: str
     state: str
     age_s: float
+    ended_well: bool = False
 
 
 def find_leftovers(
@@ -94,7 +96,10 @@ def find_leftovers(
     for container in api.containers(all=True, filters={"label": LABEL_KEY}):
         labels, age_s = container.get("Labels") or {}, now_s - float(container["Created"])
         if left(labels, age_s, container["State"], kept=is_kept(container)):
-            found.append(Leftover("container", name_of(container), _what(labels), container["State"], age_s))
+            well = str(container.get("Status")).startswith("Exited (0)")
+            found.append(
+                Leftover("container", name_of(container), _what(labels), container["State"], age_s, well)
+            )
         else:
             used |= {mount["Name"] for mount in container.get("Mounts") or () if "Name" in mount}
     found += _probes(api, now_s, installation)
@@ -148,8 +153,14 @@ def _epoch_s(text: str) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Airflow:
-    """What the Airflow that is installed here says."""
+class AirflowSays:
+    """What the Airflow that is installed here says.
+
+    Attributes:
+        installation: Its identity.
+        alive: Says whether a live task owns something; None where Airflow cannot be asked.
+        why: Why not.
+    """
 
     installation: str | None = None
     alive: Alive | None = None
@@ -178,25 +189,11 @@ def collect(
     Raises:
         ValueError: A host's address has a port that cannot be.
     """
-    named = hosts_of(hosts)
-    away = {
-        host.name: f"{host.prefix}{host.problem}\nWhat to do: correct the connection\n"
-        for host in named
-        if host.problem
-    }
-    with contextlib.ExitStack() as open_engines:
-        engines: dict[Host, docker.APIClient] = {}
-        labels: list[dict[str, str]] = []
-        for host in (each for each in named if not each.problem):
-            with _said_away(host, away):
-                api = open_engines.enter_context(host.address.connect(_CALL_TIMEOUT_S))
-                labels += owners(api)
-                engines[host] = api
-        said = _ask_airflow(labels) if engines else _Airflow()
+    with reached(hosts) as (engines, said, away):
         found: list[tuple[Host, Leftover]] = []
         gone = 0
         for host, api in engines.items():
-            with _said_away(host, away):
+            with said_away(host, away):
                 here = find_leftovers(
                     api,
                     alive=said.alive,
@@ -215,7 +212,36 @@ def collect(
 
 
 @contextlib.contextmanager
-def _said_away(host: Host, away: dict[str, str]) -> Iterator[None]:
+def reached(
+    hosts: Sequence[str],
+) -> Iterator[tuple[dict[Host, docker.APIClient], AirflowSays, dict[str, str]]]:
+    """The engines of the hosts, what Airflow says of all that is ours on them, and what to say of hosts that are away.
+
+    Args:
+        hosts: Ids of connections or addresses; none for every host that Airflow knows.
+
+    Raises:
+        ValueError: A host's address has a port that cannot be.
+    """
+    named = hosts_of(hosts)
+    away = {
+        host.name: f"{host.prefix}{host.problem}\nWhat to do: correct the connection\n"
+        for host in named
+        if host.problem
+    }
+    with contextlib.ExitStack() as open_engines:
+        engines: dict[Host, docker.APIClient] = {}
+        labels: list[dict[str, str]] = []
+        for host in (each for each in named if not each.problem):
+            with said_away(host, away):
+                api = open_engines.enter_context(host.address.connect(_CALL_TIMEOUT_S))
+                labels += owners(api)
+                engines[host] = api
+        yield engines, _ask_airflow(labels) if engines else AirflowSays(), away
+
+
+@contextlib.contextmanager
+def said_away(host: Host, away: dict[str, str]) -> Iterator[None]:
     """Note that a host's engine does not answer, and go on with the others."""
     try:
         yield
@@ -228,7 +254,7 @@ def _said_away(host: Host, away: dict[str, str]) -> Iterator[None]:
 
 def _tell(
     found: Sequence[tuple[Host, Leftover]],
-    said: _Airflow,
+    said: AirflowSays,
     older_than_s: float,
     gone: int | None,
     *,
@@ -250,6 +276,10 @@ def _tell(
         sys.stdout.write(
             f"{host.prefix}{one.kind} {one.name}  {one.state}, {one.age_s / 3600:.1f} h old: {one.what}\n"
         )
+    if gone is None and any(one.ended_well for _, one in left):
+        sys.stdout.write(
+            "Results of containers that ended well: `llem-airflow results recover --engines` stores them first.\n"
+        )
     if not left:
         sys.stdout.write(f"Nothing of ours is older than {older_than_s / 3600:g} h and without an owner.\n")
     elif gone is not None:
@@ -258,17 +288,17 @@ def _tell(
         sys.stdout.write(f"{len(left)} found; `llem-airflow gc --yes` removes them.\n")
 
 
-def _ask_airflow(labels: list[dict[str, str]]) -> _Airflow:
+def _ask_airflow(labels: list[dict[str, str]]) -> AirflowSays:
     """What the Airflow that is set up here says of owners."""
     if not is_airflow_here():
-        return _Airflow()
+        return AirflowSays()
     try:
         said = ask("living", labels)
     except NoAnswerError as error:
-        return _Airflow(why=str(error))
+        return AirflowSays(why=str(error))
     if said["alive"] is None:
-        return _Airflow(said["installation"], None, said["why"])
+        return AirflowSays(said["installation"], None, said["why"])
     known = {
         json.dumps(each, sort_keys=True): owned for each, owned in zip(labels, said["alive"], strict=True)
     }
-    return _Airflow(said["installation"], lambda each: known.get(json.dumps(dict(each), sort_keys=True)))
+    return AirflowSays(said["installation"], lambda each: known.get(json.dumps(dict(each), sort_keys=True)))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,11 @@ import pytest
 
 from llem_airflow.operators import LLEMCollectGarbageOperator
 from llem_airflow.operators.maintenance import is_alive
+from llem_airflow.results import ResultsRoot
 from llem_airflow.runners.attempt import LABEL_SESSION, Attempt
+from llem_airflow.runners.container_spec import ContainerSettings
+from tests import parts
+from tests.runners.programs import SPEC, attempt, in_container, program
 
 LABELS = {"llem.dag_id": "d", "llem.run_id": "r", "llem.task_id": "t", "llem.map_index": "3"}
 
@@ -81,6 +86,34 @@ def test_only_what_is_over_and_of_this_installation_goes(
     finally:
         for name in (alive, foreign):
             docker_api.remove_volume(name)
+
+
+@pytest.mark.docker
+def test_a_finished_result_that_nobody_comes_for_is_stored_before_its_container_goes(
+    monkeypatch: pytest.MonkeyPatch, docker_api: docker.APIClient, python_image: str, tmp_path: Path
+) -> None:
+    mine = f"tests-gc-{uuid.uuid4().hex[:8]}"
+    monkeypatch.setenv("LLEM_INSTALLATION", mine)
+    monkeypatch.setenv("AIRFLOW__LLEM__RESULTS_ROOT", str(tmp_path / "results"))
+    who = replace(attempt(), installation=mine)
+
+    def killed(_collected: Any) -> None:
+        raise SystemExit
+
+    settings, bundle = ContainerSettings(python_image), program(tmp_path, "result()")
+    with pytest.raises(SystemExit):
+        in_container(docker_api, who, settings, tmp_path / "out", bundle, store=killed)
+    run = ResultsRoot(tmp_path / "results").run(SPEC.study, who.run_id)
+    state = "up_for_retry"
+    context: Any = {
+        "ti": SimpleNamespace(get_task_states=lambda **_asked: {who.run_id: {who.task_id: state}})
+    }
+    assert LLEMCollectGarbageOperator(task_id="gc").execute(context) == 0
+    assert not run.is_run()
+    state = "failed"
+    LLEMCollectGarbageOperator(task_id="gc").execute(context)
+    assert [ref.provenance()["adopted"] for ref in run.cycles()] == [True]
+    assert parts.left_by(docker_api, mine) == []
 
 
 def test_airflow_s_database_says_who_is_alive_in_a_process_of_its_own(

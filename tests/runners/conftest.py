@@ -70,6 +70,7 @@ def run_container(
         who: Attempt = this_attempt,
         wait: Wait = Wait(180.0),  # noqa: B008  # frozen
         spec: ExperimentSpec = SPEC,
+        store: Callable[[Collected], object] = lambda _: None,
         **settings: Any,
     ) -> Collected:
         return in_container(
@@ -81,6 +82,7 @@ def run_container(
             on_line=(lines if lines is not None else []).append,
             wait=wait,
             spec=spec,
+            store=store,
         )
 
     return run
