@@ -144,15 +144,12 @@ def rules_of(engine: str) -> tuple[Rule, ...]:
 
 def relevant(rules: tuple[Rule, ...], base: Config, varied: set[KeyPath]) -> tuple[Rule, ...]:
     """The rules that can apply to some point: what all points share decides the others."""
-    return tuple(rule for rule in rules if _can_apply(rule, base, varied))
 
-
-def _can_apply(rule: Rule, base: Config, varied: set[KeyPath]) -> bool:
-    for condition in rule.conditions:
+    def can_hold(condition: Condition) -> bool:
         touched = any(overlap(path, other) for path in condition.paths() for other in varied)
-        if not touched and not condition.holds(base):
-            return False
-    return True
+        return touched or condition.holds(base)
+
+    return tuple(rule for rule in rules if all(map(can_hold, rule.conditions)))
 
 
 def _rule(entry: dict[str, Any]) -> Rule:

@@ -111,17 +111,12 @@ class Sweep:
     def points(self, engine: str) -> Iterator[Variant]:
         """The points of one engine: groups outermost, then axes, the last fastest; groups win over axes."""
         groups, axes = self._of(engine)
-        for overlay in itertools.product(*groups):
-            after = tuple(itertools.chain.from_iterable(overlay))
-            for values in itertools.product(*axes):
-                yield tuple(itertools.chain.from_iterable(values)) + after
+        for chosen in itertools.product(*groups, *axes):
+            yield tuple(itertools.chain(*chosen[len(groups) :], *chosen[: len(groups)]))
 
     def count(self, engine: str) -> int:
         """How many points the engine has."""
-        product = 1
-        for variants in itertools.chain(*self._of(engine)):
-            product *= len(variants)
-        return product
+        return math.prod(map(len, itertools.chain(*self._of(engine))))
 
     def _of(self, engine: str) -> tuple[list[list[Variant]], list[list[Variant]]]:
         mine = [dimension for dimension in self.dimensions if dimension.engine in {None, engine}]
