@@ -25,6 +25,7 @@ from llem_airflow.protocol.records import BOARD_STATE
 from llem_airflow.results import CycleRef, FailureRef, StoredRun, layout
 from llem_airflow.results.folder import json_bytes
 from llem_airflow.results.live import end_all
+from llem_airflow.results.marks import mark_aggregated
 from llem_airflow.results.parquet import POWER_OPTIONS, POWER_SCHEMA, GroupedWriter
 
 _NAMES = pa.dictionary(pa.int32(), pa.string())
@@ -264,6 +265,7 @@ def aggregate_run(run: StoredRun, *, page: Callable[[ReportData], str] | None = 
             run.folder.write(layout.PREVIOUS, json_bytes(previous.told()))
         data = ReportData(summary, gathered.cycles, gathered.curves, run.study_text(), run.meta(), previous)
         run.folder.write(layout.REPORT, page(data).encode())
+    mark_aggregated(run.folder, run.started_epoch_ns())
     return summary
 
 

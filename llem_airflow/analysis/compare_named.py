@@ -17,10 +17,10 @@ from llem_airflow.analysis.compare import (
 )
 from llem_airflow.analysis.history import Trend, history_until
 from llem_airflow.analysis.metrics import deciding_metric, positive_threshold
-from llem_airflow.analysis.tables import RunRows, aggregated_beside
+from llem_airflow.analysis.tables import RunRows
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO, Verdict
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
-from llem_airflow.results.store import NoSuchRunError, locate_run
+from llem_airflow.results.store import NoSuchRunError, aggregated_in, locate_run
 from llem_airflow.text.wording import counted
 
 PREVIOUS = "previous"
@@ -30,13 +30,12 @@ EVERY_RELEASE = "*"
 def previous_run(run: StoredRun) -> StoredRun | None:
     """The newest aggregated run of the same study and model release that began before this one."""
     release, began = run.meta().get("version"), run.started_epoch_ns()
-    earlier = {
-        other.started_epoch_ns(): other
-        for other in aggregated_beside(run)
-        if other.url != run.url and other.meta().get("version") == release
-    }
-    newest = max((started for started in earlier if started < began), default=None)
-    return None if newest is None else earlier[newest]
+    for started, folder in reversed(aggregated_in(run.folder.above())):
+        if started < began and folder.path != run.folder.path:
+            other = StoredRun.at(folder)
+            if other.meta().get("version") == release:
+                return other
+    return None
 
 
 def run_of_release(study: str, release: str, root: ResultsRoot) -> StoredRun | None:

@@ -35,7 +35,7 @@ from llem_airflow.report.terminal import (
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
 from llem_airflow.results.cleanup import removable, remove, remove_orphans
 from llem_airflow.results.llenergymeasure import import_folder
-from llem_airflow.results.store import locate_run, run_name, some_runs
+from llem_airflow.results.store import locate_run, require_run, run_name, some_runs
 from llem_airflow.text import terminal
 from llem_airflow.text.terminal import Rows
 from llem_airflow.text.wording import counted
@@ -171,7 +171,7 @@ def prune(
 ) -> int:
     """Print which runs may go, and remove them only when told so."""
     root = ResultsRoot(results_root)
-    some_runs(root, study)
+    require_run(root, study)
     found = removable(
         root, now_epoch_ns=time.time_ns(), keep_runs=keep_runs, keep_days=keep_days, study=study
     )

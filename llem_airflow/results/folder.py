@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -117,6 +117,11 @@ class Folder:
         """Names of the files in it that are not hidden, sorted."""
         return self._entries("file")
 
+    def versions(self) -> dict[str, str]:
+        """Of each file in it, by its name, what changes when it is written again."""
+        rows = self._rows()
+        return {row["name"].rpartition("/")[2]: version_in(row) for row in rows if row["type"] == "file"}
+
     def read(self, name: str) -> bytes:
         """Content of a file."""
         data: bytes = self.fs.cat_file(f"{self.path}/{name}")
@@ -219,13 +224,21 @@ class Folder:
             self.fs.rm(self.path, recursive=True)
 
     def _entries(self, kind: str) -> list[str]:
+        names = (row["name"].rstrip("/").rsplit("/", 1)[-1] for row in self._rows() if row["type"] == kind)
+        return sorted(name for name in names if not name.startswith("."))
+
+    def _rows(self) -> list[dict[str, Any]]:
         self.fs.invalidate_cache()
         try:
-            rows = self.fs.ls(self.path, detail=True)
+            rows: list[dict[str, Any]] = self.fs.ls(self.path, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        names = (row["name"].rstrip("/").rsplit("/", 1)[-1] for row in rows if row["type"] == kind)
-        return sorted(name for name in names if not name.startswith("."))
+        return rows
+
+
+def version_in(info: Mapping[str, Any]) -> str:
+    """What changes when a file is written again: its size and its time or tag."""
+    return repr([info.get(key) for key in ("size", "mtime", "ino", "ETag", "LastModified")])
 
 
 def by_connection(url: str) -> tuple[str, str, str]:

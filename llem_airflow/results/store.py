@@ -14,6 +14,7 @@ from llem_airflow import __version__
 from llem_airflow.results import layout
 from llem_airflow.results.commit import commit, remove_orphan_commits, require_result
 from llem_airflow.results.folder import Folder, ResultReadError, ResultsWriteError, json_bytes
+from llem_airflow.results.marks import marks_in
 from llem_airflow.results.records import CycleRef, FailureRef, checked_plan, sensors_for
 
 
@@ -48,6 +49,14 @@ class ResultsRoot:
         found = [run for run in found if run.is_run()]
         return sorted(found, key=lambda run: (run.started_epoch_ns(), run.folder.path))
 
+    def aggregated(self, study: str) -> list[tuple[int, Folder]]:
+        """As ``aggregated_in``."""
+        return aggregated_in(self.folder.child(layout.folder_name(study)))
+
+    def run_at(self, folder: Folder) -> StoredRun:
+        """The run in a folder."""
+        return StoredRun.at(folder)
+
     def find_run(self, dag_id: str, run_id: str) -> StoredRun | None:
         """The run that an Airflow DAG run wrote, by what run.json says."""
         for study in self.studies():
@@ -55,6 +64,21 @@ class ResultsRoot:
             if run.run_id == run_id and run.is_run() and run.meta().get("dag_id") == dag_id:
                 return run
         return None
+
+
+def aggregated_in(study: Folder) -> list[tuple[int, Folder]]:
+    """When each aggregated run of a study began, 0 for not known, and its folder; the oldest first.
+
+    On an object store, only runs without a mark are looked into.
+    """
+    marks, found = marks_in(study), []
+    for name in study.folders():
+        folder = study.child(name)
+        if mark := marks.get(name):
+            found.append((mark.started_epoch_ns, folder))
+        elif folder.exists(layout.SUMMARY):
+            found.append((StoredRun.at(folder).started_epoch_ns(), folder))
+    return sorted(found, key=lambda one: (one[0], one[1].path))
 
 
 @dataclass(frozen=True)
@@ -311,14 +335,14 @@ def locate_run(text: str, root: ResultsRoot) -> StoredRun:
         NoSuchRunError: There is none.
     """
     if text == "latest":
-        return _newest(some_runs(root))
+        return _newest(root)
     if "://" in text or Path(text).is_dir():
         run = StoredRun.at(Folder.at(text if "://" in text else Path(text).resolve()))
         if run.is_run():
             return run
     study, _, rest = text.partition("/")
     if not rest:
-        return _newest(some_runs(root, study))
+        return _newest(root, study)
     for run in root.runs(study) if study else ():
         if rest in {run.run_id, run.folder.name}:
             return run
@@ -347,10 +371,25 @@ def run_name(run: StoredRun) -> str:
     return "/".join(run.folder.path.rsplit("/", 2)[-2:])
 
 
-def _newest(runs: list[StoredRun]) -> StoredRun:
+def require_run(root: ResultsRoot, study: str | None = None) -> None:
+    """That there is a run under a root, or of a study, without looking into all of them.
+
+    Raises:
+        NoSuchRunError: As ``some_runs``.
+    """
+    for name in [layout.folder_name(study)] if study else root.studies():
+        folder = root.folder.child(name)
+        if any(StoredRun.at(folder.child(run)).is_run() for run in folder.folders()):
+            return
+    some_runs(root, study)
+
+
+def _newest(root: ResultsRoot, study: str | None = None) -> StoredRun:
     """The newest run that was brought to its end; one that was broken off only when there is no other."""
-    ended = [run for run in runs if run.folder.exists(layout.SUMMARY)]
-    return (ended or runs)[-1]
+    ended = [one for name in ([study] if study else root.studies()) for one in root.aggregated(name)]
+    if not ended:
+        return some_runs(root, study)[-1]
+    return StoredRun.at(max(ended, key=lambda one: (one[0], one[1].path))[1])
 
 
 def _what_is_there(root: ResultsRoot, text: str) -> str:

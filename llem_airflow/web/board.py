@@ -29,12 +29,8 @@ def leaderboard(entries: Iterable[Entry], latency: str, limit_s: float | None, k
     entrants, problems, runs = [], [], 0
     for entry in _newest(entries):
         try:
-            told = kept.of_file(
-                "entrants",
-                entry.run.folder,
-                layout.EXPERIMENTS_TABLE,
-                partial(_entrants, entry.run),
-            )
+            version = entry.version_of(layout.EXPERIMENTS_TABLE)
+            told = kept.of("entrants", entry.run.folder.path, version, partial(_entrants, entry.run))
         except (OSError, ValueError) as error:
             problems.append(str(error))
             continue
@@ -89,6 +85,6 @@ def _newest(entries: Iterable[Entry]) -> list[Entry]:
     found: dict[tuple[str, str, str], Entry] = {}
     for entry in entries:
         found_in = entry.run.folder.path.rpartition("/")[0]
-        if entry.run.folder.exists(layout.EXPERIMENTS_TABLE):
+        if entry.has(layout.EXPERIMENTS_TABLE):
             found[found_in, entry.dag_id, entry.release] = entry
     return list(found.values())

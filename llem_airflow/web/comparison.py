@@ -15,7 +15,7 @@ from llem_airflow.results import ResultReadError, StoredRun, layout
 from llem_airflow.results.parquet import read_table
 from llem_airflow.web.explore import metric_facts
 from llem_airflow.web.index import Entry
-from llem_airflow.web.kept import Kept, file_version
+from llem_airflow.web.kept import Kept
 from llem_airflow.web.studies import labels_of, run_numbers
 
 RELEASE = "@"
@@ -38,7 +38,7 @@ _TESTED = ("p_adjusted", "detectable_ratio", "method", "reason")
 
 def choices(entries: Sequence[Entry]) -> dict[str, Any]:
     """The aggregated runs, the newest first, and the releases with the newest run of each, the oldest first."""
-    there = [entry for entry in entries if entry.run.folder.exists(layout.CYCLES_TABLE)]
+    there = [entry for entry in entries if entry.has(layout.CYCLES_TABLE)]
     return {
         "runs": [_facts(entry) for entry in reversed(there[-SHOWN_RUNS:])],
         "releases": {name: _facts(entry) for name, entry in _releases(there).items()},
@@ -51,7 +51,7 @@ def usual(entries: Sequence[Entry]) -> tuple[str, list[str]]:
     Args:
         entries: The runs of a study and DAG, oldest first.
     """
-    there = [entry for entry in entries if entry.run.folder.exists(layout.CYCLES_TABLE)]
+    there = [entry for entry in entries if entry.has(layout.CYCLES_TABLE)]
     names = [f"{RELEASE}{name}" for name in _releases(there)]
     if len(names) > 1:
         return names[0], names[1:][-LARGEST_CANDIDATES:]
@@ -66,7 +66,7 @@ def named(name: str, entries: Sequence[Entry], dag_id: str) -> Entry:
         ResultReadError: The DAG has none of that name.
     """
     if name.startswith(RELEASE):
-        there = [entry for entry in entries if entry.run.folder.exists(layout.CYCLES_TABLE)]
+        there = [entry for entry in entries if entry.has(layout.CYCLES_TABLE)]
         found = _releases(there).get(name.removeprefix(RELEASE))
     else:
         found = next((entry for entry in reversed(entries) if entry.run.run_id == name), None)
@@ -91,9 +91,9 @@ def comparison(baseline: Entry, candidates: Sequence[Entry], how: How, kept: Kep
     """
     runs = [baseline.run, *(entry.run for entry in candidates)]
     what = repr([how, *(run.url for run in runs)])
-    version = repr([file_version(run.folder, layout.CYCLES_TABLE) for run in runs])
+    version = repr([entry.version_of(layout.CYCLES_TABLE) for entry in (baseline, *candidates)])
     found: dict[str, Any] = kept.of("comparison", what, version, lambda: _comparison(runs, how))
-    labels = labels_of(run_numbers(baseline.run, kept))
+    labels = labels_of(run_numbers(baseline, kept))
     return {
         "baseline": _facts(baseline),
         "candidates": [_facts(entry) for entry in candidates],

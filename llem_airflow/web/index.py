@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
 from llem_airflow.results.folder import Folder
+from llem_airflow.results.marks import marks_in
+from llem_airflow.web.kept import file_version
 
 LARGEST_RUNS = 50_000
 """So many runs are remembered, about 0.5 KB each; above, the study that was looked at longest ago is forgotten."""
@@ -27,12 +29,22 @@ class Entry:
         dag_id: DAG that wrote it; empty for none.
         started_epoch_ns: When it began; 0 for not known.
         release: Model release that it measured; empty for none.
+        version: Of what its aggregate wrote, by the mark that this left on an object store; empty where there is none.
     """
 
     run: StoredRun
     dag_id: str
     started_epoch_ns: int
     release: str
+    version: str = ""
+
+    def has(self, name: str) -> bool:
+        """Whether a table of the aggregate is there."""
+        return bool(self.version) or self.run.folder.exists(name)
+
+    def version_of(self, name: str) -> str:
+        """What changes when a table of the aggregate is written again; empty for none."""
+        return self.version or file_version(self.run.folder, name)
 
 
 class RunIndex:
@@ -69,7 +81,12 @@ class RunIndex:
         )
         # A run that is only being opened has no run.json yet; writing it changes the run's folder, not the study's.
         self._remember(study, changed if all(found) else None, entries)
-        return entries
+        if not (marks := marks_in(folder)):
+            return entries
+        return tuple(
+            replace(one, version=marks[name].version) if (name := one.run.folder.name) in marks else one
+            for one in entries
+        )
 
     def find(self, dag_id: str, run_id: str) -> StoredRun | None:
         """The run that a DAG run wrote, by what run.json says: first where that DAG's runs were found before."""

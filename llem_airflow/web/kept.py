@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from llem_airflow.results.folder import Folder
+from llem_airflow.results.folder import Folder, version_in
 from llem_airflow.web.answers import json_text
 
 Made = TypeVar("Made")
@@ -60,18 +60,18 @@ class Kept:
     def of_plain(
         self,
         kind: str,
-        folder: Folder,
-        name: str,
+        what: str,
+        version: str,
         make: Callable[[], Made],
         plain: Callable[[Made], Any],
         back: Callable[[Any], Made],
     ) -> Made:
-        """What ``make`` gives of a file, kept as plain JSON values: as it was made, or ``back`` from them.
+        """What ``make`` gives, kept as plain JSON values: as it was made, or ``back`` from them.
 
         Args:
-            kind: What is made of the file.
-            folder: Where the file lies.
-            name: The file.
+            kind: As for ``of``.
+            what: As for ``of``.
+            version: As for ``of``.
             make: Works it out.
             plain: It as plain JSON values.
             back: The opposite of ``plain``.
@@ -82,7 +82,7 @@ class Kept:
             fresh.append(make())
             return plain(fresh[0])
 
-        text = self._text(kind, f"{folder.path}/{name}", file_version(folder, name), made)
+        text = self._text(kind, what, version, made)
         if fresh:
             return fresh[0]
         with _uncollected():
@@ -160,4 +160,4 @@ def file_version(folder: Folder, name: str) -> str:
         info = folder.fs.info(f"{folder.path}/{name}")
     except OSError:
         return ""
-    return repr([info.get(key) for key in ("size", "mtime", "ino", "ETag", "LastModified")])
+    return version_in(info)

@@ -14,10 +14,11 @@ def nights_of(entries: Sequence[Entry], metric: str, kept: Kept) -> tuple[list[N
     """The runs that have tables, and what is wrong with those whose tables do not read."""
     nights, problems = [], []
     for entry in entries:
-        if not entry.run.folder.exists(layout.CYCLES_TABLE):
+        version = entry.version_of(layout.CYCLES_TABLE)
+        if not version:
             continue
         try:
-            found = _measured(entry.run, metric, kept)
+            found = _measured(entry.run, version, metric, kept)
         except (OSError, ValueError) as error:
             problems.append(str(error))
             continue
@@ -25,11 +26,11 @@ def nights_of(entries: Sequence[Entry], metric: str, kept: Kept) -> tuple[list[N
     return nights, problems
 
 
-def _measured(run: StoredRun, metric: str, kept: Kept) -> tuple[Measured, ...]:
+def _measured(run: StoredRun, version: str, metric: str, kept: Kept) -> tuple[Measured, ...]:
     return kept.of_plain(
         f"nights {metric}",
-        run.folder,
-        layout.CYCLES_TABLE,
+        run.folder.path,
+        version,
         lambda: measured(run, metric),
         plain,
         from_plain,

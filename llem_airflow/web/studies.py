@@ -68,7 +68,7 @@ def headline(entries: Sequence[Entry], kept: Kept, visible: Collection[str]) -> 
         kept: Where what was read is kept.
         visible: Ids of the study's runs that the user may see: a change against another one is not told.
     """
-    told = [(entry, rows) for entry in entries[-NIGHTS:] if (rows := run_numbers(entry.run, kept))]
+    told = [(entry, rows) for entry in entries[-NIGHTS:] if (rows := run_numbers(entry, kept))]
     if not told:
         return {"number": None, "history": [], "since": None}
     newest, rows = told[-1]
@@ -132,7 +132,7 @@ def run_rows(entries: Sequence[Entry], kept: Kept) -> list[dict[str, Any]]:
             "release": entry.release,
             "number": None,
         }
-        if rows := run_numbers(entry.run, kept):
+        if rows := run_numbers(entry, kept):
             row |= {key: sum(one[key] for one in rows) for key in ("planned", "valid")}
             if best := best_of(rows):
                 one, metric = best
@@ -146,13 +146,14 @@ def run_rows(entries: Sequence[Entry], kept: Kept) -> list[dict[str, Any]]:
     return found
 
 
-def run_numbers(run: StoredRun, kept: Kept) -> list[dict[str, Any]]:
+def run_numbers(entry: Entry, kept: Kept) -> list[dict[str, Any]]:
     """The headline numbers of a run's experiments; nothing for one without a readable table."""
-    if not run.folder.exists(layout.EXPERIMENTS_TABLE):
+    version = entry.version_of(layout.EXPERIMENTS_TABLE)
+    if not version:
         return []
     try:
-        found: list[dict[str, Any]] = kept.of_file(
-            "headline", run.folder, layout.EXPERIMENTS_TABLE, lambda: _numbers(run)
+        found: list[dict[str, Any]] = kept.of(
+            "headline", entry.run.folder.path, version, lambda: _numbers(entry.run)
         )
     except (OSError, ValueError):
         return []  # a damaged table hides no other run; the run's own page says what is wrong

@@ -16,7 +16,7 @@ from llem_airflow.results.parquet import read_table
 from llem_airflow.web.answers import json_text
 from llem_airflow.web.explore import HEADLINES, metric_facts
 from llem_airflow.web.index import Entry
-from llem_airflow.web.kept import Kept, file_version
+from llem_airflow.web.kept import Kept
 from llem_airflow.web.measured import nights_of
 from llem_airflow.web.studies import best_of, labels_of, run_numbers
 
@@ -200,7 +200,7 @@ def _history(followed: dict[str, Any], metric: str) -> dict[str, Any]:
 
 
 def _newest_numbers(entries: Sequence[Entry], kept: Kept) -> list[dict[str, Any]]:
-    return next((rows for entry in reversed(entries) if (rows := run_numbers(entry.run, kept))), [])
+    return next((rows for entry in reversed(entries) if (rows := run_numbers(entry, kept))), [])
 
 
 def _first(newest: Sequence[dict[str, Any]], known: Sequence[str]) -> list[str]:
@@ -216,10 +216,8 @@ def _metrics(entries: Sequence[Entry], kept: Kept) -> list[str]:
     for entry in reversed(entries):
         run = entry.run
         try:
-            if run.folder.exists(layout.EXPERIMENTS_TABLE):
-                found: list[str] = kept.of_file(
-                    "metrics", run.folder, layout.EXPERIMENTS_TABLE, partial(_present, run)
-                )
+            if version := entry.version_of(layout.EXPERIMENTS_TABLE):
+                found: list[str] = kept.of("metrics", run.folder.path, version, partial(_present, run))
                 return found
         except (OSError, ValueError):
             continue
@@ -239,6 +237,4 @@ def _key(entries: Sequence[Entry], metric: str) -> str:
 
 def _versions(entries: Sequence[Entry]) -> str:
     """Changes when a table is written again, and when a run comes or goes."""
-    return repr(
-        [(entry.run.folder.name, file_version(entry.run.folder, layout.CYCLES_TABLE)) for entry in entries]
-    )
+    return repr([(entry.run.folder.name, entry.version_of(layout.CYCLES_TABLE)) for entry in entries])

@@ -1,0 +1,162 @@
+"""What pages and `results prune` ask of an object store does not grow with the runs in it; counted before a server."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from llem_airflow.analysis.aggregate import aggregate_run
+from llem_airflow.analysis.compare_named import previous_run
+from llem_airflow.report.console import prune
+from llem_airflow.results import ResultsRoot, layout
+from llem_airflow.results.cleanup import removable
+from llem_airflow.results.marks import mark_aggregated, marks_in
+from llem_airflow.results.store import locate_run
+from llem_airflow.web.app import Server, server
+from tests.analysis.conftest import run_maker
+from tests.results import roots
+from tests.results.recorded import Recording
+from tests.results.s3_gate import Gate, gate_before
+from tests.web.conftest import Site
+
+s3_server = roots.s3_server
+DAY_NS = 86_400_000_000_000
+BEGAN_NS = 1_700_000_000_000_000_000
+
+
+@pytest.fixture
+def gate(s3_server: str) -> Iterator[Gate]:
+    with gate_before(s3_server) as found:
+        yield found
+
+
+@pytest.fixture
+def root(gate: Gate, request: pytest.FixtureRequest, tmp_path: Path) -> ResultsRoot:
+    """A root on the server behind the gate."""
+    made = roots.new_root("s3", request, tmp_path)
+    return ResultsRoot(made.url, endpoint_url=gate.url, key="test", secret="test")
+
+
+class Nights:
+    """Aggregated runs of one study, each a copy of one that was measured."""
+
+    def __init__(self, root: ResultsRoot, tmp_path: Path) -> None:
+        self.root, self.count = root, 0
+        one = run_maker(ResultsRoot(tmp_path / "one"), tmp_path)(
+            {(0, 1): Recording(), (1, 1): Recording()}, cycles=1
+        )
+        aggregate_run(one, page=lambda _: "<html>")
+        self._meta = one.meta()
+        self._files = {name: one.folder.read(name) for name in one.folder.files()}
+
+    def add(self, count: int, *, marked: bool = True) -> None:
+        for number in range(self.count, self.count + count):
+            run = self.root.run("nightly", f"r{number:04}")
+            meta = {**self._meta, "run_id": run.run_id, "started_epoch_ns": BEGAN_NS + number * DAY_NS}
+            run.folder.fs.pipe(
+                {
+                    f"{run.folder.path}/{name}": data
+                    for name, data in self._files.items()
+                    if name != layout.RUN
+                }
+                | {f"{run.folder.path}/{layout.RUN}": json.dumps(meta).encode()}
+            )
+            if marked:
+                mark_aggregated(run.folder, meta["started_epoch_ns"])
+        self.count += count
+
+
+@pytest.fixture
+def nights(root: ResultsRoot, tmp_path: Path) -> Nights:
+    return Nights(root, tmp_path)
+
+
+def counted(gate: Gate, act: Callable[[], Any]) -> int:
+    before = len(gate.asked)
+    act()
+    return len(gate.asked) - before
+
+
+def test_pages_ask_for_no_more_when_there_are_more_runs(nights: Nights, gate: Gate, site: Site) -> None:
+    state = Server(nights.root.url)
+    state.index.root = nights.root
+    site.client.app.dependency_overrides[server] = lambda: state  # type: ignore[attr-defined]
+    pages = {
+        "studies": {},
+        "headline": {"dag_id": "nightly", "study": "nightly"},
+        "runs": {"dag_id": "nightly"},
+        "trend": {"dag_id": "nightly"},
+        "verdicts": {"dag_id": "nightly", "study": "nightly", "metric": "energy_per_output_token_j"},
+        "compare": {"dag_id": "nightly"},
+        "leaderboard": {},
+        "explore": {"dag_id": "nightly", "run_id": "r0003"},
+    }
+
+    def look(page: str) -> None:
+        answer = site.get(f"/api/{page}", **pages[page])
+        assert answer.status_code == 200, answer.text
+
+    asked = []
+    for more in (10, 30):
+        nights.add(more)
+        first = {page: counted(gate, partial(look, page)) for page in pages}
+        assert first["studies"] >= more  # each new run's run.json, once
+        asked.append({page: counted(gate, partial(look, page)) for page in pages})
+    assert asked[0] == asked[1]
+    assert max(asked[1].values()) <= 8, asked
+
+
+def test_prune_looks_into_no_run_that_stays(
+    nights: Nights, gate: Gate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def look(stay: int) -> None:
+        assert removable(nights.root, now_epoch_ns=time.time_ns(), keep_runs=stay) == []
+        newest = locate_run("latest", nights.root)
+        assert newest.run_id == f"r{nights.count - 1:04}"
+        assert locate_run("nightly", nights.root) == newest
+        before = previous_run(newest)
+        assert before is not None
+        assert before.run_id == f"r{nights.count - 2:04}"
+
+    nights.add(10)
+    few = counted(gate, lambda: look(100))
+    nights.add(30)
+    assert counted(gate, lambda: look(100)) == few
+    assert few <= 24
+
+    going = removable(nights.root, now_epoch_ns=time.time_ns(), keep_runs=38)
+    assert [one.run.run_id for one in going] == ["r0000", "r0001"]
+    assert prune_all(nights.root, 38) == 0
+    assert "2 runs" in capsys.readouterr().out
+    assert len(marks_in(nights.root.folder.child("nightly"))) == 38
+    assert len(nights.root.studies()) == 1
+    assert len(nights.root.folder.child("nightly").folders()) == 38
+
+
+def prune_all(root: ResultsRoot, stay: int) -> int:
+    fsspec.config.conf["s3"] = {"endpoint_url": root.folder.fs.endpoint_url, "key": "test", "secret": "test"}
+    try:
+        return prune(root.url, study=None, keep_runs=stay, keep_days=None, yes=True)
+    finally:
+        del fsspec.config.conf["s3"]
+
+
+def test_a_run_without_a_mark_is_looked_into_and_one_aggregated_again_is_read_again(
+    nights: Nights, root: ResultsRoot
+) -> None:
+    nights.add(1, marked=False)
+    nights.add(1)
+    study = root.folder.child("nightly")
+    assert [folder.name for _, folder in root.aggregated("nightly")] == ["r0000", "r0001"]
+    (before,) = marks_in(study).values()
+    mark_aggregated(root.run("nightly", "r0001").folder, before.started_epoch_ns)
+    (after,) = marks_in(study).values()
+    assert before.version != after.version
+    assert before.started_epoch_ns == after.started_epoch_ns == BEGAN_NS + DAY_NS
