@@ -156,25 +156,26 @@ class Nights:
         Returns:
             The newest night off the level before it, its margin at 5 % to each side, and the limit of an outlier.
         """
-        before = self._values[0, self._last[0] : -1]
+        (alone,) = self._values
+        before = alone[self._last.item() : -1]
         if not len(before):
             return None
         noise = self._noise_of(self._values[:, :-1])
-        phi, df = float(noise.phi[0]), float(noise.df[0])
-        sd = float(noise.sd[0]) / math.sqrt(1 - phi**2) * math.sqrt(1 + 1 / len(before))
-        off = float(self._values[0, -1] - np.median(before[-MEMORY:]))
-        limit = float(_limit(self._experiments, QUARTER, noise.df)[0])
+        phi, df = noise.phi.item(), noise.df.item()
+        sd = noise.sd.item() / math.sqrt(1 - phi**2) * math.sqrt(1 + 1 / len(before))
+        off = float(alone[-1] - np.median(before[-MEMORY:]))
+        limit = _limit(self._experiments, QUARTER, noise.df).item()
         return off, float(special.stdtrit(df, 0.95)) * sd, limit * sd
 
     def detectable(self) -> float | None:
         """Of one experiment alone: the step of a week that would be told with 80 % power; None with one night."""
-        n = min(self._values.shape[1] - int(self._last[0]), MEMORY)
+        n = min(self._values.shape[1] - self._last.item(), MEMORY)
         if n < 2:
             return None
         noise, zero = self._noise_of(self._values), np.zeros(1)
         _, error = _step(_Before(zero, np.array([n]), zero, zero), np.zeros((1, WINDOWS[-1])), noise)
         limit = _limit(self._experiments, QUARTER * len(WINDOWS), noise.df)
-        return float(np.expm1((limit + special.ndtri(0.8)) * error)[0])
+        return float(np.expm1((limit + special.ndtri(0.8)) * error).item())
 
     def _noises_until(self, asked: Sequence[tuple[Integers, Integers]]) -> list[Noise]:
         """The noise of rows over so many of their first nights each; what is asked for again is worked out once."""

@@ -130,9 +130,9 @@ class Prior:
         for rows, own in packed:
             variance[rows] = squares(own, np.repeat(middle, len(own))) / df[rows]
         log = np.log(np.maximum(variance, np.finfo(float).tiny))
-        errors = (1 - middle[0] ** 2) / np.maximum(nights, 1.0), 2 / df
+        errors = (1 - middle**2) / np.maximum(nights, 1.0), 2 / df
         like = _alike(phi, errors[0], known) & _alike(log, errors[1], known)
-        together = _together(rest[like], middle[0])
+        together = _together(rest[like], middle.item())
         phi_mean, phi_most = _mean_of_others(phi, nights * like, ASSUMED_PHI, PHI_WEIGHT, together)
         mean, most = _mean_of_others(variance, df * like, assumed.variance[0], SD_WEIGHT, together)
         phi_apart = _apart(phi[like], errors[0][like], _PHI_APART, together)
