@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.history import DAY_NS, Point, change_points, histories, history_until, trend
+from llem_airflow.analysis.history import Point, change_points, histories, history_until, trend
 from llem_airflow.analysis.verdict import Verdict
 from llem_airflow.report.page import report_html
 from llem_airflow.results import ResultsRoot
@@ -88,11 +88,33 @@ def test_a_slow_drift_is_told_as_one() -> None:
     assert found.alarms[0].ratio > 0.01
 
 
+DAY_NS = 86_400_000_000_000
+
+
+def with_weekends(nights: int, late_h: int = 0) -> list[Point]:
+    """Nights of which those of the weekend take more; every other one begins late."""
+    means = np.random.default_rng(6).normal(10, 0.03, nights) * (1 + 0.03 * (np.arange(nights) % 7 >= 5))
+    return [
+        Point(f"run-{k}", k * DAY_NS + k % 2 * late_h * DAY_NS // 24, (mean, mean * 1.001))
+        for k, mean in enumerate(means.tolist())
+    ]
+
+
 def test_a_pattern_of_the_weekday_is_no_change() -> None:
-    rng = np.random.default_rng(6)
-    means = rng.normal(10, 0.03, 120) * (1 + 0.03 * (np.arange(120) % 7 >= 5))
-    points = [Point(f"run-{k}", k * DAY_NS, (mean, mean * 1.001)) for k, mean in enumerate(means.tolist())]
-    assert trend(points, "lower").alarms == ()
+    assert trend(with_weekends(120), "lower").alarms == ()
+
+
+def test_a_night_that_begins_some_hours_late_is_of_the_same_weekday() -> None:
+    nightly = with_weekends(35)
+    found = trend(nightly, "lower").detectable_ratio
+    assert found == trend(with_weekends(35, late_h=7), "lower").detectable_ratio
+    weekly = [
+        one._replace(t_epoch_ns=7 * one.t_epoch_ns) for one in nightly
+    ]  # all of one weekday: no pattern
+    scattered = trend(weekly, "lower").detectable_ratio
+    assert found is not None
+    assert scattered is not None
+    assert found < scattered
 
 
 def test_more_experiments_share_the_same_budget() -> None:
