@@ -25,6 +25,7 @@ V1 = "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"
         ("0::/a/b\n", {"a/b/memory.events": V2}, 1),
         ("0::/seen/from/outside\n", {"memory.events": V2}, 1),
         ("4:memory:/a\n0::/\n", {"memory/a/memory.oom_control": V1}, 3),
+        ("5:pids:/a\n4:memory:/a\n", {"memory/a/memory.oom_control": V1}, 3),
         ("4:cpu,memory:/outside\n", {"memory/memory.oom_control": V1}, 3),
         ("0::/pod.slice:cri:c\n", {"pod.slice:cri:c/memory.events": V2}, 1),  # containerd's names hold colons
         ("0::/a\n", {}, None),
