@@ -136,9 +136,6 @@ def _close(one: float | None, other: float | None) -> bool:
 def _sha256(ref: CycleRef, name: str) -> str | None:
     try:
         with ref.folder.open(name) as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-            return digest.hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None

@@ -533,3 +533,13 @@ def test_histories_are_told_apart_by_release_only_where_one_experiment_has_sever
     ]
     unnamed = [night("one", 1, "", ("m", "0123456789abcdef", 1.0), ("m", "f" * 16, 2.0))]
     assert [str(name) for name in points_of(unnamed)[0]] == ["m of 01234567", "m of ffffffff"]
+
+
+@pytest.mark.parametrize(("last", "told", "outlier"), [((0.5,), False, True), ((0.1, 0.5), True, False)])
+def test_the_night_that_tells_a_change_is_no_outlier_however_far_it_lies(
+    last: tuple[float, ...], told: bool, outlier: bool
+) -> None:
+    calm = np.random.default_rng(0).normal(0, 0.01, 25)
+    found = watch(np.exp([*calm, *last]).tolist(), range(25 + len(last)))
+    assert [alarm.told for alarm in found.alarms] == [26] * told
+    assert found.outlier == outlier
