@@ -23,6 +23,9 @@ ASSUMED_SD_RATIO = 0.02
 ASSUMED_PHI = 0.5
 """Correlation of one night with the next, likewise."""
 
+ASSUMED_VARIANCE = ASSUMED_SD_RATIO**2 * (1 - ASSUMED_PHI**2)
+"""Of what is new in a night, by both."""
+
 SD_WEIGHT, PHI_WEIGHT = 4.0, 10.0
 """What the assumptions weigh, in nights."""
 
@@ -103,8 +106,8 @@ class Prior:
     @classmethod
     def assumed(cls, experiments: int) -> Prior:
         """As long as nothing is known."""
-        each, variance = np.ones(experiments), ASSUMED_SD_RATIO**2 * (1 - ASSUMED_PHI**2)
-        return cls(ASSUMED_PHI * each, PHI_WEIGHT * each, variance * each, SD_WEIGHT * each)
+        told = (ASSUMED_PHI, PHI_WEIGHT, ASSUMED_VARIANCE, SD_WEIGHT)
+        return cls(*(np.full(experiments, one) for one in told))
 
     @classmethod
     def pooled(cls, rest: Floats, taken: Floats) -> Prior:
@@ -134,7 +137,7 @@ class Prior:
         like = _alike(phi, errors[0], known) & _alike(log, errors[1], known)
         together = _together(rest[like], middle.item())
         phi_mean, phi_most = _mean_of_others(phi, nights * like, ASSUMED_PHI, PHI_WEIGHT, together)
-        mean, most = _mean_of_others(variance, df * like, assumed.variance[0], SD_WEIGHT, together)
+        mean, most = _mean_of_others(variance, df * like, ASSUMED_VARIANCE, SD_WEIGHT, together)
         phi_apart = _apart(phi[like], errors[0][like], _PHI_APART, together)
         apart = _apart(log[like], errors[1][like], _LOG_VARIANCE_APART, together)
         own = known & ~like

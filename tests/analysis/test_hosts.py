@@ -112,6 +112,10 @@ def test_the_effect_within_hosts_is_the_least_squares_one() -> None:
     assert found.size == pytest.approx(fit[1])
     assert found.variance == pytest.approx(covariance[1, 1])
     assert found.df == len(y) - 3
+    full = np.column_stack([design, design[:, 1] * design[:, 2]])  # with an effect of its own on each host
+    _, own, *_ = np.linalg.lstsq(full, y, rcond=None)
+    f = (squares[0] - own[0]) / (own[0] / (len(y) - 4))
+    assert found.differs_p == pytest.approx(float(stats.f.sf(f, 1, len(y) - 4)))
 
 
 def test_one_cycle_on_each_host_is_compared_as_pairs_within_hosts() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llem_airflow.analysis.alarm import Series, watch_study
+from llem_airflow.analysis.alarm import Series, _patterns, watch_study
 from llem_airflow.analysis.noise import (
     ASSUMED_SD_RATIO,
     PHI_WEIGHT,
@@ -147,3 +147,33 @@ def test_patterns_of_many_are_those_of_each_to_the_last_digit() -> None:
         assert (many.adds == alone.adds).all()
         assert (many.df, many.variance) == (alone.df, alone.variance)
     assert Pattern.of_rows(rest, weekdays)[0].df > 5
+
+
+def test_what_the_study_shares_is_known_as_well_as_its_nights_agree() -> None:
+    """The error of a common pattern is that of the nights' medians: small where experiments differ by chance alone."""
+    weekdays = np.arange(NIGHTS) % 7
+    rest = _noise(np.random.default_rng(11), 4)
+    rest[:, weekdays >= 5] += 0.03
+    common = Pattern.of(np.median(rest, axis=0), weekdays)
+    share = np.mean(np.median(rest, axis=0) ** 2) / np.mean(rest**2)
+    assert 0.3 < share < 0.9
+    for found, row in zip(_patterns(rest, weekdays), rest, strict=True):
+        own = Pattern.of(row - common.adds[weekdays], weekdays)
+        assert found.adds == pytest.approx(common.adds + own.adds)
+        assert found.df == pytest.approx(own.df + share * common.df)
+        assert found.variance == pytest.approx(own.variance + share * common.variance)
+
+
+def test_a_common_pattern_is_known_no_worse_than_one_experiment_alone_would_tell_it() -> None:
+    weekdays = np.arange(NIGHTS) % 7
+    rest = np.zeros((3, NIGHTS))
+    rest[:2] = _noise(np.random.default_rng(12), 1) + np.where(weekdays >= 5, 0.03, 0.0)
+    common = Pattern.of(rest[0], weekdays)
+    found = _patterns(rest, weekdays)[0]
+    assert common.df > 5
+    assert found.df == pytest.approx(common.df)
+
+
+def test_experiments_without_any_noise_have_no_pattern() -> None:
+    for found in _patterns(np.zeros((2, NIGHTS)), np.arange(NIGHTS) % 7):
+        assert (found.adds == 0).all()
