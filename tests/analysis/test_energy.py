@@ -310,6 +310,14 @@ def test_prefill_and_decode_are_told_apart_where_the_prefill_is_resolved() -> No
     assert energy.decode_j == pytest.approx(2 * 4 * 100, rel=0.06)
 
 
+def test_prefill_is_where_its_requests_are_however_late_in_the_window_the_first_is_sent() -> None:
+    """One iteration from 5 s on: 300 W while it prefills for a second, then 100 W; before it, 200 W."""
+    rows = samples(lambda t: 200.0 if t < 4.95 else 300.0 if t < 5.999 else 100.0)
+    energy = of(rows, requests=measured(requests(1.0)[2:]))
+    assert energy.prefill_j == pytest.approx(300 - 10 + 5, rel=0.06)
+    assert energy.decode_j == pytest.approx(4 * 100, rel=0.06)
+
+
 @pytest.mark.parametrize("rows", [requests(0.05), requests(1.0, 0.5), [{"phase": "measure", "iteration": 0}]])
 def test_prefill_is_not_split_off_when_short_or_interleaved_or_untimed(rows: list[dict[str, Any]]) -> None:
     energy = of(samples(lambda _: 100.0), requests=measured(rows))
