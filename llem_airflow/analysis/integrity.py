@@ -136,6 +136,6 @@ def _close(one: float | None, other: float | None) -> bool:
 def _sha256(ref: CycleRef, name: str) -> str | None:
     try:
         with ref.folder.open(name) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # every store has readinto
     except OSError:
         return None

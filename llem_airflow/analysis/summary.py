@@ -521,15 +521,14 @@ def precision(
         hosts: The host of each value.
     """
     found = describe(values, hosts=hosts)
-    n = found.n if found else 0
-    ratio = found.half_width_ratio if found else None
-    if n < max(min_cycles, 2) or ratio is None:
+    n, ratio = (found.n, found.half_width_ratio) if found else (0, None)
+    if found is None or n < max(min_cycles, 2) or ratio is None:
         return Precision(
             n, ratio, met=False, reason=f"{n} of at least {counted(max(min_cycles, 2), 'cycle')}"
         )
     met = ratio <= relative_half_width
     word = "reached" if met else "not reached"
-    after = n_text(n, found.hosts if found else 1)
+    after = n_text(n, found.hosts)
     reason = f"half width {ratio:.2%} of the mean after {after}; {relative_half_width:.2%} {word}"
     return Precision(n, ratio, met, reason)
 

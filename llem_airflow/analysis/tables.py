@@ -189,8 +189,6 @@ def _cycle_row(study: str, run_id: str, row: Cycle) -> dict[str, Any]:
         **row.measures,
         "study": study,
         "run_id": run_id,
-        "experiment": row.experiment,
-        "gpus": list(row.gpus),
         "started": row.started_epoch_ns,
         "finished": row.finished_epoch_ns,
         "flags": [flag.code for flag in row.flags],

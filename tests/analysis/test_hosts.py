@@ -18,11 +18,12 @@ from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.blocked import host_effect, host_mean
 from llem_airflow.analysis.compare import PairReport, compare_runs, compare_sides
 from llem_airflow.analysis.history import Point, cycle_correlation, trend
+from llem_airflow.analysis.hosts import unequal_on_hosts
 from llem_airflow.analysis.nights import from_plain, measured, plain
 from llem_airflow.analysis.statistics import describe, slope_ratio
 from llem_airflow.analysis.summary import Summary, load_summary, precision
 from llem_airflow.analysis.tables import RunRows
-from llem_airflow.analysis.verdict import Verdict, compare, usual_error
+from llem_airflow.analysis.verdict import Usual, Verdict, compare, usual_error
 from llem_airflow.frames import experiments_df
 from llem_airflow.report.markdown import report_markdown
 from llem_airflow.results import ResultsRoot, StoredRun
@@ -420,3 +421,44 @@ def test_a_night_is_the_mean_over_its_hosts_however_its_cycles_were_spread(sprea
     assert points[0].mean == pytest.approx(points[1].mean, rel=0.002)
     assert trend(points, "lower").verdict is Verdict.UNCHANGED
     assert cycle_correlation(points) == (0.0, 0.0)
+
+
+A100 = {"gpus": ['[{"name": "A100"}]']}
+H100 = {"gpus": ['[{"name": "H100"}]']}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "told"),
+    [
+        ({"a": A100, "b": A100}, {"a": A100, "b": A100}, set()),
+        ({"a": A100, "b": A100}, {"a": H100, "b": H100}, {"gpus", "hardware"}),
+        ({"a": A100, "b": H100}, {"a": A100, "b": H100}, {"hardware"}),
+        (
+            {"a": {"driver": ["1"]}, "b": {"driver": ["2"]}},
+            {"a": {"driver": ["1"]}, "b": {"driver": ["2"]}},
+            set(),
+        ),
+        ({"a": {"driver": ["1", "2"]}}, {"a": {"driver": ["1", "2"]}}, {"driver"}),
+        ({"a": {"driver": ["1"]}}, {"a": {"driver": ["2"]}, "b": {"driver": ["3"]}}, {"driver"}),
+        ({"a": {"driver": ["1"]}}, {"b": {"driver": ["1"]}}, {"host"}),
+    ],
+)
+def test_a_condition_may_differ_between_hosts_and_not_on_one_and_the_kind_of_gpu_on_none(
+    ours: dict[str, Any], theirs: dict[str, Any], told: set[str]
+) -> None:
+    assert set(unequal_on_hosts(ours, theirs)) == told
+
+
+def test_what_cycles_differ_by_is_learnt_within_hosts() -> None:
+    """Hosts are 50 % apart, and cycles on one of them 1 %."""
+    on = ["gpu1"] * 3 + ["gpu2"] * 3
+    sides = [
+        ([1.0, 1.01 + k / 1000, 0.99, 1.5, 1.515, 1.485], [1.0, 1.01, 0.99 - k / 1000, 1.5, 1.515, 1.485])
+        for k in range(4)
+    ]
+    blocked, pooled = usual_error(sides, [(on, on)] * 4), usual_error(sides)
+    assert blocked is not None
+    assert pooled is not None
+    effects = [host_effect([a[:3], a[3:]], [b[:3], b[3:]]) for a, b in sides]
+    assert blocked == Usual.of([(one.variance, one.df) for one in effects])
+    assert blocked.variance < pooled.variance / 100

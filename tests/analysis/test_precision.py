@@ -53,3 +53,9 @@ def test_withheld_energy_counts_as_missing_when_the_study_requires_energy(make_r
     run.write_plan("", plan, {})
     (missing,) = aggregate_run(run).missing
     assert (missing["experiment"], missing["status"]) == (IDS[0], "invalid_energy")
+
+
+def test_without_a_value_nothing_is_reached_and_that_is_said() -> None:
+    found = precision([], relative_half_width=0.01, min_cycles=1)
+    assert (found.n, found.half_width_ratio, found.met) == (0, None, False)
+    assert found.reason == "0 of at least 2 cycles"
