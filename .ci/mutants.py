@@ -51,7 +51,7 @@ from scipy.stats import binomtest
 
 PYTEST = (
     *("-q", "-W", "ignore::pytest.PytestAssertRewriteWarning", "-p", "no:cacheprovider", "-p", "no:xdist"),
-    *("--hypothesis-seed=0", "--hypothesis-profile=mutants", "-m", CONFIG["marks"], "-k", CONFIG["names"]),
+    *("--hypothesis-seed=0", "--hypothesis-profile=mutants", "-m", CONFIG["marks"]),
 )
 
 
@@ -182,6 +182,14 @@ def forget(kept: list[Any]) -> None:
         one.cache_clear()
 
 
+class Without:
+    """Leaves out tests by what stands in brackets behind their names."""
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Those that run the same on files."""
+        items[:] = [one for one in items if not re.search(CONFIG["without"], one.nodeid)]
+
+
 class Watch:
     """Notes for each test how long it takes, whether it passes, and which lines it runs."""
 
@@ -253,7 +261,7 @@ def _look(tree: Path, new: dict[str, Path]) -> int:
     code = int(
         pytest.main(
             [*_pytest(tree), *new, *(f"--deselect={test}" for test in CONFIG["too_slow"])],
-            plugins=[Watch(cover, seen)],
+            plugins=[Without(), Watch(cover, seen)],
         )
     )
     cover.stop()
@@ -331,7 +339,8 @@ class Loop:
                 loaded[one.__code__].append(one)
         gc.freeze()
         for job, codes in self._jobs:
-            if codes and not any(before in loaded for before in codes):
+            lost = codes and not any(before in loaded for before in codes)
+            if job.mutant and lost and is_loaded(self._tree / job.mutant.path):
                 raise LookupError(f"the changed function is not loaded: {job.mutant}")
             asked = [items[test] for test in job.tests]
 
@@ -352,6 +361,11 @@ class Loop:
             if session.testsfailed:
                 return 1
         return 0
+
+
+def is_loaded(path: Path) -> bool:
+    """Whether this process has loaded a module; what it starts loads the changed one."""
+    return any(getattr(module, "__file__", None) == str(path) for module in list(sys.modules.values()))
 
 
 def told_by(code: int | None) -> str:
@@ -391,7 +405,7 @@ def work(ready: Path, seen: Seen, jobs: list[Job], tell: Callable[[Job, str], No
         codes = {job: _codes(tree, job.mutant, seen) for job in jobs}
         inside = [(job, replacing) for job, replacing in codes.items() if replacing is not None]
         loop = [*_pytest(tree), "-s", *files_of(jobs)]
-        in_fork(lambda: int(pytest.main(loop, plugins=[Loop(tree, inside, tell)])), float("inf"))
+        in_fork(lambda: int(pytest.main(loop, plugins=[Without(), Loop(tree, inside, tell)])), float("inf"))
         for job, replacing in codes.items():
             if replacing is None:
                 with written(tree, job.mutant):
@@ -408,7 +422,7 @@ def _write_bytecode(tree: Path, jobs: list[Job]) -> int:
 
 
 def _fresh(tree: Path, tests: tuple[str, ...]) -> int:
-    return int(pytest.main([*_pytest(tree), "-x", *tests]))
+    return int(pytest.main([*_pytest(tree), "-x", *tests], plugins=[Without()]))
 
 
 def _codes(tree: Path, mutant: Mutant | None, seen: Seen) -> dict[CodeType, CodeType] | None:

@@ -159,7 +159,6 @@ def thinned(
     starts = np.arange(len(padded)) * width
     ends = np.array([0, len(values) - 1])
     index = np.unique(np.concatenate([starts + padded.argmin(axis=1), starts + padded.argmax(axis=1), ends]))
-    index = index[index < len(values)]
     return t_s[index], values[index]
 
 

@@ -32,6 +32,8 @@ from llem_airflow.analysis.noise import (
     Pattern,
     Prior,
     RunningSums,
+    Sums,
+    may_have_spikes,
     whitened,
     without_spikes,
 )
@@ -70,7 +72,7 @@ class Change(NamedTuple):
 
 
 class Nights:
-    """The nights so far of experiments with equally many, without spikes and without what the weekday adds."""
+    """The nights so far of experiments, without spikes and without what the weekday adds."""
 
     def __init__(
         self,
@@ -93,31 +95,41 @@ class Nights:
         self._taken = np.array([pattern.df for pattern in patterns])
         self._inflation = np.array([pattern.variance for pattern in patterns])
         self._last = np.array([each[-1] for each in starts])
-        self._stepped = self._last > 0
 
-    def steps(self, threshold_ratio: float) -> dict[int, Change]:
-        """By row, the most improbable step of the last nights, where it is improbable and large enough."""
-        values, n = self._values, self._values.shape[1]
+    def steps(
+        self, threshold_ratio: float, rows: Integers | None = None, nights: Integers | None = None
+    ) -> dict[int, Change]:
+        """The most improbable step of the last nights, where it is improbable and large enough.
+
+        Args:
+            threshold_ratio: Smallest step that matters.
+            rows: Rows that are judged, each as often as it is; else each once.
+            nights: After how many of its nights; else after all.
+
+        Returns:
+            What was found, by the position in ``rows``.
+        """
+        values = self._values
+        rows = np.arange(len(values)) if rows is None else rows
+        nights = np.full(len(rows), values.shape[1]) if nights is None else nights
         sums = np.concatenate((np.zeros((len(values), 1)), np.cumsum(values, axis=1)), axis=1)
-        rows, best, found = np.arange(len(values)), np.zeros(len(values)), dict[int, Change]()
-        running = RunningSums(values)
-        for m in WINDOWS:
-            edge = n - m
-            on_level = self._last < edge
-            if not on_level.any():  # nor where there are fewer nights
-                break
-            begin = np.minimum(np.maximum(self._last, edge - MEMORY), edge - 1)
+        best, found = np.zeros(len(rows)), dict[int, Change]()
+        asked = [(m, np.flatnonzero(self._last[rows] < nights - m)) for m in WINDOWS]
+        noises = self._noises_until([(rows[at], nights[at] - m) for m, at in asked])
+        for (m, at), noise in zip(asked, noises, strict=True):
+            row, edge = rows[at], nights[at] - m
+            begin = np.maximum(self._last[row], edge - MEMORY)
+            after = values[row[:, None], edge[:, None] + np.arange(m)]
             before = _Before(
-                sums[:, edge] - sums[rows, begin], edge - begin, values[rows, begin], values[:, edge - 1]
+                sums[row, edge] - sums[row, begin], edge - begin, values[row, begin], values[row, edge - 1]
             )
-            noise = self._noise_until(edge, running)
-            step, error = _step(before, _confirmed(before.mean, values[:, edge:], noise.sd), noise)
-            t, least = np.abs(step) / error, max(threshold_ratio, GROSS_RATIO if edge < LEARNING else 0.0)
-            told = on_level & (np.abs(np.expm1(step)) >= least) & (t > best)
+            step, error = _step(before, _confirmed(before.mean, after, noise.sd), noise)
+            t, least = np.abs(step) / error, np.where(edge < LEARNING, GROSS_RATIO, 0.0)
+            told = (np.abs(np.expm1(step)) >= np.maximum(threshold_ratio, least)) & (t > best[at])
             told &= _beyond(t, told, self._experiments, QUARTER * len(WINDOWS), noise.df)
-            best = np.where(told, t, best)
-            sizes = values[:, edge:].mean(axis=1) - before.mean
-            found |= {int(row): Change(edge, float(sizes[row])) for row in np.flatnonzero(told)}
+            best[at[told]] = t[told]
+            sizes = after.mean(axis=1) - before.mean
+            found |= {int(at[one]): Change(int(edge[one]), float(sizes[one])) for one in np.flatnonzero(told)}
         return found
 
     def drifts(self, threshold_ratio: float) -> dict[int, Change]:
@@ -166,24 +178,41 @@ class Nights:
         limit = _limit(self._experiments, QUARTER * len(WINDOWS), noise.df)
         return float(np.expm1((limit + special.ndtri(0.8)) * error).item())
 
-    def _noise_until(self, edge: int, running: RunningSums) -> Noise:
+    def _noises_until(self, asked: Sequence[tuple[Integers, Integers]]) -> list[Noise]:
+        """The noise of rows over so many of their first nights each; what is asked for again is worked out once."""
+        width = self._values.shape[1] + 1
+        keys = [rows * width + nights for rows, nights in asked]
+        known, place = np.unique(np.concatenate(keys), return_inverse=True)
+        noise = self._noise_until(known // width, known % width)
+        ends = np.cumsum([len(key) for key in keys])[:-1]
+        return [Noise(noise.phi[at], noise.sd[at], noise.df[at]) for at in np.split(place, ends)]
+
+    def _noise_until(self, rows: Integers, nights: Integers) -> Noise:
         """The noise of the first nights; of rows on one level, which are nearly all, from running sums."""
-        if edge < 2:
-            return self._noise_of(self._values[:, :edge])
-        sums, exact = running.first(edge)
-        noise = Noise.of_sums(sums, 1 + self._taken, self._inflation, self._prior)
-        others = np.flatnonzero(~exact | self._stepped)
-        if len(others):
-            own = self._noise_of(self._values[others, :edge], others)
-            noise.phi[others], noise.sd[others], noise.df[others] = own.phi, own.sd, own.df
+        noise = Noise(*np.zeros((3, len(rows))))
+        fast = np.flatnonzero((self._last[rows] == 0) & (nights > 1))
+        sums, exact = RunningSums(self._values).first(nights[fast], rows[fast])
+        fast = fast[exact]
+        _put(noise, fast, Noise.of_sums(Sums(*(each[exact] for each in sums)), *self._known(rows[fast], 1)))
+        others = np.delete(np.arange(len(rows)), fast)
+        for n in np.unique(nights[others]).tolist():
+            at = others[nights[others] == n]
+            _put(noise, at, self._noise_of(self._values[rows[at], :n], rows[at]))
         return noise
 
     def _noise_of(self, values: Floats, rows: Integers | None = None) -> Noise:
         rows = np.arange(len(values)) if rows is None else rows
         n, starts = values.shape[1], [self._starts[row] for row in rows]
-        taken = np.array([len(lasting(each, n)) for each in starts]) + self._taken[rows]
-        rest = around_levels(values, starts, np.mean)
-        return Noise.of(rest, taken, self._inflation[rows], self._prior.of(rows))
+        levels = np.array([len(lasting(each, n)) for each in starts])
+        return Noise.of(around_levels(values, starts, np.mean), *self._known(rows, levels))
+
+    def _known(self, rows: Integers, levels: Any) -> tuple[Floats, Floats, Prior]:
+        """Degrees of freedom that levels and pattern took, what the pattern's error adds, what is known before."""
+        return levels + self._taken[rows], self._inflation[rows], self._prior.of(rows)
+
+
+def _put(noise: Noise, at: Integers, own: Noise) -> None:
+    noise.phi[at], noise.sd[at], noise.df[at] = own.phi, own.sd, own.df
 
 
 class _Before(NamedTuple):
@@ -375,17 +404,15 @@ class _Study:
         self._without_weekdays = self._values
 
     def walk(self) -> None:
-        """Judge night after night."""
-        measured: list[dict[int, list[int]]] = [defaultdict(list) for _ in self._weekday_of_run]
-        for row, runs in enumerate(self._runs):
-            for n, run in enumerate(runs, start=1):
-                measured[run][n].append(row)
-        for run, rows_by_nights in enumerate(measured, start=1):
-            if run % 7 == 0:
-                self._learn(run - WINDOWS[-1])
-            for n, rows in rows_by_nights.items():
-                if n > 2:
-                    self._judge(rows, n)
+        """Judge night after night; between two times of learning, all nights at once."""
+        owner = np.concatenate([np.full(len(runs), row) for row, runs in enumerate(self._runs)])
+        night = np.concatenate([np.arange(1, len(runs) + 1) for runs in self._runs])
+        week = (np.concatenate(self._runs) + 1) // 7
+        for each in range(int(week.max(initial=-1)) + 1):
+            if each:
+                self._learn(7 * each - WINDOWS[-1])
+            at = (week == each) & (night > 2)
+            self._judge(owner[at], night[at])
 
     def watched(self, row: int) -> Watch:
         """What there is to say of an experiment after its last night."""
@@ -411,17 +438,54 @@ class _Study:
         values = without_spikes(self._without_weekdays[rows, :n])
         return Nights(values, starts, patterns, self._prior.of(rows), self._experiments)
 
-    def _judge(self, rows: list[int], n: int) -> None:
-        nights = self._nights(rows, n)
-        steps = nights.steps(self._threshold_ratio)
-        drifts = nights.drifts(self._threshold_ratio) if n % 7 == 0 else {}
-        for at, row in enumerate(rows):
-            if step := steps.get(at):
-                self._alarms[row].append(Alarm(n - 1, step.began, math.expm1(step.size)))
-                self._starts[row].append(step.began)
-            elif drift := drifts.get(at):
-                self._alarms[row].append(Alarm(n - 1, drift.began, math.expm1(drift.size), drift=True))
-                self._starts[row].append(n - 2 * WINDOWS[-1])
+    def _judge(self, rows: Integers, nights: Integers) -> None:
+        """Judge rows after so many of their nights each; after a change the later ones of that row are judged anew."""
+        while len(rows):
+            changes = self._changes(rows, nights)
+            first: dict[int, tuple[int, Alarm, int]] = {}
+            for at, (alarm, start) in changes.items():
+                row = int(rows[at])
+                if row not in first or alarm.told < first[row][0]:
+                    first[row] = alarm.told, alarm, start
+            for row, (_, alarm, start) in first.items():
+                self._alarms[row].append(alarm)
+                self._starts[row].append(start)
+            told = np.full(len(self._runs), len(self._weekday_of_run))
+            told[[*first]] = [n + 1 for n, _, _ in first.values()]
+            later = nights > told[rows]
+            rows, nights = rows[later], nights[later]
+
+    def _changes(self, rows: Integers, nights: Integers) -> dict[int, tuple[Alarm, int]]:
+        """What is told by position in ``rows``, and where the new level begins."""
+        found: dict[int, tuple[Alarm, int]] = {}
+        for n in np.unique(nights[nights % 7 == 0]).tolist():
+            at = np.flatnonzero(nights == n)
+            drifts = self._nights(rows[at].tolist(), n).drifts(self._threshold_ratio)
+            for one, drift in drifts.items():
+                alarm = Alarm(n - 1, drift.began, math.expm1(drift.size), drift=True)
+                found[int(at[one])] = alarm, n - 2 * WINDOWS[-1]
+        owners, series, places = self._series(rows, nights)
+        patterns, starts = [self._patterns[row] for row in owners], [self._starts[row] for row in owners]
+        so_far = Nights(series, starts, patterns, self._prior.of(owners), self._experiments)
+        for place, step in so_far.steps(self._threshold_ratio, places, nights).items():
+            found[place] = Alarm(int(nights[place]) - 1, step.began, math.expm1(step.size)), step.began
+        return found
+
+    def _series(self, rows: Integers, nights: Integers) -> tuple[Integers, Floats, Integers]:
+        """The nights of these rows without spikes: one series for those without, one more for each with some.
+
+        Returns:
+            The row of each series, the series, and which of them each row after so many nights is.
+        """
+        owners, places = np.unique(rows, return_inverse=True)
+        values = self._without_weekdays[owners, : nights.max()]
+        may = may_have_spikes(values, places, nights)
+        more = np.zeros((int(may.sum()), values.shape[1]))
+        for n in np.unique(nights[may]).tolist():
+            more[nights[may] == n, :n] = without_spikes(values[places[may & (nights == n)], :n])
+        owners, places = np.concatenate((owners, rows[may])), places.copy()
+        places[may] = len(values) + np.arange(len(more))
+        return owners, np.concatenate((values, more)), places
 
     def _learn(self, until: int) -> None:
         """What weekdays add and how nights differ, from the runs before ``until``."""
@@ -454,7 +518,9 @@ def _patterns(rest: Floats, weekdays: Integers) -> list[Pattern]:
     nights = measured[rows].any(axis=0)
     if not nights.any():
         return [Pattern(np.zeros(7))] * len(rest)
-    middle = np.nanmedian(rest[rows][:, nights], axis=0)
+    told = rest[rows][:, nights]
+    median = np.nanmedian if np.isnan(told).any() else np.median  # the same, and a tenth of the time
+    middle = median(told, axis=0)
     common = Pattern.of(middle, weekdays[nights])
     usual = float(np.nanmean(rest[rows] ** 2))
     share = min(1.0, float(np.mean(middle**2)) / usual) if usual > 0 else 1.0

@@ -197,9 +197,7 @@ def _counter_frozen(seen: Seen) -> str | None:
     frozen = [
         name
         for name, one in seen.series.items()
-        if len(one.counter.y) > 1
-        and one.counter.covers(0.0, seen.energy.duration_s)
-        and not np.ptp(one.counter.y)
+        if one.counter.covers(0.0, seen.energy.duration_s) and not np.ptp(one.counter.y)
     ]
     if not frozen or seen.result.meter.energy_kind == "estimate":
         return None

@@ -318,6 +318,12 @@ def test_prefill_is_where_its_requests_are_however_late_in_the_window_the_first_
     assert energy.decode_j == pytest.approx(4 * 100, rel=0.06)
 
 
+def test_requests_of_no_batch_are_not_split_into_prefill_and_decode() -> None:
+    rows = [one | {"iteration": None} for one in requests(1.0)]
+    energy = of(samples(lambda _: 100.0), requests=measured(rows))
+    assert (energy.prefill_j, energy.decode_j) == (None, None)
+
+
 @pytest.mark.parametrize("rows", [requests(0.05), requests(1.0, 0.5), [{"phase": "measure", "iteration": 0}]])
 def test_prefill_is_not_split_off_when_short_or_interleaved_or_untimed(rows: list[dict[str, Any]]) -> None:
     energy = of(samples(lambda _: 100.0), requests=measured(rows))

@@ -543,3 +543,9 @@ def test_the_night_that_tells_a_change_is_no_outlier_however_far_it_lies(
     found = watch(np.exp([*calm, *last]).tolist(), range(25 + len(last)))
     assert [alarm.told for alarm in found.alarms] == [26] * told
     assert found.outlier == outlier
+
+
+def test_runs_of_too_few_cycles_and_of_several_hosts_hide_no_others() -> None:
+    longer = [Point("r", k, (1.0, 1.1, 1.3, 0.9, 1.0 + k)) for k in range(3)]
+    short, spread = Point("r", 7, (1.0, 2.0)), Point("r", 8, (1.0, 2.0, 3.0), hosts=("a", "b", "a"))
+    assert cycle_correlation([short, spread, *longer]) == cycle_correlation(longer)
