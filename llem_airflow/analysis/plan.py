@@ -129,9 +129,10 @@ def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str
 
 def single_factor_levels(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, str] | None:
     """``1`` and ``batch_size 8``, where one key alone differs; None where several do, or none."""
-    key, *more = differing_keys(before, after) or [None]
-    if key is None or more:
+    keys = differing_keys(before, after)
+    if len(keys) != 1:
         return None
+    (key,) = keys
     name = key.rpartition(".")[2]
     old, new = (_value(name, values.get(key)) for values in (before, after))
     return old, new if name in NAMED_BY_VALUE else f"{name} {new}"

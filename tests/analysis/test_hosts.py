@@ -462,3 +462,10 @@ def test_what_cycles_differ_by_is_learnt_within_hosts() -> None:
     effects = [host_effect([a[:3], a[3:]], [b[:3], b[3:]]) for a, b in sides]
     assert blocked == Usual.of([(one.variance, one.df) for one in effects])
     assert blocked.variance < pooled.variance / 100
+
+
+def test_a_cycle_of_nothing_leaves_a_comparison_within_hosts_one_of_ratios() -> None:
+    """Twice on one host and four times on the other."""
+    on = ["gpu1"] * 2 + ["gpu2"] * 2
+    found = compare([0.0, 2.0, 1.0, 3.0], [0.0, 4.0, 4.0, 12.0], "lower", hosts=(on, on))
+    assert found.difference_ratio == pytest.approx(8**0.5 - 1)
