@@ -87,6 +87,12 @@ def get_provider_info() -> dict[str, Any]:
                         "and that commands look at besides those in Airflow's database. Unset: llem_default.",
                         example="gpu1, gpu2",
                     ),
+                    "clusters": _option(
+                        "Kubernetes clusters, separated by commas: connections of type kubernetes, each with a "
+                        "namespace after a slash where it is not the connection's own. The maintenance DAG cleans "
+                        "them, and commands look at them. Unset: none.",
+                        example="kubernetes_default/benchmarks",
+                    ),
                     "plan_cache": _option(
                         "Folder of expanded studies: a worker reads its experiment there instead of expanding the "
                         "whole study before every task. May be removed at any time. Unset: llem-plans in AIRFLOW_HOME.",

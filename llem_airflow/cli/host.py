@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from llem_airflow.cli.names import hosts_option
+from llem_airflow.cli.names import clusters_option, hosts_option
 
 
 @click.command("gc")
@@ -22,6 +22,7 @@ from llem_airflow.cli.names import hosts_option
     help="Look only at what this Airflow made (label llem.installation). Default: the one installed here.",
 )
 @hosts_option
+@clusters_option
 @click.option("--yes", is_flag=True, help="Remove them; without it they are only listed.")
 @click.option("--force", is_flag=True, help="Also remove running containers.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
@@ -29,12 +30,13 @@ def collect_garbage(
     older_than_h: float,
     installation: str | None,
     hosts: tuple[str, ...],
+    clusters: tuple[str, ...],
     *,
     yes: bool,
     force: bool,
     as_json: bool,
 ) -> int:
-    """List and remove leftover containers and volumes.
+    """List and remove leftover containers and volumes, pods and what belongs to them.
 
     Leftover is what llem-airflow has made and no live task owns. Where Airflow is installed here, its database says
     which tasks are alive; otherwise the age decides (--older-than). Containers of other programs and of other Airflows
@@ -42,22 +44,60 @@ def collect_garbage(
     """
     from llem_airflow.runners.gc import collect
 
-    return collect(older_than_h * 3600, installation, hosts=hosts, remove=yes, as_json=as_json, force=force)
+    return collect(
+        older_than_h * 3600,
+        installation,
+        hosts=hosts,
+        clusters=clusters,
+        remove=yes,
+        as_json=as_json,
+        force=force,
+    )
 
 
 @click.command("doctor")
 @hosts_option
+@clusters_option
+@click.option(
+    "--gpu-resource",
+    default=None,
+    help="The device plugin's resource that studies on the clusters ask for. Default: any of NVIDIA's.",
+)
+@click.option(
+    "--runtime-class",
+    default=None,
+    help="The runtime class that their DAGs name. Default: whether nvidia is there.",
+)
+@click.option(
+    "--pull-secret", multiple=True, help="An image pull secret that their DAGs name. Can be given again."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def show_doctor(hosts: tuple[str, ...], *, as_json: bool) -> int:
-    """Check this machine and the GPU hosts.
+def show_doctor(
+    hosts: tuple[str, ...],
+    clusters: tuple[str, ...],
+    gpu_resource: str | None,
+    runtime_class: str | None,
+    pull_secret: tuple[str, ...],
+    *,
+    as_json: bool,
+) -> int:
+    """Check this machine, the GPU hosts and the clusters.
 
-    Looks at Docker, GPUs, images, disk, rights, clocks and queues.
+    Looks at Docker, GPUs, images, disk, rights, clocks and queues; of a cluster at its API server, namespace, rights,
+    devices, runtime class and image pull secrets.
 
     Each finding comes with what to do about it. Exit code 1 when a check fails.
     """
     from llem_airflow.runners.doctor import diagnose
 
-    return diagnose(hosts, as_json=as_json)
+    return diagnose(
+        hosts,
+        clusters,
+        as_json=as_json,
+        resource=gpu_resource,
+        runtime_class=runtime_class,
+        pull_secrets=pull_secret,
+    )
 
 
 @click.command("engine-check")
@@ -76,20 +116,22 @@ def check_engine(engine: str, image: str | None) -> int:
 
 @click.command("gpus")
 @hosts_option
+@clusters_option
 @click.option("--watch", is_flag=True, help="Look again every two seconds until Ctrl-C.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print it as JSON; with --watch one line for each look."
 )
-def show_gpus(hosts: tuple[str, ...], *, watch: bool, as_json: bool) -> int:
-    """Show who holds the GPUs of a host and who waits for them.
+def show_gpus(hosts: tuple[str, ...], clusters: tuple[str, ...], *, watch: bool, as_json: bool) -> int:
+    """Show who holds the GPUs of a host or a cluster and who waits for them.
 
     Each GPU and MIG slice has its holder: an experiment's task, another container, or a process without one (seen on
     the engine's own machine only). Below are how much of the host's quota is in use and the queue of waiting tasks.
-    Nothing is changed. Exit code 2 when a host's engine does not answer.
+    Of a cluster each node has its resources with the pods that ask for them.
+    Nothing is changed. Exit code 2 when a host's engine or a cluster does not answer.
     """
     from llem_airflow.runners.gpus_shown import show_hosts
 
-    return show_hosts(hosts, watch=watch, as_json=as_json)
+    return show_hosts(hosts, clusters, watch=watch, as_json=as_json)
 
 
 @click.command("gpu-check")

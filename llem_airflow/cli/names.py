@@ -62,3 +62,15 @@ def hosts_option(command: Callable[..., Any]) -> Callable[..., Any]:
         "without a port. Can be given again. Default: every such connection that Airflow knows, else DOCKER_HOST, else "
         "this machine.",
     )(command)
+
+
+def clusters_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option that names clusters."""
+    return click.option(
+        "--cluster",
+        "clusters",
+        multiple=True,
+        metavar="CLUSTER",
+        help="Id of a connection of type kubernetes, with /NAMESPACE where it is not the connection's own. Can be "
+        "given again. Default: those that [llem] clusters of Airflow's configuration names, where no --host is given.",
+    )(command)

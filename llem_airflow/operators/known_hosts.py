@@ -2,7 +2,7 @@
 
 Standard input: a JSON list of ids of connections; empty for every connection of type ``llem``. The last line of
 standard output: a JSON object with the ``hosts``, each with its engine or with what is wrong with it, and of each of
-their queues since when tasks wait in it and whether any runs.
+their queues since when tasks wait in it and whether any runs; and the names of the ``clusters`` that are configured.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from llem_airflow.operators.host import HostSettings, HostSettingsError, LLEMHostHook, settings_of
-from llem_airflow.operators.settings import named_hosts
+from llem_airflow.operators.settings import named_clusters, named_hosts
 
 _ENVIRONMENT = "AIRFLOW_CONN_"
 
@@ -41,7 +41,8 @@ def answer(asked: Sequence[str]) -> dict[str, Any]:
             pools = [str(name) for name in session.scalars(select(Pool.pool))]
     except SQLAlchemyError as error:
         why = why or str(error).split("\n", 1)[0]
-    return {"hosts": hosts, "queues": queues, "pools": pools, "why": why}
+    clusters = list(named_clusters())
+    return {"hosts": hosts, "queues": queues, "pools": pools, "clusters": clusters, "why": why}
 
 
 def _every() -> tuple[list[str], str]:

@@ -1,4 +1,4 @@
-"""LLEMCollectGarbageOperator: remove containers and volumes of this Airflow that no live task owns."""
+"""LLEMCollectGarbageOperator: remove containers, volumes and pods of this Airflow that no live task owns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowException
 
 from llem_airflow.operators.host import DEFAULT_CONN_ID, LLEMHostHook
 from llem_airflow.operators.installation import installation
-from llem_airflow.operators.settings import named_hosts, settings
+from llem_airflow.operators.settings import named_clusters, named_hosts, settings
 from llem_airflow.results import ResultsRoot
 from llem_airflow.runners.attempt import LABEL_SESSION
 from llem_airflow.runners.engine import ENGINE_ERRORS, why_away
@@ -30,21 +30,36 @@ class LLEMCollectGarbageOperator(BaseOperator):
 
     Args:
         llem_conn_id: Connection of type ``llem``: the host to clean.
+        cluster: A Kubernetes cluster to clean instead: ``CONNECTION`` or ``CONNECTION/NAMESPACE``.
         older_than_h: What Airflow cannot tell of counts as left over from this age on, in hours.
     """
 
     ui_color = "#eceff1"
 
     def __init__(
-        self, *, llem_conn_id: str = DEFAULT_CONN_ID, older_than_h: float = 24.0, **kwargs: Any
+        self,
+        *,
+        llem_conn_id: str = DEFAULT_CONN_ID,
+        cluster: str | None = None,
+        older_than_h: float = 24.0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.cluster = cluster
         self.llem_conn_id = llem_conn_id
         self.older_than_h = older_than_h
 
     def execute(self, context: Context) -> int:
         """Find and remove; returns how many are gone."""
         states: States = context["ti"].get_task_states
+        rules: dict[str, Any] = {
+            "alive": lambda labels: is_alive(states, labels),
+            "older_than_s": self.older_than_h * _HOUR_S,
+            "installation": installation(),
+            "running": "disowned",
+        }
+        if self.cluster is not None:
+            return self._clean_cluster(self.cluster, rules)
         host = LLEMHostHook(self.llem_conn_id).settings()
         name = host.name or "this worker's engine"
         try:
@@ -52,17 +67,10 @@ class LLEMCollectGarbageOperator(BaseOperator):
         except ENGINE_ERRORS as error:
             raise AirflowException(f"{name}: the Docker engine does not answer: {why_away(error)}") from error
         with api:
-            left = find_leftovers(
-                api,
-                alive=lambda labels: is_alive(states, labels),
-                older_than_s=self.older_than_h * _HOUR_S,
-                installation=installation(),
-                running="disowned",
-            )
+            left = find_leftovers(api, **rules)
             stays = self._store(api, left, host.name)
             left = [each for each in left if each.name not in stays]
-            for each in left:
-                self.log.info("%s: %s %s (%s): %s", name, each.kind, each.name, each.state, each.what)
+            self._tell(name, left)
             gone = remove_leftovers(api, left)
         self.log.info("%s: %s removed", name, gone)
         return gone
@@ -80,14 +88,37 @@ class LLEMCollectGarbageOperator(BaseOperator):
                 stays.add(one.container)
         return stays
 
+    def _clean_cluster(self, name: str, rules: dict[str, Any]) -> int:
+        from llem_airflow.operators.known_clusters import ClusterError, client  # noqa: PLC0415 - an extra
+        from llem_airflow.runners.cluster import API_ERRORS  # noqa: PLC0415
+        from llem_airflow.runners.cluster_gc import leftovers_among, remove_from, things_in  # noqa: PLC0415
+
+        try:
+            with client(name) as (api, namespace):
+                left = leftovers_among(things_in(api, namespace), **rules)
+                self._tell(name, left)
+                gone = remove_from(api, namespace, left)
+        except ClusterError as error:
+            raise AirflowException(f"{name}: {error.args[0]}. What to do: {error.args[1]}") from error
+        except API_ERRORS as error:
+            raise AirflowException(f"{name}: the API server does not answer: {error}") from error
+        self.log.info("%s: %s removed", name, gone)
+        return gone
+
+    def _tell(self, name: str, left: list[Leftover]) -> None:
+        for each in left:
+            self.log.info("%s: %s %s (%s): %s", name, each.kind, each.name, each.state, each.what)
+
 
 def hosts_to_clean() -> dict[str, dict[str, Any]]:
-    """Of each host that ``[llem] hosts`` names a task, by its id: the arguments that bring it to the host's workers."""
-    named = named_hosts()
-    if not named:
-        return {"gc": {}}
+    """Of each host and cluster that ``[llem]`` names a task, by its id: the arguments that bring it there."""
+    named, clusters = named_hosts(), named_clusters()
     reading = get_parsing_context().task_id is None  # a worker has its task already
-    return {f"gc_{name}": {"llem_conn_id": name, **(_queue_of(name) if reading else {})} for name in named}
+    found: dict[str, dict[str, Any]] = {
+        f"gc_{name}": {"llem_conn_id": name, **(_queue_of(name) if reading else {})} for name in named
+    }
+    found |= {f"gc_{name.replace('/', '.')}": {"cluster": name} for name in clusters}
+    return found or {"gc": {}}
 
 
 def _queue_of(name: str) -> dict[str, str]:

@@ -93,6 +93,11 @@ def named_hosts() -> tuple[str, ...]:
     return tuple(name for each in (_read("hosts") or "").split(",") if (name := each.strip()))
 
 
+def named_clusters() -> tuple[str, ...]:
+    """The clusters that ``[llem] clusters`` names, likewise: ``CONNECTION`` or ``CONNECTION/NAMESPACE``."""
+    return tuple(name for each in (_read("clusters") or "").split(",") if (name := each.strip()))
+
+
 def _read(option: str) -> str | None:
     value = conf.get("llem", option, fallback=None)
     return value or os.environ.get(f"LLEM_{option.upper()}")

@@ -38,6 +38,7 @@ _LONGEST_WATCH_S = 30.0
 _CONNECT_S = 10.0
 _READ_S = 60.0
 _CHUNK_S = 1.0
+_PAGE = 500
 
 
 class PodGoneError(RuntimeError):
@@ -112,6 +113,48 @@ class Cluster:
             self._api.list_namespaced_pod, self.namespace, label_selector=f"{LABEL_KEY}={key}"
         )
         return [self._json(each) for each in listed.items]
+
+    def pods(self, labels: str = "", *, fields: str = "", everywhere: bool = False) -> list[dict[str, Any]]:
+        """Pods by selectors, in pages; ``everywhere`` means in all namespaces."""
+        where = (
+            (self._api.list_pod_for_all_namespaces,)
+            if everywhere
+            else (self._api.list_namespaced_pod, self.namespace)
+        )
+        return self._pages(*where, label_selector=labels, field_selector=fields)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The nodes."""
+        return self._pages(self._api.list_node)
+
+    def metadata(self, resource: str, labels: str, accept: str) -> list[dict[str, Any]]:
+        """The metadata of objects of a kind."""
+        listed = self._call(
+            self._api.api_client.call_api,
+            f"/api/v1/namespaces/{{namespace}}/{resource}",
+            "GET",
+            {"namespace": self.namespace},
+            [("labelSelector", labels)],
+            {"Accept": accept},
+            response_type="object",
+            auth_settings=["BearerToken"],
+            _return_http_data_only=True,
+        )
+        return [each["metadata"] for each in listed["items"]]
+
+    def ask(self, method: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call a method of a client with the patience of all calls here."""
+        answer: T = self._call(method, *args, **kwargs)
+        return answer
+
+    def _pages(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        while True:
+            listed = self._call(method, *args, limit=_PAGE, **kwargs)
+            found += map(self._json, listed.items)
+            if not listed.metadata._continue:  # noqa: SLF001  # as the client calls the API's `continue`
+                return found
+            kwargs["_continue"] = listed.metadata._continue  # noqa: SLF001
 
     def until(
         self, name: str, judge: Callable[[dict[str, Any]], T | None], every_s: float = _LONGEST_WATCH_S
@@ -201,17 +244,18 @@ class Cluster:
             return True
 
     def _remove_beside(self, name: str) -> None:
+        # ConfigMaps last: by them garbage collection sees that something is left.
         for remove in (
-            self._api.delete_collection_namespaced_config_map,
             self._api.delete_collection_namespaced_secret,
+            self._api.delete_collection_namespaced_config_map,
         ):
             self._call(remove, self.namespace, label_selector=f"{LABEL_POD}={name}")
 
     def sweep(self, key: str) -> None:
         """Remove what belongs to pods of an attempt's cycle that are not there, or never were."""
         for remove in (
-            self._api.delete_collection_namespaced_config_map,
             self._api.delete_collection_namespaced_secret,
+            self._api.delete_collection_namespaced_config_map,
         ):
             self._call(remove, self.namespace, label_selector=f"{LABEL_KEY}={key}")
 

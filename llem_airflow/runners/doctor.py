@@ -22,6 +22,7 @@ from llem_airflow.results.folder import Folder
 from llem_airflow.results.records import read_profile
 from llem_airflow.runners import doctor_results, doctor_sessions
 from llem_airflow.runners.claims import engine_clock_offset_s
+from llem_airflow.runners.clusters import answers_of
 from llem_airflow.runners.engine import ENGINE_ERRORS, connect, why_away
 from llem_airflow.runners.failures import classify
 from llem_airflow.runners.gc import find_leftovers
@@ -32,7 +33,7 @@ from llem_airflow.runners.gpus import (
     local_inventory,
     on_this_machine,
 )
-from llem_airflow.runners.hosts import HERE, Host, hosts_of
+from llem_airflow.runners.hosts import HERE, Host, targets
 from llem_airflow.runners.images import default_image, default_images, digest, host_cuda_major
 from llem_airflow.text.terminal import Folding, console, show
 
@@ -377,17 +378,27 @@ def _token(environ: Mapping[str, str]) -> Check:
     return Check("hub token", WARN, "HF_TOKEN is not set", "needed only for gated models")
 
 
-def diagnose(hosts: Sequence[str] = (), *, as_json: bool) -> int:
+def diagnose(
+    hosts: Sequence[str] = (), clusters: Sequence[str] = (), *, as_json: bool, **of_clusters: Any
+) -> int:
     """Print what the doctor found.
 
     Args:
-        hosts: Ids of connections or addresses; none for every host that Airflow knows, else this machine.
+        hosts: Ids of connections or addresses.
+        clusters: Names of clusters. Without both, every host and cluster that Airflow knows, else this machine.
         as_json: Print it as JSON.
+        of_clusters: What is to be there on a cluster: ``resource``, ``runtime_class``, ``pull_secrets``.
 
     Raises:
         ValueError: A host's address has a port that cannot be.
     """
-    checks = examine(hosts=hosts_of(hosts))
+    named, names = targets(hosts, clusters)
+    checks = examine(hosts=named)
+    for each in answers_of(names, "doctor", **of_clusters):
+        if "error" in each:
+            checks.append(Check("api server", FAIL, each["error"], each["fix"], each["name"]))
+        for name, status, text, fix in each.get("checks", ()):
+            checks.append(Check(name, status, text, fix, each["name"]))
     if as_json:
         sys.stdout.write(json.dumps([dataclasses.asdict(check) for check in checks], indent=1) + "\n")
         return worst(checks)

@@ -9,13 +9,14 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import docker
 
 from llem_airflow.runners.airflow_asked import NoAnswerError, ask, is_airflow_here
 from llem_airflow.runners.attempt import LABEL_INSTALLATION, LABEL_KEY, LABEL_SESSION
 from llem_airflow.runners.claims import STALE_S, engine_clock_offset_s
+from llem_airflow.runners.clusters import answers_of
 from llem_airflow.runners.engine import (
     ENGINE_ERRORS,
     LIVE_STATES,
@@ -28,7 +29,7 @@ from llem_airflow.runners.engine import (
 from llem_airflow.runners.failures import classify
 from llem_airflow.runners.gpus import LABEL_PROBE
 from llem_airflow.runners.holders import LABEL_TICKET
-from llem_airflow.runners.hosts import Host, hosts_of
+from llem_airflow.runners.hosts import Host, targets
 
 Alive = Callable[[Mapping[str, str]], bool | None]
 """Given labels (``llem.dag_id`` …): whether a live task owns what carries them; None when that cannot be told."""
@@ -98,7 +99,7 @@ def find_leftovers(
         if left(labels, age_s, container["State"], kept=is_kept(container)):
             well = str(container.get("Status")).startswith("Exited (0)")
             found.append(
-                Leftover("container", name_of(container), _what(labels), container["State"], age_s, well)
+                Leftover("container", name_of(container), what(labels), container["State"], age_s, well)
             )
         else:
             used |= {mount["Name"] for mount in container.get("Mounts") or () if "Name" in mount}
@@ -106,7 +107,7 @@ def find_leftovers(
     for volume in api.volumes(filters={"label": LABEL_KEY}).get("Volumes") or []:
         labels, age_s = volume.get("Labels") or {}, now_s - _epoch_s(volume["CreatedAt"])
         if left(labels, age_s) and volume["Name"] not in used:
-            found.append(Leftover("volume", volume["Name"], _what(labels), "unused", age_s))
+            found.append(Leftover("volume", volume["Name"], what(labels), "unused", age_s))
     return found
 
 
@@ -141,11 +142,12 @@ def _probes(api: docker.APIClient, now_s: float, installation: str | None) -> li
     return found
 
 
-def _what(labels: Mapping[str, str]) -> str:
-    what = labels.get("llem.experiment", "?")  # of a session its name, which is of no cycle
+def what(labels: Mapping[str, str]) -> str:
+    """Whose something is, for people."""
+    name = labels.get("llem.experiment", "?")  # of a session its name, which is of no cycle
     if LABEL_SESSION not in labels:
-        what += f" cycle {labels.get('llem.cycle', '?')}"
-    return f"{what}, {labels.get('llem.dag_id', '?')} {labels.get('llem.run_id', '?')}"
+        name += f" cycle {labels.get('llem.cycle', '?')}"
+    return f"{name}, {labels.get('llem.dag_id', '?')} {labels.get('llem.run_id', '?')}"
 
 
 def _epoch_s(text: str) -> float:
@@ -172,6 +174,7 @@ def collect(
     installation: str | None,
     *,
     hosts: Sequence[str] = (),
+    clusters: Sequence[str] = (),
     remove: bool,
     as_json: bool,
     force: bool = False,
@@ -181,7 +184,8 @@ def collect(
     Args:
         older_than_s: What Airflow cannot tell is a leftover from this age on, in seconds.
         installation: Which Airflow made it; None for the one that is installed here, or for all where none is.
-        hosts: Ids of connections or addresses; none for every host that Airflow knows.
+        hosts: Ids of connections or addresses.
+        clusters: Names of clusters. Without both, every host and cluster that Airflow knows.
         remove: Whether to remove it.
         as_json: Print the list as JSON.
         force: Also containers that run.
@@ -189,7 +193,8 @@ def collect(
     Raises:
         ValueError: A host's address has a port that cannot be.
     """
-    with reached(hosts) as (engines, said, away):
+    named, names = targets(hosts, clusters)
+    with reached(named) as (engines, said, away):
         found: list[tuple[Host, Leftover]] = []
         gone = 0
         for host, api in engines.items():
@@ -204,26 +209,36 @@ def collect(
                 found += [(host, one) for one in here]
                 left = [one for one in here if force or one.state not in LIVE_STATES]
                 gone += remove_leftovers(api, left) if remove else 0
+    options = {"older_than_s": older_than_s, "installation": installation, "remove": remove, "force": force}
+    answered = [each for each in answers_of(names, "gc", **options) if not _noted_away(each, away)]
+    for each in answered:
+        found += [(Host(each["name"]), Leftover(**one)) for one in each["found"]]
+        gone += each["gone"]
     for text in away.values():
         sys.stderr.write(text)
-    if engines:
-        _tell(found, said, older_than_s, gone if remove else None, as_json=as_json, force=force)
+    if engines or answered:
+        whys = [*([said.why] if engines and said.alive is None else []), *(each["why"] for each in answered)]
+        why = next(filter(None, whys), "")
+        _tell(found, why, older_than_s, gone if remove else None, as_json=as_json, force=force)
     return 2 if away else 0
+
+
+def _noted_away(answer: Mapping[str, Any], away: dict[str, str]) -> bool:
+    """Whether a cluster did not answer, which is noted."""
+    if "error" in answer:
+        away[answer["name"]] = f"{answer['name']}: {answer['error']}\nWhat to do: {answer['fix']}\n"
+    return "error" in answer
 
 
 @contextlib.contextmanager
 def reached(
-    hosts: Sequence[str],
+    named: Sequence[Host],
 ) -> Iterator[tuple[dict[Host, docker.APIClient], AirflowSays, dict[str, str]]]:
     """The engines of the hosts, what Airflow says of all that is ours on them, and what to say of hosts that are away.
 
     Args:
-        hosts: Ids of connections or addresses; none for every host that Airflow knows.
-
-    Raises:
-        ValueError: A host's address has a port that cannot be.
+        named: The hosts.
     """
-    named = hosts_of(hosts)
     away = {
         host.name: f"{host.prefix}{host.problem}\nWhat to do: correct the connection\n"
         for host in named
@@ -254,7 +269,7 @@ def said_away(host: Host, away: dict[str, str]) -> Iterator[None]:
 
 def _tell(
     found: Sequence[tuple[Host, Leftover]],
-    said: AirflowSays,
+    why: str,
     older_than_s: float,
     gone: int | None,
     *,
@@ -267,8 +282,8 @@ def _tell(
         told = [{"host": host.name, **dataclasses.asdict(one)} for host, one in left]
         sys.stdout.write(json.dumps(told, indent=1) + "\n")
         return
-    if said.alive is None:
-        sys.stdout.write(f"Airflow cannot be asked who is alive ({said.why}): age alone decides.\n")
+    if why:
+        sys.stdout.write(f"Airflow cannot be asked who is alive ({why}): age alone decides.\n")
     for host, one in found:
         if (host, one) not in left:
             sys.stdout.write(f"{host.prefix}{one.name} runs and is not touched without --force: {one.what}\n")

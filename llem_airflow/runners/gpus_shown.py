@@ -19,16 +19,18 @@ from llem_airflow.runners.claims import (
     held_tickets,
     since_epoch_s,
 )
+from llem_airflow.runners.cluster_shown import print_cluster
+from llem_airflow.runners.clusters import answers_of
 from llem_airflow.runners.doctor import python_images
 from llem_airflow.runners.engine import ENGINE_ERRORS, is_installed_here, why_away
 from llem_airflow.runners.failures import classify
 from llem_airflow.runners.gpus import GpuLookError, Inventory, inventory, local_inventory, on_this_machine
 from llem_airflow.runners.holders import LABEL_EXCLUSIVE, LABEL_QUOTA, LABEL_TICKET, Holder, gpu_processes
-from llem_airflow.runners.hosts import Host, hosts_of
+from llem_airflow.runners.hosts import Host, targets
 from llem_airflow.runners.images import digest
 from llem_airflow.runners.leases import everyone, held_by_ours
 from llem_airflow.text.terminal import Folding, Rows, console, show
-from llem_airflow.text.wording import counted
+from llem_airflow.text.wording import counted, span
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,31 +196,38 @@ _LOOK_EVERY_S = 2.0
 _STYLES = {"free": "green", "task": "cyan", "container": "yellow", "process": "yellow", "split": "dim"}
 
 
-def show_hosts(hosts: Sequence[str], *, watch: bool, as_json: bool) -> int:
-    """Show the GPUs of some hosts, once or again and again; the exit code.
+def show_hosts(hosts: Sequence[str], clusters: Sequence[str] = (), *, watch: bool, as_json: bool) -> int:
+    """Show the GPUs of some hosts and clusters, once or again and again; the exit code.
 
     Args:
-        hosts: Ids of connections or addresses; none for every host that Airflow knows, else the one that DOCKER_HOST
-            names, else this machine.
+        hosts: Ids of connections or addresses.
+        clusters: Names of clusters. Without both, every host and cluster that Airflow knows, else the host that
+            DOCKER_HOST names, else this machine.
         watch: Whether to look again until Ctrl-C.
         as_json: One JSON document, or with ``watch`` one line for each look.
 
     Raises:
         ValueError: A host has a port that cannot be.
     """
-    named = hosts_of(hosts)
+    named, names = targets(hosts, clusters)
     while True:
         seen = [_seen(host) for host in named]
+        on_clusters = answers_of(names, "gpus")
         if as_json:
             found = [
                 {"host": one[0], "error": one[1]} if isinstance(one, tuple) else to_json(one) for one in seen
             ]
+            found += [{"cluster": one["name"], **one} for one in on_clusters]
             sys.stdout.write(json.dumps(found, indent=None if watch else 1) + "\n")
         else:
-            _print(seen, clear=watch)
+            _print(seen, on_clusters, clear=watch)
         sys.stdout.flush()
         if not watch:
-            return 2 if any(isinstance(one, tuple) for one in seen) else 0
+            return (
+                2
+                if any(isinstance(one, tuple) for one in seen) or any("error" in one for one in on_clusters)
+                else 0
+            )
         time.sleep(_LOOK_EVERY_S)
 
 
@@ -244,30 +253,38 @@ def _called(host: Host, seen: HostGpus) -> HostGpus:
     return replace(seen, host=f"{host.name} ({seen.host})") if known else seen
 
 
-def _print(seen: Sequence[HostGpus | tuple[str, str]], *, clear: bool) -> None:
+def _print(
+    seen: Sequence[HostGpus | tuple[str, str]], clusters: Sequence[Mapping[str, Any]], *, clear: bool
+) -> None:
     target = console()
     if clear and target.is_terminal:
         target.clear()
-    for number, one in enumerate(seen):
+    for number, one in enumerate((*seen, *clusters)):
         if number:
             show(target, "")
         if isinstance(one, tuple):
             show(target, Folding(f"{one[0]}: {one[1]}", "bold red", indent=2))
-            continue
-        show(target, Folding(_headline(one), "bold", indent=2))
-        rows = list(_rows(one))
-        if rows:
-            cells, styles = zip(*rows, strict=True)
-            show(target, Rows(("GPU", "Device", "Held by", "Since"), cells, styles=styles))
-        for text in (one.known.absent, one.unseen):
-            if text:
-                show(target, Folding(f"Not seen: {text}", "yellow", indent=2))
-        if one.waiting:
-            show(target, Folding("Waiting, the first first:", "bold"))
-        for place, waiter in enumerate(one.waiting, start=1):
-            wants = "the host alone" if waiter.exclusive_host else f"{waiter.count} GPU(s)"
-            since = _span(one.now_epoch_s - waiter.since_epoch_s)
-            show(target, Folding(f"{place:>2}. {waiter.what}: wants {wants}, for {since}", indent=4))
+        elif isinstance(one, HostGpus):
+            _print_host(target, one)
+        else:
+            print_cluster(target, one)
+
+
+def _print_host(target: Any, host: HostGpus) -> None:
+    show(target, Folding(_headline(host), "bold", indent=2))
+    rows = list(_rows(host))
+    if rows:
+        cells, styles = zip(*rows, strict=True)
+        show(target, Rows(("GPU", "Device", "Held by", "Since"), cells, styles=styles))
+    for text in (host.known.absent, host.unseen):
+        if text:
+            show(target, Folding(f"Not seen: {text}", "yellow", indent=2))
+    if host.waiting:
+        show(target, Folding("Waiting, the first first:", "bold"))
+    for place, waiter in enumerate(host.waiting, start=1):
+        wants = "the host alone" if waiter.exclusive_host else f"{waiter.count} GPU(s)"
+        since = span(host.now_epoch_s - waiter.since_epoch_s)
+        show(target, Folding(f"{place:>2}. {waiter.what}: wants {wants}, for {since}", indent=4))
 
 
 def _headline(host: HostGpus) -> str:
@@ -310,16 +327,4 @@ def _who(held: Holder) -> str:
 
 
 def _since(host: HostGpus, held: Holder) -> str:
-    return "" if held.since_epoch_s is None else _span(host.now_epoch_s - held.since_epoch_s)
-
-
-def _span(seconds: float) -> str:
-    """A time that has gone by, in its two largest units."""
-    minutes, left_s = divmod(max(0, round(seconds)), 60)
-    hours, left_min = divmod(minutes, 60)
-    days, left_h = divmod(hours, 24)
-    if days:
-        return f"{days} d {left_h} h"
-    if hours:
-        return f"{hours} h {left_min} min"
-    return f"{minutes} min {left_s} s" if minutes else f"{left_s} s"
+    return "" if held.since_epoch_s is None else span(host.now_epoch_s - held.since_epoch_s)

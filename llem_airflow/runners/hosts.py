@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from llem_airflow.runners.airflow_asked import NoAnswerError, ask, is_airflow_here
-from llem_airflow.runners.engine import EngineAddress, engine_url
+from llem_airflow.runners.engine import EngineAddress, engine_url, is_installed_here
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,28 @@ def hosts_of(names: Sequence[str]) -> list[Host]:
         ValueError: An address has a port that cannot be.
     """
     ids = [name for name in names if "/" not in name and ":" not in name]
-    said = _ask_airflow(ids) if ids or not names else {}
+    return _hosts(names, _ask_airflow(ids) if ids or not names else {})
+
+
+def targets(hosts: Sequence[str], clusters: Sequence[str]) -> tuple[list[Host], list[str]]:
+    """The hosts and clusters that a command is about; without names all that Airflow knows.
+
+    Args:
+        hosts: As of :func:`hosts_of`.
+        clusters: ``CONNECTION`` or ``CONNECTION/NAMESPACE``.
+
+    Raises:
+        ValueError: An address has a port that cannot be.
+    """
+    if hosts or clusters:
+        return (hosts_of(hosts) if hosts else []), list(clusters)
+    said = _ask_airflow([])
+    found, known = _hosts([], said), list(said.get("clusters") or [])
+    nobodys = found == [HERE] and not os.environ.get("DOCKER_HOST") and not is_installed_here()
+    return ([] if known and nobodys else found), known
+
+
+def _hosts(names: Sequence[str], said: Mapping[str, Any]) -> list[Host]:
     known = {each["name"]: _host(each, said) for each in said.get("hosts", ()) if not each.get("missing")}
     if not names:
         return list(known.values()) or [HERE]

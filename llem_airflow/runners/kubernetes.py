@@ -485,10 +485,10 @@ class KubernetesRunner(Runner):
             yield
         except API_ERRORS as error:
             self._sink.finish()
-            raise self._failed(*_refusal(error)) from error
+            raise self._failed(*refusal(error)) from error
 
 
-def _refusal(error: BaseException) -> tuple[Failure, str]:
+def refusal(error: BaseException) -> tuple[Failure, str]:
     """What the API server's refusal means."""
     if not isinstance(error, ApiException):
         return failure("daemon_down", hint=_AWAY), f"the API server does not answer: {error}"

@@ -36,6 +36,9 @@ HAND_IN = "llem-hand-in"
 KEEPER = "llem-keeper"
 LABEL_OWNER = "llem.owner"
 """Which try owns the pod: what the container's name says on a Docker engine, as no pod can be renamed."""
+_MANAGED = {"app.kubernetes.io/managed-by": "llem-airflow"}
+MANAGED = "app.kubernetes.io/managed-by=llem-airflow"
+"""Selects all that is ours."""
 LABEL_POD = "llem.pod"
 """The pod that a ConfigMap or a Secret belongs to."""
 CACHE = PurePosixPath("/cache")
@@ -192,7 +195,11 @@ def config_maps(attempt: Attempt, bundle: bytes, spec: ExperimentSpec) -> list[d
         {
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": {"name": f"{attempt.container_name}-{number}", "labels": _labels_beside(attempt)},
+            "metadata": {
+                "name": f"{attempt.container_name}-{number}",
+                "labels": _labels_beside(attempt),
+                "annotations": attempt.labels,
+            },
             "immutable": True,
             "binaryData": {key: base64.b64encode(value).decode() for key, value in part.items()},
         }
@@ -261,7 +268,7 @@ def owner_of(try_number: int) -> str:
 def _metadata(attempt: Attempt, asked: Mapping[str, Any]) -> dict[str, Any]:
     labels = {
         **(asked.get("labels") or {}),
-        "app.kubernetes.io/managed-by": "llem-airflow",
+        **_MANAGED,
         LABEL_KEY: attempt.key,
         LABEL_INSTALLATION: label_value(attempt.installation),
         "llem.dag_id": label_value(attempt.dag_id),
@@ -280,7 +287,7 @@ def label_value(text: str) -> str:
 
 def _labels_beside(attempt: Attempt) -> dict[str, str]:
     return {
-        "app.kubernetes.io/managed-by": "llem-airflow",
+        **_MANAGED,
         LABEL_KEY: attempt.key,
         LABEL_INSTALLATION: label_value(attempt.installation),
         LABEL_POD: attempt.container_name,

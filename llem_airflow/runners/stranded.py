@@ -38,6 +38,7 @@ from llem_airflow.runners.engine import (
 )
 from llem_airflow.runners.exchange import SAID, CollectError, collect_attempts
 from llem_airflow.runners.gc import Leftover, find_leftovers, reached, said_away
+from llem_airflow.runners.hosts import hosts_of
 from llem_airflow.runners.images import digest
 from llem_airflow.text.wording import counted
 
@@ -174,7 +175,7 @@ def recover(
         ValueError: A host's address has a port that cannot be.
     """
     found: list[Stranded] = []
-    with reached(hosts) as (engines, said, away):
+    with reached(hosts_of(hosts)) as (engines, said, away):
         for host, api in engines.items():
             with said_away(host, away):
                 left = find_leftovers(

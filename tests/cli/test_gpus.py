@@ -23,9 +23,9 @@ from llem_airflow.cli import main
 from llem_airflow.runners.attempt import LABEL_GPUS
 from llem_airflow.runners.claims import Ticket, new_ticket
 from llem_airflow.runners.gpus import Gpu, Inventory, inventory
-from llem_airflow.runners.gpus_shown import _span
 from llem_airflow.runners.holders import LABEL_QUOTA, LABEL_TICKET
 from llem_airflow.runners.leases import Demand
+from llem_airflow.text.wording import span
 from tests.runners.programs import attempt
 from tests.standins.build import Standins
 
@@ -183,4 +183,4 @@ def test_a_whole_gpu_and_its_slice_are_told_apart() -> None:
     [(0, "0 s"), (59, "59 s"), (61, "1 min 1 s"), (3700, "1 h 1 min"), (90000, "1 d 1 h"), (-3, "0 s")],
 )
 def test_times_are_told_in_their_two_largest_units(seconds: float, said: str) -> None:
-    assert _span(seconds) == said
+    assert span(seconds) == said

@@ -78,6 +78,9 @@ class StandInCluster:
         watches: How many watches there were.
         quota: What the admission says of pods, for as long as it is set.
         reasons: What the runtime says of a container's end, by its exit code.
+        denied: What the account may not do, as reviews of its access say.
+        classes: Names of runtime classes.
+        nodes: Its nodes; the pods that are scheduled go to the first one.
         stops_at: Called with each pod that has a node; a status that it returns is what becomes of it.
     """
 
@@ -91,6 +94,9 @@ class StandInCluster:
     watches: int = 0
     quota: str = ""
     reasons: dict[int, str] = field(default_factory=dict)
+    denied: set[tuple[str, str]] = field(default_factory=set)
+    classes: tuple[str, ...] = ("nvidia",)
+    nodes: list[Object] = field(default_factory=list)
     stops_at: Callable[[Object], Object | None] = lambda _: None
     objects: dict[tuple[str, str], Object] = field(default_factory=dict)
     history: list[tuple[int, str, Object]] = field(default_factory=list)
@@ -99,6 +105,7 @@ class StandInCluster:
 
     def __post_init__(self) -> None:
         self._versions = itertools.count(1000)
+        self.nodes = self.nodes or [node("node-1", self.capacity)]
         self._loop = asyncio.new_event_loop()
         self._nodes: dict[str, Node] = {}
         self._work: set[asyncio.Task[None]] = set()
@@ -153,6 +160,10 @@ class StandInCluster:
     async def _serve(self) -> web.AppRunner:
         app = web.Application(client_max_size=3 << 20)  # as a server takes
         root = "/api/v1/namespaces/{namespace}/{resource}"
+        app.router.add_get("/version/", self._version)
+        app.router.add_get("/api/v1/{resource:nodes|pods}", self._everywhere)
+        app.router.add_get("/apis/node.k8s.io/v1/runtimeclasses/{name}", self._runtime_class)
+        app.router.add_post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", self._review)
         app.router.add_route("*", root, self._collection)
         app.router.add_get(root + "/{name}/log", self._log)
         app.router.add_get(root + "/{name}/exec", self._exec)
@@ -194,11 +205,67 @@ class StandInCluster:
             self.history.append((version, kind, copy.deepcopy(made)))
         return made
 
+    async def _version(self, request: web.Request) -> web.Response:
+        self._meets(request, "get", "version")
+        named = ("gitCommit", "gitTreeState", "buildDate", "goVersion", "compiler", "platform")
+        told = {"major": "1", "minor": "35", "gitVersion": "v1.35.0", **dict.fromkeys(named, "")}
+        return web.json_response(told)
+
+    async def _everywhere(self, request: web.Request) -> web.Response:
+        """All nodes, or the pods of all namespaces."""
+        resource = request.match_info["resource"]
+        self._meets(request, "list", "nodes" if resource == "nodes" else "pods everywhere")
+        found = (
+            self.nodes
+            if resource == "nodes"
+            else [o for (kind, _), o in self.objects.items() if kind == resource]
+        )
+        return self._page([each for each in found if _fits(each, request.query)], resource, request.query)
+
+    def _page(self, found: list[Object], resource: str, asked: Any) -> web.Response:
+        begin, limit = (
+            int(asked.get("continue") or 0),
+            min(int(asked.get("limit") or 2), 2),
+        )  # as small a page as may be
+        metadata = {"resourceVersion": str(next(self._versions))}
+        if "limit" in asked:
+            rest = str(begin + limit) if begin + limit < len(found) else ""
+            found, metadata = found[begin : begin + limit], {**metadata, "continue": rest}
+        kind = {"nodes": "NodeList", "pods": "PodList"}.get(resource) or f"{KINDS[resource]}List"
+        return web.json_response({"kind": kind, "apiVersion": "v1", "metadata": metadata, "items": found})
+
+    async def _runtime_class(self, request: web.Request) -> web.Response:
+        self._meets(request, "get", "runtimeclasses")
+        name = request.match_info["name"]
+        if name not in self.classes:
+            raise Refused(404, "NotFound", f'runtimeclasses.node.k8s.io "{name}" not found')
+        said = {
+            "kind": "RuntimeClass",
+            "apiVersion": "node.k8s.io/v1",
+            "metadata": {"name": name},
+            "handler": name,
+        }
+        return web.json_response(said)
+
+    async def _review(self, request: web.Request) -> web.Response:
+        self._meets(request, "create", "selfsubjectaccessreviews")
+        said = await request.json()
+        asked = said["spec"]["resourceAttributes"]
+        name = "/".join(part for part in (asked["resource"], asked.get("subresource")) if part)
+        return web.json_response(
+            {**said, "status": {"allowed": (asked["verb"], name) not in self.denied}}, status=201
+        )
+
     async def _collection(self, request: web.Request) -> web.StreamResponse:
         resource, asked = request.match_info["resource"], request.query
         if request.method == "POST":
             return await self._create(request, resource)
-        found = [each for (kind, _), each in self.objects.items() if kind == resource and _fits(each, asked)]
+        here = request.match_info["namespace"]
+        found = [
+            each
+            for (kind, _), each in self.objects.items()
+            if kind == resource and each["metadata"]["namespace"] == here and _fits(each, asked)
+        ]
         if request.method == "DELETE":
             self._meets(request, "deletecollection", resource)
             for each in found:
@@ -208,14 +275,7 @@ class StandInCluster:
             self._meets(request, "watch", resource)
             return await self._watch(request)
         self._meets(request, "list", resource)
-        version = str(next(self._versions))
-        items = {
-            "kind": f"{KINDS[resource]}List",
-            "apiVersion": "v1",
-            "metadata": {"resourceVersion": version},
-            "items": found,
-        }
-        return web.json_response(items)
+        return self._page(found, resource, asked)
 
     async def _create(self, request: web.Request, resource: str) -> web.Response:
         self._meets(request, "create", resource)
@@ -227,7 +287,13 @@ class StandInCluster:
             raise Refused(403, "Forbidden", f'pods "{name}" is forbidden: {self.quota}')
         if (resource, name) in self.objects:
             raise Refused(409, "AlreadyExists", f'{resource} "{name}" already exists')
-        made["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": now(), "namespace": "default"}
+        if request.query.get("dryRun"):
+            return web.json_response(made, status=201)
+        made["metadata"] |= {
+            "uid": str(uuid.uuid4()),
+            "creationTimestamp": now(),
+            "namespace": request.match_info["namespace"],
+        }
         self.objects[resource, name] = made
         if resource == "pods":
             made["status"] = {"phase": "Pending"}
@@ -403,6 +469,19 @@ def _waits(container: Object, why: Object) -> Object:
     return {"name": container["name"], "state": {"waiting": why}, **said}
 
 
+def node(
+    name: str, devices: dict[str, int], *, allocatable: dict[str, int] | None = None, **labels: str
+) -> Object:
+    """A node that is ready."""
+    there = {name: str(count) for name, count in devices.items()}
+    usable = there if allocatable is None else {name: str(count) for name, count in allocatable.items()}
+    return {
+        "kind": "Node", "apiVersion": "v1", "metadata": {"name": name, "labels": labels}, "spec": {},
+        "status": {"capacity": {"cpu": "8", **there}, "allocatable": {"cpu": "8", **usable},
+                   "conditions": [{"type": "Ready", "status": "True"}]},
+    }  # fmt: skip
+
+
 def _devices(made: Object) -> dict[str, int]:
     limits = [each.get("resources", {}).get("limits") or {} for each in made["spec"]["containers"]]
     return {name: int(value) for each in limits for name, value in each.items() if "/" in name}
@@ -411,9 +490,12 @@ def _devices(made: Object) -> dict[str, int]:
 def _fits(made: Object, asked: Any) -> bool:
     labels = made["metadata"].get("labels") or {}
     wanted = [part.split("=") for part in asked.get("labelSelector", "").split(",") if part]
-    fields = dict(part.split("=") for part in asked.get("fieldSelector", "").split(",") if part)
+    parts = [part for part in asked.get("fieldSelector", "").split(",") if part]
+    fields = dict(part.split("=") for part in parts if "!=" not in part)
+    phase = made.get("status", {}).get("phase")
     return (
-        all(labels.get(key) == value for key, value in wanted)
+        f"status.phase!={phase}" not in parts
+        and all(labels.get(key) == value for key, value in wanted)
         and fields.get("metadata.name", made["metadata"]["name"]) == made["metadata"]["name"]
         and fields.get("involvedObject.name") in (None, made.get("involvedObject", {}).get("name"))
     )

@@ -1,0 +1,121 @@
+"""Garbage collection on a cluster: pods of ours, and what belongs to them, that no live task owns."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kubernetes.client import CoreV1Api
+
+from llem_airflow.runners.attempt import LABEL_INSTALLATION
+from llem_airflow.runners.cluster import Cluster
+from llem_airflow.runners.gc import Alive, Leftover, Running, what
+from llem_airflow.runners.pod_spec import KEEPER, LABEL_POD, MANAGED, label_value
+from llem_airflow.runners.pod_status import has_node, is_over
+
+_PATIENCE_S = 30.0
+_NAMES_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+"""Of a ConfigMap only what it is called and labelled: its content has 768 KiB."""
+
+
+@dataclass(frozen=True)
+class ClusterThings:
+    """What of ours is in a namespace.
+
+    Attributes:
+        pods: The pods, without those that are being removed.
+        beside: Names of pods that are not there, with the metadata of a ConfigMap that belongs to each.
+    """
+
+    pods: tuple[Mapping[str, Any], ...]
+    beside: Mapping[str, Mapping[str, Any]]
+
+    def labels(self) -> list[dict[str, str]]:
+        """Whose each is, in the words of an attempt's labels; a pod has them as annotations, as they may be long."""
+        every = (*(pod["metadata"] for pod in self.pods), *self.beside.values())
+        return [_labels(each) for each in every]
+
+
+def things_in(api: CoreV1Api, namespace: str) -> ClusterThings:
+    """What of ours is in a namespace, whoever made it."""
+    cluster = Cluster(api, namespace, _PATIENCE_S)
+    # ConfigMaps first: one that is made meanwhile is not known, and has its pod soon.
+    maps = cluster.metadata("configmaps", MANAGED, _NAMES_ONLY)
+    pods = cluster.pods(MANAGED)
+    there = {pod["metadata"]["name"] for pod in pods}
+    beside = {
+        pod: each
+        for each in maps
+        if (pod := (each.get("labels") or {}).get(LABEL_POD)) is not None and pod not in there
+    }
+    return ClusterThings(tuple(pod for pod in pods if not pod["metadata"].get("deletionTimestamp")), beside)
+
+
+def leftovers_among(
+    things: ClusterThings,
+    *,
+    alive: Alive | None,
+    older_than_s: float,
+    installation: str | None,
+    running: Running,
+) -> list[Leftover]:
+    """Those that no live task owns, by the rules of ``gc.find_leftovers``.
+
+    Args:
+        things: Of :func:`things_in`.
+        alive: Says whether a live task owns something; None when nobody can be asked.
+        older_than_s: What ``alive`` cannot tell is a leftover from this age on, in seconds.
+        installation: Only what this Airflow made; None for all.
+        running: Which pods that run may be leftovers: none, those that ``alive`` disowns, or all.
+    """
+    now_s = datetime.datetime.now(datetime.UTC).timestamp()
+
+    def left(found: Mapping[str, Any], state: str) -> bool:
+        if installation is not None and _maker(found) != label_value(installation):
+            return False
+        owned = alive(_labels(found)) if alive is not None else None
+        if state == "running" and running != "any" and not (running == "disowned" and owned is False):
+            return False
+        return _age_s(found, now_s) > older_than_s if owned is None else not owned
+
+    made = [("pod", pod["metadata"], state_of(pod)) for pod in things.pods]
+    made += [("objects", {**found, "name": name}, "unused") for name, found in things.beside.items()]
+    return [
+        Leftover(kind, found["name"], what(_labels(found)), state, _age_s(found, now_s))
+        for kind, found, state in made
+        if left(found, state)
+    ]
+
+
+def remove_from(api: CoreV1Api, namespace: str, leftovers: Iterable[Leftover]) -> int:
+    """Remove pods with what belongs to them, and what belongs to pods that are gone; how many are gone."""
+    cluster = Cluster(api, namespace, _PATIENCE_S)
+    gone = 0
+    for each in leftovers:
+        gone += cluster.remove(each.name, owner=None) or each.kind != "pod"
+    return gone
+
+
+def state_of(pod: Mapping[str, Any]) -> str:
+    """``running`` from its place on a node on, as it has its GPUs; before that ``pending``, afterwards ``ended``."""
+    attempts = [each["name"] for each in pod["spec"]["containers"] if each["name"] != KEEPER]
+    if is_over(pod, attempts[0]):  # ours is the first one
+        return "ended"
+    return "running" if has_node(pod) else "pending"
+
+
+def _labels(found: Mapping[str, Any]) -> dict[str, str]:
+    told = {**(found.get("labels") or {}), **(found.get("annotations") or {})}
+    return {name: value for name, value in told.items() if name.startswith("llem.")}
+
+
+def _maker(found: Mapping[str, Any]) -> str | None:
+    maker: str | None = (found.get("labels") or {}).get(LABEL_INSTALLATION)
+    return maker
+
+
+def _age_s(found: Mapping[str, Any], now_s: float) -> float:
+    made = datetime.datetime.fromisoformat(str(found["creationTimestamp"]).replace("Z", "+00:00"))
+    return now_s - made.timestamp()

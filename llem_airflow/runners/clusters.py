@@ -1,0 +1,37 @@
+"""The clusters that a command is about, and what they answer: through Airflow, whose connections lead to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llem_airflow.runners.airflow_asked import NoAnswerError, ask, is_airflow_here
+
+_NO_AIRFLOW = (
+    "no Airflow is set up here, whose connections lead to clusters",
+    "run it where Airflow is, or name its folder: AIRFLOW_HOME",
+)
+
+
+def answers_of(clusters: Sequence[str], do: str, **options: Any) -> list[dict[str, Any]]:
+    """What each cluster answers: with ``error`` and ``fix`` where it does not.
+
+    Args:
+        clusters: ``CONNECTION`` or ``CONNECTION/NAMESPACE``.
+        do: ``doctor``, ``gc`` or ``gpus``.
+        options: Of the question.
+    """
+    if not clusters:
+        return []
+    error, fix = _NO_AIRFLOW
+    if is_airflow_here():
+        try:
+            said: list[dict[str, Any]] = ask(
+                "known_clusters", {"clusters": list(clusters), "do": do, **options}
+            )["clusters"]
+        except NoAnswerError as problem:
+            error = f"Airflow cannot be asked for its clusters ({problem})"
+            fix = "`pip install 'llem-airflow[kubernetes]'` where it is not; `airflow db check`"
+        else:
+            return said
+    return [{"name": name, "error": error, "fix": fix} for name in clusters]
