@@ -92,6 +92,7 @@ class LLEMCollectGarbageOperator(BaseOperator):
         from llem_airflow.operators.known_clusters import ClusterError, client  # noqa: PLC0415 - an extra
         from llem_airflow.runners.cluster import API_ERRORS  # noqa: PLC0415
         from llem_airflow.runners.cluster_gc import leftovers_among, remove_from, things_in  # noqa: PLC0415
+        from llem_airflow.runners.kubernetes import refusal  # noqa: PLC0415
 
         try:
             with client(name) as (api, namespace):
@@ -101,7 +102,7 @@ class LLEMCollectGarbageOperator(BaseOperator):
         except ClusterError as error:
             raise AirflowException(f"{name}: {error.args[0]}. What to do: {error.args[1]}") from error
         except API_ERRORS as error:
-            raise AirflowException(f"{name}: the API server does not answer: {error}") from error
+            raise AirflowException(f"{name}: {refusal(error)[1]}") from error
         self.log.info("%s: %s removed", name, gone)
         return gone
 

@@ -16,8 +16,6 @@ from llem_airflow.runners.pod_spec import KEEPER, LABEL_POD, MANAGED, label_valu
 from llem_airflow.runners.pod_status import has_node, is_over
 
 _PATIENCE_S = 30.0
-_NAMES_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-"""Of a ConfigMap only what it is called and labelled: its content has 768 KiB."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def things_in(api: CoreV1Api, namespace: str) -> ClusterThings:
     """What of ours is in a namespace, whoever made it."""
     cluster = Cluster(api, namespace, _PATIENCE_S)
     # ConfigMaps first: one that is made meanwhile is not known, and has its pod soon.
-    maps = cluster.metadata("configmaps", MANAGED, _NAMES_ONLY)
+    maps = cluster.beside(MANAGED)
     pods = cluster.pods(MANAGED)
     there = {pod["metadata"]["name"] for pod in pods}
     beside = {

@@ -335,7 +335,8 @@ class StandInCluster:
         return web.json_response(made)
 
     async def _end(self, name: str, grace_s: float) -> None:
-        await self._nodes[name].end(grace_s)
+        if name in self._nodes:  # else a test has put it there
+            await self._nodes[name].end(grace_s)
         await self._note("DELETED", "pods", name)
         del self.objects["pods", name]
 

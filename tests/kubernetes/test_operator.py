@@ -23,8 +23,10 @@ from llem_airflow.operators.arguments import ArgumentError, Honoured, Refused
 from llem_airflow.operators.kubernetes_arguments import ARGUMENTS, table
 from llem_airflow.operators.retries import AttemptFinalError
 from llem_airflow.results import ResultsRoot
+from llem_airflow.runners import cluster_gc
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import Busy, Wait
+from llem_airflow.runners.cluster_doctor import RIGHTS
 from llem_airflow.runners.failures import AttemptFailedError
 from llem_airflow.runners.pod_spec import pod
 from llem_airflow.study.plan.findings import not_runnable
@@ -296,7 +298,8 @@ def test_a_role_with_the_verbs_of_the_page_is_enough_and_not_too_much(
     assert not isinstance(stuck, Busy)
     with pytest.raises(AttemptFailedError):
         third.run(stuck, SPEC, lambda _: None)
-    assert cluster.used - {("follow", "pods/log"), ("stream", "pods/exec")} == allowed
+    assert cluster_gc.things_in(api, "default").pods == ()
+    assert cluster.used - {("follow", "pods/log"), ("stream", "pods/exec")} == allowed == set(RIGHTS)
 
 
 def test_the_bundle_runs_in_a_pod_and_what_it_says_of_its_failure_is_the_tasks(
