@@ -242,13 +242,17 @@ class LLEMKubernetesExperimentOperator(ExperimentTask, KubernetesPodOperator):  
                 "path of its nodes, or a claim"
             )
         mount = {"name": "llem-models", "mountPath": str(MODELS_MOUNT), "readOnly": True}
-        return _volume("llem-models", self.models_volume), mount
+        return _volume("llem-models", self.models_volume, read_only=True), mount
 
 
-def _volume(name: str, where: str | None) -> dict[str, Any]:
-    """A path of the nodes (it has a slash), a claim, or a folder that goes with the pod."""
+def _volume(name: str, where: str | None, *, read_only: bool = False) -> dict[str, Any]:
+    """A path of the nodes (it has a slash), a claim, or a folder that goes with the pod.
+
+    A claim says itself that it is only read: a ``ReadOnlyMany`` volume asks for that, and no node changes its owner.
+    """
     if where is None:
         return {"name": name, "emptyDir": {}}
     if "/" in where:
         return {"name": name, "hostPath": {"path": where, "type": "Directory"}}
-    return {"name": name, "persistentVolumeClaim": {"claimName": where}}
+    claim = {"claimName": where, **({"readOnly": True} if read_only else {})}
+    return {"name": name, "persistentVolumeClaim": claim}

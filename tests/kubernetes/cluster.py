@@ -78,6 +78,7 @@ class StandInCluster:
         watches: How many watches there were.
         quota: What the admission says of pods, for as long as it is set.
         reasons: What the runtime says of a container's end, by its exit code.
+        claims: The folder of each claim, as PersistentVolumeClaims.
         denied: What the account may not do, as reviews of its access say.
         classes: Names of runtime classes.
         nodes: Its nodes; the pods that are scheduled go to the first one.
@@ -94,6 +95,7 @@ class StandInCluster:
     watches: int = 0
     quota: str = ""
     reasons: dict[int, str] = field(default_factory=dict)
+    claims: dict[str, Path] = field(default_factory=dict)
     denied: set[tuple[str, str]] = field(default_factory=set)
     classes: tuple[str, ...] = ("nvidia",)
     nodes: list[Object] = field(default_factory=list)
@@ -297,7 +299,7 @@ class StandInCluster:
         self.objects[resource, name] = made
         if resource == "pods":
             made["status"] = {"phase": "Pending"}
-            self._nodes[name] = Node(self.folder / made["metadata"]["uid"], self.reasons)
+            self._nodes[name] = Node(self.folder / made["metadata"]["uid"], self.reasons, self.claims)
         await self._note("ADDED", resource, name)
         if resource == "pods":
             self._start(self._live(made))
@@ -452,6 +454,10 @@ class StandInCluster:
     def _lacks(self, made: Object) -> str:
         others = [each for (kind, _), each in self.objects.items() if kind == "pods" and each["spec"].get("nodeName")
                   and each["status"]["phase"] not in ("Succeeded", "Failed")]  # fmt: skip
+        for volume in made["spec"].get("volumes") or []:
+            claim = (volume.get("persistentVolumeClaim") or {}).get("claimName")
+            if claim not in (None, *self.claims):
+                return f'0/1 nodes are available: persistentvolumeclaim "{claim}" not found. not found'
         for resource, count in _devices(made).items():
             held = sum(_devices(each).get(resource, 0) for each in others)
             if held + count > self.capacity.get(resource, 0):

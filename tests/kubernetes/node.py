@@ -28,10 +28,11 @@ class Node:
     Args:
         folder: Where its volumes lie.
         reasons: What the runtime says of an end, by exit code.
+        claims: Where the volumes of claims are.
     """
 
-    def __init__(self, folder: Path, reasons: dict[int, str]) -> None:
-        self._folder, self._reasons = folder, reasons
+    def __init__(self, folder: Path, reasons: dict[int, str], claims: dict[str, Path]) -> None:
+        self._folder, self._reasons, self._claims = folder, reasons, claims
         self._processes: dict[str, Process] = {}
         self._paths: dict[str, dict[str, str]] = {}
         self._lines: dict[str, list[bytes]] = {}
@@ -46,7 +47,8 @@ class Node:
     async def run(self, made: Object, objects: dict[tuple[str, str], Object]) -> AsyncIterator[Object]:
         """The pod's statuses, one after the other."""
         spec = made["spec"]
-        while not self._volumes(spec, objects):
+        while why := self._lacking(spec, objects):
+            objects["events", f"{made['metadata']['name']}.1"] = _failed_mount(made, why)
             await asyncio.sleep(0.05)  # a kubelet waits, too, for what is not there yet
         for container in spec.get("initContainers") or []:
             await self._begin(container, objects)
@@ -118,18 +120,27 @@ class Node:
         async with self._wake:
             await self._wake.wait_for(lambda: container in self._ended)
 
-    def _volumes(self, spec: Object, objects: dict[tuple[str, str], Object]) -> bool:
-        """Make the volumes' folders; whether everything that they need is there."""
+    def _lacking(self, spec: Object, objects: dict[tuple[str, str], Object]) -> str:
+        """Make the volumes' folders; why one cannot be made yet, or nothing."""
+        self._folder.mkdir(parents=True, exist_ok=True)
         for volume in spec.get("volumes") or []:
             folder = self._folder / volume["name"]
-            folder.mkdir(parents=True, exist_ok=True)
+            why = f'MountVolume.SetUp failed for volume "{volume["name"]}" : '
+            there = self._claims.get((volume.get("persistentVolumeClaim") or {}).get("claimName", ""))
+            if path := (volume.get("hostPath") or {}).get("path"):
+                there = Path(path)
+                if not there.is_dir():
+                    return f"{why}hostPath type check failed: {path} is not a directory"
+            if there is not None and not folder.is_symlink():
+                folder.symlink_to(there)
+            folder.mkdir(exist_ok=True)
             for source in (volume.get("projected") or {}).get("sources") or []:
-                found = objects.get(("configmaps", source["configMap"]["name"]))
-                if found is None:
-                    return False
-                for name, value in found["binaryData"].items():
-                    (folder / name).write_bytes(base64.b64decode(value))
-        return True
+                name = source["configMap"]["name"]
+                if (found := objects.get(("configmaps", name))) is None:
+                    return f'{why}configmap "{name}" not found'
+                for key, value in found["binaryData"].items():
+                    (folder / key).write_bytes(base64.b64decode(value))
+        return ""
 
     async def _begin(self, container: Object, objects: dict[tuple[str, str], Object]) -> None:
         if self._stopped:
@@ -209,6 +220,14 @@ class Node:
                 }
             )
         return found
+
+
+def _failed_mount(made: Object, why: str) -> Object:
+    name = made["metadata"]["name"]
+    return {
+        "kind": "Event", "apiVersion": "v1", "type": "Warning", "reason": "FailedMount", "message": why,
+        "metadata": {"name": f"{name}.1", "namespace": made["metadata"]["namespace"]}, "involvedObject": {"name": name},
+    }  # fmt: skip
 
 
 def _value(variable: Object, objects: dict[tuple[str, str], Object]) -> str:
