@@ -181,6 +181,7 @@ def trends(
     *,
     experiments: int = 1,
     threshold_ratio: float = THRESHOLD_RATIO,
+    looking_back: bool = True,
 ) -> list[Trend]:
     """What the histories of a study's experiments say: how runs differ by chance is learnt from all of them.
 
@@ -189,6 +190,7 @@ def trends(
         better: ``lower`` or ``higher`` is better.
         experiments: Experiments of the study: they share the budget of false alarms.
         threshold_ratio: Smallest change that matters.
+        looking_back: Whether change points are asked for; without them the verdict is the same.
     """
     ordered = [sorted(points, key=lambda point: point.t_epoch_ns) for points in histories]
     same = [[one for one in each if one.conditions == each[-1].conditions] for each in ordered]
@@ -206,27 +208,29 @@ def trends(
         experiments=experiments,
         threshold_ratio=threshold_ratio,
     )
+    changes = [
+        tuple(_change_points(points, values, better, experiments)) if looking_back else ()
+        for points, values in zip(same, means, strict=True)
+    ]
     return [
         _trend(
             points,
-            values,
             [one for one in each if one.conditions != each[-1].conditions],
             watched,
+            back,
             better,
-            experiments,
             threshold_ratio,
         )
-        for each, points, values, watched in zip(ordered, same, means, seen, strict=True)
+        for each, points, back, watched in zip(ordered, same, changes, seen, strict=True)
     ]
 
 
 def _trend(
     same: Sequence[Point],
-    means: Sequence[float],
     left_out: Sequence[Point],
     seen: Watch,
+    changes: tuple[ChangePoint, ...],
     better: str,
-    experiments: int,
     threshold_ratio: float,
 ) -> Trend:
     alarms, verdict = seen.alarms, _verdict(same, seen, better, threshold_ratio)
@@ -235,7 +239,7 @@ def _trend(
     return Trend(
         points=tuple(same),
         left_out=tuple(left_out),
-        changes=tuple(_change_points(same, means, better, experiments)),
+        changes=changes,
         alarms=alarms,
         verdict=verdict,
         began=same[max(seen.began, alarms[-1].began)].run_id if alarms else None,
@@ -477,7 +481,11 @@ def history_until(run: StoredRun, metric: str, threshold_ratio: float = THRESHOL
 
 
 def trends_of(
-    nights: Sequence[Night], metric: str, threshold_ratio: float = THRESHOLD_RATIO
+    nights: Sequence[Night],
+    metric: str,
+    threshold_ratio: float = THRESHOLD_RATIO,
+    *,
+    looking_back: bool = True,
 ) -> dict[Followed, Trend]:
     """The history of each experiment of a study, by its newest id, and of each release.
 
@@ -485,10 +493,16 @@ def trends_of(
         nights: The runs, oldest first.
         metric: Name of the metric.
         threshold_ratio: Smallest change that matters.
+        looking_back: As for ``trends``.
     """
     points, newest = points_of(nights)
-    better = BY_NAME[metric].better
-    found = trends(list(points.values()), better, experiments=newest, threshold_ratio=threshold_ratio)
+    found = trends(
+        list(points.values()),
+        BY_NAME[metric].better,
+        experiments=newest,
+        threshold_ratio=threshold_ratio,
+        looking_back=looking_back,
+    )
     return dict(zip(points, found, strict=True))
 
 

@@ -128,7 +128,7 @@ def _verdicts(nights: Sequence[Night], metric: str) -> dict[str, Any]:
                     for alarm in one.alarms
                 ],
             }
-            for name, one in trends_of(nights, metric).items()
+            for name, one in trends_of(nights, metric, looking_back=False).items()
         ]
     }
 

@@ -1,4 +1,4 @@
-"""Renews the pictures of the pages in llem_airflow/web/pictures from what their browser tests have drawn.
+"""Renews the pictures of the pages in llem_airflow/web/pictures: those that their browser tests have drawn, and more.
 
 pytest tests/airflow/test_pages.py && python -m tests.airflow.pictures
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from PIL import Image
 
 from tests.parts import REPOSITORY
+from tests.web import pictures
 
 SHOTS = REPOSITORY / "build" / "screenshots"
 PICTURES = REPOSITORY / "llem_airflow" / "web" / "pictures"
@@ -29,7 +30,8 @@ WIDTH = 1100
 
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
-    for name, shot in SHOWN.items():
+    made = {name: f"drawn-{name}" for name in pictures.main(SHOTS)}
+    for name, shot in (SHOWN | made).items():
         with Image.open(SHOTS / f"{shot}.png") as whole:
             picture = whole.convert("RGB")
         picture.thumbnail((WIDTH, 4 * WIDTH))

@@ -79,8 +79,6 @@ function Board({ board, data, place }) {
 const columnsOf = (data) => [
   { key: "rank", title: "Rank", number: true, value: (row) => row.rank },
   { key: "model", title: "Model", value: (row) => row.model },
-  { key: "hardware", title: "Hardware", value: (row) => row.hardware },
-  { key: "engine", title: "Engine", value: (row) => row.engine },
   {
     key: "energy",
     title: "Energy per output token",
@@ -88,6 +86,8 @@ const columnsOf = (data) => [
     value: (row) => row.energy_per_output_token_j,
     cell: (row) => h(Fragment, null, `${row.energy_kind === "measured" ? "" : "~ "}${quantity(ENERGY, row.energy_per_output_token_j)}`, h("div", { style: { opacity: 0.75, fontSize: "0.75rem" } }, interval(ENERGY, { mean: row.energy_per_output_token_j, low: row.low_j, high: row.high_j, n: row.n }), row.hosts > 1 && `, ${cycles(row.n, row.hosts)}`)),
   },
+  { key: "hardware", title: "Hardware", value: (row) => row.hardware },
+  { key: "engine", title: "Engine", value: (row) => row.engine },
   { key: "why", title: "Note", value: (row) => row.why || null, cell: (row) => (row.why ? h(Tag, null, row.why) : null) },
   { key: "latency", title: data.latency.label, number: true, value: (row) => row.latency_s, cell: (row) => quantity(SECONDS, row.latency_s) },
   { key: "speed", title: "Output tokens per second", number: true, value: (row) => row.output_tokens_per_s, cell: (row) => (row.output_tokens_per_s === null ? null : `${number(row.output_tokens_per_s)} ${SPEED.unit}`) },

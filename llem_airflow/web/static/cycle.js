@@ -3,7 +3,7 @@
 import { energyPage, Fragment, h, Link, ours, UI, useAddress, useApi, useChange, useEffect, useRef, useState } from "./base.js";
 import { counted, duration, number, quantity, stretch, when } from "./format.js";
 import { Live } from "./live.js";
-import { Estimate, INK, LINE, Loading, Muted, Notice, Page, Section, SERIES, Verbatim } from "./parts.js";
+import { Estimate, INK, LINE, LineSign, Loading, Muted, Notice, Page, Section, SERIES, stroke, Verbatim } from "./parts.js";
 import { DIM, phaseBands, Picture, scaleFor, TEXT, useWidth } from "./plots.js";
 import { niceTicks } from "./ticks.js";
 
@@ -146,6 +146,7 @@ function Time({ asked, estimate, known }) {
       buttons.map(([label, text, act, off]) => h(UI.Button, { key: label, size: "xs", variant: "outline", "aria-label": label, onClick: act, disabled: off }, text)),
       h(Muted, null, `${stretch(shown.begin_s, shown.end_s)}, ${shown.samples.toLocaleString("en")} samples${shown.average ? ", averaged by the driver" : ""}. Drag to zoom.`),
     ),
+    shown.gpus.length > 1 && h(UI.Flex, { gap: 3, wrap: "wrap", fontSize: "xs" }, shown.gpus.map((gpu, place) => h("span", { key: gpu.gpu }, h(LineSign, { place }), gpu.gpu))),
     h(
       Picture,
       { watch: ref, name: `Power of ${asked.experiment} cycle ${asked.cycle}`, groups: shown.gpus.map((gpu) => gpu.gpu), "data-testid": "llem-power", "data-begin": shown.begin_s, "data-end": shown.end_s },
@@ -153,7 +154,6 @@ function Time({ asked, estimate, known }) {
       told && told.shown.length > 0 && h(Requests, { told, shown, at, right, width }),
       h(Slowed, { shown }),
     ),
-    shown.gpus.length > 1 && h(UI.Flex, { gap: 3, wrap: "wrap", fontSize: "xs" }, shown.gpus.map((gpu, place) => h("span", { key: gpu.gpu }, h("span", { "aria-hidden": true, style: { color: SERIES[place % SERIES.length] } }, "━ "), gpu.gpu))),
     told && h(Latencies, { told }),
   );
 }
@@ -203,8 +203,7 @@ function Panel({ name, title, height, shown, at, back, right, width, zoom }) {
     h("text", { x: LEFT, y: 13, ...TEXT }, title),
     known.map((gpu) => {
       const { t_s: t, values: v } = gpu.series[name];
-      const colour = SERIES[shown.gpus.indexOf(gpu) % SERIES.length];
-      return h("polyline", { key: gpu.gpu, points: t.map((s, index) => `${at(s).toFixed(1)},${y.at(v[index]).toFixed(1)}`).join(" "), fill: "none", stroke: colour, strokeWidth: 1.2 });
+      return h("polyline", { key: gpu.gpu, points: t.map((s, index) => `${at(s).toFixed(1)},${y.at(v[index]).toFixed(1)}`).join(" "), fill: "none", ...stroke(shown.gpus.indexOf(gpu)), strokeWidth: 1.2 });
     }),
     drag && h("rect", { x: Math.min(...drag), y: top, width: Math.abs(drag[1] - drag[0]), height: bottom - top, fill: INK, fillOpacity: 0.15 }),
   );

@@ -65,6 +65,12 @@ const WHEN = new Intl.DateTimeFormat("sv", { dateStyle: "short", timeStyle: "sho
 /** An instant in the zone of the user's browser, to the minute. */
 export const when = (epochNs) => (epochNs ? WHEN.format(new Date(epochNs / 1e6)) : ABSENT);
 
+/** Two instants, the second without its day where that is the same. */
+export function between(epochNs, later) {
+  const [one, other] = [when(epochNs), when(later)];
+  return one === other ? one : `${one} to ${one.slice(0, 10) === other.slice(0, 10) ? other.slice(11) : other}`;
+}
+
 /** A value of a factor on a short line. */
 export function short(value) {
   if (value === null || value === undefined) return ABSENT;

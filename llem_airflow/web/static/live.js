@@ -2,7 +2,7 @@
 
 import { h, UI, useApi } from "./base.js";
 import { duration, number } from "./format.js";
-import { LINE, Muted, SERIES, Tag } from "./parts.js";
+import { LINE, LineSign, Muted, stroke, Tag } from "./parts.js";
 import { DIM, phaseBands, Picture, scaleFor, TEXT, useWidth } from "./plots.js";
 import { niceTicks } from "./ticks.js";
 
@@ -36,7 +36,7 @@ export function Live({ asked, height = 190 }) {
       h(
         UI.Flex,
         { gap: 3, wrap: "wrap", fontSize: "xs" },
-        live.gpus.map((gpu, place) => h("span", { key: gpu.gpu }, h("span", { "aria-hidden": true, style: { color: SERIES[place % SERIES.length] } }, "━ "), `${gpu.gpu}: ${number(gpu.now_w)} W`)),
+        live.gpus.map((gpu, place) => h("span", { key: gpu.gpu }, h(LineSign, { place }), `${gpu.gpu}: ${number(gpu.now_w)} W`)),
       ),
   );
 }
@@ -59,13 +59,13 @@ function Moving({ live, height }) {
       niceTicks(0, live.last_s, Math.floor((right - LEFT) / 90)).map(([value, text]) => h("text", { key: value, x: at(value), y: height - 6, textAnchor: "middle", ...DIM }, `${text} s`)),
       h("text", { x: LEFT, y: 13, ...TEXT }, "Power so far, W: mean, least and largest"),
       known.map((gpu) => {
-        const colour = SERIES[live.gpus.indexOf(gpu) % SERIES.length];
+        const own = stroke(live.gpus.indexOf(gpu));
         const band = [...line(gpu, gpu.high_w), ...line(gpu, gpu.low_w).reverse()].join(" ");
         return h(
           "g",
           { key: gpu.gpu },
-          h("polygon", { points: band, fill: colour, fillOpacity: 0.2 }),
-          h("polyline", { points: line(gpu, gpu.mean_w).join(" "), fill: "none", stroke: colour, strokeWidth: 1.5 }),
+          h("polygon", { points: band, fill: own.stroke, fillOpacity: 0.2 }),
+          h("polyline", { points: line(gpu, gpu.mean_w).join(" "), fill: "none", ...own, strokeWidth: 1.5 }),
         );
       }),
     ),

@@ -11,6 +11,9 @@ export const WELL = css("bg-subtle");
 export const PAPER = css("bg");
 // Okabe and Ito's palette without its yellow, which white paper swallows; every mark also differs in shape or text.
 export const SERIES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F"];
+/** Colour of a line, and dashes where there are more lines than colours: eight GPUs are one more. */
+export const stroke = (place) => ({ stroke: SERIES[place % SERIES.length], strokeDasharray: place >= SERIES.length ? "6 3" : undefined });
+export const LineSign = ({ place }) => h("span", { "aria-hidden": true, style: { color: SERIES[place % SERIES.length] } }, place >= SERIES.length ? "╍ " : "━ ");
 export const SHAPES = ["circle", "square", "triangle", "diamond", "cross", "down", "plus"];
 
 export function Page({ title, aside, children }) {

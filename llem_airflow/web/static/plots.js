@@ -28,7 +28,8 @@ export function scaleFor(values, from, to, { zero = false, pad = 0.06 } = {}) {
   const there = log ? Math.log10 : (value) => value;
   if (zero) low = Math.min(0, low);
   let [a, b] = [there(low), there(high)];
-  const margin = (b - a || Math.abs(b) * 0.1 || 1) * pad;
+  const wide = b - a > 1e-6 * Math.abs(b) ? b - a : 0; // less is rounding
+  const margin = (wide || Math.abs(b) * 0.1 || 1) * pad;
   if (!(zero && low === 0)) a -= margin;
   b += margin;
   const at = (value) => from + ((there(value) - a) / (b - a)) * (to - from);
@@ -216,7 +217,7 @@ export function Pareto({ points, front, xTitle, yTitle, better, groups, label, o
   const x = scaleFor(points.flatMap((one) => ends(one, "x")), box.left + 10, box.right - 10);
   const y = scaleFor(points.flatMap((one) => ends(one, "y")), box.bottom - 8, box.top + 8);
   const best = points.filter((one) => front.has(one.key)).sort((a, b) => a.x - b.x);
-  const names = placed(points.length <= 40 ? points : best, x, y, box);
+  const names = placed(best, points.length <= 40 ? points.filter((one) => !front.has(one.key)) : [], x, y, box);
   return h(
     Picture,
     { watch: ref, name: label, groups },
@@ -243,26 +244,32 @@ export function Pareto({ points, front, xTitle, yTitle, better, groups, label, o
   );
 }
 
-/** Places for names beside their points where they cover no other name; what finds none is left to the tooltip. */
-function placed(points, x, y, box) {
-  const taken = points.map((one) => [x.at(one.x) - 5, y.at(one.y) - 5, x.at(one.x) + 5, y.at(one.y) + 5]);
+const PLACES = [[9, 4, "start"], [-9, 4, "end"], [9, -9, "start"], [9, 17, "start"], [-9, -9, "end"], [-9, 17, "end"]];
+
+/** Places for names beside their points where they cover nothing; what finds none is left to the tooltip, but for the best ones, which may cover marks. */
+function placed(best, others, x, y, box) {
+  const marks = [...best, ...others].map((one) => [x.at(one.x) - 5, y.at(one.y) - 5, x.at(one.x) + 5, y.at(one.y) + 5]);
+  const names = [];
   const found = [];
-  for (const one of points) {
+  const put = (one, taken) => {
     const text = one.label.length > 42 ? `${one.label.slice(0, 41)}…` : one.label;
     const long = text.length * 6.1;
     const [px, py] = [x.at(one.x), y.at(one.y)];
-    for (const [dx, dy, anchor] of [[9, 4, "start"], [-9, 4, "end"], [9, -9, "start"], [9, 17, "start"], [-9, -9, "end"], [-9, 17, "end"]]) {
+    for (const [dx, dy, anchor] of PLACES) {
       const left = anchor === "start" ? px + dx : px + dx - long;
       const cover = [left, py + dy - 10, left + long, py + dy + 3];
       const inside = cover[0] >= box.left && cover[2] <= box.right && cover[1] >= box.top && cover[3] <= box.bottom;
       const free = taken.every((old) => cover[2] < old[0] || cover[0] > old[2] || cover[3] < old[1] || cover[1] > old[3]);
       if (inside && free) {
-        taken.push(cover);
+        names.push(cover);
         found.push({ key: one.key, at: px + dx, down: py + dy, anchor, text });
-        break;
+        return true;
       }
     }
-  }
+    return false;
+  };
+  for (const one of best) put(one, [...marks, ...names]) || put(one, names);
+  for (const one of others) put(one, [...marks, ...names]);
   return found;
 }
 

@@ -3,7 +3,7 @@
 import { Fragment, h, Link, logTail, ours, taskPage, UI, useAddress, useApi, useEffect, useState } from "./base.js";
 import { CyclePage } from "./cycle.js";
 import { Explorer } from "./explore.js";
-import { change, counted, duration, number, quantity, when } from "./format.js";
+import { between, change, counted, duration, number, quantity, when } from "./format.js";
 import { Live } from "./live.js";
 import { Estimate, INK, LINE, Loading, Muted, Notice, Page, SERIES, Section, Tabs, Tag, Verbatim } from "./parts.js";
 
@@ -109,7 +109,7 @@ function Progress({ data }) {
       h(
         UI.Text,
         { fontSize: "sm", mt: 1 },
-        `Time left: about ${duration(eta.low_s)} to ${duration(eta.high_s)}, until ${when(data.now_epoch_ns + eta.low_s * 1e9)} to ${when(data.now_epoch_ns + eta.high_s * 1e9)}`,
+        `Time left: about ${duration(eta.low_s)} to ${duration(eta.high_s)}, until ${between(data.now_epoch_ns + eta.low_s * 1e9, data.now_epoch_ns + eta.high_s * 1e9)}`,
         h(Muted, null, `for ${counted(eta.cycles, "cycle")}: ${eta.basis}`),
       ),
     !data.ended && !eta && data.measured < data.planned && h(Muted, null, "Time left: not known, as no cycle of this DAG has ended yet."),
@@ -259,9 +259,10 @@ function Matrix({ data, dagId, runId }) {
 function Cell({ cell, row, chosen, onPick }) {
   const colour = cell.state === "measured" && cell.doubtful ? "yellow" : (COLOURS[cell.state] ?? "gray");
   const value = cell.energy_per_output_token_j;
-  const tries = cell.failures.length ? `, ${counted(cell.failures.length, "attempt")} failed` : "";
+  const tries = cell.failures.length ? `${counted(cell.failures.length, "attempt")} failed` : "";
   const sign = cell.state === "measured" && cell.doubtful ? "!" : (SIGNS[cell.state] ?? "?");
   const text = `${sign} ${value === null ? said(cell.state) : quantity(PER_TOKEN, value, cell.energy_kind)}`;
+  const below = [cell.duration_s !== null && duration(cell.duration_s), cell.spread_to, cell.state !== "failed" && tries].filter(Boolean).join(", ");
   return h(
     UI.Box,
     {
@@ -278,13 +279,14 @@ function Cell({ cell, row, chosen, onPick }) {
       px: 2,
       py: 1,
       minW: "6.5rem",
+      w: "100%",
       fontSize: "xs",
       textAlign: "start",
       cursor: "pointer",
       whiteSpace: "nowrap",
     },
-    `${text}${cell.state === "failed" ? "" : tries}`,
-    (cell.duration_s !== null || cell.spread_to) && h("div", { style: { fontSize: "0.7rem" } }, [cell.duration_s !== null && duration(cell.duration_s), cell.spread_to].filter(Boolean).join(", ")),
+    text,
+    below && h("div", { style: { fontSize: "0.7rem" } }, below),
   );
 }
 

@@ -21,7 +21,7 @@ export function niceTicks(low, high, count) {
   const raw = (high - low || Math.abs(high) || 1) / Math.max(2, count);
   const size = 10 ** Math.floor(Math.log10(raw));
   const steps = [1, 2, 5, 10].map((one) => one * size);
-  const wide = multiples(steps.find((one) => one >= raw) ?? steps.at(-1), low, high);
+  const wide = steps.map((one) => multiples(one, low, high)).find((found) => found.length <= 1.25 * Math.max(2, count)) ?? [];
   return told(wide.length > 1 ? wide : multiples(steps.findLast((one) => one <= raw) ?? steps[0], low, high));
 }
 

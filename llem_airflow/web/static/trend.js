@@ -2,7 +2,7 @@
 
 import { energyPage, Fragment, h, Link, UI, useAddress, useApi, useMemo, useState } from "./base.js";
 import { change, counted, cycles, interval, isEstimate, number, quantity, scaleOf, sentence, when } from "./format.js";
-import { Choose, DataTable, INK, LINE, Loading, Muted, MUTED, Notice, PAPER, Section, SERIES, SHAPES, Tag, Verbatim } from "./parts.js";
+import { Choose, DataTable, INK, LINE, Loading, Muted, MUTED, Notice, PAPER, Section, SHAPES, stroke, Tag, Verbatim } from "./parts.js";
 import { DIM, Legend, mark, scaleFor, TEXT, useWidth } from "./plots.js";
 
 const underlined = { textDecoration: "underline" };
@@ -140,7 +140,8 @@ function Mark({ one, left, lane, box }) {
 }
 
 function Line({ one, index, at, y, scale, runs, dagId, metric, name }) {
-  const colour = SERIES[index % SERIES.length];
+  const own = stroke(index);
+  const colour = own.stroke;
   const up = (value) => y.at(value * scale.factor);
   const began = new Map(one.changes.map((each) => [each.run, each]));
   const joined = one.points.filter((point) => point.at(-1));
@@ -148,7 +149,7 @@ function Line({ one, index, at, y, scale, runs, dagId, metric, name }) {
   return h(
     "g",
     null,
-    h("polyline", { points: joined.map(([run, mean]) => `${at(run)},${up(mean)}`).join(" "), fill: "none", stroke: colour, strokeOpacity: 0.6 }),
+    h("polyline", { points: joined.map(([run, mean]) => `${at(run)},${up(mean)}`).join(" "), fill: "none", ...own, strokeOpacity: 0.6 }),
     one.points.map(([run, mean, low, high, n, hosts, compared]) => {
       const told = began.get(run);
       const about = `${name}, ${when(runs[run].started_epoch_ns)}: ${quantity(metric, mean, one.estimate ? "estimate" : "measured")}, ${interval(metric, { mean, low, high, n })}, ${cycles(n, hosts)}`;
