@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ from tests.browser import chromium_page
 
 MODULE = Path(llem_airflow.__file__).parent / "web" / "static" / "format.js"
 URL = "http://airflow.test/"
+
+
+def local(epoch_s: float) -> str:
+    """An instant in this machine's zone, which is that of the browser."""
+    return datetime.fromtimestamp(epoch_s, tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
 SHOWN: list[tuple[str, list[Any], str]] = [
     ("number", [None], "\N{EN DASH}"),
     ("number", [0], "0"),
@@ -34,6 +42,21 @@ SHOWN: list[tuple[str, list[Any], str]] = [
     ("stretch", [1, 1], "1 to 1 s"),
     ("counted", [1, "sample"], "1 sample"),
     ("counted", [1160, "sample"], "1,160 samples"),
+    ("cycles", [4, 2], "n = 4 on 2 hosts"),
+    ("spread", [{"unit": "J"}, {"mean": 1, "low": None, "n": 1, "hosts": 1}], "no interval, n = 1"),
+    (
+        "spread",
+        [{"unit": "J"}, {"mean": 1, "low": None, "n": 4, "hosts": 3}],
+        "no interval, n = 4 on 3 hosts",
+    ),
+    (
+        "spread",
+        [{"unit": "J"}, {"mean": 2, "low": 1.5, "high": 2.5, "n": 3, "hosts": 1}],
+        "1.5 to 2.5, n = 3",
+    ),
+    ("between", [1.79e18, 1.79e18], local(1.79e9)),
+    ("between", [1.79e18, 1.79e18 + 1e9], local(1.79e9)),
+    ("between", [1.79e18, 1.79e18 + 864e11], f"{local(1.79e9)} to {local(1.79e9 + 86_400)}"),
 ]
 
 

@@ -84,3 +84,5 @@ export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 export const counted = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
 /** `n = 6 on 2 hosts`. */
 export const cycles = (n, hosts = 1) => `n = ${n}${hosts > 1 ? ` on ${hosts} hosts` : ""}`;
+/** `12 to 14, n = 6`. */
+export const spread = (metric, found, scale) => `${found.n < 3 ? "no interval" : interval(metric, found, scale)}, ${cycles(found.n, found.hosts)}`;

@@ -1,7 +1,7 @@
 // The trend of a study: each experiment over nights and releases, where it changed, and what changed around it.
 
 import { energyPage, Fragment, h, Link, UI, useAddress, useApi, useMemo, useState } from "./base.js";
-import { change, counted, cycles, interval, isEstimate, number, quantity, scaleOf, sentence, when } from "./format.js";
+import { change, counted, isEstimate, number, quantity, scaleOf, sentence, spread, when } from "./format.js";
 import { Choose, DataTable, INK, LINE, Loading, Muted, MUTED, Notice, PAPER, Section, SHAPES, stroke, Tag, Verbatim } from "./parts.js";
 import { DIM, Legend, mark, scaleFor, TEXT, useWidth } from "./plots.js";
 
@@ -152,7 +152,7 @@ function Line({ one, index, at, y, scale, runs, dagId, metric, name }) {
     h("polyline", { points: joined.map(([run, mean]) => `${at(run)},${up(mean)}`).join(" "), fill: "none", ...own, strokeOpacity: 0.6 }),
     one.points.map(([run, mean, low, high, n, hosts, compared]) => {
       const told = began.get(run);
-      const about = `${name}, ${when(runs[run].started_epoch_ns)}: ${quantity(metric, mean, one.estimate ? "estimate" : "measured")}, ${interval(metric, { mean, low, high, n })}, ${cycles(n, hosts)}`;
+      const about = `${name}, ${when(runs[run].started_epoch_ns)}: ${quantity(metric, mean, one.estimate ? "estimate" : "measured")}, ${spread(metric, { mean, low, high, n, hosts })}`;
       return h(
         Link,
         { key: run, to: energyPage(dagId, runs[run].run_id), tabIndex: -1, "aria-label": about, "data-run": runs[run].run_id },
@@ -175,7 +175,7 @@ function Hover({ data, seen, names, scale, dagId }) {
     h(Link, { to: energyPage(dagId, run.run_id), style: underlined }, when(run.started_epoch_ns)),
     run.release && ` · ${run.release}`,
     rows.map(([name, one, [, mean, low, high, n, hosts]]) =>
-      h("div", { key: name }, `${name}: ${isEstimate(data.metric, one.estimate ? "estimate" : "") ? "~ " : ""}${number(mean * scale.factor)} ${scale.unit}, ${interval(data.metric, { mean, low, high, n }, scale)}, ${cycles(n, hosts)}`),
+      h("div", { key: name }, `${name}: ${isEstimate(data.metric, one.estimate ? "estimate" : "") ? "~ " : ""}${number(mean * scale.factor)} ${scale.unit}, ${spread(data.metric, { mean, low, high, n, hosts }, scale)}`),
     ),
   );
 }
