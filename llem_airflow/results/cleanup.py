@@ -1,8 +1,8 @@
-"""What is in use, and what may go: locked folders, what killed processes left, old runs by the rules of retention.
+"""What is in use, and what may go: locked folders, what killed processes left, old runs.
 
-Attempts and commits work in folders that are locked while they are used, so those of killed processes are known. A
-commit removes the orphans of earlier ones of its run; ``remove_orphans`` is for runs that see no further commit. An
-object store has none: what is not finished lies on the worker.
+Attempts and commits work in folders that are locked while they are used, so those of killed processes are known.
+A commit removes the orphans of earlier ones of its run; ``remove_orphans`` is for runs that see no further commit.
+An object store has none: what is not finished lies on the worker.
 """
 
 from __future__ import annotations
@@ -166,8 +166,8 @@ def removable(
     """Runs that neither rule keeps, oldest first by study.
 
     A run that is not aggregated yet is always kept and takes nobody's place among the newest. Where it is not known
-    when a run began, its age is not known either: both rules keep it. The rules are the newest ``keep_runs`` runs of
-    each study, and the runs younger than ``keep_days``.
+    when a run began, its age is not known either: both rules keep it. The rules are the newest ``keep_runs`` runs
+    of each study, and the runs younger than ``keep_days``.
 
     Raises:
         ValueError: No rule is given, or one is negative or not a number.

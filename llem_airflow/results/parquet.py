@@ -79,7 +79,7 @@ class GroupedWriter:
     def __init__(
         self, target: Path | IO[bytes], schema: Any, *, rows_per_group: int = ROWS_PER_GROUP, **options: Any
     ) -> None:
-        """Write to ``target``, so many rows at least in a group but the last; options as for ``pq.ParquetWriter``."""
+        """Write so many rows at least in a group but the last; options as for ``pq.ParquetWriter``."""
         self._writer = pq.ParquetWriter(target, schema, **options)
         self._rows_per_group = rows_per_group
         self._waiting: list[Any] = []

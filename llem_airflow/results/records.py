@@ -1,4 +1,4 @@
-"""Records: what is stored of a cycle, a failed attempt, a plan and a board's meter, checked when it is read."""
+"""Records: what is stored of cycles, failed attempts, plans and boards' meters, checked when it is read."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def _table(folder: Folder, name: str, columns: list[str] | None, optional: Colle
 
 
 def write_profile(root: Folder, profile: GpuProfile, pages: dict[str, str]) -> Folder:
-    """Keep a board's profile and its pages, by the ending of their names such as ``html``; an earlier one goes.
+    """Keep a board's profile and its pages, by the ending of their names such as ``html``.
 
     Raises:
         ResultsWriteError: It cannot be written.

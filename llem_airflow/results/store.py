@@ -1,4 +1,4 @@
-"""Store: ResultsRoot, the folder of all studies, and StoredRun, one run of a study in it; which run a person means."""
+"""Store: ResultsRoot, the folder of all studies, StoredRun, a run in it, and which run a person means."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class StoredRun:
         return min(starts, default=0)
 
     def last_finished_epoch_ns(self, host: str | None = None) -> int | None:
-        """When its last attempt (on the host of this connection), successful or failed, ended; None before that."""
+        """When its last attempt (on the host of this connection), successful or not, ended, or None."""
         ends = []
         refs: list[CycleRef | FailureRef] = [*self.cycles(repeats=True), *self.failures()]
         for ref in refs:
@@ -262,13 +262,14 @@ class StoredRun:
     def mark_skipped(self, experiment_id: str, cycle: int, reason: str, *, needed: bool) -> None:
         """Record why a planned cycle was skipped.
 
-        It is ``needed`` where it counts as missing until it is measured; not where the result is precise without it.
+        It is ``needed`` where it counts as missing until it is measured, and not where the result is precise
+        without it.
         """
         folder = self._markers(needed=needed).child(layout.folder_name(experiment_id))
         folder.write(f"{layout.cycle_name(cycle)}.json", json_bytes({"cycle": cycle, "reason": reason}))
 
     def skipped(self, *, needed: bool) -> dict[tuple[str, int], str]:
-        """Reason of each cycle that was recorded as skipped, by experiment and cycle, as by ``mark_skipped``."""
+        """Reason of each cycle that ``mark_skipped`` has recorded, by experiment and cycle."""
         found = {}
         root = self._markers(needed=needed)
         for experiment_id in root.folders():
@@ -328,8 +329,8 @@ class NoSuchRunError(LookupError):
 def locate_run(text: str, root: ResultsRoot) -> StoredRun:
     """The run that a text names.
 
-    It is the path or URL of a run's folder; ``study/run`` under the root, with the id or the folder's name; a study,
-    for its newest run; or ``latest``.
+    It is the path or URL of a run's folder; ``study/run`` under the root, with the id or the folder's name; a
+    study, for its newest run; or ``latest``.
 
     Raises:
         NoSuchRunError: There is none.

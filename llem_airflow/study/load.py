@@ -46,7 +46,7 @@ def load_study(path: str | Path, *, isolation: Isolation | None = None) -> Study
 def load_study_text(
     text: str, *, name: str = "<text>", folder: Path | None = None, bounds: Bounds = FILE_BOUNDS
 ) -> Study:
-    """Read a study from text, which error messages call ``name`` and whose relative paths are relative to ``folder``.
+    """Read a study from text, which problems call ``name``; relative paths in it are relative to ``folder``.
 
     Raises:
         StudyFileError: The text cannot be used; the error lists every problem with its place.

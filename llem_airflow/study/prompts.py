@@ -1,7 +1,7 @@
 """The prompt set of an experiment: the builtin set, a file, a dataset of the hub, or prompts made from token ids.
 
-Lengths of the last are fixed, or drawn with a seed: the same in every experiment that has that seed. Everything
-that can be wrong with a file is told with file and row, before anything starts.
+Lengths of the last are fixed, or drawn with a seed: the same in every experiment that has that seed.
+Everything that can be wrong with a file is told with file and row, before anything starts.
 """
 
 from __future__ import annotations

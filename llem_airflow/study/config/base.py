@@ -65,7 +65,7 @@ def keys_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def every_key(model: type[Section], path: KeyPath = ()) -> Iterator[tuple[KeyPath, type[Section], FieldInfo]]:
-    """Every key below a model, sections and theirs: its path (``x[]`` of rows), the model that has it, the field."""
+    """Every key below a model, sections and theirs: its path (``x[]`` of rows), its model, the field."""
     for key, field in keys_of(model).items():
         yield (*path, key), model, field
         if (inner := model_of(field)) is not None:

@@ -46,9 +46,9 @@ def check(
 ) -> Of | None:
     """The value as the model; every problem goes to ``report``, also those of keys beside a wrong one.
 
-    In the stage ``part`` this is a part of an experiment, of which nothing is missing yet and nothing contradicts; in
-    ``rest`` the parts were reported, and only what contradicts is new. Of keys that contradict each other one that a
-    sweep sets (``swept``) is told.
+    In the stage ``part`` this is a part of an experiment, of which nothing is missing yet and nothing contradicts;
+    in ``rest`` the parts were reported, and only what contradicts is new. Of keys that contradict each other one
+    that a sweep sets (``swept``) is told.
     """
     told: set[KeyPath] = set()
     while True:

@@ -81,7 +81,7 @@ class Source:
         return self._nearest(path)[2]
 
     def _nearest(self, path: KeyPath) -> tuple[Node, Node, bool]:
-        """The key and the value at ``path``, or of its nearest parent, and whether that is the path itself."""
+        """The key and the value at ``path``, or of its nearest parent, and whether it is there."""
         key_node = node = self.root
         for part in path:
             value = node.value

@@ -387,7 +387,7 @@ def _too_short(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
 def meaningless_on_a_cluster(
     study: Study, experiment: Experiment, gpu_resource: str | None = None
 ) -> list[tuple[str, str, str]]:
-    """Keys that say nothing to a Kubernetes cluster, which chooses nodes and devices itself: why, and what instead.
+    """Keys that say nothing to a cluster, which chooses nodes and devices itself: why, and what instead.
 
     The device plugin's resource, where it is known, says whether devices are slices.
     """

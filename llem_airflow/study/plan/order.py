@@ -70,7 +70,7 @@ def _rows(count: int, order: str, seed: int) -> Iterator[list[int]]:
 
 
 def _williams_row(count: int, number: int) -> list[int]:
-    """Row ``number`` of Williams' design: a Latin square in which everything follows everything else equally often.
+    """Row ``number`` of Williams' design: a Latin square in which each follows each other equally often.
 
     The first row is 0, 1, n-1, 2, n-2, ...; the others shift it by one. With an odd count one square cannot
     be balanced, and its mirror image is added (E. J. Williams 1949, Aust. J. Sci. Res. A 2, 149-168).
@@ -111,9 +111,9 @@ def hosts_of(
 ) -> list[str | None]:
     """The host of each cycle; None where the study names none.
 
-    All cycles of a session (``groups``: what each experiment loads) are on one host, as are all rates of a search in
-    each cycle. With ``spread: cycles`` the host is a blocking factor: the cycles of each experiment go round the hosts,
-    and experiments begin at different ones. With ``spread: experiments`` all cycles of an experiment are on one.
+    All cycles of a session (``groups``: what each experiment loads) are on one host, as are all rates of a search
+    in each cycle. With ``spread: cycles`` the host is a blocking factor: the cycles of each experiment go round the
+    hosts, and experiments begin at different ones. With ``spread: experiments`` all cycles of one are on one.
     """
     if not settings.hosts:
         return [None] * len(runs)
@@ -145,7 +145,7 @@ _AROUND_S = 180.0
 
 
 def under_load_s(server: Config, warmup: bool) -> float:
-    """Ramp, window, cooldown and, where it counts, the longest warm-up of a section ``server``, in seconds."""
+    """Ramp, window, cooldown and, where it counts, the longest warm-up of a server, in seconds."""
     traffic, said = server["traffic"], server["warmup"]
     longest_s = said["duration_seconds"] if said["mode"] == "fixed" else said["timeout_seconds"]
     load_s = traffic["ramp_exclusion_seconds"] + traffic["window_seconds"]

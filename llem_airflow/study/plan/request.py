@@ -1,4 +1,4 @@
-"""What one run is asked to measure of a study (which release, experiments, cycles), and what one attempt is told."""
+"""What one run is asked to measure of a study: release, experiments, cycles; and what an attempt is told."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class RateSearch:
 
 
 def grid(lowest: float, highest: float, tolerance: float, max_probes: int) -> list[float]:
-    """Candidate rates, in requests/s: as many halvings of the logarithm as the tolerance needs and the probes leave.
+    """Candidate rates, in requests/s: so many halvings as the tolerance needs and the probes leave.
 
     The tolerance is how far two neighbours may lie apart, as a share.
     """
