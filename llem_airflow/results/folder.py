@@ -190,6 +190,10 @@ class Folder:
         except FileExistsError:
             return False
         except OSError as error:
+            if "(PreconditionFailed)" in str(
+                error.__cause__
+            ):  # servers of S3 need not say which condition it was
+                return False
             raise write_error(error, f"{self.url}/{name}") from error
         return True
 

@@ -15,6 +15,13 @@ SLOW_DOWN = (
 )
 
 
+NO_CONDITION = (
+    b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>PreconditionFailed</Code>'
+    b"<Message>At least one of the preconditions you specified did not hold.</Message></Error>"
+)
+"""As OpenStack Swift says it; others name the condition."""
+
+
 class Gate:
     """What passes, and what was asked for.
 
@@ -23,6 +30,7 @@ class Gate:
         asked: Method and path of each request, in order.
         away: Which requests find nobody: their connection ends without an answer.
         throttled: Which are answered with 503.
+        unmet: Which are answered as if their condition did not hold.
     """
 
     def __init__(self, server_url: str) -> None:
@@ -30,11 +38,12 @@ class Gate:
         self.asked: list[tuple[str, str]] = []
         self.away: Callable[[str, str], bool] = _none
         self.throttled: Callable[[str, str], bool] = _none
+        self.unmet: Callable[[str, str], bool] = _none
         self._server = urlsplit(server_url).netloc
 
     def open(self) -> None:
         """Let everything pass."""
-        self.away = self.throttled = _none
+        self.away = self.throttled = self.unmet = _none
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         """Pass a request on, or answer it here."""
@@ -47,6 +56,9 @@ class Gate:
             return
         if self.throttled(*what):
             _send(request, 503, [("Content-Type", "application/xml")], SLOW_DOWN)
+            return
+        if self.unmet(*what):
+            _send(request, 412, [("Content-Type", "application/xml")], NO_CONDITION)
             return
         connection = http.client.HTTPConnection(self._server, timeout=60)
         try:

@@ -126,6 +126,20 @@ def test_a_store_that_throttles_or_goes_away_at_a_write_says_so(
     assert "there is no such bucket" in said_at_a_write(f"s3://{uuid.uuid4().hex}")
 
 
+def test_a_file_that_another_has_made_is_no_fault_whichever_way_the_server_says_so(
+    by_key: tuple[Gate, pytest.MonkeyPatch],
+) -> None:
+    gate, _ = by_key
+    folder = Folder.at(f"s3://lab/{uuid.uuid4().hex}")
+    assert folder.create("probe", b"1")
+    assert not folder.create("probe", b"2")
+    gate.unmet = lambda *_: True
+    assert not folder.create("probe", b"3")
+    gate.open()
+    assert folder.read("probe") == b"1"
+    folder.remove()
+
+
 def test_a_name_before_the_bucket_is_a_connection_of_airflow_s(
     by_key: tuple[Gate, pytest.MonkeyPatch], lab: tuple[Gate, str, str]
 ) -> None:
@@ -136,25 +150,26 @@ def test_a_name_before_the_bucket_is_a_connection_of_airflow_s(
     _, key, secret = lab
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
         environ.delenv(name)
-    for name, password in {"LAB_S3": secret, "LAB_WRONG": "wrong-secret"}.items():
-        environ.setenv(f"AIRFLOW_CONN_{name}", connection(gate.url, key, password))
-    root = Folder.at("s3://lab_s3@lab/energy")
-    assert root.url == "s3://lab_s3@lab/energy"
+    right, wrong, none = (f"lab_{uuid.uuid4().hex}" for _ in range(3))  # an opened store serves for a while
+    for name, password in {right: secret, wrong: "wrong-secret"}.items():
+        environ.setenv(f"AIRFLOW_CONN_{name.upper()}", connection(gate.url, key, password))
+    root = Folder.at(f"s3://{right}@lab/energy")
+    assert root.url == f"s3://{right}@lab/energy"
     below = root.child("study", "run")
     below.write("one", b"1")
     assert Folder.at(below.url).read("one") == b"1"
     assert below.above(2) == root
     below.remove()
-    assert looked_at("s3://lab_s3@lab/energy").status == OK
-    wrong = looked_at("s3://lab_wrong@lab/energy")
-    assert wrong.text.endswith(": the store refuses this worker's credentials")
-    assert wrong.fix.startswith("correct the connection 'lab_wrong' (Admin > Connections)")
+    assert looked_at(f"s3://{right}@lab/energy").status == OK
+    refused = looked_at(f"s3://{wrong}@lab/energy")
+    assert refused.text.endswith(": the store refuses this worker's credentials")
+    assert refused.fix.startswith(f"correct the connection '{wrong}' (Admin > Connections)")
     gate.away = lambda *_: True
-    away = looked_at("s3://lab_s3@lab/energy")
-    assert away.fix == "check its address (endpoint_url of the connection 'lab_s3') and the network"
-    nobody = looked_at("s3://lab_none@lab/energy")
+    away = looked_at(f"s3://{right}@lab/energy")
+    assert away.fix == f"check its address (endpoint_url of the connection '{right}') and the network"
+    nobody = looked_at(f"s3://{none}@lab/energy")
     assert nobody.status == FAIL
-    assert "Airflow has no connection 'lab_none', which the results root names: add it" in nobody.text
+    assert f"Airflow has no connection '{none}', which the results root names: add it" in nobody.text
 
 
 def connection(url: str, key: str, secret: str) -> str:
