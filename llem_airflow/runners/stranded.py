@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import docker
-from docker.errors import NotFound
+from docker.errors import APIError, NotFound
 
 from llem_airflow import __version__
 from llem_airflow.protocol.redaction import Redactor, secrets_in
@@ -112,6 +112,11 @@ class Recovery:
                 folders = collect_attempts(self.api, container, Path(scratch), redactor)
             except (CollectError, NotFound):
                 return  # nothing was handed in, or nothing can be brought out
+            except APIError as error:
+                labels = config["Labels"]
+                name = f"{labels.get('llem.experiment')} cycle {labels.get('llem.cycle')}"
+                yield Stranded(container, name, why_not=f"the engine refused to bring its files out: {error}")
+                return
             done = False
             for folder in folders:
                 try:

@@ -24,6 +24,7 @@ from llem_airflow.runners.session_container import session_of
 from llem_airflow.runners.stranded import Recovery, Stranded
 from tests import parts
 from tests.runners.conftest import RunContainer, left_of
+from tests.runners.engine_proxy import Call, EngineProxy
 from tests.runners.programs import HASH, SPEC, attempt, in_container, program, see_through
 from tests.runners.test_session import World
 
@@ -91,6 +92,22 @@ def test_one_that_cannot_be_stored_stays_with_its_container(
     assert [
         each.why_not for each in Recovery(docker_api, ResultsRoot(tmp_path / "good")).results([finished])
     ] == [""]
+
+
+def test_one_that_a_proxy_does_not_bring_out_stays_with_its_container(
+    docker_api: docker.APIClient, this_attempt: Attempt, finished: Leftover, root: ResultsRoot, tmp_path: Path
+) -> None:
+    def allowed(call: Call) -> bool:
+        return not call.path.endswith("/archive")
+
+    with (
+        EngineProxy(tmp_path / "proxy", parts.ENGINE_SOCKET, allowed=allowed) as proxy,
+        docker.APIClient(base_url=proxy.url, version="auto") as api,
+    ):
+        (one,) = Recovery(api, root).results([finished])
+    assert one.name == f"{EXPERIMENT} cycle 1"
+    assert one.why_not.startswith("the engine refused to bring its files out: 403 ")
+    assert len(list(Recovery(docker_api, root).results([finished]))) == 1
 
 
 def test_a_result_that_the_store_has_is_not_stored_again(
