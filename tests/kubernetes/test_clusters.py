@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -406,6 +407,14 @@ def test_the_maintenance_task_cleans_a_cluster_by_airflow_s_word(
 def test_the_maintenance_dag_has_a_task_for_each_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLEM_CLUSTERS", "lab/team, other")
     assert hosts_to_clean() == {"gc_lab.team": {"cluster": "lab/team"}, "gc_other": {"cluster": "other"}}
+
+
+def test_the_page_s_commands_run_as_they_are_written(cluster: StandInCluster, asked_here: None) -> None:
+    written = [line for line in PAGE.splitlines() if line.startswith("llem-airflow ")]
+    assert len(written) == 5
+    for line in written:
+        done = CliRunner().invoke(main, shlex.split(line, comments=True)[1:])
+        assert done.exit_code == ("--pull-secret" in line), f"{line}: {done.output}"
 
 
 def test_what_a_person_asks_of_a_cluster_needs_what_the_page_says(
