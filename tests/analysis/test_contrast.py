@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -330,3 +331,14 @@ def test_cycles_without_a_token_tell_nothing() -> None:
     assert answer([Measured("a", "a", {}, rows)], 1, 1).sentence == (
         "Nothing can be told: no cycle generated a token."
     )
+
+
+@pytest.mark.parametrize(("gpu", "compared"), [("A100", True), ("H100", False)])
+def test_an_experiment_on_another_kind_of_gpu_is_named_and_not_compared(gpu: str, compared: bool) -> None:
+    run = [
+        replace(one, rows=tuple(replace(row, fingerprint={"gpus": [{"name": name}]}) for row in one.rows))
+        for one, name in zip(_run([1.0, 1.01, 0.99], [0.5, 0.505, 0.495]), ("A100", gpu), strict=True)
+    ]
+    aside = "not compared, as another kind of hardware was used: batch_size 2"
+    assert (aside in _told(run)) != compared
+    assert len(answer(run, 6, 6).contrasts) == compared

@@ -12,11 +12,13 @@ from scipy.stats import theilslopes
 from llem_airflow.analysis.formatting import interval
 from llem_airflow.analysis.statistics import (
     bca_interval,
+    degrees_of_freedom,
     describe,
     mean_of,
     outliers,
     slope_ratio,
     t_interval,
+    tells_interval,
 )
 
 # R: x <- c(9.8, 10.1, 10.0, 10.4, 9.7); mean 10, sd 0.2738613, t.test: 9.659956 to 10.340044;
@@ -202,3 +204,13 @@ def test_the_drift_is_the_slope_of_theil_and_sen(values: list[int], order: list[
 
 def test_values_at_one_position_have_no_drift() -> None:
     assert slope_ratio([1.0] * 4, [1.0, 2.0, 3.0, 4.0]) is None
+
+
+@pytest.mark.parametrize(
+    ("n", "hosts", "df"), [(1, 1, 0), (4, 1, 3), (5, 2, 3), (3, 2, 1), (2, 2, 1), (3, 3, 2)]
+)
+def test_each_host_takes_a_degree_of_freedom_and_hosts_of_one_value_each_leave_all_but_one(
+    n: int, hosts: int, df: int
+) -> None:
+    assert degrees_of_freedom(n, hosts) == df
+    assert tells_interval(n, hosts) == (df >= 2)
