@@ -157,6 +157,8 @@ def _spared(tree: ast.AST) -> list[tuple[tuple[int, int], tuple[int, int]]]:
             ]
         if isinstance(node, ast.AnnAssign):
             found.append(node.annotation)
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":  # for the type checker
+            found.append(node.value)
         if (
             isinstance(node, ast.keyword) and node.arg == "strict"
         ):  # of zip: an assertion about what is alike anyway

@@ -177,6 +177,7 @@ def test_the_previous_run_is_told_with_verdicts_and_intervals(root: ResultsRoot)
     assert (found.run_id, found.started_epoch_ns) == ("r000", BEGAN_NS)
     assert (found.new, found.gone, found.problem) == (("c-cccccccc",), (B,), "")
     (report,) = found.reports
+    assert next(iter(report.metrics)) == ENERGY  # the metric whose verdict counts
     told = found.told()
     assert list(told) == [
         "schema_version",

@@ -177,3 +177,11 @@ def test_a_common_pattern_is_known_no_worse_than_one_experiment_alone_would_tell
 def test_experiments_without_any_noise_have_no_pattern() -> None:
     for found in _patterns(np.zeros((2, NIGHTS)), np.arange(NIGHTS) % 7):
         assert (found.adds == 0).all()
+
+
+def test_a_step_below_two_percent_is_not_told_however_certain_unless_smaller_ones_are_asked_for() -> None:
+    logs = np.random.default_rng(13).normal(0, 0.0005, NIGHTS) + np.where(np.arange(NIGHTS) >= 30, 0.015, 0.0)
+    one = Series(np.exp(logs).tolist(), range(NIGHTS), range(NIGHTS))
+    assert watch_study([one])[0].alarms == ()
+    (alarm,) = watch_study([one], threshold_ratio=0.005)[0].alarms
+    assert alarm.began == 30
