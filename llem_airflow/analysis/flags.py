@@ -106,7 +106,7 @@ _QUANTITY = re.compile(
 A number without one may be a name: a process id, a device, a port."""
 
 _LESS_IS_WORSE = {"short_window", "few_samples", "baseline_above_load"}
-_UNRANKED = {"requests_disagree", "warmup_not_converged", "warmup_not_checked"}
+_UNRANKED = {"requests_disagree", "warmup_not_converged"}
 _WORDINGS = 3
 """So many wordings are quoted; of more, the number is told."""
 

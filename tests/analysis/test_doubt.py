@@ -126,7 +126,8 @@ def test_kinds_of_flags_stand_by_their_gravity_and_a_whole_experiment_has_no_cyc
 
 def test_a_flag_whose_ends_are_no_worse_than_each_other_has_no_worst() -> None:
     said = [("cycle 1", "It has 18 requests."), ("cycle 2", "It has 7 requests.")]
-    assert summed_up("requests_disagree", said) == "It has 7 to 18 requests."
+    for code in ("requests_disagree", "warmup_not_converged"):
+        assert summed_up(code, said) == "It has 7 to 18 requests."
 
 
 def test_what_each_of_several_cycles_said_is_kept_where_it_differs() -> None:
