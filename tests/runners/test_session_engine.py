@@ -13,17 +13,21 @@ import docker
 import pytest
 from docker.types import Mount
 
-from llem_airflow.protocol.files import EVENTS, REQUESTS
+from llem_airflow.analysis.cycle import read_cycle
+from llem_airflow.analysis.sessions import session_flags
+from llem_airflow.protocol.files import EVENTS, REQUESTS, config_name
 from llem_airflow.protocol.session import EVIDENCE, WARM
 from llem_airflow.protocol.spec import ExperimentSpec
+from llem_airflow.results import ResultsRoot
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import Collected
 from llem_airflow.runners.bundle import build_bundle
 from llem_airflow.runners.failures import AttemptFailedError
 from llem_airflow.runners.gpus import inventory
-from llem_airflow.runners.session import SessionRunner
+from llem_airflow.runners.session import SessionRunner, stop_session
 from llem_airflow.study import GpuRequest
-from tests.measurement.running import spec_of
+from tests.measurement.running import HASH, spec_of
+from tests.results.recorded import provenance
 from tests.runners.living_session import LivingSession
 from tests.runners.programs import see_through
 
@@ -61,7 +65,7 @@ class Engine:
             raise ValueError("the engine broke")
         if self.act == "keeps":
             GPUS.write_text(GPUS.read_text().replace("used = 0x1000000\\n", "used = 0x80000000\\n"))
-        time.sleep(0.01)
+        time.sleep(0.2 if self.act == "ages" and self.attempts > 1 else 0.01)
         now_ns = time.monotonic_ns()
         return [Completion(one.index, (self.attempts,) * one.output_tokens, begin_ns, (now_ns,) * one.output_tokens,
                            "length") for one in batch]
@@ -204,6 +208,32 @@ def test_an_engine_that_dies_fails_its_own_cycle_and_is_restarted_as_often_as_it
     over = world.fails("five", asks())
     assert (over.failure.category, over.failure.retryable) == ("session_unhealthy", False)
     assert "over after 1 restarts of 1: the engine's process " in str(over)
+
+
+def test_an_engine_that_works_slower_from_cycle_to_cycle_is_told_as_a_drift(world: World) -> None:
+    """Each of three experiments is once first in a session and once second, where it takes twenty times as long.
+
+    Nothing of this machine's is as large, so that its interval cannot hold 0.
+    """
+    run = ResultsRoot(world.folder / "results").run("drift", "run")
+    for number, pair in enumerate(("ab", "bc", "ca"), start=1):
+        world.session = replace(world.session, session_id=f"own-c{number}")
+        world.start()
+        for name in pair:
+            runner = world.runner(f"{name}-{number}")
+            collected = see_through(runner, world.folder, spec=asks("ages"))
+            (collected.folder / config_name(HASH)).write_text(asks("ages").dumps())
+            kept = {**provenance(), **runner.record(collected)}
+            run.commit_cycle(f"{name}-{HASH[:8]}", number, collected.folder, kept)
+        stop_session(world.api, world.who, world.session.session_id)
+    rows = [read_cycle(ref, position=None, failed_attempts=0)[0] for ref in run.cycles()]
+    assert sorted((row.session, row.position_in_session, row.start_kind) for row in rows) == [
+        (f"own-c{number}", place, WARM) for number in (1, 2, 3) for place in (0, 1)
+    ]
+    found = session_flags(rows)
+    assert sorted(found) == [f"{name}-{HASH[:8]}" for name in "abc"]
+    assert {flag.code for flags in found.values() for flag in flags} == {"session_drift"}
+    assert "at later places of the sessions of own differs by +" in found[f"a-{HASH[:8]}"][0].message
 
 
 @pytest.mark.alone
