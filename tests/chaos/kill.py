@@ -223,7 +223,7 @@ class _Trap(Watch):
         moment = self._point.moment
         if moment.line and call.pid in self._pids and call.path.endswith(_FOLLOWING):
             self._heard += data
-            if self._heard.count(moment.line.encode()) >= moment.nth:
+            if moment.heard_in(self._heard):
                 self._task_pid = call.pid
                 self._spring()
 

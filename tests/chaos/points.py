@@ -16,6 +16,7 @@ class Moment:
         answered: Whether the engine has answered the call (the caller does not know yet), or has not seen it yet.
         nth: The how manyth such call, or such text, it is.
         line: Text of an attempt's output that marks it.
+        after: Text of the output before that; empty when the line marks it wherever it comes.
         file: Glob, below the run's results, of what marks it.
     """
 
@@ -24,7 +25,13 @@ class Moment:
     answered: bool = True
     nth: int = 1
     line: str = ""
+    after: str = ""
     file: str = ""
+
+    def heard_in(self, output: bytes) -> bool:
+        """Whether what attempts have printed so far marks it."""
+        _, before, rest = output.partition(self.after.encode()) if self.after else (b"", b"-", output)
+        return bool(self.line and before) and rest.count(self.line.encode()) >= self.nth
 
     def matches(self, call: str) -> bool:
         """Whether this call marks it."""
@@ -59,7 +66,7 @@ RUNS = Moment("process started", r"POST /exec/\w+/start", nth=3)
 TAKEN_OUT = Moment("results collected", r"GET /containers/\w+/archive")
 KEPT = Moment("result stored", r"POST /containers/\w+/exec", answered=False, nth=4)
 FORGOTTEN = Moment("attempt removed", r"POST /exec/\w+/start", nth=4)
-NEXT = Moment("next cycle measures", line=" measure ", nth=2)
+NEXT = Moment("next cycle measures", line=" measure ", after=" done: ")
 HANDED_AGAIN = Moment("next cycle handed in", r"PUT /containers/\w+/archive.*/attempts", nth=2)
 WRITTEN_AGAIN = Moment("next result written", line=" done: ", nth=2)
 STOPPING = Moment("session is being stopped", r"DELETE /containers/\w+.*v=False", answered=False)
@@ -161,8 +168,9 @@ POINTS = {
 FEW = (Point(TASK, CREATED), Point(TASK, MEASURING), Point(TASK, STORED), Point(EXPERIMENT, MEASURING))
 """For the suite: one of each kind of recovery: start anew, adopt, nothing to do but to clear, fail and try again."""
 FEW_OF_SESSIONS = (
-    Point(TASK, NEXT, "process"),
+    Point(TASK, NEXT, "engine"),
+    Point(LIVING, NEXT, "engine"),
     Point(INIT, MEASURING, "process"),
     Point(TASK, STOPPED, "process"),
 )
-"""Likewise: adopt, start the session's container again, finish the teardown."""
+"""Likewise: adopt from a living engine, start the session's container again, twice, and finish the teardown."""

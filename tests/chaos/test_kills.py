@@ -21,6 +21,7 @@ from tests.chaos.points import (
     FEW,
     FEW_OF_SESSIONS,
     INIT,
+    LIVING,
     MEASURING,
     NEXT,
     STORED,
@@ -33,7 +34,7 @@ from tests.runners.test_engine_proxy import allowed_with_sessions
 from tests.standins.build import Standins
 
 pytestmark = [pytest.mark.airflow, pytest.mark.docker, pytest.mark.timeout(2 * (MOMENT_S + RECOVERY_S))]
-"""Seven kills, four at a time."""
+"""Eight kills, four at a time."""
 
 CANARIES = {
     "HF_TOKEN": "hf_CanaryOfTheConnection0123456789",
@@ -113,7 +114,8 @@ def test_what_runs_is_taken_over_and_what_failed_is_tried_again(outcomes: dict[P
     assert not outcomes[Point(TASK, CREATED)].adopted
     assert outcomes[Point(TASK, STORED)].tries == 2
     assert outcomes[Point(EXPERIMENT, MEASURING)].failures == ["killed"]
-    assert outcomes[Point(TASK, NEXT, "process")].adopted
+    assert outcomes[Point(TASK, NEXT, "engine")].adopted
+    assert outcomes[Point(LIVING, NEXT, "engine")].failures == ["killed"]
     assert outcomes[Point(INIT, MEASURING, "process")].failures == ["killed"]
 
 

@@ -122,7 +122,7 @@ def test_one_server_takes_the_traffic_of_one_experiment_after_the_other(engine: 
     assert [said(one).rate_per_s for one in (first, second)] == [20, 40]
     assert said(first).command == said(second).command
     assert said(first).ready_s == said(second).ready_s
-    assert "lives on and serves on port" in second.stdout
+    assert ", its prefix cache emptied; constant arrivals, 40 requests/s" in second.stdout
     assert "VLLM_SERVER_DEV_MODE=1" in first.stdout
     logs = [(one.out / SERVER_LOG).read_text() for one in (first, second)]
     assert logs == ["", "reset\n"], "each has what the server printed for it"
@@ -136,7 +136,9 @@ def test_a_server_that_dies_while_nothing_is_asked_of_it_ends_the_engine(engine:
     first, second = engine.asks(asked(20)), engine.asks(asked(20))
     assert (first.code, second.code) == (0, 0), second.stdout
     assert (second.out / SERVER_LOG).read_text() == "", "without a prefix cache there is nothing to reset"
+    assert "lives on and serves on port" in second.stdout
     assert "VLLM_SERVER_DEV_MODE" not in second.stdout
+    assert "emptied" not in second.stdout
     os.kill(engine.server(), signal.SIGKILL)
     assert within(engine.process.poll) == 1
     text = "the server of the session ended by itself, with signal SIGKILL"

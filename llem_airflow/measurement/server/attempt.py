@@ -135,7 +135,8 @@ class ServerAttempt(Attempt):
             return self._start(traffic)
         server = self._served.server
         self._served.take_log(self._out)
-        self._log.say(f"{self._spec.engine} lives on and serves on port {server.port}; {traffic}")
+        emptied = ", its prefix cache emptied" if environment_of(self._served.command) else ""
+        self._log.say(f"{self._spec.engine} lives on and serves on port {server.port}{emptied}; {traffic}")
         prompts = requests_of(self._spec, Tokenizer(self._spec))
         _check_lengths(server, prompts)
         return _Ready(server, self._served.command, prompts)
