@@ -1,4 +1,4 @@
-"""vLLM's own server in a container, under Poisson arrivals at three rates, through Airflow."""
+"""vLLM's own server, under Poisson arrivals at three rates one after the other, through Airflow."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ server:
   warmup: {{mode: fixed, duration_seconds: 2}}
 sweep:
   server.traffic.rate: {list(RATES)}
-vllm: {{engine_params: {{enforce_eager: true, max_model_len: 256, max_num_seqs: 4}}}}
-study_execution: {{n_cycles: 1}}
+vllm: {{engine_params: {{enforce_eager: true, max_model_len: 256, max_num_seqs: 4, enable_prefix_caching: true}}}}
+study_execution: {{n_cycles: 1, isolation: engine}}
 runners: {{vllm: container}}
 airflow: {{retries: 0}}
 """
@@ -139,6 +139,30 @@ def test_the_summary_has_rates_goodput_and_energy_of_each(run: Path, cycles: dic
         assert 0 < found["ttft_p50_s"] < found["e2el_p50_s"]
 
 
+def test_one_server_lives_on_over_the_rates_and_forgets_what_it_has_cached(cycles: dict[int, Path]) -> None:
+    places = {
+        json.loads((path / "provenance.json").read_text())["position_in_session"]: path
+        for path in cycles.values()
+    }
+    assert sorted(places) == [0, 1, 2]
+    loads = [
+        any(
+            json.loads(line).get("phase") == "load"
+            for line in (path / "events.jsonl").read_text().splitlines()
+        )
+        for _, path in sorted(places.items())
+    ]
+    assert loads == [True, False, False]
+    emptied = [
+        "its prefix cache emptied" in (path / "container.log").read_text()
+        for _, path in sorted(places.items())
+    ]
+    assert emptied == [False, True, True]
+    assert {json.loads((path / "session.json").read_text())["start_kind"] for path in cycles.values()} == {
+        "warm"
+    }
+
+
 def test_the_command_passes_the_study_s_parameters_through(cycles: dict[int, Path]) -> None:
     for path in cycles.values():
         served = result(path).served
@@ -146,4 +170,5 @@ def test_the_command_passes_the_study_s_parameters_through(cycles: dict[int, Pat
         command = served.command
         assert command[command.index("--max-num-seqs") + 1] == "4"
         assert "--enforce-eager" in command
-        assert (path / "server.log").read_text()
+    logs = [(path / "server.log").read_text() for path in cycles.values()]
+    assert any(logs), "what the server printed as it started"
