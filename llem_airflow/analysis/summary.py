@@ -370,7 +370,7 @@ def _metric(name: str, rows: Sequence[Cycle]) -> MetricSummary | None:
         undoubted=describe(
             (value for _, value in trusted), signed=signed, hosts=[host for host, _ in trusted]
         )
-        if 0 < len(trusted) < len(known)
+        if len(trusted) < len(known)
         else None,
         outlier_cycles=tuple(known[index][0].cycle or 0 for index in every.outliers),
         slope_ratio=slope_ratio(*([*each] for each in zip(*positions, strict=True))) if positions else None,

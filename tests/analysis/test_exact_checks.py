@@ -386,3 +386,16 @@ def test_a_frozen_counter_is_told_where_it_brackets_the_window() -> None:
             for t in (i / 10 for i in range(-15, 616))
         ]
         assert ("counter_frozen" in codes(rows)) == told
+
+
+@pytest.mark.parametrize("from_s", [0.0, 3.0, 6.0])
+def test_a_counter_that_stands_still_is_broken_at_the_begin_in_the_middle_and_at_the_end(
+    from_s: float,
+) -> None:
+    """It rises by 30 J ten times a second, but for four seconds."""
+    times_s = [k / 10 for k in range(101)]
+    moved_s = [t - min(max(t - from_s, 0.0), 4.0) for t in times_s]
+    found = broken_counter(
+        curve(*((t, round(300.0 * m)) for t, m in zip(times_s, moved_s, strict=True))), 0.0, 10.0, 1000.0
+    )
+    assert found in {"stood still for 3.9 s", "stood still for 4.0 s"}

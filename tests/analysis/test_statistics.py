@@ -11,6 +11,7 @@ from scipy.stats import theilslopes
 
 from llem_airflow.analysis.formatting import interval
 from llem_airflow.analysis.statistics import (
+    Description,
     bca_interval,
     degrees_of_freedom,
     describe,
@@ -20,6 +21,7 @@ from llem_airflow.analysis.statistics import (
     t_interval,
     tells_interval,
 )
+from llem_airflow.protocol.typed_json import from_json, to_json
 
 # R: x <- c(9.8, 10.1, 10.0, 10.4, 9.7); mean 10, sd 0.2738613, t.test: 9.659956 to 10.340044;
 # mad(x, constant = 1) 0.2.
@@ -221,3 +223,10 @@ def test_two_values_have_a_spread_of_every_kind() -> None:
     assert found is not None
     assert (found.mad, found.median) == (1.0, 2.0)
     assert found.sd == pytest.approx(2**0.5)
+
+
+def test_a_description_of_one_host_says_nothing_of_hosts_and_reads_back() -> None:
+    found = describe([1.0, 2.0, 3.0])
+    written = to_json(found)
+    assert "hosts" not in written
+    assert from_json(Description, written, "summary.json") == found
