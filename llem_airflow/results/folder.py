@@ -7,11 +7,12 @@ import glob
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -70,7 +71,10 @@ class Folder:
         """
         scheme, conn_id, bucket = by_connection(str(url))
         if conn_id:
-            fs = import_module(_CONNECTIONS).file_system(scheme, conn_id, options)
+            # A command's own output has nothing of what Airflow says at its import.
+            with redirect_stdout(sys.stderr):
+                store = import_module(_CONNECTIONS)
+            fs = store.file_system(scheme, conn_id, options)
             return cls(fs, bucket.rstrip("/"), conn_id)
         fs, path = fsspec.core.url_to_fs(str(url), **options)
         return cls(fs, path.rstrip("/"))

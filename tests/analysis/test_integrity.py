@@ -41,13 +41,12 @@ def changed(run: StoredRun, column: str, values: list[object], table: str = layo
         read = pq.read_table(file)
     at = read.schema.get_field_index(column)
     field = read.schema.field(at)
-    run.folder.write(table, written(read.set_column(at, field, pa.array(values, field.type))))
+    write(run, table, read.set_column(at, field, pa.array(values, field.type)))
 
 
-def written(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    return bytes(sink.getvalue())
+def write(run: StoredRun, name: str, table: pa.Table) -> None:
+    with run.folder.atomic_write(name) as file:
+        pq.write_table(table, file)
 
 
 def test_a_run_that_was_not_aggregated_is_told_beside_its_files(make_run: MakeRun) -> None:
@@ -97,11 +96,11 @@ def test_a_table_that_does_not_open_or_has_other_rows_is_told(run: StoredRun) ->
     step = f"aggregate again: `llem-airflow report {run.url} --again`"
     with run.folder.open(layout.POWER_TABLE) as file:
         rows = pq.read_table(file)
-    run.folder.write(layout.POWER_TABLE, written(rows.slice(0, 1)))
+    write(run, layout.POWER_TABLE, rows.slice(0, 1))
     assert check_run(run) == [
         Problem(f"{run.url}/{layout.POWER_TABLE}", f"has 1 row, the summary says {len(rows)}", step)
     ]
-    run.folder.write(layout.POWER_TABLE, written(rows))
+    write(run, layout.POWER_TABLE, rows)
     run.folder.write(layout.EXPERIMENTS_TABLE, b"PAR1")
     (problem,) = check_run(run)
     assert (problem.where, problem.next_step) == (f"{run.url}/{layout.EXPERIMENTS_TABLE}", step)

@@ -117,9 +117,8 @@ def test_a_table_that_is_absent_or_lacks_a_column_is_told_with_what_to_do(run: S
         cycle_rows(run)
     table = cycles_table("s", "r", [Cycle(A, 1, "missing", "lost", None)], Planned({}, (), ()))
     for absent in ("experiment", "cycle", "status", "hash", "reason", "flags", "energy_kind", "energy_j"):
-        sink = pa.BufferOutputStream()
-        pq.write_table(table.drop_columns([absent]), sink)
-        run.folder.write(layout.CYCLES_TABLE, bytes(sink.getvalue()))
+        with run.folder.atomic_write(layout.CYCLES_TABLE) as file:
+            pq.write_table(table.drop_columns([absent]), file)
         with pytest.raises(ResultReadError, match=rf"no column '{absent}'; .*--again` makes the table anew"):
             cycle_rows(run)
 

@@ -60,6 +60,7 @@ class Lab:
         self.environment = {
             **kept,
             "AWS_MAX_ATTEMPTS": "1",
+            "AIRFLOW__CORE__FERNET_KEY": "",  # Airflow warns of it at its start
             "AIRFLOW_HOME": str(folder / "airflow"),
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{folder / 'airflow' / 'airflow.db'}?timeout=60",
             "LLEM_RESULTS_ROOT": self.root,
