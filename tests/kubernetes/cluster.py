@@ -79,6 +79,7 @@ class StandInCluster:
         quota: What the admission says of pods, for as long as it is set.
         reasons: What the runtime says of a container's end, by its exit code.
         claims: The folder of each claim, as PersistentVolumeClaims.
+        expires: How many of the next watches ask for a version that is not known any more.
         denied: What the account may not do, as reviews of its access say.
         classes: Names of runtime classes.
         nodes: Its nodes; the pods that are scheduled go to the first one.
@@ -102,7 +103,7 @@ class StandInCluster:
     stops_at: Callable[[Object], Object | None] = lambda _: None
     objects: dict[tuple[str, str], Object] = field(default_factory=dict)
     history: list[tuple[int, str, Object]] = field(default_factory=list)
-    forgotten: int = 0
+    expires: int = 0
     url: str = ""
 
     def __post_init__(self) -> None:
@@ -154,10 +155,6 @@ class StandInCluster:
             await self._note("MODIFIED", "pods", name)
 
         self.call(work())
-
-    def forget(self) -> None:
-        """Drop what is known of old versions, as a server that compacts."""
-        self.forgotten = next(self._versions)
 
     async def _serve(self) -> web.AppRunner:
         app = web.Application(client_max_size=3 << 20)  # as a server takes
@@ -348,7 +345,8 @@ class StandInCluster:
         response.content_type = "application/json"
         response.enable_chunked_encoding()
         await response.prepare(request)
-        if since < self.forgotten:
+        if self.expires:
+            self.expires -= 1
             gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
             await response.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
             return response

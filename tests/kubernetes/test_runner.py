@@ -129,7 +129,7 @@ def test_no_line_is_lost_and_none_comes_twice_over_connections_that_break(
 def test_watches_that_end_early_and_versions_that_are_forgotten(
     cluster: StandInCluster, runner: RunnerOf, tmp_path: Path, this_attempt: Attempt
 ) -> None:
-    cluster.keep_watches_s = 0.05
+    cluster.keep_watches_s, cluster.expires = 0.05, 3
     cluster.unschedulable = HELD
     done: list[Collected] = []
     work = threading.Thread(
@@ -137,9 +137,9 @@ def test_watches_that_end_early_and_versions_that_are_forgotten(
     )
     work.start()
     deadline_s = time.monotonic() + 30
-    while ("watch", "pods") not in cluster.used and time.monotonic() < deadline_s:
+    while not (cluster.watches >= 2 and cluster.expires == 0) and time.monotonic() < deadline_s:
         time.sleep(0.02)
-    cluster.forget()
+    assert cluster.expires == 0
     cluster.unschedulable = ""
     work.join(60)
     assert len(done) == 1

@@ -227,13 +227,13 @@ def test_what_passes_by_itself_does_not_end_the_wait(
     cluster.unschedulable = HELD
     waiting = deferred(lambda: task().execute(context()))
     cluster.faults, cluster.keep_watches_s = [fault] if fault else [], 0.1
-    if fault is None:
-        cluster.forget()
+    cluster.expires = 0 if fault else 2
     free = in_the_meantime(cluster, 2, lambda: setattr(cluster, "unschedulable", ""))
     event = fired(waiting.trigger)
     free.join()
     assert "here" not in event
     assert fault is None or fault.times == 0
+    assert cluster.expires == 0
     task().execute_after_wait(context(), event)
     assert cluster.names() == []
 
