@@ -181,7 +181,7 @@ class KubernetesRunner(Runner):
             if found["metadata"].get("deletionTimestamp"):
                 continue
             own = name == self._pod and found["metadata"]["labels"].get(LABEL_OWNER) == self._owner
-            if taken is None and own and not is_over(found, self._settings.base):
+            if taken is None and own:  # also one that has ended meanwhile: how is told by `run`
                 self._sink.line(f"Going on with pod {name}")
                 taken = PodPlace(pod=name)
             elif taken is None and self._is_worth_it(found, spec):

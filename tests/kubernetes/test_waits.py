@@ -21,6 +21,7 @@ from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableEr
 from llem_airflow.operators.waits import now_epoch_s
 from llem_airflow.results import ResultsRoot
 from llem_airflow.runners import kubernetes
+from llem_airflow.runners.pod_status import is_over
 from tests.kubernetes.cluster import Fault, StandInCluster
 from tests.kubernetes.tasks import study
 from tests.operators.test_experiment import context
@@ -109,7 +110,8 @@ def test_a_task_defers_while_no_node_has_room_and_goes_on_with_its_pod(
     assert event["later"]["pod"] == pod
     assert cluster.pod(pod)["metadata"]["uid"] == uid, "the wait goes on in the scheduler's queue"
     task().execute_after_wait(context(), event)
-    assert stored(tmp_path) == 1
+    (cycle,) = ResultsRoot(tmp_path / "results").run("asked", "manual__x").cycles()
+    assert cycle.provenance()["adopted"] is False, "it is of this try"
     assert cluster.names() == []
 
 
@@ -134,6 +136,25 @@ def test_an_image_is_pulled_without_a_worker(
     pulled.join()
     task().execute_after_wait(context(), event)
     assert stored(tmp_path) == 1
+    assert cluster.names() == []
+
+
+def test_an_attempt_that_fails_while_its_task_is_deferred_is_told_as_what_it_is(
+    cluster: StandInCluster, task: TaskOf, tmp_path: Path
+) -> None:
+    cluster.unschedulable, cluster.reasons = HELD, {137: "OOMKilled"}
+    made = task()
+    program(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
+    waiting = deferred(lambda: made.execute(context()))
+    (pod,) = cluster.names("pods")
+    cluster.unschedulable = ""
+    event = fired(waiting.trigger)
+    deadline_s = time.monotonic() + 60
+    while not is_over(cluster.pod(pod), "base") and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    with pytest.raises(AttemptFinalError, match="memory") as caught:
+        task().execute_after_wait(context(), event)
+    assert caught.value.failure.category == "out_of_memory_host"
     assert cluster.names() == []
 
 
