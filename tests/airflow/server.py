@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ PATIENCE_S = 180.0
 PLAIN = False
 """The server speaks plain HTTP: no request needs to read the machine's certificates, which takes longer than itself."""
 FINISHED = {"success", "failed"}
+STANDALONE = (sys.executable, "-m", "airflow", "standalone")
+"""All parts of an Airflow with the LocalExecutor: it takes no other."""
+_EACH_PART = "for part in scheduler dag-processor api-server triggerer; do airflow $part & done"
+PARTS = ("sh", "-c", f"airflow db migrate || exit; trap : TERM; {_EACH_PART}; wait; wait")
+"""The same parts, with the executor of the settings."""
 HICCUPS = 5
 """How often a request is asked again after a 500: SQLite was locked, or a run that an event made has not started yet,
 which Airflow's list of events cannot show."""
@@ -38,10 +44,17 @@ class AirflowServer:
         home: An empty folder: database, logs, DAGs and results go there.
         studies: Study files by name.
         environment: Further variables.
+        command: What starts its parts; they end with its process group.
     """
 
-    def __init__(self, home: Path, studies: dict[str, str], environment: dict[str, str]) -> None:
-        self.home = home
+    def __init__(
+        self,
+        home: Path,
+        studies: dict[str, str],
+        environment: dict[str, str],
+        command: Sequence[str] = STANDALONE,
+    ) -> None:
+        self.home, self._command = home, command
         self.results = home / "results"
         self.port = parts.free_port()
         self.installation = f"test-{uuid.uuid4().hex[:8]}"
@@ -88,7 +101,7 @@ class AirflowServer:
         """Start it and wait until its DAGs are known."""
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "airflow", "standalone"],
+                self._command,
                 env=self.environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -102,7 +115,7 @@ class AirflowServer:
                 return
             time.sleep(1)
         raise RuntimeError(
-            f"airflow standalone did not come up:\n{self.log.read_text(errors='replace')[-4000:]}"
+            f"{' '.join(self._command)} did not come up:\n{self.log.read_text(errors='replace')[-4000:]}"
         )
 
     def stop(self) -> None:

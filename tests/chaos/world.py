@@ -344,7 +344,7 @@ class World:
         """SIGKILL the scheduler; its tasks go on."""
         for pid, command in self._processes():
             if "airflow scheduler" in command:
-                _kill(pid)
+                kill(pid)
 
     def restart_scheduler(self) -> None:
         """What its service manager would do."""
@@ -363,7 +363,7 @@ class World:
         """SIGKILL every process of this Airflow, the tasks' too."""
         for _ in range(3):  # a process may have started another one meanwhile
             for pid, _command in self._processes():
-                _kill(pid)
+                kill(pid)
         for process in self._roots():
             process.wait()
         self._started.clear()
@@ -375,16 +375,19 @@ class World:
     def kill_engine(self) -> None:
         """SIGKILL the Docker engine (dockerd and its containerd)."""
         for name in ("docker.pid", "exec/containerd/containerd.pid"):
-            _kill(int((self.engine.parent / name).read_text()))
+            kill(int((self.engine.parent / name).read_text()))
 
     def _processes(self) -> Iterator[tuple[int, str]]:
-        # By session: some of Airflow's processes write a title over their arguments and environment.
-        sessions = {process.pid for process in self._roots()}
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if os.getsid(int(folder.name)) in sessions:
-                    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
-                    yield int(folder.name), command.decode(errors="replace")
+        return processes_of({process.pid for process in self._roots()})
+
+
+def processes_of(sessions: set[int]) -> Iterator[tuple[int, str]]:
+    """Processes and their commands, by session: some of Airflow's write a title over arguments and environment."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getsid(int(folder.name)) in sessions:
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
+                yield int(folder.name), command.decode(errors="replace")
 
 
 def dag_of(point: Point) -> str:
@@ -412,6 +415,7 @@ def wait_for(what: Callable[[], Any], timeout_s: float) -> Any:
     return found
 
 
-def _kill(pid: int) -> None:
+def kill(pid: int) -> None:
+    """SIGKILL, where the process still lives."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
