@@ -33,6 +33,8 @@ def on_starting(component: object) -> None:  # noqa: ARG001 - Airflow's signatur
     if _looks_at_files() or _forks_tasks():
         for name in FOR_TASKS:
             import_module(name)
+        # The first asset makes Airflow import what its providers know of URIs; Amazon's brings boto3.
+        import_module("llem_airflow.factory.releases").study_asset("preloaded")
 
 
 def _looks_at_files() -> bool:
