@@ -90,7 +90,8 @@ def find_leftovers(
             return False
         if LABEL_TICKET in labels and not state:
             return age_s > 2 * STALE_S  # a living claim renews its ticket
-        return age_s > older_than_s if owned is None else not owned
+        # 0 is everything, also what was made within the error of the engine's clock.
+        return (older_than_s <= 0 or age_s > older_than_s) if owned is None else not owned
 
     found: list[Leftover] = []
     used: set[str] = set()
