@@ -76,7 +76,7 @@ def leftovers_among(
         owned = alive(_labels(found)) if alive is not None else None
         if state == "running" and running != "any" and not (running == "disowned" and owned is False):
             return False
-        return _age_s(found, now_s) > older_than_s if owned is None else not owned
+        return (older_than_s <= 0 or _age_s(found, now_s) > older_than_s) if owned is None else not owned
 
     made = [("pod", pod["metadata"], state_of(pod)) for pod in things.pods]
     made += [("objects", {**found, "name": name}, "unused") for name, found in things.beside.items()]
