@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import click
 
-from llem_airflow.cli.names import clusters_option, hosts_option
+from llem_airflow.cli.names import CLUSTERS, HOSTS, INSTALLATION, older_than
 
 
 @click.command("gc")
-@click.option(
-    "--older-than",
-    "older_than_h",
-    type=click.FloatRange(min=0),
-    default=24.0,
-    show_default=True,
-    help="Age in hours from which something that Airflow does not know is leftover.",
-)
-@click.option(
-    "--installation",
-    default=None,
-    help="Look only at what this Airflow made (label llem.installation). Default: the one installed here.",
-)
-@hosts_option
-@clusters_option
+@older_than("something that Airflow does not know is leftover")
+@INSTALLATION
+@HOSTS
+@CLUSTERS
 @click.option("--yes", is_flag=True, help="Remove them; without it they are only listed.")
 @click.option("--force", is_flag=True, help="Also remove running containers.")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
@@ -56,8 +45,8 @@ def collect_garbage(
 
 
 @click.command("doctor")
-@hosts_option
-@clusters_option
+@HOSTS
+@CLUSTERS
 @click.option(
     "--gpu-resource",
     default=None,
@@ -115,8 +104,8 @@ def check_engine(engine: str, image: str | None) -> int:
 
 
 @click.command("gpus")
-@hosts_option
-@clusters_option
+@HOSTS
+@CLUSTERS
 @click.option("--watch", is_flag=True, help="Look again every two seconds until Ctrl-C.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print it as JSON; with --watch one line for each look."

@@ -51,26 +51,36 @@ def _root(ctx: click.Context) -> str:
 RUN = click.argument("run", default="latest", shell_complete=complete_run)
 
 
-def hosts_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The option that names hosts."""
-    return click.option(
-        "--host",
-        "hosts",
-        multiple=True,
-        metavar="HOST",
-        help="Id of a connection of type llem, or the address of a Docker engine: a URL, a socket, or a name with or "
-        "without a port. Can be given again. Default: every such connection that Airflow knows, else DOCKER_HOST, else "
-        "this machine.",
-    )(command)
+HOSTS = click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="HOST",
+    help="Id of a connection of type llem, or the address of a Docker engine: a URL, a socket, or a name with or "
+    "without a port. Can be given again. Default: every such connection that Airflow knows, else DOCKER_HOST, else "
+    "this machine.",
+)
+CLUSTERS = click.option(
+    "--cluster",
+    "clusters",
+    multiple=True,
+    metavar="CLUSTER",
+    help="Id of a connection of type kubernetes, with /NAMESPACE where it is not the connection's own. Can be "
+    "given again. Default: those that [llem] clusters of Airflow's configuration names, where no --host is given.",
+)
+INSTALLATION = click.option(
+    "--installation",
+    help="Look only at what this Airflow made (label llem.installation). Default: the one installed here.",
+)
 
 
-def clusters_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The option that names clusters."""
+def older_than(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option ``--older-than``, from which age on what Airflow does not know is that."""
     return click.option(
-        "--cluster",
-        "clusters",
-        multiple=True,
-        metavar="CLUSTER",
-        help="Id of a connection of type kubernetes, with /NAMESPACE where it is not the connection's own. Can be "
-        "given again. Default: those that [llem] clusters of Airflow's configuration names, where no --host is given.",
-    )(command)
+        "--older-than",
+        "older_than_h",
+        type=click.FloatRange(min=0),
+        default=24.0,
+        show_default=True,
+        help=f"Age in hours from which {what}.",
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from llem_airflow.cli.names import ROOT, RUN, complete_run, complete_study, hosts_option
+from llem_airflow.cli.names import HOSTS, INSTALLATION, ROOT, RUN, complete_run, complete_study, older_than
 
 
 @click.command("report")
@@ -271,20 +271,10 @@ def push_results(
 @click.option(
     "--engines", is_flag=True, help="Look into the containers on the GPU hosts' Docker engines instead."
 )
-@hosts_option
+@HOSTS
 @ROOT
-@click.option(
-    "--older-than",
-    "older_than_h",
-    type=click.FloatRange(min=0),
-    default=24.0,
-    show_default=True,
-    help="Age in hours from which a container that Airflow does not know is nobody's.",
-)
-@click.option(
-    "--installation",
-    help="Look only at what this Airflow made (label llem.installation). Default: the one installed here.",
-)
+@older_than("a container that Airflow does not know is nobody's")
+@INSTALLATION
 @click.option("--dry-run", is_flag=True, help="Only list what is there.")
 def recover_results(
     to: str | None,

@@ -17,13 +17,13 @@ import yaml
 from aiohttp import ClientError
 from airflow.providers.cncf.kubernetes.hooks.kubernetes import AsyncKubernetesHook
 from airflow.sdk.exceptions import AirflowException
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.triggers.base import TriggerEvent
 from kubernetes_asyncio.client import ApiClient, ApiException, CoreV1Api, V1DeleteOptions, V1Preconditions
 from kubernetes_asyncio.config import ConfigException
 from kubernetes_asyncio.watch import Watch
 
 from llem_airflow.operators import waits
-from llem_airflow.operators.waits import now_epoch_s
+from llem_airflow.operators.waits import PlaceTrigger, now_epoch_s
 from llem_airflow.runners.kubernetes import QUOTA, START
 from llem_airflow.runners.pod_spec import LABEL_OWNER, LABEL_POD
 from llem_airflow.runners.pod_status import begun, has_node, last_wait, unscheduled, why_not_started
@@ -43,49 +43,36 @@ _NO_WAY = (AirflowException, ConfigException, OSError, ValueError, yaml.YAMLErro
 """What is raised where this machine has no configuration for the cluster."""
 
 
-class PodTrigger(BaseTrigger):
+class PodTrigger(PlaceTrigger):
     """Fires when a pod has begun, never will, or has waited long enough; its task looks which.
 
     Args:
-        later: What the runner's ``Busy`` carried: the pod, and until when it is waited for.
-        begin_epoch_s: When the waiting began.
-        limit_s: How long the wait for a node may last, in seconds.
-        since_epoch_s: When the task first deferred for the pod; None is not known.
         conn_id: Connection of type ``kubernetes``.
         in_cluster: As of the operator.
         cluster_context: Likewise.
         config_file: Likewise; a path that the triggerer, too, must have. What is in it is not handed over.
+        place: As of ``PlaceTrigger``: of a pod ``later`` says which it is, and until when it is waited for; ``limit_s``
+            is that of the wait for a node.
     """
+
+    names = (*PlaceTrigger.names, "conn_id", "in_cluster", "cluster_context", "config_file")
 
     def __init__(
         self,
         *,
-        later: dict[str, Any],
-        begin_epoch_s: float,
-        limit_s: float,
-        since_epoch_s: float | None = None,
         conn_id: str | None = None,
         in_cluster: bool | None = None,
         cluster_context: str | None = None,
         config_file: str | None = None,
+        **place: Any,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
-        self.later = later
-        self.begin_epoch_s = begin_epoch_s
-        self.limit_s = limit_s
-        self.since_epoch_s = since_epoch_s
+        super().__init__(**place)
         self.conn_id = conn_id
         self.in_cluster = in_cluster
         self.cluster_context = cluster_context
         self.config_file = config_file
         self._said = ""
-        self._on_node_s = time.monotonic() if later["phase"] == START else None
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Path of the class and its arguments."""
-        names = ("later", "begin_epoch_s", "limit_s", "since_epoch_s", "conn_id", "in_cluster", "cluster_context",
-                 "config_file")  # fmt: skip
-        return f"{type(self).__module__}.{type(self).__qualname__}", {n: getattr(self, n) for n in names}
+        self._on_node_s = time.monotonic() if self.later["phase"] == START else None
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Follow the pod until its task has to look at it."""

@@ -82,15 +82,28 @@ def look_every_s(ahead: int) -> float:
     return min(_LOOK_AT_GPUS_EVERY_S + 0.5 * ahead, _LOOK_AT_LEAST_EVERY_S)
 
 
-class GpuFreeTrigger(BaseTrigger):
-    """Fires when what an attempt waits for is free, or when it has waited long enough.
+class NamedTrigger(BaseTrigger):
+    """One whose arguments are its attributes of the same ``names``."""
+
+    names: ClassVar[tuple[str, ...]] = ()
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Path of the class and its arguments."""
+        kind = type(self)
+        return f"{kind.__module__}.{kind.__qualname__}", {name: getattr(self, name) for name in self.names}
+
+
+class PlaceTrigger(NamedTrigger):
+    """One that waits for the place of an attempt.
 
     Args:
         later: What the runner's ``Busy`` carried.
         begin_epoch_s: When the waiting began.
-        limit_s: How long it may last.
-        since_epoch_s: When the task first deferred for GPUs; None is not known.
+        limit_s: How long it may last, in seconds.
+        since_epoch_s: When the task first deferred for a place; None is not known.
     """
+
+    names: ClassVar[tuple[str, ...]] = ("later", "begin_epoch_s", "limit_s", "since_epoch_s")
 
     def __init__(
         self,
@@ -105,12 +118,14 @@ class GpuFreeTrigger(BaseTrigger):
         self.begin_epoch_s = begin_epoch_s
         self.limit_s = limit_s
         self.since_epoch_s = since_epoch_s
-        self._waiting = waiting(later)
 
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Path of the class and its arguments."""
-        names = ("later", "begin_epoch_s", "limit_s", "since_epoch_s")
-        return f"{type(self).__module__}.{type(self).__qualname__}", {n: getattr(self, n) for n in names}
+
+class GpuFreeTrigger(PlaceTrigger):
+    """Fires when what an attempt waits for is free, or when it has waited long enough."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._waiting = waiting(self.later)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look until it is the claim's turn; say who holds the GPUs and how much time is left."""
@@ -180,7 +195,7 @@ class Pause:
         return max(0.0, self.until_epoch_s - now_epoch_s())
 
 
-class PauseTrigger(BaseTrigger):
+class PauseTrigger(NamedTrigger):
     """Fires once when a pause is over.
 
     Args:
@@ -192,11 +207,6 @@ class PauseTrigger(BaseTrigger):
     def __init__(self, *, until_epoch_s: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
         self.until_epoch_s = until_epoch_s
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Path of the class and its arguments."""
-        kind = type(self)
-        return f"{kind.__module__}.{kind.__qualname__}", {name: getattr(self, name) for name in self.names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look until it is over."""
