@@ -193,6 +193,7 @@ def parsed(source: str) -> str:
     return ast.dump(ast.parse(source))
 
 
+@cache
 def changed(mutant: Mutant) -> tuple[str, str]:
     """The changed lines before and after, without what is around them."""
     before = _places[mutant][0].splitlines()
@@ -204,8 +205,10 @@ def changed(mutant: Mutant) -> tuple[str, str]:
 
 def listed(mutant: Mutant) -> dict[str, Any] | None:
     """What the list of those left on purpose says of a mutant."""
+    if mutant.path not in LISTED:
+        return None
     sides = changed(mutant)
-    return next((one for one in LISTED.get(mutant.path, ()) if (one["before"], one["after"]) == sides), None)
+    return next((one for one in LISTED[mutant.path] if (one["before"], one["after"]) == sides), None)
 
 
 def outdated() -> list[str]:

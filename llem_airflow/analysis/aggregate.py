@@ -264,7 +264,8 @@ def aggregate_run(run: StoredRun, *, page: Callable[[ReportData], str] | None = 
             run.folder.write(layout.PREVIOUS, json_bytes(previous.told()))
         data = ReportData(summary, gathered.cycles, gathered.curves, run.study_text(), run.meta(), previous)
         run.folder.write(layout.REPORT, page(data).encode())
-    mark_aggregated(run.folder, run.started_epoch_ns())
+    if run.folder.local is None:  # elsewhere looking into a run costs nothing
+        mark_aggregated(run.folder, run.started_epoch_ns())
     return summary
 
 

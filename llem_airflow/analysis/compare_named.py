@@ -46,9 +46,10 @@ def run_of_release(study: str, release: str, root: ResultsRoot) -> StoredRun | N
 def runs_of_releases(study: str, root: ResultsRoot) -> dict[str, StoredRun]:
     """The newest aggregated run of each model release of a study, the oldest of them first."""
     found: dict[str, StoredRun] = {}
-    for run in root.runs(study):
+    for _, folder in root.aggregated(study):
+        run = StoredRun.at(folder)
         release = run.meta().get("version")
-        if isinstance(release, str) and run.folder.exists(layout.SUMMARY):
+        if isinstance(release, str):
             found.pop(release, None)
             found[release] = run
     return found

@@ -27,9 +27,9 @@ from llem_airflow.analysis.blocked import by_host, host_mean
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.nights import Measured, Night, measured
 from llem_airflow.analysis.noise import without_spikes
-from llem_airflow.analysis.tables import aggregated_beside
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO, Verdict, compare
 from llem_airflow.results import ResultsRoot, StoredRun, layout
+from llem_airflow.results.store import aggregated_in
 
 MAX_P = 0.001
 """A change point must be this improbable by chance: at 0.01, one flat series of 40 runs in three alarms."""
@@ -471,11 +471,10 @@ def history_until(run: StoredRun, metric: str, threshold_ratio: float = THRESHOL
     """
     began = run.started_epoch_ns()
     earlier = [
-        other
-        for other in aggregated_beside(run)
-        if other.url != run.url and other.started_epoch_ns() <= began
+        StoredRun.at(folder)
+        for started, folder in aggregated_in(run.folder.above())
+        if started <= began and folder.path != run.folder.path
     ]
-    earlier.sort(key=lambda other: other.started_epoch_ns())
     found = trends_of(_nights([*earlier, run], metric), metric, threshold_ratio)
     return {name: one for (name, _), one in found.items() if one.points[-1].run_id == run.run_id}
 

@@ -177,9 +177,16 @@ def entrants_of(run: StoredRun) -> list[Entrant]:
     Raises:
         ResultReadError: A file of the run does not read.
     """
-    metrics = [ENERGY, f"{ENERGY}_n", f"{ENERGY}_low", f"{ENERGY}_high", "output_tokens_per_s", *LATENCIES]
+    metrics = [
+        ENERGY,
+        f"{ENERGY}_n",
+        f"{ENERGY}_low",
+        f"{ENERGY}_high",
+        "output_tokens_per_s",
+        *LATENCIES,
+        "hosts",
+    ]
     facts = ["experiment", "engine", "engine_version", "model", "energy_kind", "energy_boundary", "factors"]
-    metrics += ["hosts"]
     rows = read_table(run.folder, layout.EXPERIMENTS_TABLE, [*facts, *metrics], optional=metrics).to_pylist()
     fingerprints = _fingerprints(run)
     configs = {str(item["id"]): item.get("config") or {} for item in run.plan().get("experiments", ())}

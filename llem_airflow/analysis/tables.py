@@ -419,11 +419,3 @@ def _without(config: Mapping[str, Any], dotted: str) -> dict[str, Any]:
     elif isinstance(kept.get(key), Mapping):
         kept[key] = _without(kept[key], rest)
     return kept
-
-
-def aggregated_beside(run: StoredRun) -> list[StoredRun]:
-    """The aggregated runs of the same study, itself included where it is one."""
-    folder = run.folder
-    study = folder.above()
-    found = [StoredRun.at(study.child(name)) for name in study.folders()]
-    return [run for run in found if run.folder.exists(layout.SUMMARY)]

@@ -61,12 +61,11 @@ class Attempt:
         self._cpu: CpuTime | None = None
         self._sampler: Sampler | None = None
         self._engine: Engine | None = None
+        self._forgotten = False
 
     def run(self) -> CycleResult:
         """All phases in order; the result is not written yet."""
-        forgotten = self._loaded is not None and forget_host_peak()
-        if self._loaded is not None:
-            self._engine = self._loaded.go_on(self._spec)
+        self._engine = self._go_on()
         sampler = self._sampler = start_sampler(self._spec.meter, self._out / POWER)
         baselines = self._baselines(sampler)
         engine, facts = self._ready(baselines)
@@ -75,10 +74,7 @@ class Attempt:
         work = batches(prompts, engine.batch_size())
         warmup = self._warm_up(sampler, engine, work)
         window = self._measure(sampler, engine, work)
-        memory = {
-            **host_memory(since_start=self._loaded is None, since_forgotten=forgotten),
-            **engine.memory(),
-        }
+        memory = {**self._host_memory(), **engine.memory()}
         with self._log.phase("cooldown"):
             time.sleep(COOLDOWN_S)
             self._anchors.append(anchor())
@@ -95,6 +91,22 @@ class Attempt:
         if self._engine is not None and (self._living is None or self._living.engine is not self._engine):
             self._engine.close()
         self._requests.close()
+
+    def _go_on(self) -> Any:
+        """What lives on, ready for this experiment; None where nothing does."""
+        if self._loaded is None:
+            return None
+        self._forgotten = forget_host_peak()
+        return self._loaded.go_on(self._spec)
+
+    def _live_on(self, living: LivingEngine, engine: Any, baselines: IdlePhases) -> None:
+        """The session keeps what was loaded here."""
+        living.take(engine, self._spec)
+        living.settings = self._settings
+        living.idle, living.measured_in = baselines.unloaded
+
+    def _host_memory(self) -> dict[str, int | None]:
+        return host_memory(since_start=self._loaded is None, since_forgotten=self._forgotten)
 
     def _baselines(self, sampler: Sampler) -> IdlePhases:
         rules = idle_rules(self._spec.config, sampler.kind)
@@ -120,9 +132,7 @@ class Attempt:
             baselines.measure("baseline_context", longest_s=CONTEXT_S)
         facts = self._load(engine)
         if self._living is not None:
-            self._living.take(engine, self._spec)
-            self._living.settings = self._settings
-            self._living.idle, self._living.measured_in = baselines.unloaded
+            self._live_on(self._living, engine, baselines)
         return engine, facts
 
     def _import_engine(self) -> Engine:

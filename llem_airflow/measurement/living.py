@@ -19,13 +19,14 @@ class LivingEngine:
         home: A folder of the session.
 
     Attributes:
+        home: As given.
         engine: It, or None.
         idle: Idle power before it was loaded, which cannot be measured again.
         measured_in: Where that was measured, for people.
         settings: The environment's settings before the engine wrote its own into it.
     """
 
-    def __init__(self, home: Path | None = None) -> None:
+    def __init__(self, home: Path) -> None:
         self.home = home
         self.engine: Any = None
         self.idle: tuple[IdlePower, ...] = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -26,6 +26,7 @@ from llem_airflow.runners import cluster_doctor, cluster_gpus
 from llem_airflow.runners.cluster import API_ERRORS, client_of
 from llem_airflow.runners.cluster_gc import leftovers_among, remove_from, things_in
 from llem_airflow.runners.engine import LIVE_STATES
+from llem_airflow.runners.gc import said_of
 from llem_airflow.runners.kubernetes import refusal
 
 _NO_CONFIG = (AirflowException, ConfigException, OSError, ValueError)
@@ -121,25 +122,17 @@ def _doctor(api: CoreV1Api, namespace: str, question: Mapping[str, Any]) -> dict
 def _gc(api: CoreV1Api, namespace: str, question: Mapping[str, Any]) -> dict[str, Any]:
     things = things_in(api, namespace)
     labels = things.labels()
-    said = living.answer(labels)
-    alive = None if said["alive"] is None else _by_labels(labels, said["alive"])
+    said = said_of(labels, living.answer(labels))
     found = leftovers_among(
         things,
-        alive=alive,
+        alive=said.alive,
         older_than_s=question["older_than_s"],
-        installation=question["installation"] or said["installation"],
+        installation=question["installation"] or said.installation,
         running="any",
     )
     left = [each for each in found if question["force"] or each.state not in LIVE_STATES]
     gone = remove_from(api, namespace, left) if question["remove"] else 0
-    return {"found": list(map(asdict, found)), "gone": gone, "why": said.get("why", "")}
-
-
-def _by_labels(
-    labels: Sequence[Mapping[str, str]], alive: Sequence[bool | None]
-) -> Callable[[Mapping[str, str]], bool | None]:
-    known = {json.dumps(each, sort_keys=True): owned for each, owned in zip(labels, alive, strict=True)}
-    return lambda each: known.get(json.dumps(dict(each), sort_keys=True))
+    return {"found": list(map(asdict, found)), "gone": gone, "why": "" if said.alive else said.why}
 
 
 _DO: dict[str, Callable[[CoreV1Api, str, Mapping[str, Any]], dict[str, Any]]] = {

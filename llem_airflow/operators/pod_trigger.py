@@ -24,6 +24,7 @@ from kubernetes_asyncio.watch import Watch
 
 from llem_airflow.operators import waits
 from llem_airflow.operators.waits import PlaceTrigger, now_epoch_s
+from llem_airflow.runners.cluster import may_pass
 from llem_airflow.runners.kubernetes import QUOTA, START
 from llem_airflow.runners.pod_spec import LABEL_OWNER, LABEL_POD
 from llem_airflow.runners.pod_status import begun, has_node, last_wait, unscheduled, why_not_started
@@ -215,9 +216,7 @@ class PodTrigger(PlaceTrigger):
 
 def _is_transient(error: BaseException) -> bool:
     """Whether asking again can help: too many requests, a fault of the server's, or no answer."""
-    if isinstance(error, ApiException):
-        return error.status in (0, 408, 429) or (error.status or 0) >= 500
-    return True
+    return not isinstance(error, ApiException) or may_pass(error.status)
 
 
 def _has_changed(error: BaseException) -> bool:

@@ -90,12 +90,16 @@ def installed_runners() -> dict[str, str]:
 
 def named_hosts() -> tuple[str, ...]:
     """Ids of the connections of GPU hosts that ``[llem] hosts`` names, for what looks after all of them."""
-    return tuple(name for each in (_read("hosts") or "").split(",") if (name := each.strip()))
+    return _names("hosts")
 
 
 def named_clusters() -> tuple[str, ...]:
     """The clusters that ``[llem] clusters`` names, likewise: ``CONNECTION`` or ``CONNECTION/NAMESPACE``."""
-    return tuple(name for each in (_read("clusters") or "").split(",") if (name := each.strip()))
+    return _names("clusters")
+
+
+def _names(option: str) -> tuple[str, ...]:
+    return tuple(name for each in (_read(option) or "").split(",") if (name := each.strip()))
 
 
 def _read(option: str) -> str | None:

@@ -123,8 +123,7 @@ class Folder:
 
     def versions(self) -> dict[str, str]:
         """Of each file in it, by its name, what changes when it is written again."""
-        rows = self._rows()
-        return {row["name"].rpartition("/")[2]: version_in(row) for row in rows if row["type"] == "file"}
+        return {name: version_in(row) for name, row in self._rows("file")}
 
     def read(self, name: str) -> bytes:
         """Content of a file."""
@@ -232,16 +231,15 @@ class Folder:
             self.fs.rm(self.path, recursive=True)
 
     def _entries(self, kind: str) -> list[str]:
-        names = (row["name"].rstrip("/").rsplit("/", 1)[-1] for row in self._rows() if row["type"] == kind)
-        return sorted(name for name in names if not name.startswith("."))
+        return sorted(name for name, _ in self._rows(kind) if not name.startswith("."))
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def _rows(self, kind: str) -> list[tuple[str, dict[str, Any]]]:
         self.fs.invalidate_cache()
         try:
             rows: list[dict[str, Any]] = self.fs.ls(self.path, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return rows
+        return [(row["name"].rstrip("/").rsplit("/", 1)[-1], row) for row in rows if row["type"] == kind]
 
 
 def version_in(info: Mapping[str, Any]) -> str:

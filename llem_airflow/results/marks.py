@@ -31,18 +31,16 @@ class Mark:
 
 def mark_aggregated(run: Folder, started_epoch_ns: int) -> None:
     """Say that the tables, summary and report of a run are written; where that is known, that they are other ones."""
-    if run.local is None:
-        said = json_bytes({"aggregated_epoch_ns": time.time_ns()})
-        _marks(run.above()).write(f"{run.name}{_BEGAN}{started_epoch_ns}", said)
+    said = json_bytes({"aggregated_epoch_ns": time.time_ns()})
+    _marks(run.above()).write(f"{run.name}{_BEGAN}{started_epoch_ns}", said)
 
 
 def unmark(run: Folder) -> None:
     """Forget a run that is about to be removed."""
-    if run.local is None:
-        folder = _marks(run.above())
-        for name in folder.files():
-            if name.rpartition(_BEGAN)[0] == run.name:
-                folder.fs.rm_file(f"{folder.path}/{name}")
+    folder = _marks(run.above())
+    for name in folder.files():
+        if name.rpartition(_BEGAN)[0] == run.name:
+            folder.fs.rm_file(f"{folder.path}/{name}")
 
 
 def marks_in(study: Folder) -> dict[str, Mark]:

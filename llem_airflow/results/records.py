@@ -18,7 +18,6 @@ from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.typed_json import ProtocolError, from_json, to_json
 from llem_airflow.results import layout
 from llem_airflow.results.folder import Folder, ResultReadError
-from llem_airflow.results.layout import GPU_PROFILES_DIR, folder_name
 
 T = TypeVar("T")
 
@@ -209,10 +208,10 @@ def write_profile(root: Folder, profile: GpuProfile, pages: dict[str, str]) -> F
     Raises:
         ResultsWriteError: It cannot be written.
     """
-    folder = root.child(GPU_PROFILES_DIR)
+    folder = root.child(layout.GPU_PROFILES_DIR)
     for ending, text in pages.items():
-        folder.write(f"{folder_name(profile.uuid)}.{ending}", text.encode())
-    folder.write(f"{folder_name(profile.uuid)}.json", profile.dumps().encode())
+        folder.write(f"{layout.folder_name(profile.uuid)}.{ending}", text.encode())
+    folder.write(f"{layout.folder_name(profile.uuid)}.json", profile.dumps().encode())
     return folder
 
 
@@ -222,7 +221,7 @@ def read_profile(root: Folder, uuid: str) -> GpuProfile | None:
     Raises:
         ResultReadError: It is damaged.
     """
-    folder, name = root.child(GPU_PROFILES_DIR), f"{folder_name(uuid)}.json"
+    folder, name = root.child(layout.GPU_PROFILES_DIR), f"{layout.folder_name(uuid)}.json"
     if not folder.exists(name):
         return None
     try:

@@ -98,7 +98,7 @@ class StoredRun:
     @classmethod
     def at(cls, folder: Folder) -> StoredRun:
         """The run in a folder, with the names its run.json gives or else those of the folders."""
-        study = folder.path.rsplit("/", 2)[-2]
+        study = folder.above().name
         meta = {}
         with suppress(ResultReadError):
             meta = folder.read_object(layout.RUN, optional=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 LABEL_KEY = "llem.key"
@@ -89,6 +90,11 @@ class Attempt:
             "llem.cycle": str(self.cycle),
             "llem.try_number": str(self.try_number),
         }
+
+
+def of_dag(labels: Mapping[str, str]) -> str:
+    """Whose something is, in a few words."""
+    return f"{labels.get('llem.experiment', '?')} of DAG {labels.get('llem.dag_id', '?')}"
 
 
 def _value(text: str) -> str:

@@ -60,8 +60,13 @@ def client_of(configuration: Configuration) -> CoreV1Api:
 def is_transient(error: BaseException) -> bool:
     """Whether asking again can help: too many requests, a fault of the server's, or no answer."""
     if isinstance(error, ApiException):
-        return error.status in (0, 408, 429) or (error.status or 0) >= 500
+        return may_pass(error.status)
     return isinstance(error, HTTPError)
+
+
+def may_pass(status: int | None) -> bool:
+    """Whether an answer of the API server's may be another one next time."""
+    return status in (0, 408, 429) or (status or 0) >= 500
 
 
 class Cluster:
@@ -90,7 +95,7 @@ class Cluster:
             "Secret": self._api.create_namespaced_secret,
         }[made["kind"]]
         try:
-            self._call(make, self.namespace, made)
+            self.ask(make, self.namespace, made)
         except ApiException as error:
             if error.status != 409:
                 raise
@@ -102,7 +107,7 @@ class Cluster:
             PodGoneError: There is none.
         """
         try:
-            return self._json(self._call(self._api.read_namespaced_pod, name, self.namespace))
+            return self._json(self.ask(self._api.read_namespaced_pod, name, self.namespace))
         except ApiException as error:
             if error.status == 404:
                 raise PodGoneError(name) from error
@@ -110,9 +115,7 @@ class Cluster:
 
     def pods_of(self, key: str) -> list[dict[str, Any]]:
         """The pods that any try of an attempt's cycle made."""
-        listed = self._call(
-            self._api.list_namespaced_pod, self.namespace, label_selector=f"{LABEL_KEY}={key}"
-        )
+        listed = self.ask(self._api.list_namespaced_pod, self.namespace, label_selector=f"{LABEL_KEY}={key}")
         return [self._json(each) for each in listed.items]
 
     def pods(self, labels: str = "", *, fields: str = "", everywhere: bool = False) -> list[dict[str, Any]]:
@@ -134,17 +137,12 @@ class Cluster:
         found = self._pages(method, self.namespace, label_selector=labels, page=_BIG_PAGE)
         return [each["metadata"] for each in found]
 
-    def ask(self, method: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call a method of a client with the patience of all calls here."""
-        answer: T = self._call(method, *args, **kwargs)
-        return answer
-
     def _pages(
         self, method: Callable[..., Any], *args: Any, page: int = _PAGE, **kwargs: Any
     ) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         while True:
-            listed = self._call(method, *args, limit=page, **kwargs)
+            listed = self.ask(method, *args, limit=page, **kwargs)
             found += map(self._json, listed.items)
             if not listed.metadata._continue:  # noqa: SLF001  # as the client calls the API's `continue`
                 return found
@@ -178,7 +176,7 @@ class Cluster:
 
     def _listed(self, name: str) -> tuple[dict[str, Any], str]:
         """The pod, and the version of the list: a pod's own may be older than what a server can be asked from."""
-        listed = self._call(
+        listed = self.ask(
             self._api.list_namespaced_pod, self.namespace, field_selector=f"metadata.name={name}"
         )
         if not listed.items:
@@ -202,7 +200,7 @@ class Cluster:
 
     def take_over(self, name: str, owner: str) -> None:
         """Write the try that owns the pod."""
-        self._call(
+        self.ask(
             self._api.patch_namespaced_pod,
             name,
             self.namespace,
@@ -222,36 +220,32 @@ class Cluster:
             try:
                 found = self.pod(name)["metadata"]
             except PodGoneError:
-                self._remove_beside(name)
+                self._remove_beside(f"{LABEL_POD}={name}")
                 return False
             if owner is not None and (found.get("labels") or {}).get(LABEL_OWNER) != owner:
                 return False
             same = {"preconditions": {"uid": found["uid"], "resourceVersion": found["resourceVersion"]}}
             try:
-                self._call(self._api.delete_namespaced_pod, name, self.namespace, body={**grace, **same})
+                self.ask(self._api.delete_namespaced_pod, name, self.namespace, body={**grace, **same})
             except ApiException as error:
                 if error.status == 409:  # it has changed since; look again whose it is
                     continue
                 if error.status != 404:
                     raise
-            self._remove_beside(name)
+            self._remove_beside(f"{LABEL_POD}={name}")
             return True
 
-    def _remove_beside(self, name: str) -> None:
+    def _remove_beside(self, labels: str) -> None:
         # ConfigMaps last: by them garbage collection sees that something is left.
         for remove in (
             self._api.delete_collection_namespaced_secret,
             self._api.delete_collection_namespaced_config_map,
         ):
-            self._call(remove, self.namespace, label_selector=f"{LABEL_POD}={name}")
+            self.ask(remove, self.namespace, label_selector=labels)
 
     def sweep(self, key: str) -> None:
         """Remove what belongs to pods of an attempt's cycle that are not there, or never were."""
-        for remove in (
-            self._api.delete_collection_namespaced_secret,
-            self._api.delete_collection_namespaced_config_map,
-        ):
-            self._call(remove, self.namespace, label_selector=f"{LABEL_KEY}={key}")
+        self._remove_beside(f"{LABEL_KEY}={key}")
 
     def await_gone(self, name: str, limit_s: float) -> bool:
         """Wait until a removed pod has ended, for so many seconds; whether it has."""
@@ -264,7 +258,7 @@ class Cluster:
 
     def events(self, name: str) -> list[str]:
         """Warnings about a pod, the last one last."""
-        found = self._call(
+        found = self.ask(
             self._api.list_namespaced_event,
             self.namespace,
             field_selector=f"involvedObject.name={name},type=Warning",
@@ -286,7 +280,7 @@ class Cluster:
         """
         since = {} if since_s is None else {"since_seconds": math.ceil(since_s)}
         try:
-            response = self._call(
+            response = self.ask(
                 self._api.read_namespaced_pod_log,
                 name,
                 self.namespace,
@@ -352,7 +346,8 @@ class Cluster:
             socket.close(timeout=1)
             socket.sock.shutdown()  # close() leaves the connection open that the server has closed first
 
-    def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def ask(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a method of a client with the patience of all calls here."""
         begin_s = time.monotonic()
         while True:
             left_s = self._left_s()

@@ -11,9 +11,9 @@ from kubernetes.client import CoreV1Api
 
 from llem_airflow.runners.attempt import LABEL_INSTALLATION
 from llem_airflow.runners.cluster import Cluster
-from llem_airflow.runners.gc import Alive, Leftover, Running, what
+from llem_airflow.runners.gc import Alive, Leftover, Running, is_left, what
 from llem_airflow.runners.pod_spec import KEEPER, LABEL_POD, MANAGED, label_value
-from llem_airflow.runners.pod_status import has_node, is_over
+from llem_airflow.runners.pod_status import epoch_s_of, has_node, is_over, told_of
 
 _PATIENCE_S = 30.0
 
@@ -74,9 +74,8 @@ def leftovers_among(
         if installation is not None and _maker(found) != label_value(installation):
             return False
         owned = alive(_labels(found)) if alive is not None else None
-        if state == "running" and running != "any" and not (running == "disowned" and owned is False):
-            return False
-        return (older_than_s <= 0 or _age_s(found, now_s) > older_than_s) if owned is None else not owned
+        may = running if state == "running" else "any"
+        return is_left(owned, _age_s(found, now_s), older_than_s, running=may)
 
     made = [("pod", pod["metadata"], state_of(pod)) for pod in things.pods]
     made += [("objects", {**found, "name": name}, "unused") for name, found in things.beside.items()]
@@ -105,8 +104,7 @@ def state_of(pod: Mapping[str, Any]) -> str:
 
 
 def _labels(found: Mapping[str, Any]) -> dict[str, str]:
-    told = {**(found.get("labels") or {}), **(found.get("annotations") or {})}
-    return {name: value for name, value in told.items() if name.startswith("llem.")}
+    return {name: value for name, value in told_of(found).items() if name.startswith("llem.")}
 
 
 def _maker(found: Mapping[str, Any]) -> str | None:
@@ -115,5 +113,4 @@ def _maker(found: Mapping[str, Any]) -> str | None:
 
 
 def _age_s(found: Mapping[str, Any], now_s: float) -> float:
-    made = datetime.datetime.fromisoformat(str(found["creationTimestamp"]).replace("Z", "+00:00"))
-    return now_s - made.timestamp()
+    return now_s - epoch_s_of(found["creationTimestamp"])

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kubernetes.client import CoreV1Api
 from kubernetes.client.exceptions import ApiException
 
-from llem_airflow.runners.attempt import LABEL_KEY
+from llem_airflow.runners.attempt import LABEL_KEY, of_dag
 from llem_airflow.runners.cluster import Cluster
-from llem_airflow.runners.pod_status import has_node, unscheduled
+from llem_airflow.runners.pod_status import epoch_s_of, has_node, told_of, unscheduled
 
 _PATIENCE_S = 10.0
 _OURS = "nvidia.com/"
@@ -47,12 +46,13 @@ def look(api: CoreV1Api, namespace: str) -> dict[str, Any]:
         unseen.append(f"pods of other namespaces: {NODES_HINT}")
         pods = cluster.pods(fields=_GO_ON)
     asking = [(pod, asked) for pod in pods if (asked := requested(pod))]
+    names = {node["metadata"]["name"] for node in nodes}
     return {
         "nodes": [_node(node, asking) for node in nodes if _devices(node, "capacity")],
         "elsewhere": [
             _holder(pod, asked)
             for pod, asked in asking
-            if has_node(pod) and pod["spec"]["nodeName"] not in {node["metadata"]["name"] for node in nodes}
+            if has_node(pod) and pod["spec"]["nodeName"] not in names
         ],
         "waiting": [
             {**_holder(pod, asked), "why": unscheduled(pod)}
@@ -116,13 +116,11 @@ def _node(
 
 def _holder(pod: Mapping[str, Any], asked: Mapping[str, int]) -> dict[str, Any]:
     found = pod["metadata"]
-    told = {**(found.get("labels") or {}), **(found.get("annotations") or {})}
-    ours = LABEL_KEY in told
-    made = datetime.datetime.fromisoformat(str(found["creationTimestamp"]).replace("Z", "+00:00"))
+    told = told_of(found)
     return {
         "pod": found["name"],
         "namespace": found["namespace"],
-        "what": f"{told.get('llem.experiment', '?')} of DAG {told.get('llem.dag_id', '?')}" if ours else "",
+        "what": of_dag(told) if LABEL_KEY in told else "",
         "asks": dict(asked),
-        "since_epoch_s": made.timestamp(),
+        "since_epoch_s": epoch_s_of(found["creationTimestamp"]),
     }

@@ -277,7 +277,12 @@ def containers_of(api: docker.APIClient, attempt: Attempt) -> list[dict[str, Any
 
 def is_kept(listed: Mapping[str, Any]) -> bool:
     """Whether a container failed and was kept to be looked at: nobody takes it over, and gc removes it by its age."""
-    return name_of(listed).endswith(_KEPT)
+    return is_kept_name(name_of(listed))
+
+
+def is_kept_name(name: str) -> bool:
+    """As ``is_kept``, of a container's name."""
+    return name.endswith(_KEPT)
 
 
 def keep_container(api: docker.APIClient, name: str) -> str | None:

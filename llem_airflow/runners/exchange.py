@@ -25,13 +25,11 @@ from llem_airflow.protocol.files import BUNDLE, EXCHANGE_DIR, OUT_DIR, config_na
 from llem_airflow.protocol.redaction import Redactor
 from llem_airflow.protocol.session import ATTEMPTS
 from llem_airflow.protocol.spec import ExperimentSpec
+from llem_airflow.runners.ending import CONTAINER_LOG
 
 MAX_FILES = 200
 MAX_BYTES = 4 * 1024**3
 """Most that is taken out of one container. A whole day of samples is below 1 GiB."""
-
-SAID = "container.log"
-"""What an attempt printed, among its files."""
 
 
 class CollectError(RuntimeError):
@@ -171,7 +169,7 @@ def collect_attempts(api: docker.APIClient, container: str, folder: Path, redact
         CollectError: There is more than the bounds allow, or the archive is broken.
         docker.errors.APIError: The engine refused.
     """
-    chunks, _ = api.get_archive(container, EXCHANGE_DIR)
+    chunks = iter(api.get_archive(container, EXCHANGE_DIR)[0])
     found: dict[Path, int] = {}
     total_bytes = 0
     try:
@@ -191,6 +189,8 @@ def collect_attempts(api: docker.APIClient, container: str, folder: Path, redact
                     )
                 with source, (target / redactor.text(name)).open("wb") as file:
                     redactor.copy(source, file)
+        for _ in chunks:  # as in ``unpack``
+            pass
     except tarfile.TarError as error:
         raise CollectError(f"the archive of {container} is broken: {error}") from error
     return list(found)
@@ -201,9 +201,9 @@ def _part_of_attempt(member: tarfile.TarInfo) -> tuple[str, str]:
     part = _OF_AN_ATTEMPT.fullmatch(member.name)
     if part is None or not member.isreg():
         return "", ""
-    name = part["told"] or (SAID if part["said"] else part["wrote"])
+    name = part["told"] or (CONTAINER_LOG if part["said"] else part["wrote"])
     # What the attempt wrote takes the place of nothing that it was told.
-    forged = part["wrote"] and (re.fullmatch(_SPEC, name) or name in (".", "..", SAID))
+    forged = part["wrote"] and (re.fullmatch(_SPEC, name) or name in (".", "..", CONTAINER_LOG))
     return ("" if forged else name), part["key"] or _ATTEMPT
 
 

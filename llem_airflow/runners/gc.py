@@ -86,12 +86,9 @@ def find_leftovers(
         if installation is not None and labels.get(LABEL_INSTALLATION) != installation:
             return False
         owned = alive(labels) if alive is not None and not kept else None
-        if state in LIVE_STATES and running != "any" and not (running == "disowned" and owned is False):
-            return False
         if LABEL_TICKET in labels and not state:
             return age_s > 2 * STALE_S  # a living claim renews its ticket
-        # 0 is everything, also what was made within the error of the engine's clock.
-        return (older_than_s <= 0 or age_s > older_than_s) if owned is None else not owned
+        return is_left(owned, age_s, older_than_s, running=running if state in LIVE_STATES else "any")
 
     found: list[Leftover] = []
     used: set[str] = set()
@@ -110,6 +107,20 @@ def find_leftovers(
         if left(labels, age_s) and volume["Name"] not in used:
             found.append(Leftover("volume", volume["Name"], what(labels), "unused", age_s))
     return found
+
+
+def is_left(owned: bool | None, age_s: float, older_than_s: float, *, running: Running) -> bool:
+    """Whether something is a leftover.
+
+    Args:
+        owned: Whether a live task owns it; None when that cannot be told, and age decides.
+        age_s: Its age, in seconds.
+        older_than_s: From which age on; 0 is any, also what was made within the error of its clock.
+        running: What of it may be one as it runs; ``any`` of what does not run.
+    """
+    if running == "never" or (running == "disowned" and owned is not False):
+        return False
+    return (older_than_s <= 0 or age_s > older_than_s) if owned is None else not owned
 
 
 def owners(api: docker.APIClient) -> list[dict[str, str]]:
@@ -211,8 +222,12 @@ def collect(
                 left = [one for one in here if force or one.state not in LIVE_STATES]
                 gone += remove_leftovers(api, left) if remove else 0
     options = {"older_than_s": older_than_s, "installation": installation, "remove": remove, "force": force}
-    answered = [each for each in answers_of(names, "gc", **options) if not _noted_away(each, away)]
-    for each in answered:
+    answered = []
+    for each in answers_of(names, "gc", **options):
+        if "error" in each:
+            away[each["name"]] = f"{each['name']}: {each['error']}\nWhat to do: {each['fix']}\n"
+            continue
+        answered.append(each)
         found += [(Host(each["name"]), Leftover(**one)) for one in each["found"]]
         gone += each["gone"]
     for text in away.values():
@@ -222,13 +237,6 @@ def collect(
         why = next(filter(None, whys), "")
         _tell(found, why, older_than_s, gone if remove else None, as_json=as_json, force=force)
     return 2 if away else 0
-
-
-def _noted_away(answer: Mapping[str, Any], away: dict[str, str]) -> bool:
-    """Whether a cluster did not answer, which is noted."""
-    if "error" in answer:
-        away[answer["name"]] = f"{answer['name']}: {answer['error']}\nWhat to do: {answer['fix']}\n"
-    return "error" in answer
 
 
 @contextlib.contextmanager
@@ -312,6 +320,11 @@ def _ask_airflow(labels: list[dict[str, str]]) -> AirflowSays:
         said = ask("living", labels)
     except NoAnswerError as error:
         return AirflowSays(why=str(error))
+    return said_of(labels, said)
+
+
+def said_of(labels: Sequence[Mapping[str, str]], said: Mapping[str, Any]) -> AirflowSays:
+    """What ``operators.living`` has answered of these labels."""
     if said["alive"] is None:
         return AirflowSays(said["installation"], None, said["why"])
     known = {

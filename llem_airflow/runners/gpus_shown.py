@@ -223,11 +223,8 @@ def show_hosts(hosts: Sequence[str], clusters: Sequence[str] = (), *, watch: boo
             _print(seen, on_clusters, clear=watch)
         sys.stdout.flush()
         if not watch:
-            return (
-                2
-                if any(isinstance(one, tuple) for one in seen) or any("error" in one for one in on_clusters)
-                else 0
-            )
+            failed = any(isinstance(one, tuple) for one in seen) or any("error" in one for one in on_clusters)
+            return 2 if failed else 0
         time.sleep(_LOOK_EVERY_S)
 
 

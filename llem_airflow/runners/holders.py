@@ -19,7 +19,7 @@ from typing import Any
 import docker
 from docker.errors import NotFound
 
-from llem_airflow.runners.attempt import LABEL_GPUS, LABEL_KEY
+from llem_airflow.runners.attempt import LABEL_GPUS, LABEL_KEY, of_dag
 from llem_airflow.runners.engine import LIVE_STATES, name_of
 from llem_airflow.runners.gpus import LABEL_PROBE, Gpu, Inventory, on_this_machine
 
@@ -112,7 +112,7 @@ def _holder(
         if state not in (*LIVE_STATES, "created"):
             return None
         gpus = tuple(gpu for gpu in labels.get(LABEL_GPUS, "").split(",") if gpu)
-        what = f"{labels.get('llem.experiment', '?')} of DAG {labels.get('llem.dag_id', '?')}"
+        what = of_dag(labels)
         exclusive = labels.get(LABEL_EXCLUSIVE) == "host"
         return Holder(
             listed["Id"],

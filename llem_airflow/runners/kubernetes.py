@@ -267,7 +267,7 @@ class KubernetesRunner(Runner):
                 return place
             if why := why_not_started(found, self._settings.image):
                 raise self._failed(*why)
-            if has_node(found):
+            if node:
                 on_node_epoch_s = on_node_epoch_s or _now_epoch_s()
                 return self._starting(found, on_node_epoch_s, here_s)
             return self._pending(found, wait, here_s)

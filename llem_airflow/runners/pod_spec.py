@@ -37,7 +37,7 @@ KEEPER = "llem-keeper"
 LABEL_OWNER = "llem.owner"
 """Which try owns the pod: what the container's name says on a Docker engine, as no pod can be renamed."""
 _MANAGED = {"app.kubernetes.io/managed-by": "llem-airflow"}
-MANAGED = "app.kubernetes.io/managed-by=llem-airflow"
+MANAGED = ",".join(f"{name}={value}" for name, value in _MANAGED.items())
 """Selects all that is ours."""
 LABEL_POD = "llem.pod"
 """The pod that a ConfigMap or a Secret belongs to."""

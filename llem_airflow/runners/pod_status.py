@@ -83,7 +83,17 @@ def began(pod: Pod, container: str) -> float | None:
     state = main_state(pod, container, "running") or main_state(pod, container, "terminated") or {}
     if not state.get("startedAt"):
         return None
-    return datetime.datetime.fromisoformat(str(state["startedAt"]).replace("Z", "+00:00")).timestamp()
+    return epoch_s_of(state["startedAt"])
+
+
+def epoch_s_of(told: str) -> float:
+    """A time of the API server's, in seconds since 1970."""
+    return datetime.datetime.fromisoformat(told.replace("Z", "+00:00")).timestamp()
+
+
+def told_of(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Labels and annotations."""
+    return {**(metadata.get("labels") or {}), **(metadata.get("annotations") or {})}
 
 
 def image_of(pod: Pod, container: str) -> str | None:

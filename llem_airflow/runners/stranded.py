@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,16 @@ from llem_airflow.protocol.typed_json import ProtocolError
 from llem_airflow.results import ResultsRoot
 from llem_airflow.results.faults import why_store_fails
 from llem_airflow.runners.attempt import LABEL_GPUS, LABEL_KEY, LABEL_PRIVATE, LABEL_SESSION
-from llem_airflow.runners.ending import read_result
+from llem_airflow.runners.ending import CONTAINER_LOG, read_result
 from llem_airflow.runners.engine import (
     ENGINE_ERRORS,
     exchange_of,
     host_facts,
-    is_kept,
+    is_kept_name,
     remove_container,
     remove_volume,
 )
-from llem_airflow.runners.exchange import SAID, CollectError, collect_attempts
+from llem_airflow.runners.exchange import CollectError, collect_attempts
 from llem_airflow.runners.gc import Leftover, find_leftovers, reached, said_away
 from llem_airflow.runners.hosts import hosts_of
 from llem_airflow.runners.images import digest
@@ -98,7 +99,7 @@ class Recovery:
             labels = inspection["Config"].get("Labels") or {}
             # A container of one attempt that runs may still finish; a session's runs on for nobody.
             goes_on = inspection["State"]["Running"] and LABEL_SESSION not in labels
-            if LABEL_KEY in labels and not goes_on and not is_kept({"Names": [one.name]}):
+            if LABEL_KEY in labels and not goes_on and not is_kept_name(one.name):
                 yield from self._in(one.name, inspection)
 
     def _in(self, container: str, inspection: Mapping[str, Any]) -> Iterator[Stranded]:
@@ -107,6 +108,11 @@ class Recovery:
         private = config["Labels"].get(LABEL_PRIVATE, "").split(",")
         redactor = Redactor([*secrets_in(environment), *(environment.get(name, "") for name in private)])
         own = LABEL_SESSION not in config["Labels"]
+
+        @cache
+        def of_engine() -> dict[str, Any]:
+            return {"image_digest": digest(self.api, inspection["Image"]), "host": host_facts(self.api)}
+
         with tempfile.TemporaryDirectory(prefix="llem-stranded-") as scratch:
             try:
                 folders = collect_attempts(self.api, container, Path(scratch), redactor)
@@ -125,8 +131,10 @@ class Recovery:
                 except ProtocolError:
                     continue  # it has not finished
                 if own:
-                    (folder / SAID).write_bytes(redactor.data(self.api.logs(container, tail=_LOG_LINES)))
-                found = self._one(container, inspection, folder, spec, result)
+                    (folder / CONTAINER_LOG).write_bytes(
+                        redactor.data(self.api.logs(container, tail=_LOG_LINES))
+                    )
+                found = self._one(container, inspection, folder, spec, result, of_engine)
                 done = found is None or bool(found.stored)
                 if found is not None:
                     yield found
@@ -141,6 +149,7 @@ class Recovery:
         folder: Path,
         spec: ExperimentSpec,
         result: CycleResult,
+        of_engine: Callable[[], dict[str, Any]],
     ) -> Stranded | None:
         """Store one; None where the store has a result of this cycle."""
         run_id, experiment = inspection["Config"]["Labels"]["llem.run_id"], _experiment(spec)
@@ -151,7 +160,7 @@ class Recovery:
                 return None
             if not self.store:
                 return Stranded(container, name)
-            record = _record(self.api, inspection, folder, spec, result)
+            record = _record(inspection, folder, spec, result) | of_engine()
             if self.host in run.plan().get("hosts", ()):
                 record["host_connection"] = self.host
             return Stranded(container, name, stored=run.commit_cycle(experiment, spec.cycle, folder, record))
@@ -224,11 +233,7 @@ def _experiment(spec: ExperimentSpec) -> str:
 
 
 def _record(
-    api: docker.APIClient,
-    inspection: Mapping[str, Any],
-    folder: Path,
-    spec: ExperimentSpec,
-    result: CycleResult,
+    inspection: Mapping[str, Any], folder: Path, spec: ExperimentSpec, result: CycleResult
 ) -> dict[str, Any]:
     """What provenance.json says of it, as far as the engine knows: as of a container that another try took over."""
     config = inspection["Config"]
@@ -253,7 +258,5 @@ def _record(
         **started,
         "adopted": True,
         "image": config["Image"],
-        "image_digest": digest(api, inspection["Image"]),
         "gpus": [gpu for gpu in labels.get(LABEL_GPUS, "").split(",") if gpu],
-        "host": host_facts(api),
     }

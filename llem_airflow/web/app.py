@@ -197,7 +197,7 @@ def trend(
     entries = _entries_of(dag_id, study, there, state)
     if not entries:
         return json_answer({"studies": [], "root": state.index.root.url})
-    shown = {"studies": studies_of(there), "folder": entries[-1].run.folder.path.rsplit("/", 2)[-2]}
+    shown = {"studies": studies_of(there), "folder": entries[-1].run.folder.above().name}
     return _readable(lambda: shown | trend_view(entries, metric, experiment or (), state.kept))
 
 
@@ -263,7 +263,7 @@ def compare(
         others = [named(name, entries, dag_id) for name in candidates]
         told = comparison(named(baseline, known, of), others, how, state.kept)
         names = {"baseline": baseline, "of": of, "candidates": candidates}
-        folder = entries[-1].run.folder.path.rsplit("/", 2)[-2]
+        folder = entries[-1].run.folder.above().name
         return shown | {"folder": folder, "names": names} | told
 
     return _readable(make)

@@ -84,7 +84,7 @@ def _newest(entries: Iterable[Entry]) -> list[Entry]:
     """The newest aggregated run of each study's folder, DAG and release."""
     found: dict[tuple[str, str, str], Entry] = {}
     for entry in entries:
-        found_in = entry.run.folder.path.rpartition("/")[0]
+        found_in = entry.run.folder.above().path
         if entry.has(layout.EXPERIMENTS_TABLE):
             found[found_in, entry.dag_id, entry.release] = entry
     return list(found.values())

@@ -9,14 +9,13 @@ from typing import Any
 from llem_airflow.analysis.compare import COMPARED, PairReport, compare_sides
 from llem_airflow.analysis.compare_named import How, compare_each
 from llem_airflow.analysis.metrics import METRICS
-from llem_airflow.analysis.statistics import tells_interval
 from llem_airflow.analysis.tables import RunRows
 from llem_airflow.results import ResultReadError, StoredRun, layout
 from llem_airflow.results.parquet import read_table
 from llem_airflow.web.explore import metric_facts
 from llem_airflow.web.index import Entry
 from llem_airflow.web.kept import Kept
-from llem_airflow.web.studies import labels_of, run_numbers
+from llem_airflow.web.studies import labels_of, run_numbers, told_value
 
 RELEASE = "@"
 """Before the name of a release: its newest aggregated run."""
@@ -179,19 +178,7 @@ def _described(run: StoredRun, experiment: str) -> dict[str, Any]:
         run.folder, layout.EXPERIMENTS_TABLE, ["experiment", "hosts", *columns], optional=("hosts", *columns)
     ).to_pylist()
     row: dict[str, Any] = next((one for one in rows if one["experiment"] == experiment), {})
-    found, hosts = {}, len(row.get("hosts") or ()) or 1
-    for name in names:
-        mean, n, low, high = (row.get(f"{name}{end}") for end in ends)
-        if mean is not None:
-            shown = tells_interval(n or 0, hosts)
-            found[name] = {
-                "mean": mean,
-                "n": n,
-                "hosts": hosts,
-                "low": low if shown else None,
-                "high": high if shown else None,
-            }
-    return found
+    return {name: told_value(row, name) for name in names if row.get(name) is not None}
 
 
 def _releases(entries: Sequence[Entry]) -> Mapping[str, Entry]:

@@ -140,7 +140,7 @@ def _entry(folder: Folder, *, timed: bool = True) -> Entry | None:
         meta = folder.read_object(layout.RUN)
     except ResultReadError:
         return None
-    study = str(meta.get("study", folder.path.rsplit("/", 2)[-2]))
+    study = str(meta.get("study", folder.above().name))
     run = StoredRun(folder, study=study, run_id=str(meta.get("run_id", folder.name)))
     started = meta.get("started_epoch_ns")
     if not isinstance(started, int):

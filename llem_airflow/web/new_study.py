@@ -107,6 +107,11 @@ def _answer(problems: tuple[Problem, ...], study: Study | None = None) -> dict[s
 def _plan(study: Study) -> dict[str, Any]:
     plan = study.plan
     reasons = {skip.rule: skip.reason for skip in plan.skipped}
+    hosts: dict[str, list[str]] = {}  # by experiment; none where the study names none
+    for run in plan.planned_cycles:
+        if run.host:
+            hosts.setdefault(run.experiment_id, []).append(run.host)
+    on_hosts = Counter(run.host for run in plan.planned_cycles if run.host)
     return {
         "name": study.name,
         "declared": plan.declared,
@@ -118,7 +123,7 @@ def _plan(study: Study) -> dict[str, Any]:
         "longest_s": plan.wall_clock_s,
         "pauses_s": sum(run.gap_before_s for run in plan.planned_cycles),
         "gpus": plan.gpus,
-        "hosts": [{"name": name, "runs": runs} for name, runs in _hosts(study).items()],
+        "hosts": [{"name": name, "runs": runs} for name, runs in on_hosts.items()],
         "skipped": [
             {"rule": rule, "reason": reasons[rule], "points": count}
             for rule, count in Counter(skip.rule for skip in plan.skipped).most_common()
@@ -130,17 +135,11 @@ def _plan(study: Study) -> dict[str, Any]:
                 "model": each.model,
                 "runner": each.runner,
                 "gpus": each.gpus.count,
-                "hosts": list(_hosts(study, each.id)),
+                "hosts": list(dict.fromkeys(hosts.get(each.id, ()))),
             }
             for each in plan.experiments[:SHOWN]
         ],
     }
-
-
-def _hosts(study: Study, experiment: str | None = None) -> dict[str, int]:
-    """How many cycles, of one experiment or of all, each host measures; empty where the study names none."""
-    runs = study.plan.planned_cycles
-    return Counter(run.host for run in runs if run.host and experiment in {None, run.experiment_id})
 
 
 def _relative_prompts(study: Study) -> Iterator[Problem]:

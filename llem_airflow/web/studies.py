@@ -82,7 +82,7 @@ def headline(entries: Sequence[Entry], kept: Kept, visible: Collection[str]) -> 
             "run_id": entry.run.run_id,
             "started_epoch_ns": entry.started_epoch_ns or None,
             "change_ratio": changes.get(entry.run.run_id),
-            **_value(one, metric),
+            **told_value(one, metric),
         }
         for entry, found in told
         for one in found
@@ -97,7 +97,7 @@ def headline(entries: Sequence[Entry], kept: Kept, visible: Collection[str]) -> 
             "label": labels[row["experiment"]],
             "experiments": len(rows),
             "energy_kind": row["energy_kind"],
-            **_value(row, metric),
+            **told_value(row, metric),
         },
         "planned": sum(one["planned"] for one in rows),
         "valid": sum(one["valid"] for one in rows),
@@ -140,7 +140,7 @@ def run_rows(entries: Sequence[Entry], kept: Kept) -> list[dict[str, Any]]:
                     "metric": metric_facts(metric),
                     "label": labels_of(rows)[one["experiment"]],
                     "energy_kind": one["energy_kind"],
-                    **_value(one, metric),
+                    **told_value(one, metric),
                 }
         found.append(row)
     return found
@@ -176,15 +176,16 @@ def best_of(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str] | None
     return None
 
 
-def _value(row: dict[str, Any], metric: str) -> dict[str, Any]:
-    n, hosts = int(row[f"{metric}_n"] or 0), len(row.get("hosts") or ()) or 1
+def told_value(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """Mean, n, hosts, and the interval where it tells something, of an experiment's row."""
+    n, hosts = int(row.get(f"{metric}_n") or 0), len(row.get("hosts") or ()) or 1
     shown = tells_interval(n, hosts)
     return {
         "mean": row[metric],
         "n": n,
         "hosts": hosts,
-        "low": row[f"{metric}_low"] if shown else None,
-        "high": row[f"{metric}_high"] if shown else None,
+        "low": row.get(f"{metric}_low") if shown else None,
+        "high": row.get(f"{metric}_high") if shown else None,
     }
 
 

@@ -232,7 +232,7 @@ def _present(run: StoredRun) -> list[str]:
 
 def _key(entries: Sequence[Entry], metric: str) -> str:
     newest = entries[-1]
-    return f"{newest.run.folder.path.rpartition('/')[0]} {newest.dag_id} {metric}"
+    return f"{newest.run.folder.above().path} {newest.dag_id} {metric}"
 
 
 def _versions(entries: Sequence[Entry]) -> str:

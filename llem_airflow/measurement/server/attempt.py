@@ -28,8 +28,6 @@ from llem_airflow.measurement.output import EventLog, anchor, seconds_since
 from llem_airflow.measurement.process import (
     LEAST_CPU_S,
     cpu_time,
-    forget_host_peak,
-    host_memory,
     look_every_s,
     spent,
 )
@@ -92,9 +90,7 @@ class ServerAttempt(Attempt):
 
     def run(self) -> CycleResult:
         """All phases in order; the result is not written yet."""
-        forgotten = self._loaded is not None and forget_host_peak()
-        if self._loaded is not None:
-            self._served = self._loaded.go_on(self._spec)
+        self._served = self._go_on()
         sampler = self._sampler = start_sampler(self._spec.meter, self._out / POWER)
         traffic = traffic_of(self._spec)
         baselines = self._baselines(sampler)
@@ -106,10 +102,7 @@ class ServerAttempt(Attempt):
         self._scraper = Scraper(lambda: ready.server.get(METRICS), self._out / SERVER_METRICS)
         warmup = self._warm_up_by_load(sampler, ready, traffic)
         window, served = self._under_load(sampler, ready, traffic)
-        memory: dict[str, int | None] = {
-            **host_memory(since_start=self._loaded is None, since_forgotten=forgotten),
-            "gpu_peak_bytes": None,
-        }
+        memory = {**self._host_memory(), "gpu_peak_bytes": None}
         idle(self._log, "cooldown", COOLDOWN_S + float(self._spec.config["server"]["cooldown_seconds"]))
         self._scraper.stop()
         self._anchors.append(anchor())
@@ -145,11 +138,8 @@ class ServerAttempt(Attempt):
         self, living: LivingEngine, ready: _Ready, facts: EngineFacts, baselines: IdlePhases
     ) -> None:
         """The session keeps the server that was started here."""
-        home = living.home or self._out
-        self._served = LivingServer(ready.server, ready.command, facts, home, self._out)
-        living.take(self._served, self._spec)
-        living.settings = self._settings
-        living.idle, living.measured_in = baselines.unloaded
+        self._served = LivingServer(ready.server, ready.command, facts, living.home, self._out)
+        self._live_on(living, self._served, baselines)
 
     def _start(self, traffic: Traffic) -> _Ready:
         """The server, ready, and its prompts, which are made while it loads."""
