@@ -30,8 +30,8 @@ class Moment:
 
     def heard_in(self, output: bytes) -> bool:
         """Whether what attempts have printed so far marks it."""
-        _, before, rest = output.partition(self.after.encode()) if self.after else (b"", b"-", output)
-        return bool(self.line and before) and rest.count(self.line.encode()) >= self.nth
+        begin = output.find(self.after.encode())  # of nothing: 0
+        return begin >= 0 and output.count(self.line.encode(), begin) >= self.nth
 
     def matches(self, call: str) -> bool:
         """Whether this call marks it."""

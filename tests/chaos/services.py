@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tests import parts
-from tests.chaos.world import kill, processes_of, wait_for
+from tests.chaos.world import kill_sessions, wait_for
 from tests.push.servers import program
 
 _PAUSE_S = 0.5
@@ -65,9 +65,7 @@ class Service:
         if held:
             self._may_run.clear()
         if self._process is not None:
-            for _ in range(3):  # a process may have started another one meanwhile
-                for pid, _command in processes_of({self._process.pid}):
-                    kill(pid)
+            kill_sessions({self._process.pid})
 
     def go_on(self) -> None:
         """Let the next one start."""

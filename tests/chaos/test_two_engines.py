@@ -27,7 +27,7 @@ from tests import parts
 from tests.airflow.server import PARTS, AirflowServer
 from tests.chaos.points import OWN
 from tests.chaos.services import Service, redis, worker
-from tests.chaos.world import IMPATIENT, copy_image, install_plugin, kill, start_engine, wait_for
+from tests.chaos.world import IMPATIENT, copy_image, install_plugin, kill_engine, start_engine, wait_for
 from tests.runners.engine_proxy import Call, EngineProxy
 from tests.standins.build import Standins
 
@@ -114,8 +114,7 @@ class Killer:
         return call.pid in self._creators and bool(re.fullmatch(r"POST /containers/\w+/start", str(call)))
 
     def _kill_engine(self) -> None:
-        for name in ("docker.pid", "exec/containerd/containerd.pid"):
-            kill(int((self.socket.parent / name).read_text()))
+        kill_engine(self.socket.parent)
         threading.Thread(target=self._start_again, name="engine-start", daemon=True).start()
 
     def _start_again(self) -> None:

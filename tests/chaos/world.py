@@ -361,9 +361,7 @@ class World:
 
     def kill_airflow(self) -> None:
         """SIGKILL every process of this Airflow, the tasks' too."""
-        for _ in range(3):  # a process may have started another one meanwhile
-            for pid, _command in self._processes():
-                kill(pid)
+        kill_sessions({process.pid for process in self._roots()})
         for process in self._roots():
             process.wait()
         self._started.clear()
@@ -374,11 +372,23 @@ class World:
 
     def kill_engine(self) -> None:
         """SIGKILL the Docker engine (dockerd and its containerd)."""
-        for name in ("docker.pid", "exec/containerd/containerd.pid"):
-            kill(int((self.engine.parent / name).read_text()))
+        kill_engine(self.engine.parent)
 
     def _processes(self) -> Iterator[tuple[int, str]]:
         return processes_of({process.pid for process in self._roots()})
+
+
+def kill_engine(folder: Path) -> None:
+    """SIGKILL the Docker engine of a folder (dockerd and its containerd)."""
+    for name in ("docker.pid", "exec/containerd/containerd.pid"):
+        kill(int((folder / name).read_text()))
+
+
+def kill_sessions(sessions: set[int]) -> None:
+    """SIGKILL every process of them."""
+    for _ in range(3):  # a process may have started another one meanwhile
+        for pid, _command in processes_of(sessions):
+            kill(pid)
 
 
 def processes_of(sessions: set[int]) -> Iterator[tuple[int, str]]:

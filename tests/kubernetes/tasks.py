@@ -12,6 +12,7 @@ import pytest
 from llem_airflow.operators import LLEMKubernetesExperimentOperator
 from llem_airflow.study import Study, load_study_text
 from tests.kubernetes.cluster import StandInCluster
+from tests.runners.programs import HASH, program
 
 TEXT = """\
 study_name: asked
@@ -23,8 +24,22 @@ images: {vllm: "registry.lab/vllm:1"}
 """
 
 
+TaskOf = Callable[..., LLEMKubernetesExperimentOperator]
+
+
 def study(more: str = "") -> Study:
     return load_study_text(TEXT + more)
+
+
+def quick(folder: Path, before: str = "") -> type[LLEMKubernetesExperimentOperator]:
+    """An operator whose pod ends at once with a result."""
+    name = study().experiments[0].hash
+    text = f"{before}\nopen(out + '/{name}_result.json', 'w').write(RESULT.replace({HASH!r}, {name!r}))"
+
+    class Quick(LLEMKubernetesExperimentOperator):
+        bundle = program(folder, text)
+
+    return Quick
 
 
 @pytest.fixture

@@ -115,8 +115,7 @@ def removed(cluster: StandInCluster, api: CoreV1Api, **rules: Any) -> list[str]:
 
 def test_what_is_left_over_follows_the_rules_of_containers(cluster: StandInCluster, api: CoreV1Api) -> None:
     over, lives, running = (left_by(cluster, attempt(), "Pending") for _ in range(3))
-    for name in (running,):
-        cluster.pod(name)["spec"]["nodeName"] = "node-1"
+    cluster.pod(running)["spec"]["nodeName"] = "node-1"
     young = left_by(cluster, attempt(), "Failed", made=now())
     orphans = left_by(cluster, attempt(), "none")
     others = left_by(cluster, replace(attempt(), installation="another"), "Failed")
@@ -167,12 +166,8 @@ def test_gc_removes_pods_with_what_belongs_to_them_and_leaves_the_rest(
     )
     assert "Removed 2." in run("gc", "--yes").stdout
     kept = sorted([running, others, "train"])
-    assert (
-        sorted(
-            name for name in cluster.names("pods") if "deletionTimestamp" not in cluster.pod(name)["metadata"]
-        )
-        == kept
-    )
+    there = [(name, each) for (kind, name), each in list(cluster.objects.items()) if kind == "pods"]
+    assert sorted(name for name, each in there if "deletionTimestamp" not in each["metadata"]) == kept
     assert sorted(cluster.names("secrets")) == sorted([running, others])
     assert sorted(cluster.names("configmaps")) == sorted([f"{running}-0", f"{others}-0"])
 

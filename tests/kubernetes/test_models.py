@@ -12,9 +12,8 @@ from llem_airflow.operators import LLEMKubernetesExperimentOperator
 from llem_airflow.operators.retries import AttemptFinalError
 from llem_airflow.results import ResultsRoot
 from tests.kubernetes.cluster import Object, StandInCluster
-from tests.kubernetes.tasks import study
+from tests.kubernetes.tasks import TaskOf, quick
 from tests.operators.test_experiment import context
-from tests.runners.programs import HASH, program
 
 READS = """
 spec = json.load(open(os.environ["LLEM_CONFIG_PATH"]))
@@ -25,7 +24,6 @@ assert os.environ["HF_HUB_OFFLINE"] == "1"
 os.makedirs(os.environ["HF_HOME"], exist_ok=True)
 open(os.environ["HF_HOME"] + "/kept", "w").write("kept")
 """
-TaskOf = Callable[..., LLEMKubernetesExperimentOperator]
 
 
 def model_in(folder: Path, text: str) -> Path:
@@ -39,14 +37,10 @@ def model_in(folder: Path, text: str) -> Path:
 def task(on_cluster: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskOf:
     """Makes the task of a study whose model lies in the worker's models folder; its pod reads the cluster's."""
     monkeypatch.setenv("LLEM_MODELS_DIR", str(model_in(tmp_path / "worker", "the worker's")))
-    name = study().experiments[0].hash
-    text = f"{READS}\nopen(out + '/{name}_result.json', 'w').write(RESULT.replace({HASH!r}, {name!r}))"
-
-    class Reads(LLEMKubernetesExperimentOperator):
-        bundle = program(tmp_path, text)
+    kind = quick(tmp_path, READS)
 
     def make(**kwargs: Any) -> LLEMKubernetesExperimentOperator:
-        made: LLEMKubernetesExperimentOperator = on_cluster(Reads, env_vars={"MODELS": "/models"}, **kwargs)
+        made: LLEMKubernetesExperimentOperator = on_cluster(kind, env_vars={"MODELS": "/models"}, **kwargs)
         return made
 
     return make

@@ -33,9 +33,9 @@ from llem_airflow.study.plan.findings import not_runnable
 from tests.kubernetes.cluster import StandInCluster
 from tests.kubernetes.fixtures import RunnerOf
 from tests.kubernetes.schema import VERSIONS, wrong_in
-from tests.kubernetes.tasks import study
+from tests.kubernetes.tasks import quick, study
 from tests.operators.test_experiment import context
-from tests.runners.programs import HASH, SPEC, attempt, program
+from tests.runners.programs import HASH, SPEC, attempt
 
 PAGE = (Path(__file__).parents[2] / "llem_airflow/operators/KUBERNETES.md").read_text()
 NODE = k8s.V1ObjectFieldSelector(field_path="spec.nodeName")
@@ -314,13 +314,8 @@ def test_the_bundle_runs_in_a_pod_and_what_it_says_of_its_failure_is_the_tasks(
 def test_a_cycle_is_stored_from_its_pod_and_the_next_try_finds_it_stored(
     cluster: StandInCluster, on_cluster: Callable[..., LLEMKubernetesExperimentOperator], tmp_path: Path
 ) -> None:
-    name = study().experiments[0].hash
-    text = f"open(out + '/{name}_result.json', 'w').write(RESULT.replace({HASH!r}, {name!r}))"
-
-    class Quick(LLEMKubernetesExperimentOperator):
-        bundle = program(tmp_path, text)
-
-    said = on_cluster(Quick).execute(context())
+    kind = quick(tmp_path)
+    said = on_cluster(kind).execute(context())
     (cycle,) = ResultsRoot(tmp_path / "results").run("asked", "manual__x").cycles()
     assert said["result"] == cycle.folder.url
     record = cycle.provenance()
@@ -329,4 +324,4 @@ def test_a_cycle_is_stored_from_its_pod_and_the_next_try_finds_it_stored(
     assert record["image_digest"].startswith("docker.io/library/registry.lab/vllm:1@sha256:")
     assert cluster.names() == []
     cluster.quota = "nothing can be made"
-    assert on_cluster(Quick).execute(context(try_number=2))["result"] == said["result"]
+    assert on_cluster(kind).execute(context(try_number=2))["result"] == said["result"]

@@ -23,29 +23,24 @@ from llem_airflow.results import ResultsRoot
 from llem_airflow.runners import kubernetes
 from llem_airflow.runners.pod_status import is_over
 from tests.kubernetes.cluster import Fault, StandInCluster
-from tests.kubernetes.tasks import study
+from tests.kubernetes.tasks import TaskOf, quick
 from tests.operators.test_experiment import context
-from tests.runners.programs import HASH, program
+from tests.runners.programs import program
 
 HELD = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
 TAINT = "0/3 nodes are available: 3 node(s) had untolerated taint {nvidia.com/gpu: present}."
 CREATING = {"reason": "ContainerCreating", "message": ""}
 BACK_OFF = {"reason": "ImagePullBackOff", "message": "pull access denied, repository does not exist"}
-TaskOf = Callable[..., LLEMKubernetesExperimentOperator]
 
 
 @pytest.fixture
 def task(on_cluster: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskOf:
     """Makes the deferrable task of the study's one cycle; what runs in its pod ends at once with a result."""
     monkeypatch.setattr(waits, "SETTLE_S", 0.0)
-    name = study().experiments[0].hash
-    text = f"open(out + '/{name}_result.json', 'w').write(RESULT.replace({HASH!r}, {name!r}))"
-
-    class Quick(LLEMKubernetesExperimentOperator):
-        bundle = program(tmp_path, text)
+    kind = quick(tmp_path)
 
     def make(**kwargs: Any) -> LLEMKubernetesExperimentOperator:
-        made: LLEMKubernetesExperimentOperator = on_cluster(Quick, deferrable=True, **kwargs)
+        made: LLEMKubernetesExperimentOperator = on_cluster(kind, deferrable=True, **kwargs)
         return made
 
     return make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ class Loaded:
 
 
 def living(spec: ExperimentSpec, engine: Any = None) -> LivingEngine:
-    made = LivingEngine()
+    made = LivingEngine(Path("unused"))
     loaded: Any = engine or Loaded()
     made.take(loaded, spec)
     return made

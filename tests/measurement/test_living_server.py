@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from llem_airflow.measurement.session.folder import read_json
+from llem_airflow.measurement.session.folder import read_json, signal_session
 from llem_airflow.measurement.session.work import ANSWER, NEXT
 from llem_airflow.measurement.whole import write_json
 from llem_airflow.protocol.files import SERVER_LOG, config_name
@@ -67,13 +67,7 @@ class Engine:
         raise AssertionError(children)
 
     def close(self) -> None:
-        with_it = self.process.pid
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                if os.getsid(int(path.parent.name)) == with_it:
-                    os.kill(int(path.parent.name), signal.SIGKILL)
-            except OSError:
-                continue
+        signal_session(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 

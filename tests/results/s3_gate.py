@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+import fsspec
+
+from tests import parts
+from tests.results.roots import new_key, s3_at
+
 SLOW_DOWN = (
     b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code>'
     b"<Message>Please reduce your request rate.</Message></Error>"
@@ -117,6 +122,16 @@ def _send(
     request.send_header("Content-Length", length if request.command == "HEAD" and length else str(len(body)))
     request.end_headers()
     request.wfile.write(body)
+
+
+@contextmanager
+def gated_lab() -> Iterator[tuple[Gate, str, str]]:
+    """A gate before a server that knows one key and has the bucket ``lab``, and the key."""
+    with s3_at(parts.free_port(), keys=True) as url, gate_before(url) as gate:
+        key, secret = new_key(url)
+        store = fsspec.filesystem("s3", endpoint_url=url, key=key, secret=secret, skip_instance_cache=True)
+        store.mkdir("lab")
+        yield gate, key, secret
 
 
 def _none(method: str, path: str) -> bool:

@@ -22,8 +22,7 @@ from llem_airflow.results.folder import Folder, ResultsWriteError, StoreConnecti
 from llem_airflow.runners.doctor import FAIL, OK, Check, examine
 from llem_airflow.runners.doctor_results import look_at
 from tests import parts
-from tests.results.roots import new_key, s3_at
-from tests.results.s3_gate import Gate, gate_before
+from tests.results.s3_gate import Gate, gated_lab
 
 ENVIRONMENT = {
     "AWS_MAX_ATTEMPTS": "1",
@@ -35,12 +34,8 @@ ENVIRONMENT = {
 @pytest.fixture(scope="module")
 def lab() -> Iterator[tuple[Gate, str, str]]:
     """A gate before a server that knows one key, and the key."""
-    with s3_at(parts.free_port(), keys=True) as url, gate_before(url) as gate:
-        key, secret = new_key(url)
-        fsspec.filesystem("s3", endpoint_url=url, key=key, secret=secret, skip_instance_cache=True).mkdir(
-            "lab"
-        )
-        yield gate, key, secret
+    with gated_lab() as made:
+        yield made
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from airflow.api_fastapi.common.db.common import _get_session
 from airflow.models.taskinstance import TaskInstance
 from playwright.sync_api import Page
@@ -22,17 +21,13 @@ from sqlalchemy.orm import Session
 
 from benchmarks.web import client, database
 from llem_airflow.analysis.cycle import Cycle
-from llem_airflow.analysis.plan import planned
-from llem_airflow.analysis.summary import summarise
-from llem_airflow.analysis.tables import cycles_table, experiments_table
-from llem_airflow.results import ResultsRoot, StoredRun, layout
-from llem_airflow.results.folder import json_bytes
+from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.web import access
 from tests.browser import chromium_page
 from tests.results.recorded import Recording, provenance
 from tests.web.airflow_rows import add_run
 from tests.web.drawn import SHOW, open_bundle
-from tests.web.written import BEGAN_NS, DAY_NS, FINGERPRINT
+from tests.web.written import BEGAN_NS, DAY_NS, FINGERPRINT, stored
 
 MODELS = {"Llama-3.1-8B-Instruct": 0.33, "Qwen3-8B": 0.35, "Mistral-Small-24B": 0.98}
 HARDWARE = {"NVIDIA H100 80GB HBM3": 1.0, "NVIDIA L40S": 1.32}
@@ -83,7 +78,7 @@ def measured(
             told = {
                 **FINGERPRINT,
                 **{"model": model, "engine": engine, "engine_version": version, "n_prompts": 100},
-                **{"gpus": [{"uuid": f"GPU-{n}", "name": gpu} for n in range(1)], "energy_semantics": 6},
+                **{"gpus": [{"uuid": "GPU-0", "name": gpu}], "energy_semantics": 6},
                 **{"prompts_sha256": "5f2c91d0" * 8},
             }
             rows.append(
@@ -102,17 +97,8 @@ def measured(
                 )
             )
     study = f"{model.partition('-')[0].lower()}-{gpu.split()[1].lower()}-{engine}"
-    run = root.run(study, RUN)
-    run.write_plan("", plan, {"dag_id": study, "started_epoch_ns": BEGAN_NS + night * DAY_NS})
-    summary = summarise(study, RUN, planned(plan), rows)
-    run.folder.write(layout.SUMMARY, json_bytes(summary.to_json()))
-    for name, table in (
-        (layout.CYCLES_TABLE, cycles_table(study, RUN, rows, planned(plan))),
-        (layout.EXPERIMENTS_TABLE, experiments_table(summary)),
-    ):
-        with run.folder.atomic_write(name) as file:
-            pq.write_table(table, file, compression="zstd")
-    return run
+    meta = {"dag_id": study, "started_epoch_ns": BEGAN_NS + night * DAY_NS}
+    return stored(root, study, RUN, plan, meta, rows)
 
 
 def spread(root: ResultsRoot, folder: Path, session: Session) -> None:

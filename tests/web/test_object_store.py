@@ -15,7 +15,6 @@ from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
-import fsspec
 import pytest
 
 from llem_airflow.analysis.summary import load_summary
@@ -24,8 +23,7 @@ from llem_airflow.web.app import Server, server
 from tests import parts
 from tests.airflow.conftest import small
 from tests.measurement.running import PLUGIN
-from tests.results.roots import new_key, s3_at
-from tests.results.s3_gate import Gate, gate_before
+from tests.results.s3_gate import Gate, gated_lab
 from tests.web.conftest import Site
 
 CONNECT = """
@@ -101,11 +99,7 @@ class Lab:
 def lab(tmp_path: Path, tiny_model: Path) -> Iterator[Lab]:
     if find_spec("airflow.providers.amazon") is None:
         parts.missing("needs apache-airflow-providers-amazon")
-    with s3_at(parts.free_port(), keys=True) as url, gate_before(url) as gate:
-        key, secret = new_key(url)
-        fsspec.filesystem("s3", endpoint_url=url, key=key, secret=secret, skip_instance_cache=True).mkdir(
-            "lab"
-        )
+    with gated_lab() as (gate, key, secret):
         found = Lab(gate, (key, secret), tmp_path, tiny_model)
         (tmp_path / "airflow").mkdir()
         found.connect()

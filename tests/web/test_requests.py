@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import fsspec
 import pytest
@@ -25,10 +26,9 @@ from tests.results import roots
 from tests.results.recorded import Recording
 from tests.results.s3_gate import Gate, gate_before
 from tests.web.conftest import Site
+from tests.web.written import BEGAN_NS, DAY_NS
 
 s3_server = roots.s3_server
-DAY_NS = 86_400_000_000_000
-BEGAN_NS = 1_700_000_000_000_000_000
 
 
 @pytest.fixture
@@ -141,11 +141,9 @@ def test_prune_looks_into_no_run_that_stays(
 
 
 def prune_all(root: ResultsRoot, stay: int) -> int:
-    fsspec.config.conf["s3"] = {"endpoint_url": root.folder.fs.endpoint_url, "key": "test", "secret": "test"}
-    try:
+    options = {"endpoint_url": root.folder.fs.endpoint_url, "key": "test", "secret": "test"}
+    with mock.patch.dict(fsspec.config.conf, s3=options):
         return prune(root.url, study=None, keep_runs=stay, keep_days=None, yes=True)
-    finally:
-        del fsspec.config.conf["s3"]
 
 
 def test_a_run_without_a_mark_is_looked_into_and_one_aggregated_again_is_read_again(

@@ -54,7 +54,6 @@ def written(
         "cycles": max(len(one) for one in values.values()),
         "experiments": [_experiment(name, index, config or {}) for index, name in enumerate(values)],
     }
-    whole = planned(plan)
     rows = [
         Cycle(
             name,
@@ -73,9 +72,21 @@ def written(
         for name, each in values.items()
         for cycle, value in enumerate(each, start=1)
     ]
-    run = root.run(study, run_id)
     began = {"dag_id": dag_id, "started_epoch_ns": BEGAN_NS + night * DAY_NS}
-    run.write_plan("", plan, {**began, **(meta or {})})
+    return stored(root, study, run_id, plan, {**began, **(meta or {})}, rows)
+
+
+def stored(
+    root: ResultsRoot,
+    study: str,
+    run_id: str,
+    plan: dict[str, Any],
+    meta: Mapping[str, Any],
+    rows: Sequence[Cycle],
+) -> StoredRun:
+    """A run with its plan, summary and tables of cycles and experiments."""
+    run, whole = root.run(study, run_id), planned(plan)
+    run.write_plan("", plan, meta)
     summary = summarise(study, run_id, whole, rows)
     run.folder.write(layout.SUMMARY, json_bytes(summary.to_json()))
     for name, table in (
