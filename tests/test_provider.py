@@ -22,7 +22,7 @@ from tests import parts
 
 PACKAGE = Path(llem_airflow.__file__).parent
 OPTIONS = get_provider_info()["config"]["llem"]["options"]
-_READ = re.compile(r"""(?:_read\(|conf\.get\w*\(\s*"llem",\s*)"(\w+)\"""")
+_READ = re.compile(r"""(?:_read\(|_names\(|conf\.get\w*\(\s*"llem",\s*)"(\w+)\"""")
 
 
 def named_classes(info: Any) -> Iterator[str]:

@@ -77,6 +77,9 @@ cycles the turn, the run and the removal."""
 AFTER_CREATION = (STARTED, ENDED, STOPPING, STOPPED)
 """Their calls are made for the probe of the driver, too: only those after the attempt's own container count."""
 
+UNDER_WAY = (LOADING, MEASURING, NEXT)
+"""The moments at which a cycle has begun and cannot have a result yet."""
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -105,6 +108,8 @@ TASK, WORKER, SCHEDULER, AIRFLOW = "task process", "worker of the task", "schedu
 EXPERIMENT, INIT, ENGINE = "experiment's process", "container's init", "Docker engine"
 KEEPER, GUARD = "parent of the experiment's process", "session's guard"
 LIVING, PARENT, FOLLOWER = "living engine", "parent of the living engine", "keeper of the next cycle"
+MEASURES = frozenset({EXPERIMENT, INIT, LIVING})
+"""Actors without whom a cycle cannot go on."""
 EVERYBODY_S = frozenset({SCHEDULER, AIRFLOW, ENGINE})
 """Actors that all runs share: one kill at a time."""
 

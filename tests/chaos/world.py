@@ -42,7 +42,7 @@ serving_mode: offline
 study_execution: {n_cycles: 1}
 engine: echo
 task: {model: none, max_output_tokens: 8, dataset: {source: builtin, n_prompts: 2}}
-measurement: {meter: none, min_window_seconds: 2, baseline: {enabled: false}}
+measurement: {meter: none, min_window_seconds: 5, baseline: {enabled: false}}
 offline: {warmup: {enabled: false}}
 echo: {engine_params: {step_s: 0.01}}
 gpus: {count: 1}
