@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.recent_power import DeviceRow
 from llem_airflow.measurement.server.command import flags, pinned_port, sampling_fields, server_command
 from llem_airflow.measurement.server.process import server_error
-from llem_airflow.measurement.server.scrape import labels, row
+from llem_airflow.measurement.server.scrape import Scraper, labels, row
 from llem_airflow.measurement.server.traffic import load_plan, traffic_of
 from llem_airflow.measurement.server.warmup import closed_gates, load_warmup
 from llem_airflow.protocol.spec import ModelSource
@@ -139,7 +142,9 @@ vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 9.0
 vllm:kv_cache_usage_perc{engine="0"} 0.5
 vllm:kv_cache_usage_perc{engine="1"} 0.25
 vllm:num_preemptions_created{engine="0"} 1.7958e+09
+vllm:num_preemptions_total{engine="0"} 4.0
 vllm:generation_tokens_total{engine="0"} NaNsense
+vllm:prompt_tokens_total{engine="0"} 640.0
 vllm:cache_config_info{block_size="16",kv_cache_size_tokens="4096",note="a \\"b\\", c"} 1.0
 """
 
@@ -150,12 +155,37 @@ def test_a_metrics_page_becomes_a_row_and_what_is_not_on_it_is_not_known() -> No
         "running": 5,
         "waiting": 7,
         "kv_cache_usage_ratio": 0.375,
-        "preemptions": None,
-        "prompt_tokens": None,
+        "preemptions": 4,
+        "prompt_tokens": 640,
         "generation_tokens": None,
+    }
+    assert row("vllm:gpu_cache_usage_perc 0.25\nvllm:generation_tokens_total 7", 1) == {
+        "t_mono_ns": 1,
+        **dict.fromkeys(("running", "waiting", "preemptions", "prompt_tokens")),
+        "kv_cache_usage_ratio": 0.25,
+        "generation_tokens": 7,
     }
     assert labels(PAGE, "vllm:cache_config_info")["kv_cache_size_tokens"] == "4096"
     assert labels("", "vllm:cache_config_info") == {}
+
+
+def test_the_page_is_read_at_once_and_where_there_is_none_there_is_no_row(tmp_path: Path) -> None:
+    for page in (PAGE.encode(), None):
+        asked = threading.Event()
+
+        def read(page: bytes | None = page, asked: threading.Event = asked) -> bytes | None:
+            asked.set()
+            return page
+
+        begun_ns = time.monotonic_ns()
+        scraper = Scraper(read, tmp_path / "server.csv")
+        asked.wait()
+        scraper.stop()
+        scraper.stop()
+        with (tmp_path / "server.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [one["running"] for one in rows[:1]] == ["5"] * (page is not None)
+        assert all(begun_ns <= int(one["t_mono_ns"]) <= time.monotonic_ns() for one in rows)
 
 
 def samples(
@@ -218,3 +248,67 @@ def test_a_warm_up_is_gated_where_the_meter_can_see(
     )
     assert (rules.gated, rules.longest_s) == (gated, longest_s)
     assert bool(rules.reason) == (warmup["mode"] == "composite" and not gated)
+
+
+def two_halves(
+    before_mw: float = 100e3,
+    after_mw: float = 100e3,
+    *,
+    celsius: tuple[float | None, float | None] = (60.0, 60.0),
+    reasons: int | None = 0,
+    first_s: float = 0.0,
+) -> list[DeviceRow]:
+    """A sample every second from ``first_s`` to 60 s; the second half begins after 30 s."""
+    return [
+        DeviceRow(t * 10**9, "g", after_mw if t > 30 else before_mw, celsius[t > 30], reasons)
+        for t in range(int(first_s), 61)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "closed"),
+    [
+        (two_halves(after_mw=104.9e3), []),
+        (two_halves(after_mw=95.1e3), []),
+        (two_halves(after_mw=105.2e3), ["g: power changed by 5.2% (limit 5%)"]),
+        (two_halves(after_mw=94.8e3), ["g: power changed by 5.2% (limit 5%)"]),
+        (two_halves(0.0, 0.0), []),
+        (two_halves(0.0, 50e3), []),
+        (two_halves(1.0, 2.0), ["g: power changed by 100.0% (limit 5%)"]),
+        (
+            [*two_halves(90e3, 100e3)[:30], *two_halves(130e3, 95e3)[30:]],
+            [],
+        ),  # the sample at 30 s is of the first half
+        (two_halves(celsius=(60.0, 62.0)), []),
+        (two_halves(celsius=(60.0, 63.0)), ["g: the temperature moved by 3 degrees Celsius (limit 2)"]),
+        (two_halves(celsius=(63.0, 60.0)), ["g: the temperature moved by 3 degrees Celsius (limit 2)"]),
+        (two_halves(celsius=(None, None), reasons=None), []),
+        (two_halves(celsius=(None, 60.0)), []),
+        *[(two_halves(reasons=bit), ["g: its clock was throttled"]) for bit in (0x08, 0x20, 0x40, 0x80)],
+        *[(two_halves(reasons=bit), []) for bit in (0x01, 0x02, 0x04, 0x10, 0x100)],
+        (two_halves(first_s=3), []),  # a tenth of a span may be missing
+        (two_halves(first_s=4), ["less than 60 s under load"]),
+        ([], ["less than 60 s under load"]),
+        ([one for one in two_halves() if one.t_ns in {0, 60 * 10**9}], ["g: too few samples of power"]),
+    ],
+)
+def test_the_limits_of_a_steady_load(rows: list[DeviceRow], closed: list[str]) -> None:
+    """The event bits are nvml.h's: hardware slowdown, thermal by software and by hardware, power brake."""
+    assert closed_gates(rows, 0) == closed
+
+
+def test_a_steady_load_is_one_of_a_minute_after_it_began() -> None:
+    assert closed_gates(two_halves(), 0) == []
+    assert closed_gates(two_halves(), 1) == ["less than 60 s under load"]
+    # Only the last minute counts: what moved before it is over.
+    earlier = [DeviceRow(-t * 10**9, "g", 300e3, 20.0, 0x40) for t in range(30, 0, -1)]
+    assert closed_gates([*earlier, *two_halves()[1:]], -(10**11)) == []
+
+
+def test_a_warm_up_whose_meter_sees_no_device_says_which() -> None:
+    rules = load_warmup({"server": {"warmup": {"mode": "composite", "timeout_seconds": 900}}}, "rapl")
+    assert (rules.gated, rules.reason) == (True, "")
+    rules = load_warmup({"server": {"warmup": {"mode": "composite", "timeout_seconds": 900}}}, "none")
+    assert rules.reason == (
+        "the meter none tells neither power nor temperature of a device: so many seconds instead of gates"
+    )
