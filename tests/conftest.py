@@ -14,7 +14,7 @@ import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from tests import parts
+from tests import parts, second_try
 from tests.standins.build import Standins
 from tests.standins.build import build as build_standins
 
@@ -41,17 +41,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("untimed")
 
 
-REAL = ("airflow", "browser", "compose", "docker", "engine")
-"""Marks of tests in which processes, containers and browsers of a busy machine have a part."""
-SECOND_TRIES = 4
-"""So many tests with real parts may pass in CI only when tried again; one more fails the run."""
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    """Show in CI what a first try failed with: a second one hides nothing."""
+    """In CI, tests with real parts have a second try."""
     if parts.in_ci():
-        config.option.max_suite_reruns = SECOND_TRIES
-        config.option.rerun_show_tracebacks = True
+        config.pluginmanager.register(second_try)
 
 
 def _set_environment(wanted: dict[str, str]) -> None:
@@ -144,19 +137,14 @@ OWN_SERVER = ("test_server.py",)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give tests with real parts a second try in CI, and put the files that take longest first.
-
-    No parallel worker is left with a long one at the end then.
+    """Put the files that take longest first: no parallel worker is left with a long one at the end then.
 
     Before them come the tests that want the Docker engine for themselves, beside work that needs no engine: a worker
     that waits for another one's containers does nothing.
     """
     marks: dict[Path, set[str]] = {}
     for item in items:
-        own = {mark.name for mark in item.iter_markers()}
-        marks.setdefault(item.path, set()).update(own)
-        if parts.in_ci() and own.intersection(REAL):
-            item.add_marker(pytest.mark.flaky(reruns=1))
+        marks.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
     parallel = hasattr(config, "workerinput")  # else a file's tests stay together
 
     def turn(item: pytest.Item) -> tuple[int, bool]:
@@ -218,10 +206,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say in CI what needed a second try, and that skips are what made the run fail."""
-    again = terminalreporter.stats.get("rerun", [])
-    if again:
-        terminalreporter.write_line(f"{len(again)} of {SECOND_TRIES} second tries were used", yellow=True)
+    """Say in CI that skips are what made the run fail."""
     skipped = terminalreporter.stats.get("skipped", [])
     if parts.in_ci() and skipped:
         terminalreporter.write_line(f"{len(skipped)} skipped: in CI every part must be there", red=True)
