@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -85,14 +86,36 @@ def test_the_settings_of_the_table_are_read() -> None:
     assert set(Settings.__dataclass_fields__) - {"layers"} <= named | {"runner_layers", "runners"}
 
 
+def links(page: Path) -> list[Path]:
+    """Where the links of a page lead within the repository."""
+    found = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
+    return [(page.parent / link).resolve() for link in found]
+
+
 def test_every_link_leads_to_a_file() -> None:
-    broken = [
-        f"{page.name}: {link}"
-        for page in PAGES
-        for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
-        if not (page.parent / link).exists()
-    ]
+    broken = [f"{page.name}: {there}" for page in PAGES for there in links(page) if not there.exists()]
     assert broken == []
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    reached: set[Path] = set()
+    todo = [parts.REPOSITORY.resolve() / "README.md"]
+    while todo:
+        page = todo.pop()
+        if page not in reached:
+            reached.add(page)
+            linked = (there / "README.md" if there.is_dir() else there for there in links(page))
+            todo += [there for there in linked if there.suffix == ".md" and there.is_file()]
+    pages = {page.resolve() for page in PAGES if "tests" not in page.relative_to(parts.REPOSITORY).parts}
+    assert pages - reached == set()
+
+
+def test_the_extras_of_the_page_are_those_of_the_package() -> None:
+    line = README.partition("Extras: ")[2].partition("\n\n")[0]
+    extras = tomllib.loads((parts.REPOSITORY / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert set(re.findall(r"`([a-z0-9]+)`", line)) == set(extras) - {"dev"}
 
 
 def test_make_targets_of_the_page_are_there() -> None:

@@ -25,7 +25,7 @@ def collect_garbage(
     force: bool,
     as_json: bool,
 ) -> int:
-    """List and remove leftover containers and volumes, pods and what belongs to them.
+    """List and remove leftover containers, volumes and pods.
 
     Leftover is what llem-airflow has made and no live task owns. Where Airflow is installed here, its database says
     which tasks are alive; otherwise the age decides (--older-than). Containers of other programs and of other Airflows

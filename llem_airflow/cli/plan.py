@@ -84,7 +84,7 @@ def _totals(study: Study) -> Text:
     order: str = study.execution.experiment_order
     several = len(plan.experiments) > 1 and plan.cycles > 1
     if several and "experiment_order" not in study.execution.model_fields_set:
-        order += " (not set in the file; `llem run` shuffles then: experiment_order: shuffle)"
+        order += " (not set in the file; llenergymeasure's `llem run` shuffles then, as experiment_order: shuffle does)"
     return Text(
         f"at most {span(plan.wall_clock_s)} one after the other, {span(sum(gaps_s))} of it pauses; "
         f"GPUs: {gpus}; order: {order}"

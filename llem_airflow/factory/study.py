@@ -121,19 +121,16 @@ def adhoc_dag(dag_id: str = ADHOC_DAG_ID, **operator_args: Any) -> DAG:
         tags=["llem"],
         params=study_params(None),
         max_active_tasks=1,
+        default_args={"retries": 1, "retry_policy": FailureRetryPolicy()},
     ) as dag:
-        plan = LLEMPlanTextOperator(task_id=PLAN_TASK_ID, operator_args=operator_args, retries=0)
+        plan = LLEMPlanTextOperator(task_id=PLAN_TASK_ID, operator_args=operator_args)
         cycle = LLEMTextCycleOperator.partial(
             task_id=CYCLE_TASK_ID,
-            retries=1,
-            retry_policy=FailureRetryPolicy(),
             map_index_template="{{ task.experiment_id }} cycle {{ task.cycle }}",
             **operator_args,
         ).expand_kwargs(plan.output)
-        plan >> LLEMTextPrefetchOperator(task_id=PREFETCH_TASK_ID, retries=0, **operator_args) >> cycle
-        cycle >> LLEMAggregateOperator(
-            task_id=AGGREGATE_TASK_ID, study=None, trigger_rule="all_done", retries=0
-        )
+        plan >> LLEMTextPrefetchOperator(task_id=PREFETCH_TASK_ID, **operator_args) >> cycle
+        cycle >> LLEMAggregateOperator(task_id=AGGREGATE_TASK_ID, study=None, trigger_rule="all_done")
     return dag
 
 
@@ -214,12 +211,11 @@ def _study_tasks(
     mapped = _is_mapped(study, render, chain=chain)
     hosts = places_of(study, operator_args, reading=only is None)
     for_plan = plan_args(study, operator_args, hosts)
-    plan = LLEMPlanOperator(task_id=PLAN_TASK_ID, study=study, operator_args=for_plan, retries=0)
+    plan = LLEMPlanOperator(task_id=PLAN_TASK_ID, study=study, operator_args=for_plan)
     aggregate = LLEMAggregateOperator(
         task_id=AGGREGATE_TASK_ID,
         study=study,
         trigger_rule="all_done",
-        retries=0,
         outlets=[study_asset(study)],
     )
     plan.after = (aggregate.task_id,)

@@ -74,7 +74,7 @@ class LLEMAggregateOperator(BaseOperator):
         except (
             Exception
         ) as error:  # whatever the reason: a night without numbers is what somebody wants to know
-            if "failure" in study.airflow.notify_on:
+            if "failure" in study.airflow.notify_on and _for_good(error, context):
                 tell(context, "failure", f"{study.name}: {error}")
             raise
 
@@ -160,6 +160,12 @@ class LLEMAggregateOperator(BaseOperator):
             "worse": said(found, metric, "regression"),
             "cautions": cautions(found),
         }
+
+
+def _for_good(error: Exception, context: Context) -> bool:
+    """Whether no further try of the task follows on an error."""
+    ti = context["ti"]
+    return isinstance(error, AirflowFailException) or ti.try_number > getattr(ti, "max_tries", 0)
 
 
 def _report(run: StoredRun, summary: Summary, missing: list[dict[str, Any]]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from airflow.sdk import DAG
 
 from llem_airflow import factory
+from llem_airflow.operators.gates import GATES
 from llem_airflow.study import load_study_text
 
 PAGE = Path(factory.__file__).parent / "README.md"
@@ -62,6 +63,11 @@ def test_the_page_has_every_argument_and_every_task_as_they_are() -> None:
     page = PAGE.read_text("utf-8")
     assert "\n".join(argument_rows()) in page
     assert "\n".join(task_rows()) in page
+
+
+def test_the_page_has_the_gates_in_their_order() -> None:
+    rows = PAGE.read_text("utf-8").partition("| gate | set by |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == [gate.__name__ for gate in GATES]
 
 
 if __name__ == "__main__":

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
-from airflow.sdk import BaseNotifier
+from airflow.sdk import BaseNotifier, Context
 
+from llem_airflow.operators import LLEMAggregateOperator
 from llem_airflow.operators.notify import NotifierSettingsError, notifier, tell
+from llem_airflow.study import load_study_text
 
 HERE = "tests.operators.test_notify"
 
@@ -79,3 +83,18 @@ def test_a_notifier_that_fails_is_logged_with_the_message_and_fails_nothing(
     with caplog.at_level(logging.ERROR):
         tell({}, "failure", "2 of 4 planned cycles without a result")
     assert "the notifier failed; the message was:\n2 of 4 planned cycles without a result" in caplog.text
+
+
+def test_a_failure_is_told_once_no_further_try_follows(settings: Any, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    settings(f"{HERE}.FileNotifier", json.dumps({"path": str(told)}))
+    study = load_study_text(
+        "study_name: s\nserving_mode: offline\nengine: transformers\ntask: {model: m}\n"
+        "measurement: {meter: cpu-estimate}\nairflow: {notify_on: [failure]}\n"
+    )
+    task = LLEMAggregateOperator(task_id="aggregate", study=study, retries=1)
+    for try_number, lines in ((1, 0), (2, 1)):
+        ti = SimpleNamespace(try_number=try_number, max_tries=1)
+        with pytest.raises(AttributeError, match="run_id"):
+            task.execute(cast("Context", {"ti": ti, "params": {}}))
+        assert len(told.read_text().splitlines() if told.exists() else []) == lines

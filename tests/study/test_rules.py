@@ -194,6 +194,17 @@ def test_keys_without_effect_are_told_with_their_line() -> None:
 def test_transformers_in_server_mode_is_known_not_to_work() -> None:
     text = report(head="serving_mode: server\ntask: {model: m}\nserver: {traffic: {rate: 1}}\n")
     assert "[server-needs-serving-engine]" in text
+    assert "(found 'transformers'; allowed: vllm, tensorrt)" in text
+
+
+def test_an_engine_of_a_third_party_has_no_server_that_is_known_here() -> None:
+    (rule,) = (rule for rule in rules_of("scripted") if rule.id == "server-needs-serving-engine")
+    served = {"serving_mode": "server", "engine": "scripted"}
+    assert rule.invalid
+    assert rule.applies(served)
+    assert "found 'scripted'; allowed: vllm, tensorrt" in rule.told(served)
+    assert not rule.applies(served | {"engine": "vllm"})
+    assert not rule.applies(served | {"serving_mode": "offline"})
 
 
 def test_relevant_rules_are_those_that_some_point_can_meet() -> None:

@@ -77,7 +77,10 @@ def _start_driver() -> tuple[Any, int]:
         pynvml.nvmlInit()
         count = int(pynvml.nvmlDeviceGetCount())
     except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded) as error:
-        raise MeterUnavailableError(f"no NVIDIA driver answers here ({error}). {NO_DRIVER_ADVICE}") from error
+        raise MeterUnavailableError(
+            f"no NVIDIA driver answers here ({error}). Run this where `nvidia-smi` lists the GPUs: on their "
+            "host, or in a container that was given them"
+        ) from error
     except pynvml.NVMLError as error:
         raise MeterUnavailableError(
             f"the NVIDIA driver does not work here: {error}. Run nvidia-smi"
