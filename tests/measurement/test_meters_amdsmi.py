@@ -10,12 +10,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pynvml
 import pytest
 
+from llem_airflow.measurement.meters.amdsmi import AmdSmiMeter
 from llem_airflow.measurement.sampler import start_sampler
 from llem_airflow.protocol.spec import MeterSpec
 from tests.measurement.test_meter_seam import breaches
@@ -165,3 +167,71 @@ def test_every_name_that_the_nvml_meter_takes_from_pynvml_is_there() -> None:
             name = node.attr if isinstance(node, ast.Attribute) else ""
             if name.startswith(("nvmlDevice", "nvmlSystem", "nvmlInit", "nvmlShut", "NVML", "c_nvml")):
                 assert hasattr(pynvml, name), name
+
+
+@pytest.fixture
+def library(boards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The stand-in's script, where this process finds the library, too."""
+    monkeypatch.syspath_prepend(STANDIN.parent)
+    monkeypatch.delitem(sys.modules, "amdsmi", raising=False)
+    yield boards
+    sys.modules.pop("amdsmi", None)
+
+
+def test_clocks_temperatures_and_use_are_told_once_a_second(library: Path) -> None:
+    meter = AmdSmiMeter()
+    first, older = meter.read()
+    assert (first.sm_clock_mhz, first.mem_clock_mhz, first.utilisation_percent) == (2100, 1300, 97)
+    assert (first.temperature_c, first.mem_temperature_c) == (61, 54)
+    assert first.memory_used_bytes == older.memory_used_bytes == 283 * 2**20
+    again = meter.read()[0]  # within a second, unless this machine stands still
+    if again.t_after_mono_ns < first.t_after_mono_ns + 950_000_000:
+        assert (again.sm_clock_mhz, again.temperature_c, again.memory_used_bytes) == (None, None, None)
+    time.sleep(max(0.0, 0.951 - (time.monotonic_ns() - first.t_after_mono_ns) / 1e9))
+    assert meter.read()[0].sm_clock_mhz == 2100
+    meter.close()
+
+
+def test_a_board_describes_itself_in_watts_and_bytes(library: Path) -> None:
+    meter = AmdSmiMeter(UUIDS[:1])
+    assert meter.describe() == [
+        {
+            "uuid": UUIDS[0],
+            "name": "AMD Instinct (STAND-IN)",
+            "pci_bus_id": "0000:01:00.0",
+            "driver_version": "6.14.0",
+            "power_limit_w": 750,
+            "enforced_power_limit_w": 750,
+            "default_power_limit_w": 750,
+            "memory_total_bytes": 196_592 * 2**20,
+            "memory_used_bytes": 283 * 2**20,
+            "temperature_c": 61,
+            "processes": [{"pid": 4321, "memory_used_bytes": 1 << 30}],
+        }
+    ]
+    assert meter.facts.note == "1 x AMD Instinct (STAND-IN) by amdsmi; this meter was never run on hardware."
+    meter.close()
+
+
+def test_a_counter_is_told_in_millijoules_and_what_fails_is_not_known(library: Path) -> None:
+    meter = AmdSmiMeter()
+    before_s = time.monotonic() - 0.01
+    (counter, _) = meter.counters()
+    assert counter.energy_mj is not None
+    assert 700e3 * before_s - 1 <= counter.energy_mj <= 700e3 * time.monotonic() + 1
+    assert counter.power_instant_mw is None
+    library.write_text(json.dumps([{**BOARDS[0], "fails": ["amdsmi_get_power_info"]}, BOARDS[1]]))
+    failed, good = meter.read()
+    assert failed.error == "AMDSMI_STATUS_NOT_SUPPORTED - Feature not supported"
+    assert (failed.power_instant_mw, failed.energy_mj is not None) == (None, True)
+    assert (good.error, good.power_average_mw) == (None, 94_000)
+    meter.close()
+
+
+def test_a_board_that_says_it_has_no_power_is_an_error_of_its_own(library: Path) -> None:
+    library.write_text(json.dumps([{**BOARDS[0], "power_w": True}, BOARDS[1]]))  # no number
+    meter = AmdSmiMeter()
+    silent, _ = meter.read()
+    assert (silent.error, silent.power_instant_mw) == ("NoPower", None)
+    library.write_text(json.dumps([{**BOARDS[0], "fails": ["amdsmi_get_gpu_asic_info"]}]))
+    assert "1 x AMD GPU by amdsmi" in AmdSmiMeter().facts.note

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llem_airflow.measurement.recent_power import Recent, mean_power_w, recent
+from llem_airflow.measurement.recent_power import DeviceRow, Recent, last_rows, mean_power_w, recent
 from llem_airflow.protocol.records import POWER_COLUMNS
 
 
@@ -123,3 +123,15 @@ def test_the_tail_that_is_read_holds_half_a_minute_of_all_devices(tmp_path: Path
     found = recent(tmp_path / "power.csv", devices)
     assert found is not None
     assert found.temperature_moved_c == 1.0
+
+
+def test_the_last_samples_are_found_however_many_devices_write(tmp_path: Path) -> None:
+    gpus = [f"GPU-{number:036d}" for number in range(8)]
+    write(tmp_path / "power.csv", [(t / 10, gpu, 1000 + t) for t in range(1001) for gpu in gpus])
+    assert mean_power_w(tmp_path / "power.csv", 30.0, 8) == pytest.approx(8 * (2000 - 149.5) / 1e3)
+    found = last_rows(tmp_path / "power.csv", 65.0, 8)
+    assert [one.t_ns for one in found[::8]] == [int(t / 10 * 1e9) for t in range(351, 1001)]
+    assert [one.device for one in found[-8:]] == gpus
+    assert found[-1] == DeviceRow(100 * 10**9, gpus[-1], 2000.0, None, None)
+    assert last_rows(tmp_path / "power.csv", 1.0, 0)[-1] == found[-1]
+    assert last_rows(tmp_path / "none.csv", 1.0) == []

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ def test_a_row_has_the_fields_of_the_protocol_and_one_time_per_token(tmp_path: P
     log.write("measure", 3, BATCH, DONE)
     rows = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
     assert [set(row) for row in rows] == [set(REQUEST_FIELDS)] * 2
+    assert [row["request_id"] for row in rows] == ["measure-0", "measure-1"]
+    assert [(row["phase"], row["iteration"]) for row in rows] == [("measure", 3)] * 2
     first = rows[0]
     assert first["prompt_index"] == 1
     assert (first["input_tokens"], first["output_tokens"], first["batch_size"]) == (1, 2, 2)
@@ -34,7 +37,8 @@ def test_totals_of_a_batch_span_from_first_hand_over_to_last_token(tmp_path: Pat
     log = RequestLog(tmp_path / "requests.jsonl")
     totals = log.write("measure", 0, BATCH, DONE)
     assert (totals.requests, totals.input_tokens, totals.output_tokens) == (2, 4, 4)
-    assert totals.duration_s == pytest.approx(2e-6)
+    assert totals.duration_s == 2e-6
+    assert replace(totals, t_last_mono_ns=3 * 10**9 + 1_000).duration_s == 3.0
     assert (totals.t_first_mono_ns, totals.t_prefill_end_mono_ns) == (1_500, 2_000)
     log.close()
 
@@ -76,3 +80,13 @@ def test_a_batch_of_empty_answers_lasts_until_it_returned(tmp_path: Path) -> Non
     assert totals.t_first_mono_ns is None
     assert totals.duration_s > 0
     log.close()
+
+
+def test_the_first_and_the_last_of_many_tokens_are_its_ends(tmp_path: Path) -> None:
+    log = RequestLog(tmp_path / "requests.jsonl")
+    totals = log.write("warmup", 1, BATCH[:1], [Completion(0, (7, 8, 9), 10, (20, 30, 40), "stop")])
+    log.close()
+    row = json.loads((tmp_path / "requests.jsonl").read_text())
+    assert (row["t_submit_mono_ns"], row["t_first_mono_ns"], row["t_last_mono_ns"]) == (10, 20, 40)
+    assert (totals.t_submit_mono_ns, totals.t_first_mono_ns, totals.t_last_mono_ns) == (10, 20, 40)
+    assert (row["output_token_ids"], row["finish_reason"]) == ([7, 8, 9], "stop")

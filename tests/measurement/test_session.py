@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ from llem_airflow.measurement.session import folder as folders
 from llem_airflow.measurement.session.attempt import turn
 from llem_airflow.measurement.session.folder import SessionFolder
 from llem_airflow.measurement.session.health import BASELINE, judge
+from llem_airflow.measurement.session.work import engine_problem, living_engine
+from llem_airflow.measurement.whole import write_json
 from llem_airflow.protocol.session import BUSY, ENDED, HEALTH, LIVES, TAKEN, Exit, Turn
 from llem_airflow.protocol.typed_json import ProtocolError
 
@@ -139,3 +142,155 @@ def test_the_guard_ends_by_itself(session: SessionFolder, max_runtime_s: int, id
     (life,) = session.read_lines(LIVES)
     assert life["t_mono_ns"] >= began_ns
     assert life["after"] is None
+
+
+def line_of(session: SessionFolder, name: str, text: str) -> None:
+    with (session.state / name).open("a") as file:
+        file.write(text)
+
+
+def test_what_was_cut_off_of_a_file_of_the_state_is_passed_over(session: SessionFolder) -> None:
+    session.append(HEALTH, {"ended": "it was stopped"})
+    line_of(session, HEALTH, '{"ended": "no')
+    assert session.read_lines(HEALTH) == [{"ended": "it was stopped"}]
+    assert session.read_lines("none.jsonl") == []
+    assert session.lives() == []
+    session.append(LIVES, {"t_mono_ns": 1})
+    assert session.lives() == [{"t_mono_ns": 1}]
+
+
+def test_a_turn_is_kept_for_a_minute_and_given_back_by_its_own_attempt_alone(session: SessionFolder) -> None:
+    session.give_turn("a", "attempt a")
+    session.end_turn("b")
+    assert (session.turn() or {})["key"] == "a"
+    begun_s = (session.turn() or {})["t_mono_s"]
+    for ago_s, held in ((0.0, True), (58.0, True), (60.0, False), (-60.0, False)):  # before its own boot
+        write_json(session.state / "turn", {"key": "a", "what": "attempt a", "t_mono_s": begun_s - ago_s})
+        assert (session.holder() is not None) == held
+    session.end_turn("a")
+    session.end_turn("a")
+    assert session.turn() is None
+    assert (folders.PLACED_S, folders.READY_S) == (60.0, 60.0)
+
+
+def test_a_session_is_idle_since_the_last_cycle_was_about(session: SessionFolder) -> None:
+    assert session.idle_s() == pytest.approx(time.monotonic(), abs=60)  # never renewed: since the boot
+    session.renew()
+    assert 0 <= session.idle_s() < 60
+    (session.state / "renewed").write_text(str(time.monotonic() - 1000))
+    assert 1000 <= session.idle_s() < 1060
+
+
+def test_how_many_attempts_have_run_is_their_position(session: SessionFolder) -> None:
+    assert session.position() == 0
+    for number in range(3):
+        session.append("positions.jsonl", {"key": f"{number}"})
+    assert session.position() == 3
+
+
+def test_the_guard_of_another_life_of_the_container_is_not_ready(
+    session: SessionFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "READY_S", 0.0)
+    session.ready()
+    assert (session.state / "ready").read_text() == folders.init_started()
+    assert not session.wait_until_ready()  # no time to look
+    monkeypatch.setattr(folders, "READY_S", 0.2)
+    assert session.wait_until_ready()
+    (session.state / "ready").write_text("another")
+    assert not session.wait_until_ready()
+
+
+def test_an_engine_is_known_in_the_life_of_the_container_that_started_it(session: SessionFolder) -> None:
+    assert session.engine() is None
+    session.note_engine(os.getpid())
+    told = session.engine() or {}
+    assert (told["pid"], told["began"]) == (os.getpid(), folders.start_of(os.getpid()))
+    assert living_engine(session) == os.getpid()
+    assert engine_problem(session) == ""
+    session.forget_engine(os.getpid() + 1)
+    assert living_engine(session) == os.getpid()
+    write_json(session.state / "engine", {**told, "init": "another"})
+    assert (session.engine(), living_engine(session)) == (None, None)
+    write_json(session.state / "engine", told)
+    session.forget_engine(os.getpid())
+    assert session.engine() is None
+
+
+@pytest.mark.parametrize(
+    ("code", "how"), [(-9, "by signal SIGKILL"), (0, "with exit code 0"), (3, "with exit code 3")]
+)
+def test_an_engine_that_has_ended_is_told_with_its_end(session: SessionFolder, code: int, how: str) -> None:
+    pid = 2**22 + 1  # no such process
+    write_json(session.state / "engine", {"pid": pid, "began": "1", "init": folders.init_started()})
+    write_json(session.state / "engine-ended", {"pid": pid, "exit_code": code})
+    assert living_engine(session) is None
+    assert engine_problem(session) == f"the engine's process {pid} has ended {how}"
+
+
+def test_when_a_process_started_tells_it_from_a_later_one_of_its_number() -> None:
+    began = folders.start_of(os.getpid())
+    assert began is not None
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    assert began == fields[19]  # field 22 of proc(5), the name being the second
+    assert folders.start_of(2**22 + 1) is None
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    assert folders.start_of(ended.pid) is None  # it only waits for its parent to look
+    ended.wait()
+    assert int(folders.processes()[os.getpid()][3]) == os.getsid(0)
+
+
+def test_a_signal_goes_to_the_processes_of_one_session_alone() -> None:
+    started = [
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        for _ in range(2)
+    ]
+    try:
+        folders.signal_session(started[0].pid, signal.SIGTERM)
+        assert started[0].wait(60) == -signal.SIGTERM
+        assert started[1].poll() is None
+    finally:
+        for one in started:
+            one.kill()
+            one.wait()
+
+
+def test_what_an_idle_gpu_may_not_have_is_told_against_the_start_that_counts() -> None:
+    for bit, text in (
+        (0x08, "hardware slowdown"),
+        (0x20, "software thermal slowdown"),
+        (0x40, "hardware thermal slowdown"),
+        (0x80, "hardware power brake"),
+    ):
+        assert judge(seen(gpu(event_reasons=bit)), seen(gpu())) == [
+            f"GPU GPU-0: slowed down while idle: {text}"
+        ]
+    since = {**seen(gpu(processes=[7])), "since": "the end of the engine's first cycle"}
+    assert judge(seen(gpu(processes=[7])), since) == []
+    found = judge(seen(gpu(memory_used_bytes=3 << 30, processes=[9, 8, 7])), since)
+    assert found == [
+        "GPU GPU-0: 2048 MiB more are in use than at the end of the engine's first cycle; allowed: 512",
+        "GPU GPU-0: processes of others compute on it: 8, 9",
+    ]
+    assert judge(seen(gpu(), gpu(uuid="GPU-1", event_reasons=0x80)), seen(gpu())) == []  # not ours
+    lost = {**seen(), "driver": "NVMLError_GpuIsLost"}
+    assert judge(lost, seen(gpu())) == ["GPU GPU-0 is not there any more: NVMLError_GpuIsLost"]
+    unknown = gpu(memory_used_bytes=None, error="NotSupported")
+    assert judge(seen(unknown), seen(unknown)) == []
+
+
+@pytest.mark.parametrize(
+    ("owner", "asks", "taken"), [("llem-a-try2", "llem-a-try3", True), ("llem-a-try2", "other", False)]
+)
+def test_tries_are_ordered_by_their_number(
+    session: SessionFolder, owner: str, asks: str, taken: bool
+) -> None:
+    session.ready()
+    attempt = session.attempt("a")
+    attempt.give_to(owner)
+    attempt.path.mkdir()
+    attempt.note_start(2**22 + 1, 5)
+    told = turn(attempt, asks, "attempt a")
+    assert (told.state == ENDED) == taken
+    assert (told.position, 0 <= told.age_s < 60) == (5 if taken else 0, True)
