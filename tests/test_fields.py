@@ -136,7 +136,7 @@ def test_every_fact_of_a_board_is_a_condition_a_property_or_of_the_moment() -> N
 
 
 class SilentNvml:
-    """A driver that answers nothing: the seam is NVIDIA's."""
+    """A driver that answers nothing: the interface is NVIDIA's."""
 
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
 

@@ -9,7 +9,7 @@ import docker
 from airflow.sdk import BaseOperator, Context, get_parsing_context
 from airflow.sdk.exceptions import AirflowException
 
-from llem_airflow.operators.host import DEFAULT_CONN_ID, LLEMHostHook
+from llem_airflow.operators.host import DEFAULT_CONN_ID, HostSettingsError, LLEMHostHook
 from llem_airflow.operators.installation import installation
 from llem_airflow.operators.settings import named_clusters, named_hosts, settings
 from llem_airflow.results import ResultsRoot
@@ -123,7 +123,11 @@ def hosts_to_clean() -> dict[str, dict[str, Any]]:
 
 
 def _queue_of(name: str) -> dict[str, str]:
-    queue = LLEMHostHook(name).settings().queue
+    """The queue of a host; of a connection that cannot be used the task itself says so, and the others are cleaned."""
+    try:
+        queue = LLEMHostHook(name).settings().queue
+    except HostSettingsError:
+        return {}
     return {"queue": queue} if queue else {}
 
 

@@ -133,7 +133,7 @@ def stage(source: Path, target: Path, provenance: Mapping[str, Any]) -> None:
 
 
 def _convert(file: Path, target: Path, notes: list[str]) -> None:
-    # Airflow imports this room before every task, and Arrow takes half a second that is owed only now.
+    # Airflow imports this package before every task, and Arrow takes half a second that is owed only now.
     import pyarrow as pa  # noqa: PLC0415
 
     from llem_airflow.results.parquet import power_to_parquet, requests_to_parquet  # noqa: PLC0415

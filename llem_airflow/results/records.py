@@ -196,7 +196,7 @@ def _typed(folder: Folder, name: str, cls: type[T], *, versioned: bool = True) -
 
 
 def _table(folder: Folder, name: str, columns: list[str] | None, optional: Collection[str] = ()) -> Any:
-    # Airflow imports this room before every task, and Arrow takes half a second that only readers of tables owe.
+    # Airflow imports this package before every task, and Arrow takes half a second that only readers of tables owe.
     from llem_airflow.results.parquet import read_table  # noqa: PLC0415
 
     return read_table(folder, name, columns, optional)

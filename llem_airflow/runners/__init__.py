@@ -1,1 +1,1 @@
-"""Where a cycle runs: one seam (base.py) for every place, and the runners of containers and of processes."""
+"""Where a cycle runs: one interface (base.py) for every place, and the runners of containers and of processes."""

@@ -1,4 +1,4 @@
-"""The one seam for every place where a cycle can run.
+"""The one interface for every place where a cycle can run.
 
 Whoever wants a cycle measured makes a runner, asks it for a place, and gives that place what is to be measured::
 

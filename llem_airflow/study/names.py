@@ -59,7 +59,7 @@ METRIC_NAMES = (
 )
 """Metrics that a study may name: those of ``analysis.metrics`` for which less or more is better.
 
-This room imports none of the others, so a study is checked without NumPy; a test holds the two lists together."""
+This package imports none of the others, so a study is checked without NumPy; a test holds the two lists together."""
 
 PROMPT_FILES = (".jsonl", ".parquet")
 HUB_DATASET = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([^:@]+))?(?::(.+))?\Z")

@@ -121,7 +121,7 @@ def test_no_line_is_lost_and_none_comes_twice_over_connections_that_break(
             cut.times = 1
 
     made = runner(COUNTS)
-    made._sink._on_line = hear  # the seam where a line is heard
+    made._sink._on_line = hear  # where a line is heard
     see_through(made, tmp_path)
     assert lines == [f"line {n}" for n in range(200)]
 
@@ -172,7 +172,7 @@ def test_a_pod_that_somebody_removes_is_cancelled(
         if line == "up":
             api.delete_namespaced_pod(this_attempt.container_name, "default", grace_period_seconds=0)
 
-    made._sink._on_line = hear  # the seam where a line is heard
+    made._sink._on_line = hear  # where a line is heard
     error = failed(made, tmp_path)
     assert error.failure.category == "cancelled"
     assert cluster.names() == []

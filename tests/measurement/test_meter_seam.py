@@ -1,4 +1,4 @@
-"""The seam of meters: one contract for all of them, and a third party's from its wheel to a sampled row."""
+"""The interface of meters: one contract for all of them, and a third party's from its wheel to a sampled row."""
 
 from __future__ import annotations
 

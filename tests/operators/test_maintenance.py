@@ -10,18 +10,22 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import docker
 import pytest
 
 from llem_airflow.operators import LLEMCollectGarbageOperator
-from llem_airflow.operators.maintenance import is_alive
+from llem_airflow.operators.host import HostSettingsError
+from llem_airflow.operators.maintenance import hosts_to_clean, is_alive
 from llem_airflow.results import ResultsRoot
 from llem_airflow.runners.attempt import LABEL_SESSION, Attempt
 from llem_airflow.runners.container_spec import ContainerSettings
 from tests import parts
 from tests.runners.programs import SPEC, attempt, in_container, program
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
 
 LABELS = {"llem.dag_id": "d", "llem.run_id": "r", "llem.task_id": "t", "llem.map_index": "3"}
 
@@ -135,3 +139,17 @@ def test_airflow_s_database_says_who_is_alive_in_a_process_of_its_own(
     said = json.loads(ended.stdout.strip().splitlines()[-1])
     assert (said["installation"], said["alive"]) == ("here", None)  # no database has been made yet
     assert "task_instance" in said["why"]
+
+
+def test_a_connection_that_is_not_there_fails_its_own_task_and_no_other_host_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AIRFLOW__LLEM__HOSTS", "gc_here, gc_away")
+    monkeypatch.setenv("AIRFLOW_CONN_GC_HERE", json.dumps({"conn_type": "llem", "extra": {"queue": "q"}}))
+    made, context = hosts_to_clean(), cast("Context", {"ti": SimpleNamespace(get_task_states=dict)})
+    assert made == {
+        "gc_gc_here": {"llem_conn_id": "gc_here", "queue": "q"},
+        "gc_gc_away": {"llem_conn_id": "gc_away"},
+    }
+    with pytest.raises(HostSettingsError, match="there is no connection 'gc_away'"):
+        LLEMCollectGarbageOperator(task_id="gc", **made["gc_gc_away"]).execute(context)

@@ -1,4 +1,4 @@
-"""The seam of meters: what a meter is, what it gives, and the facts that label its numbers.
+"""The interface of meters: what a meter is, what it gives, and the facts that label its numbers.
 
 A third party's meter is a class of one argument, the ``MeterSpec``, named by an entry point of the group
 ``llem_airflow.meters``. Its module runs in the sampling process, inside the container, from the bundle: it may import
