@@ -16,7 +16,7 @@ import pytest
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.compare_named import previous_run
 from llem_airflow.report.console import prune
-from llem_airflow.results import ResultsRoot, layout
+from llem_airflow.results import ResultsRoot, StoredRun, layout
 from llem_airflow.results.cleanup import removable
 from llem_airflow.results.marks import mark_aggregated, marks_in
 from llem_airflow.results.store import locate_run
@@ -44,17 +44,23 @@ def root(gate: Gate, request: pytest.FixtureRequest, tmp_path: Path) -> ResultsR
     return ResultsRoot(made.url, endpoint_url=gate.url, key="test", secret="test")
 
 
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> StoredRun:
+    """A run that was measured and aggregated."""
+    folder = tmp_path_factory.mktemp("night")
+    cycles = {(0, 1): Recording(), (1, 1): Recording()}
+    made = run_maker(ResultsRoot(folder / "one"), folder)(cycles, cycles=1)
+    aggregate_run(made, page=lambda _: "<html>")
+    return made
+
+
 class Nights:
     """Aggregated runs of one study, each a copy of one that was measured."""
 
-    def __init__(self, root: ResultsRoot, tmp_path: Path) -> None:
+    def __init__(self, root: ResultsRoot, night: StoredRun) -> None:
         self.root, self.count = root, 0
-        one = run_maker(ResultsRoot(tmp_path / "one"), tmp_path)(
-            {(0, 1): Recording(), (1, 1): Recording()}, cycles=1
-        )
-        aggregate_run(one, page=lambda _: "<html>")
-        self._meta = one.meta()
-        self._files = {name: one.folder.read(name) for name in one.folder.files()}
+        self._meta = night.meta()
+        self._files = {name: night.folder.read(name) for name in night.folder.files()}
 
     def add(self, count: int, *, marked: bool = True) -> None:
         for number in range(self.count, self.count + count):
@@ -74,8 +80,8 @@ class Nights:
 
 
 @pytest.fixture
-def nights(root: ResultsRoot, tmp_path: Path) -> Nights:
-    return Nights(root, tmp_path)
+def nights(root: ResultsRoot, night: StoredRun) -> Nights:
+    return Nights(root, night)
 
 
 def counted(gate: Gate, act: Callable[[], Any]) -> int:

@@ -1,7 +1,7 @@
 // The leaderboard: model x hardware x engine by joules per output token, within a latency limit, workload by workload.
 
 import { energyPage, Fragment, h, Link, UI, useAddress, useApi, useEffect, useRef } from "./base.js";
-import { counted, cycles, interval, number, quantity, when } from "./format.js";
+import { counted, interval, number, quantity, spread, when } from "./format.js";
 import { Choose, DataTable, FIELD, Loading, Muted, MUTED, Notice, Page, Section, Tag } from "./parts.js";
 
 const ENERGY = { label: "Energy per output token", unit: "J/token", energy: true };
@@ -84,7 +84,7 @@ const columnsOf = (data) => [
     title: "Energy per output token",
     number: true,
     value: (row) => row.energy_per_output_token_j,
-    cell: (row) => h(Fragment, null, `${row.energy_kind === "measured" ? "" : "~ "}${quantity(ENERGY, row.energy_per_output_token_j)}`, h("div", { style: { opacity: 0.75, fontSize: "0.75rem" } }, interval(ENERGY, { mean: row.energy_per_output_token_j, low: row.low_j, high: row.high_j, n: row.n }), row.hosts > 1 && `, ${cycles(row.n, row.hosts)}`)),
+    cell: (row) => h(Fragment, null, `${row.energy_kind === "measured" ? "" : "~ "}${quantity(ENERGY, row.energy_per_output_token_j)}`, h("div", { style: { opacity: 0.75, fontSize: "0.75rem" } }, (row.hosts > 1 ? spread : interval)(ENERGY, { mean: row.energy_per_output_token_j, low: row.low_j, high: row.high_j, n: row.n, hosts: row.hosts }))),
   },
   { key: "hardware", title: "Hardware", value: (row) => row.hardware },
   { key: "engine", title: "Engine", value: (row) => row.engine },

@@ -3,7 +3,7 @@
 import { energyPage, Fragment, h, Link, ours, UI, useAddress, useApi, useChange, useEffect, useRef, useState } from "./base.js";
 import { counted, duration, number, quantity, stretch, when } from "./format.js";
 import { Live } from "./live.js";
-import { Estimate, INK, LINE, LineSign, Loading, Muted, Notice, Page, Section, SERIES, stroke, Verbatim } from "./parts.js";
+import { Estimate, INK, LINE, LineKey, Loading, Muted, Notice, Page, Section, SERIES, stroke, Verbatim } from "./parts.js";
 import { DIM, phaseBands, Picture, scaleFor, TEXT, useWidth } from "./plots.js";
 import { niceTicks } from "./ticks.js";
 
@@ -146,7 +146,7 @@ function Time({ asked, estimate, known }) {
       buttons.map(([label, text, act, off]) => h(UI.Button, { key: label, size: "xs", variant: "outline", "aria-label": label, onClick: act, disabled: off }, text)),
       h(Muted, null, `${stretch(shown.begin_s, shown.end_s)}, ${shown.samples.toLocaleString("en")} samples${shown.average ? ", averaged by the driver" : ""}. Drag to zoom.`),
     ),
-    shown.gpus.length > 1 && h(UI.Flex, { gap: 3, wrap: "wrap", fontSize: "xs" }, shown.gpus.map((gpu, place) => h("span", { key: gpu.gpu }, h(LineSign, { place }), gpu.gpu))),
+    h(LineKey, { lines: shown.gpus, name: (gpu) => gpu.gpu }),
     h(
       Picture,
       { watch: ref, name: `Power of ${asked.experiment} cycle ${asked.cycle}`, groups: shown.gpus.map((gpu) => gpu.gpu), "data-testid": "llem-power", "data-begin": shown.begin_s, "data-end": shown.end_s },

@@ -2,7 +2,7 @@
 
 import { h, UI, useApi } from "./base.js";
 import { duration, number } from "./format.js";
-import { LINE, LineSign, Muted, stroke, Tag } from "./parts.js";
+import { LINE, LineKey, Muted, stroke, Tag } from "./parts.js";
 import { DIM, phaseBands, Picture, scaleFor, TEXT, useWidth } from "./plots.js";
 import { niceTicks } from "./ticks.js";
 
@@ -32,12 +32,7 @@ export function Live({ asked, height = 190 }) {
       silent > STALE_S && h(Muted, null, `Nothing new for ${duration(silent)}: the worker was killed or cannot write, or the attempt tells nothing.`),
     ),
     live.gpus.some((gpu) => gpu.t_s.length > 1) && h(Moving, { live, height }),
-    live.gpus.length > 1 &&
-      h(
-        UI.Flex,
-        { gap: 3, wrap: "wrap", fontSize: "xs" },
-        live.gpus.map((gpu, place) => h("span", { key: gpu.gpu }, h(LineSign, { place }), `${gpu.gpu}: ${number(gpu.now_w)} W`)),
-      ),
+    h(LineKey, { lines: live.gpus, name: (gpu) => `${gpu.gpu}: ${number(gpu.now_w)} W` }),
   );
 }
 

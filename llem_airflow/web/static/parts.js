@@ -13,7 +13,15 @@ export const PAPER = css("bg");
 export const SERIES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F"];
 /** Colour of a line, and dashes where there are more lines than colours: eight GPUs are one more. */
 export const stroke = (place) => ({ stroke: SERIES[place % SERIES.length], strokeDasharray: place >= SERIES.length ? "6 3" : undefined });
-export const LineSign = ({ place }) => h("span", { "aria-hidden": true, style: { color: SERIES[place % SERIES.length] } }, place >= SERIES.length ? "╍ " : "━ ");
+
+/** Which line is which, where there are several; `name` tells what stands beside its sign. */
+export const LineKey = ({ lines, name = (line) => line }) =>
+  lines.length > 1 &&
+  h(
+    UI.Flex,
+    { gap: 3, wrap: "wrap", fontSize: "xs" },
+    lines.map((line, place) => h("span", { key: place }, h("span", { "aria-hidden": true, style: { color: SERIES[place % SERIES.length] } }, place >= SERIES.length ? "╍ " : "━ "), name(line))),
+  );
 export const SHAPES = ["circle", "square", "triangle", "diamond", "cross", "down", "plus"];
 
 export function Page({ title, aside, children }) {
