@@ -1,4 +1,4 @@
-"""What is changed: cosmic-ray's operators and two of our own, at every place of a module where a test could tell.
+"""What is changed: cosmic-ray's operators, one altered, and two of our own, at each place that a test could see.
 
 mutants-survivors.toml lists the changes that are left on purpose, with why.
 """
@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import parso
 from cosmic_ray.ast import ast_nodes
+from cosmic_ray.operators import number_replacer as cosmic_ray
 from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import get_operator
-from parso.python.tree import Name
+from parso.python.tree import Name, Number
 
 ROOT = Path(__file__).parents[1]
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutants"]
@@ -88,7 +89,27 @@ class CatchNothing(Own):
         return node
 
 
-OWN: dict[str, Callable[[], Operator]] = {one.__name__: one for one in (DropElement, CatchNothing)}
+LARGE = 1_000_000
+
+
+class NumberReplacer(cosmic_ray.NumberReplacer):
+    """A number one larger or smaller; from a million on twice as large or half.
+
+    A second that is a billionth longer is nothing that a test could tell, nor a user.
+    """
+
+    def mutate(self, node: Any, index: int) -> Any:
+        """The other number."""
+        value = ast.literal_eval(node.value)
+        if isinstance(value, complex) or abs(value) < LARGE:
+            return super().mutate(node, index)
+        other = value // 2 if isinstance(value, int) else value / 2
+        return Number(f" {(value * 2, other)[index]}", node.start_pos)
+
+
+OWN: dict[str, Callable[[], Operator]] = {
+    one.__name__: one for one in (DropElement, CatchNothing, NumberReplacer)
+}
 
 
 class Mutant(NamedTuple):
