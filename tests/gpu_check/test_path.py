@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llem_airflow.gpu_check.path import path_of, walk
 from llem_airflow.gpu_check.path_verdicts import path_findings
+from llem_airflow.measurement.board import path as measuring
+from llem_airflow.measurement.board import peer
 from llem_airflow.measurement.board.peers import Peers
+from llem_airflow.measurement.engines.contract import Prompt
 from llem_airflow.protocol.gpu_profile import GpuProfile, MeasuringPath
 from llem_airflow.protocol.records import POWER_COLUMNS
 from tests.standins.gpus import built, use_script
@@ -216,3 +223,90 @@ def test_readings_that_are_not_there_leave_the_energy_unknown(tmp_path: Path, li
     (tmp_path / "power.csv").write_text("\n".join([",".join(POWER_COLUMNS), *lines]) + "\n")
     path = path_of(found([100] * 5), tmp_path / "power.csv", PROFILE)
     assert (path.windows, path.energy_per_token_j, bool(path.problem)) == (0, None, True)
+
+
+def test_joules_of_a_power_that_is_shown_now_and_then_are_those_of_what_holds() -> None:
+    shown = [(10.0, 100.0), (11.0, 200.0), (13.0, 50.0)]
+    assert peer._held(shown, 10.0, 14.0) == 100 * 1 + 200 * 2 + 50 * 1
+    assert peer._held(shown, 10.5, 12.0) == 100 * 0.5 + 200 * 1
+    assert peer._held(shown, 13.5, 15.5) == 50 * 2
+    assert peer._held(shown, 9.0, 10.5) == 100 * 0.5  # nothing was shown before
+    assert peer._held(shown[:1], 10.0, 20.0) == 1000.0
+    assert peer._watts(" 87.5\n") == 87.5
+
+
+class Model:
+    """An engine whose pass takes next to no time."""
+
+    synced = 0
+
+    def sync(self) -> None:
+        self.synced += 1
+
+    def bare(self, batch: Any) -> None:
+        time.sleep(0.001)
+
+
+class Clocked:
+    """An attempt whose passes each take a millisecond, and a sampler that notes when it rests."""
+
+    def __init__(self) -> None:
+        self.rests = 0
+        self.ticks: list[int | None] = []
+
+    def passes(self, engine: Any, work: Any, begin_ns: int, wanted_s: float) -> list[Any]:
+        done: list[Any] = []
+        while not done or time.monotonic_ns() < begin_ns + wanted_s * 1e9:
+            time.sleep(0.001)
+            done.append(type("Batch", (), {"output_tokens": 7}))
+        return done
+
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        self.rests += 1
+        yield
+
+    def wait_for_tick(self) -> int | None:
+        return self.ticks.pop(0)
+
+
+def ready() -> tuple[measuring.Ready, Clocked, Model]:
+    clocked, model = Clocked(), Model()
+    both: Any = clocked
+    return measuring.Ready(model, [(Prompt(0, (1,), 4), Prompt(1, (1,), 4))], both, both), clocked, model
+
+
+def test_the_harness_and_the_bare_loop_take_turns_while_the_sampler_rests() -> None:
+    made, clocked, model = ready()
+    assert made.pass_once() == 7
+    begun_s = time.monotonic()
+    ratios = measuring._against_bare(made, 0.0)  # no time left: the fewest that tell a scatter
+    assert time.monotonic() - begun_s >= 3 * 2 * 0.25
+    assert (len(ratios), clocked.rests, model.synced) == (3, 3, 3)
+    assert all(0 < ratio < 100 for ratio in ratios)
+
+
+def test_a_window_of_the_path_opens_at_a_tick_and_counts_what_came_in_it() -> None:
+    made, clocked, model = ready()
+    clocked.ticks = [5, None]
+    said: list[str] = []
+
+    class Others:
+        def tell(self, word: str) -> None:
+            said.append(word)
+
+        def answers(self, meanwhile: Any) -> dict[str, Any]:
+            said.append("answers")
+            assert meanwhile() == 7
+            return {"zeus": {"joules": 1.0}}
+
+    others: Any = Others()
+    begun_ns = time.monotonic_ns()
+    window = measuring._window(made, others, 0.02)
+    assert said == ["begin", "answers", "end", "answers"]
+    assert (window["begin_ns"], window["peers"], model.synced) == (5, {"zeus": {"joules": 1.0}}, 1)
+    assert window["output_tokens"] % 7 == 0
+    assert window["output_tokens"] >= 7
+    assert begun_ns + 20_000_000 <= window["end_ns"] <= time.monotonic_ns()
+    clocked.ticks = [None, None]
+    assert measuring._window(made, others, 0.0)["begin_ns"] >= begun_ns
