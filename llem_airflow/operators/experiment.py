@@ -12,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.docker.hooks.docker import DockerHook
 from airflow.providers.docker.operators.docker import DockerOperator
 from airflow.sdk import BaseOperator, Context
 from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR
@@ -22,6 +21,7 @@ from airflow.triggers.base import BaseTrigger
 
 from llem_airflow.operators import arguments, runners
 from llem_airflow.operators.energy import cycle_row, known_idle_power, line_of
+from llem_airflow.operators.engine_hook import EngineHook
 from llem_airflow.operators.evidence import attempt_of, cut_short, provenance, run_of
 from llem_airflow.operators.gates import Candidate, check, require_energy, without_required_energy
 from llem_airflow.operators.host import DEFAULT_CONN_ID, HostSettings, HostSettingsError, LLEMHostHook
@@ -506,13 +506,12 @@ class LLEMExperimentOperator(ExperimentTask, DockerOperator):  # type: ignore[mi
             super().resolve_template_files()
 
     @cached_property
-    def hook(self) -> DockerHook:
-        """As of DockerOperator, with TLS files that no variable of the worker replaces."""
-        return DockerHook(
+    def hook(self) -> EngineHook:
+        """As of DockerOperator, with TLS files that no variable of the worker replaces, and with ssh."""
+        return EngineHook(
+            address=runners.engine_address(self),
             docker_conn_id=self.docker_conn_id,
-            base_url=self.docker_url,
             version=self.api_version,
-            tls=runners.engine_address(self).tls,
             timeout=self.timeout,
         )
 

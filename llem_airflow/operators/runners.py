@@ -58,6 +58,7 @@ from llem_airflow.runners.gpus import GpuLookError
 from llem_airflow.runners.images import default_images, host_cuda_major
 from llem_airflow.runners.process import ProcessRunner
 from llem_airflow.runners.session import Session, SessionRunner, SessionSettings, start_session, stop_session
+from llem_airflow.runners.ssh import SCHEME
 from llem_airflow.study import Experiment, experiment_spec
 from llem_airflow.study.names import KUBERNETES
 
@@ -149,6 +150,8 @@ def _login_refused(conn_id: str | None, error: APIError) -> PlacementError:
 
 def _reach_one(urls: str | list[str]) -> None:
     """Whether somebody listens at one of the addresses: DockerHook does not tell why nobody does, it only logs it."""
+    if any(url.startswith(SCHEME) for url in ([urls] if isinstance(urls, str) else urls)):
+        return None  # EngineHook tells
     reasons = []
     for url in [urls] if isinstance(urls, str) else urls:
         try:

@@ -35,6 +35,7 @@ from llem_airflow.runners.gpus import (
 )
 from llem_airflow.runners.hosts import HERE, Host, targets
 from llem_airflow.runners.images import default_image, default_images, digest, host_cuda_major
+from llem_airflow.runners.ssh import SSHError
 from llem_airflow.text.terminal import Folding, console, show
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -169,6 +170,8 @@ def _no_engine(error: Exception, environ: Mapping[str, str], host: Host = HERE) 
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, SSHError):
+        return error.reason
     for sign, words in (
         ("ermission denied", "permission denied"),
         ("No such file", "there is no such socket"),

@@ -10,7 +10,7 @@ import socket
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from docker.utils import kwargs_from_env, parse_host
 from llem_airflow.protocol.files import EXCHANGE_DIR
 from llem_airflow.protocol.redaction import Redactor
 from llem_airflow.runners.attempt import LABEL_KEY, Attempt
+from llem_airflow.runners.ssh import SCHEME, SSHAddress, SSHClient
 
 T = TypeVar("T")
 
@@ -48,7 +49,6 @@ _AWAY = {
         "one side speaks TLS and the other does not: an engine behind TLS (usually port 2376) needs tls_ca_cert, "
         "tls_client_cert and tls_client_key, one without (2375) none of them"
     ),
-    r"[Ii]nstall paramiko": "an ssh:// address needs the client's SSH part: `pip install 'docker[ssh]'`",
 }
 """What an error of the client says, and what it means for a person."""
 
@@ -74,6 +74,8 @@ def connect(
         requests.exceptions.RequestException: It did not answer in time.
     """
     where = kwargs_from_env(environment=dict(environ))
+    if str(where.get("base_url")).startswith(SCHEME):
+        return SSHClient(where["base_url"], timeout_s=timeout_s, version=version)
     reach(where.get("base_url") or DEFAULT_URL, timeout_s)
     return docker.APIClient(**where, version=version or "auto", timeout=timeout_s)
 
@@ -150,8 +152,9 @@ class EngineAddress:
         return EngineTLS(client_cert=pair, ca_cert=self.ca_cert, verify=self.verify)
 
     def _connect(self, url: str, timeout_s: int) -> docker.APIClient:
-        if (tls := self.tls) is None:
-            return connect({"DOCKER_HOST": str(parse_host(url))}, timeout_s=timeout_s)
+        if (tls := self.tls) is None or url.startswith(SCHEME):
+            whole = url if url.startswith(SCHEME) else str(parse_host(url))
+            return connect({"DOCKER_HOST": whole}, timeout_s=timeout_s)
         reach(url, timeout_s)
         secure = url.replace("tcp://", "https://")
         return docker.APIClient(base_url=secure, tls=tls, version="auto", timeout=timeout_s)
@@ -161,8 +164,11 @@ def engine_url(host: str | None, port: int | None = None) -> str | None:
     """URL of the engine that a host (a name, an address, a socket, a URL) and a port name; None where they name none.
 
     Raises:
-        ValueError: The host holds a port that cannot be one.
+        ValueError: The host holds a port that cannot be one, or is no address for ssh.
     """
+    if host and host.startswith(SCHEME):
+        named = SSHAddress.of(host)
+        return replace(named, port=named.port or port).url
     if not host or host.startswith("/"):
         return f"unix://{host}" if host else None
     scheme, _, rest = host.rpartition("://")
@@ -240,14 +246,16 @@ def is_installed_here() -> bool:
 
 def _knock(url: str, timeout_s: int) -> None:
     """Open a connection and close it: docker-py says less about why it cannot, and leaves a socket open."""
+    if url.startswith(SCHEME):
+        return SSHClient(url, timeout_s=timeout_s).close()
     parts = urllib.parse.urlsplit(url)
     if parts.scheme in ("unix", "http+unix"):
         with socket.socket(socket.AF_UNIX) as knock:
             knock.settimeout(timeout_s)
             knock.connect(parts.path)
-    elif parts.hostname and parts.scheme in ("tcp", "http", "https"):  # ssh has a way of its own
-        with socket.create_connection((parts.hostname, parts.port or 2375), timeout_s):
-            pass
+    elif parts.hostname and parts.scheme in ("tcp", "http", "https"):
+        socket.create_connection((parts.hostname, parts.port or 2375), timeout_s).close()
+    return None
 
 
 def patiently(call: Callable[[], T], patience_s: float) -> T:

@@ -52,7 +52,11 @@ _ENDED_FROM_OUTSIDE = (
     rule(r"\bProcess terminated by signal\b", "killed"),
 )
 
+_BY_SSH = "as the user of the worker, `ssh HOST docker version` has to answer without a question"
+
 _ENGINE = (
+    rule(r"at ssh://\S+: the user may not use", "permission", hint=_BY_SSH),
+    rule(r"cannot connect to the docker daemon at ssh://", "daemon_down", hint=_BY_SSH),
     rule(
         r"permission denied while trying to connect to the docker|PermissionError\(13, 'Permission denied'\)",
         "permission",

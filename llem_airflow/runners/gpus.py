@@ -20,6 +20,7 @@ from docker.types import DeviceRequest
 from llem_airflow.runners.attempt import LABEL_INSTALLATION, Attempt
 from llem_airflow.runners.bundle import pynvml_file
 from llem_airflow.runners.engine import ENGINE_ERRORS, remove_container
+from llem_airflow.runners.ssh import SSHClient
 from llem_airflow.study import GpuRequest
 
 NO_GPUS = {"NVIDIA_VISIBLE_DEVICES": "void"}
@@ -177,7 +178,7 @@ def has_nvidia(api: docker.APIClient, image: str | None = None) -> bool:
 
 def on_this_machine(api: docker.APIClient) -> bool:
     """Whether the engine is this machine's: it is reached by a socket of its own."""
-    return bool(api.base_url.startswith("http+docker://") and api.base_url != "http+docker://ssh")
+    return api.base_url.startswith("http+docker://") and not isinstance(api, SSHClient)
 
 
 _known: dict[tuple[str, str], tuple[float, Inventory]] = {}

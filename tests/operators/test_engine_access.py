@@ -32,6 +32,7 @@ from tests.runners.conftest import left_of
 from tests.runners.programs import attempt, in_container, program
 from tests.runners.registry import PASSWORD, USER, Registry
 from tests.runners.relay import Certificates, Relay, make_certificates
+from tests.runners.sshd import SSHServer
 
 pytestmark = pytest.mark.docker
 
@@ -115,6 +116,47 @@ def test_a_host_s_connection_brings_its_tls_files_and_says_what_is_wrong_with_th
     ):
         engine_of(host(**wrong))
     assert "is not signed by the authority in tls_ca_cert" in LLEMHostHook("gpu1").test_connection()[1]
+
+
+def test_a_host_behind_ssh_is_reached_by_its_tasks_and_its_form(
+    monkeypatch: pytest.MonkeyPatch, docker_api: docker.APIClient, tmp_path: Path
+) -> None:
+    with SSHServer(tmp_path / "server") as server:
+        said = {"conn_type": "llem", "host": f"ssh://{server.user}@127.0.0.1{ENGINE}", "port": server.port}
+        monkeypatch.setenv("AIRFLOW_CONN_GPU1", json.dumps(said))
+        server.client(monkeypatch)
+        task = operator(llem_conn_id="gpu1")
+        task.look_at_host()
+        with engine_of(task) as api:
+            assert api is task.cli
+            assert api.info()["ID"] == docker_api.info()["ID"]
+        assert engine_address(task) == LLEMHostHook("gpu1").settings().address
+        assert LLEMHostHook("gpu1").test_connection() == (True, f"Docker {api_version(docker_api)} answers")
+        lab_login(monkeypatch, "registry.invalid", "wrong")
+        with pytest.raises(
+            EngineAwayError, match="the login to the registry of docker_conn_id 'lab' failed: "
+        ):
+            engine_of(operator(docker_url=f"{server.address}{ENGINE}", docker_conn_id="lab"))
+        monkeypatch.setenv(
+            "AIRFLOW_CONN_LAB", json.dumps({"conn_type": "docker", "host": "registry.invalid"})
+        )
+        with pytest.raises(
+            PlacementError, match=r"docker_conn_id 'lab': the connection has no name of a user. It"
+        ):
+            engine_of(operator(docker_url=f"{server.address}{ENGINE}", docker_conn_id="lab"))
+        server.client(monkeypatch, known="nobody")
+        refused = operator(llem_conn_id="gpu1")
+        refused.look_at_host()
+        with pytest.raises(
+            EngineAwayError, match=r"none answers on host gpu1: .*: the host's key is not known here"
+        ) as away:
+            engine_of(refused)
+        assert "It is named by connection gpu1: correct that" in str(away.value)
+        assert "the host's key is not known here" in LLEMHostHook("gpu1").test_connection()[1]
+
+
+def api_version(api: docker.APIClient) -> str:
+    return str(api.version()["Version"])
 
 
 def lab_login(monkeypatch: pytest.MonkeyPatch, host: str, password: str) -> None:

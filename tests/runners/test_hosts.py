@@ -159,7 +159,6 @@ def test_who_goes_on_with_a_wait_sees_that_the_engine_is_another_one() -> None:
         ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "the authority in tls_ca_cert"),
         ("tlsv13 alert certificate required", "give tls_client_cert and tls_client_key"),
         ("Client sent an HTTP request to an HTTPS server.", "one side speaks TLS and the other does not"),
-        ("Install paramiko package to enable ssh:// support", "`pip install 'docker[ssh]'`"),
         ("Connection refused", "Connection refused"),
     ],
 )
