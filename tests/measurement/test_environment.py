@@ -1,7 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,3 +101,73 @@ def test_a_variable_that_changes_how_an_engine_runs_is_kept(
     monkeypatch.setenv(f"MY_{name}", "1")
     assert settings()[name] == "1"
     assert f"MY_{name}" not in settings()
+
+
+def test_every_part_of_an_environment_is_what_the_machine_says() -> None:
+    facts = EngineFacts("1.2", {"n_parameters": 5}, (), {"dtype": "float32"})
+    one = anchor()
+    found = environment(
+        engine="scripted",
+        facts=facts,
+        settings={"OMP_X": "1"},
+        gpus=[{"uuid": "GPU-a"}, {"uuid": "GPU-b", "driver_version": "580.1"}],
+        gpus_after=[{"uuid": "GPU-a"}],
+        anchors=[one],
+    )
+    meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    load = found["cpu"].pop("load_average_1min")
+    assert load >= 0
+    assert found == {
+        "schema_version": 1,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "libc": " ".join(platform.libc_ver()) or None,
+        "cpu": {
+            "model": model[1].strip() if model else None,
+            "count": os.cpu_count(),
+            "usable": len(os.sched_getaffinity(0)),
+            "governor": found["cpu"]["governor"],
+        },
+        "memory_total_bytes": int(meminfo["MemTotal"].split()[0]) * 1024,
+        "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        "time_namespace_offsets": found["time_namespace_offsets"],
+        "cgroup": found["cgroup"],
+        "engine": "scripted",
+        "engine_version": "1.2",
+        "engine_settings": {"dtype": "float32"},
+        "libraries": {},
+        "cuda": found["cuda"],
+        "gpus": [{"uuid": "GPU-a"}, {"uuid": "GPU-b", "driver_version": "580.1"}],
+        "gpus_after": [{"uuid": "GPU-a"}],
+        "driver": "580.1",
+        "model": {"n_parameters": 5},
+        "settings": {"OMP_X": "1"},
+        "anchors": [{"mono_ns": one.mono_ns, "epoch_ns": one.epoch_ns}],
+        "image": None,
+        "image_digest": None,
+    }
+    assert set(found["cgroup"]) == {"cpus", "memory_bytes"}
+
+
+@pytest.mark.parametrize(
+    ("available", "told"),
+    [
+        (True, {"available": True, "version": "12.8", "cudnn": 91_000}),
+        (False, {"available": False, "version": "12.8", "cudnn": None}),
+    ],
+)
+def test_cuda_is_what_the_engines_torch_says(
+    monkeypatch: pytest.MonkeyPatch, available: bool, told: dict[str, Any]
+) -> None:
+    torch: Any = types.SimpleNamespace(
+        cuda=types.SimpleNamespace(is_available=lambda: available),
+        version=types.SimpleNamespace(cuda="12.8"),
+        backends=types.SimpleNamespace(cudnn=types.SimpleNamespace(version=lambda: 91_000)),
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert environment_module._cuda() == told
+    monkeypatch.delitem(sys.modules, "torch")
+    assert environment_module._cuda() == {"available": None, "version": None, "cudnn": None}

@@ -114,8 +114,11 @@ def test_a_server_that_closes_every_connection_is_told(tmp_path: Path) -> None:
 
 
 def test_a_server_that_tells_no_token_counts_is_told(tmp_path: Path) -> None:
-    failed = attempt(tmp_path, short(warmup_s=0.3), "mute")
-    assert (failed.error.category, failed.error.phase) == ("server_errors", "warmup")
+    failed = attempt(tmp_path, short(warmup_s=1.0), "mute")
+    assert failed.error.category == "server_errors"
+    # A busy host may answer nothing before the warm-up is over, and all that is left is cut: then the window tells.
+    where = {"warmup": "none of ", "drain": " requests of the window failed"}
+    assert where[failed.error.phase] in failed.error.message
     assert "no_usage: the answer ended without the token counts that were asked for" in failed.error.message
 
 

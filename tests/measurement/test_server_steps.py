@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llem_airflow.measurement.engines.contract import Prompt
+from llem_airflow.measurement.engines.contract import EngineFacts, Prompt
 from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.load.client import ClientFacts
 from llem_airflow.measurement.load.process import LoadError
@@ -20,6 +20,7 @@ from llem_airflow.measurement.output import EventLog
 from llem_airflow.measurement.server import attempt as steps
 from llem_airflow.measurement.server.attempt import ServerAttempt
 from llem_airflow.measurement.server.command import ServerCommand
+from llem_airflow.measurement.server.living import LivingServer, check_lives_on, environment_of
 from llem_airflow.measurement.server.traffic import WindowTotals
 from llem_airflow.measurement.server.warmup import LoadWarmup
 from llem_airflow.protocol.files import SERVER_LOG
@@ -45,11 +46,14 @@ class Pages:
 
     pages: dict[str, bytes] = field(default_factory=dict)
     checked: int = 0
+    log: Path = Path("unused")
 
     def get(self, path: str) -> bytes | None:
         return self.pages.get(path)
 
-    def check(self) -> None:
+    post = get
+
+    def check(self, when: str = "") -> None:
         self.checked += 1
 
 
@@ -257,3 +261,81 @@ def test_a_server_that_starts_says_so_when_it_is_time_and_it_has_done_something(
     output.write_text("loading more\n")
     assert len(said(after_s=30.0)) == 1
     log.close()
+
+
+def living(folder: Path, pages: dict[str, bytes], **settings: Any) -> tuple[LivingServer, Pages]:
+    """A server of a session that tells these pages; its log is in the first attempt's folder."""
+    server = Pages(pages)
+    out = folder / "first"
+    out.mkdir()
+    (out / SERVER_LOG).write_text("listening\n")
+    told: Any = server
+    facts = EngineFacts("1", {}, (), {})
+    return LivingServer(told, ServerCommand(("vllm",), "llem", settings), facts, folder, out), server
+
+
+@pytest.mark.parametrize(
+    ("pages", "settings", "what"),
+    [
+        ({}, {}, "/health does not answer"),
+        ({"/health": b""}, {}, ""),
+        ({"/health": b"", "/metrics": b"vllm:num_requests_running 2\nvllm:num_requests_waiting 1"}, {},
+         "it still works on 3 requests"),
+        ({"/health": b"", "/metrics": b"vllm:num_requests_running 0"}, {}, ""),
+        ({"/health": b""}, {"enable_prefix_caching": True},
+         "/reset_prefix_cache does not say that the prefix cache is empty"),
+        ({"/health": b"", "/reset_prefix_cache": b'{"success": false}'}, {"enable_prefix_caching": True},
+         "/reset_prefix_cache does not say that the prefix cache is empty"),
+        ({"/health": b"", "/reset_prefix_cache": b"oops"}, {"enable_prefix_caching": True},
+         "/reset_prefix_cache does not say that the prefix cache is empty"),
+        ({"/health": b"", "/reset_prefix_cache": b'{"success": true}'}, {"enable_prefix_caching": True}, ""),
+        ({"/health": b""}, {"enable_prefix_caching": False}, ""),
+    ],
+)  # fmt: skip
+def test_a_server_is_ready_for_the_next_experiment_when_it_rests_and_its_cache_is_empty(
+    tmp_path: Path, pages: dict[str, bytes], settings: dict[str, Any], what: str
+) -> None:
+    one, server = living(tmp_path, pages, **settings)
+    config = served().config
+    spec = replace(served(), config=config | {"server": config["server"] | {"startup_timeout_seconds": 0}})
+    if not what:
+        one.reset(spec)
+        assert server.checked == 1
+        return
+    with pytest.raises(
+        MeasurementError, match=f"not ready for the next experiment after 0 s: {what}"
+    ) as told:
+        one.reset(spec)
+    assert told.value.category == "server_not_ready"
+    assert "listening" in str(told.value)
+
+
+def test_each_attempt_has_what_the_server_printed_in_its_time(tmp_path: Path) -> None:
+    one, server = living(tmp_path, {})
+    first, second = tmp_path / "first", tmp_path / "second"
+    second.mkdir()
+    with (first / SERVER_LOG).open("a") as output:  # the server's own descriptor
+        output.write("first\n")
+        output.flush()
+        one.leave_log(first)
+        output.write("between\n")
+        output.flush()
+        one.take_log(second)
+        output.write("second\n")
+        output.flush()
+        one.leave_log(second)
+    assert (first / SERVER_LOG).read_text() == "listening\nfirst\n"
+    assert (second / SERVER_LOG).read_text() == "between\nsecond\n"
+    assert server.log == tmp_path / "server-log"
+    assert server.log.read_text() == ""
+
+
+def test_only_vllm_s_server_serves_several_experiments() -> None:
+    check_lives_on(served())
+    with pytest.raises(MeasurementError, match="the server of tensorrt cannot be made ready") as told:
+        check_lives_on(replace(served(), engine="tensorrt"))
+    assert told.value.category == "bad_parameter"
+    assert environment_of(ServerCommand((), "", {"enable_prefix_caching": True})) == {
+        "VLLM_SERVER_DEV_MODE": "1"
+    }
+    assert environment_of(ServerCommand((), "", {})) == {}
