@@ -235,3 +235,126 @@ def test_what_nobody_reads_is_not_said() -> None:
         with pytest.raises(BrokenPipeError):
             stream.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), writer)
+
+
+class HandMeter(ScriptedMeter):
+    """A meter whose counter is what the test says."""
+
+    energy_mj = 5
+
+    def counters(self) -> tuple[Reading, ...]:
+        now_ns = time.monotonic_ns()
+        return (Reading(now_ns, now_ns, "GPU-0", energy_mj=self.energy_mj),)
+
+
+def still(**meter: Any) -> tuple[Sampling, HandMeter, io.StringIO, list[dict[str, Any]]]:
+    """A loop that does not run: each step is called by the test."""
+    rows, said, by_hand = io.StringIO(), list[dict[str, Any]](), HandMeter(**meter)
+    return Sampling(by_hand, rows, 10.0, 0, said.append), by_hand, rows, said
+
+
+def seconds_from(now_ns: int, at_ns: int | None) -> float:
+    assert at_ns is not None
+    return (at_ns - now_ns) / 1e9
+
+
+def test_it_looks_for_the_register_s_moves_at_its_start_and_after_one_four_and_every_twenty_seconds() -> None:
+    sampling, *_ = still()
+    for number, (moves, next_s) in enumerate([(2, 1.0), (1, 4.0), (1, 20.0), (1, 20.0)], 1):
+        sampling.tally.sweeps = number
+        now_ns = time.monotonic_ns()
+        sampling._watch_now_and_then()
+        watch = sampling._watch
+        assert watch is not None
+        assert (watch._wanted, watch._tries) == ({"GPU-0": moves}, {"GPU-0": moves + 2})
+        assert next_s <= seconds_from(now_ns, sampling._own_watch_ns) < next_s + BUSY_S
+        sampling._own_watch_ns = 0
+        sampling._watch_now_and_then()  # one at a time
+        assert sampling._watch is watch
+        sampling._watch, sampling._own_watch_ns = None, now_ns + 10**12
+        sampling._watch_now_and_then()  # it is not time yet
+        assert sampling._watch is None
+        sampling._own_watch_ns = 0
+    flowing, *_ = still(ticks=False)
+    flowing._watch_now_and_then()
+    assert flowing._watch is None
+
+
+def test_who_asked_is_told_once_and_the_watch_goes_on_until_its_end() -> None:
+    sampling, meter, rows, said = still()
+    far_ns = time.monotonic_ns() + 10**12
+    watch = TickWatch(meter.counters(), far_ns, request="7", patience_s=0.1, moves=2)
+    sampling._watch = watch
+    sampling._look_for_tick(watch)
+    assert (said, rows.getvalue()) == ([], "")
+    meter.energy_mj = 6
+    watch._last["GPU-0"] = reading(far_ns, 5)  # sharp, however long this machine stands still
+    sampling._look_for_tick(watch)
+    assert said == [{"id": "7", "tick": watch.tick_ns}]
+    assert watch.tick_ns is not None
+    assert len(rows.getvalue().splitlines()) == 2
+    assert (watch.request, sampling._watch) == (None, watch)
+    sampling._look_for_tick(watch)
+    assert len(said) == 1
+    watch.until_ns = time.monotonic_ns() - 1
+    sampling._look_for_tick(watch)
+    assert sampling._watch is None
+
+
+def test_who_asked_in_vain_is_told_when_the_patience_is_over() -> None:
+    sampling, meter, rows, said = still()
+    watch = TickWatch(meter.counters(), time.monotonic_ns() + 10**12, request="7", patience_s=0.1)
+    watch.answer_by_ns = time.monotonic_ns() - 1
+    sampling._look_for_tick(watch)
+    assert (said, rows.getvalue()) == ([{"id": "7", "tick": None}], "")
+
+
+def test_it_ends_a_little_over_a_second_after_the_first_word_to_do_so() -> None:
+    sampling, *_ = still()
+    now_ns = time.monotonic_ns()
+    sampling._end_soon()
+    first_ns = sampling._end_ns
+    assert 1.05 <= seconds_from(now_ns, first_ns) < 1.05 + BUSY_S
+    sampling._end_soon()
+    assert sampling._end_ns == first_ns
+
+
+def test_words_are_heard_however_they_are_cut() -> None:
+    sampling, _, _, said = still(ticks=False)
+    for piece in (b"desc", b"ribe 1\ndescribe 2", b"\nti", b"ck 3 0.3\nstop 4\n"):
+        sampling._hear(piece)
+    assert said == [
+        {"id": "1", "gpus": [{"uuid": "GPU-0"}]},
+        {"id": "2", "gpus": [{"uuid": "GPU-0"}]},
+        {"id": "3", "tick": None},
+    ]
+    assert (sampling._stop_request, sampling._end_ns is not None) == ("4", True)
+    assert sampling.tally.rows == 1  # a counter that flows was read where it was wanted
+    asked, *_ = still()
+    asked._hear(b"tick 5 2.5\n")
+    assert asked._watch is not None
+    assert asked._watch.answer_by_ns == asked._watch.until_ns
+    assert asked._watch.request == "5"
+
+
+def test_sweeps_are_counted_and_the_first_sets_the_begin() -> None:
+    sampling, *_ = still()
+    sampling._count_sweep()
+    first_ns = sampling.tally.first_ns
+    assert (sampling.tally.sweeps, sampling.tally.last_ns) == (1, first_ns)
+    assert 0 < sampling.tally.cpu_before_s <= sum(os.times()[:2]) + 0.1
+    before_s = sampling.tally.cpu_before_s
+    sampling._count_sweep()
+    assert (sampling.tally.sweeps, sampling.tally.first_ns) == (2, first_ns)
+    assert (sampling.tally.last_ns >= first_ns, sampling.tally.cpu_before_s) == (True, before_s)
+
+
+def test_every_reading_of_a_sweep_counts_with_its_duration() -> None:
+    sampling, _, rows, _ = still(fails=True)
+    sampling._sample()
+    sampling._sample()
+    assert (sampling.tally.rows, sampling.tally.failed_reads) == (2, 2)
+    assert sampling.tally.call_s.tolist() == [0.002, 0.002]
+    assert len(rows.getvalue().splitlines()) == 2
+    sampling._write(())
+    assert len(rows.getvalue().splitlines()) == 2
