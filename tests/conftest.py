@@ -131,8 +131,6 @@ AIRFLOW, ALONE = "tests/airflow", "alone"
 """Units of work of more than one file: those of one Airflow server, and those with tests that want the engine alone."""
 COMPUTING = "tests/analysis/"
 """Files that keep the other workers from the engine while one has it for itself."""
-OWN_SERVER = ("test_server.py",)
-"""Files of tests/airflow that do not share its ``process_airflow``."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -176,7 +174,7 @@ def _shared_by(nodeid: str) -> str:
     file = nodeid.partition("::")[0]
     if _wants_engine_alone(file):
         return ALONE
-    return AIRFLOW if file.startswith(f"{AIRFLOW}/") and not file.endswith(OWN_SERVER) else file
+    return AIRFLOW if file.startswith(f"{AIRFLOW}/") else file
 
 
 @cache

@@ -73,6 +73,31 @@ for dag_id, plan in {"in_turn": "true", "in_turn_without_plan": "false"}.items()
 """DAGs of tasks that follow one another as the rates of a search do."""
 
 
+QUEUE = f"""
+from airflow.sdk import DAG
+
+from llem_airflow.operators import LLEMExperimentOperator
+from llem_airflow.study import load_study_text
+
+study = load_study_text('''
+{
+    small("queue")
+    .replace("n_cycles: 1", "n_cycles: 3")
+    .replace("scripted: process", "scripted: container")
+    .replace("min_window_seconds: 0.2", "min_window_seconds: 1")
+}
+images: {{scripted: "llem-airflow/debian-python:bookworm"}}
+gpus: {{ids: ["1"]}}
+''')
+with DAG("queue", schedule=None, is_paused_upon_creation=False):
+    for cycle in (1, 2, 3):
+        LLEMExperimentOperator(
+            task_id=f"cycle_{{cycle}}", study=study, experiment=study.experiments[0], cycle=cycle, gpu_wait_s=600
+        )
+"""
+"""A DAG of cycles that may run at the same time, as far as they are given a GPU."""
+
+
 @pytest.fixture(scope="package")
 def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[AirflowServer]:
     """``airflow standalone`` with studies that run as processes, until the last of these tests.
@@ -110,6 +135,7 @@ def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) 
             },
         )
         (server.home / "dags" / "in_turn.py").write_text(IN_TURN)
+        (server.home / "dags" / "queue.py").write_text(QUEUE)
         shutil.copytree(REPOSITORY / "llem_airflow" / "example_dags", server.home / "dags" / "example_dags")
         try:
             server.start()

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +267,27 @@ def new_run(airflow: AirflowServer, dag_id: str, known: set[str], run_type: str)
                 return run
         time.sleep(1)
     raise AssertionError(f"{dag_id} was not started from the page")
+
+
+def parsed(airflow: AirflowServer, known: Callable[[], bool]) -> None:
+    """Have Airflow parse the folder of studies now instead of within 30 s, and wait until it shows."""
+    token = airflow.get("/api/v2/dags/choice").json()["file_token"]
+    deadline = time.monotonic() + 120
+    while not known():
+        assert time.monotonic() < deadline, airflow.log.read_text(errors="replace")[-3000:]
+        airflow.send("PUT", f"/api/v2/parseDagFile/{token}", {})
+        time.sleep(2)
+
+
+@contextmanager
+def more_studies(airflow: AirflowServer, texts: dict[str, str]) -> Iterator[None]:
+    """Further studies of a running Airflow, by name, which are known inside."""
+    files = [airflow.home / "dags" / "studies" / f"{name}.yaml" for name in texts]
+    for file, text in zip(files, texts.values(), strict=True):
+        file.write_text(text)
+    try:
+        parsed(airflow, lambda: all(airflow.get(f"/api/v2/dags/{name}").status_code == 200 for name in texts))
+        yield
+    finally:
+        for file in files:
+            file.unlink()

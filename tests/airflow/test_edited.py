@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import pytest
 
-from tests.airflow.server import AirflowServer
+from tests.airflow.server import AirflowServer, parsed
 
 pytestmark = [pytest.mark.airflow, pytest.mark.engine, pytest.mark.timeout(900)]
-
-
-def parsed(airflow: AirflowServer, known: Callable[[], bool]) -> None:
-    """Have Airflow parse the folder of studies now instead of within 30 s, and wait until it shows."""
-    token = airflow.get("/api/v2/dags/choice").json()["file_token"]
-    deadline = time.monotonic() + 120
-    while not known():
-        assert time.monotonic() < deadline, airflow.log.read_text(errors="replace")[-3000:]
-        airflow.send("PUT", f"/api/v2/parseDagFile/{token}", {})
-        time.sleep(2)
 
 
 def history(airflow: AirflowServer, dag_id: str) -> dict[str, dict[str, str]]:

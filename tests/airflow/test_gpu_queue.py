@@ -1,10 +1,8 @@
-"""Many cycles that want one GPU which somebody else has: a real scheduler, triggerer and engine."""
+"""More cycles than workers that want one GPU which somebody else has: a real scheduler, triggerer and engine."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,60 +12,18 @@ from docker.types import DeviceRequest
 
 from llem_airflow.results import ResultsRoot
 from tests.airflow.server import AirflowServer
-from tests.chaos.world import REPOSITORY, install_plugin, wait_for
+from tests.chaos.world import wait_for
 
-pytestmark = [pytest.mark.airflow, pytest.mark.docker, pytest.mark.alone, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.airflow, pytest.mark.docker, pytest.mark.timeout(900)]
 
-CYCLES = 5
-STUDY = """\
-study_name: queue
-serving_mode: offline
-study_execution: {n_cycles: 5}
-engine: echo
-task: {model: none, max_output_tokens: 8, dataset: {source: builtin, n_prompts: 2}}
-measurement: {meter: none, min_window_seconds: 1, baseline: {enabled: false}}
-offline: {warmup: {enabled: false}}
-echo: {engine_params: {step_s: 0.01}}
-gpus: {ids: ["1"]}
-runners: {echo: container}
-images: {echo: "IMAGE"}
-"""
-DAG = """\
-from pathlib import Path
-from airflow.sdk import DAG
-from llem_airflow.operators import LLEMExperimentOperator
-from llem_airflow.study import load_study
-
-study = load_study(Path(__file__).with_name("queue.yaml"))
-with DAG("queue", schedule=None, is_paused_upon_creation=False):
-    for cycle in range(1, 6):
-        LLEMExperimentOperator(
-            task_id=f"cycle_{cycle}", study=study, experiment=study.experiments[0], cycle=cycle, gpu_wait_s=600
-        )
-"""
-
-
-@pytest.fixture
-def server(tmp_path: Path, docker_api: docker.APIClient, python_image: str) -> Iterator[AirflowServer]:
-    site = tmp_path / "site"
-    install_plugin(site, tmp_path / "plugin")
-    made = AirflowServer(tmp_path / "airflow", {}, {"PYTHONPATH": f"{site}{os.pathsep}{REPOSITORY}"})
-    dags = made.home / "dags"
-    for shipped in dags.glob("*.py"):
-        shipped.unlink()
-    (dags / "queue.py").write_text(DAG)
-    (dags / "queue.yaml").write_text(STUDY.replace("IMAGE", python_image))
-    try:
-        made.start()
-        wait_for(lambda: made.get("/api/v2/dags/queue").status_code == 200, 120)
-        yield made
-    finally:
-        made.stop()
+CYCLES = 3
+"""More than `process_airflow` has workers."""
 
 
 def test_cycles_that_wait_for_one_gpu_hold_no_worker_and_run_one_after_another(
-    server: AirflowServer, docker_api: docker.APIClient, python_image: str
+    process_airflow: AirflowServer, docker_api: docker.APIClient, python_image: str
 ) -> None:
+    server = process_airflow
     holds = docker_api.create_host_config(
         device_requests=[DeviceRequest(device_ids=["1"], capabilities=[["gpu"]])], init=True
     )

@@ -12,32 +12,13 @@ import pytest
 from docker.types import DeviceRequest
 
 from llem_airflow.runners.attempt import Attempt
-from tests.airflow.database import database
-from tests.airflow.server import AirflowServer
+from tests.airflow.conftest import small
+from tests.airflow.server import AirflowServer, more_studies
 from tests.browser import chromium_page
 from tests.parts import left_by
 
 pytestmark = [pytest.mark.airflow, pytest.mark.docker, pytest.mark.timeout(900)]
 
-TINY = """\
-study_name: {name}
-serving_mode: offline
-engine: transformers
-task:
-  model: tiny-llama-random
-  max_input_tokens: 32
-  max_output_tokens: 8
-  dataset: {{source: builtin, n_prompts: 2}}
-measurement: {{meter: cpu-estimate, min_window_seconds: 0.5, baseline: {{enabled: false}}}}
-offline: {{warmup: {{n_prompts: 1}}}}
-sweep:
-  transformers.llem_execution.batch_size: [1, 2]
-study_execution: {{n_cycles: {cycles}}}
-runners: {{transformers: container}}
-images: {{transformers: "{image}"}}
-airflow: {{retries: 0}}
-"""
-BROKEN = "study_name: broken\nserving_mode: offline\ntask: {model: m}\nengnie: transformers\n"
 STOPS = """\
 study_execution: {n_cycles: 2, max_consecutive_failures: 1, circuit_breaker_cooldown_seconds: 1}
 gpus: {ids: ["99"]}
@@ -45,30 +26,26 @@ gpus: {ids: ["99"]}
 NO_SUCH_IMAGE = "llem-airflow/does-not-exist:1"
 
 
+def in_container(name: str, engine: str, image: str, more: str = "") -> str:
+    """Two experiments of one cycle."""
+    text = small(name, engine).replace(f"{engine}: process", f"{engine}: container")
+    return f"{text}images: {{{engine}: '{image}'}}\nsweep: {{task.max_output_tokens: [4, 8]}}\n{more}"
+
+
 @pytest.fixture(scope="module")
 def airflow(
-    tmp_path_factory: pytest.TempPathFactory, docker_api: docker.APIClient, cpu_image: str, tiny_model: Path
+    process_airflow: AirflowServer, docker_api: docker.APIClient, cpu_image: str, python_image: str
 ) -> Iterator[AirflowServer]:
+    """With studies that run in containers."""
+    stops = in_container("stops", "scripted", python_image, STOPS)
     studies = {
-        "tiny.yaml": TINY.format(name="tiny", cycles=1, image=cpu_image),
-        "noimage.yaml": TINY.format(name="noimage", cycles=1, image=NO_SUCH_IMAGE),
-        "waits.yaml": TINY.format(name="waits", cycles=1, image=cpu_image) + 'gpus: {ids: ["1"]}\n',
-        "stops.yaml": TINY.format(name="stops", cycles=2, image=cpu_image).replace(
-            "study_execution: {n_cycles: 2}\n", STOPS
-        ),
-        "broken.yaml": BROKEN,
+        "tiny": in_container("tiny", "transformers", cpu_image),
+        "noimage": in_container("noimage", "scripted", NO_SUCH_IMAGE),
+        "waits": in_container("waits", "scripted", python_image, 'gpus: {ids: ["1"]}\n'),
+        "stops": stops.replace("study_execution: {n_cycles: 1}\n", ""),
     }
-    with database() as where:
-        server = AirflowServer(
-            tmp_path_factory.mktemp("airflow"),
-            studies,
-            {"LLEM_MODELS_DIR": str(tiny_model.parent), "OMP_NUM_THREADS": "1", **where},
-        )
-        try:
-            server.start()
-            yield server
-        finally:
-            server.stop()
+    with more_studies(process_airflow, studies):
+        yield process_airflow
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +88,7 @@ def test_the_engine_s_output_is_in_the_task_log(airflow: AirflowServer, tiny_run
 
 
 def test_a_broken_study_shows_file_and_line_in_the_ui_and_fails_with_them(airflow: AirflowServer) -> None:
-    dags = {dag["dag_id"]: dag for dag in airflow.get("/api/v2/dags").json()["dags"]}
+    dags = {dag["dag_id"]: dag for dag in airflow.get("/api/v2/dags", limit="100").json()["dags"]}
     assert {"tiny", "noimage", "invalid.broken"} <= set(dags)
     assert {"name": "llem:invalid", "dag_id": "invalid.broken"}.items() <= next(
         tag for tag in dags["invalid.broken"]["tags"] if tag["name"] == "llem:invalid"
@@ -141,17 +118,17 @@ def test_an_image_that_does_not_exist_is_a_failed_task_that_says_what_to_do(
 
 
 def test_a_cycle_waits_for_a_gpu_in_the_triggerer_and_runs_when_it_is_free(
-    airflow: AirflowServer, docker_api: docker.APIClient, cpu_image: str
+    airflow: AirflowServer, docker_api: docker.APIClient, python_image: str
 ) -> None:
     gpu = DeviceRequest(device_ids=["1"], capabilities=[["gpu"]])
     host = docker_api.create_host_config(device_requests=[gpu], init=True)
     foreign = docker_api.create_container(
-        cpu_image, entrypoint=["python3", "-c", "import time; time.sleep(600)"], host_config=host
+        python_image, entrypoint=["python3", "-c", "import time; time.sleep(600)"], host_config=host
     )["Id"]
     docker_api.start(foreign)
     try:
         airflow.unpause("waits")
-        run_id = airflow.trigger("waits", conf={"experiments": "*batch_size-1*"}).json()["dag_run_id"]
+        run_id = airflow.trigger("waits", conf={"experiments": "*max_output_tokens-4*"}).json()["dag_run_id"]
         deadline = time.monotonic() + 180
         while "deferred" not in airflow.states("waits", run_id).values():
             assert time.monotonic() < deadline, airflow.states("waits", run_id)

@@ -15,8 +15,7 @@ from playwright.sync_api import Page, expect
 from llem_airflow.results import ResultsRoot
 from llem_airflow.results.store import StoredRun
 from tests.airflow.conftest import small
-from tests.airflow.server import AirflowServer
-from tests.airflow.test_edited import parsed
+from tests.airflow.server import AirflowServer, more_studies
 from tests.airflow.test_pages import SHOTS, assert_accessible, browser, page
 from tests.parts import left_by
 
@@ -30,16 +29,16 @@ pytestmark = [
     pytest.mark.timeout(1800),  # two runs, each of which may take seven minutes on a busy machine
 ]
 
-SIX = "sweep: {transformers.engine_params.dtype: [float32, bfloat16], task.max_output_tokens: [4, 6, 8]}\n"
-"""Two sessions of three experiments."""
+FOUR = "sweep: {scripted.engine_params.step_s: [0.001, 0.002], task.max_output_tokens: [4, 8]}\n"
+"""Two sessions of two experiments."""
 ONE_FAILS = "sweep: {transformers.llem_execution.chat_template: [true, false]}\n"
 """One session; the first experiment asks for a template that the model spoils."""
 
 
-def in_sessions(name: str, image: str, sweep: str) -> str:
-    text = small(name, "transformers").replace("n_cycles: 1", "n_cycles: 1, isolation: process")
-    return text.replace("transformers: process", "transformers: container") + (
-        f"images: {{transformers: '{image}'}}\n{sweep}"
+def in_sessions(name: str, engine: str, image: str, sweep: str) -> str:
+    text = small(name, engine).replace("n_cycles: 1", "n_cycles: 1, isolation: process")
+    return text.replace(f"{engine}: process", f"{engine}: container") + (
+        f"images: {{{engine}: '{image}'}}\n{sweep}"
     )
 
 
@@ -74,69 +73,67 @@ class Ended:
 
 @pytest.fixture(scope="module")
 def ended(
-    process_airflow: AirflowServer, docker_api: docker.APIClient, cpu_image: str
+    process_airflow: AirflowServer, docker_api: docker.APIClient, cpu_image: str, python_image: str
 ) -> Iterator[dict[str, Ended]]:
     """Both studies, run at the same time, by name."""
     airflow = process_airflow
     model = Path(airflow.environment["LLEM_MODELS_DIR"]) / "spoiled-template"
     shutil.copytree(model.with_name("tiny-llama-random"), model)
     (model / "chat_template.jinja").write_text("{{ raise_exception('this template is spoiled') }}")
-    studies = airflow.home / "dags" / "studies"
-    failing = in_sessions("one-fails", cpu_image, ONE_FAILS).replace("tiny-llama-random", model.name)
-    files = {"six.yaml": in_sessions("six", cpu_image, SIX), "one-fails.yaml": failing}
-    for name, text in files.items():
-        (studies / name).write_text(text)
-    names = [name.removesuffix(".yaml") for name in files]
-    parsed(airflow, lambda: all(airflow.get(f"/api/v2/dags/{each}").status_code == 200 for each in names))
-    started = {}
-    for name in names:
-        airflow.unpause(name)
-        answer = airflow.trigger(name)
-        answer.raise_for_status()
-        started[name] = answer.json()["dag_run_id"]
-    runs = {name: airflow.finished(name, run_id) for name, run_id in started.items()}
-    left = left_by(docker_api, airflow.installation)
-    root = ResultsRoot(airflow.results)
-    yield {name: Ended(airflow, run, root.run(name, started[name]), left) for name, run in runs.items()}
-    for name in files:
-        (studies / name).unlink()
+    studies = {
+        "four": in_sessions("four", "scripted", python_image, FOUR),
+        "one-fails": in_sessions("one-fails", "transformers", cpu_image, ONE_FAILS).replace(
+            "tiny-llama-random", model.name
+        ),
+    }
+    with more_studies(airflow, studies):
+        started = {}
+        for name in studies:
+            airflow.unpause(name)
+            answer = airflow.trigger(name)
+            answer.raise_for_status()
+            started[name] = answer.json()["dag_run_id"]
+        runs = {name: airflow.finished(name, run_id) for name, run_id in started.items()}
+        left = left_by(docker_api, airflow.installation)
+        root = ResultsRoot(airflow.results)
+        yield {name: Ended(airflow, run, root.run(name, started[name]), left) for name, run in runs.items()}
 
 
-def test_six_experiments_in_two_sessions_are_each_measured_once_and_nothing_stays(
+def test_four_experiments_in_two_sessions_are_each_measured_once_and_nothing_stays(
     ended: dict[str, Ended],
 ) -> None:
-    six = ended["six"]
-    assert six.run["state"] == "success", six.log(".cycle_1")
-    cycles = six.stored.cycles(repeats=True)
-    assert len({ref.experiment_id for ref in cycles}) == len(cycles) == 6
+    four = ended["four"]
+    assert four.run["state"] == "success", four.log(".cycle_1")
+    cycles = four.stored.cycles(repeats=True)
+    assert len({ref.experiment_id for ref in cycles}) == len(cycles) == 4
     told = sorted(
         (one["session"], one["position_in_session"]) for one in (ref.provenance() for ref in cycles)
     )
     first, second = sorted({session for session, _ in told})
-    assert told == [(session, place) for session in (first, second) for place in range(3)]
+    assert told == [(session, place) for session in (first, second) for place in range(2)]
     assert {len(ref.session()["lives"]) for ref in cycles} == {1}, "no session was started again"
-    assert six.states("start_session", "stop_session") == ["success"] * 4
-    assert six.left == []
+    assert four.states("start_session", "stop_session") == ["success"] * 4
+    assert four.left == []
 
 
 def test_the_log_of_a_cycle_says_where_it_runs(ended: dict[str, Ended]) -> None:
-    log = ended["six"].log(".cycle_1")
-    assert "cycle 1, as a process in the container of session transformers-tiny-llama-random-" in log
+    log = ended["four"].log(".cycle_1")
+    assert "cycle 1, as a process in the container of session scripted-tiny-llama-random-" in log
 
 
 def test_the_page_of_the_run_shows_which_cycles_share_a_container(
     ended: dict[str, Ended], page: Page
 ) -> None:
-    six = ended["six"]
-    run_id = six.stored.run_id.replace("+", "%2B")
-    page.goto(f"{six.airflow.url}/dags/six/runs/{run_id}/plugin/llem-energy?view=cycles")
+    four = ended["four"]
+    run_id = four.stored.run_id.replace("+", "%2B")
+    page.goto(f"{four.airflow.url}/dags/four/runs/{run_id}/plugin/llem-energy?view=cycles")
     rows = page.get_by_test_id("llem-sessions").locator("tbody tr")
     expect(rows).to_have_count(2)
     for row in rows.all_inner_texts():
-        for text in ("-c1", "removed", "first in its container", "after 2 attempts", "nothing wrong"):
+        for text in ("-c1", "removed", "first in its container", "after 1 attempt", "nothing wrong"):
             assert text in row
     rows.first.get_by_role("button").last.click()
-    expect(page.get_by_test_id("llem-cell")).to_contain_text("a process of its own, after 2 attempts")
+    expect(page.get_by_test_id("llem-cell")).to_contain_text("a process of its own, after 1 attempt")
     assert_accessible(page)
     page.screenshot(path=SHOTS / "pages-sessions-light.png", full_page=True)
 
