@@ -10,7 +10,7 @@ from pathlib import Path
 from llem_airflow.study import load_study_text
 
 
-def run_study(home: Path, study: str, models: Path, images: dict[str, str]) -> Path:
+def run_study(home: Path, study: str, models: Path, images: dict[str, str], **more: str) -> Path:
     """Run it to its end; the folder of the run's results.
 
     Args:
@@ -18,6 +18,7 @@ def run_study(home: Path, study: str, models: Path, images: dict[str, str]) -> P
         study: The text of the study.
         models: Folder of model directories.
         images: Image by engine.
+        more: Further environment variables.
     """
     file = home / "study.yaml"
     file.write_text(study)
@@ -28,6 +29,7 @@ def run_study(home: Path, study: str, models: Path, images: dict[str, str]) -> P
         "LLEM_MODELS_DIR": str(models),
         **{f"LLEM_IMAGE_{engine.upper()}": image for engine, image in images.items()},
         "OMP_NUM_THREADS": "1",
+        **more,
     }
     done = subprocess.run(
         [str(Path(sys.executable).with_name("llem-airflow")), "run", str(file)],

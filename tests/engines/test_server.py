@@ -1,4 +1,4 @@
-"""vLLM's own server, under Poisson arrivals at three rates one after the other, through Airflow."""
+"""vLLM's own server, through Airflow: Poisson arrivals at a rate, more than it can serve, another rate, and users."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import docker
 import pyarrow.parquet as pq
 import pytest
 
+from llem_airflow.frames import cycles_df
 from llem_airflow.measurement.load.arrivals import arrival_times
 from llem_airflow.protocol.result import CycleResult
 from tests.engines.command import run_study
 
 pytestmark = [pytest.mark.docker, pytest.mark.engine, pytest.mark.airflow, pytest.mark.timeout(900)]
 
-RATES = (1, 2, 4)
+RATES = (1, 4)
+FLOOD, USERS = 64, 2
 TOKENS = 16
-RAMP_S, WINDOW_S = 2, 8
+RAMP_S, WINDOW_S = 2, 6
 STUDY = f"""\
 study_name: served
 serving_mode: server
@@ -34,16 +36,24 @@ server:
   traffic:
     window_seconds: {WINDOW_S}
     ramp_exclusion_seconds: {RAMP_S}
-    seed: 5
     slo: {{ttft_ms: 2000, tpot_ms: 500, percentile: 0.9}}
   warmup: {{mode: fixed, duration_seconds: 2}}
 sweep:
-  server.traffic.rate: {list(RATES)}
+  load:
+    - {{server.traffic.rate: {RATES[0]}, server.traffic.seed: 5}}
+    - server.traffic.rate: {FLOOD}
+      server.traffic.request_timeout_seconds: 6
+      server.max_failed_ratio: 1
+      task.max_output_tokens: 200
+    - {{server.traffic.rate: {RATES[1]}, server.traffic.seed: 5}}
+    - server.traffic.concurrency: {USERS}
+      task.dataset: {{source: "synthetic:24x{TOKENS}", n_prompts: 20, range_ratio: 0.25, prefix_tokens: 8}}
 vllm: {{engine_params: {{enforce_eager: true, max_model_len: 256, max_num_seqs: 4, enable_prefix_caching: true}}}}
 study_execution: {{n_cycles: 1, isolation: engine}}
 runners: {{vllm: container}}
 airflow: {{retries: 0}}
 """
+"""12,800 tokens/s, four sequences at a time, are beyond any CPU."""
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +69,18 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def cycles(run: Path) -> dict[int, Path]:
-    """The stored cycle of each rate."""
+def cycles(run: Path) -> dict[int | None, Path]:
+    """The stored cycle of each rate, and of the users."""
     found = {}
     for path in run.glob("experiments/*/cycle-1"):
-        found[json.loads((path / "config.json").read_text())["config"]["server"]["traffic"]["rate"]] = path
-    assert sorted(found) == list(RATES)
+        found[traffic(path).get("rate")] = path
+    assert set(found) == {*RATES, FLOOD, None}
     return found
+
+
+def traffic(cycle: Path) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads((cycle / "config.json").read_text())["config"]["server"]["traffic"]
+    return said
 
 
 def result(cycle: Path) -> CycleResult:
@@ -84,7 +99,7 @@ def server_rows(cycle: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("rate", RATES)
 def test_every_request_was_due_as_the_schedule_said_and_was_answered_in_full(
-    cycles: dict[int, Path], rate: int
+    cycles: dict[int | None, Path], rate: int
 ) -> None:
     rows = [row for row in requests(cycles[rate]) if row["phase"] != "warmup"]
     drawn = arrival_times("poisson", rate_per_s=rate, duration_s=RAMP_S + WINDOW_S + 1, seed=5)
@@ -98,7 +113,7 @@ def test_every_request_was_due_as_the_schedule_said_and_was_answered_in_full(
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_token_counts_are_the_server_s_own(cycles: dict[int, Path], rate: int) -> None:
+def test_token_counts_are_the_server_s_own(cycles: dict[int | None, Path], rate: int) -> None:
     rows = requests(cycles[rate])
     answered = [row for row in rows if row["phase"] != "warmup"]
     first, last = server_rows(cycles[rate])[0], server_rows(cycles[rate])[-1]
@@ -114,7 +129,7 @@ def test_token_counts_are_the_server_s_own(cycles: dict[int, Path], rate: int) -
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_the_window_s_numbers_are_those_of_its_rows(cycles: dict[int, Path], rate: int) -> None:
+def test_the_window_s_numbers_are_those_of_its_rows(cycles: dict[int | None, Path], rate: int) -> None:
     found, rows = result(cycles[rate]), requests(cycles[rate])
     window = found.window
     begin_ns, end_ns = window.t_begin_mono_ns, window.t_end_mono_ns
@@ -127,10 +142,13 @@ def test_the_window_s_numbers_are_those_of_its_rows(cycles: dict[int, Path], rat
     assert found.engine_version.startswith("0.32.0")
 
 
-def test_the_summary_has_rates_goodput_and_energy_of_each(run: Path, cycles: dict[int, Path]) -> None:
+def test_the_summary_has_rates_goodput_and_energy_of_each(run: Path, cycles: dict[int | None, Path]) -> None:
     summary = json.loads((run / "summary.json").read_text())
-    assert (summary["planned"], summary["valid"], summary["missing"]) == (3, 3, [])
-    for experiment in summary["experiments"]:
+    assert (summary["planned"], summary["valid"], summary["missing"]) == (4, 4, [])
+    ids = {cycles[rate].parent.name for rate in RATES}
+    at_rates = [experiment for experiment in summary["experiments"] if experiment["id"] in ids]
+    assert len(at_rates) == len(RATES)
+    for experiment in at_rates:
         found = {each["name"]: each["all"]["mean"] for each in experiment["metrics"]}
         assert found["failed_ratio"] == 0
         assert found["offered_requests_per_s"] == pytest.approx(found["requests_per_s"])
@@ -139,12 +157,19 @@ def test_the_summary_has_rates_goodput_and_energy_of_each(run: Path, cycles: dic
         assert 0 < found["ttft_p50_s"] < found["e2el_p50_s"]
 
 
-def test_one_server_lives_on_over_the_rates_and_forgets_what_it_has_cached(cycles: dict[int, Path]) -> None:
+def test_one_server_lives_on_over_all_loads_and_forgets_what_it_has_cached(
+    cycles: dict[int | None, Path],
+) -> None:
     places = {
         json.loads((path / "provenance.json").read_text())["position_in_session"]: path
         for path in cycles.values()
     }
-    assert sorted(places) == [0, 1, 2]
+    assert [traffic(path).get("rate") for _, path in sorted(places.items())] == [
+        RATES[0],
+        FLOOD,
+        RATES[1],
+        None,
+    ]
     loads = [
         any(
             json.loads(line).get("phase") == "load"
@@ -152,18 +177,18 @@ def test_one_server_lives_on_over_the_rates_and_forgets_what_it_has_cached(cycle
         )
         for _, path in sorted(places.items())
     ]
-    assert loads == [True, False, False]
+    assert loads == [True, False, False, False]
     emptied = [
         "its prefix cache emptied" in (path / "container.log").read_text()
         for _, path in sorted(places.items())
     ]
-    assert emptied == [False, True, True]
+    assert emptied == [False, True, True, True]
     assert {json.loads((path / "session.json").read_text())["start_kind"] for path in cycles.values()} == {
         "warm"
     }
 
 
-def test_the_command_passes_the_study_s_parameters_through(cycles: dict[int, Path]) -> None:
+def test_the_command_passes_the_study_s_parameters_through(cycles: dict[int | None, Path]) -> None:
     for path in cycles.values():
         served = result(path).served
         assert served is not None
@@ -172,3 +197,39 @@ def test_the_command_passes_the_study_s_parameters_through(cycles: dict[int, Pat
         assert "--enforce-eager" in command
     logs = [(path / "server.log").read_text() for path in cycles.values()]
     assert any(logs), "what the server printed as it started"
+
+
+def test_no_more_requests_are_under_way_than_there_are_users(cycles: dict[int | None, Path]) -> None:
+    assert result(cycles[None]).window.requests > 0
+    edges = sorted(
+        edge
+        for row in requests(cycles[None])
+        for edge in ((row["t_submit_mono_ns"], 1), (row["t_end_mono_ns"], -1))
+        if edge[0]
+    )
+    under_way = most = 0
+    for _, step in edges:
+        under_way += step
+        most = max(most, under_way)
+    assert most == USERS
+
+
+def test_prompts_and_answers_have_lengths_of_their_own(cycles: dict[int | None, Path]) -> None:
+    answered = [row for row in requests(cycles[None]) if row["status"] == "ok"]
+    outputs = {row["output_tokens"] for row in answered}
+    assert len(outputs) > 1
+    assert outputs <= set(range(TOKENS * 3 // 4, TOKENS * 5 // 4 + 1))
+    assert {row["input_tokens"] for row in answered} <= set(range(18 + 8, 30 + 8 + 1))
+
+
+def test_a_rate_that_is_too_high_is_measured_and_misses_the_slo(
+    run: Path, cycles: dict[int | None, Path]
+) -> None:
+    (row,) = (
+        row
+        for row in cycles_df(str(run)).to_dict("records")
+        if row["experiment"] == cycles[FLOOD].parent.name
+    )
+    assert row["status"] == "valid"
+    assert row["slo_met_ratio"] == 0
+    assert "saturated" in list(row["flags"])

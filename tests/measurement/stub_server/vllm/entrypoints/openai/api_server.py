@@ -3,7 +3,8 @@
 die: ends after the first 20 requests. refuse: every third request gets status 500. slow: tokens take 0.5 s. deaf: never
 gets ready. broken: ends before it is ready, as an engine without room for its cache. in-use: likewise, as its port was
 taken meanwhile. hang-up: closes every connection after two tokens. mute: tells no token counts. chunky: three tokens an
-event. busy: says that it still works on a request. full: cannot empty its prefix cache. unused: none of these.
+event. busy: says that it still works on a request. full: cannot empty its prefix cache. in-turn: answers one request
+after the other. unused: none of these.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import os
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 MODE = os.environ.get("STUB_SERVER", "")
 STEP_S = 0.5 if MODE == "slow" else 0.005
+TURN = threading.Lock() if MODE == "in-turn" else nullcontext()
 
 
 class Counts:
@@ -63,7 +66,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         Counts.running += 1
         try:
-            self.stream(body)
+            with TURN:
+                self.stream(body)
         except OSError:
             self.close_connection = True
         finally:
