@@ -15,6 +15,7 @@ import pytest
 from llem_airflow.measurement.session import folder as folders
 from llem_airflow.measurement.session.attempt import turn
 from llem_airflow.measurement.session.folder import SessionFolder
+from llem_airflow.measurement.session.guard import _idle, _why
 from llem_airflow.measurement.session.health import BASELINE, judge
 from llem_airflow.measurement.session.work import engine_problem, living_engine
 from llem_airflow.measurement.whole import write_json
@@ -294,3 +295,37 @@ def test_tries_are_ordered_by_their_number(
     told = turn(attempt, asks, "attempt a")
     assert (told.state == ENDED) == taken
     assert (told.position, 0 <= told.age_s < 60) == (5 if taken else 0, True)
+
+
+def test_why_the_container_before_ended_is_what_was_said_last(session: SessionFolder) -> None:
+    assert _why(session) == "its container was killed"
+    session.append(HEALTH, {"problems": ["GPU lost", "left running"]})
+    assert _why(session) == "its container was killed"
+    session.append(HEALTH, {"ended": "it was stopped"})
+    assert _why(session) == "GPU lost; left running"
+    session.append(HEALTH, {"problems": []})
+    session.append(HEALTH, {"ended": "no cycle for 60 s"})
+    assert _why(session) == "no cycle for 60 s"
+
+
+def test_the_guard_ends_when_its_time_is_over_or_nobody_has_come(session: SessionFolder) -> None:
+    assert _idle(session, time.monotonic_ns(), 600.0) == "it has lived for max_runtime"
+    (session.state / "renewed").write_text(str(time.monotonic() - 50.0))
+    assert _idle(session, time.monotonic_ns() + 10**12, 50.0) == "no cycle for 50 s"
+
+
+def test_the_life_of_a_session_goes_on_over_those_of_its_container(session: SessionFolder) -> None:
+    """A session that began an hour ago has ended, however young its container."""
+    session.append(LIVES, {"t_mono_ns": time.monotonic_ns() - 3600 * 10**9})
+    session.append(LIVES, {"t_mono_ns": time.monotonic_ns()})
+    session.append(HEALTH, {"ended": "it was stopped"})
+    code = (
+        "import sys; from pathlib import Path; from llem_airflow.measurement.session.guard import guard; "
+        "from llem_airflow.measurement.session.folder import SessionFolder; "
+        f"sys.exit(guard(SessionFolder(Path({str(session.root)!r})), 3599.0, 600.0))"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    assert session.read_lines(HEALTH)[-1]["ended"] == "it has lived for max_runtime"
+    assert [one.get("after") for one in session.lives()] == [None, None, "it was stopped"]
+    assert not (session.state / "ready").exists()
+    assert session.idle_s() < 600
