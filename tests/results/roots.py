@@ -1,9 +1,8 @@
-"""Roots to test the store on: a folder, a file system without rename, and a real S3 server on this machine."""
+"""Roots to test the store on: a folder, a file system without rename, and an S3 server on this machine."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import socket
 import subprocess
@@ -12,7 +11,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 
 import fsspec
@@ -20,23 +18,16 @@ import pytest
 
 from llem_airflow.results import ResultsRoot
 from tests import parts
+from tests.results.swift import KEY, SECRET, swift
 
 
 @contextmanager
-def s3_at(port: int, *, keys: bool = False) -> Iterator[str]:
-    """An S3 server at a port of this machine; its URL.
-
-    Args:
-        port: The port.
-        keys: Whether it asks for signatures by keys that it knows, from the third request on: ``new_key`` makes one.
-    """
+def s3_at(port: int) -> Iterator[str]:
+    """A light S3 server, which takes any key, at a port of this machine; its URL."""
     if not all(importlib.util.find_spec(name) for name in ("moto", "s3fs")):
         pytest.skip("needs s3fs and moto[server]")
     command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    environment = os.environ | ({"INITIAL_NO_AUTH_ACTION_COUNT": "3"} if keys else {})
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as server:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             _wait_for(port)
             yield f"http://127.0.0.1:{port}"
@@ -44,27 +35,10 @@ def s3_at(port: int, *, keys: bool = False) -> Iterator[str]:
             server.kill()
 
 
-def new_key(url: str) -> tuple[str, str]:
-    """Id and secret of a key with which the server lets everything pass; others are refused from then on."""
-    iam = import_module("boto3").client(
-        "iam",
-        endpoint_url=url,
-        region_name="us-east-1",
-        aws_access_key_id="none",
-        aws_secret_access_key="none",
-    )
-    iam.create_user(UserName="lab")
-    rule = {"Effect": "Allow", "Action": "*", "Resource": "*"}
-    policy = json.dumps({"Version": "2012-10-17", "Statement": [rule]})
-    iam.put_user_policy(UserName="lab", PolicyName="all", PolicyDocument=policy)
-    key = iam.create_access_key(UserName="lab")["AccessKey"]
-    return key["AccessKeyId"], key["SecretAccessKey"]
-
-
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """URL of an S3 server on this machine."""
-    with s3_at(parts.free_port()) as url:
+    """URL of an S3 server on this machine: the light one, or as ``LLEM_TEST_S3`` says ``swift``."""
+    with swift() if os.environ.get("LLEM_TEST_S3") == "swift" else s3_at(parts.free_port()) as url:
         yield url
 
 
@@ -73,7 +47,7 @@ def new_root(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Resul
     if kind == "file":
         return ResultsRoot(tmp_path / "results")
     if kind == "s3":
-        options = {"endpoint_url": request.getfixturevalue("s3_server"), "key": "test", "secret": "test"}
+        options = {"endpoint_url": request.getfixturevalue("s3_server"), "key": KEY, "secret": SECRET}
         bucket = f"results-{uuid.uuid4().hex}"
         fsspec.filesystem("s3", **options).mkdir(bucket)
         return ResultsRoot(f"s3://{bucket}/energy", **options)

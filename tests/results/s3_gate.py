@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from tests import parts
-from tests.results.roots import new_key, s3_at
+from tests.results.swift import KEY, SECRET, swift
 
 SLOW_DOWN = (
     b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code>'
@@ -127,11 +126,10 @@ def _send(
 @contextmanager
 def gated_lab() -> Iterator[tuple[Gate, str, str]]:
     """A gate before a server that knows one key and has the bucket ``lab``, and the key."""
-    with s3_at(parts.free_port(), keys=True) as url, gate_before(url) as gate:
-        key, secret = new_key(url)
-        store = fsspec.filesystem("s3", endpoint_url=url, key=key, secret=secret, skip_instance_cache=True)
+    with swift() as url, gate_before(url) as gate:
+        store = fsspec.filesystem("s3", endpoint_url=url, key=KEY, secret=SECRET, skip_instance_cache=True)
         store.mkdir("lab")
-        yield gate, key, secret
+        yield gate, KEY, SECRET
 
 
 def _none(method: str, path: str) -> bool:

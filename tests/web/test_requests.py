@@ -25,6 +25,7 @@ from tests.analysis.conftest import run_maker
 from tests.results import roots
 from tests.results.recorded import Recording
 from tests.results.s3_gate import Gate, gate_before
+from tests.results.swift import KEY, SECRET
 from tests.web.conftest import Site
 from tests.web.written import BEGAN_NS, DAY_NS
 
@@ -41,7 +42,7 @@ def gate(s3_server: str) -> Iterator[Gate]:
 def root(gate: Gate, request: pytest.FixtureRequest, tmp_path: Path) -> ResultsRoot:
     """A root on the server behind the gate."""
     made = roots.new_root("s3", request, tmp_path)
-    return ResultsRoot(made.url, endpoint_url=gate.url, key="test", secret="test")
+    return ResultsRoot(made.url, endpoint_url=gate.url, key=KEY, secret=SECRET)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_prune_looks_into_no_run_that_stays(
 
 
 def prune_all(root: ResultsRoot, stay: int) -> int:
-    options = {"endpoint_url": root.folder.fs.endpoint_url, "key": "test", "secret": "test"}
+    options = {"endpoint_url": root.folder.fs.endpoint_url, "key": KEY, "secret": SECRET}
     with mock.patch.dict(fsspec.config.conf, s3=options):
         return prune(root.url, study=None, keep_runs=stay, keep_days=None, yes=True)
 
