@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from llem_airflow.cli.names import HOSTS, INSTALLATION, ROOT, RUN, complete_run, complete_study, older_than
+from llem_airflow.cli.names import (
+    CLUSTERS,
+    HOSTS,
+    INSTALLATION,
+    ROOT,
+    RUN,
+    complete_run,
+    complete_study,
+    older_than,
+)
 
 
 @click.command("report")
@@ -269,9 +278,12 @@ def push_results(
     help="Where they lie: `[llem] unstored` of the worker. Default: llem-unstored in AIRFLOW_HOME.",
 )
 @click.option(
-    "--engines", is_flag=True, help="Look into the containers on the GPU hosts' Docker engines instead."
+    "--engines",
+    is_flag=True,
+    help="Look into the containers on the GPU hosts' engines, and the pods on the clusters, instead.",
 )
 @HOSTS
+@CLUSTERS
 @ROOT
 @older_than("a container that Airflow does not know is nobody's")
 @INSTALLATION
@@ -282,6 +294,7 @@ def recover_results(
     *,
     engines: bool,
     hosts: tuple[str, ...],
+    clusters: tuple[str, ...],
     dry_run: bool,
     **options: Any,
 ) -> int:
@@ -290,16 +303,18 @@ def recover_results(
     A result whose store was full, away, throttled or without credentials stays on the worker that measured it. Run this
     there, as the user of the worker.
 
-    With --engines or --host, the finished results in containers whose task has ended for good before it could collect
-    them; Airflow's database says which tasks those are. --results-root or --to says where they go.
+    With --engines, --host or --cluster, the finished results in containers and pods whose task has ended for good
+    before it could collect them; Airflow's database says which tasks those are. --results-root or --to says where they
+    go. A pod has its result for an hour after its attempt's end.
 
     Each is stored once, however often this runs, and then removed where it was.
     """
-    if engines or hosts:
+    if engines or hosts or clusters:
         from llem_airflow.runners.stranded import recover
 
         return recover(
             hosts,
+            clusters,
             to or options["results_root"],
             options["installation"],
             older_than_s=options["older_than_h"] * 3600,

@@ -22,12 +22,13 @@ from kubernetes.config import ConfigException
 from sqlalchemy.exc import SQLAlchemyError
 
 from llem_airflow.operators import living
+from llem_airflow.results import ResultsRoot
 from llem_airflow.runners import cluster_doctor, cluster_gpus
 from llem_airflow.runners.cluster import API_ERRORS, client_of
 from llem_airflow.runners.cluster_gc import leftovers_among, remove_from, things_in
-from llem_airflow.runners.engine import LIVE_STATES
-from llem_airflow.runners.gc import said_of
+from llem_airflow.runners.gc import Leftover, Running, said_of
 from llem_airflow.runners.kubernetes import refusal
+from llem_airflow.runners.stranded_pods import PodRecovery
 
 _NO_CONFIG = (AirflowException, ConfigException, OSError, ValueError)
 
@@ -119,7 +120,23 @@ def _doctor(api: CoreV1Api, namespace: str, question: Mapping[str, Any]) -> dict
     return {"checks": cluster_doctor.examine(api, namespace, **named, pull_secrets=secrets)}
 
 
+def _recover(api: CoreV1Api, namespace: str, question: Mapping[str, Any]) -> dict[str, Any]:
+    found, why = _left(api, namespace, question, running="disowned")
+    recovery = PodRecovery(api, namespace, ResultsRoot(question["root"]), store=question["store"])
+    return {"found": [asdict(each) for each in recovery.results(found)], "why": why}
+
+
 def _gc(api: CoreV1Api, namespace: str, question: Mapping[str, Any]) -> dict[str, Any]:
+    found, why = _left(api, namespace, question, running="any")
+    left = [each for each in found if question["force"] or each.may_go]
+    gone = remove_from(api, namespace, left) if question["remove"] else 0
+    return {"found": list(map(asdict, found)), "gone": gone, "why": why}
+
+
+def _left(
+    api: CoreV1Api, namespace: str, question: Mapping[str, Any], *, running: Running
+) -> tuple[list[Leftover], str]:
+    """What nobody owns there, and why Airflow cannot be asked; empty when it can."""
     things = things_in(api, namespace)
     labels = things.labels()
     said = said_of(labels, living.answer(labels))
@@ -128,17 +145,16 @@ def _gc(api: CoreV1Api, namespace: str, question: Mapping[str, Any]) -> dict[str
         alive=said.alive,
         older_than_s=question["older_than_s"],
         installation=question["installation"] or said.installation,
-        running="any",
+        running=running,
     )
-    left = [each for each in found if question["force"] or each.state not in LIVE_STATES]
-    gone = remove_from(api, namespace, left) if question["remove"] else 0
-    return {"found": list(map(asdict, found)), "gone": gone, "why": "" if said.alive else said.why}
+    return found, "" if said.alive else said.why
 
 
 _DO: dict[str, Callable[[CoreV1Api, str, Mapping[str, Any]], dict[str, Any]]] = {
     "doctor": _doctor,
     "gc": _gc,
     "gpus": _gpus,
+    "recover": _recover,
 }
 
 if __name__ == "__main__":

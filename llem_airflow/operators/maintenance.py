@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import docker
 from airflow.sdk import BaseOperator, Context, get_parsing_context
 from airflow.sdk.exceptions import AirflowException
 
@@ -16,7 +15,7 @@ from llem_airflow.results import ResultsRoot
 from llem_airflow.runners.attempt import LABEL_SESSION
 from llem_airflow.runners.engine import ENGINE_ERRORS, why_away
 from llem_airflow.runners.gc import Leftover, find_leftovers, remove_leftovers
-from llem_airflow.runners.stranded import Recovery
+from llem_airflow.runners.stranded import Recovery, Stranded
 
 States = Callable[..., Mapping[str, Mapping[str, str | None]]]
 
@@ -68,23 +67,23 @@ class LLEMCollectGarbageOperator(BaseOperator):
             raise AirflowException(f"{name}: the Docker engine does not answer: {why_away(error)}") from error
         with api:
             left = find_leftovers(api, **rules)
-            stays = self._store(api, left, host.name)
+            stays = self._store(Recovery(api, self._root(), host.name or "").results(left))
             left = [each for each in left if each.name not in stays]
             self._tell(name, left)
             gone = remove_leftovers(api, left)
         self.log.info("%s: %s removed", name, gone)
         return gone
 
-    def _store(self, api: docker.APIClient, left: list[Leftover], host: str | None) -> set[str]:
-        """Store finished results that nobody comes for; names of the containers whose result cannot be stored."""
+    def _store(self, results: Iterable[Stranded]) -> set[str]:
+        """Store finished results that nobody comes for; names of what has one that cannot be stored."""
         stays = set()
-        for one in Recovery(api, ResultsRoot(settings().results_root), host or "").results(left):
+        for one in results:
             if one.stored:
                 self.log.info(
                     "%s: its task ended before it could store it: stored in %s", one.name, one.stored
                 )
             else:
-                self.log.warning("%s: container %s stays: %s", one.name, one.container, one.why_not)
+                self.log.warning("%s: %s %s stays: %s", one.name, one.kind, one.container, one.why_not)
                 stays.add(one.container)
         return stays
 
@@ -93,10 +92,13 @@ class LLEMCollectGarbageOperator(BaseOperator):
         from llem_airflow.runners.cluster import API_ERRORS  # noqa: PLC0415
         from llem_airflow.runners.cluster_gc import leftovers_among, remove_from, things_in  # noqa: PLC0415
         from llem_airflow.runners.kubernetes import refusal  # noqa: PLC0415
+        from llem_airflow.runners.stranded_pods import PodRecovery  # noqa: PLC0415
 
         try:
             with client(name) as (api, namespace):
                 left = leftovers_among(things_in(api, namespace), **rules)
+                stays = self._store(PodRecovery(api, namespace, self._root()).results(left))
+                left = [each for each in left if each.name not in stays]
                 self._tell(name, left)
                 gone = remove_from(api, namespace, left)
         except ClusterError as error:
@@ -105,6 +107,9 @@ class LLEMCollectGarbageOperator(BaseOperator):
             raise AirflowException(f"{name}: {refusal(error)[1]}") from error
         self.log.info("%s: %s removed", name, gone)
         return gone
+
+    def _root(self) -> ResultsRoot:
+        return ResultsRoot(settings().results_root)
 
     def _tell(self, name: str, left: list[Leftover]) -> None:
         for each in left:

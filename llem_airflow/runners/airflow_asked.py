@@ -26,12 +26,13 @@ def is_airflow_here() -> bool:
     return named or os.path.isdir(home)  # noqa: PTH112  # Path.is_dir() raises where the folder is closed
 
 
-def ask(module: str, question: Any) -> Any:
+def ask(module: str, question: Any, timeout_s: float = _TIMEOUT_S) -> Any:
     """What a module of ``llem_airflow.operators`` answers: its last line, as what Airflow prints comes before.
 
     Args:
         module: Its name; it reads the question from its standard input.
         question: In plain JSON values, as is the answer.
+        timeout_s: How long it may take, in seconds.
 
     Raises:
         NoAnswerError: It does not run, or says nothing that can be read.
@@ -42,7 +43,7 @@ def ask(module: str, question: Any) -> Any:
             input=json.dumps(question),
             capture_output=True,
             text=True,
-            timeout=_TIMEOUT_S,
+            timeout=timeout_s,
             check=True,
         )
         return json.loads(ended.stdout.strip().splitlines()[-1])

@@ -13,7 +13,7 @@ from llem_airflow.runners.attempt import LABEL_INSTALLATION
 from llem_airflow.runners.cluster import Cluster
 from llem_airflow.runners.gc import Alive, Leftover, Running, is_left, what
 from llem_airflow.runners.pod_spec import KEEPER, LABEL_POD, MANAGED, label_value
-from llem_airflow.runners.pod_status import epoch_s_of, has_node, is_over, told_of
+from llem_airflow.runners.pod_status import epoch_s_of, has_node, is_over, main_state, told_of
 
 _PATIENCE_S = 30.0
 
@@ -79,8 +79,11 @@ def leftovers_among(
 
     made = [("pod", pod["metadata"], state_of(pod)) for pod in things.pods]
     made += [("objects", {**found, "name": name}, "unused") for name, found in things.beside.items()]
+    holding = {pod["metadata"]["name"] for pod in things.pods if _ended_well(pod)}
     return [
-        Leftover(kind, found["name"], what(_labels(found)), state, _age_s(found, now_s))
+        Leftover(
+            kind, found["name"], what(_labels(found)), state, _age_s(found, now_s), found["name"] in holding
+        )
         for kind, found, state in made
         if left(found, state)
     ]
@@ -97,10 +100,20 @@ def remove_from(api: CoreV1Api, namespace: str, leftovers: Iterable[Leftover]) -
 
 def state_of(pod: Mapping[str, Any]) -> str:
     """``running`` from its place on a node on, as it has its GPUs; before that ``pending``, afterwards ``ended``."""
-    attempts = [each["name"] for each in pod["spec"]["containers"] if each["name"] != KEEPER]
-    if is_over(pod, attempts[0]):  # ours is the first one
+    if is_over(pod, attempt_in(pod)):
         return "ended"
     return "running" if has_node(pod) else "pending"
+
+
+def attempt_in(pod: Mapping[str, Any]) -> str:
+    """The attempt's container in a pod of ours: the first one."""
+    return next(str(each["name"]) for each in pod["spec"]["containers"] if each["name"] != KEEPER)
+
+
+def _ended_well(pod: Mapping[str, Any]) -> bool:
+    """Whether its keeper may have a result."""
+    ended = main_state(pod, attempt_in(pod), "terminated") or {}
+    return ended.get("exitCode") == 0 and main_state(pod, KEEPER, "running") is not None
 
 
 def _labels(found: Mapping[str, Any]) -> dict[str, str]:

@@ -11,6 +11,9 @@ _NO_AIRFLOW = (
     "no Airflow is set up here, whose connections lead to clusters",
     "run it where Airflow is, or name its folder: AIRFLOW_HOME",
 )
+_LOOK_S = 120.0
+_RECOVERY_S = 3600.0
+"""What it brings out may be gigabytes."""
 
 
 def answers_of(clusters: Sequence[str], do: str, **options: Any) -> list[dict[str, Any]]:
@@ -18,7 +21,7 @@ def answers_of(clusters: Sequence[str], do: str, **options: Any) -> list[dict[st
 
     Args:
         clusters: ``CONNECTION`` or ``CONNECTION/NAMESPACE``.
-        do: ``doctor``, ``gc`` or ``gpus``.
+        do: ``doctor``, ``gc``, ``gpus`` or ``recover``.
         options: Of the question.
     """
     if not clusters:
@@ -27,7 +30,9 @@ def answers_of(clusters: Sequence[str], do: str, **options: Any) -> list[dict[st
     if is_airflow_here():
         try:
             said: list[dict[str, Any]] = ask(
-                "known_clusters", {"clusters": list(clusters), "do": do, **options}
+                "known_clusters",
+                {"clusters": list(clusters), "do": do, **options},
+                timeout_s=_RECOVERY_S if do == "recover" else _LOOK_S,
             )["clusters"]
         except NoAnswerError as problem:
             error = f"Airflow cannot be asked for its clusters ({problem})"

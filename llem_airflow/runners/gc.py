@@ -51,7 +51,7 @@ class Leftover:
         what: Whose it was: experiment, DAG, run.
         state: State of the container, ``unused`` for a volume.
         age_s: Age by the engine's clock, in seconds.
-        ended_well: Whether it is a container that ended with exit code 0: it may hold a result that nobody has stored.
+        ended_well: Whether it ended with exit code 0, and may hold a result that nobody has stored.
     """
 
     kind: str
@@ -60,6 +60,11 @@ class Leftover:
     state: str
     age_s: float
     ended_well: bool = False
+
+    @property
+    def may_go(self) -> bool:
+        """Whether it is removed unless a person insists: it does not run, and is no pod that may hold a result."""
+        return self.state not in LIVE_STATES and not (self.kind == "pod" and self.ended_well)
 
 
 def find_leftovers(
@@ -219,7 +224,7 @@ def collect(
                     running="any",
                 )
                 found += [(host, one) for one in here]
-                left = [one for one in here if force or one.state not in LIVE_STATES]
+                left = [one for one in here if force or one.may_go]
                 gone += remove_leftovers(api, left) if remove else 0
     options = {"older_than_s": older_than_s, "installation": installation, "remove": remove, "force": force}
     answered = []
@@ -286,7 +291,7 @@ def _tell(
     force: bool,
 ) -> None:
     """Print what was found and how many of it are gone."""
-    left = [each for each in found if force or each[1].state not in LIVE_STATES]
+    left = [each for each in found if force or each[1].may_go]
     if as_json:
         told = [{"host": host.name, **dataclasses.asdict(one)} for host, one in left]
         sys.stdout.write(json.dumps(told, indent=1) + "\n")
@@ -294,13 +299,18 @@ def _tell(
     if why:
         sys.stdout.write(f"Airflow cannot be asked who is alive ({why}): age alone decides.\n")
     for host, one in found:
-        if (host, one) not in left:
+        if (host, one) not in left and one.kind == "pod" and one.ended_well:
+            sys.stdout.write(
+                f"{host.prefix}{one.name} may hold a result and is not touched without --force: {one.what}; "
+                f"`llem-airflow results recover --cluster {host.name}` stores it\n"
+            )
+        elif (host, one) not in left:
             sys.stdout.write(f"{host.prefix}{one.name} runs and is not touched without --force: {one.what}\n")
     for host, one in left:
         sys.stdout.write(
             f"{host.prefix}{one.kind} {one.name}  {one.state}, {one.age_s / 3600:.1f} h old: {one.what}\n"
         )
-    if gone is None and any(one.ended_well for _, one in left):
+    if gone is None and any(one.ended_well and one.kind == "container" for _, one in left):
         sys.stdout.write(
             "Results of containers that ended well: `llem-airflow results recover --engines` stores them first.\n"
         )

@@ -354,7 +354,7 @@ class KubernetesRunner(Runner):
                 "namespace": self._settings.namespace,
                 "pod": self._pod,
             },
-            gpus=_gpus_seen(self._folder) if self._settings.gpus else (),
+            gpus=gpus_seen(self._folder) if self._settings.gpus else (),
         )
 
     def _await_start(self) -> None:
@@ -523,7 +523,7 @@ def _now_epoch_s() -> float:
     return time.time_ns() / 1e9
 
 
-def _gpus_seen(folder: Path) -> tuple[str, ...]:
+def gpus_seen(folder: Path) -> tuple[str, ...]:
     """The devices that the meter found in the container: those that the device plugin gave it."""
     try:
         said = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))

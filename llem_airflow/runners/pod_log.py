@@ -61,6 +61,12 @@ def follow(
             return pod
 
 
+def read_all(cluster: Cluster, name: str, container: str, sink: LogSink) -> None:
+    """Feed the whole output of a container that has ended to ``sink``."""
+    _Reader(sink, lambda: None).read_rest(cluster, name, container)
+    sink.finish()
+
+
 class _Reader:
     def __init__(self, sink: LogSink, heard: Callable[[], None]) -> None:
         self._sink, self._heard = sink, heard

@@ -113,6 +113,14 @@ with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as archive:
 """
 """Writes what came out to its output."""
 
+TELLS = f"""\
+import glob, json, os, sys
+path = glob.glob({f"{EXCHANGE_DIR}/*_config.json"!r})[0]
+said = dict(name=os.path.basename(path), spec=open(path, encoding="utf-8").read())
+json.dump(dict(said, variables={{name: os.environ.get(name) for name in sys.argv[1:]}}), sys.stdout)
+"""
+"""Writes what the attempt was told, and variables of its own, to its output."""
+
 
 @dataclass(frozen=True, slots=True)
 class PodSettings:
@@ -374,7 +382,10 @@ def _hand_in(main: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _keeper(main: Mapping[str, Any], settings: PodSettings) -> dict[str, Any]:
-    return _helper(main, KEEPER, KEEPS, _BUNDLE, str(settings.keep_s), KEEPER)
+    made = _helper(main, KEEPER, KEEPS, _BUNDLE, str(settings.keep_s), KEEPER)
+    # Who takes a result for a task that is over has to know what to keep out of it.
+    made["env"] += [each for each in main["env"] if "secretKeyRef" in (each.get("valueFrom") or {})]
+    return made
 
 
 def ending(grace_s: float) -> list[str]:

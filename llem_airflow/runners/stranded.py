@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -25,9 +25,10 @@ from llem_airflow.protocol.result import CycleResult
 from llem_airflow.protocol.session import EVIDENCE
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.typed_json import ProtocolError
-from llem_airflow.results import ResultsRoot
+from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.results.faults import why_store_fails
 from llem_airflow.runners.attempt import LABEL_GPUS, LABEL_KEY, LABEL_PRIVATE, LABEL_SESSION
+from llem_airflow.runners.clusters import answers_of
 from llem_airflow.runners.ending import CONTAINER_LOG, read_result
 from llem_airflow.runners.engine import (
     ENGINE_ERRORS,
@@ -39,7 +40,7 @@ from llem_airflow.runners.engine import (
 )
 from llem_airflow.runners.exchange import CollectError, collect_attempts
 from llem_airflow.runners.gc import Leftover, find_leftovers, reached, said_away
-from llem_airflow.runners.hosts import hosts_of
+from llem_airflow.runners.hosts import targets
 from llem_airflow.runners.images import digest
 from llem_airflow.text.wording import counted
 
@@ -48,19 +49,21 @@ _LOG_LINES = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Stranded:
-    """A finished result in a container that no task comes back for.
+    """A finished result in a container or a pod that no task comes back for.
 
     Attributes:
-        container: The container's name.
+        container: Name of the container or pod.
         name: What it is, for people.
         stored: URL of the result in the store; empty where it is not there.
         why_not: Why it could not be stored; empty where that was not tried, or went well.
+        kind: ``container`` or ``pod``.
     """
 
     container: str
     name: str
     stored: str = ""
     why_not: str = ""
+    kind: str = "container"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,44 +155,80 @@ class Recovery:
         of_engine: Callable[[], dict[str, Any]],
     ) -> Stranded | None:
         """Store one; None where the store has a result of this cycle."""
-        run_id, experiment = inspection["Config"]["Labels"]["llem.run_id"], _experiment(spec)
-        name = f"{spec.study}/{run_id} {experiment} cycle {spec.cycle}"
-        try:
-            run = self.root.run(spec.study, run_id)
-            if run.is_committed(experiment, spec.cycle):
-                return None
-            if not self.store:
-                return Stranded(container, name)
-            record = _record(inspection, folder, spec, result) | of_engine()
-            if self.host in run.plan().get("hosts", ()):
-                record["host_connection"] = self.host
-            return Stranded(container, name, stored=run.commit_cycle(experiment, spec.cycle, folder, record))
-        except ENGINE_ERRORS:
-            raise
-        except Exception as error:  # noqa: BLE001  # an object store has errors of its own, and the others can be stored
-            return Stranded(container, name, why_not=why_store_fails(error, self.root.url))
+
+        def record(run: StoredRun) -> dict[str, Any]:
+            said = _record(inspection, folder, spec, result) | of_engine()
+            return said | ({"host_connection": self.host} if self.host in run.plan().get("hosts", ()) else {})
+
+        run_id = inspection["Config"]["Labels"]["llem.run_id"]
+        return stored_once(self.root, Stranded(container, ""), run_id, folder, spec, record, store=self.store)
+
+
+def stored_once(
+    root: ResultsRoot,
+    where: Stranded,
+    run_id: str,
+    folder: Path,
+    spec: ExperimentSpec,
+    record: Callable[[StoredRun], dict[str, Any]],
+    *,
+    store: bool,
+) -> Stranded | None:
+    """Store a result; None where the store has one of its cycle.
+
+    Args:
+        root: The store.
+        where: Where it lies.
+        run_id: Its run.
+        folder: Its files.
+        spec: What its attempt was told.
+        record: What provenance.json says of it.
+        store: Whether to store it; else it is only named.
+    """
+    experiment = _experiment(spec)
+    where = replace(where, name=f"{spec.study}/{run_id} {experiment} cycle {spec.cycle}")
+    try:
+        run = root.run(spec.study, run_id)
+        if run.is_committed(experiment, spec.cycle):
+            return None
+        if not store:
+            return where
+        return replace(where, stored=run.commit_cycle(experiment, spec.cycle, folder, record(run)))
+    except ENGINE_ERRORS:
+        raise
+    except Exception as error:  # noqa: BLE001  # an object store has errors of its own, and the others can be stored
+        return replace(where, why_not=why_store_fails(error, root.url))
 
 
 def recover(
-    hosts: Sequence[str], root: str, installation: str | None, *, older_than_s: float, store: bool
+    hosts: Sequence[str],
+    clusters: Sequence[str],
+    root: str,
+    installation: str | None,
+    *,
+    older_than_s: float,
+    store: bool,
 ) -> int:
-    """Store what tasks that will not come back have left on the engines; the exit code.
+    """Store what tasks that will not come back have left on the engines and clusters; the exit code.
 
     Args:
-        hosts: Ids of connections or addresses; none for every host that Airflow knows.
+        hosts: Ids of connections or addresses.
+        clusters: Names of clusters. Without both, every host and cluster that Airflow knows.
         root: URL of the results root.
         installation: Which Airflow's; None for the one that is installed here, or for all where none is.
         older_than_s: What Airflow cannot tell is nobody's from this age on, in seconds.
         store: Whether to store it; else it is only listed.
 
     Returns:
-        0; 1 when one could not be stored; 2 when an engine does not answer.
+        0; 1 when one could not be stored; 2 when an engine or a cluster does not answer.
 
     Raises:
         ValueError: A host's address has a port that cannot be.
     """
     found: list[Stranded] = []
-    with reached(hosts_of(hosts)) as (engines, said, away):
+    named, names = targets(hosts, clusters)
+    options = {"older_than_s": older_than_s, "installation": installation, "root": root, "store": store}
+    with reached(named) as (engines, said, away):
         for host, api in engines.items():
             with said_away(host, away):
                 left = find_leftovers(
@@ -202,15 +241,25 @@ def recover(
                 for one in Recovery(api, ResultsRoot(root), host.name, store=store).results(left):
                     found.append(one)
                     sys.stdout.write(f"{host.prefix}{_told(one)}\n")
-        if engines and said.alive is None:
-            sys.stdout.write(f"Airflow cannot be asked who is alive ({said.why}): age alone decides.\n")
+        whys = [said.why] if engines and said.alive is None else []
+    answered = answers_of(names, "recover", **options)
+    for each in answered:
+        if "error" in each:
+            away[each["name"]] = f"{each['name']}: {each['error']}\nWhat to do: {each['fix']}\n"
+            continue
+        whys.append(each["why"])
+        for one in (Stranded(**told) for told in each["found"]):
+            found.append(one)
+            sys.stdout.write(f"{each['name']}: {_told(one)}\n")
+    if why := next(filter(None, whys), ""):
+        sys.stdout.write(f"Airflow cannot be asked who is alive ({why}): age alone decides.\n")
     sys.stderr.write("".join(away.values()))
     stored = sum(bool(one.stored) for one in found)
-    if engines:
-        what = f"{counted(stored, 'result')} stored, {len(found) - stored} left"
-        sys.stdout.write(
-            f"On engines: {what if store else counted(len(found), 'result') + ' would be stored'}.\n"
-        )
+    places = {"engines": engines, "clusters": [each for each in answered if "error" not in each]}
+    if where := " and ".join(name for name, there in places.items() if there):
+        done = f"{counted(stored, 'result')} stored, {len(found) - stored} left"
+        would = f"{counted(len(found), 'result')} would be stored"
+        sys.stdout.write(f"On {where}: {done if store else would}.\n")
     return 2 if away else int(store and stored < len(found))
 
 
@@ -218,8 +267,8 @@ def _told(one: Stranded) -> str:
     if one.stored:
         return f"{one.name}: stored in {one.stored}"
     if one.why_not:
-        return f"{one.name}: stays in container {one.container}: {one.why_not}"
-    return f"{one.name}: lies in container {one.container}"
+        return f"{one.name}: stays in {one.kind} {one.container}: {one.why_not}"
+    return f"{one.name}: lies in {one.kind} {one.container}"
 
 
 def _told_to(folder: Path) -> ExperimentSpec:
@@ -238,11 +287,21 @@ def _record(
     """What provenance.json says of it, as far as the engine knows: as of a container that another try took over."""
     config = inspection["Config"]
     labels = config["Labels"]
-    begun, ended = result.anchors[0].epoch_ns, result.anchors[-1].epoch_ns
     started: dict[str, Any] = {"start_kind": "fresh", "exit_code": int(inspection["State"]["ExitCode"])}
     if LABEL_SESSION in labels:
         said = json.loads((folder / EVIDENCE).read_text(encoding="utf-8"))
         started = {name: said[name] for name in ("start_kind", "session", "position_in_session")}
+    return record_of(labels, spec, result) | {
+        "runner": "container",
+        **started,
+        "image": config["Image"],
+        "gpus": [gpu for gpu in labels.get(LABEL_GPUS, "").split(",") if gpu],
+    }
+
+
+def record_of(labels: Mapping[str, str], spec: ExperimentSpec, result: CycleResult) -> dict[str, Any]:
+    """What provenance.json says of a result that was recovered, by the labels of where it lay."""
+    begun, ended = result.anchors[0].epoch_ns, result.anchors[-1].epoch_ns
     return {
         "llem_airflow_version": __version__,
         **{name: labels.get(f"llem.{name}") for name in ("dag_id", "run_id", "task_id")},
@@ -251,12 +310,8 @@ def _record(
         "experiment": _experiment(spec),
         "experiment_hash": spec.experiment_hash,
         "cycle": spec.cycle,
-        "runner": "container",
         "started_epoch_ns": begun,
         "finished_epoch_ns": ended,
         "finished": datetime.fromtimestamp(ended / 1e9, UTC).isoformat(timespec="seconds"),
-        **started,
         "adopted": True,
-        "image": config["Image"],
-        "gpus": [gpu for gpu in labels.get(LABEL_GPUS, "").split(",") if gpu],
     }

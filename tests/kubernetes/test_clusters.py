@@ -57,7 +57,7 @@ def connected(
 def asked_here(connected: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Questions are answered in this process, which saves the import of Airflow; two tests ask as commands do."""
 
-    def ask(module: str, question: Any) -> Any:
+    def ask(module: str, question: Any, timeout_s: float) -> Any:  # nobody waits here
         assert module == "known_clusters"
         return json.loads(json.dumps(known_clusters.answer(json.loads(json.dumps(question)))))
 
@@ -406,7 +406,7 @@ def test_the_maintenance_dag_has_a_task_for_each_cluster(monkeypatch: pytest.Mon
 
 def test_the_page_s_commands_run_as_they_are_written(cluster: StandInCluster, asked_here: None) -> None:
     written = [line for line in PAGE.splitlines() if line.startswith("llem-airflow ")]
-    assert len(written) == 5
+    assert len(written) == 6
     for line in written:
         done = CliRunner().invoke(main, shlex.split(line, comments=True)[1:])
         assert done.exit_code == ("--pull-secret" in line), f"{line}: {done.output}"
