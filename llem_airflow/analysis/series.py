@@ -547,7 +547,7 @@ def stored_power(ref: CycleRef, record: Mapping[str, Any], *, expected: bool) ->
     try:
         data = ref.power_file()
         as_committed = _is_committed(data, record)
-        table = decode_table(data, where)
+        table = decode_table(data, where, schema=POWER_SCHEMA)
         _require_times(table, where)
     except ResultReadError as error:
         return StoredPower(columns(POWER_SCHEMA.empty_table()), None, None, str(error) if expected else None)

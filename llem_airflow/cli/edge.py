@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
+import io
 import os
 import sys
 import traceback
@@ -46,6 +48,11 @@ class Edge(click.Group):
                     (str(verb.name).ljust(width), verb.get_short_help_str(formatter.width)) for verb in verbs
                 ]
                 formatter.write_dl(rows)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command, whatever standard output and error are."""
+        _open_streams()
+        return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb and end the command with its exit code."""
@@ -128,6 +135,29 @@ def _advice(error: BaseException) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+_PLAIN = {"\N{EN DASH}": "-", "\N{MINUS SIGN}": "-", "\N{MIDDLE DOT}": "|", "\N{HORIZONTAL ELLIPSIS}": "..."}
+"""What stands for our own signs where a terminal has a smaller character set than UTF-8."""
+
+
+def _open_streams() -> None:
+    """Let every text be written: what the character set lacks as an escape, and to a closed stream nothing."""
+    codecs.register_error("llem_airflow", _escaped)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # Python's way to say that the file was closed before it began
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors in {"strict", "surrogateescape"}:
+            stream.reconfigure(errors="llem_airflow")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    told = "".join(_PLAIN.get(sign, sign.encode("ascii", "backslashreplace").decode()) for sign in lacking)
+    return told, error.end
 
 
 def _say(text: str, code: int) -> int:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -209,10 +214,35 @@ def export_results(run: str, results_root: str, table: str, form: str, output: P
     if output is None:
         export_table(found, table, form, sys.stdout.buffer)
         return 0
-    with output.open("wb") as file:
+    with _replaced(output) as file:
         rows = export_table(found, table, form, file)
     say(f"{output}: {counted(rows, 'row')}")
     return 0
+
+
+@contextmanager
+def _replaced(output: Path) -> Iterator[IO[bytes]]:
+    """A file that takes its place when it is whole; what was there stays until then. A device or pipe is written to."""
+    if output.exists() and not output.is_file():
+        with output.open("wb") as file:
+            yield file
+        return
+    whole = output.resolve()  # a link stays one
+    with output.open(
+        "ab"
+    ):  # whether it can be written is told before the work, and by the system's own words
+        empty = not whole.stat().st_size
+    aside = whole.with_name(f".{whole.name[:200]}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            yield file
+        shutil.copymode(whole, aside)
+        aside.replace(whole)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        if empty:
+            whole.unlink(missing_ok=True)
+        raise
 
 
 @results_group.command("push")
@@ -324,8 +354,6 @@ def recover_results(
 
 
 def _recover_here(to: str | None, folder: Path | None, *, dry_run: bool) -> int:
-    import os
-
     from llem_airflow.results import ResultReadError, ResultsRoot
     from llem_airflow.results.faults import why_store_fails
     from llem_airflow.results.unstored import FOLDER, kept_results, places
@@ -333,6 +361,8 @@ def _recover_here(to: str | None, folder: Path | None, *, dry_run: bool) -> int:
     from llem_airflow.text.wording import counted
 
     home = folder or Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser() / FOLDER
+    if home.exists() and not home.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(home))
     waiting = kept_results(home)
     if not waiting:
         say(f"Nothing waits to be stored here ({', '.join(map(str, places(home)))}).")

@@ -51,7 +51,11 @@ def report_run(
     if form != "table":
         previous = against_previous(found)
         said = {**summary.to_json(), "since_previous": previous.to_json() if previous else None}
-        text = json.dumps(said, indent=1) if form == "json" else report_markdown(summary, previous)
+        text = (
+            json.dumps(said, indent=1, allow_nan=False)
+            if form == "json"
+            else report_markdown(summary, previous)
+        )
         sys.stdout.write(text + "\n")
         return 0
     where = f"{found.url}/{layout.REPORT}"
@@ -122,11 +126,11 @@ def show_history(study: str, results_root: str, metric: str, *, as_json: bool = 
     root = ResultsRoot(results_root)
     some_runs(root, study)
     trends = {str(name): one for name, one in histories(root, study, metric).items()}
+    if not trends:
+        raise ResultReadError(f"{root.url}: no aggregated run of {study!r} has a value of {metric}")
     if as_json:
         sys.stdout.write(json.dumps(history_json(trends, metric, study), indent=1, allow_nan=False) + "\n")
         return 0
-    if not trends:
-        raise ResultReadError(f"{root.url}: no aggregated run of {study!r} has a value of {metric}")
     _print(render_trends(trends, metric))
     return 0
 

@@ -113,25 +113,34 @@ class GroupedWriter:
 
 
 def read_table(
-    folder: Folder, name: str, columns: list[str] | None = None, optional: Collection[str] = ()
+    folder: Folder,
+    name: str,
+    columns: list[str] | None = None,
+    optional: Collection[str] = (),
+    schema: Any = None,
 ) -> Any:
     """A Parquet file of a folder as a ``pyarrow.Table``; arguments as for ``decode_table``.
 
     Raises:
-        ResultReadError: It is missing, does not open, or lacks a column.
+        ResultReadError: It is missing, does not open, lacks a column, or has one of another type.
     """
-    return decode_table(folder.read_evidence(name), f"{folder.url}/{name}", columns, optional)
+    return decode_table(folder.read_evidence(name), f"{folder.url}/{name}", columns, optional, schema)
 
 
 def decode_table(
-    data: bytes, where: str, columns: list[str] | None = None, optional: Collection[str] = ()
+    data: bytes,
+    where: str,
+    columns: list[str] | None = None,
+    optional: Collection[str] = (),
+    schema: Any = None,
 ) -> Any:
     """A Parquet file in memory, named ``where`` in errors, as a table.
 
-    All its columns are decoded, or ``columns``, of which older files may lack the ``optional`` ones.
+    All its columns are decoded, or ``columns``, of which older files may lack the ``optional`` ones. With a ``schema``
+    they have its types: a file that other software wrote again may have text for names, or 64 bits for 32.
 
     Raises:
-        ResultReadError: It does not open, or lacks a column.
+        ResultReadError: It does not open, lacks a column, or has one that is not of its type.
     """
     try:
         # It leaves out names that the file has not; to read the schema before costs a tenth of a narrow read.
@@ -139,9 +148,21 @@ def decode_table(
         absent = sorted({*(columns or ())} - {*table.column_names, *optional})
         if absent:
             raise pa.ArrowInvalid(f"there is no column {absent[0]}")
-        return table
+        return table if schema is None else _of_types(table, schema)
     except (OSError, pa.ArrowException) as error:
         raise ResultReadError(f"{where}: cannot be read: {first_line(error)}") from error
+
+
+def _of_types(table: Any, schema: Any) -> Any:
+    """The table with the schema's types, as far as it has its columns; no value may change on the way."""
+    for place, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
+        kind = schema.field(name).type if name in schema.names else column.type
+        if column.type != kind:
+            try:
+                table = table.set_column(place, name, column.cast(kind))
+            except pa.ArrowException as error:
+                raise pa.ArrowInvalid(f"column {name} is of {column.type}, not of {kind}") from error
+    return table
 
 
 def power_to_parquet(source: Path, target: Path) -> int:

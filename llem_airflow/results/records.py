@@ -197,9 +197,10 @@ def _typed(folder: Folder, name: str, cls: type[T], *, versioned: bool = True) -
 
 def _table(folder: Folder, name: str, columns: list[str] | None, optional: Collection[str] = ()) -> Any:
     # Airflow imports this package before every task, and Arrow takes half a second that only readers of tables owe.
-    from llem_airflow.results.parquet import read_table  # noqa: PLC0415
+    from llem_airflow.results.parquet import POWER_SCHEMA, REQUESTS_SCHEMA, read_table  # noqa: PLC0415
 
-    return read_table(folder, name, columns, optional)
+    schema = REQUESTS_SCHEMA if name == layout.REQUESTS else POWER_SCHEMA
+    return read_table(folder, name, columns, optional, schema)
 
 
 def write_profile(root: Folder, profile: GpuProfile, pages: dict[str, str]) -> Folder:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Sequence
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -27,9 +28,14 @@ _PIECE = re.compile(
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that knows its place: as wide as the terminal or COLUMNS, without any wrapping in a pipe."""
-    found = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    if not found.is_terminal and not os.environ.get("COLUMNS"):
+    """A console that knows its place: as wide as the terminal or COLUMNS, without any wrapping in a pipe.
+
+    COLUMNS that is no number above 0 says nothing: some terminals and CI systems set it to 0, where Rich shows nothing.
+    """
+    told = os.environ.get("COLUMNS", "").isdecimal() and int(os.environ["COLUMNS"]) > 0
+    width = None if told else shutil.get_terminal_size().columns
+    found = Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
+    if not told and not found.is_terminal:
         found.width = _PIPE_COLUMNS
     return found
 

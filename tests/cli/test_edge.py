@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -275,3 +277,95 @@ def test_a_reader_that_goes_and_a_full_device_leave_no_traceback(
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     assert said in done.stderr
+
+
+def test_an_export_that_fails_leaves_what_was_there(make_run: MakeRun, tmp_path: Path) -> None:
+    run = a_run(make_run)
+    mine, new, link = tmp_path / "mine.csv", tmp_path / "new.csv", tmp_path / "link.csv"
+    mine.write_text("precious")
+    link.symlink_to(mine)
+    assert run.path is not None
+    (run.path / "power.parquet").write_bytes(b"damaged")
+    for target in (mine, new, link):
+        done = llem("results", "export", run.url, "--table", "power", "-o", str(target))
+        assert (done.exit_code, mine.read_text(), new.exists()) == (2, "precious", False), done.output
+    assert llem("results", "export", run.url, "-o", str(link)).exit_code == 0
+    assert (link.is_symlink(), mine.read_text().count("\n")) == (True, 5)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_folder_of_results_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    done = llem("results", "recover", "--folder", str(tmp_path / "file"), root="")
+    assert (done.exit_code, done.output.strip().endswith("a part of it is a file: name a folder")) == (
+        2,
+        True,
+    )
+
+
+@pytest.mark.parametrize("charset", ["ascii", "latin-1", "utf-8"])
+def test_every_sign_is_written_whatever_the_terminal_s_character_set(
+    charset: str, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, buffer = a_run(make_run, "r\N{SNOWMAN}"), io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, charset))
+    assert main(["report", run.url, "--format", "markdown"], standalone_mode=False) == 0
+    sys.stdout.flush()
+    text = buffer.getvalue().decode(charset)
+    assert ("r\N{SNOWMAN}" if charset == "utf-8" else "r\\u2603") in text
+    assert ("\N{EN DASH}" in text) == (charset == "utf-8")
+
+
+@pytest.mark.parametrize(
+    "verb", [("results", "list"), ("results", "export"), ("schema",), ("--help",)], ids=" ".join
+)
+def test_a_closed_output_is_no_fault(
+    verb: tuple[str, ...], make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_run(make_run)
+    monkeypatch.setattr(sys, "stdout", None)
+    where = ["--results-root", run.url.rsplit("/", 2)[0]] if verb[0] == "results" else []
+    with pytest.raises(SystemExit) as ended:
+        main([*verb, *where])
+    assert sys.stdout is not None
+    sys.stdout.close()
+    assert ended.value.code == 0
+
+
+RETYPED: tuple[tuple[str, str, Any, bool], ...] = (
+    ("power.parquet", "gpu", pa.string(), True),
+    ("power.parquet", "power_instant_mw", pa.float64(), True),
+    ("power.parquet", "t_after_mono_ns", pa.list_(pa.int64()), False),
+    ("power.parquet", "energy_mj", pa.string(), True),
+    ("requests.parquet", "phase", pa.large_string(), True),
+    ("requests.parquet", "output_tokens", pa.float64(), True),
+    ("requests.parquet", "token_mono_ns", pa.string(), False),
+)
+"""File, column, another type of it, and whether that has the same values."""
+
+
+@pytest.mark.parametrize(("name", "column", "kind", "same"), RETYPED)
+def test_a_file_that_other_software_wrote_again_is_read_or_told(
+    name: str, column: str, kind: Any, same: bool, make_run: MakeRun
+) -> None:
+    run = a_run(make_run)
+    before = pq.read_table(f"{run.url}/cycles.parquet")
+    file = Path(run.cycles()[0].folder.path) / name
+    table = pq.read_table(file)
+    values = table.column(column).to_pylist()
+    if pa.types.is_list(kind):
+        values = [[value] for value in values]
+    elif pa.types.is_string(kind) and not same:
+        values = [json.dumps(value) for value in values]
+    elif pa.types.is_string(kind):
+        values = [str(value) for value in values]
+    retyped = pa.array(values, kind)
+    pq.write_table(table.set_column(table.column_names.index(column), column, retyped), file)
+    done = llem("report", run.url, "--again")
+    assert (done.exit_code, "unexpected" in done.output) == (0, False), done.output
+    after = pq.read_table(f"{run.url}/cycles.parquet")
+    if same:
+        numbers = ("energy_j", "ttft_mean_s", "output_tokens_per_s")
+        assert after.select(numbers) == before.select(numbers)
+    else:
+        assert f"column {column} is of" in done.output

@@ -155,3 +155,10 @@ def test_the_shell_completes_runs_and_studies(run: StoredRun, monkeypatch: pytes
     assert completions(["history"], "") == ["nightly"]
     monkeypatch.setenv("LLEM_RESULTS_ROOT", "nope://x")
     assert completions(["report"], "") == []
+
+
+@pytest.mark.parametrize("columns", ["0", "-5", "wide", ""])
+def test_columns_that_are_no_width_say_nothing(run: StoredRun, columns: str) -> None:
+    root = run.url.rsplit("/", 2)[0]
+    for verb in (("results", "list"), ("report",)):
+        assert llem(*verb, columns=columns, root=root) == llem(*verb, columns=None, root=root)

@@ -118,6 +118,14 @@ def test_history_of_a_metric_that_cannot_become_worse_says_which_can(make_run: M
     assert "energy_per_output_token_j" in found.output
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_history_of_a_metric_that_no_run_has_says_so_in_every_form(
+    make_run: MakeRun, form: list[str]
+) -> None:
+    found = _llem(_run(make_run), "history", "nightly", "--metric", "goodput_requests_per_s", *form)
+    assert (found.exit_code, "has a value of goodput_requests_per_s" in found.output) == (2, True)
+
+
 def test_history_of_an_unknown_metric_says_which_there_are(make_run: MakeRun) -> None:
     found = _llem(_run(make_run), "history", "nightly", "--metric", "joules")
     assert found.exit_code == 2
