@@ -83,7 +83,10 @@ def test_a_step_that_works_is_said_to() -> None:
                 work_so_far()
         if heard.is_set():
             break
-    assert said[0].startswith("still working after ")
+    told = re.fullmatch(r"still working after (\d+) s, (\d+) s of CPU time", said[0])
+    assert told is not None
+    assert int(told[1]) <= 3600
+    assert int(told[2]) <= work_so_far().cpu_s + 1
 
 
 def test_a_step_that_hangs_stays_silent() -> None:
@@ -122,6 +125,25 @@ def test_a_child_of_the_attempt_is_its_own_and_another_process_is_not() -> None:
     assert 0.2 < own <= host + 0.05
     own, host = used(apart=True)
     assert own < 0.2 < host
+
+
+OF_ENDED_CHILDREN = """
+import os, subprocess, sys
+from llem_airflow.measurement.process import _of_session
+child = "import os\\nwhile os.times().system < 0.1 or os.times().user < 0.1: os.stat('/')"
+subprocess.run([sys.executable, "-c", child], check=True)
+before, seen, after = sum(os.times()[:4]), _of_session(os.getsid(0)), sum(os.times()[:4])
+print(before, seen, after, *os.times()[2:4])
+"""
+
+
+def test_the_time_of_children_that_have_ended_is_counted_user_and_system() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OF_ENDED_CHILDREN], capture_output=True, check=True, start_new_session=True
+    )
+    before, seen, after, user, system = map(float, done.stdout.split())
+    assert min(user, system) >= 0.09
+    assert before - 0.05 <= seen <= after + 0.05  # hundredths of a second, cut off four times
 
 
 def test_what_is_masked_is_not_known() -> None:

@@ -329,3 +329,28 @@ def test_the_life_of_a_session_goes_on_over_those_of_its_container(session: Sess
     assert [one.get("after") for one in session.lives()] == [None, None, "it was stopped"]
     assert not (session.state / "ready").exists()
     assert session.idle_s() < 600
+
+
+def test_the_guard_beats_until_nobody_has_come_for_long_enough_or_it_is_stopped(
+    session: SessionFolder,
+) -> None:
+    code = (
+        "import sys; from pathlib import Path; from llem_airflow.measurement.session import guard; "
+        "from llem_airflow.measurement.session.folder import SessionFolder; guard.BEAT_S = 0.02; "
+        f"sys.exit(guard.guard(SessionFolder(Path({str(session.root)!r})), 3600.0, float(sys.argv[1])))"
+    )
+
+    def started(idle_s: float) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen([sys.executable, "-c", code, f"{idle_s}"], env=environment)
+
+    assert started(0.2).wait(120) == 0
+    assert session.read_lines(HEALTH)[-1]["ended"] == "no cycle for 0.2 s"
+    (session.state / "ready").unlink()
+    stopped = started(3600.0)
+    while not (session.state / "ready").exists():
+        time.sleep(0.02)
+    stopped.send_signal(signal.SIGTERM)
+    assert stopped.wait(120) == 0
+    assert session.read_lines(HEALTH)[-1]["ended"] == "it was stopped"
+    assert (session.state / "ready").read_text() == folders.init_started()
