@@ -54,6 +54,7 @@ pytest: install  ## the tests alone (PYTEST="-k name" for some)
 
 soak: install  ## kill -9 everybody at every moment of an attempt, in a container of its own and in a session (an hour; as root, on a Docker engine of its own)
 	@$(bin)/pytest tests/chaos/test_kills.py
+	@LLEM_TEST_CLAIMS=10 $(bin)/pytest tests/runners/test_leases.py -k many_claims
 	@$(bin)/python -m benchmarks.chaos
 	@$(bin)/python -m benchmarks.chaos --isolation process
 	@$(bin)/python -m benchmarks.chaos --isolation engine
