@@ -524,13 +524,26 @@ def test_a_download_is_a_file_with_the_rows_of_the_table(
     assert "energy_per_output_token_j" in text.splitlines()[0]
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+def in_each_theme(page: Page) -> Iterator[str]:
+    """Show the page that is open in one theme after the other, as the menu of a user's other tab does."""
+    for theme in ("light", "dark"):
+        page.evaluate(
+            """theme => {
+                localStorage.setItem('theme', theme);
+                dispatchEvent(new StorageEvent('storage', {key: 'theme', newValue: theme}));
+            }""",
+            theme,
+        )
+        page.wait_for_function(
+            "dark => document.documentElement.classList.contains('dark') === dark", arg=theme == "dark"
+        )
+        yield theme
+
+
 def test_pages_fit_a_phone_follow_the_theme_and_are_accessible(
-    process_airflow: AirflowServer, measured: StoredRun, followed: pd.DataFrame, page: Page, theme: str
+    process_airflow: AirflowServer, measured: StoredRun, followed: pd.DataFrame, page: Page
 ) -> None:
     assert len(followed)
-    page.goto(process_airflow.url)
-    page.evaluate(f"localStorage.setItem('theme', '{theme}')")  # as the menu of the user does
     experiment = measured.plan()["experiments"][0]["id"]
     run = f"{process_airflow.url}/dags/{STUDY}/runs/{measured.run_id.replace('+', '%2B')}"
     where = {
@@ -550,21 +563,25 @@ def test_pages_fit_a_phone_follow_the_theme_and_are_accessible(
         shown = page.get_by_test_id("llem-page")
         shown.locator("svg, table, textarea, [data-testid=llem-headline]").first.wait_for()
         page.get_by_text("Loading …").first.wait_for(state="detached")
-        assert_accessible(page)
-        page.screenshot(path=SHOTS / f"pages-{name}-{theme}.png", full_page=True)
-    assert page.evaluate("document.documentElement.classList.contains('dark')") == (theme == "dark")
+        for theme in in_each_theme(page):
+            assert_accessible(page)
+            page.screenshot(path=SHOTS / f"pages-{name}-{theme}.png", full_page=True)
     page.goto(process_airflow.url)
     page.get_by_test_id("llem-card").wait_for()
-    page.screenshot(path=SHOTS / f"pages-card-{theme}.png")
+    for theme in in_each_theme(page):
+        page.evaluate(SETTLED)
+        page.screenshot(path=SHOTS / f"pages-card-{theme}.png")
     page.set_viewport_size({"width": 400, "height": 800})
     phone = {"studies": "[data-testid=llem-headline]", "new": "textarea", "leaderboard": "table"}
     for name, drawn in phone.items():
         page.goto(where[name])
         shown = page.get_by_test_id("llem-page")
         shown.locator(drawn).first.wait_for()
-        assert shown.evaluate("one => one.scrollWidth - one.clientWidth") <= 0
-        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-        page.screenshot(path=SHOTS / f"pages-{name}-phone-{theme}.png", full_page=True)
+        for theme in in_each_theme(page):
+            page.evaluate(SETTLED)
+            assert shown.evaluate("one => one.scrollWidth - one.clientWidth") <= 0
+            assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+            page.screenshot(path=SHOTS / f"pages-{name}-phone-{theme}.png", full_page=True)
 
 
 def test_a_dag_that_is_none_of_ours_gets_a_neutral_line(process_airflow: AirflowServer, page: Page) -> None:
