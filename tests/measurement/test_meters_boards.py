@@ -108,3 +108,19 @@ def test_the_slow_questions_are_asked_once_a_second() -> None:
     assert reads._read_slowly(1000) == [1, 2]
     assert set(reads._read_slowly(1000 + 949_999_999)) == {None}
     assert reads._read_slowly(1000 + 950_000_000) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("compute", "instant"), [((7, 5), True), ((8, 0), True), ((8, 6), False), ((9, 0), False), (None, False)]
+)
+def test_the_old_question_for_power_is_answered_with_a_mean_from_ampere_on_but_for_its_first(
+    compute: tuple[int, int] | None, instant: bool
+) -> None:
+    def tells(_: Any) -> tuple[int, int]:
+        if compute is None:
+            raise NVMLError_GpuIsLost
+        return compute
+
+    asked: Any = object.__new__(nvml._Board)
+    asked._nvml, asked.handle = driver(nvmlDeviceGetCudaComputeCapability=tells), 0
+    assert asked._averages_nothing() == instant
