@@ -267,8 +267,9 @@ def _time_in(run_id: str) -> datetime | None:
 
 
 def _resume_command(wanted: Wanted) -> str:
-    isolation = f" --isolation {wanted.isolation}" if wanted.isolation else ""
-    return f"llem-airflow run {wanted.study.path}{isolation} --resume"
+    options = {"runner": wanted.runner, "isolation": wanted.isolation}
+    told = "".join(f" --{name} {value}" for name, value in options.items() if value)
+    return f"llem-airflow run {wanted.study.path}{told} --resume"
 
 
 @contextmanager

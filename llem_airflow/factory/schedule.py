@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import islice, pairwise, takewhile
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pendulum
 from airflow.exceptions import AirflowTimetableInvalid
-from airflow.sdk import CronTriggerTimetable
+from airflow.sdk import Context, CronTriggerTimetable
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from airflow.timetables.base import TimeRestriction
 from airflow.timetables.trigger import CronTriggerTimetable as CronInTheScheduler
 
+from llem_airflow.operators.late import tell_timed_out
 from llem_airflow.study import Problem, Study, StudyFileError
 from llem_airflow.timetables.release_dates import releases_of
 from llem_airflow.timetables.releases import ModelReleaseTimetable
@@ -100,6 +102,14 @@ def deadline_of(study: Study) -> DeadlineAlert | None:
         callback=AsyncCallback(LATE, kwargs={"study": study.name}),
         name="late",
     )
+
+
+def timed_out_of(study: Study) -> Callable[[Context], None] | None:
+    """What tells somebody that the time limit has ended a run: Airflow then skips the aggregate, which does it else."""
+    longest_h = study.execution.wall_clock_timeout_hours
+    if longest_h is None or "failure" not in study.airflow.notify_on:
+        return None
+    return partial(tell_timed_out, study=study.name, longest_h=longest_h)
 
 
 def _check(study: Study, wanted: str) -> None:

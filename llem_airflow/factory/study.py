@@ -18,7 +18,7 @@ from llem_airflow.factory.form import study_params
 from llem_airflow.factory.places import cycle_operator, places_of, plan_args
 from llem_airflow.factory.plan_cache import cached_study
 from llem_airflow.factory.releases import study_asset
-from llem_airflow.factory.schedule import deadline_of, schedule_of, start_of
+from llem_airflow.factory.schedule import deadline_of, schedule_of, start_of, timed_out_of
 from llem_airflow.factory.sessions import ENDED_TASK_ID, SESSION_GROUP, session_tasks
 from llem_airflow.operators import (
     LLEMAggregateOperator,
@@ -95,6 +95,7 @@ def build_dag(
         max_active_runs=1,
         max_active_tasks=settings.max_active_cycles * _lanes(study, operator_args),
         dagrun_timeout=timedelta(seconds=longest_s) if longest_s else None,
+        on_failure_callback=timed_out_of(study),
         default_args=_default_args(study),
         auto_register=known,
     )

@@ -1,4 +1,4 @@
-"""Tell somebody that a run is late."""
+"""Tell somebody that a run is late, or that its time limit has ended it."""
 
 from __future__ import annotations
 
@@ -36,6 +36,24 @@ async def tell_late(*, study: str, context: dict[str, Any]) -> str:
     # A notifier blocks, and the triggerer's loop serves everybody.
     await asyncio.to_thread(tell, cast("Context", named), "late", text)
     return text
+
+
+def tell_timed_out(context: Context, *, study: str, longest_h: float) -> None:
+    """What Airflow's DAG processor calls when a run has failed; other failures are told by the aggregate's task.
+
+    Args:
+        context: The run, and the reason why it failed.
+        study: Name of the study.
+        longest_h: Its time limit, in hours.
+    """
+    if context.get("reason") != "timed_out":
+        return
+    text = (
+        f"{study}: its run {context['run_id']} was ended after {longest_h:g} h "
+        "(study_execution.wall_clock_timeout_hours), and what it had not begun is skipped. Clear the task `aggregate` "
+        "for the summary of what was measured"
+    )
+    tell(context, "failure", text)
 
 
 def _moment(value: str | datetime) -> datetime:

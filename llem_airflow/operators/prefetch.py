@@ -22,7 +22,7 @@ from llem_airflow.results import StoredRun
 from llem_airflow.runners.failures import AttemptFailedError, failure
 from llem_airflow.runners.images import fetch_image, fetch_model
 from llem_airflow.study import Experiment, Study
-from llem_airflow.study.names import KUBERNETES, split_runner
+from llem_airflow.study.names import KUBERNETES, OWN_ENGINES, split_runner
 
 
 class LLEMPrefetchOperator(LLEMExperimentOperator):
@@ -69,7 +69,7 @@ class LLEMPrefetchOperator(LLEMExperimentOperator):
         except AttemptFailedError as error:
             self._note(context, error)
             kind = AttemptRetryableError if error.failure.retryable else AttemptFinalError
-            raise kind(str(error), error.failure) from error
+            raise kind(str(error), error.failure) from None  # its text has all that is known
         finally:
             if self.hook.client_created:
                 self.cli.close()
@@ -91,6 +91,8 @@ class LLEMPrefetchOperator(LLEMExperimentOperator):
         pin(run, "image", name, exact)
         self.log.info("image %s is %s", name, exact)
         fetched = {"image": name, "image_exact": exact}
+        if experiment.engine not in OWN_ENGINES:  # what a third party's engine makes of a name is its own
+            return fetched
         if local_model(experiment.model, settings(), study_folder=self.study.folder) is not None:
             return fetched
         attempt = self.attempt = attempt_of(context, experiment, self.cycle)

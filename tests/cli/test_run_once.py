@@ -116,10 +116,10 @@ def test_an_edited_study_is_not_resumed(place: Place) -> None:
 def test_ctrl_c_is_130_and_says_what_is_kept_and_how_to_go_on(place: Place) -> None:
     run = place.measured(1)
     place.code = run_once.INTERRUPTED
-    done = place.run("--resume")
+    done = place.run("--resume", "--runner", "process")
     assert done.exit_code == 130
     assert f"1 of 4 cycles measured and kept in {run.url}." in done.output
-    assert "--resume` measures the 3 cycles without a result." in done.output
+    assert "--runner process --resume` measures the 3 cycles without a result." in done.output
 
 
 def test_a_model_that_is_missing_is_told_before_anything_starts(place: Place) -> None:

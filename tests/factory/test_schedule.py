@@ -143,6 +143,21 @@ def test_a_run_that_failed_before_its_deadline_is_not_called_late(told: Path) ->
     assert not told.exists()
 
 
+def test_a_run_that_its_time_limit_has_ended_is_told_as_no_aggregate_does_it(told: Path) -> None:
+    limit = "study_execution: {n_cycles: 1, wall_clock_timeout_hours: 8}\n"
+    text = TEXT.format(airflow="notify_on: [failure]") + limit
+    dag = study_dag(load_study_text(text))
+    run: Any = {"dag": dag, "run_id": "scheduled__x"}
+    dag.on_failure_callback({**run, "reason": "task_failure"})
+    assert not told.exists()
+    dag.on_failure_callback({**run, "reason": "timed_out"})
+    assert (
+        "its run scheduled__x was ended after 8 h (study_execution.wall_clock_timeout_hours)"
+        in told.read_text()
+    )
+    assert study_dag(load_study_text(text.replace("notify_on: [failure]", ""))).on_failure_callback is None
+
+
 def test_the_next_runs_are_those_of_airflow_on_the_study_s_clock() -> None:
     """Over the end of summer time in Berlin, 2026-10-25."""
     text = TEXT.format(airflow='schedule: "0 4 * * *", timezone: Europe/Berlin')

@@ -10,6 +10,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -102,6 +103,17 @@ def fetch(image: str) -> dict[str, Any]:
         task_id="prefetch_1", study=asked, experiments=tuple(first), network_mode="host"
     )
     return task.execute(context())
+
+
+@pytest.mark.docker
+def test_a_model_of_a_third_party_s_engine_is_not_asked_of_the_hub(
+    docker_api: docker.APIClient, python_image: str
+) -> None:
+    asked = study(python_image)
+    theirs = [replace(each, engine="echo") for each in asked.experiments]
+    asked = replace(asked, plan=replace(asked.plan, experiments=theirs))
+    task = LLEMPrefetchOperator(task_id="prefetch_1", study=asked, experiments=(theirs[0].id,))
+    assert set(task.execute(context())) == {"image", "image_exact"}
 
 
 @pytest.mark.docker

@@ -223,7 +223,7 @@ class AirflowSection(Consistent):
     )
     tags: Tags = key([], "Tags of the DAG.")
     owner: Owner | None = key(None, "Owner of the tasks.")
-    retries: Whole = key(2, "Further tries of a cycle that failed.", ge=0, le=100)
+    retries: Whole = key(2, "Further tries of a task that failed.", ge=0, le=100)
     retry_delay_s: Duration = key(
         60.0, "Pause before a further try: seconds, or 30s, 5m, 1h.", alias="retry_delay"
     )
