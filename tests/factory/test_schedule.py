@@ -146,8 +146,8 @@ def test_a_run_that_failed_before_its_deadline_is_not_called_late(told: Path) ->
 def test_a_run_that_its_time_limit_has_ended_is_told_as_no_aggregate_does_it(told: Path) -> None:
     limit = "study_execution: {n_cycles: 1, wall_clock_timeout_hours: 8}\n"
     text = TEXT.format(airflow="notify_on: [failure]") + limit
-    dag = study_dag(load_study_text(text))
-    run: Any = {"dag": dag, "run_id": "scheduled__x"}
+    dag: Any = study_dag(load_study_text(text))
+    run = {"dag": dag, "run_id": "scheduled__x"}
     dag.on_failure_callback({**run, "reason": "task_failure"})
     assert not told.exists()
     dag.on_failure_callback({**run, "reason": "timed_out"})
