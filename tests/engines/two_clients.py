@@ -19,7 +19,7 @@ from llem_airflow.measurement.load.plan import LoadPlan, LoadPrompt
 from llem_airflow.measurement.load.process import LoadProcess
 from llem_airflow.measurement.server.process import ServerProcess, free_port
 
-INPUT_TOKENS, OUTPUT_TOKENS = 32, 4
+INPUT_TOKENS, OUTPUT_TOKENS = 64, 4
 REQUESTS = 16
 """Of vLLM's client in a pair."""
 LEAST_S = 3.0
