@@ -118,11 +118,29 @@ def results_group() -> None:
 
 @results_group.command("list")
 @ROOT
-def list_results(results_root: str) -> int:
-    """List the runs under the results root."""
+@click.option("--study", help="List only this study's.", shell_complete=complete_study)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=50,
+    show_default=True,
+    help="How many runs at most; 0 for all.",
+)
+@click.option(
+    "--skip",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="How many of the newest runs to leave out.",
+)
+def list_results(results_root: str, study: str | None, limit: int, skip: int) -> int:
+    """List the runs under the results root, the newest first.
+
+    Only the runs that are listed are read, however many there are.
+    """
     from llem_airflow.report import console
 
-    return console.list_runs(results_root)
+    return console.list_runs(results_root, study=study, limit=limit, skip=skip)
 
 
 @results_group.command("show")

@@ -342,7 +342,8 @@ class ExperimentTask(BaseOperator):
             return
         begin_epoch_s = self.gpu_wait.begin_epoch_s or now_epoch_s()
         left_s = busy.later.get("until_epoch_s", begin_epoch_s + self.gpu_wait_s) - now_epoch_s()
-        self.log.info("%s. Waiting in the triggerer, for %.0f s at most", busy.text, left_s)
+        said = busy.text.rstrip(". ")  # a scheduler's reason ends as a sentence does
+        self.log.info("%s. Waiting in the triggerer, for %.0f s at most", said, left_s)
         trigger = self.waiter(
             later=dict(busy.later),
             begin_epoch_s=begin_epoch_s,

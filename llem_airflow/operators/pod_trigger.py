@@ -109,19 +109,21 @@ class PodTrigger(PlaceTrigger):
             return self._payload()
         hook, away_since_s = None, None
         while True:
+            listed = False
             try:
                 hook = hook or self._hook()
                 async with hook.get_conn() as client:
                     async for pod in self._seen(client):
-                        away_since_s = None
+                        away_since_s, listed = None, True
                         if pod is None or self._is_time(pod):
                             return self._payload()
             except (ApiException, ClientError, TimeoutError) as error:
-                if isinstance(error, ApiException) and error.status == 410:
-                    continue
+                forgotten = isinstance(error, ApiException) and error.status == 410
+                if forgotten and listed:
+                    continue  # what was watched is not known any more; a list is of now
                 away_since_s = away_since_s or time.monotonic()
                 if (
-                    not _is_transient(error)
+                    not (forgotten or _is_transient(error))
                     or time.monotonic() - away_since_s >= _PATIENCE_S
                     or self._left_s <= 0
                 ):

@@ -35,7 +35,7 @@ from llem_airflow.report.terminal import (
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
 from llem_airflow.results.cleanup import removable, remove, remove_orphans
 from llem_airflow.results.llenergymeasure import import_folder
-from llem_airflow.results.store import locate_run, require_run, run_name, some_runs
+from llem_airflow.results.store import locate_run, newest_runs, require_run, run_name, some_runs
 from llem_airflow.text import terminal
 from llem_airflow.text.terminal import Rows
 from llem_airflow.text.wording import counted
@@ -135,14 +135,34 @@ def show_history(study: str, results_root: str, metric: str, *, as_json: bool = 
     return 0
 
 
-def list_runs(results_root: str) -> int:
-    """Print the runs under a root."""
-    rows = []
-    for run in some_runs(ResultsRoot(results_root)):
-        started = formatting.when(run.started_epoch_ns() or None)
-        rows.append((run_name(run), started, *_state(run)))
-    _print(Rows(("Run", "Started", "Valid", "Energy", "State"), rows, whole=True))
+def list_runs(results_root: str, *, study: str | None = None, limit: int = 0, skip: int = 0) -> int:
+    """Print runs under a root, the newest first; only those that are printed are read.
+
+    Args:
+        results_root: The root.
+        study: Only this study's.
+        limit: How many at most; 0 for all.
+        skip: How many newer ones are left out.
+    """
+    found = newest_runs(ResultsRoot(results_root), study)
+    shown = found[skip : skip + limit if limit else None]
+    rows = [
+        (run_name(run), formatting.when(began_epoch_ns or None), *_state(run))
+        for began_epoch_ns, run in shown
+    ]
+    if rows:
+        _print(Rows(("Run", "Started", "Valid", "Energy", "State"), rows, whole=True))
+    if len(shown) < len(found):
+        _line(_which(len(shown), len(found), skip))
     return 0
+
+
+def _which(shown: int, there: int, skip: int) -> str:
+    """Which runs of how many stand above, and how one sees others."""
+    if not shown:
+        return f"There are no older runs than the {there} that --skip {skip} leaves out"
+    older = f"; older ones: --skip {skip + shown}" if skip + shown < there else ""
+    return f"Runs {skip + 1} to {skip + shown} of {there}{older}"
 
 
 def _state(run: StoredRun) -> tuple[str, str, str]:

@@ -367,6 +367,40 @@ def some_runs(root: ResultsRoot, study: str | None = None) -> list[StoredRun]:
     return runs
 
 
+def newest_runs(root: ResultsRoot, study: str | None = None) -> list[tuple[int, StoredRun]]:
+    """Runs under a root, or those of one study, with when each began, 0 for not known; the newest first, at least one.
+
+    On an object store, only runs without a mark are looked into.
+
+    Raises:
+        NoSuchRunError: As ``some_runs``.
+    """
+    found = []
+    for name in [layout.folder_name(study)] if study else root.studies():
+        folder = root.folder.child(name)
+        marks = marks_in(folder)
+        for each in folder.folders():
+            at = folder.child(each)
+            if mark := marks.get(each):
+                found.append((mark.started_epoch_ns, StoredRun(at, study=name, run_id=each)))
+            elif (one := _looked_into(at)) is not None:
+                found.append(one)
+    if not found:
+        some_runs(root, study)
+    return sorted(found, key=lambda one: (one[0], one[1].folder.path), reverse=True)
+
+
+def _looked_into(folder: Folder) -> tuple[int, StoredRun] | None:
+    """The run in a folder and when it began, by its run.json alone where that tells it; None where there is none."""
+    meta: dict[str, Any] = {}
+    with suppress(ResultReadError):
+        meta = folder.read_object(layout.RUN, optional=True)
+    run = StoredRun(folder, str(meta.get("study", folder.above().name)), str(meta.get("run_id", folder.name)))
+    if isinstance(started := meta.get("started_epoch_ns"), int):
+        return started, run
+    return (run.started_epoch_ns(), run) if run.is_run() else None
+
+
 def run_name(run: StoredRun) -> str:
     """``study/run`` by the names of the folders, as every verb takes it."""
     return "/".join(run.folder.path.rsplit("/", 2)[-2:])

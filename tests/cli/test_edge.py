@@ -249,7 +249,7 @@ def test_any_words_at_any_verb(
 
 
 def test_ctrl_c_in_any_verb_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("llem_airflow.report.console.list_runs", interrupt)

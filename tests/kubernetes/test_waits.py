@@ -22,6 +22,7 @@ from llem_airflow.operators.waits import now_epoch_s
 from llem_airflow.results import ResultsRoot
 from llem_airflow.runners import kubernetes
 from llem_airflow.runners.pod_status import is_over
+from tests.chaos.world import wait_for
 from tests.kubernetes.cluster import Fault, StandInCluster
 from tests.kubernetes.tasks import TaskOf, quick
 from tests.operators.test_experiment import context
@@ -75,9 +76,7 @@ def in_the_meantime(cluster: StandInCluster, watched: int, change: Callable[[], 
     begun = cluster.watches
 
     def work() -> None:
-        deadline_s = time.monotonic() + 60
-        while cluster.watches < begun + watched and time.monotonic() < deadline_s:
-            time.sleep(0.01)
+        wait_for(lambda: cluster.watches >= begun + watched, 60)
         change()
 
     thread = threading.Thread(target=work)
@@ -90,10 +89,12 @@ def stored(tmp_path: Path) -> int:
 
 
 def test_a_task_defers_while_no_node_has_room_and_goes_on_with_its_pod(
-    cluster: StandInCluster, task: TaskOf, tmp_path: Path
+    cluster: StandInCluster, task: TaskOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cluster.unschedulable = HELD
     waiting = deferred(lambda: task().execute(context()))
+    said = capsys.readouterr()
+    assert f"{HELD} Waiting in the triggerer, for " in said.out + said.err
     (pod,) = cluster.names("pods")
     uid = cluster.pod(pod)["metadata"]["uid"]
     assert waiting.method_name == "execute_after_wait"
@@ -144,9 +145,7 @@ def test_an_attempt_that_fails_while_its_task_is_deferred_is_told_as_what_it_is(
     (pod,) = cluster.names("pods")
     cluster.unschedulable = ""
     event = fired(waiting.trigger)
-    deadline_s = time.monotonic() + 60
-    while not is_over(cluster.pod(pod), "base") and time.monotonic() < deadline_s:
-        time.sleep(0.02)
+    wait_for(lambda: is_over(cluster.pod(pod), "base"), 60)
     with pytest.raises(AttemptFinalError, match="memory") as caught:
         task().execute_after_wait(context(), event)
     assert caught.value.failure.category == "out_of_memory_host"
@@ -254,6 +253,18 @@ def test_what_passes_by_itself_does_not_end_the_wait(
     assert cluster.names() == []
 
 
+def test_a_server_that_forgets_even_what_is_now_is_asked_with_pauses_and_not_for_ever(
+    cluster: StandInCluster, task: TaskOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pod_trigger, "_PAUSE_S", 0.2)
+    monkeypatch.setattr(pod_trigger, "_PATIENCE_S", 1.0)
+    cluster.unschedulable = HELD
+    waiting = deferred(lambda: task().execute(context()))
+    cluster.faults = [fault := Fault("list", "pods", status=410, message="too old", times=1000)]
+    assert fired(waiting.trigger)["here"] is True
+    assert 2 <= 1000 - fault.times <= 7
+
+
 def test_a_triggerer_that_may_not_look_sends_the_task_back_which_tells_what_it_meets_itself(
     cluster: StandInCluster, task: TaskOf
 ) -> None:
@@ -314,9 +325,7 @@ def test_a_person_who_ends_the_task_while_it_is_deferred_ends_its_pod(
 
 def ended(cluster: StandInCluster) -> None:
     """Wait until a pod that is being deleted has gone, and nothing else is left."""
-    deadline_s = time.monotonic() + 60
-    while cluster.names("pods") and time.monotonic() < deadline_s:
-        time.sleep(0.02)
+    wait_for(lambda: not cluster.names("pods"), 60)
     assert cluster.names() == []
 
 
@@ -359,9 +368,7 @@ def test_a_pod_that_somebody_removes_while_it_waits_is_cancelled(
         )
         event = fired(waiting.trigger)
         gone.join()
-    deadline_s = time.monotonic() + 60
-    while cluster.names("pods") and time.monotonic() < deadline_s:
-        time.sleep(0.02)
+    wait_for(lambda: not cluster.names("pods"), 60)
     with pytest.raises(AttemptRetryableError, match="was removed while it waited") as caught:
         task().execute_after_wait(context(), event)
     assert caught.value.failure.category == "cancelled"

@@ -140,6 +140,33 @@ def test_list_shows_runs_with_their_state(make_run: MakeRun) -> None:
     assert re.search(r"nightly/b .* not aggregated", found.output)
 
 
+def test_list_pages_through_the_runs_from_the_newest_on(make_run: MakeRun) -> None:
+    run = _run(make_run)
+    hours_ns = 3600 * 10**9
+    for name, hours in (("b", 3), ("c", 1), ("d", 2)):
+        made = make_run({(0, 1): Recording()}, run_id=name)
+        made.folder.write(
+            "run.json", json.dumps({**made.meta(), "started_epoch_ns": hours * hours_ns}).encode()
+        )
+
+    def listed(*arguments: str) -> tuple[list[str], str]:
+        found = _llem(run, "results", "list", *arguments)
+        assert found.exit_code == 0, found.output
+        lines = found.output.splitlines()
+        return [line.split()[0].partition("/")[2] for line in lines if "nightly/" in line], lines[-1]
+
+    everything, _ = listed()
+    assert everything == ["a", "b", "d", "c"]
+    assert listed("--limit", "0")[0] == everything
+    assert listed("--limit", "2") == (["a", "b"], "Runs 1 to 2 of 4; older ones: --skip 2")
+    assert listed("--limit", "3", "--skip", "2") == (["d", "c"], "Runs 3 to 4 of 4")
+    assert listed("--skip", "9") == ([], "There are no older runs than the 4 that --skip 9 leaves out")
+    assert listed("--study", "nightly")[0] == everything
+    other = _llem(run, "results", "list", "--study", "nigthly")
+    assert other.exit_code == 2
+    assert "there is no run of a study 'nigthly'; did you mean 'nightly'?" in other.output
+
+
 def test_show_has_a_row_for_every_cycle_and_says_why_one_has_no_numbers(
     make_run: MakeRun, tmp_path: Path
 ) -> None:

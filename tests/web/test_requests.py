@@ -15,7 +15,7 @@ import pytest
 
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.compare_named import previous_run
-from llem_airflow.report.console import prune
+from llem_airflow.report.console import list_runs, prune
 from llem_airflow.results import ResultsRoot, StoredRun, layout
 from llem_airflow.results.cleanup import removable
 from llem_airflow.results.marks import mark_aggregated, marks_in
@@ -118,6 +118,27 @@ def test_pages_ask_for_no_more_when_there_are_more_runs(nights: Nights, gate: Ga
         asked.append({page: counted(gate, partial(look, page)) for page in pages})
     assert asked[0] == asked[1]
     assert max(asked[1].values()) <= 8, asked
+
+
+def test_a_list_of_runs_reads_only_those_that_it_shows(
+    nights: Nights, gate: Gate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"endpoint_url": nights.root.folder.fs.endpoint_url, "key": KEY, "secret": SECRET}
+
+    def show() -> None:
+        with mock.patch.dict(fsspec.config.conf, s3=options):
+            assert list_runs(nights.root.url, limit=5) == 0
+
+    nights.add(10)
+    few = counted(gate, show)
+    nights.add(30)
+    capsys.readouterr()
+    assert counted(gate, show) == few
+    assert few <= 5 + 8
+    said = capsys.readouterr().out
+    assert said.index("nightly/r0039") < said.index("nightly/r0035")
+    assert "nightly/r0034" not in said
+    assert "Runs 1 to 5 of 40; older ones: --skip 5" in said
 
 
 def test_prune_looks_into_no_run_that_stays(
