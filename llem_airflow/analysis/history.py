@@ -25,7 +25,7 @@ from llem_airflow.analysis.alarm import (
 )
 from llem_airflow.analysis.blocked import by_host, host_mean
 from llem_airflow.analysis.metrics import BY_NAME
-from llem_airflow.analysis.nights import Measured, Night, measured
+from llem_airflow.analysis.nights import Alike, Measured, Night, measured
 from llem_airflow.analysis.noise import without_spikes
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO, Verdict, compare
 from llem_airflow.results import ResultsRoot, StoredRun, layout
@@ -528,10 +528,10 @@ def _nights(
     runs: Sequence[StoredRun], metric: str, on_damaged: Callable[[StoredRun, Exception], None] = _logged
 ) -> list[Night]:
     """The newest runs; a damaged table hides no other run."""
-    found = []
+    found, alike = [], Alike()
     for run in runs[-RUNS:]:
         try:
-            told = measured(run, metric)
+            told = measured(run, metric, alike)
         except (OSError, ValueError) as error:
             on_damaged(run, error)
             continue

@@ -22,7 +22,7 @@ from llem_airflow.results.parquet import read_table
 AROUND = ("release", "engine", "image", "driver", "gpu", "measured by")
 """What a history marks where it changed."""
 
-_READ = ("experiment", "status", "hash", "energy_kind")
+_READ = ("experiment", "status", "hash")
 _OPTIONAL = ("fingerprint", "host")
 """Columns that tables of older releases may not have, the metrics among them."""
 
@@ -80,46 +80,102 @@ class Around(NamedTuple):
     after: str
 
 
-def measured(run: StoredRun, metric: str) -> tuple[Measured, ...]:
+class _Rows(NamedTuple):
+    """Where a table of cycles has an experiment, and what its rows say besides values.
+
+    Attributes:
+        experiment: Id of the experiment.
+        identity: Its hash, 16 hex digits.
+        at: Its rows that have a value.
+        conditions: As in ``Measured``.
+        around: As in ``Measured``.
+        hosts: As in ``Measured``.
+    """
+
+    experiment: str
+    identity: str
+    at: tuple[int, ...]
+    conditions: str
+    around: Mapping[str, str]
+    hosts: tuple[str, ...]
+
+
+Alike = dict[tuple[Any, ...], tuple[_Rows, ...]]
+"""Rows by the bytes of what they were read from: night after night a study measures the same experiments."""
+_ALIKE = 16
+"""So many are kept: nights that differ each time gain nothing, and should not fill the memory."""
+
+
+def measured(run: StoredRun, metric: str, alike: Alike | None = None) -> tuple[Measured, ...]:
     """The experiments of a run that have a value of a metric, in the order of the table.
+
+    Args:
+        run: The run.
+        metric: Name of the metric.
+        alike: What was read of other runs, so that of tables that differ in their values alone only these are read.
 
     Raises:
         ResultReadError: The table of cycles does not read.
     """
     table = read_table(
-        run.folder, layout.CYCLES_TABLE, [*_READ, *_OPTIONAL, metric], optional=(*_OPTIONAL, metric)
+        run.folder,
+        layout.CYCLES_TABLE,
+        [*_READ, *_OPTIONAL, metric],
+        optional=(*_OPTIONAL, metric),
+        coded=("fingerprint",),
     )
-    column = {name: table[name].to_pylist() for name in table.column_names if name != "fingerprint"}
+    if metric not in table.column_names:
+        return ()
+    told, alike = _bytes(table, metric), {} if alike is None else alike
+    if told not in alike:
+        if len(alike) >= _ALIKE:
+            alike.clear()
+        alike[told] = _rows(table, metric)
+    values = table[metric].cast("float64").to_pylist()
+    return tuple(
+        Measured(one.experiment, one.identity, tuple([values[at] for at in one.at]), *one[3:])
+        for one in alike[told]
+    )
+
+
+def _bytes(table: Any, metric: str) -> tuple[Any, ...]:
+    """All that tells the rows of a table, as bytes: making texts of them takes ten times as long."""
+    columns = {name: table[name] for name in table.column_names if name != metric}
+    if table[metric].null_count:
+        columns[metric] = table[metric].is_null()
+    told: list[Any] = []
+    for name, column in columns.items():
+        for chunk in column.chunks:
+            coded = hasattr(chunk, "indices")
+            for array in (chunk.indices, chunk.dictionary) if coded else (chunk,):
+                parts = [None if part is None else part.to_pybytes() for part in array.buffers()]
+                told += [name, len(array), array.offset, *parts]
+    return tuple(told)
+
+
+def _rows(table: Any, metric: str) -> tuple[_Rows, ...]:
+    """Of each experiment the rows that have a value."""
+    column = {name: table[name].to_pylist() for name in table.column_names}
     nothing = [None] * table.num_rows
     rows: dict[tuple[str, str], list[int]] = {}
     for at, (identity, experiment, status, value) in enumerate(
-        zip(column["hash"], column["experiment"], column["status"], column.get(metric, nothing), strict=True)
+        zip(column["hash"], column["experiment"], column["status"], column[metric], strict=True)
     ):
         if status in HAS_RESULT and value is not None and identity:
             rows.setdefault((str(identity), str(experiment)), []).append(at)
-    if not rows:
-        return ()
-    values, hosts, (fingerprint, texts) = column[metric], column.get("host", nothing), _fingerprints(table)
-    spread, told = are_several([host or "" for host in hosts]), [_told(text) for text in texts]
+    hosts, fingerprints = column.get("host", nothing), column.get("fingerprint", nothing)
+    spread = are_several([host or "" for host in hosts])
     return tuple(
-        Measured(
+        _Rows(
             experiment,
             identity,
-            tuple([float(values[at]) for at in own]),
-            "|".join(sorted({told[fingerprint[at]][0] for at in own})),
-            told[fingerprint[own[0]]][1],
+            tuple(own),
+            "|".join(sorted({_told(fingerprints[at] or "{}")[0] for at in own})),
+            _told(fingerprints[own[0]] or "{}")[1],
             _hosts([str(hosts[at] or "") for at in own]) if spread else (),
         )
         for (identity, experiment), own in rows.items()
     )
-
-
-def _fingerprints(table: Any) -> tuple[list[int], list[str]]:
-    """The fingerprint of each row as its place among the texts, which are long and nearly all the same."""
-    if "fingerprint" not in table.column_names:
-        return [0] * table.num_rows, ["{}"]
-    coded = table["fingerprint"].combine_chunks().dictionary_encode("encode")
-    return coded.indices.to_pylist(), [text or "{}" for text in coded.dictionary.to_pylist()]
 
 
 def _hosts(names: Sequence[str]) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -118,13 +118,14 @@ def read_table(
     columns: list[str] | None = None,
     optional: Collection[str] = (),
     schema: Any = None,
+    coded: Sequence[str] = (),
 ) -> Any:
     """A Parquet file of a folder as a ``pyarrow.Table``; arguments as for ``decode_table``.
 
     Raises:
         ResultReadError: It is missing, does not open, lacks a column, or has one of another type.
     """
-    return decode_table(folder.read_evidence(name), f"{folder.url}/{name}", columns, optional, schema)
+    return decode_table(folder.read_evidence(name), f"{folder.url}/{name}", columns, optional, schema, coded)
 
 
 def decode_table(
@@ -133,18 +134,23 @@ def decode_table(
     columns: list[str] | None = None,
     optional: Collection[str] = (),
     schema: Any = None,
+    coded: Sequence[str] = (),
 ) -> Any:
     """A Parquet file in memory, named ``where`` in errors, as a table.
 
-    All its columns are decoded, or ``columns``, of which older files may lack the ``optional`` ones. With a ``schema``
-    they have its types: a file that other software wrote again may have text for names, or 64 bits for 32.
+    All its columns are decoded, or ``columns``, of which older files may lack the ``optional`` ones; of the texts in
+    ``coded``, each is there once, with its place in every row. With a ``schema`` they have its types: a file that other
+    software wrote again may have text for names, or 64 bits for 32.
 
     Raises:
         ResultReadError: It does not open, lacks a column, or has one that is not of its type.
     """
     try:
         # It leaves out names that the file has not; to read the schema before costs a tenth of a narrow read.
-        table = pq.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
+        file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=coded or None)
+        table = file.read(columns=columns, use_threads=False)
+        if coded:
+            table = table.unify_dictionaries()
         absent = sorted({*(columns or ())} - {*table.column_names, *optional})
         if absent:
             raise pa.ArrowInvalid(f"there is no column {absent[0]}")

@@ -9,6 +9,7 @@ from llem_airflow.analysis.plan import experiment_labels
 from llem_airflow.analysis.summary import ExperimentSummary, MetricSummary, load_summary
 from llem_airflow.frames.asked import Problems
 from llem_airflow.frames.swept import Swept
+from llem_airflow.report.under_load import under_load
 from llem_airflow.report.view import fronts
 from llem_airflow.results import ResultReadError, StoredRun, layout
 from llem_airflow.results.parquet import read_table
@@ -41,11 +42,13 @@ def _explorer(run: StoredRun) -> dict[str, Any]:
     present = {metric.name for e in experiments for metric in e.metrics}
     weighed = fronts(experiments, {name: name for name in AGAINST})
     keys = [key for key in swept.kinds if key not in {"engine", "model"}]
+    load = under_load(experiments, summary.labels, summary.searches)
     return {
         "study": run.study,
         "run_id": run.run_id,
         "url": run.url,
         "answer": summary.answer or "",
+        "load": list(load.said) if load else [],
         "planned": summary.planned,
         "valid": summary.valid,
         "energy_kind": summary.energy_kind,

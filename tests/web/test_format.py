@@ -43,6 +43,8 @@ SHOWN: list[tuple[str, list[Any], str]] = [
     ("counted", [1, "sample"], "1 sample"),
     ("counted", [1160, "sample"], "1,160 samples"),
     ("cycles", [4, 2], "n = 4 on 2 hosts"),
+    ("quantity", [{"unit": "ratio"}, 0.975], "97.5 %"),
+    ("interval", [{"unit": "ratio"}, {"mean": 0.9, "low": 0.8, "high": 1, "n": 3}], "80 to 100"),
     ("spread", [{"unit": "J"}, {"mean": 1, "low": None, "n": 1, "hosts": 1}], "no interval, n = 1"),
     (
         "spread",

@@ -27,6 +27,7 @@ export function Explorer({ dagId, runId, preliminary }) {
     null,
     preliminary && h(Notice, { kind: "warning", title: "Preliminary: the run is still at work, and these are the results of an earlier aggregate." }),
     data.answer && h(UI.Text, { "data-testid": "llem-answer", fontSize: "lg", fontWeight: "medium" }, data.answer),
+    data.load.length > 0 && h(UI.Box, { as: "ul", "data-testid": "llem-load", pl: 5, listStyleType: "disc" }, data.load.map((text) => h("li", { key: text }, text))),
     h(Muted, null, `${data.valid} of ${counted(data.planned, "planned cycle")} ${data.planned === 1 ? "is" : "are"} valid. ${setting(data.setting)}`),
     data.energy_kind === "estimate" && h(Notice, { title: "Energies here are estimates: no power meter was read." }),
     data.problems.map((text) => h(Notice, { key: text, kind: "warning", title: text })),
@@ -219,7 +220,7 @@ function Runs({ data, dagId, runId }) {
       title: `${metric.label}, ${scale.unit}`,
       help: metric.meaning,
       number: true,
-      hidden: place > 4,
+      hidden: place >= order.length,
       value: (row) => row.metrics[metric.name]?.mean ?? null,
       cell: (row) => {
         const found = row.metrics[metric.name];
@@ -229,7 +230,7 @@ function Runs({ data, dagId, runId }) {
       },
     };
   };
-  const order = [ENERGY, "output_tokens_per_s", "ttft_mean_s", "tpot_mean_s", "average_power_w"];
+  const order = [ENERGY, "output_tokens_per_s", "ttft_mean_s", "tpot_mean_s", "average_power_w", "slo_attainment_ratio", "energy_per_good_request_j"].filter((name) => data.metrics.some((one) => one.name === name));
   const place = (name) => (order.includes(name) ? order.indexOf(name) : order.length);
   const metrics = [...data.metrics].sort((a, b) => place(a.name) - place(b.name));
   const columns = [

@@ -14,6 +14,7 @@ export function number(value, digits = 3) {
 
 /** Unit and factor in which values up to `largest` are easy to read. */
 export function scaleOf(metric, largest) {
+  if (metric.unit === "ratio") return { unit: "%", factor: 100 };
   const small = SMALL[metric.unit];
   const limit = metric.unit === "s" ? 1 : 0.1;
   return small && Math.abs(largest) > 0 && Math.abs(largest) < limit

@@ -143,7 +143,7 @@ function StudyText({ text, places }) {
   return h(
     UI.Box,
     { as: "ol", "aria-label": "Study file", tabIndex: 0, fontFamily: "mono", fontSize: "xs", borderWidth: "1px", borderRadius: "sm", bg: "bg.subtle", maxH: "32rem", overflow: "auto", listStyleType: "none", p: 1 },
-    text.split("\n").map((line, index) =>
+    text.replace(/\n$/, "").split("\n").map((line, index) =>
       h(
         "li",
         { key: index, style: { whiteSpace: "pre-wrap" } },
@@ -152,8 +152,9 @@ function StudyText({ text, places }) {
         (byLine.get(index + 1) ?? []).map((one) =>
           h(
             UI.Box,
-            { key: `${one.column}${one.text}`, as: "div", "data-testid": "llem-problem", bg: "red.subtle", color: "red.fg", ml: "3.2em", px: 2, whiteSpace: "pre-wrap" },
-            `${" ".repeat(Math.max(0, one.column - 1))}↑ ${one.text}`,
+            { key: `${one.column}${one.text}`, as: "div", "data-testid": "llem-problem", bg: "red.subtle", color: "red.fg", ml: "3.2em", whiteSpace: "pre-wrap" },
+            h("div", { "aria-hidden": true, style: { whiteSpace: "pre", overflow: "hidden" } }, `${" ".repeat(Math.max(0, one.column - 1))}↑`),
+            one.text,
           ),
         ),
       ),
