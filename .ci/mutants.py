@@ -190,11 +190,17 @@ class Without:
         items[:] = [one for one in items if not re.search(CONFIG["without"], one.nodeid)]
 
 
+SHARED = "::what its tests share"
+
+
 class Watch:
-    """Notes for each test how long it takes, whether it passes, and which lines it runs."""
+    """Notes for each test how long it takes, whether it passes, and which lines it runs.
+
+    What runs to set up a fixture of several tests is noted for their file: any of them may notice a change in it.
+    """
 
     def __init__(self, cover: Coverage, seen: Seen) -> None:
-        self._cover, self._seen, self._caches = cover, seen, list[Any]()
+        self._cover, self._seen, self._caches, self._test = cover, seen, list[Any](), ""
 
     def pytest_collection_finish(self) -> None:
         """What tests before would else find out for those behind them, whose lines it would hide."""
@@ -204,11 +210,22 @@ class Watch:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         """One test."""
         forget(self._caches)
+        self._test = item.nodeid
         self._cover.switch_context(item.nodeid)
         begin_s = time.monotonic() - without_core_s(os.getpid())
         done = yield
         self._seen.duration_s[item.nodeid] = time.monotonic() - without_core_s(os.getpid()) - begin_s
         self._cover.switch_context("")
+        return done
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Iterator[None]:
+        """A fixture, of one test or of several."""
+        if fixturedef.scope == "function":
+            return (yield)
+        self._cover.switch_context(self._test.partition("::")[0] + SHARED)
+        done = yield
+        self._cover.switch_context(self._test)
         return done
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -278,10 +295,15 @@ def _look(tree: Path, new: dict[str, Path]) -> int:
             "duration_s": {test: seen.duration_s[test] for test in tests},
             "failed": sorted(tests & seen.failed),
             "at_import": lines[""],
-            "lines": {test: lines[test] for test in tests},
+            "lines": {test: _both(lines[test], lines[file + SHARED]) for test in tests},
         }
         kept.write_text(json.dumps(told), encoding="utf-8")
     return code
+
+
+def _both(own: dict[str, list[int]], shared: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Lines by module, of either."""
+    return {path: sorted({*own.get(path, ()), *shared.get(path, ())}) for path in sorted({*own, *shared})}
 
 
 def _pytest(tree: Path) -> list[str]:

@@ -198,6 +198,22 @@ def test_the_process_can_be_run_by_hand(tmp_path: Path) -> None:
     assert "stopped" in messages[-1]
 
 
+def test_a_process_without_its_meter_says_why_and_ends_with_one(tmp_path: Path) -> None:
+    code = [
+        sys.executable,
+        "-m",
+        "llem_airflow.measurement.sampler",
+        json.dumps(to_json(MeterSpec(kind="nvml"))),
+    ]
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run(
+        [*code, str(tmp_path / "power.csv")], input=b"", env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 1
+    assert "no NVIDIA driver answers here" in json.loads(done.stdout)["error"]
+    assert (tmp_path / "power.csv").read_text() == ",".join(POWER_COLUMNS) + "\n"
+
+
 def tick(t_ms: int, energy_mj: int, gpu: str = "GPU-0") -> Reading:
     return Reading(t_ms * 10**6, t_ms * 10**6, gpu, energy_mj=energy_mj)
 
