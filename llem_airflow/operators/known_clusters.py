@@ -1,8 +1,8 @@
 """Questions to clusters, by connections of Airflow: a process of its own for the command line.
 
-Standard input: a JSON object with the ``clusters`` (``CONNECTION`` or ``CONNECTION/NAMESPACE``), what to ``do`` and its
-options. The last line of standard output: a JSON object with an answer for each cluster, or with the error that came
-instead and what to do about it.
+Each line of standard input: a JSON object with the ``clusters`` (``CONNECTION`` or ``CONNECTION/NAMESPACE``), what to
+``do`` and its options. A line of standard output then: a JSON object with an answer for each cluster, or with the error
+that came instead and what to do about it.
 """
 
 from __future__ import annotations
@@ -158,4 +158,6 @@ _DO: dict[str, Callable[[CoreV1Api, str, Mapping[str, Any]], dict[str, Any]]] = 
 }
 
 if __name__ == "__main__":
-    sys.stdout.write("\n" + json.dumps(answer(json.load(sys.stdin))) + "\n")
+    for line in sys.stdin:
+        sys.stdout.write("\n" + json.dumps(answer(json.loads(line))) + "\n")
+        sys.stdout.flush()

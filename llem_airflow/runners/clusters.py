@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llem_airflow.runners.airflow_asked import NoAnswerError, ask, is_airflow_here
@@ -16,12 +16,15 @@ _RECOVERY_S = 3600.0
 """What it brings out may be gigabytes."""
 
 
-def answers_of(clusters: Sequence[str], do: str, **options: Any) -> list[dict[str, Any]]:
+def answers_of(
+    clusters: Sequence[str], do: str, asks: Callable[..., Any] | None = None, **options: Any
+) -> list[dict[str, Any]]:
     """What each cluster answers: with ``error`` and ``fix`` where it does not.
 
     Args:
         clusters: ``CONNECTION`` or ``CONNECTION/NAMESPACE``.
         do: ``doctor``, ``gc``, ``gpus`` or ``recover``.
+        asks: What asks, of ``airflow_asked.asking``; None for a process of this question's own.
         options: Of the question.
     """
     if not clusters:
@@ -29,7 +32,7 @@ def answers_of(clusters: Sequence[str], do: str, **options: Any) -> list[dict[st
     error, fix = _NO_AIRFLOW
     if is_airflow_here():
         try:
-            said: list[dict[str, Any]] = ask(
+            said: list[dict[str, Any]] = (asks or ask)(
                 "known_clusters",
                 {"clusters": list(clusters), "do": do, **options},
                 timeout_s=_RECOVERY_S if do == "recover" else _LOOK_S,

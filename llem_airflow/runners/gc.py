@@ -226,7 +226,12 @@ def collect(
                 found += [(host, one) for one in here]
                 left = [one for one in here if force or one.may_go]
                 gone += remove_leftovers(api, left) if remove else 0
-    options = {"older_than_s": older_than_s, "installation": installation, "remove": remove, "force": force}
+    options: dict[str, Any] = {
+        "older_than_s": older_than_s,
+        "installation": installation,
+        "remove": remove,
+        "force": force,
+    }
     answered = []
     for each in answers_of(names, "gc", **options):
         if "error" in each:

@@ -7,11 +7,13 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import docker
 
+from llem_airflow.runners.airflow_asked import asking
 from llem_airflow.runners.claims import (
     LABEL_CANDIDATES,
     LABEL_COUNT,
@@ -210,22 +212,34 @@ def show_hosts(hosts: Sequence[str], clusters: Sequence[str] = (), *, watch: boo
         ValueError: A host has a port that cannot be.
     """
     named, names = targets(hosts, clusters)
-    while True:
-        seen = [_seen(host) for host in named]
-        on_clusters = answers_of(names, "gpus")
-        if as_json:
-            found = [
-                {"host": one[0], "error": one[1]} if isinstance(one, tuple) else to_json(one) for one in seen
-            ]
-            found += [{"cluster": one["name"], **one} for one in on_clusters]
-            sys.stdout.write(json.dumps(found, indent=None if watch else 1) + "\n")
-        else:
-            _print(seen, on_clusters, clear=watch)
-        sys.stdout.flush()
-        if not watch:
-            failed = any(isinstance(one, tuple) for one in seen) or any("error" in one for one in on_clusters)
-            return 2 if failed else 0
-        time.sleep(_LOOK_EVERY_S)
+    with asking("known_clusters") if watch else nullcontext() as asks:
+        while True:
+            seen = [_seen(host) for host in named]
+            on_clusters = answers_of(names, "gpus", asks)
+            _show(seen, on_clusters, watch=watch, as_json=as_json)
+            if not watch:
+                failed = any(isinstance(one, tuple) for one in seen)
+                return 2 if failed or any("error" in one for one in on_clusters) else 0
+            time.sleep(_LOOK_EVERY_S)
+
+
+def _show(
+    seen: Sequence[HostGpus | tuple[str, str]],
+    on_clusters: Sequence[Mapping[str, Any]],
+    *,
+    watch: bool,
+    as_json: bool,
+) -> None:
+    """Print what one look has shown."""
+    if as_json:
+        found = [
+            {"host": one[0], "error": one[1]} if isinstance(one, tuple) else to_json(one) for one in seen
+        ]
+        found += [{"cluster": one["name"], **one} for one in on_clusters]
+        sys.stdout.write(json.dumps(found, indent=None if watch else 1) + "\n")
+    else:
+        _print(seen, on_clusters, clear=watch)
+    sys.stdout.flush()
 
 
 def _seen(host: Host) -> HostGpus | tuple[str, str]:

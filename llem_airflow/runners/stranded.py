@@ -227,7 +227,12 @@ def recover(
     """
     found: list[Stranded] = []
     named, names = targets(hosts, clusters)
-    options = {"older_than_s": older_than_s, "installation": installation, "root": root, "store": store}
+    options: dict[str, Any] = {
+        "older_than_s": older_than_s,
+        "installation": installation,
+        "root": root,
+        "store": store,
+    }
     with reached(named) as (engines, said, away):
         for host, api in engines.items():
             with said_away(host, away):

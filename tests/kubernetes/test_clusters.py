@@ -22,6 +22,7 @@ from llem_airflow.cli import main
 from llem_airflow.operators import LLEMCollectGarbageOperator, known_clusters
 from llem_airflow.operators.maintenance import hosts_to_clean
 from llem_airflow.runners import cluster_doctor, cluster_gc, cluster_gpus, clusters
+from llem_airflow.runners.airflow_asked import asking
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.pod_spec import PodSettings, config_maps, label_value, pod, secret
 from tests.kubernetes.cluster import Fault, Object, StandInCluster, node, now
@@ -370,6 +371,26 @@ def test_without_names_the_clusters_of_the_configuration_are_looked_at(
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
     told = json.loads(CliRunner().invoke(main, ["gpus", "--json"]).stdout)
     assert [each.get("cluster") for each in told] == [None, "lab", "lab/team"]
+
+
+def test_who_watches_a_cluster_asks_one_process_which_ends_with_it(
+    cluster: StandInCluster, connected: None
+) -> None:
+    def asked() -> list[str]:
+        children = [each.read_text().split() for each in Path("/proc/self/task").glob("*/children")]
+        pids = [pid for each in children for pid in each]
+        return [pid for pid in pids if b"known_clusters" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    with asking("known_clusters") as asks:
+        seen = []
+        for _ in range(2):
+            (told,) = clusters.answers_of(["lab"], "gpus", asks)
+            assert told["name"] == "lab"
+            assert [each["node"] for each in told["nodes"]] == ["node-1"]
+            seen.append(asked())
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 1
+    assert asked() == []
 
 
 def test_the_maintenance_task_cleans_a_cluster_by_airflow_s_word(
