@@ -65,10 +65,10 @@ DRIFT_FROM = 60
 
 
 class Change(NamedTuple):
-    """Position of the first night of a new level, or of the level that drifted, and the size as a logarithm."""
+    """Position of the first night of a new level, or of the level that drifted, and the change as a share of it."""
 
     began: int
-    size: float
+    ratio: float
 
 
 class Nights:
@@ -81,16 +81,19 @@ class Nights:
         patterns: Sequence[Pattern],
         prior: Prior,
         experiments: int,
+        logs: NDArray[np.bool_] | None = None,
     ) -> None:
         """Take the nights.
 
         Args:
-            values: One row an experiment, in logarithms.
+            values: One row an experiment, as ``_relative`` has them.
             starts: Where the levels of each began.
             patterns: What was taken off each for its weekdays.
             prior: What is known of the noise of each.
             experiments: Experiments that share the budget.
+            logs: Which rows are logarithms; else all.
         """
+        self._logs = np.ones(len(values), dtype=bool) if logs is None else logs
         self._values, self._starts, self._prior, self._experiments = values, starts, prior, experiments
         self._taken = np.array([pattern.df for pattern in patterns])
         self._inflation = np.array([pattern.variance for pattern in patterns])
@@ -125,11 +128,14 @@ class Nights:
             )
             step, error = _step(before, _confirmed(before.mean, after, noise.sd), noise)
             t, least = np.abs(step) / error, np.where(edge < LEARNING, GROSS_RATIO, 0.0)
-            told = (np.abs(np.expm1(step)) >= np.maximum(threshold_ratio, least)) & (t > best[at])
+            size = np.abs(self._ratio(step, before.mean, row))
+            told = (size >= np.maximum(threshold_ratio, least)) & (t > best[at])
             told &= _beyond(t, told, self._experiments, QUARTER * len(WINDOWS), noise.df)
             best[at[told]] = t[told]
-            sizes = after.mean(axis=1) - before.mean
-            found |= {int(at[one]): Change(int(edge[one]), float(sizes[one])) for one in np.flatnonzero(told)}
+            ratios = self._ratio(after.mean(axis=1) - before.mean, before.mean, row)
+            found |= {
+                int(at[one]): Change(int(edge[one]), float(ratios[one])) for one in np.flatnonzero(told)
+            }
         return found
 
     def drifts(self, threshold_ratio: float) -> dict[int, Change]:
@@ -146,12 +152,13 @@ class Nights:
             slope, error = _second(values, np.ones_like(values), np.broadcast_to(nights, values.shape), noise)
             size = slope * nights[-1]
             limit = _limit(self._experiments, YEAR // 7, noise.df)
-            told = (np.abs(np.expm1(size)) >= threshold_ratio / 2) & (np.abs(slope) > limit * error)
-            found |= {int(rows[at]): Change(start, float(size[at])) for at in np.flatnonzero(told)}
+            ratio = self._ratio(size, line[:, 0], rows)
+            told = (np.abs(ratio) >= threshold_ratio / 2) & (np.abs(slope) > limit * error)
+            found |= {int(rows[at]): Change(start, float(ratio[at])) for at in np.flatnonzero(told)}
         return found
 
     def newest(self) -> tuple[float, float, float] | None:
-        """Of one experiment alone, as logarithms; None where its level has no night before the newest.
+        """Of one experiment alone, as shares; None where its level has no night before the newest.
 
         Returns:
             The newest night off the level before it, its margin at 5 % to each side, and the limit of an outlier.
@@ -163,9 +170,11 @@ class Nights:
         noise = self._noise_of(self._values[:, :-1])
         phi, df = noise.phi.item(), noise.df.item()
         sd = noise.sd.item() / math.sqrt(1 - phi**2) * math.sqrt(1 + 1 / len(before))
-        off = float(alone[-1] - np.median(before[-MEMORY:]))
+        level = float(np.median(before[-MEMORY:]))
         limit = _limit(self._experiments, QUARTER, noise.df).item()
-        return off, float(special.stdtrit(df, 0.95)) * sd, limit * sd
+        sizes = np.array([alone[-1] - level, float(special.stdtrit(df, 0.95)) * sd, limit * sd])
+        off, margin, furthest = self._ratio(sizes, np.full(3, level), np.zeros(3, dtype=np.int64)).tolist()
+        return off, margin, furthest
 
     def detectable(self) -> float | None:
         """Of one experiment alone: the step of a week that would be told with 80 % power; None with one night."""
@@ -176,7 +185,15 @@ class Nights:
         zero = np.zeros_like(noise.sd)
         _, error = _step(_Before(zero, np.array([n]), zero, zero), np.zeros((1, WINDOWS[-1])), noise)
         limit = _limit(self._experiments, QUARTER * len(WINDOWS), noise.df)
-        return float(np.expm1((limit + special.ndtri(0.8)) * error).item())
+        level = self._values[:, self._last.item() :].mean(axis=1)
+        return float(self._ratio((limit + special.ndtri(0.8)) * error, level, np.zeros(1, np.int64)).item())
+
+    def _ratio(self, size: Floats, level: Floats, rows: Integers) -> Floats:
+        """Sizes as shares of the level that they are off; of a level of 0 as shares of the row's median."""
+        with np.errstate(over="ignore"):
+            of_logs = np.minimum(np.expm1(size), np.finfo(float).max)
+        shares: Floats = np.where(self._logs[rows], of_logs, size / np.where(level, np.abs(level), 1.0))
+        return shares
 
     def _noises_until(self, asked: Sequence[tuple[Integers, Integers]]) -> list[Noise]:
         """The noise of rows over so many of their first nights each; what is asked for again is worked out once."""
@@ -402,6 +419,7 @@ class _Study:
         self._patterns = [Pattern(np.zeros(7)) for _ in series]
         self._prior = Prior.assumed(len(series))
         self._without_weekdays = self._values
+        self._logs = np.array([_are_logs(one.values) for one in series])
 
     def walk(self) -> None:
         """Judge night after night; between two times of learning, all nights at once."""
@@ -418,7 +436,7 @@ class _Study:
         """What there is to say of an experiment after its last night."""
         n, alarms = len(self._runs[row]), self._alarms[row]
         now = self._nights([row], n)
-        off, margin, limit = (math.expm1(one) for one in found) if (found := now.newest()) else (None,) * 3
+        off, margin, limit = now.newest() or (None,) * 3
         told = bool(alarms) and alarms[-1].told == n - 1
         return Watch(
             alarms=tuple(alarms),
@@ -436,7 +454,7 @@ class _Study:
         patterns = [self._patterns[row] for row in rows]
         starts = [self._starts[row] for row in rows]
         values = without_spikes(self._without_weekdays[rows, :n])
-        return Nights(values, starts, patterns, self._prior.of(rows), self._experiments)
+        return Nights(values, starts, patterns, self._prior.of(rows), self._experiments, self._logs[rows])
 
     def _judge(self, rows: Integers, nights: Integers) -> None:
         """Judge rows after so many of their nights each; after a change the later ones of that row are judged anew."""
@@ -462,13 +480,14 @@ class _Study:
             at = np.flatnonzero(nights == n)
             drifts = self._nights(rows[at].tolist(), n).drifts(self._threshold_ratio)
             for one, drift in drifts.items():
-                alarm = Alarm(n - 1, drift.began, math.expm1(drift.size), drift=True)
+                alarm = Alarm(n - 1, drift.began, drift.ratio, drift=True)
                 found[int(at[one])] = alarm, n - 2 * WINDOWS[-1]
         owners, series, places = self._series(rows, nights)
         patterns, starts = [self._patterns[row] for row in owners], [self._starts[row] for row in owners]
-        so_far = Nights(series, starts, patterns, self._prior.of(owners), self._experiments)
+        prior, logs = self._prior.of(owners), self._logs[owners]
+        so_far = Nights(series, starts, patterns, prior, self._experiments, logs)
         for place, step in so_far.steps(self._threshold_ratio, places, nights).items():
-            found[place] = Alarm(int(nights[place]) - 1, step.began, math.expm1(step.size)), step.began
+            found[place] = Alarm(int(nights[place]) - 1, step.began, step.ratio), step.began
         return found
 
     def _series(self, rows: Integers, nights: Integers) -> tuple[Integers, Floats, Integers]:
@@ -536,11 +555,23 @@ def _patterns(rest: Floats, weekdays: Integers) -> list[Pattern]:
     return found
 
 
+def _are_logs(values: Sequence[float]) -> bool:
+    return all(value > 0 for value in values)
+
+
 def _relative(values: Sequence[float]) -> Floats:
-    """Logarithms, in which a change is a ratio; a metric that is not positive is taken over its median."""
+    """Logarithms, in which a change is a ratio; a metric that is not positive is taken over its median.
+
+    In steps of 2^-40, so that sums of them are exact: nights that are all the same have no noise, not that of rounding,
+    in which a pattern of weekdays could be seen.
+    """
     given = np.asarray(values, dtype=float)
-    if np.all(given > 0):
-        logs: Floats = np.log(given)
-        return logs
+    if _are_logs(values):
+        return _exact(np.log(given))
     middle = float(np.median(np.abs(given)))
-    return given / middle if middle > 0 else np.zeros(len(given))
+    return _exact(given / middle) if middle > 0 else np.zeros(len(given))
+
+
+def _exact(values: Floats) -> Floats:
+    rounded: Floats = np.round(values * 2.0**40) / 2.0**40
+    return rounded

@@ -27,6 +27,7 @@ from llem_airflow.analysis.blocked import by_host, host_mean
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.nights import Alike, Measured, Night, measured
 from llem_airflow.analysis.noise import without_spikes
+from llem_airflow.analysis.statistics import mean_of
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO, Verdict, compare
 from llem_airflow.results import ResultsRoot, StoredRun, layout
 from llem_airflow.results.store import aggregated_in
@@ -79,7 +80,10 @@ class Point(NamedTuple):
         """Mean over cycles; of several hosts the mean of their means."""
         if self.hosts:
             return host_mean([*by_host(zip(self.hosts, self.values, strict=True)).values()]).mean
-        return math.fsum(self.values) / len(self.values)  # numpy takes ten times as long for a few values
+        try:
+            return math.fsum(self.values) / len(self.values)  # numpy takes ten times as long for a few values
+        except OverflowError:
+            return mean_of(self.values)
 
     @property
     def is_estimate(self) -> bool:
@@ -195,15 +199,12 @@ def trends(
     ordered = [sorted(points, key=lambda point: point.t_epoch_ns) for points in histories]
     same = [[one for one in each if one.conditions == each[-1].conditions] for each in ordered]
     means = [[point.mean for point in points] for points in same]
-    first = min((points[0].t_epoch_ns for points in same), default=0)
+    begun = [[point.t_epoch_ns for point in points] for points in same]
+    night_ns = usual_time_ns([t_ns for each in begun for t_ns in each])
     seen = watch_study(
         [
-            Series(
-                values=values,
-                days=[round((point.t_epoch_ns - first) / DAY_NS) for point in points],
-                runs=[point.t_epoch_ns for point in points],
-            )
-            for points, values in zip(same, means, strict=True)
+            Series(values=values, days=[round((t_ns - night_ns) / DAY_NS) for t_ns in runs], runs=runs)
+            for runs, values in zip(begun, means, strict=True)
         ],
         experiments=experiments,
         threshold_ratio=threshold_ratio,
@@ -223,6 +224,16 @@ def trends(
         )
         for each, points, back, watched in zip(ordered, same, changes, seen, strict=True)
     ]
+
+
+def usual_time_ns(begun: Sequence[int]) -> int:
+    """The time of the day at which runs usually begin: the circular mean, in nanoseconds since 0:00 UTC.
+
+    Days are counted from it. From any other time, such as that of a first run by hand in the afternoon, nights that
+    begin half a day off it would fall on one day or the next by minutes, and with them on another weekday.
+    """
+    turns = 2 * np.pi * (np.array(begun, dtype=np.int64) % DAY_NS) / DAY_NS
+    return round(float(np.arctan2(np.sin(turns).sum(), np.cos(turns).sum())) / (2 * np.pi) * DAY_NS)
 
 
 def _trend(

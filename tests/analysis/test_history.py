@@ -4,9 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.history import Point, change_points, histories, history_until, trend
+from llem_airflow.analysis.history import (
+    Point,
+    Trend,
+    change_points,
+    histories,
+    history_until,
+    trend,
+    usual_time_ns,
+)
 from llem_airflow.analysis.verdict import Verdict
 from llem_airflow.report.page import report_html
 from llem_airflow.results import ResultsRoot
@@ -292,3 +302,47 @@ def test_cycles_without_correlation_have_no_note() -> None:
     rng = np.random.default_rng(11)
     points = [Point(f"r{k}", k, tuple(row)) for k, row in enumerate(rng.normal(10, 0.1, (30, 5)).tolist())]
     assert "follow each other" not in trend(points, "lower").note
+
+
+@pytest.mark.parametrize("by_hand_h", [0.0, 7.0, 12.0, -11.9])
+def test_a_first_run_by_hand_moves_no_night_to_another_weekday(by_hand_h: float) -> None:
+    rng = np.random.default_rng(7)
+    minutes = rng.uniform(-15, 15, 60)
+    values = [1 + 0.05 * (night % 7 > 4) + rng.normal(0, 0.003) for night in range(60)]
+
+    def history(first_h: float) -> Trend:
+        begun_h = [24 * night + minute / 60 + first_h * (not night) for night, minute in enumerate(minutes)]
+        return trend(
+            [
+                Point(f"r{k}", round(h * 3.6e12), (value,))
+                for k, (h, value) in enumerate(zip(begun_h, values, strict=True))
+            ],
+            "lower",
+        )
+
+    found, usual = history(by_hand_h), history(0.0)
+    assert found.detectable_ratio == pytest.approx(usual.detectable_ratio, rel=0.2)
+    assert (found.alarms, found.verdict) == (usual.alarms, usual.verdict)
+
+
+@given(st.lists(st.integers(0, DAY_NS - 1), min_size=1, max_size=20), st.integers(0, 400))
+def test_nights_that_begin_within_hours_are_each_on_a_day_of_its_own(spread: list[int], first: int) -> None:
+    begun = [(first + night) * DAY_NS + ns // 4 for night, ns in enumerate(spread)]
+    usual = usual_time_ns(begun)
+    days = [round((t_ns - usual) / DAY_NS) for t_ns in begun]
+    assert days == list(range(days[0], days[0] + len(days)))
+
+
+@pytest.mark.parametrize("value", [1.0, 5.0, 0.1, 36.6, 1e-9])
+def test_nights_that_are_all_the_same_are_told_the_same_whatever_their_value(value: float) -> None:
+    found = trend([Point(f"r{k}", k * DAY_NS, (value,)) for k in range(40)], "lower")
+    assert (found.verdict, found.newest_ratio) == (Verdict.UNCHANGED, 0.0)
+    assert found.detectable_ratio == pytest.approx(0.0204, rel=0.01)
+
+
+@pytest.mark.parametrize(("before", "after"), [(10.0, 5.0), (10.0, 20.0), (0.5, 0.45), (10.0, 0.0)])
+def test_a_night_of_zero_leaves_changes_what_they_are(before: float, after: float) -> None:
+    nights = [0.0, *[before] * 29, *[after] * 2]
+    found = trend([Point(f"r{k}", k * DAY_NS, (value,)) for k, value in enumerate(nights)], "higher")
+    assert found.told is not None
+    assert found.told.ratio == pytest.approx(after / before - 1)

@@ -15,6 +15,7 @@ from llem_airflow.analysis.verdict import (
     Comparison,
     Usual,
     Verdict,
+    _Effect,
     adjusted,
     compare,
     compare_pairs,
@@ -279,10 +280,10 @@ def test_two_one_sided_tests_give_the_p_of_equivalence() -> None:
     found = compare(BASE, other, "lower")
     one, two = np.array(other) / np.mean(other), np.array(BASE) / np.mean(BASE)
     size = math.log(np.mean(other) / np.mean(BASE))
-    p = max(
-        stats.ttest_ind(one + size, two + limit, equal_var=False, alternative=side).pvalue
-        for limit, side in ((math.log(0.98), "greater"), (math.log(1.02), "less"))
-    )
+    errors = one.var(ddof=1) / 4, two.var(ddof=1) / 5
+    welch, equal = ((a + b) ** 2 / (a**2 / 3 + b**2 / 4) for a, b in (errors, (1 / 4, 1 / 5)))
+    away = min(size - math.log(0.98), math.log(1.02) - size)
+    p = stats.t.sf(away / sum(errors) ** 0.5, min(welch, equal))
     assert found.equivalence_p == pytest.approx(p)
     assert found.verdict is Verdict.UNCHANGED
 
@@ -314,3 +315,13 @@ def test_a_threshold_of_all_bounds_a_loss_by_nothing(threshold_ratio: float) -> 
     found = compare(BASE, [value / 10 for value in BASE], "lower", threshold_ratio=threshold_ratio)
     assert found.verdict is Verdict.UNCHANGED
     assert found.difference_ratio == pytest.approx(-0.9)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 3), (2, 10), (2, 22), (3, 10), (10, 2)])
+def test_a_small_side_beside_a_large_one_makes_no_more_false_alarms_than_stated(n: int, m: int) -> None:
+    rng, repeats = np.random.default_rng(n * 100 + m), 2_000
+    alarms = 0
+    for a, b in zip(rng.normal(100, 3, (repeats, n)), rng.normal(100, 3, (repeats, m)), strict=True):
+        (error, df), size = (effect := _Effect.of([*a], [*b])).error(), abs(effect.size)
+        alarms += size > special.stdtrit(df, 0.975) * error**0.5
+    assert alarms / repeats <= 0.05 + 3 * (0.05 * 0.95 / repeats) ** 0.5
