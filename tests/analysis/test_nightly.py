@@ -76,7 +76,7 @@ def test_the_margin_of_the_newest_night_is_that_of_a_prediction(before: int, mar
     nights = Nights(np.zeros((1, before + 1)), [[0]], [Pattern(np.zeros(7))], sure, experiments=1)
     found = nights.newest()
     assert found is not None
-    assert found[1] == pytest.approx(margin, rel=1e-3)
+    assert math.log1p(found[1]) == pytest.approx(margin, rel=1e-3)
 
 
 class NightByNight(alarm._Study):
@@ -91,9 +91,9 @@ class NightByNight(alarm._Study):
         for at, (row, n) in enumerate(zip(rows.tolist(), nights.tolist(), strict=True)):
             now = self._nights([row], n)
             if step := now.steps(self._threshold_ratio).get(0):
-                found[at] = Alarm(n - 1, step.began, math.expm1(step.size)), step.began
+                found[at] = Alarm(n - 1, step.began, step.ratio), step.began
             elif n % 7 == 0 and (drift := now.drifts(self._threshold_ratio).get(0)):
-                told = Alarm(n - 1, drift.began, math.expm1(drift.size), drift=True)
+                told = Alarm(n - 1, drift.began, drift.ratio, drift=True)
                 found[at] = told, n - 2 * alarm.WINDOWS[-1]
         return found
 
