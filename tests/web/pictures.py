@@ -15,18 +15,22 @@ from typing import Any
 import numpy as np
 from airflow.api_fastapi.common.db.common import _get_session
 from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
 from playwright.sync_api import Page
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from benchmarks.web import client, database
 from llem_airflow.analysis.cycle import Cycle
+from llem_airflow.operators.ui import FAILURE_KEY
 from llem_airflow.results import ResultsRoot, StoredRun
+from llem_airflow.study import StudyFileError, load_study_text
 from llem_airflow.web import access
 from tests.browser import chromium_page
 from tests.results.recorded import Recording, provenance
 from tests.web.airflow_rows import add_run
 from tests.web.drawn import SHOW, open_bundle
+from tests.web.loaded import loaded
 from tests.web.written import BEGAN_NS, DAY_NS, FINGERPRINT, stored
 
 MODELS = {"Llama-3.1-8B-Instruct": 0.33, "Qwen3-8B": 0.35, "Mistral-Small-24B": 0.98}
@@ -184,6 +188,31 @@ def _apart(left: Path) -> None:
         writer.writerows(rows)
 
 
+WRONG = """\
+study_name: typed
+engine: transformers
+task: {model: SmolLM2-135M-Instruct, max_output_token: 8}
+sweep:
+  transformers.llem_execution.batch_size: [1, two]
+study_execution: {n_cycles: 3}
+"""
+
+
+def refused(session: Session) -> None:
+    """A run of a pasted study with mistakes."""
+    add_run(session, "refused", RUN, "failed", conf={"study": WRONG})
+    table: Any = TaskInstance.__table__
+    for name, state in (("plan", "failed"), ("aggregate", "upstream_failed")):
+        values = {"task_id": name, "dag_id": "refused", "run_id": RUN, "state": state, "try_number": 1}
+        pool = {"pool": "default_pool", "pool_slots": 1, "operator": "LLEMPlanOperator"}
+        session.execute(insert(table).values(**values, **pool))
+    try:
+        load_study_text(WRONG, name="study")
+    except StudyFileError as error:
+        XComModel.set(FAILURE_KEY, str(error), dag_id="refused", task_id="plan", run_id=RUN, session=session)
+    session.commit()
+
+
 class _Site:
     def __init__(self, asked: Any) -> None:
         self._asked = asked
@@ -232,6 +261,10 @@ def main(shots: Path) -> list[str]:
                     if engine == "vllm" or model.startswith("Llama"):
                         measured(root, night, model, gpu, engine, parallel=PARALLEL if night == 1 else (1,))
         spread(root, Path(folder), session)
+        refused(session)
+        alone = ResultsRoot(Path(folder) / "served")  # the leaderboard is without it
+        under_load = loaded(alone, Path(folder), RUN)
+        add_run(session, under_load.study, RUN, "success")
         study = "llama-h100-vllm"
         add_run(session, study, RUN, "success")
         open_bundle(page, site(root, session))
@@ -239,6 +272,12 @@ def main(shots: Path) -> list[str]:
         work = f"/dags/spread/runs/{RUN}/plugin/llem-energy?view="
         ours, theirs = ({"dagId": dag_id, "runId": RUN} for dag_id in (study, "spread"))
         cycle = f"cycle&cell=vllm-batch_size-16-{16:08x}.1"
+        served = f"/dags/{under_load.study}/runs/{RUN}/plugin/llem-energy?"
+        rates, plan = (
+            {"dagId": under_load.study, "runId": RUN},
+            f"/dags/refused/runs/{RUN}/plugin/llem-energy",
+        )
+        of_rate = f"{served}view=cycle&cell={under_load.plan()['experiments'][2]['id']}.1"
         board = "/plugin/llem-studies?page=leaderboard"
         pareto = f"{run}pareto&colour=vllm.tensor_parallel_size"
         pages: tuple[tuple[str, str, dict[str, str], str, int, bool], ...] = (
@@ -249,8 +288,13 @@ def main(shots: Path) -> list[str]:
             ("cycles", f"{work}cycles", theirs, "[data-testid=llem-matrix]", 1100, False),
             ("cycle", f"{work}{cycle}", theirs, "[data-testid=llem-latencies] polyline", 1100, False),
             ("run-phone", f"{run}factors", ours, "[data-testid=llem-factors] svg", 400, False),
+            ("served", served, rates, "[data-testid=llem-factors] svg", 1100, False),
+            ("served-cycle", of_rate, rates, "[data-testid=llem-latencies] polyline", 1100, True),
+            ("plan", plan, {"dagId": "refused", "runId": RUN}, "[data-testid=llem-problem]", 1100, False),
         )
         for name, where, props, drawn, width, dark in pages:
+            if name == "served":
+                open_bundle(page, site(alone, session))
             draw(page, where, props, drawn, width=width, dark=dark, file=shots / f"drawn-{name}.png")
             found.append(name)
     return found
