@@ -169,9 +169,9 @@ def mutants(path: str) -> Iterator[Mutant]:
 def _spared(tree: ast.AST) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     found: list[ast.AST] = []
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             found += node.decorator_list
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             found += [node.returns] if node.returns else []
             found += [
                 one.annotation for one in ast.walk(node.args) if isinstance(one, ast.arg) and one.annotation
