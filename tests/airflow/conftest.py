@@ -41,10 +41,15 @@ versions:
   - {name: r3, revision: "0123abc", released: 2026-03-01}
 """
 )
-CHOICE = (
-    small("choice", "transformers").replace("n_cycles: 1", "n_cycles: 2")
-    + "sweep: {transformers.llem_execution.batch_size: [1, 2]}\n"
-)
+
+
+def batches(name: str, engine: str, section: str) -> str:
+    """Two experiments of two cycles."""
+    text = small(name, engine).replace("n_cycles: 1", "n_cycles: 2")
+    return f"{text}sweep: {{{engine}.{section}.batch_size: [1, 2]}}\n"
+
+
+CHOICE = batches("choice", "scripted", "engine_params")
 NIGHTLY = small("nightly").replace(
     "{retries: 0}", '{retries: 0, schedule: "* * * * *", start_date: 2026-01-01, deadline: 1s}'
 )
@@ -117,9 +122,9 @@ def process_airflow(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) 
                 "released.yaml": RELEASED,
                 "paged.yaml": RELEASED.replace("study_name: released", "study_name: paged"),
                 "choice.yaml": CHOICE,
-                "looked-at.yaml": CHOICE.replace("choice", "looked-at"),
+                "looked-at.yaml": batches("looked-at", "transformers", "llem_execution"),
                 "watched.yaml": WATCHED,
-                "followed.yaml": CHOICE.replace("choice", "followed"),
+                "followed.yaml": batches("followed", "transformers", "llem_execution"),
                 "nightly.yaml": NIGHTLY,
                 "held.yaml": HELD,
                 "broken.yaml": BROKEN,

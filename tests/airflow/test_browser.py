@@ -124,7 +124,7 @@ def test_problems_of_a_pasted_study_stand_in_the_page_of_its_plan_with_line_and_
     shown = page.get_by_test_id("llem-page")
     shown.locator("pre", has_text="study:4:1: engnie").first.wait_for()
     assert len(shown.get_by_test_id("llem-problem").all()) == 2
-    line = shown.get_by_role("listitem").filter(has_text="engnie: transformers")
+    line = shown.get_by_role("listitem").filter(has_text="engnie: scripted")
     line.get_by_test_id("llem-problem").filter(has_text="engnie").wait_for()
     page.screenshot(path=SHOTS / "adhoc-bad.png", full_page=True)
 
