@@ -187,8 +187,8 @@ def test_clocks_temperatures_and_use_are_told_once_a_second(library: Path) -> No
     again = meter.read()[0]  # within a second, unless this machine stands still
     if again.t_after_mono_ns < first.t_after_mono_ns + 950_000_000:
         assert (again.sm_clock_mhz, again.temperature_c, again.memory_used_bytes) == (None, None, None)
-    time.sleep(max(0.0, 0.951 - (time.monotonic_ns() - first.t_after_mono_ns) / 1e9))
-    assert meter.read()[0].sm_clock_mhz == 2100
+        time.sleep(max(0.0, 0.951 - (time.monotonic_ns() - first.t_after_mono_ns) / 1e9))
+        assert meter.read()[0].sm_clock_mhz == 2100
     meter.close()
 
 

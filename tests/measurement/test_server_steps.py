@@ -162,10 +162,13 @@ def test_a_warm_up_of_a_given_length_ends_after_it(attempt: ServerAttempt, tmp_p
     assert (
         until_warm(attempt, LoadWarmup(gated=False, longest_s=30.0, reason="no eyes"), 31.0)[1] == "no eyes"
     )
-    begun_s = time.monotonic()
-    until_warm(attempt, LoadWarmup(gated=False, longest_s=30.2), 30.0)
-    assert time.monotonic() - begun_s >= 0.19
-    (line, *_) = (tmp_path / "events.jsonl").read_text().splitlines()  # only every five seconds
+    lines: list[str] = []
+    while not lines:  # a machine that stands still for a fifth of a second has nothing to tell
+        begun_s = time.monotonic()
+        until_warm(attempt, LoadWarmup(gated=False, longest_s=30.2), 30.0)
+        assert time.monotonic() - begun_s >= 0.19
+        lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    (line,) = lines  # only every five seconds
     told = json.loads(line)
     assert (told["event"], told["total"], told["text"][-9:]) == ("progress", 30.2, "s of load")
     assert 30.0 <= told["done"] <= 30.2
