@@ -30,7 +30,10 @@ class Influx(HttpTarget):
     """
 
     def __init__(self, url: str) -> None:
-        asked = httpx.URL(url)
+        try:
+            asked = httpx.URL(url)
+        except httpx.InvalidURL:
+            asked = httpx.URL()
         database = asked.path.strip("/")
         if asked.scheme not in {"http", "https"} or not asked.host or not database or "/" in database:
             raise PushError("influx wants a URL like http://USER:PASSWORD@HOST:8086/DATABASE")

@@ -46,7 +46,10 @@ class Prometheus(HttpTarget):
     """
 
     def __init__(self, url: str) -> None:
-        asked = httpx.URL(url)
+        try:
+            asked = httpx.URL(url)
+        except httpx.InvalidURL:
+            asked = httpx.URL()
         if asked.scheme not in {"http", "https"} or not asked.host or asked.path in {"", "/"}:
             raise PushError("prometheus wants the URL of remote write, like http://HOST:8428/api/v1/write")
         self._request = write_request()

@@ -340,6 +340,8 @@ def test_a_server_that_is_away_is_told_after_some_tries(run: StoredRun, pauses: 
     [
         ("influx", "http://host:8086", "HOST:8086/DATABASE"),
         ("influx", "ftp://host/llem", "HOST:8086/DATABASE"),
+        ("influx", "http://host:port/llem", "HOST:8086/DATABASE"),
+        ("prometheus", "http://[::1/x", "/api/v1/write"),
         ("prometheus", "http://host:8428", "/api/v1/write"),
         ("postgres", "nonsense", "PostgreSQL"),
     ],
