@@ -147,7 +147,7 @@ def decode_table(
     """
     try:
         # It leaves out names that the file has not; to read the schema before costs a tenth of a narrow read.
-        file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=coded or None)
+        file = _opened(data, coded)
         table = file.read(columns=columns, use_threads=False)
         if coded:
             table = table.unify_dictionaries()
@@ -157,6 +157,16 @@ def decode_table(
         return table if schema is None else _of_types(table, schema)
     except (OSError, pa.ArrowException) as error:
         raise ResultReadError(f"{where}: cannot be read: {first_line(error)}") from error
+
+
+def _opened(data: bytes, coded: Sequence[str]) -> Any:
+    try:
+        return pq.ParquetFile(pa.BufferReader(data), read_dictionary=coded or None)
+    except KeyError:  # the file lacks one of them
+        there = pq.ParquetFile(pa.BufferReader(data)).schema_arrow.names
+        return pq.ParquetFile(
+            pa.BufferReader(data), read_dictionary=[name for name in coded if name in there]
+        )
 
 
 def _of_types(table: Any, schema: Any) -> Any:

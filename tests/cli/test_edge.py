@@ -214,6 +214,7 @@ def whole_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file="power.parquet", damage="another table", verb=("results", "export", "nightly/r1", "--table", "power")
 )
 @example(file="environment.json", damage="numbers for values", verb=("report", "nightly/r1", "--again"))
+@example(file="cycles.parquet", damage="another table", verb=("history", "nightly"))
 def test_a_damaged_run_is_told_and_takes_no_other_down(
     file: str, damage: str, verb: tuple[str, ...], whole_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

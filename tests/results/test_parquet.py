@@ -116,3 +116,14 @@ def test_a_column_that_is_not_there_is_named() -> None:
 def test_what_is_no_parquet_file_is_named(data: bytes) -> None:
     with pytest.raises(ResultReadError, match=r"power.parquet: cannot be read: "):
         decode_table(data, "power.parquet")
+
+
+def test_a_file_that_lacks_a_text_that_would_be_kept_once_is_read() -> None:
+    told = io.BytesIO()
+    pq.write_table(pa.table({"host": ["gpu1", "gpu1"], "joules": [1.0, 2.0]}), told)
+    wanted = ["host", "fingerprint", "joules"]
+    found = decode_table(told.getvalue(), "cycles.parquet", wanted, wanted, coded=("host", "fingerprint"))
+    assert found.column_names == ["host", "joules"]
+    assert pa.types.is_dictionary(found.schema.field("host").type)
+    with pytest.raises(ResultReadError, match="there is no column fingerprint"):
+        decode_table(told.getvalue(), "cycles.parquet", wanted, coded=("fingerprint",))
