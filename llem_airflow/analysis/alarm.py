@@ -468,7 +468,7 @@ class _Study:
             for row, (_, alarm, start) in first.items():
                 self._alarms[row].append(alarm)
                 self._starts[row].append(start)
-            told = np.full(len(self._runs), len(self._weekday_of_run))
+            told = np.full(len(self._runs), self._values.shape[1])  # later than any night
             told[[*first]] = [n + 1 for n, _, _ in first.values()]
             later = nights > told[rows]
             rows, nights = rows[later], nights[later]

@@ -131,3 +131,12 @@ def test_a_week_judged_at_once_says_what_night_after_night_says(
         assert [a.ratio for a in one.alarms] == pytest.approx([a.ratio for a in other.alarms], rel=1e-9)
         for name in ("newest_ratio", "margin_ratio", "detectable_ratio"):
             assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-9)
+
+
+@pytest.mark.timeout(60)
+def test_more_nights_than_runs_are_judged_to_the_end() -> None:
+    """Runs that began at the same moment count as one."""
+    values = [2.0 + 0.01 * (night % 3) if night < 16 else 2.6 for night in range(28)]
+    nights = [night // 2 for night in range(28)]
+    (found,) = watch_study([Series(values, nights, nights)])
+    assert [alarm.began for alarm in found.alarms] == [16]

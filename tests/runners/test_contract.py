@@ -677,7 +677,7 @@ def test_a_running_container_of_the_version_before_is_adopted(
     text = json.dumps(GOLDEN["create"]).replace(GOLDEN["key"], this_attempt.key)
     before = json.loads(text.replace(GOLDEN["attempt"]["experiment_hash"], HASH))
     before["host_config"]["DeviceRequests"] = None
-    before["labels"]["llem.gpus"] = ""
+    before["labels"] |= {"llem.gpus": "", "llem.exclusive": ""}  # other tests need neither wait nor say so
     second = attempt(3, this_attempt)
     volume = f"llem-{this_attempt.key}-try2-exchange"
     docker_api.create_volume(volume, labels={"llem.key": this_attempt.key})
