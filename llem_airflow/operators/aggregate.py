@@ -18,6 +18,7 @@ from llem_airflow.operators.metrics import StudyMetrics
 from llem_airflow.operators.notify import tell
 from llem_airflow.operators.outcome import baseline_run, cautions, compared, key_numbers, nightly, said, worse
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
+from llem_airflow.operators.retries import is_last_try
 from llem_airflow.operators.settings import settings
 from llem_airflow.operators.ui import ReportLink, keeps_failure
 from llem_airflow.protocol.failures import CATEGORIES, how_to_rerun
@@ -164,8 +165,7 @@ class LLEMAggregateOperator(BaseOperator):
 
 def _for_good(error: Exception, context: Context) -> bool:
     """Whether no further try of the task follows on an error."""
-    ti = context["ti"]
-    return isinstance(error, AirflowFailException) or ti.try_number > getattr(ti, "max_tries", 0)
+    return isinstance(error, AirflowFailException) or is_last_try(context["ti"])
 
 
 def _report(run: StoredRun, summary: Summary, missing: list[dict[str, Any]]) -> str:

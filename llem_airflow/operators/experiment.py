@@ -30,7 +30,7 @@ from llem_airflow.operators.live import LiveWriter, live_power
 from llem_airflow.operators.metrics import StudyMetrics, cycle_span
 from llem_airflow.operators.placement import EngineAwayError, PlacementError, first
 from llem_airflow.operators.request import cycle_of_run, study_in_form
-from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
+from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError, is_last_try
 from llem_airflow.operators.runners import CORRECT, Chosen
 from llem_airflow.operators.settings import LocalModel, local_model, settings
 from llem_airflow.operators.ui import EvidenceLink
@@ -136,8 +136,7 @@ class ExperimentTask(BaseOperator):
         try:
             said = self._measured(context)
         except Exception as error:
-            ti = context["ti"]
-            self.metrics.cycle_ended(error, last_try=ti.try_number > getattr(ti, "max_tries", 0))
+            self.metrics.cycle_ended(error, last_try=is_last_try(context["ti"]))
             raise
         self.metrics.cycle_measured()
         return said

@@ -46,6 +46,11 @@ class AttemptFinalError(AirflowFailException):
         self.failure = failure
 
 
+def is_last_try(ti: Any) -> bool:
+    """Whether a task gets no further try by the number of those it has had; no policy is asked."""
+    return bool(ti.try_number > getattr(ti, "max_tries", 0))
+
+
 class FailureRetryPolicy(RetryPolicy):
     """Retry what can pass, at once or after the task's ``retry_delay``; fail at once what cannot.
 

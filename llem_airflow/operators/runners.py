@@ -150,10 +150,11 @@ def _login_refused(conn_id: str | None, error: APIError) -> PlacementError:
 
 def _reach_one(urls: str | list[str]) -> None:
     """Whether somebody listens at one of the addresses: DockerHook does not tell why nobody does, it only logs it."""
-    if any(url.startswith(SCHEME) for url in ([urls] if isinstance(urls, str) else urls)):
+    urls = [urls] if isinstance(urls, str) else urls
+    if any(url.startswith(SCHEME) for url in urls):
         return None  # EngineHook tells
     reasons = []
-    for url in [urls] if isinstance(urls, str) else urls:
+    for url in urls:
         try:
             return reach(url.replace("unix://var/", "unix:///var/"), _CONNECT_TIMEOUT_S)
         except DockerException as reason:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-import httpx
-
-from llem_airflow.push.send import HttpTarget, PushError, Sender
+from llem_airflow.push.send import HttpTarget, PushError, Sender, http_url
 from llem_airflow.push.series import Series
 
 _POINTS = 5_000
@@ -30,12 +28,9 @@ class Influx(HttpTarget):
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            asked = httpx.URL(url)
-        except httpx.InvalidURL:
-            asked = httpx.URL()
+        asked = http_url(url)
         database = asked.path.strip("/")
-        if asked.scheme not in {"http", "https"} or not asked.host or not database or "/" in database:
+        if not asked.host or not database or "/" in database:
             raise PushError("influx wants a URL like http://USER:PASSWORD@HOST:8086/DATABASE")
         query = {"db": database, "precision": "ns"}
         super().__init__(

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import httpx
 import numpy as np
 import pyarrow as pa
 
-from llem_airflow.push.send import HttpTarget, PushError, Sender
+from llem_airflow.push.send import HttpTarget, PushError, Sender, http_url
 from llem_airflow.push.series import Series
 
 _SAMPLES = 10_000
@@ -46,11 +45,8 @@ class Prometheus(HttpTarget):
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            asked = httpx.URL(url)
-        except httpx.InvalidURL:
-            asked = httpx.URL()
-        if asked.scheme not in {"http", "https"} or not asked.host or asked.path in {"", "/"}:
+        asked = http_url(url)
+        if not asked.host or asked.path in {"", "/"}:
             raise PushError("prometheus wants the URL of remote write, like http://HOST:8428/api/v1/write")
         self._request = write_request()
         super().__init__(Sender(asked, _HEADERS))

@@ -86,6 +86,15 @@ class HttpTarget:
         self._sender.close()
 
 
+def http_url(url: str) -> httpx.URL:
+    """A URL of HTTP's; one without scheme and host where it is none, which no target takes."""
+    try:
+        asked = httpx.URL(url)
+    except httpx.InvalidURL:
+        return httpx.URL()
+    return asked if asked.scheme in {"http", "https"} and asked.host else httpx.URL()
+
+
 def _retry_after_s(answer: httpx.Response) -> float:
     """Seconds that the server asks to wait (RFC 9110, 10.2.3: a number or a date); 0 where it does not."""
     told = answer.headers.get("retry-after", "")

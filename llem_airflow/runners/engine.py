@@ -152,9 +152,10 @@ class EngineAddress:
         return EngineTLS(client_cert=pair, ca_cert=self.ca_cert, verify=self.verify)
 
     def _connect(self, url: str, timeout_s: int) -> docker.APIClient:
-        if (tls := self.tls) is None or url.startswith(SCHEME):
-            whole = url if url.startswith(SCHEME) else str(parse_host(url))
-            return connect({"DOCKER_HOST": whole}, timeout_s=timeout_s)
+        if url.startswith(SCHEME):
+            return connect({"DOCKER_HOST": url}, timeout_s=timeout_s)
+        if (tls := self.tls) is None:
+            return connect({"DOCKER_HOST": str(parse_host(url))}, timeout_s=timeout_s)
         reach(url, timeout_s)
         secure = url.replace("tcp://", "https://")
         return docker.APIClient(base_url=secure, tls=tls, version="auto", timeout=timeout_s)

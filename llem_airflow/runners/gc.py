@@ -62,9 +62,14 @@ class Leftover:
     ended_well: bool = False
 
     @property
+    def may_hold_result(self) -> bool:
+        """Whether it is a pod whose result would go with it."""
+        return self.kind == "pod" and self.ended_well
+
+    @property
     def may_go(self) -> bool:
         """Whether it is removed unless a person insists: it does not run, and is no pod that may hold a result."""
-        return self.state not in LIVE_STATES and not (self.kind == "pod" and self.ended_well)
+        return self.state not in LIVE_STATES and not self.may_hold_result
 
 
 def find_leftovers(
@@ -232,21 +237,33 @@ def collect(
         "remove": remove,
         "force": force,
     }
-    answered = []
-    for each in answers_of(names, "gc", **options):
-        if "error" in each:
-            away[each["name"]] = f"{each['name']}: {each['error']}\nWhat to do: {each['fix']}\n"
-            continue
-        answered.append(each)
+    answered = answered_by(names, "gc", away, options)
+    for each in answered:
         found += [(Host(each["name"]), Leftover(**one)) for one in each["found"]]
         gone += each["gone"]
     for text in away.values():
         sys.stderr.write(text)
     if engines or answered:
         whys = [*([said.why] if engines and said.alive is None else []), *(each["why"] for each in answered)]
-        why = next(filter(None, whys), "")
-        _tell(found, why, older_than_s, gone if remove else None, as_json=as_json, force=force)
+        _tell(found, whys, older_than_s, gone if remove else None, as_json=as_json, force=force)
     return 2 if away else 0
+
+
+def answered_by(
+    clusters: Sequence[str], do: str, away: dict[str, str], options: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """What clusters answer, and in ``away`` what to say of those that do not; arguments as for ``answers_of``."""
+    answers = answers_of(clusters, do, **options)
+    for each in answers:
+        if "error" in each:
+            away[each["name"]] = f"{each['name']}: {each['error']}\nWhat to do: {each['fix']}\n"
+    return [each for each in answers if "error" not in each]
+
+
+def say_unsure(whys: Iterable[str]) -> None:
+    """Say why Airflow cannot tell who is alive, where it cannot: by the first reason that is not empty."""
+    if why := next(filter(None, whys), ""):
+        sys.stdout.write(f"Airflow cannot be asked who is alive ({why}): age alone decides.\n")
 
 
 @contextlib.contextmanager
@@ -288,7 +305,7 @@ def said_away(host: Host, away: dict[str, str]) -> Iterator[None]:
 
 def _tell(
     found: Sequence[tuple[Host, Leftover]],
-    why: str,
+    whys: Sequence[str],
     older_than_s: float,
     gone: int | None,
     *,
@@ -301,15 +318,16 @@ def _tell(
         told = [{"host": host.name, **dataclasses.asdict(one)} for host, one in left]
         sys.stdout.write(json.dumps(told, indent=1) + "\n")
         return
-    if why:
-        sys.stdout.write(f"Airflow cannot be asked who is alive ({why}): age alone decides.\n")
+    say_unsure(whys)
     for host, one in found:
-        if (host, one) not in left and one.kind == "pod" and one.ended_well:
+        if force or one.may_go:
+            continue
+        if one.may_hold_result:
             sys.stdout.write(
                 f"{host.prefix}{one.name} may hold a result and is not touched without --force: {one.what}; "
                 f"`llem-airflow results recover --cluster {host.name}` stores it\n"
             )
-        elif (host, one) not in left:
+        else:
             sys.stdout.write(f"{host.prefix}{one.name} runs and is not touched without --force: {one.what}\n")
     for host, one in left:
         sys.stdout.write(

@@ -28,7 +28,6 @@ from llem_airflow.protocol.typed_json import ProtocolError
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.results.faults import why_store_fails
 from llem_airflow.runners.attempt import LABEL_GPUS, LABEL_KEY, LABEL_PRIVATE, LABEL_SESSION
-from llem_airflow.runners.clusters import answers_of
 from llem_airflow.runners.ending import CONTAINER_LOG, read_result
 from llem_airflow.runners.engine import (
     ENGINE_ERRORS,
@@ -39,7 +38,7 @@ from llem_airflow.runners.engine import (
     remove_volume,
 )
 from llem_airflow.runners.exchange import CollectError, collect_attempts
-from llem_airflow.runners.gc import Leftover, find_leftovers, reached, said_away
+from llem_airflow.runners.gc import Leftover, answered_by, find_leftovers, reached, said_away, say_unsure
 from llem_airflow.runners.hosts import targets
 from llem_airflow.runners.images import digest
 from llem_airflow.text.wording import counted
@@ -247,20 +246,16 @@ def recover(
                     found.append(one)
                     sys.stdout.write(f"{host.prefix}{_told(one)}\n")
         whys = [said.why] if engines and said.alive is None else []
-    answered = answers_of(names, "recover", **options)
+    answered = answered_by(names, "recover", away, options)
     for each in answered:
-        if "error" in each:
-            away[each["name"]] = f"{each['name']}: {each['error']}\nWhat to do: {each['fix']}\n"
-            continue
         whys.append(each["why"])
         for one in (Stranded(**told) for told in each["found"]):
             found.append(one)
             sys.stdout.write(f"{each['name']}: {_told(one)}\n")
-    if why := next(filter(None, whys), ""):
-        sys.stdout.write(f"Airflow cannot be asked who is alive ({why}): age alone decides.\n")
+    say_unsure(whys)
     sys.stderr.write("".join(away.values()))
     stored = sum(bool(one.stored) for one in found)
-    places = {"engines": engines, "clusters": [each for each in answered if "error" not in each]}
+    places = {"engines": engines, "clusters": answered}
     if where := " and ".join(name for name, there in places.items() if there):
         done = f"{counted(stored, 'result')} stored, {len(found) - stored} left"
         would = f"{counted(len(found), 'result')} would be stored"

@@ -99,15 +99,15 @@ def _python() -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be at it
         if not (_HOME / "done").exists():
             try:
-                uv(["venv", "-q", "--clear", str(_HOME)])
-                uv(["pip", "install", "-q", "--python", str(python), f"swift=={VERSION}", "setuptools<80"])
+                _uv(["venv", "-q", "--clear", str(_HOME)])
+                _uv(["pip", "install", "-q", "--python", str(python), f"swift=={VERSION}", "setuptools<80"])
             except (OSError, subprocess.CalledProcessError) as error:
                 parts.missing(f"OpenStack Swift cannot be installed: {error}")
             (_HOME / "done").touch()
     return str(python)
 
 
-def uv(words: list[str]) -> None:
+def _uv(words: list[str]) -> None:
     """Run uv."""
     subprocess.run([sys.executable, "-m", "uv", *words], check=True)
 

@@ -141,14 +141,19 @@ def test_a_clock_that_differs_is_told_by_its_host() -> None:
 
 def test_who_goes_on_with_a_wait_sees_that_the_engine_is_another_one() -> None:
     with engine_of_another_time(0) as url:
-        later = {
-            "engine": EngineAddress((url,)).to_json(),
-            "engine_id": "the worker's",
-            "attempt": asdict(attempt()),
-            "ticket": {},
-            "image": "",
-        }
-        sight = Waiter(later).look()
+        is_another_engine(url)
+
+
+def is_another_engine(url: str) -> None:
+    """Whether a wait that was begun at another engine sees that this is not it."""
+    later = {
+        "engine": EngineAddress((url,)).to_json(),
+        "engine_id": "the worker's",
+        "attempt": asdict(attempt()),
+        "ticket": {},
+        "image": "",
+    }
+    sight = Waiter(later).look()
     assert sight.elsewhere
     assert sight.text == f"not known, {url} is another engine here"
 

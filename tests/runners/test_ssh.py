@@ -6,9 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import docker
 import pytest
@@ -17,7 +15,6 @@ from click.testing import CliRunner
 from llem_airflow.cli import main
 from llem_airflow.results import ResultsRoot
 from llem_airflow.runners.attempt import LABEL_KEY
-from llem_airflow.runners.claims import Waiter
 from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.doctor import examine
 from llem_airflow.runners.engine import EngineAddress, connect, engine_url, seen_from_here
@@ -32,6 +29,7 @@ from tests.parts import ENGINE_SOCKET, free_port
 from tests.runners.conftest import left_of
 from tests.runners.programs import SPEC, attempt, in_container, program
 from tests.runners.sshd import SSHServer, ssh_clients
+from tests.runners.test_hosts import is_another_engine
 
 
 @pytest.fixture(scope="module")
@@ -236,16 +234,7 @@ def test_a_result_that_nobody_fetched_is_found_and_stored_behind_ssh(
 
 @pytest.mark.docker
 def test_a_trigger_looks_at_an_engine_behind_ssh(url: str, docker_api: docker.APIClient) -> None:
-    later: dict[str, Any] = {
-        "engine": EngineAddress((url,)).to_json(),
-        "engine_id": "another's",
-        "attempt": asdict(attempt()),
-        "ticket": {},
-        "image": "",
-    }
-    sight = Waiter(later).look()
-    assert sight.elsewhere
-    assert sight.text == f"not known, {url} is another engine here"
+    is_another_engine(url)
 
 
 @pytest.mark.docker
