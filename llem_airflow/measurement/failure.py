@@ -107,7 +107,7 @@ def from_output(text: str) -> tuple[str, str] | None:
 
 def _rule_for(error: BaseException) -> Rule | None:
     if isinstance(error, OSError) and error.errno in _ERRNO and "/dev/shm" not in str(error):  # noqa: S108  # a text
-        return Rule(re.compile(""), _ERRNO[error.errno])
+        return Rule("", _ERRNO[error.errno])
     names = " ".join(
         cls.__name__ for cls in type(error).__mro__ if cls not in (object, BaseException, ConnectionError)
     )

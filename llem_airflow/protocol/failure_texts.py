@@ -19,14 +19,15 @@ class Rule:
     """A pattern and what it means; what is None is as usual for the category.
 
     Attributes:
-        pattern: What the text holds.
+        pattern: What the text holds, in any line and whatever the case. Not compiled here: every
+            parse of a DAG imports the table.
         category: One of CATEGORIES.
         retryable: Whether another try can help.
         hint: What to do.
         said_inside: The error file's word, where it is narrower than the category.
     """
 
-    pattern: re.Pattern[str]
+    pattern: str
     category: str
     retryable: bool | None = None
     hint: str | None = None
@@ -41,13 +42,13 @@ def rule(
     hint: str | None = None,
     said_inside: str | None = None,
 ) -> Rule:
-    """A rule of the table; ``pattern`` is searched in every line, whatever the case.
+    """A rule of the table.
 
     Raises:
         KeyError: There is no such category.
     """
     CATEGORIES[category]
-    return Rule(re.compile(pattern, re.IGNORECASE | re.MULTILINE), category, retryable, hint, said_inside)
+    return Rule(pattern, category, retryable, hint, said_inside)
 
 
 _NO_ADVICE = "".join(
@@ -303,4 +304,4 @@ LIBRARIES = (*GPU_DEVICES, *MEMORY, *MODELS, *SETTINGS, *CRASHES)
 
 def first(rules: tuple[Rule, ...], text: str) -> Rule | None:
     """The first rule whose pattern the text holds."""
-    return next((each for each in rules if each.pattern.search(text)), None)
+    return next((each for each in rules if re.search(each.pattern, text, re.IGNORECASE | re.MULTILINE)), None)

@@ -48,6 +48,24 @@ def test_success_brings_files_and_log_out_and_leaves_nothing(run_container: RunC
     assert collected.host["cpus"] > 0
 
 
+def test_a_log_that_came_whole_is_not_read_a_second_time(
+    run_container: RunContainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine takes 20 s to look through 200 MB; whether something is missing the last line's time tells."""
+    asked: list[tuple[Any, Any]] = []
+    logs = docker.APIClient.logs
+
+    def recorded(api: docker.APIClient, container: str, **asking: Any) -> Any:
+        asked.append((asking.get("follow"), asking.get("tail")))
+        return logs(api, container, **asking)
+
+    monkeypatch.setattr(docker.APIClient, "logs", recorded)
+    lines: list[str] = []
+    run_container("[print(n) for n in range(1000)]; time.sleep(0.5); result()", lines=lines)
+    assert lines == [str(n) for n in range(1000)]
+    assert asked == [(True, None), (None, 1)]
+
+
 def test_a_valid_result_is_success_whatever_the_exit_code(run_container: RunContainer) -> None:
     assert run_container("result(); sys.exit(7)").exit_code == 7
 
