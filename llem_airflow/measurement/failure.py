@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import traceback
 
 from llem_airflow.protocol import PROTOCOL_VERSION
