@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from llem_airflow.analysis.energy import EnergyOfWindow, window_energy
-from llem_airflow.protocol.records import POWER_COLUMNS
+from llem_airflow.protocol.files import POWER_COLUMNS
 from llem_airflow.protocol.result import Meter, Window
 
 POWER_W, WINDOW_S, LIMIT_W = 250.0, 30.0, 400.0

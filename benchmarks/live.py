@@ -15,8 +15,8 @@ import threading
 import time
 from pathlib import Path
 
-from llem_airflow.measurement.live import EVERY_NS, LiveTeller
 from llem_airflow.measurement.meters.contract import MeterFacts, Reading
+from llem_airflow.measurement.sampling import EVERY_NS, LiveTeller
 from llem_airflow.operators.live import SHARE, LiveSeries
 from llem_airflow.protocol.live import LivePhase, LivePower
 from llem_airflow.results import ResultsRoot

@@ -35,7 +35,7 @@ import torch
 
 from benchmarks.sampler_cost import cpu_s_of, pid_of
 from llem_airflow.measurement.attempt import Attempt
-from llem_airflow.measurement.engines.registry import open_engine
+from llem_airflow.measurement.engines.contract import open_engine
 from llem_airflow.measurement.output import EventLog
 from llem_airflow.measurement.prompts import batches, prompt_set
 from llem_airflow.measurement.sampler import start_sampler

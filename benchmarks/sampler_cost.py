@@ -71,7 +71,7 @@ def sample(hz: float, seconds: float, busy_cores: int, folder: Path) -> Cost:
 
 def pid_of(sampler: Sampler) -> int:
     """The sampler's own process."""
-    pid: int = sampler._channel._process.pid
+    pid: int = sampler._channel.process.pid
     return pid
 
 

@@ -17,8 +17,8 @@ from llem_airflow.analysis import aggregate
 from llem_airflow.analysis.cycle import Cycle, fingerprint
 from llem_airflow.analysis.tables import CYCLE_FACTS
 from llem_airflow.measurement.environment import environment
-from llem_airflow.measurement.meters.describe import describe_board
-from llem_airflow.protocol import records, result, spec
+from llem_airflow.measurement.meters.nvml import describe_board
+from llem_airflow.protocol import files, gpus, result, spec
 from tests.results.recorded import Recording
 
 PACKAGE = Path(llem_airflow.__file__).parent
@@ -114,7 +114,7 @@ def test_what_an_attempt_is_told_is_written_outside_and_read_inside(name: str) -
     assert name in read((*INSIDE, "protocol", "analysis"))
 
 
-@pytest.mark.parametrize("name", [*records.POWER_COLUMNS, *records.REQUEST_FIELDS])
+@pytest.mark.parametrize("name", [*files.POWER_COLUMNS, *files.REQUEST_FIELDS])
 def test_every_column_of_a_stream_is_written_inside_and_kept_outside(name: str) -> None:
     assert name in written(INSIDE)
     assert name in read(("results", "analysis", "protocol"))
@@ -129,10 +129,10 @@ def test_every_fact_of_a_row_is_filled_and_shown(name: str) -> None:
 def test_every_fact_of_a_board_is_a_condition_a_property_or_of_the_moment() -> None:
     """And all but those of the moment reach the page of environments: none is dropped under another name."""
     said = dict.fromkeys(describe_board(SilentNvml(), None), "x")
-    assert set(records.BOARD_CONDITIONS) < set(said)
-    assert set(records.BOARD_STATE) < set(said)
+    assert set(gpus.BOARD_CONDITIONS) < set(said)
+    assert set(gpus.BOARD_STATE) < set(said)
     shown = json.loads(aggregate._stable({"gpus": [said]}))["gpus"][0]
-    assert set(said) - set(shown) == set(records.BOARD_STATE)
+    assert set(said) - set(shown) == set(gpus.BOARD_STATE)
 
 
 class SilentNvml:
@@ -152,7 +152,7 @@ class SilentNvml:
 
 def test_every_field_of_the_fingerprint_is_filled() -> None:
     """By a cycle of an attempt on a board, in a container: nothing is asked for under a name that nobody writes."""
-    board = dict.fromkeys(records.BOARD_CONDITIONS, "x")
+    board = dict.fromkeys(gpus.BOARD_CONDITIONS, "x")
     recorded = Recording()
     told = recorded.environment() | {
         "gpus": [board],

@@ -18,7 +18,7 @@ from benchmarks.on_gpu.load import computes
 from llem_airflow.analysis.energy import window_energy
 from llem_airflow.measurement.meters.nvml import NvmlMeter
 from llem_airflow.measurement.sampler import start_sampler
-from llem_airflow.protocol.records import POWER_COLUMNS
+from llem_airflow.protocol.files import POWER_COLUMNS
 from llem_airflow.protocol.result import Window
 from llem_airflow.protocol.spec import MeterSpec
 from tests.measurement.meter_contract import breaches

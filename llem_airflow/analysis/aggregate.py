@@ -21,7 +21,7 @@ from llem_airflow.analysis.plan import Planned, planned
 from llem_airflow.analysis.series import Labels, epoch_ns, phase_codes
 from llem_airflow.analysis.summary import Summary, summarise
 from llem_airflow.analysis.tables import cycles_table, experiments_table
-from llem_airflow.protocol.records import BOARD_STATE
+from llem_airflow.protocol.gpus import BOARD_STATE
 from llem_airflow.results import CycleRef, FailureRef, StoredRun, layout
 from llem_airflow.results.folder import json_bytes
 from llem_airflow.results.live import end_all
@@ -133,12 +133,13 @@ def curve(experiment: str, cycle: int, reading: Reading) -> Curve:
     mono = midpoints_ns(power)
     origin = min([phase.begin_mono_ns for phase in reading.phases] or mono.tolist()[:1] or [0])
     gpus: Labels = power["gpu"]
-    watts = _watts(power)
     series = {}
     for code, gpu in sorted(enumerate(gpus.names), key=lambda item: item[1]):
-        kept = (gpus.codes == code) & ~np.isnan(watts)
-        if kept.any():
-            series[gpu] = thinned((mono[kept] - origin) / 1e9, watts[kept])
+        rows = gpus.codes == code
+        watts = _watts(power, rows)
+        known = ~np.isnan(watts)
+        if known.any():
+            series[gpu] = thinned((mono[rows][known] - origin) / 1e9, watts[known])
     marks = tuple(
         (phase.name, (phase.begin_mono_ns - origin) / 1e9, (phase.end_mono_ns - origin) / 1e9)
         for phase in reading.phases
@@ -162,10 +163,10 @@ def thinned(
     return t_s[index], values[index]
 
 
-def _watts(power: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Instant power, else the average that the driver gives; NaN marks what is not known."""
-    instant: NDArray[np.float64] = power["power_instant_mw"] / 1e3
-    average: NDArray[np.float64] = power["power_average_mw"] / 1e3
+def _watts(power: Mapping[str, Any], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Instant power of a device, else the average that the driver gives; NaN marks what is not known."""
+    instant: NDArray[np.float64] = power["power_instant_mw"][rows] / 1e3
+    average: NDArray[np.float64] = power["power_average_mw"][rows] / 1e3
     return average if np.isnan(instant).all() else instant
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from llem_airflow.analysis.energy import EnergyOfWindow, window_energy
-from llem_airflow.analysis.flags import Check, Flag, Seen
+from llem_airflow.analysis.flags import Check, Flag, Seen, add_check, gravity
 from llem_airflow.analysis.power_checks import POWER_CHECKS, iteration_bias_ratio, power_drift_ratio
 from llem_airflow.analysis.series import columns
+from llem_airflow.protocol.gpus import gpus_told
 from llem_airflow.protocol.result import CycleResult, Meter, Window
-from llem_airflow.protocol.spec import gpus_told
 from llem_airflow.results import CycleRef, ResultReadError
 from llem_airflow.text.wording import counted
 
@@ -85,6 +86,14 @@ FOREIGN_LOAD_RATIO = 0.1
 """Others may use so much of the host's cores: an idle scheduler and a desktop use less."""
 
 
+_STEADY = "the gates of the warm-up: scatter, slope, power, temperature"
+
+CYCLE_CHECKS: list[Check] = []
+"""Each of the checks below, in their order."""
+check = partial(add_check, CYCLE_CHECKS)
+
+
+@check("stand_in", "warning", "Use it for tests only; these are not results.", "by the device's name")
 def _stand_in(seen: Seen) -> str | None:
     names = " ".join(str(gpu.get("name")) for gpu in seen.gpus)
     if "STAND-IN" not in f"{seen.result.meter.note} {names}":
@@ -92,12 +101,24 @@ def _stand_in(seen: Seen) -> str | None:
     return "STAND-IN driver: the power comes from a script, not from a GPU."
 
 
+@check(
+    "attributed",
+    "warning",
+    "Keep the rest of the board idle, or measure on a whole GPU.",
+    "NVML has power for boards only",
+)
 def _attributed(seen: Seen) -> str | None:
     if seen.energy.kind != "attributed":
         return None
     return f"Energy is attributed to a slice, not measured. {seen.result.meter.note}"
 
 
+@check(
+    "idle_board",
+    "warning",
+    "Ask for fewer GPUs (`gpus.count`), or spread the model (`device_map: auto`).",
+    "any GPU of the experiment that holds no weights",
+)
 def _idle_board(seen: Seen) -> str | None:
     used, read = seen.result.model.get("gpu_uuids"), seen.result.meter.devices
     if seen.result.meter.kind != "nvml" or not isinstance(used, list):
@@ -110,6 +131,12 @@ def _idle_board(seen: Seen) -> str | None:
     )
 
 
+@check(
+    "offloaded",
+    "warning",
+    "Use a larger GPU or more of them, so that the whole model is on what is measured.",
+    "any weight outside the GPUs",
+)
 def _offloaded(seen: Seen) -> str | None:
     devices = seen.result.model.get("devices")
     if seen.result.meter.kind != "nvml" or not isinstance(devices, list):
@@ -122,6 +149,12 @@ def _offloaded(seen: Seen) -> str | None:
     )
 
 
+@check(
+    "estimate",
+    "info",
+    "Do not compare it with measured joules; use a GPU or RAPL for numbers to publish.",
+    "by definition of the meter",
+)
 def _estimate(seen: Seen) -> str | None:
     if seen.energy.kind != "estimate":
         return None
@@ -129,12 +162,24 @@ def _estimate(seen: Seen) -> str | None:
     return f"Energy is an estimate, not a measurement: {how}"
 
 
+@check(
+    "reported",
+    "info",
+    "Compare it with runs of that program only; measure here for numbers to check.",
+    "by the import",
+)
 def _reported(seen: Seen) -> str | None:
     if seen.energy.source != "reported":
         return None
     return f"Energy was reported by another program and cannot be computed again. {seen.result.meter.note}"
 
 
+@check(
+    "foreign_process",
+    "error",
+    "Ask for the GPU exclusively, or repeat when it is free.",
+    "any compute process before the engine was loaded",
+)
 def _foreign_process(seen: Seen) -> str | None:
     pids = [process.get("pid") for gpu in seen.gpus for process in gpu.get("processes") or ()]
     if not pids:
@@ -143,6 +188,12 @@ def _foreign_process(seen: Seen) -> str | None:
     return f"Somebody else computed on the GPU: {names}. Their energy is in the number."
 
 
+@check(
+    "foreign_load",
+    "warning",
+    "Measure on an idle machine; `top` shows who computes.",
+    f"{FOREIGN_LOAD_RATIO:.0%} of the host's cores",
+)
 def _foreign_load(seen: Seen) -> str | None:
     """Meters of the CPU count the whole host, whoever uses it."""
     cpu, duration_s = seen.result.cpu, seen.energy.duration_s
@@ -157,6 +208,12 @@ def _foreign_load(seen: Seen) -> str | None:
     )
 
 
+@check(
+    "neighbours",
+    "warning",
+    "Run one at a time (pool or max_active_cycles 1) where CPU, memory or cooling are shared.",
+    "any container of another attempt",
+)
 def _neighbours(seen: Seen) -> str | None:
     names = [str(name) for name in seen.host.get("neighbours") or ()]
     if "foreign_containers" not in seen.host:  # an older record names every container, a database's too
@@ -164,6 +221,12 @@ def _neighbours(seen: Seen) -> str | None:
     return f"Other experiments ran on this host at the same time: {', '.join(names)}." if names else None
 
 
+@check(
+    "foreign_container",
+    "warning",
+    "Repeat it when that container is gone, or bind it to CPUs and GPUs of its own.",
+    f"the same GPU, or on average {_FOREIGN_CPUS:g} CPUs and {_FOREIGN_CPU_RATIO:.0%} of the host's",
+)
 def _foreign_container(seen: Seen) -> str | None:
     told = [
         f"container {one.get('name')} ({one.get('image')}) {did}"
@@ -173,26 +236,34 @@ def _foreign_container(seen: Seen) -> str | None:
     return f"Beside it on this host: {'; '.join(told)}." if told else None
 
 
-def _took(one: Mapping[str, Any], host_cpus: Any) -> str:
-    """What a foreign container took that can change the numbers; empty for nothing."""
-    gpus, cpus = one.get("gpus") or (), one.get("cpus")
-    did = [f"holds the same GPU {', '.join(map(str, gpus))}"] if gpus else []
-    if cpus is not None and cpus >= max(_FOREIGN_CPUS, _FOREIGN_CPU_RATIO * (host_cpus or 0)):
-        of = f" of the host's {host_cpus}" if host_cpus else ""
-        did.append(f"used {cpus:.1f}{of} CPUs")
-    return " and ".join(did)
-
-
+@check(
+    "neighbours_unknown",
+    "info",
+    "Let the engine (or the proxy before it) answer the calls that the runners' page lists.",
+    "a look that failed is not an empty host",
+)
 def _neighbours_unknown(seen: Seen) -> str | None:
     why = seen.host.get("neighbours_unknown")
     return f"What else ran on this host could not be seen in full: {why}" if why else None
 
 
+@check(
+    "on_cpu",
+    "warning",
+    "Say `gpus: {count: 1}` where it must fail instead, or `gpus: {count: 0}` where the CPU is meant.",
+    "the kernel's driver or the engine names GPUs",
+)
 def _on_cpu(seen: Seen) -> str | None:
     why = seen.host.get("on_cpu")
     return f"It ran on the CPU of a host that has GPUs: {why}." if why else None
 
 
+@check(
+    "privileged",
+    "info",
+    "Leave `privileged` out, or give what it needs by `cap_add` and `device_requests`.",
+    "any privileged container",
+)
 def _privileged(seen: Seen) -> str | None:
     return (
         "Its container was privileged: it could reach every GPU and change the host's settings."
@@ -201,6 +272,12 @@ def _privileged(seen: Seen) -> str | None:
     )
 
 
+@check(
+    "warmup_not_converged",
+    "warning",
+    "Raise the warm-up's caps (of a server, server.warmup.timeout_seconds).",
+    _STEADY,
+)
 def _warmup_not_converged(seen: Seen) -> str | None:
     warmup = seen.result.warmup
     if not warmup.outcome.startswith("cap_"):
@@ -210,6 +287,12 @@ def _warmup_not_converged(seen: Seen) -> str | None:
     return f"The warm-up ended without being steady after {after}{spread}: {warmup.reason}"
 
 
+@check(
+    "warmup_not_checked",
+    "info",
+    "Turn convergence detection on (of a server, server.warmup.mode: composite).",
+    _STEADY,
+)
 def _warmup_not_checked(seen: Seen) -> str | None:
     outcome = seen.result.warmup.outcome
     if outcome == "converged" or outcome.startswith("cap_"):
@@ -217,6 +300,12 @@ def _warmup_not_checked(seen: Seen) -> str | None:
     return f"The warm-up was {outcome}; nobody looked whether it was steady."
 
 
+@check(
+    "drift",
+    "warning",
+    "Warm up longer; the measurement window was not in a steady state.",
+    "2 % of the mean by MSER-5 (White 1997), or 5 % of power between thirds",
+)
 def _drift(seen: Seen) -> str | None:
     bias = iteration_bias_ratio(seen.events)
     if bias is not None and abs(bias) > 0.02:
@@ -229,6 +318,12 @@ def _drift(seen: Seen) -> str | None:
     return None
 
 
+@check(
+    "baseline_above_load",
+    "error",
+    "Somebody used the device while idle power was measured; repeat on an idle host.",
+    "active energy above 0",
+)
 def _baseline(seen: Seen) -> str | None:
     active_j = seen.energy.active_j
     if active_j is None or active_j > 0:
@@ -239,6 +334,7 @@ def _baseline(seen: Seen) -> str | None:
     )
 
 
+@check("clock_step", "info", "Let NTP settle before comparing absolute times with other hosts.", "0.5 s")
 def _clock_step(seen: Seen) -> str | None:
     anchors = seen.result.anchors
     if len(anchors) < 2:
@@ -253,139 +349,14 @@ def _clock_step(seen: Seen) -> str | None:
     )
 
 
-_STEADY = "the gates of the warm-up: scatter, slope, power, temperature"
-
-CYCLE_CHECKS = (
-    Check(
-        "stand_in",
-        "warning",
-        _stand_in,
-        "Use it for tests only; these are not results.",
-        "by the device's name",
-    ),
-    Check(
-        "attributed",
-        "warning",
-        _attributed,
-        "Keep the rest of the board idle, or measure on a whole GPU.",
-        "NVML has power for boards only",
-    ),
-    Check(
-        "idle_board",
-        "warning",
-        _idle_board,
-        "Ask for fewer GPUs (`gpus.count`), or spread the model (`device_map: auto`).",
-        "any GPU of the experiment that holds no weights",
-    ),
-    Check(
-        "offloaded",
-        "warning",
-        _offloaded,
-        "Use a larger GPU or more of them, so that the whole model is on what is measured.",
-        "any weight outside the GPUs",
-    ),
-    Check(
-        "estimate",
-        "info",
-        _estimate,
-        "Do not compare it with measured joules; use a GPU or RAPL for numbers to publish.",
-        "by definition of the meter",
-    ),
-    Check(
-        "reported",
-        "info",
-        _reported,
-        "Compare it with runs of that program only; measure here for numbers to check.",
-        "by the import",
-    ),
-    Check(
-        "foreign_process",
-        "error",
-        _foreign_process,
-        "Ask for the GPU exclusively, or repeat when it is free.",
-        "any compute process before the engine was loaded",
-    ),
-    Check(
-        "foreign_load",
-        "warning",
-        _foreign_load,
-        "Measure on an idle machine; `top` shows who computes.",
-        f"{FOREIGN_LOAD_RATIO:.0%} of the host's cores",
-    ),
-    Check(
-        "neighbours",
-        "warning",
-        _neighbours,
-        "Run one at a time (pool or max_active_cycles 1) where CPU, memory or cooling are shared.",
-        "any container of another attempt",
-    ),
-    Check(
-        "foreign_container",
-        "warning",
-        _foreign_container,
-        "Repeat it when that container is gone, or bind it to CPUs and GPUs of its own.",
-        f"the same GPU, or on average {_FOREIGN_CPUS:g} CPUs and {_FOREIGN_CPU_RATIO:.0%} of the host's",
-    ),
-    Check(
-        "neighbours_unknown",
-        "info",
-        _neighbours_unknown,
-        "Let the engine (or the proxy before it) answer the calls that the runners' page lists.",
-        "a look that failed is not an empty host",
-    ),
-    Check(
-        "on_cpu",
-        "warning",
-        _on_cpu,
-        "Say `gpus: {count: 1}` where it must fail instead, or `gpus: {count: 0}` where the CPU is meant.",
-        "the kernel's driver or the engine names GPUs",
-    ),
-    Check(
-        "privileged",
-        "info",
-        _privileged,
-        "Leave `privileged` out, or give what it needs by `cap_add` and `device_requests`.",
-        "any privileged container",
-    ),
-    Check(
-        "warmup_not_converged",
-        "warning",
-        _warmup_not_converged,
-        "Raise the warm-up's caps (of a server, server.warmup.timeout_seconds).",
-        _STEADY,
-    ),
-    Check(
-        "warmup_not_checked",
-        "info",
-        _warmup_not_checked,
-        "Turn convergence detection on (of a server, server.warmup.mode: composite).",
-        _STEADY,
-    ),
-    Check(
-        "drift",
-        "warning",
-        _drift,
-        "Warm up longer; the measurement window was not in a steady state.",
-        "2 % of the mean by MSER-5 (White 1997), or 5 % of power between thirds",
-    ),
-    Check(
-        "baseline_above_load",
-        "error",
-        _baseline,
-        "Somebody used the device while idle power was measured; repeat on an idle host.",
-        "active energy above 0",
-    ),
-    Check(
-        "clock_step",
-        "info",
-        _clock_step,
-        "Let NTP settle before comparing absolute times with other hosts.",
-        "0.5 s",
-    ),
-)
-
-
-__all__ = ["Flag", "flags"]
+def _took(one: Mapping[str, Any], host_cpus: Any) -> str:
+    """What a foreign container took that can change the numbers; empty for nothing."""
+    gpus, cpus = one.get("gpus") or (), one.get("cpus")
+    did = [f"holds the same GPU {', '.join(map(str, gpus))}"] if gpus else []
+    if cpus is not None and cpus >= max(_FOREIGN_CPUS, _FOREIGN_CPU_RATIO * (host_cpus or 0)):
+        of = f" of the host's {host_cpus}" if host_cpus else ""
+        did.append(f"used {cpus:.1f}{of} CPUs")
+    return " and ".join(did)
 
 
 def flags(
@@ -410,10 +381,9 @@ def flags(
     """
     seen = Seen(result, energy, energy.series, events, gpus_told(environment or {}), host or {})
     found = _withheld(energy) + [
-        flag for check in (*CYCLE_CHECKS, *POWER_CHECKS) if (flag := check(seen)) is not None
+        flag for one in (*CYCLE_CHECKS, *POWER_CHECKS) if (flag := one(seen)) is not None
     ]
-    order = ("withheld", "error", "warning", "info")
-    return tuple(sorted(found, key=lambda flag: order.index(flag.severity)))
+    return tuple(sorted(found, key=lambda flag: gravity(flag.severity)))
 
 
 _NULL = "energy is null, never 0, where it is not known"

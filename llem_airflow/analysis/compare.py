@@ -10,7 +10,7 @@ from typing import Any
 from llem_airflow.analysis.blocked import are_several
 from llem_airflow.analysis.cycle import FACTORS
 from llem_airflow.analysis.hosts import unequal_on_hosts
-from llem_airflow.analysis.metrics import BY_NAME
+from llem_airflow.analysis.metrics import BY_NAME, deciding_metric, positive_threshold
 from llem_airflow.analysis.plan import differing_keys, flatten
 from llem_airflow.analysis.tables import RunRows, Side
 from llem_airflow.analysis.verdict import (
@@ -128,7 +128,9 @@ def _judged(found: OutputEquivalence) -> tuple[str, str]:
 def _first_answers(rows: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
     found: dict[int, Mapping[str, Any]] = {}
     for row in rows:
-        if row["phase"] == "measure" and row["prompt_index"] is not None:
+        if row["phase"] != "measure" or row["prompt_index"] is None:
+            continue
+        if row.get("status") in {None, "ok"}:  # what a server did not answer tells nothing of the model
             found.setdefault(int(row["prompt_index"]), row)
     return found
 
@@ -148,6 +150,39 @@ TWO_RUNS = (
     "alarm. Measure both in one run (`--paired`), or see `llem-airflow history`"
 )
 """The rate is that of benchmarks/error_rates.py."""
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How to compare.
+
+    Attributes:
+        metric: The metric whose verdict counts; it comes first in every report.
+        threshold_ratio: Smallest difference that matters.
+        factor: Configuration key under study, to match experiments by all others.
+        ignore: Conditions that may differ.
+        paired: Cycle k of one experiment was measured next to cycle k of the other.
+        without_flagged: Leave out cycles with a warning.
+        answers: Whether the answers of both sides are read and compared; no verdict depends on it.
+
+    Raises:
+        ValueError: The metric cannot decide, or the threshold is not above 0.
+    """
+
+    metric: str = COMPARED[0]
+    threshold_ratio: float = THRESHOLD_RATIO
+    factor: str | None = None
+    ignore: Collection[str] = ()
+    paired: bool = False
+    without_flagged: bool = False
+    answers: bool = True
+
+    def __post_init__(self) -> None:
+        deciding_metric(self.metric)
+        positive_threshold(self.threshold_ratio)
+
+
+_USUALLY = How()
 
 
 @dataclass(frozen=True)
@@ -202,58 +237,32 @@ class PairReport:
 
 
 def compare_runs(
-    baseline: StoredRun | RunRows,
-    candidate: StoredRun | RunRows,
-    *,
-    ignore: Collection[str] = (),
-    factor: str | None = None,
-    without_flagged: bool = False,
-    metric: str = COMPARED[0],
-    threshold_ratio: float = THRESHOLD_RATIO,
-    answers: bool = True,
+    baseline: StoredRun | RunRows, candidate: StoredRun | RunRows, how: How = _USUALLY
 ) -> list[PairReport]:
     """Compare what two runs have in common.
 
     Experiments are matched by their identity, and then by their id, which stays the same over the releases of a
-    model; what differs is named. With ``factor``, a dotted key of the configuration such as ``task.model``, they are
-    matched by everything but that key.
+    model; what differs is named. With ``how.factor``, a dotted key of the configuration such as ``task.model``, they
+    are matched by everything but that key.
 
     Args:
         baseline: The run to compare against.
         candidate: The run in question.
-        ignore: Conditions that may differ, such as ``gpus``.
-        factor: Key of the configuration that is under study.
-        without_flagged: Leave out cycles with a warning.
-        metric: The metric that comes first and whose verdict counts.
-        threshold_ratio: Smallest difference that matters.
-        answers: Whether the requests of both sides are read, to compare their answers.
+        how: How to compare; runs are not compared in pairs.
 
     Raises:
         ResultReadError: A run was not aggregated.
     """
     before, after = RunRows.of(baseline), RunRows.of(candidate)
-    ours = before.sides(without_flagged=without_flagged)
-    theirs = after.sides(without_flagged=without_flagged)
+    ours, theirs = (rows.sides(without_flagged=how.without_flagged) for rows in (before, after))
     pairs = [
         (ours[one], theirs[other])
-        for one, other in matched(before, after, factor).items()
+        for one, other in matched(before, after, how.factor).items()
         if one in ours and other in theirs
     ]
-    usual = {name: _usual(pairs, name) for name in (metric, *COMPARED)}
-    return corrected(
-        [
-            compare_sides(
-                one,
-                other,
-                ignore=ignore,
-                metric=metric,
-                threshold_ratio=threshold_ratio,
-                usual=usual,
-                answers=answers,
-            )
-            for one, other in pairs
-        ]
-    )
+    usual = {name: _usual(pairs, name) for name in (how.metric, *COMPARED)}
+    independent = replace(how, paired=False)
+    return corrected([compare_sides(*pair, independent, usual) for pair in pairs])
 
 
 def _usual(pairs: Sequence[tuple[Side, Side]], metric: str) -> Usual | None:
@@ -303,46 +312,37 @@ def unmatched(
 def compare_sides(
     baseline: Side,
     candidate: Side,
-    *,
-    ignore: Collection[str] = (),
-    paired: bool = False,
-    metric: str = COMPARED[0],
-    threshold_ratio: float = THRESHOLD_RATIO,
+    how: How = _USUALLY,
     usual: Mapping[str, Usual | None] | None = None,
-    answers: bool = True,
 ) -> PairReport:
     """Compare two sides, when their conditions are equal.
 
     Args:
         baseline: The side to compare against.
         candidate: The side in question.
-        ignore: Conditions that may differ.
-        paired: Cycle k of one was measured next to cycle k of the other.
-        metric: The metric that comes first and whose verdict counts.
-        threshold_ratio: Smallest difference that matters.
+        how: How to compare.
         usual: What all experiments say of how much cycles differ, by metric.
-        answers: Whether the requests of both sides are read, to compare their answers.
 
     Raises:
-        ValueError: ``paired``, and the cycles were not measured next to each other.
+        ValueError: In pairs, and the cycles were not measured next to each other.
     """
-    if paired:
+    if how.paired:
         _require_neighbours(baseline, candidate)
     unequal = _unequal(baseline, candidate)
     factors = {key: value for key, value in unequal.items() if key in FACTORS or key == "experiment_hash"}
-    differences = {key: value for key, value in unequal.items() if key not in factors and key not in ignore}
+    differences = {
+        key: value for key, value in unequal.items() if key not in factors and key not in how.ignore
+    }
     factors = _named(factors, baseline, candidate)
-    wanted = () if differences else tuple(dict.fromkeys((metric, *COMPARED)))
+    wanted = () if differences else tuple(dict.fromkeys((how.metric, *COMPARED)))
     kinds = {str(row["energy_kind"]) for row in (*baseline.rows, *candidate.rows)}
     return PairReport(
         baseline=baseline.name,
         candidate=candidate.name,
-        metrics=_metrics(
-            baseline, candidate, wanted, threshold_ratio, {} if usual is None else usual, paired=paired
-        ),
+        metrics=_metrics(baseline, candidate, wanted, how, usual or {}),
         factors=factors,
         differences=differences,
-        answers=_answers(baseline, candidate) if answers else None,
+        answers=_answers(baseline, candidate) if how.answers else None,
         estimate="estimate" in kinds,
         excluded={"baseline": list(baseline.excluded), "candidate": list(candidate.excluded)},
     )
@@ -426,28 +426,22 @@ def _require_neighbours(baseline: Side, candidate: Side) -> None:
 
 
 def _metrics(
-    baseline: Side,
-    candidate: Side,
-    wanted: Sequence[str],
-    threshold_ratio: float,
-    usual: Mapping[str, Usual | None],
-    *,
-    paired: bool,
+    baseline: Side, candidate: Side, wanted: Sequence[str], how: How, usual: Mapping[str, Usual | None]
 ) -> dict[str, Comparison]:
     found = {}
     for name in wanted:
         ours, theirs, better = baseline.values(name), candidate.values(name), BY_NAME[name].better
-        if paired:
+        if how.paired:
             cycles = sorted(ours.keys() & theirs.keys())
             pairs = [ours[k] for k in cycles], [theirs[k] for k in cycles]
             if cycles:
-                found[name] = compare_pairs(*pairs, better, threshold_ratio=threshold_ratio)
+                found[name] = compare_pairs(*pairs, better, threshold_ratio=how.threshold_ratio)
         elif ours and theirs:
             found[name] = compare(
                 list(ours.values()),
                 list(theirs.values()),
                 better,
-                threshold_ratio=threshold_ratio,
+                threshold_ratio=how.threshold_ratio,
                 usual=usual.get(name),
                 hosts=_hosts(baseline, ours, candidate, theirs),
             )
@@ -462,11 +456,11 @@ def _answers(baseline: Side, candidate: Side) -> OutputEquivalence | None:
 
 
 def _requests(one: Side) -> list[dict[str, Any]]:
-    columns = ["phase", "prompt_index", "output_tokens", "output_token_ids"]
+    columns = ["phase", "prompt_index", "output_tokens", "output_token_ids", "status"]
     for row in one.rows[:1]:
         ref = one.run.cycle(one.experiment, int(row["cycle"]))
         if ref is not None:
-            rows: list[dict[str, Any]] = ref.requests(columns).to_pylist()
+            rows: list[dict[str, Any]] = ref.requests(columns, optional=("status",)).to_pylist()
             return rows
     raise ResultReadError(f"{one.run.url}: no cycle of {one.experiment}")
 

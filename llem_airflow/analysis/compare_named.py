@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from llem_airflow.analysis.compare import (
     COMPARED,
+    How,
     PairReport,
     compare_runs,
     compare_sides,
@@ -16,9 +17,8 @@ from llem_airflow.analysis.compare import (
     unmatched,
 )
 from llem_airflow.analysis.history import Trend, history_until
-from llem_airflow.analysis.metrics import deciding_metric, positive_threshold
 from llem_airflow.analysis.tables import RunRows
-from llem_airflow.analysis.verdict import THRESHOLD_RATIO, Verdict
+from llem_airflow.analysis.verdict import Verdict
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
 from llem_airflow.results.store import NoSuchRunError, aggregated_in, locate_run
 from llem_airflow.text.wording import counted
@@ -77,36 +77,6 @@ def named_runs(text: str, root: ResultsRoot) -> list[StoredRun]:
     raise NoSuchRunError(
         f"no aggregated run of the release {release!r} of study {study!r} under {root.url}; releases: {known}"
     )
-
-
-@dataclass(frozen=True, slots=True)
-class How:
-    """How to compare.
-
-    Attributes:
-        metric: The metric whose verdict counts; it comes first in every report.
-        threshold_ratio: Smallest difference that matters.
-        factor: Configuration key under study, to match experiments by all others.
-        ignore: Conditions that may differ.
-        paired: Cycle k of one experiment was measured next to cycle k of the other.
-        without_flagged: Leave out cycles with a warning.
-        answers: Whether the answers of both sides are read and compared; no verdict depends on it.
-
-    Raises:
-        ValueError: The metric cannot decide, or the threshold is not above 0.
-    """
-
-    metric: str = COMPARED[0]
-    threshold_ratio: float = THRESHOLD_RATIO
-    factor: str | None = None
-    ignore: Collection[str] = ()
-    paired: bool = False
-    without_flagged: bool = False
-    answers: bool = True
-
-    def __post_init__(self) -> None:
-        deciding_metric(self.metric)
-        positive_threshold(self.threshold_ratio)
 
 
 @dataclass(frozen=True)
@@ -176,9 +146,11 @@ def compare_named(
             if theirs is ours and experiment == base_experiment:
                 same.append(f"{run.url}#{experiment}" if experiment else run.url)
             if experiment:
-                reports.append(_pair(ours, base_experiment, theirs, experiment, how))
+                before = ours.side(base_experiment, without_flagged=how.without_flagged)
+                after = theirs.side(experiment, without_flagged=how.without_flagged)
+                reports.append(compare_sides(before, after, how))
             else:
-                reports += _all(ours, theirs, how)
+                reports += compare_runs(ours, theirs, how)
                 _note_unmatched(only, ours, theirs, how)
     gone = tuple(dict.fromkeys(only[0]))
     return Compared(tuple(corrected(reports)), tuple(alone), gone, tuple(only[1]), tuple(same))
@@ -198,7 +170,7 @@ def compare_each(baseline: StoredRun, candidates: Sequence[StoredRun], how: How)
         theirs = ours if run.url == baseline.url else RunRows.of(run)
         if theirs is ours:
             same.append(run.url)
-        reports += _all(ours, theirs, how)
+        reports += compare_runs(ours, theirs, how)
         _note_unmatched(only, ours, theirs, how)
     return Compared(tuple(corrected(reports)), (), tuple(only[0]), tuple(only[1]), tuple(same))
 
@@ -216,30 +188,6 @@ def _one(name: str, root: ResultsRoot, own: StoredRun | None) -> StoredRun:
     if len(found) != 1:
         raise ValueError(f"{name!r} names {counted(len(found), 'run')}; name one reference run")
     return found[0]
-
-
-def _pair(earlier: RunRows, base_experiment: str, run: RunRows, experiment: str, how: How) -> PairReport:
-    return compare_sides(
-        earlier.side(base_experiment, without_flagged=how.without_flagged),
-        run.side(experiment, without_flagged=how.without_flagged),
-        ignore=how.ignore,
-        paired=how.paired,
-        metric=how.metric,
-        threshold_ratio=how.threshold_ratio,
-    )
-
-
-def _all(earlier: RunRows, run: RunRows, how: How) -> list[PairReport]:
-    return compare_runs(
-        earlier,
-        run,
-        ignore=how.ignore,
-        factor=how.factor,
-        without_flagged=how.without_flagged,
-        metric=how.metric,
-        threshold_ratio=how.threshold_ratio,
-        answers=how.answers,
-    )
 
 
 def _note_unmatched(only: tuple[list[str], list[str]], earlier: RunRows, run: RunRows, how: How) -> None:

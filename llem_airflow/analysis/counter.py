@@ -307,7 +307,7 @@ USUAL_S = 0.12
 VIEW_S = 0.1
 """On other boards, the longest time that one reading of power may be the mean of: it hides what is shorter."""
 MAX_W = 5_000.0
-"""The most that a device can draw where its limit is not known: above the largest module sold."""
+"""The most that a device can draw where its limit is not known. The largest module sold so far is rated at 2,700 W."""
 FLOWING_S = 0.001
 """How old a counter without visible steps may be: RAPL's is written about every millisecond (Intel SDM, 15.10)."""
 EXPLAINED_RATIO = 0.01

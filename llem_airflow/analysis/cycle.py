@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from llem_airflow.analysis import metrics
-from llem_airflow.analysis.checks import Flag, flags, restarts, second_sampler
+from llem_airflow.analysis.checks import flags, restarts, second_sampler
 from llem_airflow.analysis.energy import EnergyOfWindow, of_the_model, window_energy
+from llem_airflow.analysis.flags import Flag
 from llem_airflow.analysis.latency import COLUMNS, SERVED_COLUMNS, Distribution, Requests, latency
-from llem_airflow.analysis.metrics import METRICS, UndefinedMetricError
+from llem_airflow.analysis.metrics import METRICS
 from llem_airflow.analysis.series import Phase, StoredPower, phases, stored_power
 from llem_airflow.analysis.serving import serving
+from llem_airflow.protocol.engine_keys import shared_beginnings
 from llem_airflow.protocol.gpu_profile import Sensor
-from llem_airflow.protocol.prefix_cache import shared_beginnings
-from llem_airflow.protocol.records import BOARD_CONDITIONS
+from llem_airflow.protocol.gpus import BOARD_CONDITIONS, gpus_told
 from llem_airflow.protocol.result import CycleResult, Window
-from llem_airflow.protocol.spec import ExperimentSpec, gpus_told
+from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.results import CycleRef, FailureRef, ResultReadError
 from llem_airflow.results.parquet import REQUESTS_SCHEMA
 from llem_airflow.text.wording import counted
@@ -74,12 +75,6 @@ def fingerprint(
         "energy_semantics": semantics_version,
         **({"slo": config.config["server"]["traffic"].get("slo")} if result.served else {}),
     }
-
-
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Fields that are not equal, with both values. A field that only one side knows differs."""
-    keys = sorted({*one, *other})
-    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
 
 
 def _measured_by(result: CycleResult) -> str:
@@ -388,11 +383,9 @@ def measures(
         "requests": float(requests_n),
         "load_s": _phase_s(marks, "load"),
         "warmup_s": _phase_s(marks, "warmup"),
-        "output_tokens_per_s": _defined(lambda: metrics.output_tokens_per_s(out, window_s)),
-        "total_tokens_per_s": _defined(
-            lambda: metrics.total_tokens_per_s(window.input_tokens, out, window_s)
-        ),
-        "requests_per_s": _defined(lambda: metrics.requests_per_s(requests_n, window_s)),
+        "output_tokens_per_s": metrics.output_tokens_per_s(out, window_s),
+        "total_tokens_per_s": metrics.total_tokens_per_s(window.input_tokens, out, window_s),
+        "requests_per_s": metrics.requests_per_s(requests_n, window_s),
         "energy_j": joules,
         "energy_active_j": energy.active_j,
         "average_power_w": energy.average_power_w,
@@ -415,20 +408,15 @@ def _untold(window: Window) -> set[str]:
 
 
 def _per_work(joules: float, window: Window, e2el_mean_s: float | None) -> dict[str, float | None]:
-    per_request = _defined(lambda: metrics.energy_per_request_j(joules, window.requests))
-    both = per_request is not None and e2el_mean_s is not None
+    per_request, tokens = metrics.energy_per_request_j(joules, window.requests), window.output_tokens
     return {
-        "energy_per_output_token_j": _defined(
-            lambda: metrics.energy_per_output_token_j(joules, window.output_tokens)
-        ),
-        "energy_per_total_token_j": _defined(
-            lambda: metrics.energy_per_total_token_j(joules, window.input_tokens, window.output_tokens)
-        ),
+        "energy_per_output_token_j": metrics.energy_per_output_token_j(joules, tokens),
+        "energy_per_total_token_j": metrics.energy_per_total_token_j(joules, window.input_tokens, tokens),
         "energy_per_request_j": per_request,
-        "output_tokens_per_j": _defined(lambda: metrics.output_tokens_per_j(joules, window.output_tokens)),
-        "energy_delay_product_j_s": metrics.energy_delay_product_j_s(per_request or 0.0, e2el_mean_s or 0.0)
-        if both
-        else None,
+        "output_tokens_per_j": metrics.output_tokens_per_j(joules, tokens),
+        "energy_delay_product_j_s": None
+        if per_request is None or e2el_mean_s is None
+        else metrics.energy_delay_product_j_s(per_request, e2el_mean_s),
     }
 
 
@@ -510,13 +498,6 @@ def _requests(ref: CycleRef) -> tuple[Any, str | None]:
         return ref.requests([*COLUMNS, *SERVED_COLUMNS], optional=SERVED_COLUMNS), None
     except ResultReadError as error:
         return REQUESTS_SCHEMA.empty_table(), str(error)
-
-
-def _defined(metric: Callable[[], float]) -> float | None:
-    try:
-        return metric()
-    except UndefinedMetricError:
-        return None
 
 
 def _latency_columns(name: str, seen: Distribution | None) -> dict[str, float | None]:

@@ -110,6 +110,9 @@ SEMANTICS_VERSION = 6
 BASELINES = ("baseline_bare", "baseline_context", "baseline_loaded")
 """Phases whose power can be subtracted; active energy subtracts the first that was measured."""
 
+MODELLED = ("nvml", "rapl")
+"""Meters of which is known how the register of their counter is written."""
+
 _MIN_BASELINE_SAMPLES = 5
 
 
@@ -175,12 +178,11 @@ class EnergyOfWindow:
     """Energy of the measured window, with all that labels it.
 
     Attributes:
-        energy_j: Energy of all devices together, in joules, or None when withheld.
-        source: Where it comes from, as in GpuEnergy; ``mixed`` when devices differ.
         kind: measured | estimate | attributed | none.
         boundary: board | module | cpu-package | estimate | none: what the joules are the joules of.
-        semantics_version: SEMANTICS_VERSION of the code that computed it.
         duration_s: Length of the window, in seconds.
+        energy_j: Energy of all devices together, in joules, or None when withheld.
+        source: Where it comes from, as in GpuEnergy; ``mixed`` when devices differ.
         average_power_w: ``energy_j`` / ``duration_s``, in watts.
         check_ratio: Integral of instant power / counter - 1 over all devices, or None.
         uncertainty_j: Sum of the devices' uncertainties, in joules; None when one of them is not known.
@@ -191,25 +193,26 @@ class EnergyOfWindow:
         decode_j: Share of the decoding, in joules, likewise.
         gpus: Each device.
         withheld: Why ``energy_j`` is None; empty otherwise.
+        semantics_version: SEMANTICS_VERSION of the code that computed it.
         series: What was read of each device, for the checks.
     """
 
-    energy_j: float | None
-    source: str | None
     kind: str
     boundary: str
-    semantics_version: int
     duration_s: float
-    average_power_w: float | None
-    check_ratio: float | None
-    uncertainty_j: float | None
-    active_j: float | None
-    active_over: str | None
-    baselines: tuple[Baseline, ...]
-    prefill_j: float | None
-    decode_j: float | None
-    gpus: tuple[GpuEnergy, ...]
-    withheld: tuple[Withheld, ...]
+    energy_j: float | None = None
+    source: str | None = None
+    average_power_w: float | None = None
+    check_ratio: float | None = None
+    uncertainty_j: float | None = None
+    active_j: float | None = None
+    active_over: str | None = None
+    baselines: tuple[Baseline, ...] = ()
+    prefill_j: float | None = None
+    decode_j: float | None = None
+    gpus: tuple[GpuEnergy, ...] = ()
+    withheld: tuple[Withheld, ...] = ()
+    semantics_version: int = SEMANTICS_VERSION
     series: Mapping[str, GpuSeries] = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -292,7 +295,6 @@ def _total(
         source=sources.pop() if len(sources) == 1 else "mixed",
         kind=meter.energy_kind,
         boundary=meter.boundary,
-        semantics_version=SEMANTICS_VERSION,
         duration_s=duration_s,
         average_power_w=energy_j / duration_s,
         check_ratio=_check_ratio(gpus),
@@ -303,7 +305,6 @@ def _total(
         prefill_j=split[0],
         decode_j=split[1],
         gpus=gpus,
-        withheld=(),
     )
 
 
@@ -311,24 +312,8 @@ def _without(
     meter: Meter, duration_s: float, *withheld: Withheld, gpus: tuple[GpuEnergy, ...] = ()
 ) -> EnergyOfWindow:
     """No total; the devices that could be computed keep theirs."""
-    return EnergyOfWindow(
-        energy_j=None,
-        source=None,
-        kind=meter.energy_kind,
-        boundary=meter.boundary,
-        semantics_version=SEMANTICS_VERSION,
-        duration_s=duration_s,
-        average_power_w=None,
-        check_ratio=None,
-        uncertainty_j=None,
-        active_j=None,
-        active_over=None,
-        baselines=(),
-        prefill_j=None,
-        decode_j=None,
-        gpus=gpus,
-        withheld=withheld or (Withheld("no_energy", "There are no power samples."),),
-    )
+    why = withheld or (Withheld("no_energy", "There are no power samples."),)
+    return EnergyOfWindow(meter.energy_kind, meter.boundary, duration_s, gpus=gpus, withheld=why)
 
 
 def _gpu_energy(
@@ -367,8 +352,9 @@ def _gpu_energy(
         samples=len(inside),
         longest_gap_s=gap_s,
         counter_resets=counter.resets,
-        # Samples of power see a part of the time; nobody bounds what they, an estimate or another tool leave out.
-        uncertainty_j=counter.uncertainty_j if source == "counter" else None,
+        # Samples of power see a part of the time; nobody bounds what they, an estimate or another tool leave out, nor
+        # what the counter of a meter does whose register nobody has modelled.
+        uncertainty_j=counter.uncertainty_j if source == "counter" and meter.kind in MODELLED else None,
         dropped=dropped,
     ), reason
 
@@ -426,18 +412,14 @@ def of_the_model(energy: EnergyOfWindow, result: CycleResult) -> EnergyOfWindow:
     why = mismatch(result)
     if why is None or energy.kind == "none":
         return energy
-    return replace(
-        energy,
-        energy_j=None,
-        source=None,
-        average_power_w=None,
-        check_ratio=None,
-        uncertainty_j=None,
-        active_j=None,
-        active_over=None,
-        prefill_j=None,
-        decode_j=None,
+    return EnergyOfWindow(
+        energy.kind,
+        energy.boundary,
+        energy.duration_s,
+        baselines=energy.baselines,
+        gpus=energy.gpus,
         withheld=(*energy.withheld, Withheld("other_device", why)),
+        series=energy.series,
     )
 
 

@@ -91,6 +91,21 @@ class Check:
         return Flag(self.code, message, self.next_step, self.threshold, self.severity)
 
 
+Says = Callable[[Seen], str | None]
+
+
+def add_check(
+    table: list[Check], code: str, severity: str, next_step: str, threshold: str
+) -> Callable[[Says], Says]:
+    """Put the function below it into a table of checks; arguments as the attributes of ``Check``."""
+
+    def add(says: Says) -> Says:
+        table.append(Check(code, severity, says, next_step, threshold))
+        return says
+
+    return add
+
+
 GRAVEST_FIRST = ("withheld", "error", "warning", "info")
 
 _UNITS = (
@@ -129,8 +144,8 @@ class FlagSummary:
     severity: str
     message: str
     next_step: str
-    threshold: str
-    cycles: tuple[int, ...]
+    threshold: str = ""
+    cycles: tuple[int, ...] = ()
     messages: tuple[str, ...] = ()
 
 

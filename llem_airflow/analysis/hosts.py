@@ -13,7 +13,7 @@ from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.flags import FlagSummary
 from llem_airflow.analysis.statistics import mean_of
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO
-from llem_airflow.protocol.spec import gpus_told
+from llem_airflow.protocol.gpus import gpus_told
 from llem_airflow.text.wording import counted
 
 HOST, HARDWARE = "host", "hardware"
@@ -106,7 +106,7 @@ def host_flags(rows: Sequence[Cycle]) -> list[FlagSummary]:
     kinds = kinds_of(row.fingerprint for row in rows)
     if len(kinds) > 1:
         found.append(
-            _flag(
+            FlagSummary(
                 "mixed_hardware",
                 "warning",
                 f"its cycles were measured on {len(kinds)} kinds of hardware ({'; '.join(kinds)}): the mean is that of "
@@ -117,7 +117,7 @@ def host_flags(rows: Sequence[Cycle]) -> list[FlagSummary]:
     told = ", ".join(f"{name or 'not known'} {count}" for name, count in each.items())
     if len(rows) - len(each) < 2:
         found.append(
-            _flag(
+            FlagSummary(
                 "few_cycles_on_hosts",
                 "warning",
                 f"{counted(len(rows), 'cycle')} on {len(each)} hosts ({told}) hardly tell how much cycles of one host "
@@ -128,7 +128,7 @@ def host_flags(rows: Sequence[Cycle]) -> list[FlagSummary]:
         )
     elif max(each.values()) - min(each.values()) > 1:
         found.append(
-            _flag(
+            FlagSummary(
                 "hosts_unbalanced",
                 "warning",
                 f"its cycles are spread unevenly over hosts ({told}): each host weighs the same, so the interval is "
@@ -149,7 +149,7 @@ def _hosts_differ(rows: Sequence[Cycle]) -> list[FlagSummary]:
         return []
     told = ", ".join(f"{host or 'not known'} {formatting.number(mean)}" for host, mean in means.items())
     return [
-        _flag(
+        FlagSummary(
             "hosts_differ",
             "info",
             f"energy per output token differs by {apart:.1%} between hosts ({told} J/token); spread and interval are "
@@ -157,7 +157,3 @@ def _hosts_differ(rows: Sequence[Cycle]) -> list[FlagSummary]:
             "compare experiments on the same hosts; power limits, cooling and the boards themselves make hosts differ",
         )
     ]
-
-
-def _flag(code: str, severity: str, message: str, next_step: str) -> FlagSummary:
-    return FlagSummary(code, severity, message, next_step, "", ())

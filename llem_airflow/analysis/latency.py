@@ -93,7 +93,10 @@ class Requests:
             failed=_failed(rows),
             end_ns=_since(_column(rows, "t_end_mono_ns", pa.int64()), origin_ns),
         )
-        return cls._in_order(_without_failed(found))
+        if found.failed.any():  # nothing is known of these but that they were asked
+            tokens = np.where(found.failed, np.nan, found.output_tokens)
+            found = replace(cls._untimed(found, found.failed), output_tokens=tokens)
+        return cls._in_order(found)
 
     def _in_order(self) -> Requests:
         """The same, without the times of the requests whose times run backwards."""
@@ -103,14 +106,16 @@ class Requests:
         back[owner[1:][(np.diff(self.token_ns) < 0) & (owner[1:] == owner[:-1])]] = True
         outside = (self.token_ns < self.submit_ns[owner]) | (self.token_ns > self.last_ns[owner])
         back[owner[outside]] = True
-        if not back.any():
-            return self
+        return replace(self._untimed(back), disordered=int(back.sum())) if back.any() else self
+
+    def _untimed(self, rows: Flags) -> Requests:
+        """The same, without the times of some requests but their submission."""
+        of_tokens = np.repeat(rows, np.diff(self.tokens_from))
         return replace(
             self,
-            first_ns=np.where(back, np.nan, self.first_ns),
-            last_ns=np.where(back, np.nan, self.last_ns),
-            token_ns=np.where(back[owner], np.nan, self.token_ns),
-            disordered=int(back.sum()),
+            first_ns=np.where(rows, np.nan, self.first_ns),
+            last_ns=np.where(rows, np.nan, self.last_ns),
+            token_ns=np.where(of_tokens, np.nan, self.token_ns),
         )
 
     def __len__(self) -> int:
@@ -129,19 +134,6 @@ class Requests:
         found = np.full(len(self), np.inf)
         found[has] = self.token_ns[at[has]]
         return found
-
-
-def _without_failed(found: Requests) -> Requests:
-    """The same, without what is known of the failed ones but that they were asked."""
-    if not found.failed.any():
-        return found
-    return replace(
-        found,
-        output_tokens=np.where(found.failed, np.nan, found.output_tokens),
-        first_ns=np.where(found.failed, np.nan, found.first_ns),
-        last_ns=np.where(found.failed, np.nan, found.last_ns),
-        token_ns=np.where(np.repeat(found.failed, np.diff(found.tokens_from)), np.nan, found.token_ns),
-    )
 
 
 def _failed(rows: Any) -> Flags:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llem_airflow.analysis.cycle import HAS_RESULT
-from llem_airflow.analysis.hosts import kind_of
+from llem_airflow.analysis.hosts import kinds_of
 from llem_airflow.analysis.plan import distinct_labels, factor_label, short
 from llem_airflow.analysis.statistics import tells_interval
 from llem_airflow.results import StoredRun, layout
@@ -33,7 +33,7 @@ class Entrant:
     Attributes:
         source: What leads to it: study, run, DAG, experiment and its label, release.
         model: Name of the model.
-        hardware: What its energy was read of.
+        hardware: What its energy was read of; every kind where its cycles were measured on several.
         engine: Engine and version.
         workload: What was asked of it; only entrants of one workload are compared.
         energy_kind: measured, estimate, attributed or mixed.
@@ -196,21 +196,21 @@ def entrants_of(run: StoredRun) -> list[Entrant]:
     for name, label, row in zip(ids, distinct_labels(ids, texts), rows, strict=True):
         if row.get(ENERGY) is None:
             continue
-        fields, n = fingerprints.get(name, {}), int(row.get(f"{ENERGY}_n") or 0)
+        told, n = fingerprints.get(name, [{}]), int(row.get(f"{ENERGY}_n") or 0)
         hosts = len(row.get("hosts") or ()) or 1
-        told = tells_interval(n, hosts)
+        shown = tells_interval(n, hosts)
         found.append(
             Entrant(
                 source={"study": run.study, "run_id": run.run_id, "experiment": name, "label": label},
                 model=str(row["model"] or "-"),
-                hardware=kind_of(fields) or "not known",
+                hardware=" and ".join(kinds_of(told)) or "not known",
                 engine=f"{row['engine']} {row['engine_version'] or ''}".strip(),
-                workload=_workload(fields, configs.get(name, {}), row["energy_boundary"]),
+                workload=_workload(told[0], configs.get(name, {}), row["energy_boundary"]),
                 energy_kind=str(row["energy_kind"]),
                 n=n,
                 energy_per_output_token_j=float(row[ENERGY]),
-                low_j=row.get(f"{ENERGY}_low") if told else None,
-                high_j=row.get(f"{ENERGY}_high") if told else None,
+                low_j=row.get(f"{ENERGY}_low") if shown else None,
+                high_j=row.get(f"{ENERGY}_high") if shown else None,
                 output_tokens_per_s=row.get("output_tokens_per_s"),
                 latencies_s={key: row.get(key) for key in LATENCIES},
                 hosts=hosts,
@@ -219,14 +219,14 @@ def entrants_of(run: StoredRun) -> list[Entrant]:
     return found
 
 
-def _fingerprints(run: StoredRun) -> dict[str, dict[str, Any]]:
-    """That of the first cycle with a result of each experiment."""
+def _fingerprints(run: StoredRun) -> dict[str, list[dict[str, Any]]]:
+    """The distinct ones of each experiment's cycles with a result."""
     columns = ["experiment", "status", "fingerprint"]
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, None]] = {}
     for row in read_table(run.folder, layout.CYCLES_TABLE, columns, optional=columns).to_pylist():
-        if row.get("status") in HAS_RESULT and row["experiment"] not in found:
-            found[str(row["experiment"])] = json.loads(row.get("fingerprint") or "{}")
-    return found
+        if row.get("status") in HAS_RESULT:
+            found.setdefault(str(row["experiment"]), {})[row.get("fingerprint") or "{}"] = None
+    return {name: [*map(json.loads, texts)] for name, texts in found.items()}
 
 
 def _workload(fields: Mapping[str, Any], config: Mapping[str, Any], boundary: str | None) -> str:

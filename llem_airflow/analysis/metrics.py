@@ -296,78 +296,60 @@ def positive_threshold(ratio: object) -> float:
     return ratio
 
 
-class UndefinedMetricError(ValueError):
-    """The metric has no value for this input; it is not zero."""
-
-
-def output_tokens_per_s(output_tokens: int, window_s: float) -> float:
-    """Output token throughput, in tokens per second.
+def output_tokens_per_s(output_tokens: int, window_s: float) -> float | None:
+    """Output token throughput, in tokens per second; None for a window without a length.
 
     Formula: generated tokens of the window / length of the window. Prompt tokens do not count.
     """
-    return output_tokens / _positive(window_s, "output tokens per second: the window has no length")
+    return _over(output_tokens, window_s)
 
 
-def total_tokens_per_s(input_tokens: int, output_tokens: int, window_s: float) -> float:
-    """Prompt and generated tokens per second.
+def total_tokens_per_s(input_tokens: int, output_tokens: int, window_s: float) -> float | None:
+    """Prompt and generated tokens per second; None for a window without a length.
 
     Formula: (input tokens + output tokens) / length of the window.
     """
-    return (input_tokens + output_tokens) / _positive(window_s, "tokens per second: the window has no length")
+    return _over(input_tokens + output_tokens, window_s)
 
 
-def requests_per_s(requests: int, window_s: float) -> float:
-    """Request throughput, in requests per second.
+def requests_per_s(requests: int, window_s: float) -> float | None:
+    """Request throughput, in requests per second; None for a window without a length.
 
     Formula: requests completed in the window / length of the window.
     """
-    return requests / _positive(window_s, "requests per second: the window has no length")
+    return _over(requests, window_s)
 
 
-def energy_per_output_token_j(energy_j: float, output_tokens: int) -> float:
-    """Energy per output token, in joules per token.
+def energy_per_output_token_j(energy_j: float, output_tokens: int) -> float | None:
+    """Energy per output token, in joules per token; None where the window produced none.
 
     Formula: energy of the window / tokens generated in it.
-
-    Raises:
-        UndefinedMetricError: The window produced no output tokens.
     """
-    return energy_j / _positive(
-        output_tokens, "energy per output token: the window produced no output tokens"
-    )
+    return _over(energy_j, output_tokens)
 
 
-def energy_per_total_token_j(energy_j: float, input_tokens: int, output_tokens: int) -> float:
-    """Energy per token of prompt or answer, in joules per token.
+def energy_per_total_token_j(energy_j: float, input_tokens: int, output_tokens: int) -> float | None:
+    """Energy per token of prompt or answer, in joules per token; None where the window saw none.
 
     Formula: energy of the window / (input tokens + output tokens).
-
-    Raises:
-        UndefinedMetricError: The window saw no tokens.
     """
-    return energy_j / _positive(input_tokens + output_tokens, "energy per token: the window saw no tokens")
+    return _over(energy_j, input_tokens + output_tokens)
 
 
-def energy_per_request_j(energy_j: float, requests: int) -> float:
-    """Energy per request, in joules.
+def energy_per_request_j(energy_j: float, requests: int) -> float | None:
+    """Energy per request, in joules; None where the window completed none.
 
     Formula: energy of the window / requests completed in it.
-
-    Raises:
-        UndefinedMetricError: The window completed no request.
     """
-    return energy_j / _positive(requests, "energy per request: the window completed no request")
+    return _over(energy_j, requests)
 
 
-def output_tokens_per_j(energy_j: float, output_tokens: int) -> float:
-    """Output tokens per joule.
+def output_tokens_per_j(energy_j: float, output_tokens: int) -> float | None:
+    """Output tokens per joule; None where the energy is not positive.
 
     Formula: tokens generated in the window / energy of the window.
-
-    Raises:
-        UndefinedMetricError: The energy is not positive.
     """
-    return output_tokens / _positive(energy_j, "output tokens per joule: the energy is not positive")
+    return _over(output_tokens, energy_j)
 
 
 def energy_delay_product_j_s(energy_per_request: float, e2el_s: float) -> float:
@@ -394,10 +376,9 @@ def cost(energy_j: float, price_per_kwh: float) -> float:
     return energy_j / 3.6e6 * price_per_kwh
 
 
-def _positive(value: float, message: str) -> float:
-    if value <= 0:
-        raise UndefinedMetricError(message)
-    return value
+def _over(value: float, by: float) -> float | None:
+    """The quotient; None, and not 0, where there is nothing to divide by."""
+    return value / by if by > 0 else None
 
 
 TOKENS = 1_000_000

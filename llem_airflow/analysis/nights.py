@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from llem_airflow.analysis.blocked import are_several
 from llem_airflow.analysis.cycle import FACTORS, HAS_RESULT
-from llem_airflow.protocol.spec import gpus_told
+from llem_airflow.protocol.gpus import gpus_told
 from llem_airflow.results import StoredRun, layout
 from llem_airflow.results.parquet import read_table
 

@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llem_airflow.analysis.counter import CounterEnergy
+from llem_airflow.analysis.counter import MAX_W, CounterEnergy
 from llem_airflow.analysis.series import Curve, Floats, GpuSeries, phase_windows
 from llem_airflow.protocol.result import Meter, Window
 
 LIMIT_MARGIN = 1.5
 """A board's readings overshoot its enforced limit for moments: by up to 1.2 on GeForce boards, never by this."""
-MAX_DEVICE_W = 5_000.0
-"""Where the limit is not known. The largest module sold so far is rated at 2,700 W."""
 MIN_BOARD_W = 0.5
 """A powered board draws more than this when idle: 0 W is a driver that does not know."""
 
@@ -83,7 +81,7 @@ def without_impossible(
 
 def ceiling(limit_w: float | None) -> float:
     """The most that a device can draw, in watts."""
-    return min(limit_w * LIMIT_MARGIN, MAX_DEVICE_W) if limit_w and limit_w > 0 else MAX_DEVICE_W
+    return min(limit_w * LIMIT_MARGIN, MAX_W) if limit_w and limit_w > 0 else MAX_W
 
 
 def _contradicting(values: Floats, twice: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -100,9 +98,8 @@ def broken_counter(counter: Curve, begin_s: float, end_s: float, ceiling_w: floa
     Formula: between two readings dt apart it may rise by at most ceiling x (dt + two of its own steps in time), and
     it may not stand still for STILL_S over three readings or more.
     """
-    first = max(int(np.searchsorted(counter.t_s, begin_s, side="right")) - 1, 0)
-    last = int(np.searchsorted(counter.t_s, end_s, side="left")) + 1
-    t_s, y = counter.t_s[first:last], counter.y[first:last]
+    around = counter.around(begin_s, end_s)
+    t_s, y = around.t_s, around.y
     if len(t_s) < 2:
         return None
     steps_s, rises_j = np.diff(t_s), np.diff(y)
@@ -127,12 +124,10 @@ def explained_j(power: Curve, begin_s: float, end_s: float) -> float:
     moved right after the one or right before the other each time (a load in step with the sampler does); a gap counts
     with the highest power that was seen, whole.
     """
-    first = max(int(np.searchsorted(power.t_s, begin_s, side="right")) - 1, 0)
-    last = int(np.searchsorted(power.t_s, end_s, side="left")) + 1
-    t_s, y = power.t_s[first:last], power.y[first:last]
-    steps_s = np.diff(t_s)
+    around = power.around(begin_s, end_s)
+    steps_s = np.diff(around.t_s)
     long = steps_s > _LONG_GAP_S
-    jumps_j = (np.abs(np.diff(y)) * steps_s / 2)[~long]
+    jumps_j = (np.abs(np.diff(around.y)) * steps_s / 2)[~long]
     return float(jumps_j.sum() + steps_s[long].sum() * power.y.max(initial=0.0))
 
 

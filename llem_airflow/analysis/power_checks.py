@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from llem_airflow.analysis.energy import GpuEnergy
-from llem_airflow.analysis.flags import Check, Seen
+from llem_airflow.analysis.energy import MODELLED, GpuEnergy
+from llem_airflow.analysis.flags import Check, Seen, add_check
 from llem_airflow.analysis.plausibility import slept_s
 from llem_airflow.analysis.series import Floats, GpuSeries, rows_between
-from llem_airflow.protocol.records import POWER_CAP_BIT, SLOWDOWNS
+from llem_airflow.protocol.gpus import POWER_CAP_BIT, SLOWDOWN_BITS
 from llem_airflow.text.wording import counted
 
 _MIN_ITERATIONS = 20
@@ -78,29 +79,24 @@ def power_drift_ratio(series: Iterable[GpuSeries], duration_s: float) -> float |
     return last / first - 1 if first > 0 else None
 
 
-THROTTLE_BITS = sum(SLOWDOWNS)
+_LONGER = "Raise `measurement.min_window_seconds` or the number of prompts."
+
+POWER_CHECKS: list[Check] = []
+"""Each of the checks below, in their order."""
+check = partial(add_check, POWER_CHECKS)
 
 
+@check("short_window", "error", _LONGER, "10 s: 2 x 100 ms is then 2 %")
 def _very_short_window(seen: Seen) -> str | None:
     return _window_length(seen) if seen.energy.duration_s < 10 else None
 
 
+@check("short_window", "warning", _LONGER, "30 s (ML.ENERGY benchmark)")
 def _short_window(seen: Seen) -> str | None:
     return _window_length(seen) if 10 <= seen.energy.duration_s < 30 else None
 
 
-def _window_length(seen: Seen) -> str | None:
-    """The edges are those of a board's energy register: other meters have none, and an estimate has no edges."""
-    if seen.energy.kind in {"none", "estimate"}:
-        return None
-    duration_s = seen.energy.duration_s
-    said = f"The measurement window is {duration_s:.1f} s long"
-    if seen.result.meter.kind != "nvml":
-        return f"{said}; windows this short differ more from one another."
-    share = 20 / max(duration_s, 1e-9)
-    return f"{said}; a register update of 100 ms at each edge is {share:.1f} % of it."
-
-
+@check("short_window", "warning", _LONGER, "5 s: 50 readings at 10 Hz")
 def _few_readings(seen: Seen) -> str | None:
     if seen.energy.kind != "estimate" or seen.energy.duration_s >= 5:
         return None
@@ -108,6 +104,12 @@ def _few_readings(seen: Seen) -> str | None:
     return f"{said}; so short an estimate follows every other process."
 
 
+@check(
+    "few_samples",
+    "warning",
+    "Look for a busy host or a slow driver; the counter is not affected, the power curve is.",
+    "90 % of the requested rate",
+)
 def _few_samples(seen: Seen) -> str | None:
     expected = seen.result.meter.requested_hz * seen.energy.duration_s
     fewest = min((gpu.samples for gpu in seen.energy.gpus), default=0)
@@ -118,6 +120,12 @@ def _few_samples(seen: Seen) -> str | None:
     )
 
 
+@check(
+    "gap",
+    "warning",
+    "Look for what stalled the host: samples go missing exactly when it is busiest.",
+    "5 sampling periods",
+)
 def _gap(seen: Seen) -> str | None:
     longest_s = max((gpu.longest_gap_s for gpu in seen.energy.gpus), default=0.0)
     if not seen.known or longest_s <= 5 / seen.result.meter.requested_hz:
@@ -125,6 +133,7 @@ def _gap(seen: Seen) -> str | None:
     return f"{longest_s:.2f} s passed between two power samples. The gap is integrated over, not skipped."
 
 
+@check("slow_reads", "warning", "Turn on persistence mode, or lower `power_hz`.", "half a sampling period")
 def _slow_reads(seen: Seen) -> str | None:
     meter = seen.result.meter
     if not seen.known or meter.call_p50_s is None:
@@ -138,6 +147,9 @@ def _slow_reads(seen: Seen) -> str | None:
     )
 
 
+@check(
+    "sampler_died", "warning", "See the attempt's log; the container may be short of memory.", "any early end"
+)
 def _sampler_died(seen: Seen) -> str | None:
     meter = seen.result.meter
     if not seen.known or meter.achieved_hz is not None or meter.samples == 0:
@@ -145,13 +157,25 @@ def _sampler_died(seen: Seen) -> str | None:
     return "The sampling process ended before it was told to; what it had written is used."
 
 
+@check(
+    "throttled",
+    "error",
+    "Improve cooling, wait longer between cycles, and repeat.",
+    "1 % of the time (clock event reasons 0x8, 0x20, 0x40, 0x80)",
+)
 def _throttled(seen: Seen) -> str | None:
-    share = _share_of_time(seen, THROTTLE_BITS)
+    share = _share_of_time(seen, SLOWDOWN_BITS)
     if share is None or share <= 0.01:
         return None
     return f"The GPU was slowed down by heat or its power supply in {share:.0%} of the samples."
 
 
+@check(
+    "power_capped",
+    "info",
+    "Normal under full load; compare only runs with the same limit.",
+    "1 % of the time (clock event reason 0x4)",
+)
 def _power_capped(seen: Seen) -> str | None:
     share = _share_of_time(seen, POWER_CAP_BIT)
     if share is None or share <= 0.01:
@@ -159,11 +183,12 @@ def _power_capped(seen: Seen) -> str | None:
     return f"The GPU ran at its power limit in {share:.0%} of the samples."
 
 
-def _share_of_time(seen: Seen, bits: int) -> float | None:
-    """Highest share of a device's samples in the window with one of the event bits; None when not known."""
-    return max((float(((found & bits) != 0).mean()) for found in seen.event_reasons), default=None)
-
-
+@check(
+    "counter_disagreement",
+    "warning",
+    "Use a longer measurement window; if it stays, the load may beat in step with the sensor.",
+    "3 % (expected agreement over 30 s or more is 1-3 %)",
+)
 def _counter_disagreement(seen: Seen) -> str | None:
     ratio = seen.energy.check_ratio
     if not seen.known or ratio is None or abs(ratio) <= 0.03:
@@ -171,6 +196,12 @@ def _counter_disagreement(seen: Seen) -> str | None:
     return f"The integral of the power samples is {ratio:+.1%} off the energy counter, which is used."
 
 
+@check(
+    "counter_reset",
+    "warning",
+    "Turn on persistence mode: the counter restarts with the driver.",
+    "any decrease",
+)
 def _counter_reset(seen: Seen) -> str | None:
     resets = sum(gpu.counter_resets for gpu in _without_counter(seen))
     return (
@@ -178,6 +209,12 @@ def _counter_reset(seen: Seen) -> str | None:
     )
 
 
+@check(
+    "no_counter",
+    "warning",
+    "Expect more scatter; GPUs before Volta and virtual GPUs have no counter.",
+    "the counter is the first choice",
+)
 def _no_counter(seen: Seen) -> str | None:
     without = _without_counter(seen)
     if not without or any(gpu.counter_resets for gpu in without) or _counter_frozen(seen):
@@ -193,6 +230,12 @@ def _no_counter(seen: Seen) -> str | None:
     )
 
 
+@check(
+    "counter_frozen",
+    "warning",
+    "Restart the driver (or unload and load it); energy is the integral of power, with more scatter.",
+    "no move in the whole series",
+)
 def _counter_frozen(seen: Seen) -> str | None:
     frozen = [
         name
@@ -206,23 +249,27 @@ def _counter_frozen(seen: Seen) -> str | None:
     )
 
 
+@check(
+    "uncertainty_not_characterised",
+    "warning",
+    "Do not state an error for this energy; compare the counter with another GPU of this kind.",
+    "register periods up to 1.1 s (benchmarks/coverage.py)",
+)
 def _not_characterised(seen: Seen) -> str | None:
     gpus = [gpu for gpu in seen.energy.gpus if gpu.source == "counter" and gpu.uncertainty_j is None]
     if not seen.known or not gpus:
         return None
+    why = "its counter is written less than once in 1.1 s, or contradicts itself"
+    if seen.result.meter.kind not in MODELLED:
+        why = f"how the counter of the meter {seen.result.meter.kind} is written is not known"
     return (
-        f"The uncertainty of the energy of {', '.join(gpu.gpu for gpu in gpus)} is not characterised: its counter is "
-        "written less than once in 1.1 s, or contradicts itself."
+        f"The uncertainty of the energy of {', '.join(gpu.gpu for gpu in gpus)} is not characterised: {why}."
     )
 
 
-def _without_counter(seen: Seen) -> list[GpuEnergy]:
-    """Devices whose energy is not by their counter although their meter has one."""
-    if not seen.known or seen.result.meter.kind not in ("nvml", "rapl"):
-        return []
-    return [gpu for gpu in seen.energy.gpus if gpu.source != "counter"]
-
-
+@check(
+    "temperature_drift", "warning", "Warm up longer: leakage grows with temperature.", "10 degrees Celsius"
+)
 def _temperature_drift(seen: Seen) -> str | None:
     widest = 0.0
     for one in seen.series.values():
@@ -235,6 +282,12 @@ def _temperature_drift(seen: Seen) -> str | None:
     return f"The GPU's temperature moved by {widest:.0f} degrees Celsius in the measurement window."
 
 
+@check(
+    "implausible_readings",
+    "warning",
+    "Suspect the driver or the sensor; compare with another GPU or another driver.",
+    "0 W on a board, above 1.5 x its enforced limit (5,000 W where it is not known), two values at one instant",
+)
 def _implausible_readings(seen: Seen) -> str | None:
     told = []
     for gpu in seen.energy.gpus:
@@ -249,6 +302,12 @@ def _implausible_readings(seen: Seen) -> str | None:
     return f"Readings that cannot be true count as missing: {'; '.join(told)}." if told else None
 
 
+@check(
+    "clock_jump",
+    "error",
+    "Repeat the cycle on a machine that is not suspended or moved.",
+    "a gap of 2.5 s in which the counter rose by less than half of the lowest power seen",
+)
 def _clock_jump(seen: Seen) -> str | None:
     longest_s = max((slept_s(one, 0.0, seen.energy.duration_s) for one in seen.series.values()), default=0.0)
     if not seen.known or not longest_s:
@@ -259,6 +318,9 @@ def _clock_jump(seen: Seen) -> str | None:
     )
 
 
+@check(
+    "over_limit", "warning", "Suspect the sensor; compare with another GPU.", "1.1 x the enforced power limit"
+)
 def _over_limit(seen: Seen) -> str | None:
     limits = {gpu.get("uuid"): gpu.get("enforced_power_limit_w") for gpu in seen.gpus}
     for gpu in seen.energy.gpus:
@@ -268,115 +330,25 @@ def _over_limit(seen: Seen) -> str | None:
     return None
 
 
-_LONGER = "Raise `measurement.min_window_seconds` or the number of prompts."
+def _window_length(seen: Seen) -> str | None:
+    """The edges are those of a board's energy register: other meters have none, and an estimate has no edges."""
+    if seen.energy.kind in {"none", "estimate"}:
+        return None
+    duration_s = seen.energy.duration_s
+    said = f"The measurement window is {duration_s:.1f} s long"
+    if seen.result.meter.kind != "nvml":
+        return f"{said}; windows this short differ more from one another."
+    share = 20 / max(duration_s, 1e-9)
+    return f"{said}; a register update of 100 ms at each edge is {share:.1f} % of it."
 
-POWER_CHECKS = (
-    Check("short_window", "error", _very_short_window, _LONGER, "10 s: 2 x 100 ms is then 2 %"),
-    Check("short_window", "warning", _short_window, _LONGER, "30 s (ML.ENERGY benchmark)"),
-    Check("short_window", "warning", _few_readings, _LONGER, "5 s: 50 readings at 10 Hz"),
-    Check(
-        "few_samples",
-        "warning",
-        _few_samples,
-        "Look for a busy host or a slow driver; the counter is not affected, the power curve is.",
-        "90 % of the requested rate",
-    ),
-    Check(
-        "gap",
-        "warning",
-        _gap,
-        "Look for what stalled the host: samples go missing exactly when it is busiest.",
-        "5 sampling periods",
-    ),
-    Check(
-        "slow_reads",
-        "warning",
-        _slow_reads,
-        "Turn on persistence mode, or lower `power_hz`.",
-        "half a sampling period",
-    ),
-    Check(
-        "sampler_died",
-        "warning",
-        _sampler_died,
-        "See the attempt's log; the container may be short of memory.",
-        "any early end",
-    ),
-    Check(
-        "throttled",
-        "error",
-        _throttled,
-        "Improve cooling, wait longer between cycles, and repeat.",
-        "1 % of the time (clock event reasons 0x8, 0x20, 0x40, 0x80)",
-    ),
-    Check(
-        "power_capped",
-        "info",
-        _power_capped,
-        "Normal under full load; compare only runs with the same limit.",
-        "1 % of the time (clock event reason 0x4)",
-    ),
-    Check(
-        "counter_disagreement",
-        "warning",
-        _counter_disagreement,
-        "Use a longer measurement window; if it stays, the load may beat in step with the sensor.",
-        "3 % (expected agreement over 30 s or more is 1-3 %)",
-    ),
-    Check(
-        "counter_reset",
-        "warning",
-        _counter_reset,
-        "Turn on persistence mode: the counter restarts with the driver.",
-        "any decrease",
-    ),
-    Check(
-        "no_counter",
-        "warning",
-        _no_counter,
-        "Expect more scatter; GPUs before Volta and virtual GPUs have no counter.",
-        "the counter is the first choice",
-    ),
-    Check(
-        "counter_frozen",
-        "warning",
-        _counter_frozen,
-        "Restart the driver (or unload and load it); energy is the integral of power, with more scatter.",
-        "no move in the whole series",
-    ),
-    Check(
-        "uncertainty_not_characterised",
-        "warning",
-        _not_characterised,
-        "Do not state an error for this energy; compare the counter with another GPU of this kind.",
-        "register periods up to 1.1 s (benchmarks/coverage.py)",
-    ),
-    Check(
-        "temperature_drift",
-        "warning",
-        _temperature_drift,
-        "Warm up longer: leakage grows with temperature.",
-        "10 degrees Celsius",
-    ),
-    Check(
-        "implausible_readings",
-        "warning",
-        _implausible_readings,
-        "Suspect the driver or the sensor; compare with another GPU or another driver.",
-        "0 W on a board, above 1.5 x its enforced limit (5,000 W where it is not known), two values at one instant",
-    ),
-    Check(
-        "clock_jump",
-        "error",
-        _clock_jump,
-        "Repeat the cycle on a machine that is not suspended or moved.",
-        "a gap of 2.5 s in which the counter rose by less than half of the lowest power seen",
-    ),
-    Check(
-        "over_limit",
-        "warning",
-        _over_limit,
-        "Suspect the sensor; compare with another GPU.",
-        "1.1 x the enforced power limit",
-    ),
-)
+
+def _share_of_time(seen: Seen, bits: int) -> float | None:
+    """Highest share of a device's samples in the window with one of the event bits; None when not known."""
+    return max((float(((found & bits) != 0).mean()) for found in seen.event_reasons), default=None)
+
+
+def _without_counter(seen: Seen) -> list[GpuEnergy]:
+    """Devices whose energy is not by their counter although their meter has one."""
+    if not seen.known or seen.result.meter.kind not in MODELLED:
+        return []
+    return [gpu for gpu in seen.energy.gpus if gpu.source != "counter"]

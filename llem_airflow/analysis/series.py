@@ -97,7 +97,7 @@ class Phase:
     """One phase of an attempt.
 
     Attributes:
-        name: One of ``protocol.records.PHASES``.
+        name: One of ``protocol.files.PHASES``.
         begin_mono_ns: Its begin, on the monotonic clock, in nanoseconds.
         end_mono_ns: Its end.
     """
@@ -115,16 +115,32 @@ class Phase:
 def phases(events: Sequence[Mapping[str, Any]]) -> tuple[Phase, ...]:
     """Phases by their begin and end marks; one without an end (it was killed) ends at the last event."""
     last = max((int(row["t_mono_ns"]) for row in events), default=0)
-    begun: dict[str, int] = {}
-    found: list[Phase] = []
-    for row in events:
-        name, at = str(row.get("phase", "")), int(row["t_mono_ns"])
-        if row.get("event") == "phase_begin":
-            begun[name] = at
-        elif row.get("event") == "phase_end" and name in begun:
-            found.append(Phase(name, begun.pop(name), at))
+    found, begun = _marked(events)
     found += [Phase(name, at, last) for name, at in begun.items()]
     return tuple(sorted(found, key=lambda phase: (phase.begin_mono_ns, phase.end_mono_ns)))
+
+
+def phase_windows(events: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Begin and end of each phase that has both, from rows of events.jsonl, in monotonic nanoseconds.
+
+    A phase that occurs twice counts as its last occurrence.
+    """
+    return {one.name: (one.begin_mono_ns, one.end_mono_ns) for one in _marked(events)[0]}
+
+
+def _marked(events: Sequence[Mapping[str, Any]]) -> tuple[list[Phase], dict[str, int]]:
+    """The phases that have both marks, and when those began that have no end."""
+    found: list[Phase] = []
+    begun: dict[str, int] = {}
+    for event in events:
+        name, t_ns = event.get("phase"), event.get("t_mono_ns")
+        if not isinstance(name, str) or not isinstance(t_ns, int):
+            continue
+        if event.get("event") == "phase_begin":
+            begun[name] = t_ns
+        elif event.get("event") == "phase_end" and name in begun:
+            found.append(Phase(name, begun.pop(name), t_ns))
+    return found, begun
 
 
 def epoch_ns(mono_ns: NDArray[np.int64], anchors: Sequence[Anchor]) -> NDArray[np.int64]:
@@ -296,10 +312,13 @@ class Curve:
 
     def longest_gap_s(self, begin_s: float, end_s: float) -> float:
         """Longest time between two neighbouring samples that overlaps the window."""
+        return float(np.diff(self.around(begin_s, end_s).t_s).max(initial=0.0))
+
+    def around(self, begin_s: float, end_s: float) -> Curve:
+        """The samples of a window, and one to each side."""
         first = max(int(np.searchsorted(self.t_s, begin_s, side="right")) - 1, 0)
-        last = int(np.searchsorted(self.t_s, end_s, side="left"))
-        steps = np.diff(self.t_s[first : last + 1])
-        return float(steps.max()) if len(steps) else 0.0
+        last = int(np.searchsorted(self.t_s, end_s, side="left")) + 1
+        return Curve(self.t_s[first:last], self.y[first:last])
 
     @cached_property
     def _sums(self) -> Floats:
@@ -498,24 +517,6 @@ def _labels(power: Any, name: str) -> Labels:
     if isinstance(column, Labels):
         return column
     return Labels.of(column.to_pylist() if hasattr(column, "to_pylist") else list(column))
-
-
-def phase_windows(events: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
-    """Begin and end of each phase that has both, from rows of events.jsonl, in monotonic nanoseconds.
-
-    A phase that occurs twice counts as its last occurrence.
-    """
-    begun: dict[str, int] = {}
-    windows: dict[str, tuple[int, int]] = {}
-    for event in events:
-        phase, t_ns = event.get("phase"), event.get("t_mono_ns")
-        if not isinstance(phase, str) or not isinstance(t_ns, int):
-            continue
-        if event.get("event") == "phase_begin":
-            begun[phase] = t_ns
-        elif event.get("event") == "phase_end" and phase in begun:
-            windows[phase] = (begun[phase], t_ns)
-    return windows
 
 
 @dataclass(frozen=True, slots=True)

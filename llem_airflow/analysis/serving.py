@@ -226,14 +226,15 @@ def serving_measures(
         "kv_cache_usage_max_ratio": _known(server, "kv_cache_usage_ratio", np.nanmax),
         "queue_mean_requests": _known(server, "waiting", np.nanmean),
         "queue_max_requests": _known(server, "waiting", np.nanmax),
-        "preemptions": _known(server, "preemptions", lambda values: np.nanmax(values) - np.nanmin(values)),
+        "preemptions": _known(server, "preemptions", lambda values: np.nanmax(values) - np.nanmin(values), 2),
         "client_lateness_p99_s": None if served.lateness_p99_ms is None else served.lateness_p99_ms / 1e3,
     }
 
 
-def _known(server: Mapping[str, Floats], name: str, of: Any) -> float | None:
+def _known(server: Mapping[str, Floats], name: str, of: Any, fewest: int = 1) -> float | None:
+    """A number of a column; None below so many values: one value of a counter tells no growth."""
     values = server.get(name, np.array([]))
-    return None if not np.isfinite(values).any() else float(of(values))
+    return float(of(values)) if np.isfinite(values).sum() >= fewest else None
 
 
 def serving_flags(requests: Requests, served: Served, window: Window, seen: Backlog) -> Sequence[Flag]:

@@ -86,7 +86,6 @@ def _flag(name: str, experiments: Mapping[str, Sequence[tuple[int, float]]]) -> 
             "had both the first and a later place",
             "study_execution.experiment_order: latin_square or shuffle changes the places from pass to pass",
             _FROM,
-            (),
         )
     if interval.low <= 0.0 <= interval.high:
         return None
@@ -98,5 +97,4 @@ def _flag(name: str, experiments: Mapping[str, Sequence[tuple[int, float]]]) -> 
         f"({low:+.1%} to {high:+.1%}, {counted(count, 'experiment')}) from that at the first",
         _NEXT,
         _FROM,
-        (),
     )

@@ -393,8 +393,9 @@ def _flags(
     valid = sum(row.status == "valid" for row in rows)
     if valid < planned:
         found.append(
-            _experiment_flag(
+            FlagSummary(
                 "incomplete",
+                "warning",
                 "not every planned cycle is valid",
                 f"correct what each reason names, then {how_to_rerun()}; "
                 "where the study has to change, start a new run",
@@ -402,16 +403,18 @@ def _flags(
         )
     if 0 < valid < FEW_CYCLES:
         found.append(
-            _experiment_flag(
+            FlagSummary(
                 "few_cycles",
+                "warning",
                 f"fewer than {FEW_CYCLES} cycles: the interval is wide, and absent below {SHOWN_FROM_N}",
                 f"set study_execution.n_cycles to {FEW_CYCLES} or more",
             )
         )
     if target is not None and not _precision_met(target, metrics):
         found.append(
-            _experiment_flag(
+            FlagSummary(
                 "precision_not_met",
+                "warning",
                 f"the interval is wider than the {float(target['relative_half_width']):.2%} of the mean that was asked "
                 "for",
                 "raise study_execution.precision_target.max_cycles, or look for what makes the cycles differ",
@@ -430,10 +433,6 @@ def _flags(
             )
         )
     return tuple(sorted(found, key=lambda flag: (gravity(flag.severity), flag.code)))
-
-
-def _experiment_flag(code: str, message: str, next_step: str) -> FlagSummary:
-    return FlagSummary(code, "warning", message, next_step, "", ())
 
 
 def _precision_met(target: Mapping[str, Any] | None, metrics: Sequence[MetricSummary]) -> bool | None:

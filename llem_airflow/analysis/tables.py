@@ -22,19 +22,35 @@ from llem_airflow.results.parquet import read_table
 
 _TEXT, _WHOLE, _REAL, _TIME = pa.string(), pa.int64(), pa.float64(), pa.timestamp("ns", tz="UTC")
 
-CYCLE_FACTS: tuple[tuple[str, Any, str], ...] = (
+Fact = tuple[str, Any, str]
+"""A column of a table: name, type, meaning."""
+
+_OF_THE_RUN: tuple[Fact, ...] = (
     ("study", _TEXT, "name of the study"),
     ("run_id", _TEXT, "id of the run"),
+)
+_OF_THE_EXPERIMENT: tuple[Fact, ...] = (
+    ("hash", _TEXT, "identity of the experiment, 16 hex digits"),
+    ("engine", _TEXT, "name of the engine"),
+    ("engine_version", _TEXT, "its version"),
+    ("model", _TEXT, "name of the model"),
+)
+_ACTIVE_OVER: Fact = (
+    "active_over",
+    _TEXT,
+    "idle power that was subtracted for energy_active_j: bare, context or loaded",
+)
+_FLAGS: Fact = ("flags", pa.list_(_TEXT), "codes of the flags of this row")
+
+CYCLE_FACTS: tuple[Fact, ...] = (
+    *_OF_THE_RUN,
     ("experiment", _TEXT, "id of the experiment; null for a point that the study left out"),
     ("cycle", _WHOLE, "which repetition, from 1; null for a point that the study left out"),
     ("status", _TEXT, "valid, invalid_energy, failed, missed, missing, damaged or skipped"),
     ("reason", _TEXT, "why the status is not valid"),
     ("position", _WHOLE, "place in the run order, from 0; null if it was not planned"),
     ("failed_attempts", _WHOLE, "attempts of this cycle that failed"),
-    ("hash", _TEXT, "identity of the experiment, 16 hex digits"),
-    ("engine", _TEXT, "name of the engine"),
-    ("engine_version", _TEXT, "its version"),
-    ("model", _TEXT, "name of the model"),
+    *_OF_THE_EXPERIMENT,
     ("host", _TEXT, "name of the machine, or the study's own of it (airflow.hosts)"),
     ("runner", _TEXT, "process or container"),
     ("image_digest", _TEXT, "digest of the container's image"),
@@ -61,9 +77,9 @@ CYCLE_FACTS: tuple[tuple[str, Any, str], ...] = (
         _REAL,
         "how far it may be off by what the readings leave open (95 %), in joules; null is not known",
     ),
-    ("active_over", _TEXT, "idle power that was subtracted for energy_active_j: bare, context or loaded"),
+    _ACTIVE_OVER,
     ("warmup", _TEXT, "how the warm-up ended"),
-    ("flags", pa.list_(_TEXT), "codes of the flags of this row"),
+    _FLAGS,
     ("doubtful", pa.bool_(), "whether a flag is more than information"),
     ("fingerprint", _TEXT, "JSON: what has to be equal for a comparison"),
 )
@@ -96,7 +112,7 @@ POWER_FACTS: tuple[tuple[str, str], ...] = (
 )
 """Columns of the merged power.parquet: name, meaning."""
 
-RELIABILITY_COLUMNS: tuple[tuple[str, Any, str], ...] = (
+RELIABILITY_COLUMNS: tuple[Fact, ...] = (
     ("host", _TEXT, "name of the machine; null where no attempt told it"),
     ("engine", _TEXT, "name of the engine"),
     ("cycles", _WHOLE, "planned cycles"),
@@ -130,14 +146,10 @@ STATISTICS: tuple[tuple[str, str], ...] = (
 )
 """Suffixes of the columns that experiments.parquet has for each metric besides the mean, which has none."""
 
-EXPERIMENT_FACTS: tuple[tuple[str, Any, str], ...] = (
-    ("study", _TEXT, "name of the study"),
-    ("run_id", _TEXT, "id of the run"),
+EXPERIMENT_FACTS: tuple[Fact, ...] = (
+    *_OF_THE_RUN,
     ("experiment", _TEXT, "id of the experiment"),
-    ("hash", _TEXT, "identity of the experiment, 16 hex digits"),
-    ("engine", _TEXT, "name of the engine"),
-    ("engine_version", _TEXT, "its version"),
-    ("model", _TEXT, "name of the model"),
+    *_OF_THE_EXPERIMENT,
     ("factors", _TEXT, "JSON: what sets it apart from the other experiments of the run"),
     ("planned", _WHOLE, "planned cycles"),
     ("valid", _WHOLE, "valid cycles"),
@@ -150,8 +162,8 @@ EXPERIMENT_FACTS: tuple[tuple[str, Any, str], ...] = (
     ("energy_kind", _TEXT, "measured, estimate, attributed, none or mixed"),
     ("energy_source", _TEXT, "where the joules come from"),
     ("energy_boundary", _TEXT, "what the joules include"),
-    ("active_over", _TEXT, "idle power that was subtracted for energy_active_j: bare, context or loaded"),
-    ("flags", pa.list_(_TEXT), "codes of the flags of this row"),
+    _ACTIVE_OVER,
+    _FLAGS,
 )
 """Columns of experiments.parquet before the metrics: name, type, meaning."""
 

@@ -93,7 +93,7 @@ GRAVEST_FIRST = (
 """The order in which people want to read verdicts."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """Reference against candidate for one metric. Ratios are relative to the reference's mean.
 
@@ -126,17 +126,17 @@ class Comparison:
     mean_baseline: float | None
     mean_candidate: float | None
     difference_ratio: float | None
-    low_ratio: float | None
-    high_ratio: float | None
-    p: float | None
-    p_adjusted: float | None
-    equivalence_p: float | None
-    mann_whitney_p: float | None
-    hedges_g: float | None
-    detectable_ratio: float | None
+    low_ratio: float | None = None
+    high_ratio: float | None = None
+    p: float | None = None
+    p_adjusted: float | None = None
+    equivalence_p: float | None = None
+    mann_whitney_p: float | None = None
+    hedges_g: float | None = None
+    detectable_ratio: float | None = None
     method: str
     better: str
-    verdict: Verdict
+    verdict: Verdict = Verdict.NOT_ENOUGH_EVIDENCE
     threshold_ratio: float = THRESHOLD_RATIO
     reason: str = ""
     hosts: int = field(default=1, metadata=UNLESS_DEFAULT)
@@ -485,17 +485,8 @@ def _bare(
         mean_baseline=mean_a,
         mean_candidate=mean_b,
         difference_ratio=ratio,
-        low_ratio=None,
-        high_ratio=None,
-        p=None,
-        p_adjusted=None,
-        equivalence_p=None,
-        mann_whitney_p=None,
-        hedges_g=None,
-        detectable_ratio=None,
         method=method,
         better=better,
-        verdict=Verdict.NOT_ENOUGH_EVIDENCE,
         threshold_ratio=positive_threshold(threshold_ratio),
         reason=reason,
     )

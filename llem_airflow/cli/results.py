@@ -85,7 +85,7 @@ def compare_results(
     as BASELINE is the run before each candidate. Only what was measured under equal conditions (GPU, driver, prompts,
     meter) is compared; different conditions are listed.
     """
-    from llem_airflow.analysis.compare_named import How
+    from llem_airflow.analysis.compare import How
     from llem_airflow.report import console
 
     how = How(**options)

@@ -10,8 +10,8 @@ from typing import Any, Literal, overload
 import pandas as pd
 import pyarrow as pa
 
-from llem_airflow.analysis.compare import COMPARED, PairReport
-from llem_airflow.analysis.compare_named import Compared, How, compare_named
+from llem_airflow.analysis.compare import COMPARED, How, PairReport
+from llem_airflow.analysis.compare_named import Compared, compare_named
 from llem_airflow.analysis.history import Point, Trend, histories
 from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.frames.asked import Both, Problems, Root, Run, results_root

@@ -17,8 +17,7 @@ import numpy as np
 
 from llem_airflow.gpu_check.register import Floats, Readings
 from llem_airflow.gpu_check.window import Load
-from llem_airflow.protocol.child import child_environment
-from llem_airflow.protocol.message_pipe import MessagePipe
+from llem_airflow.protocol.processes import MessagePipe, child_environment
 
 LEAST_S = 6.0
 """In less, no register can tell its period."""
@@ -165,15 +164,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(_ENDS_S)
 
 
+def whole_rows(power_csv: Path) -> list[dict[str, str]]:
+    """The rows of a file of readings, without a line that was cut off."""
+    with power_csv.open(newline="", encoding="ascii") as lines:
+        return [row for row in csv.DictReader(lines) if None not in row.values()]
+
+
 def _read(path: Path) -> Seen:
     facts = _facts(path)
-    rows: list[dict[str, str]] = []
     series = path.with_suffix(".csv")
-    if series.exists():
-        with series.open(newline="", encoding="ascii") as lines:
-            rows = [
-                row for row in csv.DictReader(lines) if None not in row.values()
-            ]  # without a line that was cut off
+    rows = whole_rows(series) if series.exists() else []
     facts["origin_ns"] = int(rows[0]["t_before_mono_ns"]) if rows else 0
     names = ("power_instant_mw", "power_average_mw", "energy_mj", "event_reasons", "temperature_c")
     columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import signal
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from llem_airflow.analysis.energy import GpuEnergy, window_energy
-from llem_airflow.protocol.child import child_environment
+from llem_airflow.gpu_check.collect import whole_rows
+from llem_airflow.protocol.files import POWER_COLUMNS
 from llem_airflow.protocol.gpu_profile import GpuProfile, MeasuringPath
-from llem_airflow.protocol.records import POWER_COLUMNS
+from llem_airflow.protocol.processes import child_environment
 from llem_airflow.protocol.result import Meter, Window
 from llem_airflow.protocol.typed_json import from_json
 
@@ -146,11 +146,7 @@ def _peer_ratios(
 
 
 def _columns(power_csv: Path) -> dict[str, list[Any]]:
-    with power_csv.open(newline="", encoding="ascii") as lines:
-        rows = [
-            row for row in csv.DictReader(lines) if None not in row.values()
-        ]  # without a line that was cut off
-    texts = ("gpu", "error")
+    rows, texts = whole_rows(power_csv), ("gpu", "error")
     return {
         name: [(row[name] if name in texts else int(row[name])) if row[name] else None for row in rows]
         for name in POWER_COLUMNS

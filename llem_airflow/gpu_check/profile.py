@@ -16,9 +16,8 @@ from llem_airflow.gpu_check.register import Clock, Writes, find_clock, writes
 from llem_airflow.gpu_check.verdicts import findings
 from llem_airflow.gpu_check.window import Window, find_window
 from llem_airflow.protocol.gpu_profile import PROFILE_VERSION, GpuProfile
+from llem_airflow.protocol.gpus import POWER_CAP_BIT, SLOWDOWN_BITS
 
-SLOWDOWN_BITS, POWER_CAP_BIT = 0x8 | 0x20 | 0x40 | 0x80, 0x4
-"""NVML's clock event reasons: hardware slowdown, thermal (software, hardware), power brake; and the power cap."""
 _MILLI = 1e-3
 NOT_TOLD = "the driver does not tell it"
 _OF_LEVELS = ("idle_bare_w", "idle_context_w", "load_w", "noise_idle_w", "noise_load_w")

@@ -12,8 +12,8 @@ from typing import Any
 from llem_airflow.gpu_check.collect import NoBoardError, Seen, collect
 from llem_airflow.gpu_check.page import counted, html_page, text_page
 from llem_airflow.gpu_check.path import walk
-from llem_airflow.gpu_check.path_verdicts import path_findings
 from llem_airflow.gpu_check.profile import profile_of
+from llem_airflow.gpu_check.verdicts import path_findings
 from llem_airflow.protocol.gpu_profile import GpuProfile, MeasuringPath, Sensor
 from llem_airflow.protocol.typed_json import to_json
 from llem_airflow.results.folder import Folder, ResultReadError, ResultsWriteError

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import llem_airflow
-from llem_airflow.measurement.engines.contract import Engine, EngineFacts, Prompt
-from llem_airflow.measurement.engines.registry import open_engine
+from llem_airflow.measurement.engines.contract import Engine, EngineFacts, Prompt, open_engine
 from llem_airflow.measurement.environment import boot_id, bundle_sha256, environment, settings
 from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.idle_power import CONTEXT_S, IdlePhases, idle_rules
 from llem_airflow.measurement.living import LivingEngine
-from llem_airflow.measurement.output import EventLog, anchor, seconds_since
+from llem_airflow.measurement.output import BatchTotals, EventLog, RequestLog, anchor, seconds_since
 from llem_airflow.measurement.process import (
     cpu_time,
     forget_host_peak,
@@ -26,14 +25,13 @@ from llem_airflow.measurement.process import (
 )
 from llem_airflow.measurement.prompts import batches, prompt_set
 from llem_airflow.measurement.recent_power import Recent, recent
-from llem_airflow.measurement.requests import BatchTotals, RequestLog
 from llem_airflow.measurement.sampler import Sampler, start_sampler
 from llem_airflow.measurement.warmup import Verdict, WarmupRules, judge, warmup_rules
-from llem_airflow.measurement.whole import write_json
 from llem_airflow.protocol import PROTOCOL_VERSION
-from llem_airflow.protocol.files import ENVIRONMENT, POWER, REQUESTS
+from llem_airflow.protocol.files import ENVIRONMENT, POWER, REQUESTS, write_json
+from llem_airflow.protocol.gpus import idle_conditions
 from llem_airflow.protocol.result import Anchor, CpuTime, CycleResult, Meter, Warmup, Window
-from llem_airflow.protocol.spec import UNMEASURED_KINDS, ExperimentSpec, idle_conditions
+from llem_airflow.protocol.spec import UNMEASURED_KINDS, ExperimentSpec
 
 # The driver's power average looks back one second, and the window's edges are interpolated between samples.
 COOLDOWN_S = 1.5

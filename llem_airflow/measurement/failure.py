@@ -7,10 +7,9 @@ import os
 import traceback
 
 from llem_airflow.protocol import PROTOCOL_VERSION
-from llem_airflow.protocol.causes import causes
 from llem_airflow.protocol.failure_texts import LIBRARIES, OFFLINE, Rule, first, rule
-from llem_airflow.protocol.failures import CATEGORIES, SAID_INSIDE, advice, category_of, is_refusal
-from llem_airflow.protocol.oom import oom_kills
+from llem_airflow.protocol.failures import CATEGORIES, SAID_INSIDE, advice, category_of, causes, is_refusal
+from llem_airflow.protocol.processes import oom_kills
 from llem_airflow.protocol.redaction import Redactor, secrets_in
 from llem_airflow.protocol.result import AttemptError
 

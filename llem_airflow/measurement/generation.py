@@ -1,10 +1,12 @@
-"""How tokens are chosen: the study's preset and sampling parameters, in the engines' common words."""
+"""What the study says to its engine: parameters, and how tokens are chosen. Pure, and importable without an engine."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from llem_airflow.measurement.engines.model_source import source_of
+from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.protocol.spec import ExperimentSpec
 
 # The presets of the study grammar. Without one an experiment is greedy: two versions can then be compared
@@ -65,3 +67,36 @@ def request_arguments(shared: dict[str, Any], output_tokens: int) -> dict[str, A
     """
     fixed = {} if "ignore_eos" in shared else {"min_tokens": output_tokens}
     return {"max_tokens": output_tokens, **fixed, **shared}
+
+
+TENSORRT_BACKENDS = ("pytorch", "tensorrt")
+"""The default first."""
+
+
+def tensorrt_arguments(spec: ExperimentSpec) -> tuple[str, dict[str, Any]]:
+    """The backend, and the arguments of its class: the study's over our defaults.
+
+    The prompt set is repeated until the window is long enough; with the reuse of cache blocks on, every pass
+    after the first would skip most of its prefill. It is off unless the study turns it on.
+
+    Args:
+        spec: The experiment.
+
+    Raises:
+        MeasurementError: There is no such backend.
+    """
+    given = {key: value for key, value in engine_params(spec).items() if value is not None}
+    backend = {"trt": "tensorrt"}.get(str(given.get("backend")), given.get("backend")) or TENSORRT_BACKENDS[0]
+    given.pop("backend", None)  # it chooses the class and is no argument of it
+    if backend not in TENSORRT_BACKENDS:
+        raise MeasurementError(
+            f"tensorrt.engine_params.backend: {backend!r} is not known; use {' or '.join(TENSORRT_BACKENDS)}",
+            category="bad_parameter",
+        )
+    ours: dict[str, Any] = {"model": source_of(spec)}
+    if spec.model.hub_revision is not None:
+        ours["revision"] = spec.model.hub_revision
+    cache = given.pop("kv_cache_config", {})
+    if isinstance(cache, dict):
+        cache = {"enable_block_reuse": False, **cache}
+    return backend, {**ours, "kv_cache_config": cache, **given}

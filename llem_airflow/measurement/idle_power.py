@@ -120,7 +120,8 @@ class IdlePhases:
             duration_s = min(longest_s, self._rules.duration_s)
             idle(self._log, phase, duration_s, settle_s=settle_s)
             if self._keeps and phase != LOADED:
-                seen = power_of(phase, last_rows(self._power_csv, duration_s, self._devices))
+                rows = last_rows(self._power_csv, duration_s, self._devices)
+                seen = power_of(phase, rows, self._devices)
                 self._unloaded += [] if seen is None else [seen]
 
     def keep(self, unloaded: Sequence[IdlePower], measured_in: str) -> None:
@@ -158,8 +159,8 @@ class IdlePhases:
         return holds
 
 
-def power_of(phase: str, rows: Sequence[DeviceRow]) -> IdlePower | None:
-    """Power of all devices in the samples of an idle phase; None when a device has too few.
+def power_of(phase: str, rows: Sequence[DeviceRow], devices: int) -> IdlePower | None:
+    """Power of all devices in the samples of an idle phase; None when one of them has too few, or none.
 
     Formula: the sum over devices of the median, and the root of the sum of the variances.
     """
@@ -167,7 +168,7 @@ def power_of(phase: str, rows: Sequence[DeviceRow]) -> IdlePower | None:
     for row in rows:
         by_device.setdefault(row.device, []).append(row.power_mw / 1e3)
     fewest = min(map(len, by_device.values()), default=0)
-    if fewest < _MIN_SAMPLES:
+    if fewest < _MIN_SAMPLES or len(by_device) < devices:
         return None
     power_w = sum(statistics.median(one) for one in by_device.values())
     sd_w = math.sqrt(sum(statistics.variance(one) for one in by_device.values()))

@@ -8,7 +8,7 @@ from typing import Any
 
 from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.idle_power import SESSION_START
-from llem_airflow.protocol.load_arguments import load_arguments
+from llem_airflow.protocol.engine_keys import load_arguments
 from llem_airflow.protocol.spec import ExperimentSpec, IdlePower
 
 

@@ -6,13 +6,14 @@ import os
 import resource
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from llem_airflow.measurement.meters.cpu_estimate import HostCpuTime
+from llem_airflow.measurement.output import seconds_since
+from llem_airflow.protocol.processes import own_cpu_s
 from llem_airflow.protocol.result import CpuTime
 
 SIGN_EVERY_S = 20.0
@@ -35,7 +36,6 @@ class Work:
 
 def work_so_far() -> Work:
     """CPU time and bytes moved by this process."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
     moved = 0
     try:
         for line in Path("/proc/self/io").read_text(encoding="ascii").splitlines():
@@ -43,7 +43,7 @@ def work_so_far() -> Work:
             moved += int(number) if name in ("rchar", "wchar") else 0
     except OSError:
         pass  # not readable everywhere; CPU time alone then decides
-    return Work(cpu_s=used.ru_utime + used.ru_stime, io_bytes=moved)
+    return Work(cpu_s=own_cpu_s(), io_bytes=moved)
 
 
 def moved_on(before: Work, now: Work) -> bool:
@@ -72,9 +72,7 @@ def sign_of_life(say: Callable[[str], None], begin_ns: int, every_s: float = SIG
         while not ended.wait(every_s):
             now = work_so_far()
             if moved_on(before, now):
-                say(
-                    f"still working after {(time.monotonic_ns() - begin_ns) / 1e9:.0f} s, {now.cpu_s:.0f} s of CPU time"
-                )
+                say(f"still working after {seconds_since(begin_ns):.0f} s, {now.cpu_s:.0f} s of CPU time")
             before = now
 
     watcher = threading.Thread(target=watch, name="sign of life", daemon=True)

@@ -70,8 +70,7 @@ def recent(path: Path, devices: int = 1) -> Recent | None:
 
 def mean_power_w(path: Path, span_s: float, devices: int = 1) -> float | None:
     """Mean power of the last so many seconds, summed over devices, in watts; None without samples."""
-    rows = _tail(path, _TAIL_BYTES_PER_DEVICE * max(devices, 1))
-    return _mean_w([row for row in rows if rows[-1].t_ns - int(span_s * 1e9) < row.t_ns])
+    return _mean_w(last_rows(path, span_s, devices))
 
 
 def last_rows(path: Path, span_s: float, devices: int = 1) -> list[DeviceRow]:

@@ -5,10 +5,8 @@ A process, because a thread beside a Python inference loop loses samples to the 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -18,19 +16,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llem_airflow.measurement.live import teller
 from llem_airflow.measurement.meters.choose import open_meter
 from llem_airflow.measurement.meters.contract import MeterFacts, MeterUnavailableError
-from llem_airflow.measurement.sampling import TAIL_S, Sampling, say_to
-from llem_airflow.protocol.child import child_environment
-from llem_airflow.protocol.message_pipe import MessagePipe
-from llem_airflow.protocol.records import POWER_COLUMNS
+from llem_airflow.measurement.sampling import TAIL_S, Sampling, say_to, teller
+from llem_airflow.protocol.files import POWER_COLUMNS
+from llem_airflow.protocol.processes import Child
 from llem_airflow.protocol.result import Meter
 from llem_airflow.protocol.spec import MeterSpec
 from llem_airflow.protocol.typed_json import from_json, to_json
 
 START_TIMEOUT_S = 60.0
 """A cold start of the driver on a host with many GPUs and no persistence mode takes tens of seconds."""
+
+_ENDS_S = 0.5
 
 
 def start_sampler(meter: MeterSpec, power_csv: Path) -> Sampler:
@@ -43,30 +41,18 @@ def start_sampler(meter: MeterSpec, power_csv: Path) -> Sampler:
     Raises:
         MeterUnavailableError: The meter cannot read power here, or the process did not start.
     """
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "llem_airflow.measurement.sampler",
-            json.dumps(to_json(meter)),
-            str(power_csv),
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=child_environment(),
-    )
-    channel = _Channel(process)
-    opened = channel.receive(START_TIMEOUT_S)
+    channel = _Channel("llem_airflow.measurement.sampler", json.dumps(to_json(meter)), str(power_csv))
+    opened = channel.messages.receive(START_TIMEOUT_S)
     if opened is None or "facts" not in opened:
-        channel.end()
+        channel.end(_ENDS_S)
         message = (
             opened["error"]
             if opened
             else "the sampling process ended or was silent at its start; see the log above"
         )
         raise MeterUnavailableError(message)
-    if channel.receive(START_TIMEOUT_S) is None:
-        channel.end()
+    if channel.messages.receive(START_TIMEOUT_S) is None:
+        channel.end(_ENDS_S)
         raise MeterUnavailableError("the sampling process read no first sample; see the log above")
     return Sampler(channel, from_json(MeterFacts, opened["facts"], "sampler"), meter, power_csv)
 
@@ -109,18 +95,18 @@ class Sampler:
     @contextmanager
     def resting(self) -> Iterator[None]:
         """While the body runs, nothing is read: for what is compared with a measurement."""
-        self._channel.send_signal(signal.SIGSTOP)
+        self._channel.process.send_signal(signal.SIGSTOP)
         try:
             yield
         finally:
-            self._channel.send_signal(signal.SIGCONT)
+            self._channel.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> Meter:
         """Sample a second more, end the process, tell what it was. May be called twice, from any thread."""
         with self._lock:
             if self._meter is None:
                 answer = self._channel.ask("stop", TAIL_S + 0.6)
-                self._channel.end()
+                self._channel.end(_ENDS_S)
                 self._meter = self._summary(answer.get("stopped"))
             return self._meter
 
@@ -148,49 +134,22 @@ class Sampler:
         )
 
 
-class _Channel:
+class _Channel(Child):
     """Requests to the sampling process and its answers, matched by number."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._process, self._stdin, self._stdout = process, process.stdin, process.stdout
-        self._messages = MessagePipe(process.stdout)
-        self._requests = 0
+    _requests = 0
 
     def ask(self, command: str, timeout_s: float, argument: str = "") -> dict[str, Any]:
         """Send a request and wait for its answer; empty when the process is gone or silent."""
         self._requests += 1
         request = str(self._requests)
         deadline_s = time.monotonic() + timeout_s
-        try:
-            self._stdin.write(f"{command} {request} {argument}\n".encode("ascii"))
-            self._stdin.flush()
-        except OSError:
+        if not self.send(f"{command} {request} {argument}"):
             return {}
-        while (answer := self.receive(deadline_s - time.monotonic())) is not None:
+        while (answer := self.messages.receive(deadline_s - time.monotonic())) is not None:
             if answer.get("id") == request:
                 return answer
         return {}
-
-    def receive(self, timeout_s: float) -> dict[str, Any] | None:
-        """The next message, or None when there is none in time or the process is gone."""
-        return self._messages.receive(timeout_s)
-
-    def send_signal(self, number: signal.Signals) -> None:
-        """Send the process a signal, where it still runs."""
-        self._process.send_signal(number)
-
-    def end(self) -> None:
-        """Close the pipes and see the process end."""
-        with contextlib.suppress(OSError):  # a request that could not be sent is still in the buffer
-            self._stdin.close()
-        try:
-            self._process.wait(0.5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._stdout.close()
 
 
 def sampler_main(argv: list[str]) -> int:
@@ -216,9 +175,6 @@ def sampler_main(argv: list[str]) -> int:
         Sampling(meter, power_csv, spec.power_hz, sys.stdin.fileno(), say, live).run()
         meter.close()
     return 0
-
-
-main = sampler_main
 
 
 def _rows(power_csv: Path) -> int:

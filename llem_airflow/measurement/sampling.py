@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import select
 import statistics
 import time
@@ -18,8 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from llem_airflow.measurement.live import LiveTeller
-from llem_airflow.measurement.meters.contract import Meter, Reading
+from llem_airflow.measurement.meters.contract import Meter, MeterFacts, Reading
+from llem_airflow.protocol.live import DEVICES_A_RECORD, ENV_LIVE, DevicePower, LivePower, power_record
+from llem_airflow.protocol.processes import own_cpu_s
 
 TAIL_S = 1.05
 """How long it goes on after it was told to stop: a little over the second that the window's end needs."""
@@ -78,7 +78,7 @@ class Tally:
             "missed_deadlines": self.missed,
             "achieved_hz": (self.sweeps - 1) / span_s if self.rows and self.sweeps > 1 else None,
             "call_p50_s": statistics.median(self.call_s) if self.call_s else None,
-            "sampler_cpu_s": _cpu_s() - self.cpu_before_s,
+            "sampler_cpu_s": own_cpu_s() - self.cpu_before_s,
         }
 
 
@@ -196,7 +196,7 @@ class Sampling:
         self.tally.sweeps += 1
         self.tally.last_ns = time.monotonic_ns()
         if self.tally.sweeps == 1:
-            self.tally.first_ns, self.tally.cpu_before_s = self.tally.last_ns, _cpu_s()
+            self.tally.first_ns, self.tally.cpu_before_s = self.tally.last_ns, own_cpu_s()
 
     def _sample(self) -> None:
         readings = self._meter.read()
@@ -285,7 +285,52 @@ def say_to(stream: TextIO) -> Callable[[dict[str, Any]], None]:
     return say
 
 
-def _cpu_s() -> float:
-    """CPU time of this process, user and system, in seconds."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+EVERY_NS = 2_000_000_000
+
+
+class LiveTeller:
+    """Sums up readings and writes a record when one is due.
+
+    Args:
+        facts: What the meter reads.
+        descriptor: Where records go.
+        every_ns: Time between two, in nanoseconds.
+    """
+
+    def __init__(self, facts: MeterFacts, descriptor: int, every_ns: int = EVERY_NS) -> None:
+        self._kind, self._descriptor, self._every_ns = facts.energy_kind, descriptor, every_ns
+        self._due_ns = 0
+        self._power_mw: dict[str, list[int]] = {}
+
+    def add(self, readings: Sequence[Reading]) -> None:
+        """Take a sweep of all devices."""
+        for reading in readings:
+            power_mw = reading.power_instant_mw
+            if power_mw is None:
+                power_mw = reading.power_average_mw
+            if power_mw is not None:
+                self._power_mw.setdefault(reading.gpu, []).append(power_mw)
+        if readings and readings[-1].t_after_mono_ns >= self._due_ns:
+            self._tell(readings[-1].t_after_mono_ns)
+
+    def _tell(self, now_ns: int) -> None:
+        self._due_ns = now_ns + self._every_ns
+        told, self._power_mw = list(self._power_mw.items()), {}
+        for begin in range(0, len(told), DEVICES_A_RECORD):
+            devices = {
+                gpu: DevicePower(min(mw) / 1e3, sum(mw) / len(mw) / 1e3, max(mw) / 1e3, len(mw))
+                for gpu, mw in told[begin : begin + DEVICES_A_RECORD]
+            }
+            self._write(power_record(LivePower(now_ns, self._kind, devices)))
+
+    def _write(self, record: bytes) -> None:
+        try:
+            if select.select([], [self._descriptor], [], 0)[1]:
+                os.write(self._descriptor, record)  # a pipe that can be written takes a record whole
+        except OSError:
+            self._due_ns = 1 << 63  # nobody reads it any more; the rows still go to power.csv
+
+
+def teller(facts: MeterFacts, descriptor: int) -> LiveTeller | None:
+    """The teller of this process, if its runner wants live records."""
+    return LiveTeller(facts, descriptor) if os.environ.get(ENV_LIVE) else None

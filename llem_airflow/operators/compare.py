@@ -17,7 +17,8 @@ from llem_airflow.results import ResultReadError, ResultsRoot
 from llem_airflow.results.store import NoSuchRunError, locate_run
 
 if TYPE_CHECKING:
-    from llem_airflow.analysis.compare_named import Compared, How
+    from llem_airflow.analysis.compare import How
+    from llem_airflow.analysis.compare_named import Compared
     from llem_airflow.analysis.history import Trend
 
 OUTCOMES = (
@@ -117,7 +118,8 @@ class LLEMCompareOperator(BaseOperator):
             AirflowFailException: An outcome asks for it, or there is nothing that can be compared.
             AirflowSkipException: All outcomes ask for it.
         """
-        from llem_airflow.analysis.compare_named import Compared, How  # noqa: PLC0415 - SciPy is for this task alone
+        from llem_airflow.analysis.compare import How  # noqa: PLC0415 - SciPy is for this task alone
+        from llem_airflow.analysis.compare_named import Compared  # noqa: PLC0415 - likewise
 
         how = How(
             metric=self.metric,
@@ -171,7 +173,7 @@ class LLEMCompareOperator(BaseOperator):
 
     def _histories(self, found: Compared, how: How) -> dict[str, Trend]:
         """The history of each candidate by its name, where its history is what decides: against the run before."""
-        from llem_airflow.analysis.compare_named import How  # noqa: PLC0415 - likewise
+        from llem_airflow.analysis.compare import How  # noqa: PLC0415 - likewise
         from llem_airflow.analysis.history import history_until  # noqa: PLC0415 - likewise
 
         if self.baseline != "previous" or how != How(metric=how.metric, threshold_ratio=how.threshold_ratio):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from llem_airflow.protocol.spec import IdlePower, KnownIdlePower, gpus_told, idle_conditions
+from llem_airflow.protocol.gpus import gpus_told, idle_conditions
+from llem_airflow.protocol.spec import IdlePower, KnownIdlePower
 from llem_airflow.results import CycleRef, ResultReadError, StoredRun
 from llem_airflow.study import Experiment
 from llem_airflow.text.wording import counted

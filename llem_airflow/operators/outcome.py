@@ -64,13 +64,12 @@ def baseline_run(study: Study, run: StoredRun, root: ResultsRoot) -> StoredRun |
 
 def compared(study: Study, baseline: StoredRun, run: StoredRun) -> Compared:
     """Each experiment of the run against the same experiment of the baseline, whatever release each measured."""
-    from llem_airflow.analysis.compare import compare_runs  # noqa: PLC0415 - likewise
-    from llem_airflow.analysis.compare_named import Compared, How  # noqa: PLC0415 - SciPy, which no other task needs
+    from llem_airflow.analysis.compare import How, compare_runs  # noqa: PLC0415 - likewise
+    from llem_airflow.analysis.compare_named import Compared  # noqa: PLC0415 - SciPy, which no other task needs
 
     wanted = study.airflow.compared
     how = How(metric=wanted.metric, threshold_ratio=wanted.threshold_ratio) if wanted else How()
-    reports = compare_runs(baseline, run, metric=how.metric, threshold_ratio=how.threshold_ratio)
-    return Compared(tuple(reports))
+    return Compared(tuple(compare_runs(baseline, run, how)))
 
 
 def said(found: Compared, metric: str, *verdicts: str) -> list[str]:

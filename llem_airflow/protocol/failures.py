@@ -181,3 +181,12 @@ def how_to_rerun(tasks: str = "the failed tasks") -> str:
     """How a person has cycles measured again here: ``clear the failed tasks``, or the command that resumes the run."""
     command = os.environ.get(RESUME_VARIABLE)
     return f"run `{command}`" if command else f"clear {tasks}"
+
+
+def causes(error: BaseException | None, *, of_handling: bool = True) -> list[BaseException]:
+    """An exception and what it was raised from, or (``of_handling``) while handling; a ring of causes ends."""
+    found: list[BaseException] = []
+    while error is not None and not any(error is one for one in found):
+        found.append(error)
+        error = error.__cause__ or (error.__context__ if of_handling else None)
+    return found

@@ -58,7 +58,7 @@ class LivePhase:
 
     Attributes:
         t_mono_ns: When, in nanoseconds of the attempt's monotonic clock.
-        phase: One of ``protocol.records.PHASES``; None for the end of one.
+        phase: One of ``protocol.files.PHASES``; None for the end of one.
     """
 
     t_mono_ns: int

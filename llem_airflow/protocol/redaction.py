@@ -15,7 +15,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO
 
-from llem_airflow.protocol.causes import causes
+from llem_airflow.protocol.failures import causes
 
 SHORTEST_SECRET = 6
 """Characters that a value must have to be blanked: a shorter one would blank numbers and words of the results."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from llem_airflow.protocol.failures import CATEGORIES, SAID_INSIDE
-from llem_airflow.protocol.typed_json import read_versioned, to_json
+from llem_airflow.protocol.typed_json import VersionedFile
 
 ERROR_CATEGORIES = tuple(
     sorted({name for name, category in CATEGORIES.items() if not category.outside_only} | set(SAID_INSIDE))
@@ -145,7 +144,7 @@ class Served:
 
 
 @dataclass(frozen=True)
-class CycleResult:
+class CycleResult(VersionedFile):
     """What one successful attempt observed: ``{hash}_result.json``, written last, whole, by rename.
 
     Attributes:
@@ -166,6 +165,8 @@ class CycleResult:
         served: What belongs to a server under load; None for a batch.
     """
 
+    _name = "result.json"
+
     schema_version: int
     experiment_hash: str
     cycle: int
@@ -182,22 +183,9 @@ class CycleResult:
     cpu: CpuTime | None = None
     served: Served | None = None
 
-    def dumps(self) -> str:
-        """The result as JSON text."""
-        return json.dumps(to_json(self), indent=1, sort_keys=True, allow_nan=False)
-
-    @classmethod
-    def loads(cls, text: str, where: str = "result.json") -> CycleResult:
-        """Read a result.
-
-        Raises:
-            ProtocolError: Not JSON, of another version, or a field is wrong.
-        """
-        return read_versioned(cls, text, where)
-
 
 @dataclass(frozen=True)
-class AttemptError:
+class AttemptError(VersionedFile):
     """Why an attempt failed, said by the attempt itself: ``{hash}_error.json``.
 
     Attributes:
@@ -210,6 +198,8 @@ class AttemptError:
         category: One of ERROR_CATEGORIES when the attempt recognised the failure, else None.
     """
 
+    _name = "error.json"
+
     schema_version: int
     type: str
     message: str
@@ -217,16 +207,3 @@ class AttemptError:
     phase: str
     retryable_hint: bool | None
     category: str | None = None
-
-    def dumps(self) -> str:
-        """The error as JSON text."""
-        return json.dumps(to_json(self), indent=1, sort_keys=True, allow_nan=False)
-
-    @classmethod
-    def loads(cls, text: str, where: str = "error.json") -> AttemptError:
-        """Read an error.
-
-        Raises:
-            ProtocolError: Not JSON, of another version, or a field is wrong.
-        """
-        return read_versioned(cls, text, where)

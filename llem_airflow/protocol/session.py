@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from llem_airflow.protocol.typed_json import ProtocolError, from_json, to_json
 
-T = TypeVar("T")
+Line = TypeVar("Line", bound="_Line")
 
 COMMAND = "session"
 """First argument of the bundle."""
@@ -52,8 +52,31 @@ EXEC, WARM = "exec", "warm"
 TAKEN, RUNNING, ENDED, BUSY, UNHEALTHY = "taken", "running", "ended", "busy", "unhealthy"
 
 
+class _Line:
+    """A frozen dataclass that crosses as one line of JSON."""
+
+    _called: ClassVar[str]
+
+    def dumps(self) -> str:
+        """As one line of JSON."""
+        return json.dumps(to_json(self), allow_nan=False)
+
+    @classmethod
+    def loads(cls: type[Line], text: str) -> Line:
+        """Read one.
+
+        Raises:
+            ProtocolError: It is none.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ProtocolError(f"{cls._called}: not JSON: {error}") from error
+        return from_json(cls, data, cls._called)
+
+
 @dataclass(frozen=True)
-class Turn:
+class Turn(_Line):
     """The answer to an attempt that asks for its turn.
 
     Attributes:
@@ -64,27 +87,16 @@ class Turn:
         age_s: How long an earlier try's has run, in seconds; 0 for none.
     """
 
+    _called = "the turn"
+
     state: str
     text: str = ""
     position: int = 0
     age_s: float = 0.0
 
-    def dumps(self) -> str:
-        """As one line of JSON."""
-        return json.dumps(to_json(self), allow_nan=False)
-
-    @classmethod
-    def loads(cls, text: str) -> Turn:
-        """Read an answer.
-
-        Raises:
-            ProtocolError: It is none.
-        """
-        return _loads(cls, text, "the turn")
-
 
 @dataclass(frozen=True)
-class Exit:
+class Exit(_Line):
     """How an attempt in a session ended.
 
     Attributes:
@@ -93,27 +105,8 @@ class Exit:
         owner: The try that it belongs to; empty when it was removed.
     """
 
+    _called = "the exit"
+
     exit_code: int
     oom_killed: bool
     owner: str = ""
-
-    def dumps(self) -> str:
-        """As one line of JSON."""
-        return json.dumps(to_json(self), allow_nan=False)
-
-    @classmethod
-    def loads(cls, text: str) -> Exit:
-        """Read how it ended.
-
-        Raises:
-            ProtocolError: It does not say that.
-        """
-        return _loads(cls, text, "the exit")
-
-
-def _loads(cls: type[T], text: str, where: str) -> T:
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise ProtocolError(f"{where}: not JSON: {error}") from error
-    return from_json(cls, data, where)

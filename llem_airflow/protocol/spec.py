@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llem_airflow.protocol.typed_json import read_versioned, to_json
+from llem_airflow.protocol.typed_json import VersionedFile
 
 METER_KINDS = ("auto", "nvml", "amdsmi", "rapl", "cpu-estimate", "none")
 """Names of our own meters."""
@@ -135,23 +133,6 @@ class KnownIdlePower:
     check: bool
 
 
-def gpus_told(environment: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The devices that an environment.json, or what was made of one, tells of; what is none is left out."""
-    said = environment.get("gpus")
-    return [one for one in said if isinstance(one, Mapping)] if isinstance(said, list) else []
-
-
-def idle_conditions(boot_id: str | None, gpus: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What decides how much a device takes when idle: the machine since its boot, board, driver, limits and modes.
-
-    Args:
-        boot_id: The host's, as in environment.json.
-        gpus: The devices, as in environment.json.
-    """
-    names = ("uuid", "driver_version", "enforced_power_limit_w", "persistence_mode", "ecc_mode", "mig_mode")
-    return (f"boot {boot_id}", *(" ".join(f"{gpu.get(name)}" for name in names) for gpu in gpus))
-
-
 @dataclass(frozen=True)
 class Limits:
     """Bounds that the attempt itself respects; the watchdogs outside enforce them as well.
@@ -166,7 +147,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class ExperimentSpec:
+class ExperimentSpec(VersionedFile):
     """What one attempt is told: ``{hash}_config.json``.
 
     Attributes:
@@ -185,6 +166,8 @@ class ExperimentSpec:
         known_baselines: Idle power that need not be measured again, or None.
     """
 
+    _name = "config.json"
+
     schema_version: int
     study: str
     experiment_hash: str
@@ -197,16 +180,3 @@ class ExperimentSpec:
     meter: MeterSpec
     limits: Limits
     known_baselines: KnownIdlePower | None = None
-
-    def dumps(self) -> str:
-        """The spec as JSON text."""
-        return json.dumps(to_json(self), indent=1, sort_keys=True, allow_nan=False)
-
-    @classmethod
-    def loads(cls, text: str, where: str = "config.json") -> ExperimentSpec:
-        """Read a spec.
-
-        Raises:
-            ProtocolError: Not JSON, of another version, or a field is wrong.
-        """
-        return read_versioned(cls, text, where)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from llem_airflow.protocol import PROTOCOL_VERSION
 
 T = TypeVar("T")
+File = TypeVar("File", bound="VersionedFile")
 
 UNLESS_DEFAULT = {"unless_default": True}
 """Metadata of a dataclass's field that ``to_json`` leaves out while it has its default."""
@@ -41,20 +42,35 @@ def from_json(cls: type[T], data: object, where: str) -> T:
     return found
 
 
-def read_versioned(cls: type[T], text: str, where: str) -> T:
-    """Read one of the protocol's files that carry its version.
+class VersionedFile:
+    """One of the protocol's files that carry its version: a frozen dataclass with a field ``schema_version``."""
 
-    Raises:
-        ProtocolError: Not JSON, of another version, or a field is wrong.
-    """
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ProtocolError(f"{where}: not JSON: {error}") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != PROTOCOL_VERSION:
-        raise ProtocolError(f"{where}: schema_version {version!r}; this side speaks {PROTOCOL_VERSION}")
-    return from_json(cls, data, where)
+    _name: typing.ClassVar[str]
+
+    def dumps(self) -> str:
+        """The file's text, JSON."""
+        return json.dumps(to_json(self), indent=1, sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def loads(cls: type[File], text: str, where: str = "") -> File:
+        """Read one.
+
+        Args:
+            text: JSON.
+            where: Name of the file, for messages; else its usual name.
+
+        Raises:
+            ProtocolError: Not JSON, of another version, or a field is wrong.
+        """
+        where = where or cls._name
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ProtocolError(f"{where}: not JSON: {error}") from error
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != PROTOCOL_VERSION:
+            raise ProtocolError(f"{where}: schema_version {version!r}; this side speaks {PROTOCOL_VERSION}")
+        return from_json(cls, data, where)
 
 
 @functools.cache

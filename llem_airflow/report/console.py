@@ -15,7 +15,8 @@ from rich.text import Text
 
 from llem_airflow.analysis import formatting
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.compare_named import Compared, How, against_previous, compare_named
+from llem_airflow.analysis.compare import How
+from llem_airflow.analysis.compare_named import Compared, against_previous, compare_named
 from llem_airflow.analysis.history import histories
 from llem_airflow.analysis.integrity import check_run
 from llem_airflow.analysis.metrics import BY_NAME

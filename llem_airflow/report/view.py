@@ -417,11 +417,6 @@ def _remarks(reports: Sequence[PairReport], names: Sequence[str]) -> list[str]:
     return [f"{', '.join(labels)}: {reason}" for reason, labels in found.items()]
 
 
-def runs_of_pair(reference: str, candidate: str) -> tuple[str, str]:
-    """The reference run and the candidate run of two names ``run#experiment``."""
-    return reference.partition("#")[0], candidate.partition("#")[0]
-
-
 def pair_label(reference: str, candidate: str) -> str:
     """Which experiments two names ``run#experiment`` compare: one id where both are the same."""
     ours, theirs = reference.partition("#")[2], candidate.partition("#")[2]
@@ -432,7 +427,8 @@ def by_runs(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], list[int]
     """Positions of the pairs by their runs, so that the names of the runs are said once for all experiments."""
     found: dict[tuple[str, str], list[int]] = {}
     for index, (reference, candidate) in enumerate(pairs):
-        found.setdefault(runs_of_pair(reference, candidate), []).append(index)
+        runs = reference.partition("#")[0], candidate.partition("#")[0]
+        found.setdefault(runs, []).append(index)
     return found
 
 

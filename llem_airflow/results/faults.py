@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 
-from llem_airflow.protocol.causes import causes
+from llem_airflow.protocol.failures import causes
 from llem_airflow.results.folder import StoreConnectionError, by_connection, first_line
 
 _NO_CREDENTIALS = re.compile(

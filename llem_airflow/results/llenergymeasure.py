@@ -25,7 +25,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from llem_airflow.protocol import PROTOCOL_VERSION
 from llem_airflow.protocol import files as raw
-from llem_airflow.protocol.records import POWER_COLUMNS
+from llem_airflow.protocol.files import POWER_COLUMNS
 from llem_airflow.protocol.result import Anchor, CycleResult, Meter, Warmup, Window
 from llem_airflow.protocol.spec import PEER_METER, ExperimentSpec, Limits, MeterSpec, ModelSource, Prompts
 from llem_airflow.results.folder import ResultReadError, first_line

@@ -14,7 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from llem_airflow.protocol import PROTOCOL_VERSION
-from llem_airflow.protocol.records import POWER_COLUMNS
+from llem_airflow.protocol.files import POWER_COLUMNS
 from llem_airflow.results.folder import Folder, ResultReadError, first_line
 
 _NS = ("t_before_mono_ns", "t_after_mono_ns")

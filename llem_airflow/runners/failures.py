@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llem_airflow.protocol.causes import causes
 from llem_airflow.protocol.failure_texts import LIBRARIES, Rule, first, rule
-from llem_airflow.protocol.failures import CATEGORIES, advice, category_of, is_refusal, raised_in
+from llem_airflow.protocol.failures import CATEGORIES, advice, category_of, causes, is_refusal, raised_in
 from llem_airflow.protocol.redaction import Redactor
 from llem_airflow.protocol.result import AttemptError
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from llem_airflow.protocol.files import METER_CHECK, POWER, POWER_CHECK, result_name
-from llem_airflow.protocol.message_pipe import MessagePipe
+from llem_airflow.protocol.processes import MessagePipe
 from llem_airflow.protocol.result import CycleResult, Meter
 from llem_airflow.protocol.spec import ExperimentSpec, MeterSpec
 from llem_airflow.protocol.typed_json import to_json

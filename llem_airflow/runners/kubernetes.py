@@ -19,7 +19,8 @@ from kubernetes.client import CoreV1Api
 from kubernetes.client.exceptions import ApiException
 
 from llem_airflow.protocol.files import ENVIRONMENT, EVENTS
-from llem_airflow.protocol.spec import ExperimentSpec, gpus_told
+from llem_airflow.protocol.gpus import gpus_told
+from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.typed_json import ProtocolError
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import KILL_S, Busy, Collected, Place, Runner, Store, Wait, placed_with

@@ -17,12 +17,12 @@ from pathlib import Path
 import docker
 
 from llem_airflow.protocol.files import BUNDLE, ENV_CONFIG_PATH, ENV_OUTPUT_DIR, OUT_DIR, config_name
+from llem_airflow.protocol.gpus import BY_BUS, ORDER, VARIABLE, AmbiguousDeviceError, visible_to_cuda
 from llem_airflow.protocol.live import ENV_LIVE
-from llem_airflow.protocol.oom import host_oom_kills, oom_kills
+from llem_airflow.protocol.processes import host_oom_kills, oom_kills
 from llem_airflow.protocol.redaction import Redactor, secrets_in
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.typed_json import ProtocolError
-from llem_airflow.protocol.visible import BY_BUS, ORDER, VARIABLE, AmbiguousDeviceError, visible_to_cuda
 from llem_airflow.results.cleanup import remove_scratch_orphans, scratch_folder
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import Busy, Collected, Place, Runner, Store, Wait, placed_with

@@ -17,8 +17,7 @@ from airflow.sdk import conf
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from llem_airflow.analysis.compare import COMPARED
-from llem_airflow.analysis.compare_named import How
+from llem_airflow.analysis.compare import COMPARED, How
 from llem_airflow.analysis.leaderboard import LATENCIES
 from llem_airflow.frames.export import FORMATS, TABLES, export_table
 from llem_airflow.operators.settings import settings

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from llem_airflow.analysis.compare import COMPARED, PairReport, compare_sides
-from llem_airflow.analysis.compare_named import How, compare_each
+from llem_airflow.analysis.compare import COMPARED, How, PairReport, compare_sides
+from llem_airflow.analysis.compare_named import compare_each
 from llem_airflow.analysis.metrics import METRICS
 from llem_airflow.analysis.tables import RunRows
 from llem_airflow.results import ResultReadError, StoredRun, layout

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llem_airflow.analysis.series import Curve, GpuSeries, series_by_gpu
-from llem_airflow.protocol.records import POWER_COLUMNS
+from llem_airflow.protocol.files import POWER_COLUMNS
 from llem_airflow.protocol.result import Anchor, CycleResult, Meter, Warmup, Window
 
 T0_NS = 5_000_000_000_000

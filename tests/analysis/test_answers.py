@@ -57,6 +57,14 @@ def test_only_a_long_repetition_is_a_loop() -> None:
     assert not loops([5] * 7)
 
 
+def test_a_request_that_failed_is_no_empty_answer() -> None:
+    failed = {**_row(0, None), "status": "timeout"}
+    answered = {**_row(0, None, 20), "status": "ok"}
+    found = output_equivalence([_row(0, None, 20)], [failed, answered])
+    assert (found.prompts, found.empty_candidate_ratio, found.finding) == (1, 0.0, "cannot tell")
+    assert output_equivalence([_row(0, None, 20)], [failed]).prompts == 0
+
+
 @pytest.mark.parametrize(("tokens", "may_be_the_same"), [(22, True), (18, True), (23, False), (17, False)])
 def test_lengths_may_differ_by_a_tenth(tokens: int, may_be_the_same: bool) -> None:
     found = output_equivalence([_row(0, None, 20)], [_row(0, None, tokens)])

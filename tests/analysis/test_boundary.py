@@ -74,3 +74,16 @@ def test_gpus_that_hold_no_weights_and_weights_outside_the_gpus_are_told() -> No
     }
     assert f"1 of the 2 GPUs whose energy counts; idle: {OTHER}" in found["idle_board"]
     assert "A part of the model lay on cpu" in found["offloaded"]
+
+
+@pytest.mark.parametrize("kind", ["amdsmi", "of-a-third-party"])
+def test_a_counter_whose_register_nobody_modelled_has_no_stated_uncertainty(kind: str) -> None:
+    """Its register may be written once a second: the energy of an edge is then off by far more than a reading takes."""
+    power = columns(samples(lambda _: 100.0, lambda t_s: 100.0 * t_s, register_s=1.0))
+    energy = window_energy(power, meter(kind=kind), window())
+    assert (energy.source, energy.uncertainty_j) == ("counter", None)
+    told = flags(cycle_result(window(), meter(kind=kind)), energy)
+    (flag,) = (one for one in told if one.code == "uncertainty_not_characterised")
+    assert flag.message.endswith(
+        f"not characterised: how the counter of the meter {kind} is written is not known."
+    )

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from benchmarks.error_rates import shipped
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.compare import PairReport, compare_runs, compare_sides, corrected, unmatched
+from llem_airflow.analysis.compare import How, PairReport, compare_runs, compare_sides, corrected, unmatched
 from llem_airflow.analysis.plan import factor_changes
 from llem_airflow.analysis.tables import RunRows
 from llem_airflow.analysis.verdict import Verdict, compare
@@ -67,7 +67,7 @@ def test_another_gpu_is_not_comparable_and_says_what_differs(make_run: MakeRun) 
 
 def test_a_condition_can_be_ignored_by_name(make_run: MakeRun) -> None:
     other = _run(make_run, "b", 220, gpus=("GPU-other",))
-    (first, _) = compare_runs(_run(make_run, "a", 200), other, ignore=["gpus"])
+    (first, _) = compare_runs(_run(make_run, "a", 200), other, How(ignore=["gpus"]))
     assert first.verdict is Verdict.REGRESSION
 
 
@@ -86,7 +86,7 @@ def test_estimates_are_never_compared_with_measurements(make_run: MakeRun) -> No
 
 def test_two_experiments_of_a_run_are_compared_pair_by_pair(make_run: MakeRun) -> None:
     run = _run(make_run, "a", 200)
-    found = compare_sides(RunRows.of(run).side(IDS[0]), RunRows.of(run).side(IDS[1]), paired=True)
+    found = compare_sides(RunRows.of(run).side(IDS[0]), RunRows.of(run).side(IDS[1]), How(paired=True))
     assert found.verdict is Verdict.REGRESSION
     assert found.metrics["energy_per_output_token_j"].method == "paired"
 
@@ -95,7 +95,7 @@ def test_only_a_change_between_two_runs_is_told_with_a_caution(make_run: MakeRun
     first, second = RunRows.of(_run(make_run, "a", 200)), RunRows.of(_run(make_run, "b", 220))
     assert "one comparison in five is a false alarm" in compare_runs(first, second)[0].caution
     assert compare_runs(first, first)[0].caution == ""
-    assert compare_sides(first.side(IDS[0]), first.side(IDS[1]), paired=True).caution == ""
+    assert compare_sides(first.side(IDS[0]), first.side(IDS[1]), How(paired=True)).caution == ""
 
 
 def _reports(p: dict[str, list[float]]) -> list[PairReport]:
@@ -154,8 +154,8 @@ def test_versions_are_matched_by_everything_but_the_factor(make_run: MakeRun) ->
     for item, config in zip(plan["experiments"], CONFIGS, strict=True):
         item["config"] = json.loads(json.dumps(config)) | {"task": {"model": "tiny-2"}}
     second.write_plan("model: tiny-2\n", plan, {"dag_id": "nightly"})
-    assert len(compare_runs(first, second, factor="task.model")) == 2
-    assert len(compare_runs(first, second, factor="task.dtype")) == 0
+    assert len(compare_runs(first, second, How(factor="task.model"))) == 2
+    assert len(compare_runs(first, second, How(factor="task.dtype"))) == 0
 
 
 def test_flagged_cycles_are_left_out_only_when_asked_for(make_run: MakeRun) -> None:
@@ -192,11 +192,11 @@ def test_pairs_must_have_been_measured_next_to_each_other(make_run: MakeRun) -> 
     with pytest.raises(
         ValueError, match=r"are no pairs: two runs; measure both in one run with `experiment_order"
     ):
-        compare_sides(RunRows.of(first).side(IDS[0]), RunRows.of(second).side(IDS[0]), paired=True)
+        compare_sides(RunRows.of(first).side(IDS[0]), RunRows.of(second).side(IDS[0]), How(paired=True))
     first.write_plan("", {**first.plan(), "order": [IDS[0]] * 5 + [IDS[1]] * 5}, {"dag_id": "nightly"})
     aggregate_run(first)
     with pytest.raises(ValueError, match=r"cycles 1, 2, 3, 4, 5 were not measured next to each other"):
-        compare_sides(RunRows.of(first).side(IDS[0]), RunRows.of(first).side(IDS[1]), paired=True)
+        compare_sides(RunRows.of(first).side(IDS[0]), RunRows.of(first).side(IDS[1]), How(paired=True))
 
 
 def test_releases_of_a_model_are_matched_by_id_and_what_differs_is_named(make_run: MakeRun) -> None:

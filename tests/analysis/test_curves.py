@@ -103,6 +103,18 @@ def test_a_curve_without_phases_begins_with_its_samples_and_one_without_instant_
     assert len(next(iter(curve("x", 1, replace(seen, power=partly)).series.values()))[0]) == 48
 
 
+def test_a_board_without_instant_power_is_drawn_by_its_average_beside_one_that_has_it(
+    make_run: MakeRun,
+) -> None:
+    seen = reading(make_run, Recording(gpus=("GPU-a", "GPU-b"), power_w=100.0, hz=1.0))
+    columns = seen.power.columns
+    instant = columns["power_instant_mw"].astype(float)
+    instant[columns["gpu"].codes == columns["gpu"].names.index("GPU-b")] = np.nan
+    mixed = replace(seen.power, columns={**columns, "power_instant_mw": instant})
+    found = curve("x", 1, replace(seen, power=mixed))
+    assert {gpu: len(watts) for gpu, (_, watts) in found.series.items()} == {"GPU-a": 58, "GPU-b": 58}
+
+
 def test_a_sample_stands_in_the_middle_of_its_call() -> None:
     power = {"t_before_mono_ns": np.array([10, 2**62]), "t_after_mono_ns": np.array([15, 2**62 + 4])}
     assert midpoints_ns(power).tolist() == [12, 2**62 + 2]

@@ -18,7 +18,6 @@ from llem_airflow.analysis.cycle import (
     STATUSES,
     Cycle,
     absent_cycle,
-    differences,
     fingerprint,
     measures,
     read_cycle,
@@ -77,10 +76,6 @@ def test_a_fingerprint_has_factors_and_conditions_from_all_files() -> None:
         replace(ONE.spec(), config=traffic), replace(RESULT, served=SERVED), {}, {}, semantics_version=6
     )
     assert served["slo"] == {"ttft_ms": 5}
-    assert differences(bare, {**bare, "driver": "550", "new": 1}) == {
-        "driver": (None, "550"),
-        "new": (None, 1),
-    }
 
 
 def test_names_of_statuses_and_factors() -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from llem_airflow.analysis import metrics
-from llem_airflow.analysis.metrics import UndefinedMetricError
 
 
 def test_hand_computed_values() -> None:
@@ -22,11 +21,14 @@ def test_carbon_and_cost_go_by_the_kilowatt_hour() -> None:
     assert metrics.cost(1.8e6, 0.30) == pytest.approx(0.15)
 
 
-def test_no_output_tokens_is_undefined_and_not_zero() -> None:
-    with pytest.raises(UndefinedMetricError, match="no output tokens"):
-        metrics.energy_per_output_token_j(8000.0, 0)
+def test_what_nothing_was_done_for_is_undefined_and_not_zero() -> None:
+    assert metrics.energy_per_output_token_j(8000.0, 0) is None
+    assert metrics.energy_per_total_token_j(8000.0, 0, 0) is None
+    assert metrics.energy_per_request_j(8000.0, 0) is None
+    assert metrics.output_tokens_per_j(0.0, 10) is None
 
 
 def test_a_window_without_length_has_no_rate() -> None:
-    with pytest.raises(UndefinedMetricError, match="no length"):
-        metrics.output_tokens_per_s(10, 0.0)
+    assert metrics.output_tokens_per_s(10, 0.0) is None
+    assert metrics.total_tokens_per_s(10, 10, 0.0) is None
+    assert metrics.requests_per_s(10, 0.0) is None

@@ -16,9 +16,10 @@ from scipy import stats
 
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.blocked import host_effect, host_mean
-from llem_airflow.analysis.compare import PairReport, compare_runs, compare_sides
+from llem_airflow.analysis.compare import How, PairReport, compare_runs, compare_sides
 from llem_airflow.analysis.history import Point, cycle_correlation, trend
 from llem_airflow.analysis.hosts import unequal_on_hosts
+from llem_airflow.analysis.leaderboard import entrants_of
 from llem_airflow.analysis.nights import from_plain, measured, plain
 from llem_airflow.analysis.statistics import describe, slope_ratio
 from llem_airflow.analysis.summary import Summary, load_summary, precision
@@ -307,7 +308,7 @@ def test_experiments_that_were_spread_in_another_order_are_compared_within_hosts
     with pytest.raises(
         ValueError, match=r"cycles 1, 2, 3, 4, 5, 6 were measured on different hosts; compare them"
     ):
-        compare_sides(rows.side(IDS[0]), rows.side(IDS[1]), paired=True)
+        compare_sides(rows.side(IDS[0]), rows.side(IDS[1]), How(paired=True))
 
 
 def test_two_runs_on_the_same_hosts_are_compared_within_them(spread: Spread) -> None:
@@ -338,7 +339,7 @@ def test_runs_on_other_hosts_or_kinds_of_gpu_are_not_comparable(spread: Spread) 
     assert both.verdict is Verdict.NOT_COMPARABLE
     kind = ["1 x Another GPU", "1 x Test GPU"]
     assert both.differences == {"hardware": [kind, kind]}
-    allowed = _one(compare_runs(mixed, mixed, ignore=("hardware",)))
+    allowed = _one(compare_runs(mixed, mixed, How(ignore=("hardware",))))
     assert allowed.verdict is Verdict.UNCHANGED
 
 
@@ -396,6 +397,12 @@ def test_what_limits_an_analysis_within_hosts_is_flagged_with_the_next_step(
     assert (flags[code].message, flags[code].next_step) == (said, step)
     others = {"few_cycles_on_hosts", "hosts_unbalanced", "mixed_hardware"} - {code}
     assert not others & flags.keys()
+
+
+def test_a_leaderboard_names_every_kind_that_measured_an_experiment(spread: Spread) -> None:
+    mixed = spread("r1", {0: ("gpu1", "gpu3") * 2}, POWERS, {"gpu3": "Another GPU"})
+    (entrant,) = entrants_of(mixed)
+    assert entrant.hardware == "1 x Another GPU and 1 x Test GPU"
 
 
 def test_experiments_of_other_hosts_or_kinds_are_not_compared_in_the_answer(spread: Spread) -> None:

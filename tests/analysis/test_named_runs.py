@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from llem_airflow.analysis.compare import How
 from llem_airflow.analysis.compare_named import (
-    How,
     PreviousRun,
     against_previous,
     compare_each,

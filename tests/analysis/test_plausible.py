@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import hostile
-from llem_airflow.analysis.checks import Flag, flags
+from llem_airflow.analysis.checks import flags
 from llem_airflow.analysis.energy import EnergyOfWindow, window_energy
+from llem_airflow.analysis.flags import Flag
 from tests.analysis.sampled import GPU, at_ns, columns, cycle_result, meter, row, samples, window
 
 POWER_W, WINDOW_S = 250.0, 30.0

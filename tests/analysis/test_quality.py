@@ -10,8 +10,9 @@ from typing import Any
 import pynvml
 import pytest
 
-from llem_airflow.analysis.checks import Flag, flags
+from llem_airflow.analysis.checks import flags
 from llem_airflow.analysis.energy import window_energy
+from llem_airflow.analysis.flags import Flag
 from llem_airflow.analysis.power_checks import iteration_bias_ratio, mser5_cut, power_drift_ratio
 from llem_airflow.analysis.series import series_by_gpu
 from llem_airflow.protocol.result import Anchor, CpuTime, CycleResult, Meter

@@ -159,6 +159,14 @@ def test_what_is_not_known_is_none_and_never_zero() -> None:
     assert known == {"offered_requests_per_s": 0.5, "client_lateness_p99_s": 0.002}
 
 
+def test_one_reading_of_a_counter_tells_no_growth() -> None:
+    page = "t_mono_ns,preemptions\n101000000000,7\n"
+    found = serving_measures(
+        of(), SERVED, WINDOW, slo=None, energy_j=None, idle_w=None, server=server_rows(page, WINDOW)
+    )
+    assert found["preemptions"] is None
+
+
 def test_no_good_request_has_no_energy_per_good_request() -> None:
     found = serving_measures(
         of(*ROWS), SERVED, WINDOW, slo=Slo(0.01, None, 0.99), energy_j=1.0, idle_w=None, server={}

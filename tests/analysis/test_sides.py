@@ -16,6 +16,7 @@ from llem_airflow.analysis import compare as comparing
 from llem_airflow.analysis.compare import (
     COMPARED,
     TWO_RUNS,
+    How,
     PairReport,
     compare_runs,
     compare_sides,
@@ -205,7 +206,7 @@ def test_experiments_meet_by_all_but_a_factor(tmp_path: Path) -> None:
     after = written(root, {A: VALUES, B: VALUES}, night=1, config={"task": {"model": "m2"}})
     assert matched(RunRows.of(before), RunRows.of(after), "task.model") == {A: A, B: B}
     assert unmatched(before, after, "vllm.batch_size") == ([A, B], [A, B])
-    assert compare_runs(before, after, factor="vllm.batch_size") == []
+    assert compare_runs(before, after, How(factor="vllm.batch_size")) == []
 
 
 # conditions
@@ -218,32 +219,33 @@ def conditions(**fields: Any) -> str:
 def test_conditions_that_differ_keep_two_sides_apart_unless_they_are_ignored(run: StoredRun) -> None:
     one = side(run, *(row(k, fingerprint=conditions(driver="1", gpus=[1], image_digest="x")) for k in (1, 2)))
     other = side(run, *(row(k, fingerprint=conditions(driver="2", gpus=[1], meter="m")) for k in (1, 2)))
-    found = compare_sides(one, other, answers=False)
+    found = compare_sides(one, other, How(answers=False))
     assert found.differences == {"driver": ["1", "2"], "meter": [None, "m"]}
     assert found.factors == {"image_digest": ["x", None]}
     assert (found.verdict, found.metrics, found.caution) == (Verdict.NOT_COMPARABLE, {}, "")
-    ignoring = compare_sides(one, other, ignore=("driver", "meter"), answers=False)
+    ignoring = compare_sides(one, other, How(ignore=("driver", "meter"), answers=False))
     assert (ignoring.differences, list(ignoring.metrics)) == ({}, [ENERGY, SPEED])
-    assert list(compare_sides(one, one, metric=SPEED, answers=False).metrics) == [SPEED, ENERGY]
+    assert list(compare_sides(one, one, How(metric=SPEED, answers=False)).metrics) == [SPEED, ENERGY]
 
 
 def test_a_side_whose_own_cycles_differ_is_not_comparable_with_itself(run: StoredRun) -> None:
     mixed = side(run, row(1), row(2, fingerprint='{"driver": "560"}'))
-    found = compare_sides(mixed, mixed, answers=False)
+    found = compare_sides(mixed, mixed, How(answers=False))
     assert found.differences == {"driver": [["550", "560"]] * 2}
 
 
 def test_a_side_without_a_result_is_told_by_its_number_of_cycles(run: StoredRun) -> None:
-    found = compare_sides(side(run, row(1)), side(run), answers=False)
+    found = compare_sides(side(run, row(1)), side(run), How(answers=False))
     assert found.differences == {"cycles_with_a_result": [1, 0]}
 
 
 def test_estimates_and_cycles_that_were_left_out_are_told(run: StoredRun) -> None:
     guess, sure = side(run, row(1, energy_kind="estimate")), side(run, row(1), excluded=(4,))
     assert [
-        compare_sides(*pair, answers=False).estimate for pair in ((guess, sure), (sure, guess), (sure, sure))
+        compare_sides(*pair, How(answers=False)).estimate
+        for pair in ((guess, sure), (sure, guess), (sure, sure))
     ] == [True, True, False]
-    assert compare_sides(guess, sure, answers=False).excluded == {"baseline": [], "candidate": [4]}
+    assert compare_sides(guess, sure, How(answers=False)).excluded == {"baseline": [], "candidate": [4]}
 
 
 def test_answers_that_cannot_be_read_are_none(run: StoredRun) -> None:
@@ -280,16 +282,16 @@ def test_a_hash_gives_way_to_the_keys_that_differ(
 def test_pairs_are_the_cycles_that_both_have_next_to_each_other(run: StoredRun) -> None:
     one = side(run, *(row(k, 1.0 + k / 100, position=2 * k) for k in (1, 2, 3)), beside=2)
     other = side(run, *(row(k, 1.1 + k / 100, position=2 * k + 1) for k in (2, 3, 4)), beside=2)
-    found = compare_sides(one, other, paired=True, answers=False).metrics[ENERGY]
+    found = compare_sides(one, other, How(paired=True, answers=False)).metrics[ENERGY]
     assert (found.method, found.n_baseline, found.n_candidate) == ("paired", 2, 2)
     assert found.difference_ratio == pytest.approx(0.1 / 1.025)
     lonely = side(run, row(7, position=0), beside=2)
-    assert compare_sides(one, lonely, paired=True, answers=False).metrics == {}
+    assert compare_sides(one, lonely, How(paired=True, answers=False)).metrics == {}
     far = side(run, row(2, position=6), row(3, position=8), beside=2)
     with pytest.raises(
         ValueError, match=r"are no pairs: cycles 2, 3 were not measured next to each other; measure"
     ):
-        compare_sides(one, far, paired=True)
+        compare_sides(one, far, How(paired=True))
 
 
 def test_a_caution_is_for_a_change_between_two_runs() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llem_airflow.measurement.engines.registry import open_engine
+from llem_airflow.measurement.engines.contract import open_engine
 from llem_airflow.measurement.failure import attempt_error
 from llem_airflow.protocol.spec import ExperimentSpec, ModelSource
 from tests.measurement.running import Ran, run, spec_of

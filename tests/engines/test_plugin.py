@@ -126,7 +126,7 @@ def test_an_installed_engine_runs_in_a_container_that_holds_nothing_but_python(
 def test_an_engine_that_is_not_installed_is_named_with_those_that_are(bundle: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from llem_airflow.measurement.engines.registry import engine_names; print(*engine_names())"
+        "from llem_airflow.measurement.engines.contract import engine_names; print(*engine_names())"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code, str(bundle)], capture_output=True, text=True, check=True

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from llem_airflow.gpu_check.path import path_of, walk
-from llem_airflow.gpu_check.path_verdicts import path_findings
+from llem_airflow.gpu_check.verdicts import path_findings
 from llem_airflow.measurement.board import path as measuring
 from llem_airflow.measurement.board import peer
-from llem_airflow.measurement.board.peers import Peers
+from llem_airflow.measurement.board.peer import Peers
 from llem_airflow.measurement.engines.contract import Prompt
+from llem_airflow.protocol.files import POWER_COLUMNS
 from llem_airflow.protocol.gpu_profile import GpuProfile, MeasuringPath
-from llem_airflow.protocol.records import POWER_COLUMNS
 from tests.standins.gpus import built, use_script
 
 UUID = "GPU-5741d000-0000-0000-0000-000000000000"
@@ -166,7 +166,7 @@ def test_a_tool_that_fails_hangs_or_ends_is_left_out_with_its_reason(
 
 
 def test_a_tool_that_does_not_answer_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llem_airflow.measurement.board.peers.START_S", 0.0)
+    monkeypatch.setattr("llem_airflow.measurement.board.peer.START_S", 0.0)
     tools(monkeypatch, tmp_path, "good", zeus="import time; time.sleep(600)")
     peers = Peers(UUID)
     assert "zeus" not in peers.answers(lambda: None)

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llem_airflow.gpu_check.plot import plot
+from llem_airflow.gpu_check.page import plot
 
 VALUES = st.lists(st.floats(-1e15, 1e15, allow_subnormal=False), min_size=1, max_size=20)
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from llem_airflow.measurement.board import __main__ as reading
-from llem_airflow.measurement.board.answers import ask_everything
-from llem_airflow.measurement.board.load import NoLoad, ScriptedLoad
+from llem_airflow.measurement.board.__main__ import ask_everything
+from llem_airflow.measurement.board.load import BoardLoad, ScriptedLoad
 from llem_airflow.measurement.board.plan import Phase
 from llem_airflow.measurement.meters.contract import Reading
 
@@ -68,7 +68,7 @@ def test_a_driver_is_given_up_after_more_than_fifty_failures_in_a_row() -> None:
     assert lost == ""  # fifty failures, and then it answers again
 
 
-class Told(NoLoad):
+class Told(BoardLoad):
     """A load that notes what it was asked, and tells one edge a phase."""
 
     kind = "torch"

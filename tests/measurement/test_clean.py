@@ -42,7 +42,7 @@ LIBRARIES = {
     "engines/transformers.py": {"torch", "transformers"},
     "engines/vllm.py": {"vllm"},
     "meters/amdsmi.py": {"amdsmi"},
-    "server/tokenizer.py": {"transformers"},
+    "server/prompts.py": {"transformers"},
     "session/health.py": {"pynvml"},
 }
 """What a file may import that only some images have."""

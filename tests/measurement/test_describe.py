@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from llem_airflow.measurement.meters.describe import describe_board
+from llem_airflow.measurement.meters.nvml import describe_board
 
 
 class NVMLError(Exception):

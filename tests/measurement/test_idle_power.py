@@ -13,7 +13,7 @@ from llem_airflow.measurement import idle_power
 from llem_airflow.measurement.idle_power import IdlePhases, IdleRules, idle, idle_rules, power_of
 from llem_airflow.measurement.output import EventLog
 from llem_airflow.measurement.recent_power import DeviceRow
-from llem_airflow.protocol.records import POWER_COLUMNS
+from llem_airflow.protocol.files import POWER_COLUMNS
 from llem_airflow.protocol.spec import IdlePower, KnownIdlePower
 
 
@@ -55,12 +55,13 @@ def test_power_of_a_phase_is_the_sum_over_devices_of_their_medians() -> None:
     rows = [DeviceRow(n, "a", 1000.0 * value, None) for n, value in enumerate((10, 11, 12, 13, 90))]
     rows += [DeviceRow(n, "b", 2000.0, None) for n in range(6)]
     # variance of 10, 11, 12, 13, 90: mean 27.2, sum of squared deviations 4934.8, over 4
-    seen = power_of("baseline_bare", rows)
+    seen = power_of("baseline_bare", rows, 2)
     assert seen is not None
     assert (seen.name, seen.power_w, seen.samples) == ("baseline_bare", 14.0, 5)
     assert seen.sd_w == pytest.approx(1233.7**0.5)
-    assert power_of("baseline_bare", rows[1:]) is None, "four samples of a device are too few"
-    assert power_of("baseline_bare", []) is None
+    assert power_of("baseline_bare", rows[1:], 2) is None, "four samples of a device are too few"
+    assert power_of("baseline_bare", [], 0) is None
+    assert power_of("baseline_bare", rows, 3) is None, "the third device told nothing"
 
 
 def test_an_engine_that_lives_on_has_the_idle_power_of_before_it_was_loaded(tmp_path: Path) -> None:

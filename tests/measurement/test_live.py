@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llem_airflow.measurement.live import LiveTeller
 from llem_airflow.measurement.meters.contract import MeterFacts, Reading
+from llem_airflow.measurement.sampling import LiveTeller
 from llem_airflow.protocol.live import ENV_LIVE, DevicePower, LivePhase, LivePower, parse
 from llem_airflow.runners.live import LiveRecords
 from tests.measurement.running import run_on_gpu

@@ -15,8 +15,7 @@ import pytest
 
 from llem_airflow.measurement.session.folder import read_json, signal_session
 from llem_airflow.measurement.session.work import ANSWER, NEXT
-from llem_airflow.measurement.whole import write_json
-from llem_airflow.protocol.files import SERVER_LOG, config_name
+from llem_airflow.protocol.files import SERVER_LOG, config_name, write_json
 from llem_airflow.protocol.result import Served
 from llem_airflow.protocol.spec import ExperimentSpec
 from tests.measurement.running import HASH, PLUGIN, ROOT, Ran, spec_of

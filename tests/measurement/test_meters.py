@@ -10,7 +10,7 @@ from llem_airflow.measurement.meters.choose import open_meter
 from llem_airflow.measurement.meters.contract import MeterUnavailableError, Reading
 from llem_airflow.measurement.meters.cpu_estimate import CgroupCpuTime, CpuEstimateMeter, HostCpuTime
 from llem_airflow.measurement.meters.rapl import RaplMeter, _Package
-from llem_airflow.protocol.records import POWER_COLUMNS
+from llem_airflow.protocol.files import POWER_COLUMNS
 from llem_airflow.protocol.spec import MeterSpec
 
 

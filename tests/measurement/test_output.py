@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llem_airflow.measurement.output import EventLog, anchor, seconds_since
-from llem_airflow.measurement.whole import write_json, write_whole
+from llem_airflow.protocol.files import write_json, write_whole
 
 
 def rows(path: Path) -> list[dict[str, object]]:
@@ -76,11 +76,11 @@ def test_a_number_that_json_does_not_know_is_refused_and_the_old_file_stays(tmp_
 
 
 def test_a_line_for_people_has_the_time_the_phase_and_the_text(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = EventLog(tmp_path / "events.jsonl")
     assert log.phase_name == "start"
-    log._begin_ns -= 12_340_000_000
+    monkeypatch.setattr("llem_airflow.measurement.output.seconds_since", lambda since_ns: 12.34)
     log.say("hello")
     log.note("kept")
     log.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llem_airflow.measurement.recent_power import DeviceRow, Recent, last_rows, mean_power_w, recent
-from llem_airflow.protocol.records import POWER_COLUMNS
+from llem_airflow.protocol.files import POWER_COLUMNS
 
 
 def write(

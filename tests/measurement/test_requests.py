@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from llem_airflow.measurement.engines.contract import Completion, Prompt
-from llem_airflow.measurement.requests import RequestLog
-from llem_airflow.protocol.records import REQUEST_FIELDS
+from llem_airflow.measurement.output import RequestLog
+from llem_airflow.protocol.files import REQUEST_FIELDS
 
 BATCH = (Prompt(0, (5, 6, 7), 2), Prompt(1, (5,), 2))
 DONE = (

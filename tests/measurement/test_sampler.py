@@ -19,7 +19,7 @@ from llem_airflow.analysis.energy import window_energy
 from llem_airflow.measurement.meters.contract import MeterUnavailableError, Reading
 from llem_airflow.measurement.sampler import Sampler, start_sampler
 from llem_airflow.measurement.sampling import TickWatch
-from llem_airflow.protocol.records import POWER_COLUMNS
+from llem_airflow.protocol.files import POWER_COLUMNS
 from llem_airflow.protocol.result import Window
 from llem_airflow.protocol.spec import MeterSpec
 from llem_airflow.protocol.typed_json import to_json
@@ -41,7 +41,7 @@ def wait_for(happened: object, *, at_most_s: float = 10.0) -> None:
 
 
 def pid_of(sampler: Sampler) -> int:
-    return sampler._channel._process.pid
+    return sampler._channel.process.pid
 
 
 def test_it_samples_at_the_requested_rate_and_reports_itself(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_it_outlives_its_parent_by_a_second_and_then_ends_by_itself(tmp_path: Pa
         "from llem_airflow.measurement.sampler import start_sampler\n"
         "from llem_airflow.protocol.spec import MeterSpec\n"
         "sampler = start_sampler(MeterSpec(kind='cpu-estimate'), pathlib.Path(sys.argv[1]))\n"
-        "print(sampler._channel._process.pid, time.monotonic_ns(), flush=True)\n"
+        "print(sampler._channel.process.pid, time.monotonic_ns(), flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
     power_csv = tmp_path / "power.csv"

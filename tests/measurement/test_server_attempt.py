@@ -13,8 +13,7 @@ import pytest
 
 from llem_airflow.measurement.load.arrivals import arrival_times
 from llem_airflow.measurement.server.traffic import traffic_of
-from llem_airflow.protocol.files import LOAD_PLAN, SERVER_LOG, SERVER_METRICS
-from llem_airflow.protocol.records import SERVER_COLUMNS
+from llem_airflow.protocol.files import LOAD_PLAN, SERVER_COLUMNS, SERVER_LOG, SERVER_METRICS
 from llem_airflow.protocol.result import Served
 from llem_airflow.protocol.spec import ExperimentSpec, Limits
 from tests.measurement.running import PLUGIN, ROOT, Ran, run, spec_of

@@ -19,7 +19,7 @@ from llem_airflow.measurement.server.command import flags, pinned_port, sampling
 from llem_airflow.measurement.server.process import server_error
 from llem_airflow.measurement.server.scrape import Scraper, labels, row
 from llem_airflow.measurement.server.traffic import load_plan, traffic_of
-from llem_airflow.measurement.server.warmup import closed_gates, load_warmup
+from llem_airflow.measurement.warmup import closed_gates, load_warmup
 from llem_airflow.protocol.spec import ModelSource
 from tests.measurement.running import spec_of
 from tests.measurement.test_server_attempt import served
@@ -165,6 +165,8 @@ def test_a_metrics_page_becomes_a_row_and_what_is_not_on_it_is_not_known() -> No
         "kv_cache_usage_ratio": 0.25,
         "generation_tokens": 7,
     }
+    told = row("vllm:num_requests_waiting NaN\nvllm:kv_cache_usage_perc +Inf\nvllm:num_requests_running 2", 1)
+    assert [told[name] for name in ("waiting", "kv_cache_usage_ratio", "running")] == [None, None, 2]
     assert labels(PAGE, "vllm:cache_config_info")["kv_cache_size_tokens"] == "4096"
     assert labels("", "vllm:cache_config_info") == {}
 

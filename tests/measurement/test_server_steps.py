@@ -22,9 +22,8 @@ from llem_airflow.measurement.server.attempt import ServerAttempt
 from llem_airflow.measurement.server.command import ServerCommand
 from llem_airflow.measurement.server.living import LivingServer, check_lives_on, environment_of
 from llem_airflow.measurement.server.traffic import WindowTotals
-from llem_airflow.measurement.server.warmup import LoadWarmup
-from llem_airflow.protocol.files import SERVER_LOG
-from llem_airflow.protocol.records import POWER_COLUMNS
+from llem_airflow.measurement.warmup import LoadWarmup
+from llem_airflow.protocol.files import POWER_COLUMNS, SERVER_LOG
 from tests.measurement.test_server_attempt import served
 
 FACTS = ClientFacts(

@@ -14,11 +14,11 @@ import pytest
 
 from llem_airflow.measurement.session import folder as folders
 from llem_airflow.measurement.session.attempt import turn
+from llem_airflow.measurement.session.command import _idle, _why
 from llem_airflow.measurement.session.folder import SessionFolder
-from llem_airflow.measurement.session.guard import _idle, _why
 from llem_airflow.measurement.session.health import BASELINE, judge
 from llem_airflow.measurement.session.work import engine_problem, living_engine
-from llem_airflow.measurement.whole import write_json
+from llem_airflow.protocol.files import write_json
 from llem_airflow.protocol.session import BUSY, ENDED, HEALTH, LIVES, TAKEN, Exit, Turn
 from llem_airflow.protocol.typed_json import ProtocolError
 
@@ -320,7 +320,7 @@ def test_the_life_of_a_session_goes_on_over_those_of_its_container(session: Sess
     session.append(LIVES, {"t_mono_ns": time.monotonic_ns()})
     session.append(HEALTH, {"ended": "it was stopped"})
     code = (
-        "import sys; from pathlib import Path; from llem_airflow.measurement.session.guard import guard; "
+        "import sys; from pathlib import Path; from llem_airflow.measurement.session.command import guard; "
         "from llem_airflow.measurement.session.folder import SessionFolder; "
         f"sys.exit(guard(SessionFolder(Path({str(session.root)!r})), 3599.0, 600.0))"
     )
@@ -335,9 +335,9 @@ def test_the_guard_beats_until_nobody_has_come_for_long_enough_or_it_is_stopped(
     session: SessionFolder,
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from llem_airflow.measurement.session import guard; "
-        "from llem_airflow.measurement.session.folder import SessionFolder; guard.BEAT_S = 0.02; "
-        f"sys.exit(guard.guard(SessionFolder(Path({str(session.root)!r})), 3600.0, float(sys.argv[1])))"
+        "import sys; from pathlib import Path; from llem_airflow.measurement.session import command; "
+        "from llem_airflow.measurement.session.folder import SessionFolder; command.BEAT_S = 0.02; "
+        f"sys.exit(command.guard(SessionFolder(Path({str(session.root)!r})), 3600.0, float(sys.argv[1])))"
     )
 
     def started(idle_s: float) -> subprocess.Popen[bytes]:

@@ -14,8 +14,8 @@ from llem_airflow.measurement.idle_power import IdlePhases, IdleRules
 from llem_airflow.measurement.meters.contract import Reading
 from llem_airflow.measurement.output import EventLog
 from llem_airflow.operators.energy import known_idle_power
-from llem_airflow.protocol.records import POWER_COLUMNS
-from llem_airflow.protocol.spec import idle_conditions
+from llem_airflow.protocol.files import POWER_COLUMNS
+from llem_airflow.protocol.gpus import idle_conditions
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.study import Experiment, load_study_text
 from tests.measurement.running import HASH, Ran, run_on_gpu

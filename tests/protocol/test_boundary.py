@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llem_airflow
+from llem_airflow.protocol.gpus import gpus_told, idle_conditions
 from llem_airflow.protocol.result import Anchor, AttemptError, CycleResult, Meter, Warmup, Window
 from llem_airflow.protocol.spec import (
     ExperimentSpec,
@@ -21,8 +22,6 @@ from llem_airflow.protocol.spec import (
     ModelSource,
     Prompts,
     Synthetic,
-    gpus_told,
-    idle_conditions,
 )
 from llem_airflow.protocol.typed_json import UNLESS_DEFAULT, ProtocolError, from_json, to_json
 

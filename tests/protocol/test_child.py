@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import llem_airflow
-from llem_airflow.protocol.child import child_environment
+from llem_airflow.protocol.processes import child_environment
 
 
 def test_a_child_imports_its_parent_s_package_and_nothing_of_the_current_folder(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llem_airflow.protocol.load_arguments import load_arguments
+from llem_airflow.protocol.engine_keys import load_arguments
 
 
 def test_arguments_of_the_engine_and_keys_passed_through_are_loaded_with() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from llem_airflow.protocol.message_pipe import MessagePipe
+from llem_airflow.protocol.processes import MessagePipe
 
 
 def test_messages_come_whole_and_in_their_order_and_the_end_is_told_from_silence() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llem_airflow.protocol.oom import host_oom_kills, oom_kills
+from llem_airflow.protocol.processes import host_oom_kills, oom_kills
 
 
 def tree(folder: Path, files: dict[str, str]) -> None:

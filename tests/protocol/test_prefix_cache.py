@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llem_airflow.protocol.prefix_cache import prefix_cache, shared_beginnings
+from llem_airflow.protocol.engine_keys import prefix_cache, shared_beginnings
 
 REUSE = {"kv_cache_config": {"enable_block_reuse": True}}
 VLLM, TENSORRT = (

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pynvml
 import pytest
 
-from llem_airflow.protocol import PROTOCOL_VERSION, records
+from llem_airflow.protocol import PROTOCOL_VERSION, files, gpus
 from llem_airflow.protocol.failure_texts import LIBRARIES, first
 from llem_airflow.protocol.failures import (
     CATEGORIES,
@@ -166,19 +166,19 @@ def test_the_streams_of_an_attempt_have_these_columns() -> None:
         *("t_before_mono_ns", "t_after_mono_ns", "gpu", "power_instant_mw", "power_average_mw", "energy_mj"),
         *("sm_clock_mhz", "mem_clock_mhz", "event_reasons", "temperature_c", "mem_temperature_c"),
         *("utilisation_percent", "memory_used_bytes", "error"),
-    ) == records.POWER_COLUMNS
+    ) == files.POWER_COLUMNS
     assert (
         *("import", "load", "baseline_check", "baseline_bare", "baseline_context", "baseline_loaded"),
         *("warmup", "ramp", "measure", "drain", "cooldown"),
-    ) == records.PHASES
+    ) == files.PHASES
     kinds = {"phase_begin", "phase_end", "iteration", "progress", "counter_tick", "baselines_reused", "note"}
-    assert kinds == set(records.EVENTS)
+    assert kinds == set(files.EVENT_KINDS)
     assert {
         *("request_id", "phase", "iteration", "prompt_index", "batch_size", "input_tokens", "output_tokens"),
         *("t_submit_mono_ns", "t_first_mono_ns", "t_last_mono_ns", "token_mono_ns", "output_token_ids"),
         "finish_reason",
-    } == set(records.REQUEST_FIELDS)
-    assert set(records.SERVED_FIELDS) == {
+    } == set(files.REQUEST_FIELDS)
+    assert set(files.SERVED_FIELDS) == {
         *(
             "t_due_mono_ns",
             "t_end_mono_ns",
@@ -192,7 +192,7 @@ def test_the_streams_of_an_attempt_have_these_columns() -> None:
     assert (
         *("t_mono_ns", "running", "waiting", "kv_cache_usage_ratio", "preemptions", "prompt_tokens"),
         "generation_tokens",
-    ) == records.SERVER_COLUMNS
+    ) == files.SERVER_COLUMNS
 
 
 def test_what_a_board_says_is_a_condition_or_of_the_moment() -> None:
@@ -207,8 +207,8 @@ def test_what_a_board_says_is_a_condition_or_of_the_moment() -> None:
             "mig_mode",
         ),
         "persistence_mode",
-    ) == records.BOARD_CONDITIONS
-    assert records.BOARD_STATE == ("performance_state", "memory_used_bytes", "temperature_c", "processes")
+    ) == gpus.BOARD_CONDITIONS
+    assert gpus.BOARD_STATE == ("performance_state", "memory_used_bytes", "temperature_c", "processes")
 
 
 def test_version_and_meters_are_what_files_say() -> None:
@@ -217,14 +217,14 @@ def test_version_and_meters_are_what_files_say() -> None:
 
 
 def test_clock_event_reasons_have_the_bits_of_nvml() -> None:
-    assert set(records.SLOWDOWNS) == {
+    assert set(gpus.SLOWDOWNS) == {
         pynvml.nvmlClocksEventReasonHwSlowdown,
         pynvml.nvmlClocksEventReasonSwThermalSlowdown,
         pynvml.nvmlClocksEventReasonHwThermalSlowdown,
         pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
     }
-    assert records.SLOWDOWNS[pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown] == "power brake"
-    assert pynvml.nvmlClocksEventReasonSwPowerCap == records.POWER_CAP_BIT
+    assert gpus.SLOWDOWNS[pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown] == "power brake"
+    assert pynvml.nvmlClocksEventReasonSwPowerCap == gpus.POWER_CAP_BIT
 
 
 def test_a_window_lasts_as_many_seconds_as_its_clock_says() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from llem_airflow.measurement.meters.contract import MeterUnavailableError
 from llem_airflow.measurement.sampler import start_sampler
+from llem_airflow.protocol.gpus import AmbiguousDeviceError, visible_to_cuda
 from llem_airflow.protocol.spec import MeterSpec
-from llem_airflow.protocol.visible import AmbiguousDeviceError, visible_to_cuda
 from tests.standins.gpus import measure, use_script
 
 GPU_0, GPU_1 = (f"GPU-5741d000-0000-0000-0000-{number:012d}" for number in (0, 1))

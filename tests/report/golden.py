@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from rich.console import Console, RenderableType
 
 from llem_airflow.analysis.aggregate import aggregate_run
-from llem_airflow.analysis.compare_named import How, against_previous, compare_named
+from llem_airflow.analysis.compare import How
+from llem_airflow.analysis.compare_named import against_previous, compare_named
 from llem_airflow.analysis.history import histories
 from llem_airflow.analysis.tables import cycle_rows
 from llem_airflow.report.markdown import report_markdown

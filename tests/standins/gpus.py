@@ -14,7 +14,7 @@ from llem_airflow.analysis.checks import flags
 from llem_airflow.analysis.energy import EnergyOfWindow, window_energy
 from llem_airflow.analysis.flags import Flag
 from llem_airflow.measurement.sampler import start_sampler
-from llem_airflow.protocol.records import POWER_COLUMNS
+from llem_airflow.protocol.files import POWER_COLUMNS
 from llem_airflow.protocol.result import Anchor, CycleResult, Meter, Warmup, Window
 from llem_airflow.protocol.spec import MeterSpec
 from tests.parts import missing

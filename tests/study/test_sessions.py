@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from llem_airflow.protocol.load_arguments import load_arguments
+from llem_airflow.protocol.engine_keys import load_arguments
 from llem_airflow.study import Study
 from llem_airflow.study.plan.findings import not_runnable
 from tests.study.texts import report, study

@@ -1,22 +1,18 @@
 """What draws the power whose edges are known.
 
 ``TorchLoad`` multiplies matrices in a process of its own, so that the board is bare before it. ``ScriptedLoad`` draws
-nothing: the stand-in driver's script plays the plan by itself, and this only tells when. ``NoLoad`` is what remains
-without PyTorch and CUDA.
+nothing: the stand-in driver's script plays the plan by itself, and this only tells when. A plain ``BoardLoad`` is what
+remains without PyTorch and CUDA.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import subprocess
-import sys
 import time
-from typing import Any, Protocol
+from typing import Any
 
 from llem_airflow.measurement.board.plan import Phase
-from llem_airflow.protocol.child import child_environment
-from llem_airflow.protocol.message_pipe import MessagePipe
+from llem_airflow.protocol.processes import Child
 
 SCRIPTED = "LLEM_GPU_CHECK_SCRIPTED"
 """Names the instant, in seconds since 1970, from which a stand-in's script plays the plan of the first board."""
@@ -28,19 +24,22 @@ Edge = tuple[int, int]
 """When the load was on: from, to, in nanoseconds of the monotonic clock."""
 
 
-class OpenLoad(Protocol):
-    """A load of one board.
+class BoardLoad:
+    """A load of one board that draws nothing; the others are made of it.
 
     Attributes:
         kind: torch | scripted | none.
         note: What it could not do; empty when it works.
     """
 
-    kind: str
-    note: str
+    kind = "none"
+
+    def __init__(self, note: str) -> None:
+        self.note = note
 
     def begin_ns(self) -> int:
         """When the plan begins, on the monotonic clock."""
+        return time.monotonic_ns()
 
     def context(self) -> None:
         """Make a CUDA context that does nothing."""
@@ -50,38 +49,13 @@ class OpenLoad(Protocol):
 
     def done(self) -> list[Edge]:
         """Edges that happened since the last call."""
+        return []
 
     def close(self) -> None:
         """End it."""
 
 
-class NoLoad:
-    """Nothing draws power."""
-
-    kind = "none"
-
-    def __init__(self, note: str) -> None:
-        self.note = note
-
-    def begin_ns(self) -> int:
-        """Now."""
-        return time.monotonic_ns()
-
-    def context(self) -> None:
-        """There is none."""
-
-    def start(self, phase: Phase, origin_ns: int) -> None:
-        """Nothing happens."""
-
-    def done(self) -> list[Edge]:
-        """None."""
-        return []
-
-    def close(self) -> None:
-        """Nothing to end."""
-
-
-class ScriptedLoad(NoLoad):
+class ScriptedLoad(BoardLoad):
     """The board follows a script that plays the plan."""
 
     kind = "scripted"
@@ -105,35 +79,27 @@ class ScriptedLoad(NoLoad):
         return edges
 
 
-class TorchLoad:
+class TorchLoad(BoardLoad):
     """Matrix products of PyTorch on one board."""
 
     kind = "torch"
-    note = ""
 
     def __init__(self, uuid: str) -> None:
-        environment = {**child_environment(), "CUDA_VISIBLE_DEVICES": uuid}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "llem_airflow.measurement.board.torch_load"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
+        super().__init__("")
+        self._child = Child(
+            "llem_airflow.measurement.board.torch_load",
+            environment={"CUDA_VISIBLE_DEVICES": uuid},
+            quiet=True,
         )
-        assert self._process.stdout is not None
-        self._messages, self._waiting = MessagePipe(self._process.stdout), 0
+        self._waiting = 0
         answer = self._receive(_IMPORT_S)
         if answer.get("imported") is not True:
             self.note = str(answer.get("error") or "the process of the load ended at its start")
             self.close()
 
-    def begin_ns(self) -> int:
-        """Now."""
-        return time.monotonic_ns()
-
     def context(self) -> None:
         """Make the context, and learn how large a product the board does in a millisecond."""
-        self._say("context")
+        self._child.send("context")
         answer = self._receive(_CONTEXT_S)
         if answer.get("context") is not True:
             self.note = str(answer.get("error") or "the process of the load ended")
@@ -141,7 +107,7 @@ class TorchLoad:
     def start(self, phase: Phase, origin_ns: int) -> None:
         """Tell the process all edges of the phase."""
         for on_ns, off_ns in _at(phase, origin_ns):
-            self._say(f"{on_ns} {off_ns}")
+            self._child.send(f"{on_ns} {off_ns}")
             self._waiting += 1
 
     def done(self) -> list[Edge]:
@@ -159,26 +125,13 @@ class TorchLoad:
 
     def close(self) -> None:
         """End the process."""
-        with contextlib.suppress(OSError):
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-        try:
-            self._process.wait(3.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def _say(self, line: str) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError, ValueError):  # its end shows where it is asked
-            self._process.stdin.write(f"{line}\n".encode("ascii"))
-            self._process.stdin.flush()
+        self._child.end(3.0)
 
     def _receive(self, timeout_s: float) -> dict[str, Any]:
-        return self._messages.receive(timeout_s) or {}
+        return self._child.messages.receive(timeout_s) or {}
 
 
-def open_load(uuid: str, name: str, begins_after_s: float) -> OpenLoad:
+def open_load(uuid: str, name: str, begins_after_s: float) -> BoardLoad:
     """The load that there is for a board.
 
     Args:
@@ -189,12 +142,12 @@ def open_load(uuid: str, name: str, begins_after_s: float) -> OpenLoad:
     if "STAND-IN" in name:
         begin = os.environ.get(SCRIPTED)
         if begin is None:
-            return NoLoad(
+            return BoardLoad(
                 f"A stand-in has no CUDA; {SCRIPTED} names the instant from which its script plays the plan."
             )
         return ScriptedLoad(float(begin) + begins_after_s)
     load = TorchLoad(uuid)
-    return NoLoad(f"No load: {load.note}.") if load.note else load
+    return BoardLoad(f"No load: {load.note}.") if load.note else load
 
 
 def _at(phase: Phase, origin_ns: int) -> list[Edge]:

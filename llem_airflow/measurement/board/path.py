@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from llem_airflow.measurement.attempt import Attempt
-from llem_airflow.measurement.board.peers import Peers
+from llem_airflow.measurement.board.peer import Peers
 from llem_airflow.measurement.output import EventLog
 from llem_airflow.measurement.sampler import Sampler, start_sampler
-from llem_airflow.measurement.whole import write_json
 from llem_airflow.protocol import PROTOCOL_VERSION
-from llem_airflow.protocol.files import EVENTS, POWER
+from llem_airflow.protocol.files import EVENTS, POWER, write_json
 from llem_airflow.protocol.spec import ExperimentSpec, Limits, MeterSpec, ModelSource, Prompts
 from llem_airflow.protocol.typed_json import to_json
 

@@ -6,12 +6,14 @@ tells with the window's edges as it saw them. Each tool runs in a process of its
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +21,8 @@ import time
 import warnings
 from collections.abc import Callable
 from typing import Any
+
+from llem_airflow.protocol.processes import Child
 
 Window = tuple[Callable[[], None], Callable[[], float]]
 """Begin a window; end it and tell its joules."""
@@ -156,6 +160,74 @@ def _say(to: Any, **message: Any) -> None:
 
 SMI = "nvidia-smi"
 TOOLS: dict[str, Callable[[str], Window]] = {SMI: _smi, "zeus": _zeus, "codecarbon": _codecarbon}
+
+
+START_S, ANSWER_S = 40.0, 15.0
+
+
+class Peers:
+    """The tools that are installed here, each in a process of its own.
+
+    Args:
+        uuid: The board.
+
+    Attributes:
+        problems: Why a tool told nothing, by tool.
+    """
+
+    def __init__(self, uuid: str) -> None:
+        here = installed()
+        self.problems = {tool: "not installed" for tool in TOOLS if tool not in here}
+        self._children = {
+            tool: Child("llem_airflow.measurement.board.peer", tool, uuid, quiet=True, own_session=True)
+            for tool in here
+        }
+        self._due_s = dict.fromkeys(here, time.monotonic() + START_S)
+
+    def tell(self, word: str) -> None:
+        """Say ``begin`` or ``end`` to all that still work."""
+        for tool, child in self._children.items():
+            child.send(word)  # the end of one shows where it is asked
+            self._due_s[tool] = time.monotonic() + ANSWER_S
+
+    def answers(self, meanwhile: Callable[[], object]) -> dict[str, dict[str, Any]]:
+        """What all of them answer; a tool that failed, or was silent for too long, is left out from then on.
+
+        Args:
+            meanwhile: Called again and again until the last has answered, at least once.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        meanwhile()
+        while self._due_s:
+            for tool, due_s in list(self._due_s.items()):
+                answer = self._children[tool].messages.receive(0.0)
+                if answer is not None and "error" not in answer:
+                    found[tool] = answer
+                    del self._due_s[tool]
+                elif answer is not None:
+                    self._drop(tool, str(answer["error"]))
+                elif self._children[tool].messages.ended:
+                    self._drop(tool, "it ended without a word")
+                elif time.monotonic() > due_s:
+                    self._drop(tool, "it did not answer in time")
+            if self._due_s:
+                meanwhile()
+        return found
+
+    def close(self) -> None:
+        """End them all."""
+        for tool in list(self._children):
+            self._drop(tool, "")
+
+    def _drop(self, tool: str, why: str) -> None:
+        child = self._children.pop(tool)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.process.pid, signal.SIGKILL)
+        child.end(ANSWER_S)
+        self._due_s.pop(tool, None)
+        if why:
+            self.problems[tool] = why
+
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

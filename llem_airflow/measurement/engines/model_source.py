@@ -114,3 +114,18 @@ def encode_chats(tokenizer: Any, chats: Sequence[Sequence[dict[str, str]]]) -> l
 def vocabulary_of(tokenizer: Any) -> Vocabulary:
     """Every id of the tokenizer, and which of them are special."""
     return Vocabulary(size=len(tokenizer), special_ids=frozenset(tokenizer.all_special_ids))
+
+
+class TokenizerEncoder:
+    """Makes prompts with a Hugging Face tokenizer, which a subclass loads, with its chat template or without."""
+
+    _tokenizer: Any = None
+    _chat_template = False
+
+    def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[tuple[int, ...]]:
+        """Token ids of texts, each cut to ``max_tokens`` tokens from its begin."""
+        return encode_texts(self._tokenizer, texts, max_tokens, chat_template=self._chat_template)
+
+    def vocabulary(self) -> Vocabulary:
+        """Every id of the tokenizer, and which of them are special."""
+        return vocabulary_of(self._tokenizer)

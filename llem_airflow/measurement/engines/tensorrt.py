@@ -20,18 +20,22 @@ from llem_airflow.measurement.engines.contract import (
     Completion,
     EngineFacts,
     Prompt,
-    Vocabulary,
     only_answer,
+    plain,
 )
 from llem_airflow.measurement.engines.model_size import weight_counts
 from llem_airflow.measurement.engines.model_source import (
-    encode_texts,
+    TokenizerEncoder,
     source_facts,
-    vocabulary_of,
     weights_folder,
 )
-from llem_airflow.measurement.engines.tensorrt_arguments import BACKENDS, engine_arguments
-from llem_airflow.measurement.generation import generation, llem_execution, request_arguments
+from llem_airflow.measurement.generation import (
+    TENSORRT_BACKENDS,
+    generation,
+    llem_execution,
+    request_arguments,
+    tensorrt_arguments,
+)
 from llem_airflow.protocol.spec import ExperimentSpec
 
 LIBRARIES = (
@@ -54,7 +58,7 @@ OBJECTS = {
 }
 
 
-class TensorRTEngine:
+class TensorRTEngine(TokenizerEncoder):
     """``LLM`` of either backend with all prompts of a pass handed over at once."""
 
     def __init__(self) -> None:
@@ -62,8 +66,7 @@ class TensorRTEngine:
         self._sampling: dict[str, Any] = {}
         self._described: dict[str, Any] = {}
         self._model: dict[str, Any] = {}
-        self._backend = BACKENDS[0]
-        self._chat_template = False
+        self._backend = TENSORRT_BACKENDS[0]
 
     def open_context(self) -> bool:
         """Not possible: the engine's workers make their own contexts."""
@@ -72,11 +75,13 @@ class TensorRTEngine:
     def load(self, spec: ExperimentSpec) -> None:
         """Load the weights, or build or load the compiled engine."""
         self.reset(spec)
-        self._backend, arguments = engine_arguments(spec)
+        self._backend, arguments = tensorrt_arguments(spec)
         self._described = dict(arguments)
         if self._backend == "tensorrt":
             arguments.update(build_cache(arguments))
         self._llm = _class_of(self._backend)(**_as_objects(arguments))
+        wrapper = self._llm.tokenizer  # of the Hugging Face tokenizer
+        self._tokenizer = getattr(wrapper, "tokenizer", wrapper)
         self._model = {
             **source_facts(spec),
             "dtype": str(arguments.get("dtype", "auto")),
@@ -89,14 +94,6 @@ class TensorRTEngine:
         chosen = generation(spec)
         self._chat_template = bool(llem_execution(spec).get("chat_template"))
         self._sampling = sampling_arguments(chosen.parameters, chosen.seed)
-
-    def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[tuple[int, ...]]:
-        """Token ids from the engine's tokenizer."""
-        return encode_texts(self._tokenizer(), texts, max_tokens, chat_template=self._chat_template)
-
-    def vocabulary(self) -> Vocabulary:
-        """Every id of the tokenizer but the special ones."""
-        return vocabulary_of(self._tokenizer())
 
     def batch_size(self) -> int | None:
         """The whole prompt set: ``max_batch_size`` of the engine says how many run at once."""
@@ -142,7 +139,7 @@ class TensorRTEngine:
             libraries=LIBRARIES,
             settings={
                 "backend": self._backend,
-                "engine_params": {key: _plain(value) for key, value in self._described.items()},
+                "engine_params": {key: plain(value) for key, value in self._described.items()},
                 "sampling_params": self._sampling,
             },
         )
@@ -156,11 +153,6 @@ class TensorRTEngine:
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
-
-    def _tokenizer(self) -> Any:
-        # The library wraps the Hugging Face tokenizer.
-        wrapper = self._llm.tokenizer
-        return getattr(wrapper, "tokenizer", wrapper)
 
 
 def sampling_arguments(given: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -215,7 +207,3 @@ def _as_objects(arguments: dict[str, Any]) -> dict[str, Any]:
         if isinstance(made.get(key), dict):
             made[key] = getattr(llmapi, name)(**made[key])
     return made
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, (bool, int, float, str, type(None), dict, list)) else str(value)

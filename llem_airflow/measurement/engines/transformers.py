@@ -12,12 +12,12 @@ import torch
 import transformers
 from transformers.generation.streamers import BaseStreamer
 
-from llem_airflow.measurement.engines.contract import Completion, EngineFacts, Prompt, Vocabulary
+from llem_airflow.measurement.engines.contract import Completion, EngineFacts, Prompt
 from llem_airflow.measurement.engines.model_size import model_counts
-from llem_airflow.measurement.engines.model_source import encode_texts, source_facts, source_of, vocabulary_of
+from llem_airflow.measurement.engines.model_source import TokenizerEncoder, source_facts, source_of
 from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.generation import engine_params, generation, llem_execution
-from llem_airflow.protocol.load_arguments import GENERATE_PARAMS
+from llem_airflow.protocol.engine_keys import GENERATE_PARAMS
 from llem_airflow.protocol.spec import ExperimentSpec
 
 LIBRARIES = (
@@ -47,12 +47,11 @@ EXECUTION_KEYS = frozenset(
 )
 
 
-class TransformersEngine:
+class TransformersEngine(TokenizerEncoder):
     """``AutoModelForCausalLM.generate`` on the CPU or on GPUs."""
 
     def __init__(self) -> None:
         self._model: Any = None
-        self._tokenizer: Any = None
         self._execution: dict[str, Any] = {}
         self._settings: dict[str, Any] = {}
         self._sampling: dict[str, Any] = {}
@@ -106,6 +105,7 @@ class TransformersEngine:
 
     def _choose(self, spec: ExperimentSpec) -> None:
         self._execution = _execution(spec)
+        self._chat_template = bool(self._execution.get("chat_template"))
         chosen = generation(spec)
         transformers.set_seed(chosen.seed)
         given = engine_params(spec)
@@ -114,15 +114,6 @@ class TransformersEngine:
         if self._execution.get("torch_compile"):
             # A cache that grows by a token changes every shape at every step, and each change compiles anew.
             self._sampling.setdefault("cache_implementation", "static")
-
-    def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[tuple[int, ...]]:
-        """Token ids, through the chat template where the study asks for it."""
-        template = bool(self._execution.get("chat_template"))
-        return encode_texts(self._tokenizer, texts, max_tokens, chat_template=template)
-
-    def vocabulary(self) -> Vocabulary:
-        """Every id of the tokenizer but the special ones."""
-        return vocabulary_of(self._tokenizer)
 
     def batch_size(self) -> int | None:
         """As ``llem_execution.batch_size`` says; one if it does not."""

@@ -16,15 +16,14 @@ from llem_airflow.measurement.engines.contract import (
     Completion,
     EngineFacts,
     Prompt,
-    Vocabulary,
     only_answer,
+    plain,
 )
 from llem_airflow.measurement.engines.model_size import weight_counts
 from llem_airflow.measurement.engines.model_source import (
-    encode_texts,
+    TokenizerEncoder,
     source_facts,
     source_of,
-    vocabulary_of,
     weights_folder,
 )
 from llem_airflow.measurement.generation import engine_params, generation, llem_execution, request_arguments
@@ -49,7 +48,7 @@ RESET_S = 5.0
 _RESET_AGAIN_S = 0.1
 
 
-class VllmEngine:
+class VllmEngine(TokenizerEncoder):
     """``LLM`` with all prompts of a pass handed over at once; the engine's scheduler batches them."""
 
     def __init__(self) -> None:
@@ -57,7 +56,6 @@ class VllmEngine:
         self._sampling: dict[str, Any] = {}
         self._parameters: dict[str, Any] = {}
         self._model: dict[str, Any] = {}
-        self._chat_template = False
         self._next_request = 0
         self._cache_use = CacheUse()
 
@@ -73,6 +71,7 @@ class VllmEngine:
         self._choose(spec)
         self._parameters = engine_arguments(spec, seed=generation(spec).seed, cpu=current_platform.is_cpu())
         self._llm = vllm.LLM(**self._parameters)
+        self._tokenizer = self._llm.get_tokenizer()
         self._model = {**source_facts(spec), **weight_counts(weights_folder(spec))}
 
     def reset(self, spec: ExperimentSpec) -> None:
@@ -93,14 +92,6 @@ class VllmEngine:
     def _choose(self, spec: ExperimentSpec) -> None:
         self._chat_template = bool(llem_execution(spec).get("chat_template"))
         self._sampling = sampling_arguments(generation(spec).parameters)
-
-    def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[tuple[int, ...]]:
-        """Token ids from the engine's tokenizer."""
-        return encode_texts(self._llm.get_tokenizer(), texts, max_tokens, chat_template=self._chat_template)
-
-    def vocabulary(self) -> Vocabulary:
-        """Every id of the tokenizer but the special ones."""
-        return vocabulary_of(self._llm.get_tokenizer())
 
     def batch_size(self) -> int | None:
         """The whole prompt set: ``max_num_seqs`` of the engine says how many run at once."""
@@ -150,8 +141,8 @@ class VllmEngine:
             },
             libraries=LIBRARIES,
             settings={
-                "engine_params": {key: _plain(value) for key, value in self._parameters.items()},
-                "sampling_params": {key: _plain(value) for key, value in self._sampling.items()},
+                "engine_params": {key: plain(value) for key, value in self._parameters.items()},
+                "sampling_params": {key: plain(value) for key, value in self._sampling.items()},
                 "max_model_len_tokens": model.max_model_len,
                 "max_num_seqs": config.scheduler_config.max_num_seqs,
                 "kv_cache_capacity_tokens": self._cache_tokens(),
@@ -265,7 +256,3 @@ def sampling_arguments(given: dict[str, Any]) -> dict[str, Any]:
     # Text is nobody's here: ids are kept, and the detokenizer's work is not the model's. Stop strings need it.
     text = bool(parameters.get("stop"))
     return {"temperature": 1.0, "detokenize": text, "output_kind": RequestOutputKind.DELTA, **parameters}
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, (bool, int, float, str, type(None), dict, list)) else str(value)

@@ -19,10 +19,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from llem_airflow.measurement.load.client import ClientFacts, Endpoint, closed_loop, open_loop
+from llem_airflow.measurement.load.client import (
+    ClientFacts,
+    Endpoint,
+    closed_loop,
+    open_loop,
+    precise_event_loop,
+)
+from llem_airflow.measurement.load.exchange import RequestRow, row_line
 from llem_airflow.measurement.load.plan import LoadPlan, read_plan
-from llem_airflow.measurement.load.rows import RequestRow, row_line
-from llem_airflow.measurement.load.timing import precise_event_loop
 from llem_airflow.measurement.sampling import say_to
 from llem_airflow.protocol.typed_json import ProtocolError
 

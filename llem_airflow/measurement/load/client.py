@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-import resource
+import select
+import selectors
 import time
 from array import array
 from collections import deque
@@ -14,8 +15,8 @@ from itertools import accumulate
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from llem_airflow.measurement.load.exchange import Exchange
-from llem_airflow.measurement.load.rows import CUT, ERROR, OK, TIMEOUT, RequestRow
+from llem_airflow.measurement.load.exchange import CUT, ERROR, OK, TIMEOUT, Exchange, RequestRow
+from llem_airflow.protocol.processes import own_cpu_s
 
 IDLE_CONNECTION_S = 4.0
 """Older idle connections are not used again: uvicorn, which vLLM and TensorRT-LLM serve with, closes them after 5 s."""
@@ -258,7 +259,7 @@ class _Traffic:
         self._connections: dict[_Connection, None] = {}
         self._peak = self._held = self._no_handles = 0
         self._lateness_ns = array("q")
-        self._cpu_s = _cpu_s()
+        self._cpu_s = own_cpu_s()
 
     def expect(self, more: int) -> None:
         """So many more rows are to come before it is over."""
@@ -394,7 +395,7 @@ class _Traffic:
             held_by_cap=self._held,
             peak_connections=self._peak,
             out_of_file_handles=self._no_handles,
-            cpu_s=_cpu_s() - self._cpu_s,
+            cpu_s=own_cpu_s() - self._cpu_s,
             duration_s=duration_s,
         )
 
@@ -489,6 +490,21 @@ def _quantile(ordered: Sequence[float], share: float) -> float | None:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+def precise_event_loop() -> asyncio.AbstractEventLoop:
+    """A new event loop for sending at due times.
+
+    epoll waits in whole milliseconds, and asyncio rounds up: a timer is late by half a millisecond in the mean, which a
+    latency counted from the due time would show. ``select`` waits in microseconds, and an epoll descriptor can be
+    waited for like any other.
+    """
+    if not hasattr(selectors, "EpollSelector"):
+        return asyncio.new_event_loop()
+
+    class _Selector(selectors.EpollSelector):
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            if timeout is not None and timeout > 0:
+                select.select([self.fileno()], [], [], timeout)
+                timeout = 0
+            return super().select(timeout)
+
+    return asyncio.SelectorEventLoop(_Selector())

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from llem_airflow.measurement.load.client import ClientFacts
 from llem_airflow.measurement.load.plan import LoadPlan, write_plan
-from llem_airflow.protocol.child import child_environment
-from llem_airflow.protocol.message_pipe import MessagePipe
+from llem_airflow.protocol.processes import Child
 from llem_airflow.protocol.typed_json import from_json
 
 
@@ -35,24 +33,17 @@ class LoadProcess:
             rows_jsonl: Where a row is appended for each request.
         """
         write_plan(plan.checked(), plan_json)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "llem_airflow.measurement.load", str(plan_json), str(rows_jsonl)],
-            stdin=subprocess.PIPE,  # its end tells the process that we have died
-            stdout=subprocess.PIPE,
-            env=child_environment(),
-        )
-        assert self._process.stdout is not None
-        self._messages = MessagePipe(self._process.stdout)
+        self._child = Child("llem_airflow.measurement.load", str(plan_json), str(rows_jsonl))
 
     @property
     def pid(self) -> int:
         """Its process id."""
-        return self._process.pid
+        return self._child.process.pid
 
     @property
     def broken_off(self) -> bool:
         """Whether the process has ended before its plan: after the last answer it ends by itself, however early."""
-        return self._process.poll() not in {None, 0}
+        return self._child.process.poll() not in {None, 0}
 
     def wait_until_ready(self, timeout_s: float = 60.0) -> int:
         """Wait until it has read its plan and waits for the start.
@@ -80,32 +71,25 @@ class LoadProcess:
 
     def cut(self) -> None:
         """End the traffic now; ``wait`` then returns in a moment."""
-        self._process.terminate()
+        self._child.process.terminate()
 
     def close(self) -> None:
         """See the process end, by force if it does not by itself."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-        try:
-            self._process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._child.end(1.0)
 
     def how_it_ended(self) -> str:
         """Signal or exit code of a process that has ended."""
         try:
-            code = self._process.wait(1.0)
+            code = self._child.process.wait(1.0)
         except subprocess.TimeoutExpired:
             return "says nothing any more"
         return f"ended with {f'signal {signal.Signals(-code).name}' if code < 0 else f'exit code {code}'}"
 
     def _receive(self, wanted: str, deadline_s: float) -> Any:
         while True:
-            message = self._messages.receive(deadline_s - time.monotonic())
+            message = self._child.messages.receive(deadline_s - time.monotonic())
             if message is None:
-                state = self.how_it_ended() if self._messages.ended else "has not answered in time"
+                state = self.how_it_ended() if self._child.messages.ended else "has not answered in time"
                 raise LoadError(f"the load process {state} (waited for: {wanted}); see the log above")
             if "error" in message:
                 raise LoadError(message["error"])

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable
-from typing import Any
 
 from llem_airflow.measurement.meters.amdsmi import AmdSmiMeter
-from llem_airflow.measurement.meters.contract import Meter, MeterFacts, MeterUnavailableError, Reading
+from llem_airflow.measurement.meters.contract import (
+    HostMeter,
+    Meter,
+    MeterFacts,
+    MeterUnavailableError,
+    Reading,
+)
 from llem_airflow.measurement.meters.cpu_estimate import CpuEstimateMeter
 from llem_airflow.measurement.meters.nvml import NoDriverError, NvmlMeter
 from llem_airflow.measurement.meters.rapl import RaplMeter
@@ -69,26 +74,14 @@ def _first_available(spec: MeterSpec) -> Meter:
         return CpuEstimateMeter(spec.cpu_idle_w, spec.cpu_max_w)
 
 
-class NoMeter:
+class NoMeter(HostMeter):
     """Reads nothing."""
 
-    ticks = False
     facts = MeterFacts("none", "none", "none", (), "No meter was asked for: energy is not known.")
 
     def read(self) -> tuple[Reading, ...]:
         """Nothing."""
         return ()
-
-    def counters(self) -> tuple[Reading, ...]:
-        """Nothing."""
-        return ()
-
-    def describe(self) -> list[dict[str, Any]]:
-        """Nothing."""
-        return []
-
-    def close(self) -> None:
-        """Nothing to let go of."""
 
 
 _OWN: dict[str, Callable[[MeterSpec], Meter]] = {

@@ -7,6 +7,7 @@ the standard library, this file, and what the container's image holds.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -129,3 +130,25 @@ class Meter(Protocol):
 
     def close(self) -> None:
         """Let go of the driver."""
+
+
+class HostMeter(ABC):
+    """A meter of the host: it reads no GPU, what it reads is cheap and moves in no steps, and it holds nothing."""
+
+    facts: MeterFacts
+    ticks = False
+
+    @abstractmethod
+    def read(self) -> tuple[Reading, ...]:
+        """As of every meter."""
+
+    def counters(self) -> tuple[Reading, ...]:
+        """The same as a reading."""
+        return self.read()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """No GPU is read."""
+        return []
+
+    def close(self) -> None:  # noqa: B027  # nothing, for these
+        """Nothing to let go of."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from llem_airflow.measurement.meters.contract import MeterFacts, MeterUnavailableError, Reading
+from llem_airflow.measurement.meters.contract import HostMeter, MeterFacts, MeterUnavailableError, Reading
 
 SERIES = "cpu"
 
@@ -77,14 +77,12 @@ class CgroupCpuTime:
         return CpuTime(usage_ns / 1e9, cores)
 
 
-class CpuEstimateMeter:
+class CpuEstimateMeter(HostMeter):
     """Estimates power from CPU time.
 
     ``power_instant_mw`` is the mean since the previous reading, and ``energy_mj`` its running sum, so that
     the counter loses nothing between readings.
     """
-
-    ticks = False
 
     def __init__(
         self, idle_w: float, max_w: float, sources: tuple[HostCpuTime | CgroupCpuTime, ...] = ()
@@ -133,14 +131,3 @@ class CpuEstimateMeter:
                 utilisation_percent=round(busy_ratio * 100),
             ),
         )
-
-    def counters(self) -> tuple[Reading, ...]:
-        """The same as a reading: it is cheap."""
-        return self.read()
-
-    def describe(self) -> list[dict[str, Any]]:
-        """No GPU is read."""
-        return []
-
-    def close(self) -> None:
-        """Nothing to let go of."""

@@ -10,9 +10,8 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from llem_airflow.measurement.meters.contract import MeterFacts, MeterUnavailableError, Reading
+from llem_airflow.measurement.meters.contract import HostMeter, MeterFacts, MeterUnavailableError, Reading
 
 ROOTS = (Path("/sys/class/powercap"), Path("/host/sys/class/powercap"))
 """Where the zones lie. Docker masks the first in containers; the second is where it can be mounted for us."""
@@ -50,10 +49,8 @@ class _Package:
         return used_uj
 
 
-class RaplMeter:
+class RaplMeter(HostMeter):
     """Reads CPU packages. ``power_instant_mw`` is the mean since the previous reading."""
-
-    ticks = False
 
     def __init__(self, roots: tuple[Path, ...] = ROOTS) -> None:
         self._packages = next(filter(None, map(_packages, roots)), [])
@@ -77,17 +74,6 @@ class RaplMeter:
     def read(self) -> tuple[Reading, ...]:
         """Read every package."""
         return tuple(self._read(package) for package in self._packages)
-
-    def counters(self) -> tuple[Reading, ...]:
-        """The same as a reading: it is cheap."""
-        return self.read()
-
-    def describe(self) -> list[dict[str, Any]]:
-        """No GPU is read."""
-        return []
-
-    def close(self) -> None:
-        """Nothing to let go of."""
 
     @staticmethod
     def _read(package: _Package) -> Reading:

@@ -7,13 +7,11 @@ due time; energy and tokens by when they were used and came.
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from llem_airflow.measurement.attempt import COOLDOWN_S, Attempt
 from llem_airflow.measurement.engines.contract import EngineFacts, Prompt
@@ -40,11 +38,16 @@ from llem_airflow.measurement.server.command import (
     server_command,
     vllm_is_for_cpus,
 )
-from llem_airflow.measurement.server.conversations import requests_of
 from llem_airflow.measurement.server.living import LivingServer, check_lives_on, environment_of
-from llem_airflow.measurement.server.process import ServerProcess, client_error, free_port, server_error
+from llem_airflow.measurement.server.process import (
+    ServerProcess,
+    client_error,
+    free_port,
+    json_object,
+    server_error,
+)
+from llem_airflow.measurement.server.prompts import Tokenizer, requests_of
 from llem_airflow.measurement.server.scrape import METRICS, Scraper, labels
-from llem_airflow.measurement.server.tokenizer import Tokenizer
 from llem_airflow.measurement.server.traffic import (
     EDGE_S,
     Load,
@@ -55,7 +58,7 @@ from llem_airflow.measurement.server.traffic import (
     sort_by_due_time,
     traffic_of,
 )
-from llem_airflow.measurement.server.warmup import SPAN_S, LoadWarmup, closed_gates, load_warmup
+from llem_airflow.measurement.warmup import SPAN_S, LoadWarmup, closed_gates, load_warmup
 from llem_airflow.protocol.files import LOAD_PLAN, POWER, REQUESTS, SERVER_LOG, SERVER_METRICS
 from llem_airflow.protocol.result import CycleResult, Served, Warmup, Window
 
@@ -169,7 +172,7 @@ class ServerAttempt(Attempt):
 
     def _facts(self, ready: _Ready) -> EngineFacts:
         """What the server tells of itself."""
-        told = _json(ready.server.get("/version"))
+        told = json_object(ready.server.get("/version"))
         page = (ready.server.get(METRICS) or b"").decode(errors="replace")
         cache = labels(page, "vllm:cache_config_info")
         tokens = cache.get("kv_cache_size_tokens", "")
@@ -411,15 +414,7 @@ def _check_lengths(server: ServerProcess, prompts: tuple[Prompt, ...]) -> None:
 
 def _longest(server: ServerProcess) -> int | None:
     """The most tokens of a prompt and its answer; None when the server does not tell."""
-    models = _json(server.get("/v1/models")).get("data")
+    models = json_object(server.get("/v1/models")).get("data")
     first = models[0] if isinstance(models, list) and models and isinstance(models[0], dict) else {}
     most = first.get("max_model_len")
     return most if isinstance(most, int) else None
-
-
-def _json(body: bytes | None) -> dict[str, Any]:
-    try:
-        found = json.loads(body or b"{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from llem_airflow.measurement.engines.model_source import source_of
-from llem_airflow.measurement.engines.tensorrt_arguments import engine_arguments
 from llem_airflow.measurement.failure import MeasurementError
-from llem_airflow.measurement.generation import engine_params, generation, request_arguments
+from llem_airflow.measurement.generation import (
+    engine_params,
+    generation,
+    request_arguments,
+    tensorrt_arguments,
+)
 from llem_airflow.protocol.spec import ExperimentSpec
 
 HOST = "127.0.0.1"
@@ -114,7 +118,7 @@ def vllm_is_for_cpus() -> bool:
 
 def _trtllm(spec: ExperimentSpec, port: int, scratch: Path) -> ServerCommand:
     """``trtllm-serve``: the arguments of its ``LLM`` are those of a batch, and come from a file. Never run by us."""
-    backend, given = engine_arguments(spec)
+    backend, given = tensorrt_arguments(spec)
     settings = {key: value for key, value in given.items() if key not in OWN_KEYS}
     options = scratch / "trtllm-options.yaml"
     options.write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from llem_airflow.measurement.engines.contract import EngineFacts
 from llem_airflow.measurement.failure import MeasurementError
 from llem_airflow.measurement.server.command import ServerCommand
-from llem_airflow.measurement.server.process import HEALTH, ServerProcess, server_error
+from llem_airflow.measurement.server.process import HEALTH, ServerProcess, json_object, server_error
 from llem_airflow.measurement.server.scrape import METRICS, samples
 from llem_airflow.protocol.files import SERVER_LOG
 from llem_airflow.protocol.spec import ExperimentSpec
@@ -116,14 +115,6 @@ class LivingServer:
         told = samples((self.server.get(METRICS) or b"").decode(errors="replace"))
         if asked := sum(sum(told.get(name, ())) for name in _AT_WORK):
             return f"it still works on {asked:g} requests"
-        if environment_of(self.command) and not _success(self.server.post(_RESET)):
+        if environment_of(self.command) and json_object(self.server.post(_RESET)).get("success") is not True:
             return f"{_RESET} does not say that the prefix cache is empty"
         return ""
-
-
-def _success(body: bytes | None) -> bool:
-    try:
-        said = json.loads(body or b"null")
-    except ValueError:
-        return False
-    return isinstance(said, dict) and said.get("success") is True

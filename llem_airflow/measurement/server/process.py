@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from llem_airflow.measurement.failure import MeasurementError, from_output
 from llem_airflow.measurement.output import seconds_since
@@ -153,6 +155,15 @@ class ServerProcess:
 
     def _failed(self, what: str, category: str) -> MeasurementError:
         return server_error(what, self.log, category)
+
+
+def json_object(body: bytes | None) -> dict[str, Any]:
+    """The object of a page's body; empty where that is none."""
+    try:
+        found = json.loads(body or b"{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def server_error(what: str, log: Path, category: str) -> MeasurementError:

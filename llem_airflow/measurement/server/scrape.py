@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import math
 import re
 import threading
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from time import monotonic_ns
 
-from llem_airflow.protocol.records import SERVER_COLUMNS
+from llem_airflow.protocol.files import SERVER_COLUMNS
 
 METRICS = "/metrics"
 EVERY_S = 1.0
@@ -31,13 +33,12 @@ _MEAN = frozenset({"kv_cache_usage_ratio"})
 
 
 def samples(page: str) -> dict[str, list[float]]:
-    """The values of each series of a page in Prometheus' text format, by the name of the metric."""
+    """The finite values of each series of a page in Prometheus' text format, by the name of the metric."""
     found: dict[str, list[float]] = {}
     for name, _, value in _SAMPLE.findall(page):
-        try:
-            found.setdefault(name, []).append(float(value))
-        except ValueError:
-            continue
+        with contextlib.suppress(ValueError):
+            if math.isfinite(number := float(value)):
+                found.setdefault(name, []).append(number)
     return found
 
 

@@ -14,7 +14,7 @@ from llem_airflow.measurement.engines.contract import Prompt
 from llem_airflow.measurement.load.arrivals import arrival_times
 from llem_airflow.measurement.load.plan import LoadPlan, LoadPrompt
 from llem_airflow.measurement.server.command import HOST, sampling_fields
-from llem_airflow.measurement.server.conversations import turns_of
+from llem_airflow.measurement.server.prompts import turns_of
 from llem_airflow.protocol.spec import ExperimentSpec
 
 EDGE_S = 1.0

@@ -16,8 +16,8 @@ import time
 from llem_airflow.measurement.session.folder import AttemptFolder
 from llem_airflow.measurement.session.health import check
 from llem_airflow.measurement.session.work import LOOK_EVERY_S, Work, follow, start_work
-from llem_airflow.measurement.whole import write_json
-from llem_airflow.protocol.oom import oom_kills
+from llem_airflow.protocol.files import write_json
+from llem_airflow.protocol.processes import oom_kills
 from llem_airflow.protocol.session import (
     BUSY,
     COMMAND,

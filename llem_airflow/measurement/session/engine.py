@@ -13,7 +13,7 @@ from llem_airflow.measurement.living import LivingEngine
 from llem_airflow.measurement.process import on_termination
 from llem_airflow.measurement.session.folder import read_json
 from llem_airflow.measurement.session.work import ANSWER, LOOK_EVERY_S, NEXT
-from llem_airflow.measurement.whole import write_json
+from llem_airflow.protocol.files import write_json
 from llem_airflow.protocol.spec import ExperimentSpec
 
 

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llem_airflow.measurement.whole import write_json, write_whole
-from llem_airflow.protocol.files import OUT_DIR
+from llem_airflow.protocol.files import OUT_DIR, write_json, write_whole
 from llem_airflow.protocol.session import ATTEMPTS, LIVES, STATE, Exit
 from llem_airflow.protocol.typed_json import ProtocolError
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from llem_airflow.measurement.session.folder import SessionFolder, processes
 from llem_airflow.measurement.session.work import ENGINE_COMMAND, engine_problem, living_engine
+from llem_airflow.protocol.gpus import SLOWDOWNS
 from llem_airflow.protocol.session import COMMAND, HEALTH
 
 BASELINE = "baseline.jsonl"
@@ -21,8 +22,7 @@ SETTLE_S = 5.0
 """How long memory may take to be given back, and processes to go, in seconds."""
 
 _AGAIN_S = 0.25
-_SLOWED = {0x08: "hardware slowdown", 0x20: "software thermal slowdown", 0x40: "hardware thermal slowdown",
-           0x80: "hardware power brake"}  # fmt: skip
+_SLOWED = {**SLOWDOWNS, 0x80: "hardware power brake"}
 """Bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h) that an idle GPU must not have."""
 
 

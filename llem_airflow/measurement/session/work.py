@@ -24,8 +24,7 @@ from llem_airflow.measurement.session.folder import (
     signal_session,
     start_of,
 )
-from llem_airflow.measurement.whole import write_json
-from llem_airflow.protocol.files import ENV_CONFIG_PATH, ENV_OUTPUT_DIR
+from llem_airflow.protocol.files import ENV_CONFIG_PATH, ENV_OUTPUT_DIR, write_json
 from llem_airflow.protocol.session import COMMAND, WARM
 
 ENGINE_COMMAND = "engine"

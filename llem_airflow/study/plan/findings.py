@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from llem_airflow.protocol.prefix_cache import shared_beginnings
+from llem_airflow.protocol.engine_keys import shared_beginnings
 from llem_airflow.study.config.base import Config, lookup
 from llem_airflow.study.config.engines import PARTS, known_keys, not_of_a_server
 from llem_airflow.study.config.experiment import BUILTIN, STANDING_IN

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from llem_airflow.protocol.load_arguments import load_arguments
+from llem_airflow.protocol.engine_keys import load_arguments
 from llem_airflow.study.config.study import Execution
 from llem_airflow.study.plan.identity import canonical_json, digest, word
 from llem_airflow.study.plan.model import Experiment, Plan, Study

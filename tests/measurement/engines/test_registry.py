@@ -4,8 +4,7 @@ import os
 
 import pytest
 
-from llem_airflow.measurement.engines import registry
-from llem_airflow.measurement.engines.registry import QUIET_ENVIRONMENT, engine_names, open_engine
+from llem_airflow.measurement.engines.contract import ENGINES, QUIET_ENVIRONMENT, engine_names, open_engine
 from llem_airflow.measurement.failure import MeasurementError
 
 
@@ -14,8 +13,8 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*QUIET_ENVIRONMENT, "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, "x")  # put back at the end
         monkeypatch.delenv(name)
-    monkeypatch.setitem(registry.ENGINES, "counter", "collections:Counter")
-    monkeypatch.setitem(registry.ENGINES, "lost", "no_such_library_at_all.engine:Engine")
+    monkeypatch.setitem(ENGINES, "counter", "collections:Counter")
+    monkeypatch.setitem(ENGINES, "lost", "no_such_library_at_all.engine:Engine")
 
 
 def test_an_engine_is_made_by_its_name_and_told_to_be_quiet() -> None:

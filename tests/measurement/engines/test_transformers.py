@@ -10,8 +10,7 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 
-from llem_airflow.measurement.engines.contract import Completion
-from llem_airflow.measurement.engines.registry import open_engine
+from llem_airflow.measurement.engines.contract import Completion, open_engine
 from llem_airflow.measurement.failure import attempt_error
 from llem_airflow.measurement.prompts import batches, prompt_set
 from llem_airflow.protocol.result import AttemptError

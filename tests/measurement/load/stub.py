@@ -10,9 +10,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from llem_airflow.measurement.load.client import ClientFacts, Conversations, Endpoint, open_loop
-from llem_airflow.measurement.load.rows import RequestRow
-from llem_airflow.measurement.load.timing import precise_event_loop
+from llem_airflow.measurement.load.client import (
+    ClientFacts,
+    Conversations,
+    Endpoint,
+    open_loop,
+    precise_event_loop,
+)
+from llem_airflow.measurement.load.exchange import RequestRow
 
 T = TypeVar("T")
 

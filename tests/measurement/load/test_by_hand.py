@@ -12,12 +12,10 @@ import pytest
 
 from llem_airflow.measurement.load import client
 from llem_airflow.measurement.load.answer import Answer
-from llem_airflow.measurement.load.client import Conversations, Endpoint
-from llem_airflow.measurement.load.exchange import Exchange
+from llem_airflow.measurement.load.client import Conversations, Endpoint, precise_event_loop
+from llem_airflow.measurement.load.exchange import CUT, ERROR, OK, TIMEOUT, Exchange, RequestRow, row_line
 from llem_airflow.measurement.load.framing import ResponseReader
 from llem_airflow.measurement.load.plan import LoadPlan, LoadPrompt
-from llem_airflow.measurement.load.rows import CUT, ERROR, OK, TIMEOUT, RequestRow, row_line
-from llem_airflow.measurement.load.timing import precise_event_loop
 from tests.measurement.load.stub import answer, chunked, event, head, usage
 
 

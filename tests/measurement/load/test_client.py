@@ -17,7 +17,7 @@ from llem_airflow.measurement.load.client import (
     closed_loop,
     open_loop,
 )
-from llem_airflow.measurement.load.rows import RequestRow
+from llem_airflow.measurement.load.exchange import RequestRow
 from tests.measurement.load.stub import (
     BODY,
     Script,

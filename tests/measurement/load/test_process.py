@@ -111,11 +111,11 @@ def test_what_is_open_when_it_is_told_to_end_is_cut(tmp_path: Path, how: str) ->
             if how == "SIGTERM":
                 load.cut()
             elif how == "parent":
-                assert load._process.stdin is not None
-                load._process.stdin.close()
+                assert load._child.process.stdin is not None
+                load._child.process.stdin.close()
             facts = await in_thread(load.wait, 20)
             assert facts.requests == 1
-            assert load._process.returncode == (0 if how == "end_s" else EXIT_CUT)
+            assert load._child.process.returncode == (0 if how == "end_s" else EXIT_CUT)
             assert load.broken_off == (how != "end_s")
 
     run(traffic())
@@ -142,7 +142,7 @@ def test_a_process_that_is_not_done_in_time_is_killed_and_told(tmp_path: Path) -
     load = LoadProcess(planned(1, due_s=(60.0,)), tmp_path / "plan.json", tmp_path / "rows.jsonl")
     with pytest.raises(LoadError, match="not answered in time"):
         load.wait(0.3)
-    assert load._process.returncode is not None
+    assert load._child.process.returncode is not None
 
 
 def test_it_works_from_the_bundle_on_a_bare_interpreter(tmp_path: Path) -> None:

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llem_airflow.measurement.load.exchange import Exchange
+from llem_airflow.measurement.load.answer import MAX_EVENT_BYTES, EventStream
+from llem_airflow.measurement.load.exchange import Exchange, RequestRow
 from llem_airflow.measurement.load.framing import ResponseReader
-from llem_airflow.measurement.load.rows import RequestRow
-from llem_airflow.measurement.load.sse import MAX_EVENT_BYTES, EventStream
 from tests.measurement.load.stub import (
     answer,
     chunk,

@@ -1,12 +1,59 @@
-"""Which boards an engine may use, as CUDA itself decides it: the lease gives and the meter reads these, no others."""
+"""What both sides know of GPUs: what boards tell, what decides their idle power, which ones an engine may use."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+SLOWDOWNS = {
+    0x8: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
+"""Clock event reasons (nvml.h) that are a fault of the moment, by their bit."""
+
+SLOWDOWN_BITS = sum(SLOWDOWNS)
+
+POWER_CAP_BIT = 0x4
+"""The clock event reason of a GPU that runs at its power limit."""
+
+BOARD_CONDITIONS = (
+    "uuid",
+    "name",
+    "driver_version",
+    "power_limit_w",
+    "enforced_power_limit_w",
+    "ecc_mode",
+    "mig_mode",
+    "persistence_mode",
+)
+"""What a board says in environment.json that has to be equal for a comparison."""
+
+BOARD_STATE = ("performance_state", "memory_used_bytes", "temperature_c", "processes")
+"""What a board says there that is of the moment."""
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 ORDER = "CUDA_DEVICE_ORDER"
 BY_BUS = "PCI_BUS_ID"
+"""The engine's environment, as CUDA reads it."""
+
+
+def gpus_told(environment: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The devices that an environment.json, or what was made of one, tells of; what is none is left out."""
+    said = environment.get("gpus")
+    return [one for one in said if isinstance(one, Mapping)] if isinstance(said, list) else []
+
+
+def idle_conditions(boot_id: str | None, gpus: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What decides how much a device takes when idle: the machine since its boot, board, driver, limits and modes.
+
+    Args:
+        boot_id: The host's, as in environment.json.
+        gpus: The devices, as in environment.json.
+    """
+    names = ("uuid", "driver_version", "enforced_power_limit_w", "persistence_mode", "ecc_mode", "mig_mode")
+    return (f"boot {boot_id}", *(" ".join(f"{gpu.get(name)}" for name in names) for gpu in gpus))
 
 
 class AmbiguousDeviceError(ValueError):

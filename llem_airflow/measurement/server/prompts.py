@@ -1,4 +1,4 @@
-"""Conversations as requests: each turn of the user, with the turns before it and the file's answers as its context."""
+"""What a server is asked: the prompts, or the turns of conversations, as tokens; made while the server loads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from llem_airflow.measurement.engines.contract import Encoder, Prompt
+from llem_airflow.measurement.engines.model_source import TokenizerEncoder, encode_chats, source_of
 from llem_airflow.measurement.failure import MeasurementError
+from llem_airflow.measurement.generation import engine_params, llem_execution
 from llem_airflow.measurement.prompts import prompt_set
 from llem_airflow.protocol.spec import ExperimentSpec
 
@@ -64,3 +66,32 @@ def _conversations(spec: ExperimentSpec) -> list[Messages]:
     if not ((spec.config.get("task") or {}).get("dataset") or {}).get("multi_turn"):
         return []
     return [json.loads(text) for text in spec.prompts.items[: spec.prompts.n_prompts]]
+
+
+class Tokenizer(TokenizerEncoder):
+    """A Hugging Face tokenizer, as the servers themselves load it."""
+
+    def __init__(self, spec: ExperimentSpec) -> None:
+        """Load it.
+
+        Raises:
+            MeasurementError: transformers is not in this image.
+        """
+        try:
+            import transformers  # noqa: PLC0415  # seconds, and only here
+        except ModuleNotFoundError as error:
+            raise MeasurementError(
+                f"the prompts of a server are made with transformers, and {error.name!r} is not in this image",
+                category="engine_missing",
+            ) from error
+        asked = engine_params(spec)
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+            asked.get("tokenizer") or source_of(spec),
+            revision=asked.get("tokenizer_revision") or spec.model.hub_revision,
+            trust_remote_code=bool(asked.get("trust_remote_code")),
+        )
+        self._chat_template = bool(llem_execution(spec).get("chat_template"))
+
+    def encode_chats(self, chats: Sequence[Sequence[dict[str, str]]]) -> list[tuple[int, ...]]:
+        """Token ids of conversations, each up to a message of the user."""
+        return encode_chats(self._tokenizer, chats)
