@@ -24,6 +24,8 @@ LATENCIES = tuple(
 
 _JUDGED = {"slo", "seed", "request_timeout_seconds"}
 """Keys of the traffic that say how a result is judged or drawn, not what is asked."""
+_LOADS = ("rate", "concurrency")
+"""Keys of the traffic that say how much is asked at a time: of a server's rates one competes, as of batch sizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class Entrant:
         output_tokens_per_s: Mean over cycles; None is not known.
         latencies_s: Mean over cycles of each of LATENCIES; None is not known.
         hosts: How many hosts measured it.
+        meets_slo: Whether every cycle of a server met its study's bounds; None where there are none.
+        saturated: Whether a server's backlog grew in some cycle: its latencies are not steady.
     """
 
     source: Mapping[str, Any]
@@ -59,6 +63,22 @@ class Entrant:
     output_tokens_per_s: float | None
     latencies_s: Mapping[str, float | None]
     hosts: int = 1
+    meets_slo: bool | None = None
+    saturated: bool = False
+
+    def competes(self, latency: str, limit_s: float | None) -> bool:
+        """Whether it may have a place: in a steady state, and within the limit; without one, within its study's bounds.
+
+        Args:
+            latency: One of LATENCIES.
+            limit_s: The most that it may be, in seconds; None for no limit.
+        """
+        if self.saturated:
+            return False
+        if limit_s is None:
+            return self.meets_slo is not False
+        value = self.latencies_s.get(latency)
+        return value is not None and value <= limit_s
 
     @property
     def contender(self) -> tuple[str, str, str]:
@@ -90,7 +110,8 @@ class Board:
     Attributes:
         workload: What was asked.
         ranked: Measured energy within the limit, the least first.
-        beyond: The quickest configuration of each model, hardware and engine of which none is within the limit.
+        beyond: The quickest configuration of each model, hardware and engine of which none is within the limit, or
+            meets its study's bounds in a steady state.
         unknown: One of each for which the latency is not known.
         apart: Energy that was not measured but estimated or attributed; it has no rank.
     """
@@ -131,7 +152,7 @@ def _board(workload: str, entrants: Sequence[Entrant], latency: str, limit_s: fl
     best, beyond, unknown = [], [], []
     for own in _by_contender(one for one in entrants if one.energy_kind == "measured").values():
         known = [(value, one) for one in own if (value := one.latencies_s.get(latency)) is not None]
-        within = own if limit_s is None else [one for value, one in known if value <= limit_s]
+        within = [one for one in own if one.competes(latency, limit_s)]
         if within:
             best.append((_least(within), len(own)))
         elif known:
@@ -147,7 +168,10 @@ def _board(workload: str, entrants: Sequence[Entrant], latency: str, limit_s: fl
         ),
         beyond=tuple(beyond),
         unknown=tuple(unknown),
-        apart=tuple(_least(own) for own in _by_contender(apart).values()),
+        apart=tuple(
+            _least([one for one in own if one.competes(latency, None)] or own)
+            for own in _by_contender(apart).values()
+        ),
     )
 
 
@@ -185,6 +209,8 @@ def entrants_of(run: StoredRun) -> list[Entrant]:
         "output_tokens_per_s",
         *LATENCIES,
         "hosts",
+        "slo_met_ratio",
+        "flags",
     ]
     facts = ["experiment", "engine", "engine_version", "model", "energy_kind", "energy_boundary", "factors"]
     rows = read_table(run.folder, layout.EXPERIMENTS_TABLE, [*facts, *metrics], optional=metrics).to_pylist()
@@ -197,15 +223,22 @@ def entrants_of(run: StoredRun) -> list[Entrant]:
         if row.get(ENERGY) is None:
             continue
         told, n = fingerprints.get(name, [{}]), int(row.get(f"{ENERGY}_n") or 0)
+        config = configs.get(name, {})
+        load = _load(config)
         hosts = len(row.get("hosts") or ()) or 1
         shown = tells_interval(n, hosts)
         found.append(
             Entrant(
-                source={"study": run.study, "run_id": run.run_id, "experiment": name, "label": label},
+                source={
+                    "study": run.study,
+                    "run_id": run.run_id,
+                    "experiment": name,
+                    "label": label if load in label else f"{label}, {load}",
+                },
                 model=str(row["model"] or "-"),
                 hardware=" and ".join(kinds_of(told)) or "not known",
                 engine=f"{row['engine']} {row['engine_version'] or ''}".strip(),
-                workload=_workload(told[0], configs.get(name, {}), row["energy_boundary"]),
+                workload=_workload(told[0], config, row["energy_boundary"]),
                 energy_kind=str(row["energy_kind"]),
                 n=n,
                 energy_per_output_token_j=float(row[ENERGY]),
@@ -214,6 +247,8 @@ def entrants_of(run: StoredRun) -> list[Entrant]:
                 output_tokens_per_s=row.get("output_tokens_per_s"),
                 latencies_s={key: row.get(key) for key in LATENCIES},
                 hosts=hosts,
+                meets_slo=None if (met := row.get("slo_met_ratio")) is None else met == 1.0,
+                saturated="saturated" in (row.get("flags") or ()),
             )
         )
     return found
@@ -255,5 +290,13 @@ def _arrivals(config: Mapping[str, Any]) -> str:
     traffic = _section(_section(config, "server"), "traffic")
     if config.get("serving_mode") != "server" or not traffic:
         return "batches"
-    told = {key: value for key, value in traffic.items() if key not in _JUDGED and value is not None}
-    return f"served ({', '.join(f'{key} {short(value)}' for key, value in sorted(told.items()))})"
+    left_out = _JUDGED.union(_LOADS)
+    told = {key: value for key, value in traffic.items() if key not in left_out and value is not None}
+    loop = "open loop" if traffic.get("concurrency") is None else "closed loop"
+    return f"served ({', '.join((loop, *(f'{key} {short(value)}' for key, value in sorted(told.items()))))})"
+
+
+def _load(config: Mapping[str, Any]) -> str:
+    """``rate 4`` or ``concurrency 8`` of a server; empty for batches."""
+    traffic = _section(_section(config, "server"), "traffic")
+    return next((f"{key} {short(traffic[key])}" for key in _LOADS if traffic.get(key) is not None), "")

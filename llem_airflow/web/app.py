@@ -26,12 +26,10 @@ from llem_airflow.results import CycleRef, ResultsRoot, StoredRun, layout
 from llem_airflow.results.faults import is_of_store, why_store_fails
 from llem_airflow.results.live import read_live
 from llem_airflow.web.access import READS_DAG, READS_RUN, DagId, MayReadLogs, ReadableDags, RunId, RunsReader
-from llem_airflow.web.answers import HEADERS, download, json_answer
+from llem_airflow.web.answers import HEADERS, PAGE_HEADERS, download, in_theme, json_answer, notice
 from llem_airflow.web.board import leaderboard
 from llem_airflow.web.comparison import LARGEST_CANDIDATES, choices, comparison, named, pair, usual
 from llem_airflow.web.cycle_view import PowerSeries, csv_of, cycle_requests, cycle_view
-from llem_airflow.web.document import HEADERS as PAGE_HEADERS
-from llem_airflow.web.document import in_theme, page, paragraph
 from llem_airflow.web.explore import cycle_values, explorer
 from llem_airflow.web.index import Entry, RunIndex
 from llem_airflow.web.kept import Kept, Recent
@@ -383,7 +381,7 @@ def report(dag_id: DagId, run_id: RunId, state: Asked) -> Response:
     stored = state.index.find(dag_id, run_id)
     if stored is not None and stored.folder.exists(layout.REPORT):
         return HTMLResponse(in_theme(stored.folder.read(layout.REPORT).decode()), headers=PAGE_HEADERS)
-    return page("No results yet", paragraph(_no_report(dag_id, run_id, stored, state)), status=404)
+    return notice("No results yet", _no_report(dag_id, run_id, stored, state), status=404)
 
 
 def cycle_link(dag_id: DagId, run_id: RunId, experiment: Experiment, cycle: CycleNumber) -> Response:

@@ -15,7 +15,7 @@ MODULES = {path.name: path for path in (Path(__file__).parent / "static").glob("
 """What the browser may load; nothing else of the package is served."""
 ENTRY = "app.js"
 """Airflow imports this one by its name, so it is asked for again at each load of Airflow's page."""
-_PLACE = b"@release@"
+_RELEASE, _OTHERS = b"@release@", b"@modules@"
 
 
 @cache
@@ -28,10 +28,12 @@ def release() -> str:
 
 
 def entry(name: str) -> Response:
-    """The module that Airflow imports, which names the release of the others."""
+    """The module that Airflow imports, which names the others and their release."""
     if name != ENTRY:
         raise HTTPException(404, "there is no such module")
-    return _module(MODULES[ENTRY].read_bytes().replace(_PLACE, release().encode()), "no-cache")
+    others = " ".join(sorted(MODULES.keys() - {ENTRY}))
+    text = MODULES[ENTRY].read_bytes().replace(_RELEASE, release().encode())
+    return _module(text.replace(_OTHERS, others.encode()), "no-cache")
 
 
 def module(below: str, name: str) -> Response:

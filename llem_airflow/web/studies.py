@@ -9,6 +9,7 @@ from typing import Any
 
 from llem_airflow.analysis.history import Point, change_points
 from llem_airflow.analysis.metrics import BY_NAME
+from llem_airflow.analysis.nights import Alike, Measured, Night, from_plain, measured, plain
 from llem_airflow.analysis.plan import distinct_labels, factor_label
 from llem_airflow.analysis.statistics import tells_interval
 from llem_airflow.results import StoredRun, layout
@@ -16,7 +17,6 @@ from llem_airflow.results.parquet import read_table
 from llem_airflow.web.explore import HEADLINES, metric_facts
 from llem_airflow.web.index import Entry
 from llem_airflow.web.kept import Kept
-from llem_airflow.web.measured import nights_of
 from llem_airflow.web.seen import SeenDag
 
 NIGHTS = 30
@@ -224,3 +224,30 @@ def _since(
             )
         ),
     }
+
+
+def nights_of(entries: Sequence[Entry], metric: str, kept: Kept) -> tuple[list[Night], list[str]]:
+    """The runs that have tables, and what is wrong with those whose tables do not read."""
+    nights, problems, alike = [], [], Alike()
+    for entry in entries:
+        version = entry.version_of(layout.CYCLES_TABLE)
+        if not version:
+            continue
+        try:
+            found = _measured(entry.run, version, metric, kept, alike)
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+            continue
+        nights.append(Night(entry.run.run_id, entry.started_epoch_ns, entry.release, found))
+    return nights, problems
+
+
+def _measured(run: StoredRun, version: str, metric: str, kept: Kept, alike: Alike) -> tuple[Measured, ...]:
+    return kept.of_plain(
+        f"nights {metric}",
+        run.folder.path,
+        version,
+        lambda: measured(run, metric, alike),
+        plain,
+        from_plain,
+    )

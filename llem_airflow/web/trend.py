@@ -17,8 +17,7 @@ from llem_airflow.web.answers import json_text
 from llem_airflow.web.explore import HEADLINES, metric_facts
 from llem_airflow.web.index import Entry
 from llem_airflow.web.kept import Kept
-from llem_airflow.web.measured import nights_of
-from llem_airflow.web.studies import best_of, labels_of, run_numbers
+from llem_airflow.web.studies import best_of, labels_of, nights_of, run_numbers
 
 SHOWN = 3
 """Experiments that are shown before any is chosen."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page
 
-from llem_airflow.web.document import in_theme
+from llem_airflow.web.answers import in_theme
 from tests.airflow.conftest import CHOICE
 from tests.airflow.server import AirflowServer, new_run
 from tests.browser import chromium_page

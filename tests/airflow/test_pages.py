@@ -46,6 +46,7 @@ sweep: {transformers.llem_execution.batch_size: [1, 2]}
 study_execution: {n_cycles: 2}
 runners: {transformers: process}
 """
+WRONG = f"{GOOD}measurement:\n  meter: nvml\n  intervall: 1\n"
 
 
 @pytest.fixture(scope="module")
@@ -454,8 +455,6 @@ def test_a_new_study_is_checked_as_it_is_written_and_keys_and_values_are_complet
     expect(page.get_by_test_id("llem-mark")).to_have_count(1)
     assert field.input_value().count("\n") == 9
     expect(trigger).to_be_disabled()
-    assert_accessible(page)
-    page.screenshot(path=SHOTS / "pages-new-light.png")
     problems.get_by_role("button", name="line 10:3").click()
     at = field.input_value().index("intervall")
     page.wait_for_function("at => document.activeElement?.selectionStart === at", arg=at)
@@ -543,6 +542,14 @@ def in_each_theme(page: Page) -> Iterator[str]:
         yield theme
 
 
+def write(page: Page) -> None:
+    """In the editor, where one is: a study with a mistake, and wait until that is told."""
+    field = page.get_by_label("Study, as YAML")
+    if field.count():
+        field.fill(WRONG)
+        page.get_by_test_id("llem-problems").get_by_text("measurement.intervall").wait_for()
+
+
 def test_pages_fit_a_phone_follow_the_theme_and_are_accessible(
     process_airflow: AirflowServer, measured: StoredRun, followed: pd.DataFrame, page: Page
 ) -> None:
@@ -556,8 +563,9 @@ def test_pages_fit_a_phone_follow_the_theme_and_are_accessible(
         "run": tab(process_airflow, measured, "?view=results"),
         "pareto": tab(process_airflow, measured, "?view=results&plot=pareto"),
         "cycles": tab(process_airflow, measured, "?view=cycles"),
+        "runs": of_dag(process_airflow, "?view=runs"),
         "trend": of_dag(process_airflow, "?view=trend"),
-        "comparison": of_dag(process_airflow, "?view=compare"),
+        "comparison": of_dag(process_airflow, "?view=compare&open=small-aaaaaaaa~~0"),
         "leaderboard": f"{process_airflow.url}/plugin/llem-studies?page=leaderboard",
     }
     page.set_viewport_size({"width": 1400, "height": 1400})
@@ -565,6 +573,7 @@ def test_pages_fit_a_phone_follow_the_theme_and_are_accessible(
         page.goto(url)
         shown = page.get_by_test_id("llem-page")
         shown.locator("svg, table, textarea, [data-testid=llem-headline]").first.wait_for()
+        write(page)
         page.get_by_text("Loading …").first.wait_for(state="detached")
         for theme in in_each_theme(page):
             assert_accessible(page)
@@ -580,6 +589,7 @@ def test_pages_fit_a_phone_follow_the_theme_and_are_accessible(
         page.goto(where[name])
         shown = page.get_by_test_id("llem-page")
         shown.locator(drawn).first.wait_for()
+        write(page)
         for theme in in_each_theme(page):
             page.evaluate(SETTLED)
             assert shown.evaluate("one => one.scrollWidth - one.clientWidth") <= 0

@@ -61,13 +61,12 @@ def _power(level_w: float, random: np.random.Generator, t_s: float) -> float:
     return (level_w if t_s > 1008 else 95.0) + random.normal(0, 9)
 
 
-def loaded(root: ResultsRoot, folder: Path, run_id: str) -> StoredRun:
-    """A run of a study of four rates."""
+def loaded(root: ResultsRoot, folder: Path, run_id: str, dag_id: str = "") -> StoredRun:
+    """A run of a study of four rates, of a DAG that has its name or another one."""
     asked = study(head=TEXT)
     run = root.run(asked.name, run_id)
-    run.write_plan(
-        TEXT, asked.plan.to_json(), {"dag_id": asked.name, "started_epoch_ns": 1_790_000_000 * 10**9}
-    )
+    meta = {"dag_id": dag_id or asked.name, "started_epoch_ns": 1_790_000_000 * 10**9}
+    run.write_plan(TEXT, asked.plan.to_json(), meta)
     for place, planned in enumerate(asked.plan.planned_cycles):
         one = asked.experiment(planned.experiment_id)
         rate = float(one.config["server"]["traffic"]["rate"])

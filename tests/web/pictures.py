@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -232,9 +232,7 @@ def site(root: ResultsRoot, session: Session) -> Any:
     return _Site(asked)
 
 
-def draw(
-    page: Page, where: str, props: Mapping[str, Any], drawn: str, *, width: int, dark: bool, file: Path
-) -> None:
+def draw(page: Page, where: str, props: Mapping[str, Any], drawn: str, *, width: int, dark: bool) -> None:
     """One page, and of a long one its begin."""
     page.set_viewport_size({"width": width, "height": 900})
     page.evaluate(DARK if dark else DARK.replace("add", "remove"))
@@ -245,14 +243,12 @@ def draw(
     height = min(LONGEST, int(page.evaluate("document.body.firstChild.scrollHeight")) + 24)
     page.set_viewport_size({"width": width, "height": height})
     page.locator(drawn).first.wait_for(state="attached")
-    page.screenshot(path=file)
 
 
-def main(shots: Path) -> list[str]:
-    """All of them; their names."""
-    found = []
-    with tempfile.TemporaryDirectory() as folder, Session(database()) as session, chromium_page() as page:
-        root = ResultsRoot(Path(folder) / "results")
+def scenes(page: Page) -> Iterator[str]:
+    """Draw one after the other, each under its name; those without one in ``PICTURES`` show what only some data has."""
+    with tempfile.TemporaryDirectory() as folder, Session(database()) as session:
+        root, alone = ResultsRoot(Path(folder) / "results"), ResultsRoot(Path(folder) / "served")
         night = 0
         for model in MODELS:
             for gpu in HARDWARE:
@@ -262,39 +258,127 @@ def main(shots: Path) -> list[str]:
                         measured(root, night, model, gpu, engine, parallel=PARALLEL if night == 1 else (1,))
         spread(root, Path(folder), session)
         refused(session)
-        alone = ResultsRoot(Path(folder) / "served")  # the leaderboard is without it
-        under_load = loaded(alone, Path(folder), RUN)
-        add_run(session, under_load.study, RUN, "success")
+        under_load = loaded(alone, Path(folder), RUN)  # the leaderboard of the others is without it
         study = "llama-h100-vllm"
-        add_run(session, study, RUN, "success")
-        open_bundle(page, site(root, session))
-        run = f"/dags/{study}/runs/{RUN}/plugin/llem-energy?view=results&plot="
-        work = f"/dags/spread/runs/{RUN}/plugin/llem-energy?view="
-        ours, theirs = ({"dagId": dag_id, "runId": RUN} for dag_id in (study, "spread"))
-        cycle = f"cycle&cell=vllm-batch_size-16-{16:08x}.1"
-        served = f"/dags/{under_load.study}/runs/{RUN}/plugin/llem-energy?"
-        rates, plan = (
-            {"dagId": under_load.study, "runId": RUN},
-            f"/dags/refused/runs/{RUN}/plugin/llem-energy",
+        for name in (under_load.study, study):
+            add_run(session, name, RUN, "success")
+        ours, theirs, rates, plan = (
+            {"dagId": dag_id, "runId": RUN} for dag_id in (study, "spread", under_load.study, "refused")
         )
-        of_rate = f"{served}view=cycle&cell={under_load.plan()['experiments'][2]['id']}.1"
+        run, work, served, planned = (
+            f"/dags/{of['dagId']}/runs/{RUN}/plugin/llem-energy?view=" for of in (ours, theirs, rates, plan)
+        )
+        of_rate = under_load.plan()["experiments"][2]["id"]
         board = "/plugin/llem-studies?page=leaderboard"
-        pareto = f"{run}pareto&colour=vllm.tensor_parallel_size"
-        pages: tuple[tuple[str, str, dict[str, str], str, int, bool], ...] = (
-            ("leaderboard", board, {}, "table", 1300, False),
-            ("leaderboard-phone", board, {}, "table", 400, True),
-            ("pareto", pareto, ours, "[data-testid=llem-pareto] svg", 1100, True),
-            ("parallel", f"{run}parallel", ours, "[data-testid=llem-parallel] svg", 1100, False),
-            ("cycles", f"{work}cycles", theirs, "[data-testid=llem-matrix]", 1100, False),
-            ("cycle", f"{work}{cycle}", theirs, "[data-testid=llem-latencies] polyline", 1100, False),
-            ("run-phone", f"{run}factors", ours, "[data-testid=llem-factors] svg", 400, False),
-            ("served", served, rates, "[data-testid=llem-factors] svg", 1100, False),
-            ("served-cycle", of_rate, rates, "[data-testid=llem-latencies] polyline", 1100, True),
-            ("plan", plan, {"dagId": "refused", "runId": RUN}, "[data-testid=llem-problem]", 1100, False),
+        batches = [f"vllm-batch_size-{batch}-{batch:08x}" for batch in BATCHES]
+        pages: tuple[tuple[ResultsRoot, str, str, dict[str, str], str, int, bool], ...] = (
+            (root, "leaderboard", board, {}, "table", 1300, False),
+            (root, "leaderboard-phone", board, {}, "table", 400, True),
+            (root, "beyond", f"{board}&limit_ms=30&latency=tpot_mean_s", {}, "table", 1300, False),
+            (
+                root,
+                "pareto",
+                f"{run}results&plot=pareto&colour=vllm.tensor_parallel_size",
+                ours,
+                "[data-testid=llem-pareto] svg",
+                1100,
+                True,
+            ),
+            (
+                root,
+                "parallel",
+                f"{run}results&plot=parallel",
+                ours,
+                "[data-testid=llem-parallel] svg",
+                1100,
+                False,
+            ),
+            (
+                root,
+                "distributions",
+                f"{run}results&plot=cycles",
+                ours,
+                "[data-testid=llem-distribution] circle",
+                1100,
+                False,
+            ),
+            (root, "cycles", f"{work}cycles", theirs, "[data-testid=llem-matrix]", 1100, False),
+            (
+                root,
+                "cell",
+                f"{work}cycles&cell={batches[3]}.2",
+                theirs,
+                "[data-testid=llem-cell]",
+                1100,
+                False,
+            ),
+            (
+                root,
+                "failed-cycle",
+                f"{work}cycle&cell={batches[3]}.2",
+                theirs,
+                "[data-testid=llem-cycle] pre",
+                1100,
+                False,
+            ),
+            (
+                root,
+                "cycle",
+                f"{work}cycle&cell={batches[2]}.1",
+                theirs,
+                "[data-testid=llem-latencies] polyline",
+                1100,
+                False,
+            ),
+            (
+                root,
+                "run-phone",
+                f"{run}results&plot=factors",
+                ours,
+                "[data-testid=llem-factors] svg",
+                400,
+                False,
+            ),
+            (root, "plan", planned, plan, "[data-testid=llem-problem]", 1100, False),
+            (alone, "served", served, rates, "[data-testid=llem-factors] svg", 1100, False),
+            (
+                alone,
+                "served-cycle",
+                f"{served}cycle&cell={of_rate}.1",
+                rates,
+                "[data-testid=llem-latencies] polyline",
+                1100,
+                True,
+            ),
+            (alone, "served-board", board, {}, "table", 1100, False),
         )
-        for name, where, props, drawn, width, dark in pages:
-            if name == "served":
-                open_bundle(page, site(alone, session))
-            draw(page, where, props, drawn, width=width, dark=dark, file=shots / f"drawn-{name}.png")
-            found.append(name)
-    return found
+        opened = None
+        for where_from, name, where, props, drawn, width, dark in pages:
+            if where_from is not opened:
+                opened = where_from
+                open_bundle(page, site(opened, session))
+            draw(page, where, props, drawn, width=width, dark=dark)
+            yield name
+
+
+PICTURES = (
+    "leaderboard",
+    "leaderboard-phone",
+    "pareto",
+    "parallel",
+    "cycles",
+    "cycle",
+    "run-phone",
+    "plan",
+    "served",
+    "served-cycle",
+)
+"""The scenes that the documentation shows."""
+
+
+def main(shots: Path) -> list[str]:
+    """Screenshots of all scenes; the names of those that are shown."""
+    with chromium_page() as page:
+        for name in scenes(page):
+            page.screenshot(path=shots / f"drawn-{name}.png")
+    return list(PICTURES)

@@ -14,6 +14,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from fastapi.dependencies.utils import get_flat_dependant
+from fastapi.routing import APIRoute
 
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.compare_named import against_previous
@@ -22,33 +24,31 @@ from llem_airflow.operators.live import LiveSeries
 from llem_airflow.protocol.live import DevicePower, LivePhase, LivePower
 from llem_airflow.results import ResultsRoot, StoredRun, layout
 from llem_airflow.results.live import end_live, write_live
+from llem_airflow.web.access import READS_DAG, READS_RUN
+from llem_airflow.web.app import create_app
 from llem_airflow.web.modules import MODULES, release
 from tests.analysis.conftest import IDS, run_maker
 from tests.results.recorded import Recording
 from tests.web.conftest import Site
 
-ABOUT_A_RUN = (
-    "/api/trend",
-    "/api/verdicts",
-    "/api/compare",
-    "/api/pair",
-    "/api/cycle",
-    "/api/live",
-    "/api/task",
-    "/api/power",
-    "/api/requests",
-    "/download/cycle",
-    "/api/run",
-    "/api/explore",
-    "/api/values",
-    "/download/table",
-    "/download/file",
-    "/run",
-    "/cycle",
-)
-ABOUT_A_DAG = ("/api/headline", "/api/runs")
+ROUTES = {route.path: route for route in create_app().routes if isinstance(route, APIRoute)}
+"""All that there are: one that comes later is held to the same."""
+
+
+def _needs(*dependencies: Any) -> tuple[str, ...]:
+    """The routes that depend on all of these."""
+    calls = {one.dependency for one in dependencies}
+    return tuple(
+        path for path, route in ROUTES.items() if calls <= {one.dependency for one in route.dependencies}
+    )
+
+
+ABOUT_A_RUN = _needs(*READS_RUN)
+ABOUT_A_DAG = tuple(path for path in _needs(*READS_DAG) if path not in ABOUT_A_RUN)
+OF_EVERY_USER = ("/api/studies", "/api/leaderboard", "/api/new-study", "/api/check")
+"""They have no DAG in their address: they show what the user may read, or nothing of any run."""
 MODULES_TOO = ("/static/app.js", "/static/0-1/pages.js")
-ALL = (*ABOUT_A_RUN, *ABOUT_A_DAG, "/api/studies", "/api/leaderboard", *MODULES_TOO)
+ALL = (*ABOUT_A_RUN, *ABOUT_A_DAG, *OF_EVERY_USER, *MODULES_TOO)
 ASKED: dict[str, Any] = {
     "dag_id": "nightly",
     "run_id": "r1",
@@ -65,6 +65,15 @@ ASKED: dict[str, Any] = {
     "candidate": "r1",
 }
 Make = Callable[..., StoredRun]
+
+
+def asked(site: Site, path: str, user: str | None = "nightly", **more: Any) -> Any:
+    """The answer of a route to a request that lacks nothing."""
+    headers = {"x-user": user} if user else {}
+    method = "POST" if path == "/api/check" else "GET"
+    return site.client.request(method, path, params={**ASKED, **more}, headers=headers)
+
+
 MEASURED = {
     (index, cycle): Recording(power_w=200.0 + 50 * index + cycle) for index in (0, 1) for cycle in (1, 2, 3)
 }
@@ -91,11 +100,17 @@ def measured(site: Site, template: StoredRun) -> Callable[..., StoredRun]:
     return copied
 
 
+def test_every_route_is_about_a_dag_or_one_of_those_that_are_known_not_to_be() -> None:
+    about = {*ABOUT_A_RUN, *ABOUT_A_DAG}
+    assert len(about) >= 19
+    assert ROUTES.keys() - about == {*OF_EVERY_USER, "/static/{name}", "/static/{below}/{name}"}
+
+
 @pytest.mark.parametrize("path", ALL)
 def test_nothing_answers_an_anonymous_visitor(site: Site, measured: Make, path: str) -> None:
     measured()
     site.dag_run("nightly", "r1")
-    assert site.get(path, user=None, **ASKED).status_code == 401
+    assert asked(site, path, None).status_code == 401
 
 
 @pytest.mark.parametrize("path", [*ABOUT_A_RUN, *ABOUT_A_DAG])
@@ -247,12 +262,13 @@ def test_no_parameter_leaves_the_results_root(site: Site, measured: Make, tmp_pa
     secret.mkdir()
     (secret / "run.json").write_text(json.dumps({"dag_id": "nightly", "run_id": name, "study": "secret"}))
     (secret / "summary.json").write_text('"never shown"')
-    for path in (*ABOUT_A_RUN, *ABOUT_A_DAG):
-        for key in ("run_id", "study", "name", "table", "format", "metric", "experiment"):
-            answer = site.get(path, **{**ASKED, key: name})
+    for path, route in ROUTES.items():
+        for key in sorted(one.alias for one in get_flat_dependant(route.dependant).query_params):
+            answer = asked(site, path, **{key: name})
             assert answer.status_code < 500, (path, key, answer.text)
             assert "never shown" not in answer.text
-    assert site.get(f"/static/{urllib.parse.quote(name)}").status_code in {404, 307, 400}
+    for place in (name, f"0-1/{name}"):
+        assert site.get(f"/static/{urllib.parse.quote(place)}").status_code in {404, 307, 400}
 
 
 def test_a_module_is_served_by_its_exact_name_alone(site: Site) -> None:
@@ -281,8 +297,8 @@ def test_a_browser_keeps_the_modules_of_one_release_and_asks_for_the_entry_again
 def test_every_answer_keeps_the_browser_from_running_it(site: Site, measured: Make, path: str) -> None:
     measured()
     site.dag_run("nightly", "r1")
-    refused = site.get(path, user="other", **ASKED), site.get(path, user=None), site.get(path, cycle="x")
-    for answer in (site.get(path, **ASKED), *refused):
+    refused = asked(site, path, "other"), asked(site, path, None), asked(site, path, cycle="x")
+    for answer in (asked(site, path), *refused):
         assert answer.headers["content-security-policy"].startswith("default-src 'none'")
         assert answer.headers["x-content-type-options"] == "nosniff"
 

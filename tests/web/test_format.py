@@ -1,19 +1,50 @@
-"""Numbers and times as the pages write them, in a real Chromium."""
+"""Numbers, times and labels of axes as the pages write them, in a real Chromium."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
+from zoneinfo import ZoneInfo
 
+import numpy as np
 import pytest
+from playwright.sync_api import Page
 
-import llem_airflow
+from llem_airflow.web.modules import MODULES
 from tests.browser import chromium_page
 
-MODULE = Path(llem_airflow.__file__).parent / "web" / "static" / "format.js"
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
 URL = "http://airflow.test/"
+TICKS = """async (ranges) => {
+  const {logTicks, niceTicks, told} = await import('/format.js');
+  const logs = ranges.map(([a, b]) => logTicks(a % 9, a % 9 + 1.5 + Math.abs(b) % 9));
+  return [ranges.map((one) => niceTicks(...one)), logs, told([2048, 4096])];
+}"""
+WHEN = """async (zone) => {
+  if (zone === null) localStorage.removeItem('timezone'); else localStorage.setItem('timezone', zone);
+  const {day, when} = await import('/format.js');
+  return [when(1.79e18), day(1.79e18)];
+}"""
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    """A page that may load the module."""
+    with chromium_page() as opened:
+        text = MODULES["format.js"].read_text()
+        opened.route(
+            URL + "**",
+            lambda route: route.fulfill(
+                body=text if route.request.url.endswith(".js") else "<title>a page</title>",
+                content_type="text/javascript" if route.request.url.endswith(".js") else "text/html",
+            ),
+        )
+        opened.goto(URL)
+        yield opened
 
 
 def local(epoch_s: float) -> str:
@@ -62,20 +93,48 @@ SHOWN: list[tuple[str, list[Any], str]] = [
 ]
 
 
-@pytest.mark.browser
-def test_numbers_and_times_are_written_for_people() -> None:
-    with chromium_page() as page:
-        page.route(
-            URL + "**",
-            lambda route: route.fulfill(
-                body=MODULE.read_text() if route.request.url.endswith(".js") else "<title>a page</title>",
-                content_type="text/javascript" if route.request.url.endswith(".js") else "text/html",
-            ),
-        )
-        page.goto(URL)
-        told = page.evaluate(
-            "async (calls) => { const all = await import('/format.js');"
-            " return JSON.stringify(calls.map(([name, given]) => all[name](...given))) }",
-            [[name, given] for name, given, _ in SHOWN],
-        )
+def test_numbers_and_times_are_written_for_people(page: Page) -> None:
+    told = page.evaluate(
+        "async (calls) => { const all = await import('/format.js');"
+        " return JSON.stringify(calls.map(([name, given]) => all[name](...given))) }",
+        [[name, given] for name, given, _ in SHOWN],
+    )
     assert json.loads(told) == [text for *_, text in SHOWN]
+
+
+def test_times_are_in_the_zone_that_was_chosen_in_airflow_else_in_that_of_the_browser(page: Page) -> None:
+    far = datetime.fromtimestamp(1.79e9, tz=ZoneInfo("Pacific/Kiritimati"))
+    assert page.evaluate(WHEN, '"Pacific/Kiritimati"') == [f"{far:%Y-%m-%d %H:%M}", f"{far:%Y-%m-%d}"]
+    for unknown in (None, '"Nowhere/At all"', "{", "null", "7"):
+        assert page.evaluate(WHEN, unknown) == [local(1.79e9), local(1.79e9)[:10]], unknown
+
+
+def ranges() -> list[list[float]]:
+    """Ranges of every size anywhere: also a narrow one far from zero, as that of a clock that hardly changes."""
+    random = np.random.default_rng(0)
+    low = random.choice([-1, 1], 2000) * 10 ** random.uniform(-6, 9, 2000)
+    span = np.maximum(10 ** random.uniform(-6, 9, 2000), np.abs(low) * 1e-8)
+    found = [
+        [float(a), float(a + b), float(c)]
+        for a, b, c in zip(low, span, random.uniform(0, 12, 2000), strict=True)
+    ]
+    return [*found, [30.6, 37.1, 2], [1.42, 1.58, 2], [99.79, 100.21, 2], [0, 0, 3], [1e17, 1e17 + 64, 2]]
+
+
+def value(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def test_ticks_are_two_at_least_and_their_texts_tell_them_apart(page: Page) -> None:
+    asked = ranges()
+    linear, logarithmic, levels = page.evaluate(TICKS, asked)
+    assert levels == [[2048, "2,048"], [4096, "4,096"]]
+    for (low, high, count), ticks in zip(asked[:-2], linear, strict=False):
+        assert 2 <= len(ticks) <= max(2, count) * 2 + 1, (low, high, count, ticks)
+        assert all(low - 1e-6 * (high - low) <= at <= high + 1e-6 * (high - low) for at, _ in ticks)
+    for ticks in (*linear, *logarithmic):
+        for (one, text), (following, next_text) in pairwise(ticks):
+            assert one < following
+            assert abs(value(text) - one) < (following - one) / 100, ticks
+            assert text != next_text, ticks
+    assert min(map(len, logarithmic)) > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from llem_airflow.analysis.leaderboard import Entrant, boards
 from llem_airflow.frames import experiments_df
 from llem_airflow.results import layout
 from tests.web.conftest import Site
+from tests.web.loaded import loaded
 from tests.web.written import ENERGY, GPU, written
 
 ONE = Entrant(
@@ -46,6 +48,36 @@ def test_a_latency_that_is_not_known_is_within_no_limit() -> None:
     assert (board.ranked, board.beyond, board.unknown) == ((), (), (FRUGAL,))
     (board,) = boards([ONE, FRUGAL], "tpot_mean_s")
     assert [one.entrant for one in board.ranked] == [FRUGAL]
+
+
+def test_of_a_server_the_cheapest_rate_that_holds_has_the_place() -> None:
+    idle = replace(ONE, energy_per_output_token_j=3.0, latencies_s={"ttft_p95_s": 0.05}, meets_slo=True)
+    busy = replace(ONE, energy_per_output_token_j=1.2, latencies_s={"ttft_p95_s": 0.3}, meets_slo=True)
+    late = replace(ONE, energy_per_output_token_j=0.9, latencies_s={"ttft_p95_s": 0.6}, meets_slo=False)
+    full = replace(late, energy_per_output_token_j=0.7, saturated=True)
+
+    def places(limit_s: float | None, *entrants: Entrant) -> tuple[list[Entrant], tuple[Entrant, ...]]:
+        (board,) = boards(entrants, "ttft_p95_s", limit_s)
+        return [one.entrant for one in board.ranked], board.beyond
+
+    rates = idle, busy, late, full
+    assert places(None, *rates) == ([busy], ()), "its study's bounds hold"
+    assert places(1.0, *rates) == ([late], ()), "the limit is in their place; what is saturated is nowhere"
+    assert places(0.1, *rates) == ([idle], ())
+    assert places(0.01, *rates) == ([], (idle,))
+    assert places(None, late, full) == ([], (late,))
+    (board,) = boards([replace(one, energy_kind="estimate") for one in rates], "ttft_p95_s")
+    assert board.apart == (replace(busy, energy_kind="estimate"),)
+
+
+def test_rates_of_a_server_are_configurations_of_one_workload(site: Site, tmp_path: Path) -> None:
+    loaded(site.root, tmp_path, "r1", dag_id="nightly")
+    (board,) = site.get("/api/leaderboard").json()["boards"]
+    assert "served (open loop, arrival poisson" in board["workload"]
+    assert "rate" not in board["workload"]
+    (row,) = board["ranked"]
+    assert (row["source"]["label"], row["tried"]) == ("rate 4", 4)
+    assert (row["meets_slo"], row["saturated"]) == (True, False)
 
 
 @pytest.mark.parametrize("kind", ["estimate", "attributed", "mixed", "none"])
@@ -161,6 +193,8 @@ def test_different_prompts_lengths_and_arrivals_are_different_workloads(site: Si
         written(site.root, values, study=f"s{place}", config=config, fingerprint=told)
     found = site.get("/api/leaderboard").json()["boards"]
     assert sorted(len(board["ranked"]) for board in found) == [1, 1, 1, 2]
+    (both,) = (board["ranked"] for board in found if len(board["ranked"]) == 2)
+    assert [row["source"]["label"] for row in both] == ["a-aaaaaaaa, rate 2"] * 2
 
 
 def test_a_damaged_run_is_told_and_hides_no_other(site: Site) -> None:

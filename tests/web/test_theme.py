@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llem_airflow.web.document import HEADERS, in_theme
+from llem_airflow.web.answers import PAGE_HEADERS, in_theme
 from tests.analysis.conftest import IDS, MakeRun, make_run
 from tests.browser import chromium_page
 from tests.report.test_report import ESTIMATE, page_of
@@ -37,7 +37,9 @@ def test_the_report_follows_airflow_s_theme(
     body = in_theme(page_of(make_run({(0, 1): ESTIMATE}, cycles=1)))
     with chromium_page() as page:
         page.emulate_media(color_scheme=system)
-        page.route(URL, lambda route: route.fulfill(body=body, content_type="text/html", headers=HEADERS))
+        page.route(
+            URL, lambda route: route.fulfill(body=body, content_type="text/html", headers=PAGE_HEADERS)
+        )
         if chosen:
             page.add_init_script(f"localStorage.setItem('theme', '{chosen}')")
         page.goto(URL)
@@ -45,7 +47,7 @@ def test_the_report_follows_airflow_s_theme(
 
 
 def test_nothing_but_our_own_script_may_run() -> None:
-    policy = HEADERS["Content-Security-Policy"]
+    policy = PAGE_HEADERS["Content-Security-Policy"]
     assert re.search(r"script-src 'sha256-[A-Za-z0-9+/=]{44}'$", policy)
     assert "default-src 'none'" in policy
 

@@ -5,6 +5,7 @@
 const { Component, createElement: h, useEffect, useState } = globalThis.React;
 
 const RELEASE = "@release@";
+const MODULES = "@modules@".split(" ");
 const LONGEST_WAIT_MS = 30_000;
 const LONGEST_PAUSE_MS = 15_000;
 
@@ -14,6 +15,8 @@ let loaded = null;
 /** The pages; a failed try leaves nothing behind, as a browser may remember an address that failed. */
 async function pages() {
   tries += 1;
+  // All at once: each module names the next ones only when it is there.
+  for (const name of MODULES) document.head.append(Object.assign(document.createElement("link"), { rel: "modulepreload", href: new URL(`./${RELEASE}-${tries}/${name}`, import.meta.url).href }));
   const late = new Promise((_, fail) => setTimeout(() => fail(new Error("the server did not answer")), LONGEST_WAIT_MS));
   const found = await Promise.race([import(`./${RELEASE}-${tries}/pages.js`), late]);
   loaded = found.Energy;

@@ -95,7 +95,7 @@ export function useApi(path, params, again = () => null) {
 const part = encodeURIComponent;
 
 /** The page of a run, a task, or the log of one try, in Airflow. */
-export const runPage = (dagId, runId) => `/dags/${part(dagId)}/runs/${part(runId)}`;
+const runPage = (dagId, runId) => `/dags/${part(dagId)}/runs/${part(runId)}`;
 export const energyPage = (dagId, runId) => `${runPage(dagId, runId)}/plugin/llem-energy`;
 export function taskPage(dagId, runId, task) {
   const mapped = task.map_index >= 0 ? `/mapped/${task.map_index}` : "";

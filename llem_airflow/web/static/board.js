@@ -2,7 +2,7 @@
 
 import { energyPage, Fragment, h, Link, UI, useAddress, useApi, useEffect, useRef } from "./base.js";
 import { counted, interval, number, quantity, spread, when } from "./format.js";
-import { Choose, DataTable, FIELD, Loading, Muted, MUTED, Notice, Page, Section, Tag } from "./parts.js";
+import { Choose, DataTable, FIELD, Loading, Muted, MUTED, Notice, Page, Section, Tag, UNDERLINED } from "./parts.js";
 
 const ENERGY = { label: "Energy per output token", unit: "J/token", energy: true };
 const SECONDS = { label: "", unit: "s" };
@@ -11,7 +11,7 @@ const SPEED = { label: "", unit: "token/s" };
 export const LeaderboardPage = () =>
   h(
     Page,
-    { title: "Energy leaderboard", aside: h(Link, { to: "/plugin/llem-studies", style: { textDecoration: "underline" } }, "All studies") },
+    { title: "Energy leaderboard", aside: h(Link, { to: "/plugin/llem-studies", style: UNDERLINED }, "All studies") },
     h(Leaderboard),
   );
 
@@ -32,7 +32,7 @@ function Leaderboard() {
       h(Milliseconds, { value: limit, onChange: setLimit }),
       !known && h(Muted, null, "Type a number of milliseconds above 0, or nothing for no limit."),
     ),
-    h(Muted, null, `Mean over cycles of the newest run of each study and release that you may read: ${counted(data.runs, "run")}. Each model, hardware and engine stands with the configuration that takes the fewest joules within the limit. Only what was asked the same is compared.`),
+    h(Muted, null, `Mean over cycles of the newest run of each study and release that you may read: ${counted(data.runs, "run")}. Each model, hardware and engine stands with the configuration that takes the fewest joules within the limit; a server with the cheapest of its rates, or numbers of users, that is within the limit, or without one meets its study's SLO, and is not saturated. Only what was asked the same is compared.`),
     data.problems.map((text) => h(Notice, { key: text, kind: "warning", title: text })),
     data.boards.length
       ? data.boards.map((board, place) => h(Board, { key: board.workload, board, data, place }))
@@ -57,7 +57,7 @@ function Milliseconds({ value, onChange }) {
 function Board({ board, data, place }) {
   const rows = [
     ...board.ranked.map((one) => ({ ...one, why: one.level ? "level with the first" : "" })),
-    ...board.beyond.map((one) => ({ ...one, rank: null, why: "beyond the limit" })),
+    ...board.beyond.map((one) => ({ ...one, rank: null, why: one.saturated ? "saturated" : data.limit_s === null ? "misses its SLO" : "beyond the limit" })),
     ...board.unknown.map((one) => ({ ...one, rank: null, why: "latency not known" })),
   ];
   const columns = columnsOf(data);
@@ -91,7 +91,7 @@ const columnsOf = (data) => [
   { key: "why", title: "Note", value: (row) => row.why || null, cell: (row) => (row.why ? h(Tag, null, row.why) : null) },
   { key: "latency", title: data.latency.label, number: true, value: (row) => row.latency_s, cell: (row) => quantity(SECONDS, row.latency_s) },
   { key: "speed", title: "Output tokens per second", number: true, value: (row) => row.output_tokens_per_s, cell: (row) => (row.output_tokens_per_s === null ? null : `${number(row.output_tokens_per_s)} ${SPEED.unit}`) },
-  { key: "label", title: "Configuration", value: (row) => row.source.label, cell: (row) => h(Link, { to: energyPage(row.source.dag_id, row.source.run_id), style: { textDecoration: "underline" }, title: row.source.experiment }, row.source.label) },
+  { key: "label", title: "Configuration", value: (row) => row.source.label, cell: (row) => h(Link, { to: energyPage(row.source.dag_id, row.source.run_id), style: UNDERLINED, title: row.source.experiment }, row.source.label) },
   { key: "tried", title: "Tried", help: "Configurations of this model, hardware and engine", number: true, hidden: true, value: (row) => row.tried ?? null },
   { key: "study", title: "Study", value: (row) => row.source.study },
   { key: "release", title: "Release", hidden: true, value: (row) => row.source.release || null },

@@ -2,12 +2,10 @@
 
 import { energyPage, Fragment, h, Link, UI, useAddress, useApi, useChange } from "./base.js";
 import { change, cycles, number, quantity, short, when } from "./format.js";
-import { Choose, INK, LINE, Loading, Muted, MUTED, Notice, Section, SERIES, Verbatim } from "./parts.js";
-import { DIM, Legend, scaleFor, TEXT, useWidth } from "./plots.js";
+import { Choose, INK, LINE, Loading, Muted, MUTED, Notice, Section, SERIES, signed, UNDERLINED, Verbatim } from "./parts.js";
+import { DIM, Legend, Levels, scaleFor, TEXT, useWidth } from "./plots.js";
 
-const underlined = { textDecoration: "underline" };
 const MOST = 12;
-const SIGNS = { regression: "▲ regression", improvement: "▼ improvement", unchanged: "= unchanged", "not comparable": "≠ not comparable", "not enough evidence": "? not enough evidence" };
 const list = (text) => text.split("~~").filter(Boolean);
 
 export function Comparison({ dagId }) {
@@ -116,7 +114,7 @@ function HeatMap({ data, open, setOpen, dagId }) {
             null,
             h("th", { scope: "col", style: { textAlign: "start", padding: "0.3rem 0.6rem" } }, "Experiment"),
             h("th", { scope: "col", style: { textAlign: "end", padding: "0.3rem 0.6rem" } }, "Baseline"),
-            data.candidates.map((run, place) => h("th", { key: place, scope: "col", style: { textAlign: "start", padding: "0.3rem 0.6rem", fontWeight: 600 } }, h(Link, { to: energyPage(run.dag_id, run.run_id), style: underlined }, nameOf(run)))),
+            data.candidates.map((run, place) => h("th", { key: place, scope: "col", style: { textAlign: "start", padding: "0.3rem 0.6rem", fontWeight: 600 } }, h(Link, { to: energyPage(run.dag_id, run.run_id), style: UNDERLINED }, nameOf(run)))),
           ),
         ),
         h(
@@ -158,7 +156,7 @@ function Cell({ cell, metric, active, toggle, label }) {
       { type: "button", "aria-expanded": active, "aria-label": `${label}: ${found ? change(found.difference_ratio) : ""} ${cell.verdict}`, onClick: toggle, style: { textAlign: "start", cursor: "pointer", width: "100%" } },
       h("div", { style: { fontWeight: 600, whiteSpace: "nowrap" } }, found ? change(found.difference_ratio) : "–"),
       found?.low_ratio != null && h("div", { style: { fontSize: "0.75rem", whiteSpace: "nowrap" } }, `${change(found.low_ratio)} to ${change(found.high_ratio)}`),
-      h("div", { style: { fontSize: "0.75rem" } }, SIGNS[cell.verdict]),
+      h("div", { style: { fontSize: "0.75rem" } }, signed(cell.verdict)),
     ),
   );
 }
@@ -263,7 +261,7 @@ function Power({ sides, names, estimate }) {
       "svg",
       { width, height: 240, role: "img", "aria-label": `Power of cycle ${sides[0].cycles[0]} of ${names[0]} and of cycle ${sides[1].cycles[0]} of ${names[1]} from the begin of the measurement window on` },
       h("text", { x: box.left, y: 14, ...TEXT }, `Power, W${estimate ? " (estimate)" : ""}`),
-      y.ticks.map(([value, text]) => h("g", { key: `y${value}` }, h("line", { x1: box.left, x2: box.right, y1: y.at(value), y2: y.at(value), stroke: LINE }), h("text", { x: box.left - 6, y: y.at(value) + 4, textAnchor: "end", ...DIM }, text))),
+      h(Levels, { y, left: box.left, right: box.right }),
       x.ticks.map(([value, text]) => h("text", { key: `x${value}`, x: x.at(value), y: box.bottom + 16, textAnchor: "middle", ...DIM }, text)),
       h("text", { x: (box.left + box.right) / 2, y: box.bottom + 34, textAnchor: "middle", ...TEXT }, "s since the begin of the measurement window"),
       inside.map((one) => h("polyline", { key: `${one.side}${one.gpu}`, points: one.points.map(([t, w]) => `${x.at(t)},${y.at(w)}`).join(" "), fill: "none", stroke: SERIES[one.side], strokeWidth: 1.5, strokeDasharray: one.side ? "5 2" : undefined })),

@@ -1,11 +1,10 @@
 // One cycle: power with its phases, what the GPUs did meanwhile, the requests, latencies, environment, files.
 
 import { energyPage, Fragment, h, Link, ours, UI, useAddress, useApi, useChange, useEffect, useRef, useState } from "./base.js";
-import { counted, duration, number, quantity, stretch, when } from "./format.js";
+import { counted, duration, niceTicks, number, quantity, stretch, when } from "./format.js";
 import { Live } from "./live.js";
-import { Estimate, INK, LINE, LineKey, Loading, Muted, Notice, Page, Section, SERIES, stroke, Verbatim } from "./parts.js";
-import { DIM, phaseBands, Picture, scaleFor, TEXT, useWidth } from "./plots.js";
-import { niceTicks } from "./ticks.js";
+import { Attempt, Estimate, Facts, INK, LINE, LineKey, Loading, Muted, Notice, Page, Section, SERIES, stroke, UNDERLINED } from "./parts.js";
+import { DIM, Levels, phaseBands, Picture, scaleFor, TEXT, useWidth } from "./plots.js";
 
 const PANELS = [
   ["power_w", "Power, W", 190],
@@ -28,7 +27,7 @@ export function TaskPage({ dagId, runId, taskId, mapIndex }) {
     !data && !error && h(Loading),
     experiment && h(CyclePage, { dagId, runId, experiment, cycle, label: experiment }),
     data && !experiment && h(Muted, null, "This task measures no cycle of its own."),
-    h(UI.Text, { mt: 4, fontSize: "sm" }, h(Link, { to: energyPage(dagId, runId), style: { textDecoration: "underline" } }, "Energy of the whole run")),
+    h(UI.Text, { mt: 4, fontSize: "sm" }, h(Link, { to: energyPage(dagId, runId), style: UNDERLINED }, "Energy of the whole run")),
   );
 }
 
@@ -52,7 +51,7 @@ export function DagTaskPage({ dagId, taskId, group }) {
         h(
           UI.Box,
           { as: "ul", "data-testid": "llem-task-runs" },
-          data.runs.map((row) => h("li", { key: row.run_id }, h(Link, { to: where(row), style: { textDecoration: "underline" } }, row.started_epoch_ns ? when(row.started_epoch_ns) : row.run_id), row.release ? ` ${row.release}` : "")),
+          data.runs.map((row) => h("li", { key: row.run_id }, h(Link, { to: where(row), style: UNDERLINED }, row.started_epoch_ns ? when(row.started_epoch_ns) : row.run_id), row.release ? ` ${row.release}` : "")),
         ),
       ),
   );
@@ -84,16 +83,7 @@ export function CyclePage({ dagId, runId, experiment, cycle, label }) {
       ),
     data && !found && !data.live && h(Notice, { title: "No attempt has left a result: none has ended yet, or each failed, or it ended together with its worker; then the log of the task says more." }),
     data?.reasons.map((reason) => h(Notice, { key: reason, title: `Not measured: ${reason}` })),
-    data?.failures.map((failure) =>
-      h(
-        Section,
-        { key: `${failure.attempt}${failure.url}`, title: `Attempt ${failure.attempt} failed: ${failure.category.replaceAll("_", " ")}` },
-        h(UI.Text, null, failure.message),
-        failure.hint && h(UI.Text, null, h("strong", null, "What to do: "), failure.hint),
-        failure.tail?.length > 0 && h(Verbatim, { label: `Last lines of attempt ${failure.attempt}` }, failure.tail.join("\n")),
-        h(Muted, null, `Evidence: ${failure.url}`),
-      ),
-    ),
+    data?.failures.map((failure) => h(Attempt, { key: `${failure.attempt}${failure.url}`, failure })),
   );
 }
 
@@ -198,7 +188,7 @@ function Panel({ name, title, height, shown, at, back, right, width, zoom }) {
       onDoubleClick: () => zoom(null, null),
     },
     phaseBands(shown.phases, { at, left: LEFT, right, top, bottom, named: name === "power_w" }),
-    y.ticks.map(([value, text]) => h("g", { key: value }, h("line", { x1: LEFT, x2: right, y1: y.at(value), y2: y.at(value), stroke: LINE }), h("text", { x: LEFT - 6, y: y.at(value) + 4, textAnchor: "end", ...DIM }, text))),
+    h(Levels, { y, left: LEFT, right }),
     ticks.map(([value, text]) => h("text", { key: value, x: at(value), y: height - 6, textAnchor: "middle", ...DIM }, `${text} s`)),
     h("text", { x: LEFT, y: 13, ...TEXT }, title),
     known.map((gpu) => {
@@ -289,19 +279,12 @@ const Flags = ({ flags }) =>
     flags.map((flag) => h(UI.Box, { key: flag.code + flag.message, fontSize: "sm", mb: 1 }, h("strong", null, `${flag.severity}: ${flag.code}`), ` ${flag.message}. `, h("em", null, flag.next_step))),
   );
 
-const List = ({ rows }) =>
-  h(
-    UI.Box,
-    { as: "dl", display: "grid", gridTemplateColumns: "minmax(8rem, max-content) 1fr", columnGap: 4, fontSize: "sm" },
-    rows.map(([name, value]) => h(Fragment, { key: name }, h(UI.Box, { as: "dt", color: "fg.muted" }, name), h("dd", { style: { minWidth: 0 } }, value))),
-  );
-
 function Numbers({ found }) {
   const took = found.started_epoch_ns && found.finished_epoch_ns ? duration((found.finished_epoch_ns - found.started_epoch_ns) / 1e9) : "–";
   return h(
     Section,
     { title: "Numbers" },
-    h(List, {
+    h(Facts, {
       rows: [
         ["Began", `${when(found.started_epoch_ns)}, took ${took} on ${found.host || "an unknown host"}`],
         ["Energy", [found.energy_kind, found.energy_source, found.energy_boundary, found.characterised].filter(Boolean).join(", ")],
@@ -320,17 +303,17 @@ const Environment = ({ environment }) =>
   h(
     Section,
     { title: null },
-    h("details", null, h("summary", { style: { cursor: "pointer", fontWeight: 600 } }, "Environment"), h(List, { rows: flat(environment) })),
+    h("details", null, h("summary", { style: { cursor: "pointer", fontWeight: 600 } }, "Environment"), h(Facts, { rows: flat(environment) })),
   );
 
 function Files({ asked, found }) {
   const get = (name) => ours("download/cycle", { ...asked, name });
-  const link = (name, text) => h("a", { href: get(name), download: "", style: { textDecoration: "underline" } }, text);
+  const link = (name, text) => h("a", { href: get(name), download: "", style: UNDERLINED }, text);
   return h(
     Section,
     { title: "Files" },
     h(Muted, null, found.folder),
-    h(List, {
+    h(Facts, {
       rows: found.files.map((file) => [
         link(file.name, file.name),
         h(Fragment, null, counted(file.bytes, "byte"), file.name.endsWith(".parquet") && h(Fragment, null, ", ", link(file.name.replace(/\.parquet$/, ".csv"), "as CSV"))),

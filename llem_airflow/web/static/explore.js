@@ -1,9 +1,9 @@
 // The explorer of a run: its answer, factors, energy against speed, the table, the distributions.
 
 import { Fragment, h, ours, UI, useAddress, useApi } from "./base.js";
-import { counted, interval, isEstimate, number, scaleOf, sentence, short, shortKey } from "./format.js";
+import { counted, interval, isEstimate, natural, number, scaleOf, sentence, short, shortKey } from "./format.js";
 import { Parallel } from "./parallel.js";
-import { Choose, DataTable, Estimate, Loading, Muted, Notice, Section, Tabs, Verbatim } from "./parts.js";
+import { Choose, DataTable, Estimate, Loading, Muted, Notice, Section, Tabs, UNDERLINED, Verbatim } from "./parts.js";
 import { Distribution, FactorPlot, Legend, Pareto } from "./plots.js";
 
 const ENERGY = "energy_per_output_token_j";
@@ -140,8 +140,6 @@ function Factors({ data, metric, setMetric }) {
 const AllFactors = ({ data, metric, setMetric }) =>
   h(Fragment, null, h(UI.Flex, { gap: 3, wrap: "wrap", mb: 2 }, h(MetricChoice, { data, metric, setMetric })), h(Parallel, { data, metric }));
 
-const natural = (a, b) => a.localeCompare(b, "en", { numeric: true });
-
 function Tradeoff({ data }) {
   const names = Object.keys(data.fronts);
   const [against, setAgainst] = useAddress("against", names[0]);
@@ -253,9 +251,9 @@ function Runs({ data, dagId, runId }) {
       { gap: 3, wrap: "wrap", fontSize: "sm", mt: 2 },
       h(Muted, null, "Download:"),
       Object.entries({ csv: "CSV", json: "JSON", parquet: "Parquet" }).flatMap(([form, title]) =>
-        ["experiments", "cycles"].map((table) => h("a", { key: form + table, href: get(table, form), download: "", style: { textDecoration: "underline" } }, `${table}, ${title}`)),
+        ["experiments", "cycles"].map((table) => h("a", { key: form + table, href: get(table, form), download: "", style: UNDERLINED }, `${table}, ${title}`)),
       ),
-      h("a", { href: ours("download/file", { dag_id: dagId, run_id: runId, name: "summary.json" }), download: "", style: { textDecoration: "underline" } }, "summary.json"),
+      h("a", { href: ours("download/file", { dag_id: dagId, run_id: runId, name: "summary.json" }), download: "", style: UNDERLINED }, "summary.json"),
     ),
   );
 }

@@ -1,4 +1,4 @@
-// Numbers and times for people; the rules are those of the reports: three significant digits, a unit that fits.
+// Numbers, times and ticks of axes for people; the rules are those of the reports: three significant digits, a unit that fits.
 
 export const ABSENT = "–";
 const SMALL = { s: ["ms", 1e3], "J/token": ["mJ/token", 1e3] };
@@ -61,10 +61,35 @@ export function stretch(begin, end) {
   return `${from} to ${to} s`;
 }
 
-const WHEN = new Intl.DateTimeFormat("sv", { dateStyle: "short", timeStyle: "short" });
+const MINUTES = { dateStyle: "short", timeStyle: "short" };
+const formats = new Map();
 
-/** An instant in the zone of the user's browser, to the minute. */
-export const when = (epochNs) => (epochNs ? WHEN.format(new Date(epochNs / 1e6)) : ABSENT);
+/** The zone that was chosen in Airflow, which keeps it in the browser; else that of the browser. */
+function zone() {
+  try {
+    return JSON.parse(globalThis.localStorage.getItem("timezone")) ?? undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Writes instants in a zone; one that the browser does not know is its own. */
+function formatOf(options, timeZone) {
+  const key = `${options.timeStyle ?? ""} ${timeZone ?? ""}`;
+  try {
+    if (!formats.has(key)) formats.set(key, new Intl.DateTimeFormat("sv", { ...options, timeZone }));
+    return formats.get(key);
+  } catch {
+    return formatOf(options, undefined);
+  }
+}
+
+const written = (epochNs, options) => formatOf(options, zone()).format(new Date(epochNs / 1e6));
+
+/** An instant in the zone of Airflow's UI, to the minute. */
+export const when = (epochNs) => (epochNs ? written(epochNs, MINUTES) : ABSENT);
+/** Its day. */
+export const day = (epochNs) => written(epochNs, { dateStyle: "short" });
 
 /** Two instants, the second without its day where that is the same. */
 export function between(epochNs, later) {
@@ -79,6 +104,8 @@ export function short(value) {
   return text.length > 60 ? `${text.slice(0, 57)}…` : text;
 }
 
+/** An order in which 16 follows 4. */
+export const natural = (a, b) => a.localeCompare(b, "en", { numeric: true });
 export const shortKey = (key) => key.split(".").pop();
 /** A text as a sentence begins. */
 export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
@@ -87,3 +114,40 @@ export const counted = (count, what) => `${count.toLocaleString("en")} ${what}${
 export const cycles = (n, hosts = 1) => `n = ${n}${hosts > 1 ? ` on ${hosts} hosts` : ""}`;
 /** `12 to 14, n = 6`. */
 export const spread = (metric, found, scale) => `${found.n < 3 ? "no interval" : interval(metric, found, scale)}, ${cycles(found.n, found.hosts)}`;
+
+// Ticks of an axis as `[value, text]`: round values, with as many digits as tell each from its neighbours.
+
+const DIGITS = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+
+/** Values with their texts. */
+export function told(values) {
+  const digits = DIGITS.find((count) => values.every((value) => Number(value.toPrecision(count)) === value)) ?? DIGITS.at(-1);
+  return values.map((value) => [value, number(value, digits)]);
+}
+
+function multiples(step, low, high) {
+  const first = Math.ceil(low / step - 1e-9);
+  const count = Math.min(100, Math.max(0, Math.floor(high / step + 1e-9) - first + 1)) || 0;
+  return [...new Set(Array.from({ length: count }, (_, place) => Number(((first + place) * step).toPrecision(12))))];
+}
+
+/** About so many ticks within a range, and never fewer than two. */
+export function niceTicks(low, high, count) {
+  const raw = (high - low || Math.abs(high) || 1) / Math.max(2, count);
+  const size = 10 ** Math.floor(Math.log10(raw));
+  const steps = [1, 2, 5, 10].map((one) => one * size);
+  const wide = steps.map((one) => multiples(one, low, high)).find((found) => found.length <= 1.25 * Math.max(2, count)) ?? [];
+  return told(wide.length > 1 ? wide : multiples(steps.findLast((one) => one <= raw) ?? steps[0], low, high));
+}
+
+/** Powers of ten between two exponents, and their double and fivefold where there are few. */
+export function logTicks(from, to) {
+  const marks = to - from > 2 ? [1] : [1, 2, 5];
+  const found = [];
+  for (let power = Math.floor(from); power <= to; power += 1)
+    for (const mark of marks) {
+      const value = Number(`${mark}e${power}`);
+      if (Math.log10(value) >= from && Math.log10(value) <= to) found.push(value);
+    }
+  return told(found);
+}

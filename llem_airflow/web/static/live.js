@@ -1,10 +1,9 @@
 // Power of a cycle while it is measured: the mean of each stretch as a line, from its least to its largest as a band.
 
 import { h, UI, useApi } from "./base.js";
-import { duration, number } from "./format.js";
-import { LINE, LineKey, Muted, stroke, Tag } from "./parts.js";
-import { DIM, phaseBands, Picture, scaleFor, TEXT, useWidth } from "./plots.js";
-import { niceTicks } from "./ticks.js";
+import { duration, niceTicks, number } from "./format.js";
+import { LineKey, Muted, stroke, Tag } from "./parts.js";
+import { DIM, Levels, phaseBands, Picture, scaleFor, TEXT, useWidth } from "./plots.js";
 
 const POLL_MS = 2000;
 const NOT_YET_MS = 5000;
@@ -50,7 +49,7 @@ function Moving({ live, height }) {
       "svg",
       { width, height, role: "img", "aria-label": `Power so far: ${known.map((gpu) => `${gpu.gpu} ${number(gpu.now_w)} W now`).join(", ")}`, style: { display: "block" } },
       phaseBands(live.phases.map((phase) => ({ ...phase, end_s: phase.end_s ?? live.last_s })), { at, left: LEFT, right, top, bottom, named: true }),
-      y.ticks.map(([value, text]) => h("g", { key: value }, h("line", { x1: LEFT, x2: right, y1: y.at(value), y2: y.at(value), stroke: LINE }), h("text", { x: LEFT - 6, y: y.at(value) + 4, textAnchor: "end", ...DIM }, text))),
+      h(Levels, { y, left: LEFT, right }),
       niceTicks(0, live.last_s, Math.floor((right - LEFT) / 90)).map(([value, text]) => h("text", { key: value, x: at(value), y: height - 6, textAnchor: "middle", ...DIM }, `${text} s`)),
       h("text", { x: LEFT, y: 13, ...TEXT }, "Power so far, W: mean, least and largest"),
       known.map((gpu) => {

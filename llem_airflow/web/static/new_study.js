@@ -3,11 +3,10 @@
 import { airflow, energyPage, Fragment, h, Link, ours, send, UI, useApi, useEffect, useRef, useState } from "./base.js";
 import { Editor, goTo } from "./editor.js";
 import { counted, duration } from "./format.js";
-import { Loading, Muted, Notice, Page, Section } from "./parts.js";
+import { Facts, Loading, Muted, Notice, Page, Section, UNDERLINED } from "./parts.js";
 
 const KEPT = "llem-new-study";
 const PAUSE_MS = 500;
-const underlined = { textDecoration: "underline" };
 
 /** The text of the field, which a reload does not lose; it leaves with the tab of the browser. */
 function useDraft() {
@@ -59,7 +58,7 @@ export function NewStudyPage() {
   const [refused, setRefused] = useState("");
   const check = useCheck(text);
   const field = useRef(null);
-  const title = { title: "New study", aside: h(Link, { to: "/plugin/llem-studies", style: underlined }, "All studies") };
+  const title = { title: "New study", aside: h(Link, { to: "/plugin/llem-studies", style: UNDERLINED }, "All studies") };
   if (!site) return h(Page, title, error ? h(Notice, { kind: "error", title: error }) : h(Loading));
   const open = async (file) => {
     if (file.size > site.largest_bytes) {
@@ -154,7 +153,7 @@ function Told({ title, label, rows, field }) {
         h(
           UI.Box,
           { as: "li", key: index, fontSize: "sm", mb: 1 },
-          one.line && h("button", { type: "button", onClick: () => goTo(field.current, one.line, one.column), style: { ...underlined, cursor: "pointer", marginRight: "0.6em" } }, `line ${one.place ?? one.line}`),
+          one.line && h("button", { type: "button", onClick: () => goTo(field.current, one.line, one.column), style: { ...UNDERLINED, cursor: "pointer", marginRight: "0.6em" } }, `line ${one.place ?? one.line}`),
           one.path && h(UI.Box, { as: "code", mr: 2, fontWeight: "semibold" }, one.path),
           one.text,
         ),
@@ -175,11 +174,7 @@ function Plan({ plan }) {
   return h(
     Section,
     { title: `Plan of ${plan.name}`, mt: 0, mb: 4, "data-testid": "llem-plan" },
-    h(
-      UI.Box,
-      { as: "dl", display: "grid", gridTemplateColumns: "max-content 1fr", columnGap: 4, fontSize: "sm" },
-      facts.map(([name, value]) => h(Fragment, { key: name }, h(UI.Box, { as: "dt", color: "fg.muted" }, name), h("dd", null, value))),
-    ),
+    h(Facts, { rows: facts }),
     plan.skipped.map((one) => h(UI.Text, { key: one.rule, fontSize: "sm", mt: 1 }, `${counted(one.points, "point")} left out: ${one.reason} [${one.rule}]`)),
     h(
       "details",
@@ -220,7 +215,7 @@ function Trigger({ site, text, ready }) {
       setState({ busy: false, runId: null, error: error.message });
     }
   };
-  const dag = h(Link, { to: `/dags/${encodeURIComponent(site.dag_id)}`, style: underlined }, site.dag_id);
+  const dag = h(Link, { to: `/dags/${encodeURIComponent(site.dag_id)}`, style: UNDERLINED }, site.dag_id);
   return h(
     UI.Box,
     { "data-testid": "llem-trigger" },
@@ -232,6 +227,6 @@ function Trigger({ site, text, ready }) {
       h("label", { style: { fontSize: "0.875rem" } }, h("input", { type: "checkbox", checked: dry, onChange: (event) => setDry(event.target.checked) }), " Dry run: check on the worker, measure nothing"),
     ),
     state.error && h(Notice, { kind: "error", title: "The study was not triggered." }, h(UI.Text, { fontSize: "sm" }, state.error)),
-    state.runId && h(Notice, { title: "The run has been triggered." }, h(Link, { to: energyPage(site.dag_id, state.runId), style: underlined }, `Watch ${state.runId}`)),
+    state.runId && h(Notice, { title: "The run has been triggered." }, h(Link, { to: energyPage(site.dag_id, state.runId), style: UNDERLINED }, `Watch ${state.runId}`)),
   );
 }

@@ -1,11 +1,10 @@
 // Parallel coordinates: what a sweep varied and what came of it, one line an experiment.
 
 import { h, UI, useAddress } from "./base.js";
-import { counted, number, quantity, scaleOf, short, shortKey } from "./format.js";
+import { counted, natural, quantity, scaleOf, short, shortKey } from "./format.js";
 import { INK, LINE, Muted, MUTED, SERIES } from "./parts.js";
 import { DIM, scaleFor, TEXT, useWidth } from "./plots.js";
 
-const natural = (a, b) => a.localeCompare(b, "en", { numeric: true });
 const chosen = (text) => new Map(text.split("~~").filter(Boolean).map((one) => one.split("::")));
 
 /** Axes: each factor, then the metric. A level that is picked keeps only the lines through it; the address has them. */

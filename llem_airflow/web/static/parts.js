@@ -4,10 +4,10 @@ import { Fragment, h, UI, useAddress, useEffect, useRef, useState } from "./base
 import { ABSENT, counted } from "./format.js";
 
 const css = (name) => `var(--chakra-colors-${name})`;
+export const UNDERLINED = { textDecoration: "underline" };
 export const INK = css("fg");
 export const MUTED = css("fg-muted");
 export const LINE = css("border");
-export const WELL = css("bg-subtle");
 export const PAPER = css("bg");
 // Okabe and Ito's palette without its yellow, which white paper swallows; every mark also differs in shape or text.
 export const SERIES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F"];
@@ -77,11 +77,13 @@ const PALETTES = {
 };
 const SIGNS = { regression: "▲", improvement: "▼", unchanged: "=", "not comparable": "≠", "not enough evidence": "?" };
 
+/** A verdict with its sign. */
+export const signed = (text) => (SIGNS[text] ? `${SIGNS[text]} ${text}` : text);
+
 /** A word with a colour; the word says all that the colour says. */
 export function Tag({ children, ...rest }) {
   const text = String(children);
-  const sign = SIGNS[text] ? `${SIGNS[text]} ` : "";
-  return h(UI.Badge, { colorPalette: PALETTES[text] ?? "gray", variant: "subtle", ...rest }, `${sign}${text}`);
+  return h(UI.Badge, { colorPalette: PALETTES[text] ?? "gray", variant: "subtle", ...rest }, signed(text));
 }
 
 export const Estimate = ({ kind }) => (kind === "estimate" ? h(Tag, { ml: 1 }, "estimate") : null);
@@ -105,6 +107,44 @@ export const Verbatim = ({ children, label }) =>
       fontFamily: "mono",
     },
     children,
+  );
+
+/** What is known, as names with their values. */
+export const Facts = ({ rows }) =>
+  h(
+    UI.Box,
+    { as: "dl", display: "grid", gridTemplateColumns: "minmax(8rem, max-content) 1fr", columnGap: 4, fontSize: "sm" },
+    rows.map(([name, value]) => h(Fragment, { key: name }, h(UI.Box, { as: "dt", color: "fg.muted" }, name), h("dd", { style: { minWidth: 0 } }, value))),
+  );
+
+/** A few rows that nobody sorts. */
+export const PlainTable = ({ label, titles, rows }) =>
+  h(
+    UI.Box,
+    { overflowX: "auto", tabIndex: 0, role: "region", "aria-label": label },
+    h(
+      UI.Table.Root,
+      { size: "sm" },
+      h(UI.Table.Header, null, h(UI.Table.Row, null, titles.map((title) => h(UI.Table.ColumnHeader, { key: title }, title)))),
+      h(
+        UI.Table.Body,
+        null,
+        rows.map((cells, place) => h(UI.Table.Row, { key: place, verticalAlign: "top" }, cells.map((cell, at) => h(UI.Table.Cell, { key: at }, cell)))),
+      ),
+    ),
+  );
+
+/** An attempt that failed: why, what to do, and its last lines for those who may read the log. */
+export const Attempt = ({ failure }) =>
+  h(
+    Section,
+    { title: `Attempt ${failure.attempt} failed: ${failure.category.replaceAll("_", " ")}` },
+    h(UI.Text, null, failure.message),
+    failure.hint && h(UI.Text, null, h("strong", null, "What to do: "), failure.hint),
+    failure.tail === null
+      ? h(Muted, null, "Its output is shown to users who may read the logs of this DAG's tasks.")
+      : failure.tail.length > 0 && h(Verbatim, { label: `Last lines of attempt ${failure.attempt}` }, failure.tail.join("\n")),
+    h(Muted, null, `Evidence: ${failure.url}`),
   );
 
 export const FIELD = {
@@ -148,10 +188,17 @@ export function Search({ label, value, onChange }) {
 }
 
 export function Tabs({ label, value, options, onChange }) {
+  const move = (event, place) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    const next = (place + step + options.length) % options.length;
+    event.currentTarget.parentElement.children[next].focus();
+    onChange(options[next][0]);
+  };
   return h(
     UI.Flex,
     { role: "tablist", "aria-label": label, gap: 1, borderBottomWidth: "1px", mb: 3, wrap: "wrap" },
-    options.map(([key, text]) =>
+    options.map(([key, text], place) =>
       h(
         "button",
         {
@@ -159,6 +206,7 @@ export function Tabs({ label, value, options, onChange }) {
           type: "button",
           role: "tab",
           "aria-selected": key === value,
+          onKeyDown: (event) => move(event, place),
           onClick: () => onChange(key),
           style: {
             padding: "0.35rem 0.8rem",

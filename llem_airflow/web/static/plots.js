@@ -1,10 +1,9 @@
 // Pictures as SVG: few marks, whose labels are the work. Colours and fonts are those of the page around them.
 
 import { h, useEffect, useRef, useState } from "./base.js";
-import { cycles, number } from "./format.js";
+import { cycles, logTicks, niceTicks, number, told } from "./format.js";
 import { INK, LINE, MUTED, PAPER, SERIES, SHAPES } from "./parts.js";
 import { savePicture } from "./save.js";
-import { logTicks, niceTicks, told } from "./ticks.js";
 
 /** Width of an element, which a picture fills; measured again when it changes. */
 export function useWidth(initial = 600) {
@@ -104,20 +103,24 @@ export function Picture({ watch, name, groups = [], children, ...rest }) {
   );
 }
 
+/** The ticks of an upright axis, each with a line through the picture. */
+export const Levels = ({ y, left, right }) =>
+  y.ticks.map(([value, text]) =>
+    h(
+      "g",
+      { key: value },
+      h("line", { x1: left, x2: right, y1: y.at(value), y2: y.at(value), stroke: LINE }),
+      h("text", { x: left - 6, y: y.at(value) + 4, textAnchor: "end", ...DIM }, text),
+    ),
+  );
+
 function Axes({ box, x, y, xTitle, yTitle, xTicks }) {
   const { left, right, top, bottom } = box;
   const xs = xTicks ?? x.ticks;
   return h(
     "g",
     null,
-    y.ticks.map(([value, text]) =>
-      h(
-        "g",
-        { key: `y${value}` },
-        h("line", { x1: left, x2: right, y1: y.at(value), y2: y.at(value), stroke: LINE }),
-        h("text", { x: left - 6, y: y.at(value) + 4, textAnchor: "end", ...DIM }, text),
-      ),
-    ),
+    h(Levels, { y, left, right }),
     xs.map(([value, text], place) =>
       h(
         "g",
@@ -135,7 +138,7 @@ function Axes({ box, x, y, xTitle, yTitle, xTicks }) {
 const along = (one, unit = "") => `${one.label}: ${number(one.y)}${one.low == null ? "" : ` (${number(one.low)} to ${number(one.high)})`}${unit}`;
 
 /** Marks with their intervals over a factor; marks of a colour are joined. Points: `{x, y, low, high, group, label, key}`. */
-export function FactorPlot({ points, xTitle, yTitle, groups, label, onPick }) {
+export function FactorPlot({ points, xTitle, yTitle, groups, label }) {
   const [ref, width] = useWidth();
   const named = points.some((one) => typeof one.x !== "number");
   const levels = named ? [...new Set(points.map((one) => String(one.x)))] : null;
@@ -174,7 +177,7 @@ export function FactorPlot({ points, xTitle, yTitle, groups, label, onPick }) {
           own.map((one) =>
             h(
               "g",
-              { key: one.key, onClick: () => onPick?.(one.key), style: { cursor: onPick ? "pointer" : "auto" } },
+              { key: one.key },
               h("title", null, along(one)),
               one.low != null &&
                 h("line", { x1: x.at(one.at), x2: x.at(one.at), y1: y.at(one.low), y2: y.at(one.high), stroke: colour, strokeWidth: 2 }),
@@ -209,7 +212,7 @@ export function Legend({ title, groups }) {
 }
 
 /** Energy against speed, each point with its name and both intervals; the unbeaten ones are filled and joined. */
-export function Pareto({ points, front, xTitle, yTitle, better, groups, label, onPick }) {
+export function Pareto({ points, front, xTitle, yTitle, better, groups, label }) {
   const [ref, width] = useWidth();
   const height = 380;
   const box = { left: 62, right: width - 14, top: 28, bottom: height - 46 };
@@ -232,7 +235,7 @@ export function Pareto({ points, front, xTitle, yTitle, better, groups, label, o
         const filled = front.has(one.key);
         return h(
           "g",
-          { key: one.key, onClick: () => onPick?.(one.key), style: { cursor: onPick ? "pointer" : "auto" } },
+          { key: one.key },
           h("title", null, `${one.label}: ${number(one.x)}; ${number(one.y)}`),
           one.xLow != null && h("line", { x1: x.at(one.xLow), x2: x.at(one.xHigh), y1: y.at(one.y), y2: y.at(one.y), stroke: colour, strokeOpacity: 0.7 }),
           one.yLow != null && h("line", { x1: x.at(one.x), x2: x.at(one.x), y1: y.at(one.yLow), y2: y.at(one.yHigh), stroke: colour, strokeOpacity: 0.7 }),
@@ -274,7 +277,7 @@ function placed(best, others, x, y, box) {
 }
 
 /** Every cycle, the mean and the interval, one line an experiment. Rows: `{key, label, mean, low, high, n, values}`. */
-export function Distribution({ rows, xTitle, label, onPick }) {
+export function Distribution({ rows, xTitle, label }) {
   const [ref, width] = useWidth();
   const names = Math.min(260, Math.max(90, width * 0.32));
   const step = 24;
@@ -303,7 +306,7 @@ export function Distribution({ rows, xTitle, label, onPick }) {
         const text = row.label.length > letters ? `${row.label.slice(0, letters - 1)}…` : row.label;
         return h(
           "g",
-          { key: row.key, onClick: () => onPick?.(row.key), style: { cursor: onPick ? "pointer" : "auto" } },
+          { key: row.key },
           h("title", null, `${row.label}: ${number(row.mean)}${row.low == null ? "" : ` (${number(row.low)} to ${number(row.high)})`}, ${cycles(row.n, row.hosts)}`),
           h("text", { x: box.left - 8, y: middle + 4, textAnchor: "end", ...TEXT }, text),
           row.low != null && h("line", { x1: x.at(row.low), x2: x.at(row.high), y1: middle, y2: middle, stroke: SERIES[0], strokeWidth: 3, strokeOpacity: 0.6 }),

@@ -5,7 +5,7 @@ import { CyclePage } from "./cycle.js";
 import { Explorer } from "./explore.js";
 import { between, change, counted, duration, number, quantity, when } from "./format.js";
 import { Live } from "./live.js";
-import { Estimate, INK, LINE, Loading, Muted, Notice, Page, SERIES, Section, Tabs, Tag, Verbatim } from "./parts.js";
+import { Attempt, Estimate, Facts, INK, LINE, Loading, Muted, Notice, Page, PlainTable, Section, SERIES, Tabs, Tag, UNDERLINED, Verbatim } from "./parts.js";
 
 const PER_TOKEN = { name: "energy_per_output_token_j", unit: "J/token", energy: true };
 const ENERGY = { name: "energy_j", unit: "J", energy: true };
@@ -39,9 +39,13 @@ const COLOURS = {
 const SAID = { invalid_energy: "measured, energy withheld", missed: "no GPU came" };
 const said = (state) => SAID[state] ?? state;
 
+/** The page of one cycle does not wait for what is told of its run. */
+const NOTHING_YET = { state: "", said: "", failures: [], comparisons: [], experiments: [] };
+
 export function RunPage({ dagId, runId }) {
-  const { data, error } = useApi("run", { dag_id: dagId, run_id: runId }, (found) => (found.ended && !found.unread ? null : POLL_MS));
+  const { data: told, error } = useApi("run", { dag_id: dagId, run_id: runId }, (found) => (found.ended && !found.unread ? null : POLL_MS));
   const [view, setView] = useAddress("view");
+  const data = told ?? (view === "cycle" && !error ? NOTHING_YET : null);
   if (error && !data) return h(Page, { title: "Energy" }, h(Notice, { kind: "error", title: error }));
   if (!data) return h(Page, { title: "Energy" }, h(Loading));
   if (data.foreign)
@@ -56,7 +60,7 @@ export function RunPage({ dagId, runId }) {
   const shown = view || (data.explorable && data.ended ? "results" : data.experiments.length ? "cycles" : tabs[0]?.[0]);
   return h(
     Page,
-    { title: data.study ?? dagId, aside: h(Fragment, null, h(Tag, null, data.state), data.preliminary && h(Tag, null, "preliminary")) },
+    { title: data.study ?? dagId, aside: h(Fragment, null, data.state && h(Tag, null, data.state), data.preliminary && h(Tag, null, "preliminary")) },
     data.said && h(UI.Text, null, `${data.title}. ${data.said}`),
     error && h(Notice, { kind: "warning", title: `Not up to date: ${error}` }),
     data.problem && h(Notice, { kind: "error", title: "A file of this run cannot be read" }, h(Verbatim, { label: "What is wrong" }, data.problem)),
@@ -72,7 +76,7 @@ export function RunPage({ dagId, runId }) {
       h(
         UI.Text,
         { mt: 4, fontSize: "sm" },
-        h("a", { href: ours("run", { dag_id: dagId, run_id: runId }), target: "_blank", rel: "noreferrer", style: { textDecoration: "underline" } }, "Report for the archive"),
+        h("a", { href: ours("run", { dag_id: dagId, run_id: runId }), target: "_blank", rel: "noreferrer", style: UNDERLINED }, "Report for the archive"),
         " (one file, also without Airflow)",
       ),
   );
@@ -132,14 +136,14 @@ function Failures({ data, dagId, runId }) {
               h(UI.Box, { flex: "1 1 22rem", minW: 0 }, h(StudyText, { text: data.study_text, places: failure.places })),
           )
         : h(UI.Text, null, "It left no text."),
-      h(Link, { to: taskPage(dagId, runId, failure.tasks[0]), style: { textDecoration: "underline", fontSize: "0.875rem" } }, "Log of the task"),
+      h(Link, { to: taskPage(dagId, runId, failure.tasks[0]), style: { ...UNDERLINED, fontSize: "0.875rem" } }, "Log of the task"),
     ),
   );
 }
 
 /** The study's file with its lines numbered, and each problem under its line. */
 function StudyText({ text, places }) {
-  const byLine = Map.groupBy ? Map.groupBy(places, (one) => one.line) : group(places);
+  const lines = new Map(places.map((one) => [one.line, places.filter((other) => other.line === one.line)]));
   return h(
     UI.Box,
     { as: "ol", "aria-label": "Study file", tabIndex: 0, fontFamily: "mono", fontSize: "xs", borderWidth: "1px", borderRadius: "sm", bg: "bg.subtle", maxH: "32rem", overflow: "auto", listStyleType: "none", p: 1 },
@@ -148,8 +152,8 @@ function StudyText({ text, places }) {
         "li",
         { key: index, style: { whiteSpace: "pre-wrap" } },
         h("span", { "aria-hidden": true, style: { display: "inline-block", width: "3.2em", textAlign: "right", paddingRight: "0.8em", opacity: 0.6, userSelect: "none" } }, index + 1),
-        h("span", byLine.has(index + 1) ? { style: { textDecoration: `underline wavy ${SERIES[1]}` } } : null, line),
-        (byLine.get(index + 1) ?? []).map((one) =>
+        h("span", lines.has(index + 1) ? { style: { textDecoration: `underline wavy ${SERIES[1]}` } } : null, line),
+        (lines.get(index + 1) ?? []).map((one) =>
           h(
             UI.Box,
             { key: `${one.column}${one.text}`, as: "div", "data-testid": "llem-problem", bg: "red.subtle", color: "red.fg", ml: "3.2em", whiteSpace: "pre-wrap" },
@@ -162,43 +166,27 @@ function StudyText({ text, places }) {
   );
 }
 
-function group(places) {
-  const found = new Map();
-  for (const one of places) found.set(one.line, [...(found.get(one.line) ?? []), one]);
-  return found;
-}
-
 function Comparisons({ data }) {
   return data.comparisons.map((found, place) => {
     const metric = String(found.metric ?? "");
     return h(
       Section,
       { key: place, title: `Comparison: ${found.verdict}` },
-      h(
-        UI.Box,
-        { overflowX: "auto" },
-        h(
-          UI.Table.Root,
-          { size: "sm" },
-          h(UI.Table.Header, null, h(UI.Table.Row, null, ["Experiment", "Against", "Verdict", found.label, "n"].map((title) => h(UI.Table.ColumnHeader, { key: title }, title)))),
-          h(
-            UI.Table.Body,
-            null,
-            Object.entries(found.outcomes).map(([candidate, outcome]) => {
-              const one = found.changes?.[candidate]?.[metric] ?? {};
-              const ends = one.low_ratio == null ? "" : ` (${change(one.low_ratio)} to ${change(one.high_ratio)})`;
-              const cells = [
-                candidate,
-                found.baselines?.[candidate] ?? "",
-                h(Tag, null, String(outcome)),
-                one.difference_ratio == null ? "" : `${change(one.difference_ratio)}${ends}`,
-                one.n_baseline == null ? "" : `${one.n_baseline} and ${one.n_candidate}`,
-              ];
-              return h(UI.Table.Row, { key: candidate }, cells.map((cell, at) => h(UI.Table.Cell, { key: at }, cell)));
-            }),
-          ),
-        ),
-      ),
+      h(PlainTable, {
+        label: `Comparison ${place + 1}`,
+        titles: ["Experiment", "Against", "Verdict", found.label, "n"],
+        rows: Object.entries(found.outcomes).map(([candidate, outcome]) => {
+          const one = found.changes?.[candidate]?.[metric] ?? {};
+          const ends = one.low_ratio == null ? "" : ` (${change(one.low_ratio)} to ${change(one.high_ratio)})`;
+          return [
+            candidate,
+            found.baselines?.[candidate] ?? "",
+            h(Tag, null, String(outcome)),
+            one.difference_ratio == null ? "" : `${change(one.difference_ratio)}${ends}`,
+            one.n_baseline == null ? "" : `${one.n_baseline} and ${one.n_candidate}`,
+          ];
+        }),
+      }),
       h(
         UI.Box,
         { as: "ul", pl: 5, listStyleType: "disc", fontSize: "sm" },
@@ -312,26 +300,11 @@ function Sessions({ data, pick }) {
     Section,
     { title: "Sessions", "data-testid": "llem-sessions" },
     h(Muted, null, "Cycles that shared one living container. Choose a cycle for more."),
-    h(
-      UI.Box,
-      { overflowX: "auto", tabIndex: 0, role: "region", "aria-label": "Sessions" },
-      h(
-        UI.Table.Root,
-        { size: "sm" },
-        h(UI.Table.Header, null, h(UI.Table.Row, null, ["Session", "Container", "Cycles in their order", "Health between cycles"].map((title) => h(UI.Table.ColumnHeader, { key: title }, title)))),
-        h(
-          UI.Table.Body,
-          null,
-          data.sessions.map((one) =>
-            h(
-              UI.Table.Row,
-              { key: one.id, verticalAlign: "top" },
-              [one.id, h(Life, { session: one }), h(Order, { session: one, cells, pick }), h(Health, { session: one })].map((cell, at) => h(UI.Table.Cell, { key: at }, cell)),
-            ),
-          ),
-        ),
-      ),
-    ),
+    h(PlainTable, {
+      label: "Sessions",
+      titles: ["Session", "Container", "Cycles in their order", "Health between cycles"],
+      rows: data.sessions.map((one) => [one.id, h(Life, { session: one }), h(Order, { session: one, cells, pick }), h(Health, { session: one })]),
+    }),
   );
 }
 
@@ -353,7 +326,7 @@ function Order({ session, cells, pick }) {
       return h(
         "li",
         { key: id },
-        h("button", { type: "button", onClick: () => pick(id), style: { textDecoration: "underline", cursor: "pointer", textAlign: "start" } }, `${cell?.label ?? one.experiment}, cycle ${one.cycle}`),
+        h("button", { type: "button", onClick: () => pick(id), style: { ...UNDERLINED, cursor: "pointer", textAlign: "start" } }, `${cell?.label ?? one.experiment}, cycle ${one.cycle}`),
         ` ${SIGNS[cell?.state] ?? "?"} ${where || said(cell?.state ?? "waiting")}`,
       );
     }),
@@ -413,7 +386,7 @@ function NowCell({ cell, chosen, dagId, runId, now }) {
     ),
     cell.state === "running" && !chosen && h(Live, { asked: { dag_id: dagId, run_id: runId, experiment: cell.row.id, cycle: cell.cycle }, height: 110 }),
     (cell.state === "waiting" ? waits : text) && h(UI.Text, { fontSize: "sm" }, cell.state === "waiting" ? waits : text),
-    h(Link, { to: taskPage(dagId, runId, cell), style: { textDecoration: "underline", fontSize: "0.875rem" } }, "Log of the task"),
+    h(Link, { to: taskPage(dagId, runId, cell), style: { ...UNDERLINED, fontSize: "0.875rem" } }, "Log of the task"),
   );
 }
 
@@ -435,29 +408,14 @@ function Detail({ cell, row, dagId, runId }) {
     { title: `${row.label}, cycle ${cell.cycle}`, "data-testid": "llem-cell" },
     cell.reason && h(UI.Text, { mb: 2 }, cell.reason),
     cell.state === "running" && h(Live, { asked: { dag_id: dagId, run_id: runId, experiment: row.id, cycle: cell.cycle } }),
-    h(
-      UI.Box,
-      { as: "dl", display: "grid", gridTemplateColumns: "minmax(9rem, max-content) 1fr", columnGap: 4, fontSize: "sm" },
-      facts.map(([name, value]) => h(Fragment, { key: name }, h(UI.Box, { as: "dt", color: "fg.muted" }, name), h("dd", null, value))),
-    ),
+    h(Facts, { rows: facts }),
     h(
       UI.Flex,
       { gap: 4, mt: 2, fontSize: "sm" },
-      cell.task_id && h(Link, { to: taskPage(dagId, runId, cell), style: { textDecoration: "underline" } }, "Log of the task"),
-      h(Link, { to: `?${new URLSearchParams({ view: "cycle", cell: `${row.id}.${cell.cycle}` })}`, style: { textDecoration: "underline" } }, "Power, requests, environment, files"),
+      cell.task_id && h(Link, { to: taskPage(dagId, runId, cell), style: UNDERLINED }, "Log of the task"),
+      h(Link, { to: `?${new URLSearchParams({ view: "cycle", cell: `${row.id}.${cell.cycle}` })}`, style: UNDERLINED }, "Power, requests, environment, files"),
     ),
-    cell.failures.map((failure) =>
-      h(
-        UI.Box,
-        { key: `${failure.attempt}${failure.url}`, mt: 3 },
-        h(UI.Heading, { as: "h3", size: "sm" }, `Attempt ${failure.attempt} failed: ${failure.category.replaceAll("_", " ")}`),
-        h(UI.Text, null, failure.message),
-        failure.hint && h(UI.Text, null, h("strong", null, "What to do: "), failure.hint),
-        failure.tail === null
-          ? h(Muted, null, "Its output is shown to users who may read the logs of this DAG's tasks.")
-          : failure.tail.length > 0 && h(Verbatim, { label: `Last lines of attempt ${failure.attempt}` }, failure.tail.join("\n")),
-      ),
-    ),
+    cell.failures.map((failure) => h(Attempt, { key: `${failure.attempt}${failure.url}`, failure })),
   );
 }
 

@@ -3,12 +3,11 @@
 import { energyPage, Fragment, h, Link, UI, useAddress, useApi } from "./base.js";
 import { Comparison } from "./compare.js";
 import { change, counted, cycles, interval, quantity, when } from "./format.js";
-import { Choose, DataTable, Estimate, Loading, Muted, Notice, Page, Search, Tabs, Tag } from "./parts.js";
+import { Choose, DataTable, Estimate, Loading, Muted, Notice, Page, Search, Tabs, Tag, UNDERLINED } from "./parts.js";
 import { Spark } from "./plots.js";
 import { Trend } from "./trend.js";
 
 const trendPage = (dagId, state) => `/dags/${encodeURIComponent(dagId)}/plugin/llem-study?${new URLSearchParams({ view: "trend", ...state })}`;
-const underlined = { textDecoration: "underline" };
 const MINUTE = 60000;
 
 export function StudiesPage() {
@@ -17,7 +16,7 @@ export function StudiesPage() {
   if (!data) return h(Page, { title: "Energy studies" }, h(Loading));
   return h(
     Page,
-    { title: "Energy studies", aside: h(Fragment, null, h(Muted, null, data.studies.length === 1 ? "1 study" : `${data.studies.length} studies`), h(Link, { to: "/plugin/llem-studies?page=leaderboard", style: underlined }, "Leaderboard"), h(Link, { to: "/plugin/llem-studies?page=new", style: underlined }, "New study")) },
+    { title: "Energy studies", aside: h(Fragment, null, h(Muted, null, data.studies.length === 1 ? "1 study" : `${data.studies.length} studies`), h(Link, { to: "/plugin/llem-studies?page=leaderboard", style: UNDERLINED }, "Leaderboard"), h(Link, { to: "/plugin/llem-studies?page=new", style: UNDERLINED }, "New study")) },
     data.studies.length === 0
       ? h(
           Notice,
@@ -64,7 +63,7 @@ function Study({ row }) {
     h(
       UI.Box,
       null,
-      h(Link, { to: `/dags/${encodeURIComponent(row.dag_id)}/plugin/llem-study`, style: { ...underlined, fontWeight: 600 } }, row.study),
+      h(Link, { to: `/dags/${encodeURIComponent(row.dag_id)}/plugin/llem-study`, style: { ...UNDERLINED, fontWeight: 600 } }, row.study),
       row.dag_id !== row.study && h(Muted, null, row.dag_id),
       h(Muted, null, counted(row.runs, "run")),
     ),
@@ -72,7 +71,7 @@ function Study({ row }) {
       UI.Box,
       null,
       h(UI.Text, label, "Last run"),
-      h(Link, { to: energyPage(row.dag_id, row.run_id), style: underlined }, when(row.started_epoch_ns)),
+      h(Link, { to: energyPage(row.dag_id, row.run_id), style: UNDERLINED }, when(row.started_epoch_ns)),
       row.state && h(UI.Box, null, h(Tag, null, row.state)),
     ),
     error
@@ -110,7 +109,7 @@ function Headline({ data, label, row }) {
         changes: data.history.flatMap((one, place) => (one.change_ratio === null ? [] : [place])),
         label: `${found.metric.label} of the last ${values.length} runs, from ${quantity(found.metric, values[0], found.energy_kind)} to ${quantity(found.metric, values.at(-1), found.energy_kind)}${changed(data.history)}`,
       }),
-      values.length < 2 && h("span", { style: { ...underlined, fontSize: "0.875rem" } }, "Trend"),
+      values.length < 2 && h("span", { style: { ...UNDERLINED, fontSize: "0.875rem" } }, "Trend"),
     ),
   );
 }
@@ -127,7 +126,7 @@ function Since({ since, dagId, label }) {
   return h(
     UI.Box,
     null,
-    h(UI.Text, label, "Since ", h(Link, { to: energyPage(dagId, since.run_id), style: underlined }, "the run before")),
+    h(UI.Text, label, "Since ", h(Link, { to: energyPage(dagId, since.run_id), style: UNDERLINED }, "the run before")),
     since.problem ? h(Muted, null, since.problem) : null,
     since.verdict && h(Tag, null, since.verdict),
     since.ratio !== null && h(UI.Text, { fontSize: "sm" }, `${change(since.ratio)}${since.low_ratio === null ? "" : ` (${change(since.low_ratio)} to ${change(since.high_ratio)})`}`),
@@ -159,7 +158,7 @@ function RunsOfDag({ dagId }) {
   if (!data.runs.length) return h(Muted, null, "No run of this DAG has measured energy. If it is the DAG of a study, trigger it: each run has an Energy tab of its own.");
   const number = (row) => row.number;
   const columns = [
-    { key: "started", title: "Began", value: (row) => row.started_epoch_ns, cell: (row) => h(Link, { to: energyPage(dagId, row.run_id), style: underlined }, row.started_epoch_ns ? when(row.started_epoch_ns) : row.run_id) },
+    { key: "started", title: "Began", value: (row) => row.started_epoch_ns, cell: (row) => h(Link, { to: energyPage(dagId, row.run_id), style: UNDERLINED }, row.started_epoch_ns ? when(row.started_epoch_ns) : row.run_id) },
     { key: "run", title: "Run", value: (row) => row.run_id },
     { key: "study", title: "Study", hidden: new Set(data.runs.map((row) => row.study)).size === 1, value: (row) => row.study },
     { key: "release", title: "Release", hidden: data.runs.every((row) => !row.release), value: (row) => row.release },
@@ -187,9 +186,9 @@ export function Card() {
   return h(
     UI.Flex,
     { "data-testid": "llem-card", gap: 3, wrap: "wrap", align: "baseline", borderWidth: "1px", borderRadius: "md", p: 2, mb: 2, fontSize: "sm" },
-    h(Link, { to: "/plugin/llem-studies", style: { ...underlined, fontWeight: 600 } }, "Energy studies"),
+    h(Link, { to: "/plugin/llem-studies", style: { ...UNDERLINED, fontWeight: 600 } }, "Energy studies"),
     h("span", null, `${data.studies.length} measured`),
-    running.length > 0 && h("span", null, "running: ", running.slice(0, 3).map((row, place) => h(Fragment, { key: row.dag_id }, place > 0 && ", ", h(Link, { to: energyPage(row.dag_id, row.run_id), style: underlined }, row.study)))),
-    failed.length > 0 && h("span", null, "last run failed: ", failed.slice(0, 3).map((row, place) => h(Fragment, { key: row.dag_id }, place > 0 && ", ", h(Link, { to: energyPage(row.dag_id, row.run_id), style: underlined }, row.study)))),
+    running.length > 0 && h("span", null, "running: ", running.slice(0, 3).map((row, place) => h(Fragment, { key: row.dag_id }, place > 0 && ", ", h(Link, { to: energyPage(row.dag_id, row.run_id), style: UNDERLINED }, row.study)))),
+    failed.length > 0 && h("span", null, "last run failed: ", failed.slice(0, 3).map((row, place) => h(Fragment, { key: row.dag_id }, place > 0 && ", ", h(Link, { to: energyPage(row.dag_id, row.run_id), style: UNDERLINED }, row.study)))),
   );
 }

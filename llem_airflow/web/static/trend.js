@@ -1,11 +1,10 @@
 // The trend of a study: each experiment over nights and releases, where it changed, and what changed around it.
 
 import { energyPage, Fragment, h, Link, UI, useAddress, useApi, useMemo, useState } from "./base.js";
-import { change, counted, isEstimate, number, quantity, scaleOf, sentence, spread, when } from "./format.js";
-import { Choose, DataTable, INK, LINE, Loading, Muted, MUTED, Notice, PAPER, Section, SHAPES, stroke, Tag, Verbatim } from "./parts.js";
-import { DIM, Legend, mark, scaleFor, TEXT, useWidth } from "./plots.js";
+import { change, counted, day, isEstimate, number, quantity, scaleOf, sentence, spread, when } from "./format.js";
+import { Choose, DataTable, INK, LINE, Loading, Muted, MUTED, Notice, PAPER, Section, SHAPES, stroke, Tag, UNDERLINED, Verbatim } from "./parts.js";
+import { DIM, Legend, Levels, mark, scaleFor, TEXT, useWidth } from "./plots.js";
 
-const underlined = { textDecoration: "underline" };
 const MOST = 12;
 const KINDS = ["release", "engine", "image", "driver", "gpu", "measured by"];
 const cut = (text) => (text.length > 22 ? `…${text.slice(-20)}` : text);
@@ -93,7 +92,7 @@ function History({ data, dagId }) {
         "svg",
         { width, height: box.bottom + 40, role: "group", "aria-label": `${metric.label} of ${names.join("; ")} over ${counted(used.length, "run")}; the tables below have the numbers`, onMouseMove: look, onMouseLeave: () => setSeen(null) },
         h("text", { x: box.left, y: 12, ...TEXT }, title),
-        y.ticks.map(([value, text]) => h("g", { key: value }, h("line", { x1: box.left, x2: box.right, y1: y.at(value), y2: y.at(value), stroke: LINE }), h("text", { x: box.left - 6, y: y.at(value) + 4, textAnchor: "end", ...DIM }, text))),
+        h(Levels, { y, left: box.left, right: box.right }),
         h(Times, { runs, used, at, box }),
         marks.map((one, index) => h(Mark, { key: `${one.run}${one.what}${one.after}`, one, left: at(one.run), lane: index % 3, box })),
         data.histories.map((one, index) => h(Line, { key: names[index], one, index, at, y, scale, runs, dagId, metric, name: names[index] })),
@@ -105,12 +104,10 @@ function History({ data, dagId }) {
   );
 }
 
-const DAY = new Intl.DateTimeFormat("sv", { dateStyle: "short" });
-
 function Times({ runs, used, at, box }) {
   const room = Math.max(2, Math.floor((box.right - box.left) / 110));
   const step = Math.max(1, Math.ceil(used.length / room));
-  const text = (run) => (runs[run].started_epoch_ns ? DAY.format(new Date(runs[run].started_epoch_ns / 1e6)) : runs[run].run_id.slice(0, 12));
+  const text = (run) => (runs[run].started_epoch_ns ? day(runs[run].started_epoch_ns) : runs[run].run_id.slice(0, 12));
   let last = -Infinity;
   return h(
     "g",
@@ -172,7 +169,7 @@ function Hover({ data, seen, names, scale, dagId }) {
   return h(
     UI.Box,
     { "data-testid": "llem-hover", fontSize: "sm", minH: "2.5rem" },
-    h(Link, { to: energyPage(dagId, run.run_id), style: underlined }, when(run.started_epoch_ns)),
+    h(Link, { to: energyPage(dagId, run.run_id), style: UNDERLINED }, when(run.started_epoch_ns)),
     run.release && ` · ${run.release}`,
     rows.map(([name, one, [, mean, low, high, n, hosts]]) =>
       h("div", { key: name }, `${name}: ${isEstimate(data.metric, one.estimate ? "estimate" : "") ? "~ " : ""}${number(mean * scale.factor)} ${scale.unit}, ${spread(data.metric, { mean, low, high, n, hosts }, scale)}`),
@@ -221,7 +218,7 @@ function Changes({ data, told, dagId }) {
   for (const one of marksOf(data)) rows.push({ run: one.run, who: "around", what: one.what, from: `${one.before} → ${one.after}` });
   if (!rows.length) return h(Section, { title: "Changes" }, h(Muted, null, "Nothing changed over these runs, as far as they tell."));
   const columns = [
-    { key: "when", title: "Run", value: (row) => row.run, cell: (row) => h(Link, { to: energyPage(dagId, data.runs[row.run].run_id), style: underlined }, when(data.runs[row.run].started_epoch_ns)) },
+    { key: "when", title: "Run", value: (row) => row.run, cell: (row) => h(Link, { to: energyPage(dagId, data.runs[row.run].run_id), style: UNDERLINED }, when(data.runs[row.run].started_epoch_ns)) },
     { key: "who", title: "Of", value: (row) => row.who },
     { key: "what", title: "What", value: (row) => row.what, cell: (row) => h(Tag, null, row.what) },
     { key: "from", title: "How", value: (row) => row.from },
