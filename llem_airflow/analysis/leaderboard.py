@@ -156,7 +156,11 @@ def _board(workload: str, entrants: Sequence[Entrant], latency: str, limit_s: fl
         if within:
             best.append((_least(within), len(own)))
         elif known:
-            beyond.append(min(known, key=lambda item: (item[0], item[1].energy_per_output_token_j))[1])
+            beyond.append(
+                min(known, key=lambda item: (item[1].saturated, item[0], item[1].energy_per_output_token_j))[
+                    1
+                ]
+            )
         else:
             unknown.append(_least(own))
     best.sort(key=lambda item: item[0].energy_per_output_token_j)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain
 from typing import Any, NamedTuple
 
 from llem_airflow.analysis.blocked import are_several
@@ -104,10 +104,46 @@ Alike = dict[tuple[Any, ...], tuple[_Rows, ...]]
 """Rows by the bytes of what they were read from: night after night a study measures the same experiments."""
 _ALIKE = 16
 """So many are kept: nights that differ each time gain nothing, and should not fill the memory."""
+_ROW_BYTES = 400
+"""About so much memory a row of ``_Rows`` takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What a table of cycles says of a metric: its values, and rows that tables of other nights share.
+
+    Attributes:
+        rows: The experiments that have a value.
+        values: The metric's value of each row of the table; NaN where there is none.
+        shared: Whether the rows are those of a table that was read before.
+    """
+
+    rows: tuple[_Rows, ...] = ()
+    values: array[float] = field(default_factory=lambda: array("d"))
+    shared: bool = False
+
+    def measured(self) -> tuple[Measured, ...]:
+        """The experiments, in the order of the table."""
+        values = self.values.tolist()
+        return tuple(
+            [
+                Measured(name, identity, tuple([values[row] for row in at]), conditions, around, hosts)
+                for name, identity, at, conditions, around, hosts in self.rows
+            ]
+        )
+
+    def size(self) -> int:
+        """How many bytes of memory it takes, about."""
+        return 8 * len(self.values) + (0 if self.shared else _ROW_BYTES * len(self.rows)) + _ROW_BYTES
 
 
 def measured(run: StoredRun, metric: str, alike: Alike | None = None) -> tuple[Measured, ...]:
-    """The experiments of a run that have a value of a metric, in the order of the table.
+    """The experiments of a run that have a value of a metric; arguments and errors as of ``column``."""
+    return column(run, metric, alike).measured()
+
+
+def column(run: StoredRun, metric: str, alike: Alike | None = None) -> Column:
+    """What a run measured of a metric.
 
     Args:
         run: The run.
@@ -125,17 +161,16 @@ def measured(run: StoredRun, metric: str, alike: Alike | None = None) -> tuple[M
         coded=("fingerprint",),
     )
     if metric not in table.column_names:
-        return ()
+        return Column()
     told, alike = _bytes(table, metric), {} if alike is None else alike
-    if told not in alike:
+    shared = told in alike
+    if not shared:
         if len(alike) >= _ALIKE:
             alike.clear()
         alike[told] = _rows(table, metric)
-    values = table[metric].cast("float64").to_pylist()
-    return tuple(
-        Measured(one.experiment, one.identity, tuple([values[at] for at in one.at]), *one[3:])
-        for one in alike[told]
-    )
+    values = array("d")
+    values.frombytes(table[metric].cast("float64").to_numpy().tobytes())
+    return Column(alike[told], values, shared)
 
 
 def _bytes(table: Any, metric: str) -> tuple[Any, ...]:
@@ -147,9 +182,9 @@ def _bytes(table: Any, metric: str) -> tuple[Any, ...]:
     for name, column in columns.items():
         for chunk in column.chunks:
             coded = hasattr(chunk, "indices")
-            for array in (chunk.indices, chunk.dictionary) if coded else (chunk,):
-                parts = [None if part is None else part.to_pybytes() for part in array.buffers()]
-                told += [name, len(array), array.offset, *parts]
+            for one in (chunk.indices, chunk.dictionary) if coded else (chunk,):
+                parts = [None if part is None else part.to_pybytes() for part in one.buffers()]
+                told += [name, len(one), one.offset, *parts]
     return tuple(told)
 
 
@@ -180,32 +215,6 @@ def _rows(table: Any, metric: str) -> tuple[_Rows, ...]:
 
 def _hosts(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names) if are_several(names) else ()
-
-
-def plain(found: Sequence[Measured]) -> dict[str, Any]:
-    """The same as plain JSON values; what many experiments share stands there once."""
-    place: dict[tuple[tuple[str, str], ...], int] = {}
-    known: dict[int, int] = {}  # most of them share one object
-    for one in found:
-        if id(one.around) not in known:
-            known[id(one.around)] = place.setdefault(tuple(one.around.items()), len(place))
-    rows = [
-        (
-            *(one.experiment, one.identity, one.values, one.conditions, known[id(one.around)]),
-            *([one.hosts] if one.hosts else []),
-        )
-        for one in found
-    ]
-    return {"around": [dict(one) for one in place], "measured": rows}
-
-
-def from_plain(told: Mapping[str, Any]) -> tuple[Measured, ...]:
-    """What ``plain`` told."""
-    around = told["around"]
-    return tuple(
-        Measured(experiment, identity, tuple(values), conditions, around[place], tuple(chain(*hosts)))
-        for experiment, identity, values, conditions, place, *hosts in told["measured"]
-    )
 
 
 def changes_around(nights: Sequence[Night]) -> dict[str, list[Around]]:

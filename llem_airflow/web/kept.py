@@ -17,19 +17,19 @@ from llem_airflow.web.answers import json_text
 Made = TypeVar("Made")
 
 LARGEST_BYTES = 32 << 20
-"""So much JSON is kept, in bytes: of a year of nights x 100 experiments, what the pages show takes about a tenth."""
+"""So much is kept, in bytes: of a year of nights x 100 experiments, what the pages show takes about a tenth."""
 
 
 class Kept:
-    """JSON by key, the least recently used one leaves first; several threads may use it.
+    """JSON, or what nobody changes, by key; the least recently used one leaves first; several threads may use it.
 
     Args:
-        largest_bytes: Limit of what is kept, in bytes of JSON text.
+        largest_bytes: Limit of what is kept, in bytes.
     """
 
     def __init__(self, largest_bytes: int = LARGEST_BYTES) -> None:
         self._largest_bytes = largest_bytes
-        self._entries: OrderedDict[tuple[str, str], tuple[str, bytes]] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, str], tuple[str, Any, int]] = OrderedDict()
         self._lock = threading.Lock()
         self.bytes = 0
 
@@ -53,56 +53,38 @@ class Kept:
             version: Of the files behind it.
             make: Works it out; not called while one of this version is kept.
         """
-        text = self._text(kind, what, version, make)
+        text = self.of_object(kind, what, version, lambda: json_text(make()).encode(), len)
         with _uncollected():
             return json.loads(text)
 
-    def of_plain(
-        self,
-        kind: str,
-        what: str,
-        version: str,
-        make: Callable[[], Made],
-        plain: Callable[[Made], Any],
-        back: Callable[[Any], Made],
+    def of_object(
+        self, kind: str, what: str, version: str, make: Callable[[], Made], size: Callable[[Made], int]
     ) -> Made:
-        """What ``make`` gives, kept as plain JSON values: as it was made, or ``back`` from them.
+        """What ``make`` gives, kept as it is: nobody may change it.
 
         Args:
             kind: As for ``of``.
             what: As for ``of``.
             version: As for ``of``.
             make: Works it out.
-            plain: It as plain JSON values.
-            back: The opposite of ``plain``.
+            size: How many bytes of memory it takes, about.
         """
-        fresh: list[Made] = []
-
-        def made() -> Any:
-            fresh.append(make())
-            return plain(fresh[0])
-
-        text = self._text(kind, what, version, made)
-        if fresh:
-            return fresh[0]
-        with _uncollected():
-            return back(json.loads(text))
-
-    def _text(self, kind: str, what: str, version: str, make: Callable[[], Any]) -> bytes:
         key = (kind, what)
         with self._lock:
             found = self._entries.get(key)
             if found is not None and found[0] == version:
                 self._entries.move_to_end(key)
-                return found[1]
+                made: Made = found[1]
+                return made
         with _uncollected():
-            text = json_text(make()).encode()
+            made = make()
+        told = size(made)
         with self._lock:
-            self.bytes += len(text) - len(self._entries.pop(key, ("", b""))[1])
-            self._entries[key] = version, text
+            self.bytes += told - self._entries.pop(key, ("", None, 0))[2]
+            self._entries[key] = version, made, told
             while self.bytes > self._largest_bytes:
-                self.bytes -= len(self._entries.popitem(last=False)[1][1])
-        return text
+                self.bytes -= self._entries.popitem(last=False)[1][2]
+        return made
 
 
 @contextmanager

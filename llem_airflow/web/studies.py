@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from llem_airflow.analysis.history import Point, change_points
 from llem_airflow.analysis.metrics import BY_NAME
-from llem_airflow.analysis.nights import Alike, Measured, Night, from_plain, measured, plain
+from llem_airflow.analysis.nights import Alike, Column, Night, column
 from llem_airflow.analysis.plan import distinct_labels, factor_label
 from llem_airflow.analysis.statistics import tells_interval
 from llem_airflow.results import StoredRun, layout
@@ -234,20 +235,10 @@ def nights_of(entries: Sequence[Entry], metric: str, kept: Kept) -> tuple[list[N
         if not version:
             continue
         try:
-            found = _measured(entry.run, version, metric, kept, alike)
+            read = partial(column, entry.run, metric, alike)
+            found = kept.of_object(f"nights {metric}", entry.run.folder.path, version, read, Column.size)
         except (OSError, ValueError) as error:
             problems.append(str(error))
             continue
-        nights.append(Night(entry.run.run_id, entry.started_epoch_ns, entry.release, found))
+        nights.append(Night(entry.run.run_id, entry.started_epoch_ns, entry.release, found.measured()))
     return nights, problems
-
-
-def _measured(run: StoredRun, version: str, metric: str, kept: Kept, alike: Alike) -> tuple[Measured, ...]:
-    return kept.of_plain(
-        f"nights {metric}",
-        run.folder.path,
-        version,
-        lambda: measured(run, metric, alike),
-        plain,
-        from_plain,
-    )

@@ -27,9 +27,7 @@ from llem_airflow.analysis.nights import (
     Measured,
     Night,
     changes_around,
-    from_plain,
     measured,
-    plain,
 )
 from llem_airflow.analysis.verdict import Verdict
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
@@ -259,19 +257,6 @@ def test_a_night_has_the_values_of_each_experiment_and_what_was_around_it(root: 
 
 def _conditions(root: ResultsRoot, number: int, fingerprint: dict[str, Any]) -> str:
     return measured(written(root, {A: [1.0]}, night=number, fingerprint=fingerprint), ENERGY)[0].conditions
-
-
-def test_nights_as_plain_values_tell_what_they_share_once() -> None:
-    shared = {"engine": "vllm 1", "gpu": "H100"}
-    found = (
-        Measured(A, "a" * 16, (1.0, 2.0), "measured x", shared),
-        Measured(B, "b" * 16, (3.0,), "measured y", {"engine": "vllm 2"}),
-        Measured("c", "c" * 16, (), "", dict(shared)),
-    )
-    told = json.loads(json.dumps(plain(found)))
-    assert told["around"] == [shared, {"engine": "vllm 2"}]
-    assert [one[-1] for one in told["measured"]] == [0, 1, 0]
-    assert from_plain(told) == found
 
 
 def test_what_changed_around_an_experiment_is_told_by_the_first_run_with_the_new_one() -> None:
