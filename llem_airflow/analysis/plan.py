@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from llem_airflow.protocol.typed_json import from_json
 from llem_airflow.study.names import ENGINES
-from llem_airflow.study.plan.search import RateSearch
+from llem_airflow.study.plan.model import RateSearch
 
 NAMED_BY_VALUE = ("engine", "model")
 LONGEST = 80

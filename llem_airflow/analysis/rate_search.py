@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from llem_airflow.analysis.cycle import Cycle, read_cycle
 from llem_airflow.analysis.summary import ExperimentSummary
 from llem_airflow.results import StoredRun
-from llem_airflow.study.plan.search import RateSearch
+from llem_airflow.study.plan.model import RateSearch
 
 _SATURATED = "saturated"
 

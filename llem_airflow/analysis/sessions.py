@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from llem_airflow.analysis.cycle import Cycle
 from llem_airflow.analysis.flags import FlagSummary
 from llem_airflow.analysis.statistics import Interval, mean_of, t_interval
-from llem_airflow.study.plan.sessions import load_of
+from llem_airflow.study.plan.order import load_of
 from llem_airflow.text.wording import counted
 
 METRIC = "energy_per_output_token_j"

@@ -21,7 +21,7 @@ from llem_airflow.analysis.statistics import FEW_CYCLES, SHOWN_FROM_N, Descripti
 from llem_airflow.protocol.failures import how_to_rerun
 from llem_airflow.protocol.typed_json import UNLESS_DEFAULT, from_json, to_json
 from llem_airflow.results import ResultReadError, StoredRun, layout
-from llem_airflow.study.plan.search import RateSearch
+from llem_airflow.study.plan.model import RateSearch
 from llem_airflow.text.wording import counted
 
 ORDER = ("model", "release", "engine", "hardware", "driver", "meter", "host", "sessions")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ from llem_airflow.factory.study import build_dag, check_render, read_study
 from llem_airflow.operators.ui import keep_failure
 from llem_airflow.study import Problem, Study, StudyFileError
 from llem_airflow.study.names import INVALID_PREFIX, dag_id_of, plain_name
+from llem_airflow.study.plan.findings import not_runnable
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +97,28 @@ def _made(study: Study, dag_args: dict[str, Any]) -> list[DAG]:
 
 
 def dag_problems(study: Study, **dag_args: Any) -> tuple[Problem, ...]:
-    """What keeps a study from becoming a DAG: what it says of times and releases, and whatever Airflow refuses."""
-    return refused(study, lambda small: _study_dags(small, dag_args))
+    """What keeps a study from becoming a DAG: why no run could end well, its times, and whatever Airflow refuses.
+
+    The last, for which Airflow's DAG processor would drop every DAG of the file, is told by the DAGs of one cycle: the
+    others differ in nothing that Airflow could refuse.
+    """
+    from airflow.serialization.serialized_objects import DagSerialization  # noqa: PLC0415  # no task needs it
+
+    problems = not_runnable(study)
+    some = study.experiments[:1]
+    runs = [run for run in study.plan.planned_cycles if run.experiment_id == some[0].id][:1]
+    small = replace(study, plan=replace(study.plan, experiments=some, planned_cycles=runs))
+    try:
+        for dag in _study_dags(small, dag_args):
+            dag.validate()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
+            DagSerialization.to_dict(dag)
+    except StudyFileError as error:
+        problems += error.problems
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is the finding
+        said = " ".join(f"{error}".split())[:500] or type(error).__name__
+        found = f"Airflow makes no DAG of it: {said}"
+        problems.append(study.problem(("airflow",), found, "change what this names"))
+    return tuple(problems)
 
 
 def _study_dags(study: Study, dag_args: dict[str, Any]) -> list[DAG]:
@@ -189,31 +210,6 @@ class FolderDags:
             dag_id = f"{wanted}-{number}"
         self.dags[dag_id] = _invalid_dag(dag_id, _text(path.name), report)
         self._files[dag_id] = path
-
-
-def refused(study: Study, build: Callable[[Study], Iterable[DAG]]) -> tuple[Problem, ...]:
-    """What Airflow refuses in a study, as its DAG processor would: there it takes every DAG of the file along.
-
-    It is told by the DAGs of one cycle: the others differ in nothing that Airflow could refuse.
-
-    Args:
-        study: The study.
-        build: Makes the DAGs of a study.
-    """
-    from airflow.serialization.serialized_objects import DagSerialization  # noqa: PLC0415  # no task needs it
-
-    some = study.experiments[:1]
-    runs = [run for run in study.plan.planned_cycles if run.experiment_id == some[0].id][:1]
-    try:
-        for dag in build(replace(study, plan=replace(study.plan, experiments=some, planned_cycles=runs))):
-            dag.validate()  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
-            DagSerialization.to_dict(dag)
-    except StudyFileError as error:
-        return error.problems
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is the finding
-        said = " ".join(f"{error}".split())[:500] or type(error).__name__
-        return (study.problem(("airflow",), f"Airflow makes no DAG of it: {said}", "change what this names"),)
-    return ()
 
 
 def _invalid_dag(dag_id: str, name: str, report: str) -> DAG:

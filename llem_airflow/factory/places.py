@@ -31,13 +31,7 @@ def cycle_operator(study: Study) -> Any:
 
 
 def plan_args(study: Study, operator_args: Arguments, hosts: Mapping[str, Arguments]) -> dict[str, Any]:
-    """Those arguments of a study's cycles that its plan, which looks for a Docker engine, can have.
-
-    Args:
-        study: The study.
-        operator_args: Of every cycle.
-        hosts: Of ``places_of``; the plan is made on the first one.
-    """
+    """Those arguments of a study's cycles that its plan can have, which looks for a Docker engine on the first host."""
     pods = study.on_a_cluster
     own = {name: value for name, value in operator_args.items() if not pods or name in _OF_PLANS}
     first = next(iter(hosts.values()), {})
@@ -48,12 +42,7 @@ def places_of(study: Study, operator_args: Arguments, *, reading: bool) -> dict[
     """Of each host over which the study is spread, the arguments that bring a task there; none for a study on one.
 
     A DAG's own ``llem_conn_id`` goes before the study's hosts, and so do its and the study's queue and pool before
-    those of the connection.
-
-    Args:
-        study: The study.
-        operator_args: Arguments of the DAG.
-        reading: Whether to read the connections.
+    those of the connection, which are read where ``reading``.
 
     Raises:
         StudyFileError: A connection is not there or cannot be used, two are the same host, nothing says how many cycles

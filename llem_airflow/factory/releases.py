@@ -44,11 +44,8 @@ def release_dags(study: Study, *, known: bool = True) -> list[DAG]:
 
     ``<dag_id>.compare`` runs once for each release that was measured and compares it with the baseline: the release
     that ``airflow.regression.baseline`` names, else the oldest. ``<dag_id>.compare_all`` runs once every release has
-    been measured. Both say in their state whether something became worse, and are started by the study's asset.
-
-    Args:
-        study: The study.
-        known: Whether the Airflow that reads the DAG file finds them.
+    been measured. Both say in their state whether something became worse, and are started by the study's asset. The
+    Airflow that reads the DAG file finds them where they are ``known``.
     """
     names = list(releases_of(study)) if study.versions else []
     if len(names) < 2:

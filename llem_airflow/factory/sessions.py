@@ -27,13 +27,7 @@ ENDED_TASK_ID = "ended"
 
 @dataclass(frozen=True, slots=True)
 class SessionTasks:
-    """The tasks of one session.
-
-    Attributes:
-        session: The session.
-        start: Starts its container.
-        stop: Removes it.
-    """
+    """The tasks around the cycles of one session, which start its container and remove it."""
 
     session: Session
     start: LLEMStartSessionOperator
@@ -43,14 +37,7 @@ class SessionTasks:
 def session_tasks(
     study: Study, shared: Mapping[str, Any], cycles: Sequence[LLEMExperimentOperator], *, lanes: int
 ) -> list[SessionTasks]:
-    """Put the tasks of each session around its cycles.
-
-    Args:
-        study: The study.
-        shared: Arguments of every task.
-        cycles: All cycles of the study, each in the group of its session.
-        lanes: How many sessions may live at a time on a host.
-    """
+    """Put the tasks of each session around its cycles; so many ``lanes`` of sessions live at a time on a host."""
     task_of = {(task.experiment.id, task.cycle): task for task in cycles}
     made: list[SessionTasks] = []
     for session in study.plan.sessions:

@@ -70,6 +70,9 @@ def study_dag(
     """
     if not isinstance(study, Study):
         study = read_study(study)
+    # A worker's parser builds what was found to be right; looking again would read every experiment.
+    if get_parsing_context().task_id is None and (problems := not_runnable(study)):
+        raise StudyFileError(problems)
     return build_dag(study, chain=chain, render=render, **operator_args)
 
 
@@ -77,8 +80,6 @@ def build_dag(
     study: Study, *, known: bool = True, chain: bool = False, render: str = "auto", **operator_args: Any
 ) -> DAG:
     """The DAG of a study; one that is not ``known`` is not found by the Airflow that reads the DAG file."""
-    if problems := not_runnable(study):
-        raise StudyFileError(problems)
     settings, dag_id, longest_s = study.airflow, study.dag_id, study.execution.wall_clock_timeout_s
     only = _wanted_task(dag_id)
     dag = DAG(
@@ -260,22 +261,15 @@ def _is_mapped(study: Study, render: str, *, chain: bool) -> bool:
     Raises:
         ValueError: It is asked for, and the cycles share sessions or are spread over hosts.
     """
-    if study.airflow.hosts:
-        if render == "mapped":
-            raise ValueError(
-                "render='mapped' has one task for all cycles, and so one queue and pool, and the study is spread over "
-                f"the hosts {', '.join(study.airflow.hosts)}: use render='static'"
-            )
-        return False
-    if not study.execution.in_sessions:
-        return render == "mapped" or (
-            render == "auto" and not chain and len(study.experiments) > MAPPED_ABOVE
-        )
+    if hosts := study.airflow.hosts:
+        against = f"so one queue and pool, and the study is spread over the hosts {', '.join(hosts)}"
+    elif study.execution.in_sessions:
+        against = f"isolation {study.execution.isolation!r} needs a task group for each session"
+    else:
+        large = len(study.experiments) > MAPPED_ABOVE
+        return render == "mapped" or (render == "auto" and not chain and large)
     if render == "mapped":
-        raise ValueError(
-            f"render='mapped' has one task for all cycles, and isolation {study.execution.isolation!r} needs a task "
-            "group for each session: use render='static'"
-        )
+        raise ValueError(f"render='mapped' has one task for all cycles, and {against}: use render='static'")
     return False
 
 
@@ -415,15 +409,7 @@ def _fetch_first(
     cycles: Sequence[Any],
     hosts: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Put a task for each image and model that containers share before the cycles that need them, once on each host.
-
-    Args:
-        plan: The study's plan task, which comes before.
-        study: The study.
-        operator_args: Those of every cycle.
-        cycles: Tasks of cycles, or the one mapped task of all.
-        hosts: Arguments of tasks on each host; empty for a study on one.
-    """
+    """Put a task for each image and model that containers share before the cycles that need them, once on each host."""
     for number, ids in enumerate(sharing(study, operator_args.get("runner")), start=1):
         first = study.experiment(ids[0])
         for host, where in hosts.items() or [("", {})]:

@@ -25,8 +25,8 @@ from llem_airflow.protocol.failures import how_to_rerun
 from llem_airflow.protocol.typed_json import from_json
 from llem_airflow.results import CycleRef, FailureRef, StoredRun, layout
 from llem_airflow.study import Experiment, Study
+from llem_airflow.study.plan.model import RateSearch
 from llem_airflow.study.plan.order import CANARY_CYCLE, canaries
-from llem_airflow.study.plan.search import RateSearch
 from llem_airflow.text.wording import counted
 
 QUARANTINE_VARIABLE = "llem_quarantine"

@@ -11,7 +11,7 @@ from llem_airflow.analysis.metrics import BY_NAME
 from llem_airflow.analysis.rate_search import FoundRate, Probe, found_rate
 from llem_airflow.analysis.summary import ExperimentSummary
 from llem_airflow.report.view import Cell, Table, columns, metric_cell
-from llem_airflow.study.plan.search import RateSearch
+from llem_airflow.study.plan.model import RateSearch
 
 RATES = ("concurrency_users", "offered_requests_per_s", "requests_per_s", "ttft_p50_s")
 COSTS = (

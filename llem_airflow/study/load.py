@@ -13,22 +13,34 @@ from llem_airflow.study.file.document import FILE_BOUNDS, Bounds, Document, read
 from llem_airflow.study.file.yaml import Source, read_text
 from llem_airflow.study.names import plain_name
 from llem_airflow.study.plan.expand import Expansion, Unique, expand
-from llem_airflow.study.plan.findings import host_warnings, warnings_of
+from llem_airflow.study.plan.findings import warnings_of
 from llem_airflow.study.plan.identity import Slugs, canonical_json, digest
-from llem_airflow.study.plan.model import Duplicates, Experiment, GpuRequest, Plan, PlannedCycle, Study
+from llem_airflow.study.plan.model import (
+    Duplicates,
+    Experiment,
+    GpuRequest,
+    Plan,
+    PlannedCycle,
+    RateSearch,
+    Study,
+)
 from llem_airflow.study.plan.order import (
     CANARY_CYCLE,
+    PASSES,
     Run,
+    by_session,
     canaries,
     gaps_per_host_s,
     hosts_of,
+    load_groups,
     longest_s,
+    most_probes,
     ordered,
+    probe_order,
+    session_id,
 )
-from llem_airflow.study.plan.search import RateSearch, most_probes, probe_order
-from llem_airflow.study.plan.sessions import PASSES, by_session, load_groups, session_id, session_warnings
 from llem_airflow.study.plan.sweep import parse_sweep
-from llem_airflow.study.problems import Problem, StudyWarning
+from llem_airflow.study.problems import StudyFileError
 from llem_airflow.text.wording import counted
 
 
@@ -64,7 +76,7 @@ def _load(
     bounds: Bounds = FILE_BOUNDS,
     isolation: Isolation | None = None,
 ) -> Study:
-    problems: set[Problem] = set()
+    problems = set(source.problems)
     document = read_document(source, folder, problems, bounds)
     if isolation is not None:
         said = document.keys.study_execution.model_copy(update={"isolation": isolation})
@@ -75,20 +87,21 @@ def _load(
     if (count := len(expansion.uniques) * execution.cycles) > document.bounds.cycles:
         found = f"the plan has {counted(count, 'cycle')} to run"
         advice = f"at most {document.bounds.cycles:,}: fewer points, or fewer cycles"
-        document.refuse(("study_execution",), found, advice)
+        raise StudyFileError([source.problem(("study_execution",), found, advice, of_key=True)])
     experiments = _experiments(document, expansion)
     # A machine that gets hot must cool down between experiments; an estimate from the CPU's load needs no pauses.
     needs_cooldown = any(
         unique.config["measurement"]["meter"] not in UNMEASURED_KINDS for unique in expansion.uniques
     )
     gaps = execution.gaps_s(needs_cooldown=needs_cooldown)
-    warnings = warnings_of(document, sweep, expansion, experiments, gaps[0])
+    plan, order_kept = _plan(document, expansion, experiments, gaps)
+    warnings = warnings_of(document, sweep, expansion, plan, gaps[0], order_kept=order_kept)
     return Study(
         name=document.keys.study_name or plain_name(name),
         path=path,
         folder=folder,
         text=source.text,
-        plan=_plan(document, expansion, experiments, gaps, warnings),
+        plan=replace(plan, warnings=warnings),
         keys=document.keys,
     )
 
@@ -154,12 +167,9 @@ def _gpus(config: Config, indices: list[int] | None) -> GpuRequest:
 
 
 def _plan(
-    document: Document,
-    expansion: Expansion,
-    experiments: tuple[Experiment, ...],
-    gaps: tuple[float, float],
-    warnings: tuple[StudyWarning, ...],
-) -> Plan:
+    document: Document, expansion: Expansion, experiments: tuple[Experiment, ...], gaps: tuple[float, float]
+) -> tuple[Plan, bool]:
+    """What would run, and whether it runs in the order that was asked for."""
     execution = document.keys.study_execution
     asked = _runs(document, experiments)
     groups = load_groups(experiments) if execution.in_sessions else None
@@ -195,12 +205,10 @@ def _plan(
         experiments=experiments,
         wall_clock_s=min(bound_s, execution.wall_clock_timeout_s or bound_s),
         gpus=max(known, default=0) if len(known) == len(counts) or max(known, default=0) > 1 else None,
-        warnings=warnings,
+        warnings=(),
         searches=searches,
     )
-    told = session_warnings(execution, plan, order_kept=runs == asked, experiments=experiments)
-    spread = host_warnings(settings, execution.cycles, len(experiments))
-    return replace(plan, warnings=(*warnings, *told, *spread))
+    return plan, runs == asked
 
 
 def _searches(expansion: Expansion, experiments: tuple[Experiment, ...]) -> tuple[RateSearch, ...]:

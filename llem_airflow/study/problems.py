@@ -74,13 +74,14 @@ class StudyFileError(ValueError):
     """A study file cannot be used; its text is the whole readable report.
 
     Attributes:
-        problems: Every problem, in the order of the file.
+        problems: Every problem, in the order of the file; where the text is wrong, nothing is said of its value.
     """
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(
-            sorted(set(problems), key=lambda m: (m.file, m.line, m.column, m.path, m.found))
-        )
+        found = set(problems)
+        text = {(one.file, one.line, one.column) for one in found if not one.path}
+        told = (one for one in found if not one.path or (one.file, one.line, one.column) not in text)
+        self.problems = tuple(sorted(told, key=lambda m: (m.file, m.line, m.column, m.path, m.found)))
         lines = [str(problem) for problem in self.problems[:SHOWN_PROBLEMS]]
         if len(self.problems) > SHOWN_PROBLEMS:
             lines.append(f"... and {counted(len(self.problems) - SHOWN_PROBLEMS, 'more problem')}")

@@ -23,7 +23,7 @@ from llem_airflow.analysis.plan import (
     single_factor_levels,
 )
 from llem_airflow.protocol.typed_json import to_json
-from llem_airflow.study.plan.search import RateSearch
+from llem_airflow.study.plan.model import RateSearch
 
 
 class Experiment(NamedTuple):

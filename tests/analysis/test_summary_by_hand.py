@@ -24,7 +24,7 @@ from llem_airflow.analysis.summary import (
     setup_texts,
     summarise,
 )
-from llem_airflow.study.plan.search import RateSearch
+from llem_airflow.study.plan.model import RateSearch
 from tests.analysis.conftest import IDS, MakeRun
 from tests.results.recorded import Recording
 

@@ -13,6 +13,7 @@ from airflow.serialization.serialized_objects import DagSerialization
 from airflow.timetables.base import TimeRestriction
 
 from llem_airflow.factory import study_dag
+from llem_airflow.factory.folder import dag_problems
 from llem_airflow.factory.schedule import next_runs
 from llem_airflow.operators.late import tell_late
 from llem_airflow.study import StudyFileError, load_study_text
@@ -168,3 +169,39 @@ def test_the_next_runs_are_those_of_airflow_on_the_study_s_clock() -> None:
         2030, 1, 10
     )
     assert next_runs(load_study_text(TEXT.format(airflow="retries: 1")), pendulum.datetime(2026, 1, 1)) == []
+
+
+SERVED = """\
+serving_mode: server
+engine: vllm
+task: {model: m}
+server: {traffic: {rate: 1%s}}
+"""
+TWO_WINDOWS = (
+    "study_execution: {experiment_timeout_seconds: 300}\nsweep: {server.traffic.window_seconds: [%s]}\n"
+)
+
+
+@pytest.mark.parametrize("windows", ["60, 600", "600, 60"])
+def test_a_limit_that_some_experiments_keep_is_accepted_whichever_comes_first(windows: str) -> None:
+    found = load_study_text(SERVED % "" + TWO_WINDOWS % windows)
+    assert dag_problems(found) == ()
+
+
+def test_a_server_gets_a_limit_that_its_window_fits_into() -> None:
+    found = load_study_text(SERVED % ", window_seconds: 1800")
+    assert dag_problems(found) == ()
+
+
+def test_why_no_run_could_end_well_and_what_its_times_say_are_told_together() -> None:
+    text = (
+        "serving_mode: offline\ntask: {model: m}\nmeasurement: {meter: cpu-estimate}\n"
+        "study_execution: {experiment_timeout_seconds: 5}\n"
+        'airflow: {schedule: "0 2 * * *", window: "22:00-23:00", deadline: 2d}\n'
+    )
+    paths = [one.path for one in dag_problems(load_study_text(text))]
+    assert sorted(paths) == [
+        "airflow.deadline",
+        "airflow.window",
+        "study_execution.experiment_timeout_seconds",
+    ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
+import sqlite3
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -377,6 +380,29 @@ def test_a_worker_builds_only_its_own_study_and_its_own_cycle(
         assert task.priority_weight == wanted.priority_weight
         assert set(dags["two"].params) == set(full.params)
     assert len(list((tmp_path / "plans").iterdir())) == 1
+
+
+def test_a_worker_reads_no_other_experiment_of_its_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path, "two")
+    wanted = next(task for task in study_dag(path).tasks if isinstance(task, LLEMExperimentOperator))
+    monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", "two")
+    monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_TASK_ID", wanted.task_id)
+    monkeypatch.setenv("AIRFLOW__LLEM__PLAN_CACHE", str(tmp_path / "plans"))
+    study_dag(path)
+    (entry,) = (tmp_path / "plans").iterdir()
+    with closing(sqlite3.connect(entry)) as database, database:
+        database.execute(
+            "update row set body = 'no JSON' where kind = 'experiments' and name != ?", [wanted.experiment.id]
+        )
+    with caplog.at_level(logging.INFO, logger="llem_airflow.factory.plan_cache"):
+        task = study_dag(path).get_task(wanted.task_id)
+        assert isinstance(task, LLEMExperimentOperator)
+        assert task.experiment == wanted.experiment
+        assert not caplog.records
+        assert len(tuple(task.study.experiments)) == 2
+    assert "cannot be used" in caplog.text
 
 
 def test_a_worker_of_a_mapped_study_finds_the_experiment_of_each_instance(

@@ -97,7 +97,7 @@ READERS: dict[str, str] = {
         f"server.{key}": f"{SERVER}.attempt:{key}"
         for key in ("cooldown_seconds", "startup_timeout_seconds", "max_failed_ratio")
     },
-    "sampling_preset": "llem_airflow.study.plan.resolve:sampling_preset",
+    "sampling_preset": "llem_airflow.study.plan.expand:sampling_preset",
     "passthrough_kwargs": "llem_airflow.measurement.generation:passthrough_kwargs",
     **{f"gpus.{key}": f"llem_airflow.runners.gpus:{key}" for key in ("count", "kind", "ids", "memory_gb")},
     "gpus.exclusive": "llem_airflow.runners.claims:exclusive",

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 from pydantic.fields import FieldInfo
 
 import llem_airflow.study
@@ -10,7 +13,7 @@ from llem_airflow.study.config.base import Section
 from llem_airflow.study.config.experiment import Experiment
 from llem_airflow.study.config.schema import value_schema, values
 from llem_airflow.study.config.study import StudyKeys
-from llem_airflow.study.file.check import allowed
+from llem_airflow.study.file.document import allowed, check_value
 from llem_airflow.study.names import ENGINE_ALIASES
 from tests.study.texts import report
 
@@ -52,6 +55,65 @@ def test_the_sample_of_problems_in_the_readme_is_what_is_said() -> None:
     assert text in README
     said = report("engine: vlm\n", head="study_nme: x\n").splitlines()
     assert next(line for line in said if "study_nme" in line).removeprefix("study.yaml") in README
+
+
+UNITS = {
+    "_seconds": "second",
+    "_hours": "hour",
+    "_ms": "millisecond",
+    "_hz": "per second",
+    "_watts": "watt",
+    "_gb": "gigabyte",
+    "_tokens": "token",
+    "_g_per_kwh": "Grams",
+    "_fraction": "share",
+    "_ratio": "",
+    "_stddev": "token",
+}
+"""How names of keys end that are quantities, and what the meaning says of each."""
+STRANGE: tuple[Any, ...] = (
+    -1,
+    10**18,
+    "",
+    "x" * 600,
+    "no such thing / at all!",
+    1.5,
+    7,
+    [],
+    [-1, -1],
+    ["a", "a"],
+    [""],
+)
+_BOUND = re.compile(r"(?:at most|from|to|above|or) ([\d,.]*\d)(?! of)")
+
+
+def _keys() -> list[Any]:
+    return [
+        pytest.param(".".join(path), model, field, id=".".join(path))
+        for one in (Experiment, StudyKeys)
+        for path, model, field in values(one)
+        if ENGINE_ALIASES.keys().isdisjoint(path)
+    ]
+
+
+@pytest.mark.parametrize(("key", "model", "field"), _keys())
+def test_the_meaning_of_a_key_names_its_unit(key: str, model: type[Section], field: FieldInfo) -> None:
+    unit = next((word for end, word in UNITS.items() if f"_{key}".endswith(end)), "")
+    assert field.description
+    assert unit in field.description
+
+
+@pytest.mark.parametrize(("key", "model", "field"), _keys())
+def test_every_bound_that_a_refusal_names_is_in_the_reference(
+    key: str, model: type[Section], field: FieldInfo
+) -> None:
+    name = key.rsplit(".", 1)[-1]
+    row = f"{allowed(value_schema(model, name))} {field.description}"
+    said: list[str] = []
+    for value in STRANGE:
+        check_value(model, name, value, (name,), lambda _path, _found, what, *_, **__: said.append(what))
+    bounds = {bound for what in said for bound in _BOUND.findall(what.partition("such as")[0])}
+    assert bounds <= set(re.findall(r"[\d,.]*\d", row)), (bounds, row)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from llem_airflow.study.config.schema import values
 from llem_airflow.study.file.document import Document
 from llem_airflow.study.file.yaml import Source
 from llem_airflow.study.names import ENGINES
-from llem_airflow.study.plan.resolve import Batch
+from llem_airflow.study.plan.expand import Batch
 from llem_airflow.study.plan.rules import Condition, Rule, relevant, rules_of
 from tests.study.texts import HEAD, report, study
 

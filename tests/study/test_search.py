@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from llem_airflow.analysis.rate_search import progress
 from llem_airflow.protocol.typed_json import from_json
+from llem_airflow.study.plan.model import RateSearch
+from llem_airflow.study.plan.order import grid, most_probes, probe_order
 from llem_airflow.study.plan.request import Request, requested
-from llem_airflow.study.plan.search import RateSearch, grid, most_probes, probe_order
 from tests.study.texts import report, study
 
 HEAD = "serving_mode: server\nengine: vllm\ntask: {model: org/model}\nmeasurement: {meter: cpu-estimate}\n"

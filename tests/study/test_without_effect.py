@@ -118,3 +118,25 @@ def test_a_written_key_that_no_point_uses_is_told_and_one_that_some_use_is_not()
     ]
     used = idle | {"sweep": {"server.traffic.arrival": ["poisson", "gamma"]}}
     assert not [one for one in load_study_text(json.dumps(used)).plan.warnings if one.code == "no-effect"]
+
+
+TOLD: dict[str, dict[str, Any]] = {
+    "study_execution.gpu_indices": {"gpus": {"count": 1}, "study_execution": {"gpu_indices": [0]}},
+    "images.transformers": {"runners": {"transformers": "process"}, "images": {"transformers": "my/image"}},
+}
+USED: dict[str, dict[str, Any]] = {
+    "study_execution.gpu_indices": {"study_execution": {"gpu_indices": [0]}},
+    "images.transformers": {"runners": {"transformers": "container"}, "images": {"transformers": "my/image"}},
+}
+
+
+@pytest.mark.parametrize("key", TOLD)
+def test_a_key_that_another_one_overrides_is_told_with_its_line(key: str) -> None:
+    def told(keys: dict[str, Any]) -> list[tuple[str, int | None]]:
+        warnings = load_study_text(json.dumps(STUDY | keys, indent=1)).plan.warnings
+        return [(one.message, one.line) for one in warnings if one.code == "no-effect"]
+
+    [(message, line)] = told(TOLD[key])
+    assert message.startswith(f"{key} has no effect here: ")
+    assert line is not None
+    assert told(USED[key]) == []

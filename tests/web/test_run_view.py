@@ -17,7 +17,7 @@ from llem_airflow.factory.sessions import SESSION_GROUP, START_TASK_ID, STOP_TAS
 from llem_airflow.factory.study import CYCLE_TASK_ID
 from llem_airflow.frames import cycles_df
 from llem_airflow.results import CycleRef, StoredRun, layout
-from llem_airflow.study.plan.search import RateSearch
+from llem_airflow.study.plan.model import RateSearch
 from llem_airflow.web.cells import MAPPED_TASK, named_by_plan, places
 from llem_airflow.web.eta import time_left, time_left_searching
 from llem_airflow.web.kept import Kept

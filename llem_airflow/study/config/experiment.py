@@ -98,7 +98,7 @@ class Dataset(Consistent):
     )
     prefix_tokens: Whole | None = key(
         None,
-        "Tokens that all synthetic prompts begin with, before their own (vLLM's `--random-prefix-len`).",
+        "Beginning that all synthetic prompts share, before their own, in tokens (vLLM's `--random-prefix-len`).",
         ge=0,
         le=9_999_999,
     )
@@ -144,8 +144,8 @@ class Task(Section):
 
     model: Text = key(..., "Hub id, path or name under the models folder.")
     random_seed: Whole = key(42, "Seed of sampling and of the prompt order.")
-    max_input_tokens: Whole | None = key(256, "Prompts are cut to this many tokens; null for no cut.", ge=1)
-    max_output_tokens: Whole | None = key(256, "Tokens generated per request; null is 256.", ge=1)
+    max_input_tokens: Whole | None = key(256, "Prompts are cut to so many tokens; null for no cut.", ge=1)
+    max_output_tokens: Whole | None = key(256, "Length of each answer, in tokens; null is 256.", ge=1)
     dataset: Dataset = Dataset()
 
     def config(self) -> Config:
@@ -208,13 +208,15 @@ class Measurement(Consistent):
     )
     require_energy: bool = key(False, "A cycle whose energy is withheld counts as missing.")
     latency_profiling: bool = key(False, f"{KEPT}: token times are always recorded.")
-    measurement_methodology: Literal["total", "windowed", "steady_state"] = key("total", f"{KEPT}.")
-    measurement_window: Annotated[list[Number], AfterValidator(_span)] | None = key(
-        None, f"{KEPT}: [begin_s, end_s]."
+    measurement_methodology: Literal["total", "windowed", "steady_state"] = key(
+        "total", f"{KEPT}: the whole window is measured."
     )
-    warmup_discard_fraction: Number = key(0.1, f"{KEPT}.", ge=0, le=0.999)
-    warmup_discard_seconds: Number | None = key(None, f"{KEPT}.", ge=0)
-    steady_state_auto_detect: bool = key(False, f"{KEPT}.")
+    measurement_window: Annotated[list[Number], AfterValidator(_span)] | None = key(
+        None, f"{KEPT}: [begin_s, end_s] with 0 <= begin < end, in seconds."
+    )
+    warmup_discard_fraction: Number = key(0.1, f"{KEPT}: a share of the window.", ge=0, le=0.999)
+    warmup_discard_seconds: Number | None = key(None, f"{KEPT}: seconds of the window.", ge=0)
+    steady_state_auto_detect: bool = key(False, f"{KEPT}: steady state is tested in the warm-up.")
     baseline: Baseline = Baseline()
 
     def contradictions(self) -> Iterator[Contradiction]:
@@ -250,12 +252,15 @@ def _floor(value: float) -> float:
 class Warmup(Section):
     """Iterations before the measured window."""
 
-    enabled: bool = key(True, "Warm up.")
+    enabled: bool = key(True, "Warm up before the measured window.")
     n_prompts: Whole | None = key(
         None, "Length of a fixed warm-up, in iterations; writing it asks for one (5).", ge=1
     )
     thermal_floor_seconds: Annotated[Number, AfterValidator(_floor)] | None = key(
-        None, "Shortest warm-up, in seconds (default 60 where power is measured, else 0).", ge=0, le=3600
+        None,
+        "Shortest warm-up, in seconds: 0 (off), or 30 or more (default 60 where power is measured, else 0).",
+        ge=0,
+        le=3600,
     )
     convergence_detection: bool | None = key(
         None, "Warm up until latency and power are steady (default, unless n_prompts is given)."
@@ -431,7 +436,7 @@ class Gpus(Section):
 
     count: Whole | None = key(None, "How many (default: as many as ids, else 1).", ge=0, le=64)
     kind: Literal["any", "full", "mig"] = key("any", "Whole GPUs, MIG slices, or either.")
-    ids: GpuIds | None = key(None, "Exactly these: UUIDs or indices as text.")
+    ids: GpuIds | None = key(None, "Exactly these, each once: UUIDs or indices as text.")
     memory_gb: Number | None = key(None, "Memory that each must have, in gigabytes.", gt=0)
     exclusive: Literal["gpu", "host"] = key(
         "gpu", "No other experiment on the same GPU, or on the whole host."
@@ -472,10 +477,12 @@ class OwnExperiment(Section):
     offline: Offline = Offline()
     server: Server | None = None
     sampling_preset: Literal["deterministic", "standard", "creative", "factual"] | None = key(
-        None, "Named sampling values."
+        None,
+        "Named sampling values: deterministic (temperature 0), standard (1, top_p 0.95), creative (0.8, top_p 0.9, "
+        "repetition_penalty 1.1), factual (0.3).",
     )
     passthrough_kwargs: Annotated[Mapped, AfterValidator(_not_ours)] | None = key(
-        None, "More arguments for the engine."
+        None, "More arguments for the engine, none of them a key of the study."
     )
     gpus: Gpus | None = None
     transformers: Transformers = Transformers()

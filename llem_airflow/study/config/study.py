@@ -111,7 +111,7 @@ class Execution(Section):
         None, "Longest life of the whole DAG run, in hours.", gt=0, le=8760
     )
     deduplicate_equivalent: bool = key(True, "Run points once that differ only in what the engine ignores.")
-    gpu_indices: GpuIndices | None = key(None, "GPUs of the host to use, by index.")
+    gpu_indices: GpuIndices | None = key(None, "GPUs of the host to use, by index from 0, each once.")
     max_consecutive_failures: Whole = key(
         10, "Cycles of a run that may fail in a row before the rest is skipped; 0 for any number.", ge=0
     )
@@ -122,7 +122,7 @@ class Execution(Section):
         ge=0,
         le=LONGEST_S,
     )
-    skip_preflight: bool = key(False, f"{KEPT}.")
+    skip_preflight: bool = key(False, f"{KEPT}: every attempt finds out by itself what it needs.")
 
     @property
     def silence_s(self) -> float | None:
@@ -207,10 +207,15 @@ class Export(Section):
 class AirflowSection(Consistent):
     """How the study becomes a DAG."""
 
-    dag_id: DagId | None = key(None, "Id of the DAG (default: the study's name).")
-    schedule: Schedule | None = key(None, "Cron expression or @daily and the like; null for manual runs.")
-    timezone: TimeZone = key("UTC", "Time zone of the schedule, the start date and the window.")
-    start_date: Date | None = key(None, "First date of the schedule, ISO.")
+    dag_id: DagId | None = key(
+        None,
+        "Id of the DAG: letters, digits, dots, dashes, underscores, at most 238 (default: the study's name).",
+    )
+    schedule: Schedule | None = key(
+        None, "Cron expression of 5 fields, or @daily and the like; null for manual runs."
+    )
+    timezone: TimeZone = key("UTC", "IANA time zone of the schedule, the start date and the window.")
+    start_date: Date | None = key(None, "First date of the schedule, ISO, from 1970 to 2100.")
     catchup: bool = key(False, "Run the schedule's past intervals.")
     window: TimesOfDay | None = key(
         None, "When experiments of a scheduled run may start, as 22:00-06:00; the others are skipped."
@@ -218,20 +223,22 @@ class AirflowSection(Consistent):
     carry_over: bool = key(False, "A scheduled run goes on with what the one before it did not begin.")
     deadline_s: Duration | None = key(
         None,
-        "Tell the notifier when a run is not done so long after it was due: seconds, or 30m, 6h.",
+        "Tell the notifier when a run is not done so long after it was due: seconds, or 30m, 6h, at most 30 days.",
         alias="deadline",
     )
-    tags: Tags = key([], "Tags of the DAG.")
-    owner: Owner | None = key(None, "Owner of the tasks.")
+    tags: Tags = key([], "Tags of the DAG, each of 1 to 100 characters.")
+    owner: Owner | None = key(None, "Owner of the tasks, at most 250 characters.")
     retries: Whole = key(2, "Further tries of a task that failed.", ge=0, le=100)
     retry_delay_s: Duration = key(
-        60.0, "Pause before a further try: seconds, or 30s, 5m, 1h.", alias="retry_delay"
+        60.0, "Pause before a further try: seconds, or 30s, 5m, 1h, at most 30 days.", alias="retry_delay"
     )
     max_active_cycles: Whole = key(
         1, "Cycles that may run at the same time; with `hosts` so many times their number.", ge=1, le=1000
     )
-    pool: Pool | None = key(None, "Airflow pool of the cycles.")
-    hosts: HostNames = key([], "Connections of type `llem`: the GPU hosts over which the cycles are spread.")
+    pool: Pool | None = key(None, "Airflow pool of the cycles, at most 256 characters.")
+    hosts: HostNames = key(
+        [], "Connections of type `llem`, each once: the GPU hosts over which the cycles are spread."
+    )
     spread: Literal["cycles", "experiments"] = key(
         "cycles",
         "`cycles`: those of each experiment go round all hosts; `experiments`: each experiment has one host.",
@@ -266,7 +273,7 @@ class ModelVersion(Section):
     name: Text = key(..., "Name of the release; the partition key of its run.")
     model: Text | None = key(None, "Hub id or path (default: the study's).")
     revision: Text | None = key(None, "Hub revision.")
-    released: Date | None = key(None, "Date of the release, ISO.")
+    released: Date | None = key(None, "Date of the release, ISO, from 1970 to 2100.")
 
 
 class Power(Section):
@@ -287,15 +294,20 @@ def _per_engine(name: str, doc: str, kind: Any, description: str) -> type[Sectio
 
 
 Runners = _per_engine(
-    "Runners", f"Where each engine runs: {' or '.join(RUNNERS)}.", Runner, "Runner of the engine."
+    "Runners",
+    f"Where each engine runs: {' or '.join(RUNNERS)}.",
+    Runner,
+    "Runner of the engine: process, container, container:<image> or kubernetes (older: local, docker).",
 )
-Images = _per_engine("Images", "Image of each engine's container.", Text, "Image.")
+Images = _per_engine("Images", "Image of each engine's container.", Text, "Image of the engine's containers.")
 
 
 class StudyKeys(Section):
     """Keys of the study as a whole."""
 
-    study_name: StudyName | None = key(None, "Name of the study (default: the file's name).")
+    study_name: StudyName | None = key(
+        None, "Name of the study, one line of at most 500 characters (default: the file's name)."
+    )
     base: Text | None = key(None, "File to inherit experiment keys from, relative to this file.")
     version: Anything | None = key(None, "Version of the file's format; accepted and ignored.")
     study_execution: Execution = Execution()

@@ -245,10 +245,13 @@ def _gpu_indices(indices: list[int]) -> list[int]:
     return indices
 
 
-def _each_once(ids: list[Any]) -> list[Any]:
-    if len(set(ids)) != len(ids):
-        raise refuse(f"found {ids}", "name each GPU once")
-    return ids
+def _each_once(what: str) -> AfterValidator:
+    def check(names: list[Any]) -> list[Any]:
+        if len(set(names)) != len(names):
+            raise refuse(f"found {names}", f"name each {what} once")
+        return names
+
+    return AfterValidator(check)
 
 
 _TEXT = WithJsonSchema({"type": "string"})
@@ -262,9 +265,7 @@ DagId = Annotated[str, AfterValidator(_dag_id)]
 Runner = Annotated[str, AfterValidator(_runner)]
 Owner = Annotated[Text, _at_most(250)]
 Pool = Annotated[Text, _at_most(256)]
-HostNames = Annotated[list[Pool], AfterValidator(_each_once)]
+HostNames = Annotated[list[Pool], _each_once("host")]
 Tags = Annotated[list[str], AfterValidator(_tags)]
-GpuIndices = Annotated[
-    list[Whole], Field(min_length=1), AfterValidator(_gpu_indices), AfterValidator(_each_once)
-]
-GpuIds = Annotated[list[str], Field(min_length=1), AfterValidator(_each_once)]
+GpuIndices = Annotated[list[Whole], Field(min_length=1), AfterValidator(_gpu_indices), _each_once("GPU")]
+GpuIds = Annotated[list[str], Field(min_length=1), _each_once("GPU")]

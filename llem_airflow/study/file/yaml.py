@@ -62,12 +62,15 @@ class Source:
         text: The text as read.
         value: The plain values.
         root: The same with positions.
+        problems: What is wrong with the text and keeps nobody from reading the rest of it.
     """
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
         self.text = text.removeprefix("\ufeff")
-        self.root = _Reader(name, self.text).read()
+        reader = _Reader(name, self.text)
+        self.root = reader.read()
+        self.problems = reader.problems
         self.value = plain(self.root)
 
     def place(self, path: KeyPath, *, of_key: bool = False) -> tuple[int, int]:
@@ -191,13 +194,11 @@ class _Reader:
         try:
             root = self._document()
         except yaml.YAMLError as error:
-            raise StudyFileError([_syntax(self.name, self.text, error)]) from error
-        if self.problems:
-            raise StudyFileError(self.problems)
+            raise StudyFileError([*self.problems, _syntax(self.name, self.text, error)]) from error
         if root is None or not isinstance(root.value, dict):
             value = None if root is None else plain(root)
             found = "the file is empty" if value is None else f"found {show(value)} at the top"
-            raise _refused(self.name, found, "a study is a mapping of keys; see `llem-airflow init`")
+            self._stop(Node(None, 0, 0), found, "a study is a mapping of keys; see `llem-airflow init`")
         return root
 
     def _document(self) -> Node | None:
@@ -280,6 +281,7 @@ class _Reader:
             self._tag(event)
         if isinstance(value, str) and (strange := _UNSTORABLE.search(value)):
             self._note(node, *_unstorable(strange[0]))
+            value = _UNSTORABLE.sub("\ufffd", value)
         return value
 
     def _tag(self, event: Any) -> None:

@@ -1,22 +1,40 @@
-"""The points of a study: which can run, and which are the same measurement."""
+"""The points of a study: what each is as it is measured, which can run, and which are the same measurement.
+
+Points share most sections, so each different section is validated, resolved and written as JSON once, however many
+points have it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any, NamedTuple
 
-from llem_airflow.study.config.base import Config, KeyPath, leaf_paths, lookup, merged, with_values, without
-from llem_airflow.study.config.experiment import LOADS
-from llem_airflow.study.file.check import Stage
-from llem_airflow.study.file.document import Document
-from llem_airflow.study.names import ENGINES
-from llem_airflow.study.plan.identity import digest, experiment_hash
+from pydantic import ValidationError
+
+from llem_airflow.study.config.base import (
+    FRAGMENT,
+    Config,
+    KeyPath,
+    Section,
+    leaf_paths,
+    lookup,
+    merged,
+    overlap,
+    with_values,
+    without,
+)
+from llem_airflow.study.config.engines import with_sampling
+from llem_airflow.study.config.experiment import LOADS, Experiment, section_model
+from llem_airflow.study.file.document import Document, Stage, check
+from llem_airflow.study.names import ENGINES, OWN_ENGINES
+from llem_airflow.study.plan.identity import NEEDED, canonical_json, digest, experiment_hash, identity_view
 from llem_airflow.study.plan.model import Skipped
-from llem_airflow.study.plan.resolve import Batch, Point
-from llem_airflow.study.plan.rules import Rule, rules_of
-from llem_airflow.study.plan.search import grid, probe_order
-from llem_airflow.study.plan.sweep import Sweep, Variant
+from llem_airflow.study.plan.order import grid, probe_order
+from llem_airflow.study.plan.rules import Rule, relevant, rules_of
+from llem_airflow.study.plan.sweep import Delta, Sweep, Variant
 from llem_airflow.study.problems import KeyPath as FilePath
 from llem_airflow.study.problems import Problem, StudyFileError, StudyWarning, dotted
 from llem_airflow.text.wording import counted
@@ -77,16 +95,11 @@ def expand(document: Document, sweep: Sweep, problems: set[Problem]) -> Expansio
             left to run.
     """
     engines = _engines(document, sweep)
-    count = sum(sweep.count(engine) for engine in engines)
-    if count > document.bounds.points:
-        document.refuse(
-            ("sweep",),
-            f"the sweep has {counted(count, 'point')}",
-            f"at most {document.bounds.points:,}; drop an axis",
-            problems,
-        )
     checks = _Checks(document, sweep, problems)
     mode = checks.run(engines)
+    if (count := sum(sweep.count(engine) for engine in engines)) > document.bounds.points:
+        found, most = f"the sweep has {counted(count, 'point')}", f"at most {document.bounds.points:,}"
+        problems.add(document.source.problem(("sweep",), found, f"{most}; drop an axis", of_key=True))
     if mode is None:
         raise StudyFileError(problems)
     expansion = Expansion()
@@ -94,18 +107,16 @@ def expand(document: Document, sweep: Sweep, problems: set[Problem]) -> Expansio
     stage: Stage = "rest" if problems else "whole"
     for origin, written, varied, variants in _batches(document, sweep, engines, checks):
         batch = Batch(document, origin, written | {"serving_mode": mode}, varied, stage)
-        if stage == "whole":
-            judge.batch(batch, variants)
-        else:  # the first points tell enough beside what is wrong already
-            for variant in islice(variants, MOST_TOLD_POINTS):
-                batch.point(variant)
+        # The first points tell enough beside what is wrong already.
+        judge.batch(batch, variants if stage == "whole" else islice(variants, MOST_TOLD_POINTS))
         problems |= batch.problems
+    if expansion.declared == len(expansion.skipped) > 0 and not checks.about_rules(expansion.skipped):
+        problems.add(_nothing_left(document, sweep, expansion))
+    if not problems:
+        problems.update(_search(document, expansion))
     if problems:
         raise StudyFileError(problems)
-    _search(document, expansion)
     expansion.varied = _varied(document, sweep, expansion)
-    if not expansion.uniques:
-        _nothing_left(document, sweep, expansion)
     return expansion
 
 
@@ -188,11 +199,10 @@ def _differing(one: Config, other: Config) -> set[KeyPath]:
     return {path for path in paths if lookup(one, path) != lookup(other, path)}
 
 
-def _search(document: Document, expansion: Expansion) -> None:
+def _search(document: Document, expansion: Expansion) -> Iterator[Problem]:
     """Put the candidate rates of a search in its place, in the order in which it asks for them.
 
-    Raises:
-        StudyFileError: Another experiment is the same measurement as a candidate, or the order is another.
+    It is a problem when another experiment is the same measurement as a candidate, and when the order is another.
     """
     found: list[Unique] = []
     for unique in expansion.uniques:
@@ -213,12 +223,14 @@ def _search(document: Document, expansion: Expansion) -> None:
     order = document.keys.study_execution.experiment_order
     if order != "sequential":
         found_order = f"{order} is no order for find_rate, whose probes follow from each other"
-        document.refuse(("study_execution", "experiment_order"), found_order, "allowed: sequential")
+        where: FilePath = ("study_execution", "experiment_order")
+        yield document.source.problem(where, found_order, "allowed: sequential", of_key=True)
     if len({unique.hash for unique in found}) < len(found):
         path: FilePath = ("server", "traffic", "find_rate")
         same = "a rate of find_rate is the same measurement as another experiment of the study"
         advice = "move its bounds, or make another study of one of them"
-        document.refuse(path if document.source.has(path) else ("sweep",), same, advice)
+        where = path if document.source.has(path) else ("sweep",)
+        yield document.source.problem(where, same, advice, of_key=True)
 
 
 def _varied(document: Document, sweep: Sweep, expansion: Expansion) -> list[KeyPath]:
@@ -249,16 +261,20 @@ def _differs(configs: list[Config], path: KeyPath) -> bool:
     return any(lookup(config, path) != first for config in configs)
 
 
-def _nothing_left(document: Document, sweep: Sweep, expansion: Expansion) -> None:
+def _nothing_left(document: Document, sweep: Sweep, expansion: Expansion) -> Problem:
     reasons = list(dict.fromkeys(f"[{skip.rule}] {skip.reason}" for skip in expansion.skipped))
     first = expansion.skipped[0]
-    rule = next(rule for rule in rules_of(first.point["engine"]) if rule.id == first.rule)
+    rule = _rule_of(first)
     where = ("sweep",) if sweep else ("experiments",) if document.entries else rule.conditions[0].path
     what = (
         "the experiment" if expansion.declared == 1 else f"each of the {counted(expansion.declared, 'point')}"
     )
     found = f"nothing is left to run: {what} is known not to work: {'; '.join(reasons[:5])}"
-    document.refuse(where, found, "change or drop these keys")
+    return document.source.problem(where, found, "change or drop these keys", of_key=True)
+
+
+def _rule_of(skipped: Skipped) -> Rule:
+    return next(rule for rule in rules_of(skipped.point["engine"]) if rule.id == skipped.rule)
 
 
 def _ends(path: str, marks: str) -> list[int]:
@@ -290,6 +306,11 @@ class _Checks:
             or any(whole[:end] in self._at for end in _ends(whole, "."))
             or not self._meant.isdisjoint({whole, *key})
         )
+
+    def about_rules(self, skipped: list[Skipped]) -> bool:
+        """Whether a rule that excludes points looks at a key that is known to be wrong."""
+        conditions = (condition for one in skipped for condition in _rule_of(one).conditions)
+        return bool(self._at) and any(self.about(*path) for one in conditions for path in one.paths())
 
     def run(self, engines: list[str]) -> str | None:
         """The serving mode of all experiments; None when that is not known. What is wrong goes to the problems."""
@@ -380,3 +401,166 @@ class _Checks:
             if head in ENGINES and head not in used:
                 line = source.place(path, of_key=True)[0]
                 self.document.warnings.append(StudyWarning(code, text, line))
+
+
+_SCALARS = ("serving_mode", "sampling_preset", "passthrough_kwargs")
+_ORDER = tuple(Experiment.model_fields)
+_SAMPLING = tuple((engine, "sampling_params") for engine in OWN_ENGINES)
+_DECIDES: dict[KeyPath, tuple[KeyPath, ...]] = {
+    ("measurement", "energy_sampler"): (("measurement", "meter"),),
+    ("offline", "warmup"): (("offline", "warmup"),),
+    ("sampling_preset",): _SAMPLING,
+    ("transformers", "sampling_params"): _SAMPLING,
+    ("gpus",): (("gpus",),),
+}
+"""Keys that others follow from, with those others: when one varies, rules about the others can apply."""
+
+
+class Measured(NamedTuple):
+    """A section of some points, as it is measured.
+
+    Attributes:
+        config: The section as it is measured.
+        identity: Its JSON in the hash.
+        effective: Its JSON without what has no effect.
+        idle: The keys that have none.
+    """
+
+    config: Config
+    identity: str
+    effective: str
+    idle: tuple[KeyPath, ...]
+
+
+class Point(NamedTuple):
+    """The configuration of a point and its sections by name."""
+
+    config: Config
+    sections: dict[str, Measured]
+
+    def identity(self) -> str:
+        """The canonical JSON that the hash is of."""
+        return self._text({name: section.identity for name, section in self.sections.items()})
+
+    def effective(self) -> str:
+        """The same without what has no effect."""
+        return self._text({name: section.effective for name, section in self.sections.items()})
+
+    def _text(self, texts: dict[str, str]) -> str:
+        for name, value in self.config.items():
+            if name not in texts:
+                texts[name] = canonical_json(value)
+        return "{" + ",".join([f'"{name}":{texts[name]}' for name in sorted(texts)]) + "}"
+
+
+class Batch:
+    """Points that share what is written: those of a sweep on one engine, or one written-out experiment.
+
+    Attributes:
+        engine: Their engine.
+        problems: What was found to be wrong with them.
+        fired: Rules that make a key idle at some point.
+    """
+
+    def __init__(
+        self,
+        document: Document,
+        origin: tuple[str | int, ...],
+        written: Config,
+        varied: set[KeyPath],
+        stage: Stage = "whole",
+    ) -> None:
+        self.engine: str = written["engine"]
+        self.problems: set[Problem] = set()
+        self.fired: dict[str, Rule] = {}
+        self._document, self._origin, self._written, self._stage = document, origin, written, stage
+        self._known: dict[Any, Measured | None] = {}
+        names = ["task", "measurement", written["serving_mode"], self.engine]
+        names += ["gpus"] * ("gpus" in written)
+        decided = {
+            path
+            for key, paths in _DECIDES.items()
+            if any(overlap(key, one) for one in varied)
+            for path in paths
+        }
+        swept = {path[0] for path in varied | decided}
+        self._moving = [name for name in dict.fromkeys((*names, "gpus")) if name in swept]
+        self._scalars: Config = {name: written[name] for name in ("engine", *_SCALARS) if name in written}
+        self._rules = rules_of(self.engine)
+        if stage == "whole":  # else what all points share is known to be wrong, and decides nothing
+            self._rules = relevant(self._rules, self._unswept(names), varied | decided)
+        self._base = {
+            name: self._section(name, (), self._scalars) for name in names if name not in self._moving
+        }
+        self._names = names
+
+    def _unswept(self, names: list[str]) -> Config:
+        """The configuration without the sweep, which need not be one that can run."""
+        found = dict(self._scalars)
+        for name in names:
+            written = merged(NEEDED.get(name, {}), self._written.get(name) or {})
+            with suppress(ValidationError):
+                section = section_model(name).model_validate(written, context=FRAGMENT)
+                found[name] = self._config(name, section, self._scalars.get("sampling_preset"))
+        return found
+
+    def _config(self, name: str, section: Section, preset: str | None) -> Config:
+        """A section as it is measured; the engine's has the sampling of the preset."""
+        config = section.config()
+        return with_sampling(name, config, preset) if name == self.engine else config
+
+    @property
+    def invalid(self) -> list[Rule]:
+        """The rules that can exclude some of the points."""
+        return [rule for rule in self._rules if rule.invalid]
+
+    def point(self, variant: Variant) -> Point | None:
+        """One point; None when something is wrong with it."""
+        scalars = self._scalars
+        touched: dict[str, list[Delta]] = {}
+        for delta in variant:
+            if delta.path[0] in _SCALARS:
+                scalars = scalars | {delta.path[0]: delta.value}
+            else:
+                touched.setdefault(delta.path[0], []).append(delta)
+        sections = dict(self._base)
+        for name in self._moving:
+            if name in self._names or name in touched:
+                sections[name] = self._section(name, tuple(touched.get(name, ())), scalars)
+        found = {name: section for name, section in sections.items() if section is not None}
+        if len(found) < len(sections):
+            return None
+        values = scalars | {name: section.config for name, section in found.items()}
+        return Point({name: values[name] for name in _ORDER if values.get(name) is not None}, found)
+
+    def _section(self, name: str, deltas: tuple[Delta, ...], scalars: Config) -> Measured | None:
+        preset = scalars.get("sampling_preset") if name == self.engine else None
+        key = (name, preset, *map(id, deltas))
+        if key in self._known:
+            return self._known[key]
+        written = {name: self._written.get(name) or {}}
+        written = with_values(written, ((path, value) for path, value, _ in deltas))
+        report = self._document.reporter(self.problems, self._origin, deltas[::-1])
+        swept = {path for path, _, _ in deltas}
+        section = check(section_model(name), written[name], (name,), report, stage=self._stage, swept=swept)
+        found = None if section is None else self._judged(name, self._config(name, section, preset))
+        if len(self._moving) != 1:  # else each point has its own, and keeping it would only cost memory
+            self._known[key] = found
+        return found
+
+    def _judged(self, name: str, config: Config) -> Measured:
+        """What the rules say of a section: each that makes a key idle looks at one section only."""
+        alone = {name: config}
+        identity = effective = identity_view(alone)
+        idle: list[KeyPath] = []
+        for rule in self._rules:
+            if rule.section != name or not rule.applies(alone if rule.neutral else identity):
+                continue
+            if rule.ignores:
+                self.fired[rule.id] = rule
+            for path in rule.ignores:
+                if lookup(alone, path) is not None:
+                    idle.append(path)
+                    effective = effective if rule.neutral else without(effective, path)
+        text = canonical_json(identity[name])
+        return Measured(config, text, canonical_json(effective[name]) if idle else text, tuple(idle))

@@ -10,19 +10,20 @@ from llem_airflow.protocol.engine_keys import shared_beginnings
 from llem_airflow.study.config.base import Config, lookup
 from llem_airflow.study.config.engines import PARTS, known_keys, not_of_a_server
 from llem_airflow.study.config.experiment import BUILTIN, STANDING_IN
-from llem_airflow.study.config.study import AirflowSection, StudyKeys
+from llem_airflow.study.config.study import AirflowSection, Execution, StudyKeys
 from llem_airflow.study.file.document import Document
 from llem_airflow.study.names import ENGINES, INVALID_PREFIX, KUBERNETES, RESERVED_DAG_IDS, dag_id_of
 from llem_airflow.study.plan.expand import Expansion
-from llem_airflow.study.plan.model import Experiment, Study
-from llem_airflow.study.plan.order import balanced, least_s
-from llem_airflow.study.plan.search import most_probes
-from llem_airflow.study.plan.sessions import not_in_sessions
+from llem_airflow.study.plan.model import Experiment, Plan, Study
+from llem_airflow.study.plan.order import balanced, least_s, most_probes
 from llem_airflow.study.plan.sweep import Sweep
 from llem_airflow.study.problems import KeyPath, Problem, StudyWarning, short
 from llem_airflow.study.prompts import lengths_of
 from llem_airflow.text.wording import counted
 
+_ISOLATION: KeyPath = ("study_execution", "isolation")
+_SERVERS_THAT_LIVE_ON = {"vllm"}
+"""Engines whose server says when it is at rest, and forgets what it has cached when it is asked to."""
 _SCHEDULE = (("airflow", "schedule"), "add `airflow.schedule`")
 NO_EFFECT = {
     ("study_execution", "skip_preflight"): "every attempt finds out by itself what it needs",
@@ -50,26 +51,35 @@ SIZES = ((2000, "extremely large"), (500, "very large"), (100, "large"))
 
 
 def warnings_of(
-    document: Document, sweep: Sweep, expansion: Expansion, experiments: tuple[Experiment, ...], gap_s: float
+    document: Document, sweep: Sweep, expansion: Expansion, plan: Plan, gap_s: float, *, order_kept: bool
 ) -> tuple[StudyWarning, ...]:
-    """Every warning, each once; ``gap_s`` is the pause between two experiments, in seconds."""
+    """Every warning, each once.
+
+    Args:
+        document: The file.
+        sweep: Its sweep.
+        expansion: Its points.
+        plan: What would run.
+        gap_s: The pause between two experiments, in seconds.
+        order_kept: Whether the cycles run in the order that was asked for, and not session by session.
+    """
+    experiments = plan.experiments
     found = [*document.warnings]
     found += _without_effect(document, expansion)
     found += _first_counts(document, expansion)
-    found += _unused_seed(document)
+    found += _overridden(document, expansion)
     found += _size(document, expansion, gap_s)
     found += _searches(document, expansion)
     found += _order(document, len(experiments))
     found += _name(document)
     found += _runners(experiments)
-    found += _datasets(experiments)
-    found += _drawn_lengths(experiments)
-    found += _shared_beginnings(experiments)
+    found += _prompts(experiments)
     found += _open_ended(document)
     found += _burstiness(experiments)
-    found += _idle_in_server_mode(document, experiments)
-    found += _not_for_a_server(document, sweep, experiments)
+    found += _under_a_server(document, sweep, experiments)
     found += _unknown_engine_keys(document, sweep)
+    found += _sessions(document.keys.study_execution, plan, order_kept=order_kept)
+    found += _hosts(document.keys.airflow, plan)
     return tuple(dict.fromkeys(found))
 
 
@@ -115,13 +125,19 @@ def _idle(document: Document, path: tuple[str, ...], why: str) -> StudyWarning:
     return StudyWarning("no-effect", f"{'.'.join(path)} has no effect here: {why}", line)
 
 
-def _unused_seed(document: Document) -> Iterator[StudyWarning]:
+def _overridden(document: Document, expansion: Expansion) -> Iterator[StudyWarning]:
+    """Keys of which another one says that they are not looked at."""
     execution = document.keys.study_execution
     if execution.shuffle_seed is not None and execution.experiment_order != "shuffle":
         why = (
             f"the order is {execution.experiment_order}; `study_execution.experiment_order: shuffle` uses it"
         )
         yield _idle(document, ("study_execution", "shuffle_seed"), why)
+    if execution.gpu_indices is not None and all("gpus" in one.config for one in expansion.uniques):
+        yield _idle(document, ("study_execution", "gpu_indices"), "`gpus` says which GPUs are used")
+    for engine, (runner, image) in document.keys.places().items():
+        if runner == "process" and image is not None:
+            yield _idle(document, ("images", engine), f"runners.{engine} is process, which has no image")
 
 
 def _line(document: Document, path: tuple[str, ...]) -> int | None:
@@ -188,7 +204,7 @@ def _order(document: Document, count: int) -> Iterator[StudyWarning]:
         yield StudyWarning("not-balanced", f"{text} or a multiple of it, not for {execution.cycles}")
 
 
-def _runners(experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning]:
+def _runners(experiments: Sequence[Experiment]) -> Iterator[StudyWarning]:
     pinned = {experiment.runner for experiment in experiments} - {"auto"}
     if len(pinned) > 1:
         yield StudyWarning(
@@ -197,19 +213,16 @@ def _runners(experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning]:
         )
 
 
-def _datasets(experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning]:
-    for name in dict.fromkeys(experiment.config["task"]["dataset"]["source"] for experiment in experiments):
+def _prompts(experiments: Sequence[Experiment]) -> Iterator[StudyWarning]:
+    """Which sets stand in, which lengths are drawn, and what the prefix cache makes of prompts that begin alike."""
+    datasets = [experiment.config["task"]["dataset"] for experiment in experiments]
+    for name in dict.fromkeys(dataset["source"] for dataset in datasets):
         if name in STANDING_IN:
-            yield StudyWarning(
-                "stand-in",
-                f"the prompts of {STANDING_IN[name]} are not shipped: the set {BUILTIN!r} stands in for them",
+            text = (
+                f"the prompts of {STANDING_IN[name]} are not shipped: the set {BUILTIN!r} stands in for them"
             )
-
-
-def _drawn_lengths(experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning]:
-    """Which lengths synthetic prompts have, where they are not all the same."""
-    for experiment in experiments:
-        dataset = experiment.config["task"]["dataset"]
+            yield StudyWarning("stand-in", text)
+    for dataset in datasets:
         if not {"range_ratio", "input_tokens_stddev", "output_tokens_stddev"} & set(dataset):
             continue
         found = lengths_of(dataset)
@@ -219,16 +232,12 @@ def _drawn_lengths(experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning
                 "from task.random_seed, the same in all experiments that have it"
             )
             yield StudyWarning("drawn-lengths", text)
-
-
-def _shared_beginnings(experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning]:
-    """What the prefix cache makes of prompts that begin alike: it decides how much of them is computed."""
     for experiment in experiments:
         if text := shared_beginnings(experiment.config):
             yield StudyWarning("prefix-cache", text)
 
 
-def _burstiness(experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning]:
+def _burstiness(experiments: Sequence[Experiment]) -> Iterator[StudyWarning]:
     """VLLM's option of this name has the opposite sense: the shape of the gamma distribution, 1 / cv**2."""
     for experiment in experiments:
         traffic = (experiment.config.get("server") or {}).get("traffic") or {}
@@ -255,31 +264,26 @@ _WITHOUT_A_FIELD = {
 }
 
 
-def _idle_in_server_mode(document: Document, experiments: tuple[Experiment, ...]) -> Iterator[StudyWarning]:
-    if _served(experiments):
-        for path, why in _BATCH_ONLY.items():
-            line = _line(document, path)
-            if line is not None:
-                yield StudyWarning("no-effect", f"{'.'.join(path)} has no effect here: {why}", line)
-
-
-def _not_for_a_server(
-    document: Document, sweep: Sweep, experiments: tuple[Experiment, ...]
+def _under_a_server(
+    document: Document, sweep: Sweep, experiments: Sequence[Experiment]
 ) -> Iterator[StudyWarning]:
+    """Keys that nothing reads where a server is measured, and those with which it does not start."""
     if not _served(experiments):
         return
-    for engine, part, name, path in _engine_keys(document, sweep):
-        key, line = f"{engine}.{part}.{name}", document.source.place(path, of_key=True)[0]
+    for path, why in _BATCH_ONLY.items():
+        if (line := _line(document, path)) is not None:
+            yield StudyWarning("no-effect", f"{'.'.join(path)} has no effect here: {why}", line)
+    for engine, part, name, place in _engine_keys(document, sweep):
         if name in not_of_a_server(engine, part):
-            if part == "sampling_params":
-                text = f"{key} {_WITHOUT_A_FIELD[engine]}"
-            else:
-                text = f"{key} cannot work here: `vllm serve` has no such flag, and ends with it: remove it"
-            yield StudyWarning("no-effect", text, line)
+            why = "cannot work here: `vllm serve` has no such flag, and ends with it: remove it"
+            why = _WITHOUT_A_FIELD[engine] if part == "sampling_params" else why
+            line = document.source.place(place, of_key=True)[0]
+            yield StudyWarning("no-effect", f"{engine}.{part}.{name} {why}", line)
 
 
-def _served(experiments: Sequence[Experiment]) -> bool:
-    return any(experiment.config["serving_mode"] == "server" for experiment in experiments)
+def _served(experiments: Sequence[Experiment]) -> set[str]:
+    """Engines whose servers are measured."""
+    return {one.engine for one in experiments if one.config["serving_mode"] == "server"}
 
 
 def _open_ended(document: Document) -> Iterator[StudyWarning]:
@@ -325,12 +329,42 @@ def _names(config: Config, before: KeyPath) -> Iterator[tuple[str, str, str, Key
                 yield engine, part, name, (*before, engine, part, name)
 
 
-def host_warnings(settings: AirflowSection, cycles: int, experiments: int) -> Iterator[StudyWarning]:
-    """What the user should know of how a study is spread."""
-    hosts = len(settings.hosts)
+def _sessions(execution: Execution, plan: Plan, *, order_kept: bool) -> Iterator[StudyWarning]:
+    if not order_kept:
+        yield StudyWarning(
+            "session-order",
+            f"the order {execution.experiment_order} holds within each session only: cycles run session by session, so "
+            "that one container serves what loads alike; study_execution.isolation: container keeps it",
+        )
+    longest_s = {each.id: each.wall_clock_s or 0.0 for each in plan.experiments}
+    limit_s = execution.session.max_runtime_seconds
+    over = [
+        each
+        for each in plan.sessions
+        if sum(longest_s[run.experiment_id] for run in each.cycles)
+        + sum(run.gap_before_s for run in each.cycles[1:])
+        > limit_s
+    ]
+    if over:
+        text = (
+            f"{counted(len(over), 'session')} can take longer than study_execution.session.max_runtime_seconds "
+            f"({limit_s:g}), as {over[0].id} with {counted(len(over[0].cycles), 'cycle')}: what is left then "
+            "fails"
+        )
+        yield StudyWarning("session-long", text)
+    if plan.sessions and len(plan.sessions) == len(plan.planned_cycles):
+        text = (
+            f"no two experiments load alike: each session has one cycle, and isolation: {execution.isolation} "
+            "saves nothing"
+        )
+        yield StudyWarning("session-alone", text)
+
+
+def _hosts(settings: AirflowSection, plan: Plan) -> Iterator[StudyWarning]:
+    hosts, cycles = len(settings.hosts), plan.cycles
     if hosts < 2:
         return
-    if settings.spread == "experiments" and experiments > 1:
+    if settings.spread == "experiments" and len(plan.experiments) > 1:
         yield StudyWarning(
             "hosts-confounded",
             "airflow.spread: experiments measures different experiments on different hosts: a difference between them "
@@ -357,13 +391,41 @@ def _reserved(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
         yield where, found, "name it otherwise"
 
 
+def not_in_sessions(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
+    """Why a study cannot be measured in sessions: the key, what was found, what to do."""
+    execution = study.execution
+    if not execution.in_sessions:
+        return
+    found = f"found {execution.isolation!r}"
+    back = "or write `isolation: container`"
+    if processes := sorted({each.engine for each in study.experiments if each.runner == "process"}):
+        said = (
+            f"{found}: a session is a living container, and `runners` says process for {', '.join(processes)}"
+        )
+        yield _ISOLATION, said, f"write container there, {back}"
+    if execution.engine_lives_on and (serving := sorted(_served(study.experiments) - _SERVERS_THAT_LIVE_ON)):
+        said = (
+            f"{found}: the server of {', '.join(serving)} cannot be made ready for a second experiment, and "
+            "serving_mode is server"
+        )
+        yield _ISOLATION, said, "write `isolation: process`, which saves the container starts, " + back
+    if study.plan.searches:
+        said = f"{found}: find_rate asks for a rate when all cycles of another are there, and a session has one of each"
+        yield _ISOLATION, said, f"write the rates as a sweep, {back}"
+    idle_s = execution.session.idle_seconds
+    longest_s = max(
+        (run.gap_before_s for each in study.plan.sessions for run in each.cycles[1:]), default=0.0
+    )
+    if longest_s >= idle_s:
+        said = f"a session ends itself after {idle_s:g} s without a cycle, and pauses in it are {longest_s:g} s long"
+        yield ("study_execution", "session", "idle_seconds"), said, "raise it, or shorten the pauses"
+
+
 def _on_a_cluster(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
     """Keys that say nothing to the cluster on which the study is to run."""
+    alike = {each.gpus: each for each in study.experiments if each.runner == KUBERNETES}
     told = dict.fromkeys(
-        each
-        for experiment in study.experiments
-        if experiment.runner == KUBERNETES
-        for each in meaningless_on_a_cluster(study, experiment)
+        each for experiment in alike.values() for each in meaningless_on_a_cluster(study, experiment)
     )
     for key, why, instead in told:
         yield tuple(key.partition(":")[0].split(".")), f"{key} on a Kubernetes cluster: {why}", instead
@@ -371,8 +433,9 @@ def _on_a_cluster(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
 
 def _too_short(study: Study) -> Iterator[tuple[KeyPath, str, str]]:
     """Limits that end every cycle before it can be done."""
+    limits_s = (each.wall_clock_s for each in study.experiments if each.wall_clock_s is not None)
     limits = (
-        ("experiment_timeout_seconds", study.execution.experiment_timeout_s),
+        ("experiment_timeout_seconds", min(limits_s, default=None)),
         ("wall_clock_timeout_hours", study.execution.wall_clock_timeout_s),
     )
     needed_s = min(map(least_s, study.experiments), default=0.0)
@@ -397,6 +460,7 @@ def meaningless_on_a_cluster(
     whole, own_study = "ask for all GPUs of a node, or taint one", "put those into a study of their own"
     not_slice, is_slice = known and gpus.kind == "mig" and not sliced, sliced and gpus.kind == "full"
     sampled, own_meter = study.keys.power.sampling, "leave it out: the pod's own meter counts"
+    sessions, indices = study.execution.in_sessions, study.execution.gpu_indices
     mixed = study.on_a_cluster and any(each.runner != KUBERNETES for each in study.experiments)
     said = {
         "gpus.ids": (gpus.ids, f"the cluster's {chosen}", nodes),
@@ -409,16 +473,8 @@ def meaningless_on_a_cluster(
         ),
         "gpus.kind: full": (is_slice, f"{gpu_resource} is a slice", "gpu_resource='nvidia.com/gpu'"),
         "power.sampling: host": (sampled == "host", "no worker sits on the pod's node", own_meter),
-        "study_execution.isolation": (
-            study.execution.in_sessions,
-            "a pod has one cycle",
-            "`container`, or another runner",
-        ),
-        "study_execution.gpu_indices": (
-            study.execution.gpu_indices is not None,
-            f"the {chosen}",
-            "leave it out",
-        ),
+        "study_execution.isolation": (sessions, "a pod has one cycle", "`container`, or another runner"),
+        "study_execution.gpu_indices": (indices is not None, f"the {chosen}", "leave it out"),
         "airflow.hosts": (study.airflow.hosts, "the cluster chooses nodes", nodes),
         "runners": (mixed, "some engines are to run on the cluster and others not", own_study),
     }

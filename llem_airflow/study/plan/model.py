@@ -14,7 +14,6 @@ from llem_airflow.study.config.study import AirflowSection, Execution, ModelVers
 from llem_airflow.study.file.yaml import Source
 from llem_airflow.study.names import KUBERNETES, dag_id_of
 from llem_airflow.study.plan.identity import experiment_hash
-from llem_airflow.study.plan.search import RateSearch
 from llem_airflow.study.problems import KeyPath, Problem, StudyWarning
 
 PLAN_FORMAT = 1
@@ -185,6 +184,23 @@ class Duplicates:
 
 
 @dataclass(frozen=True, slots=True)
+class RateSearch:
+    """One search: a configuration of a server whose highest rate is looked for.
+
+    Attributes:
+        experiments: Ids of the candidates, by rate.
+        rates_per_s: Their rates, ascending: the first and the last are the bounds of the study.
+        max_probes: Most candidates that are measured.
+        percentile: Share of the requests that has to meet the bounds.
+    """
+
+    experiments: tuple[str, ...]
+    rates_per_s: tuple[float, ...]
+    max_probes: int
+    percentile: float
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What would run.
 
@@ -319,7 +335,8 @@ class Study:
     @property
     def on_a_cluster(self) -> bool:
         """Whether its cycles are pods of a Kubernetes cluster."""
-        return any(experiment.runner == KUBERNETES for experiment in self.experiments)
+        named = any(runner == KUBERNETES for runner, _ in self.keys.places().values())
+        return named and any(experiment.runner == KUBERNETES for experiment in self.experiments)
 
     @property
     def dag_id(self) -> str:

@@ -1,4 +1,13 @@
-"""When and where the cycles run: their order, canaries, pauses and hosts, and how long each takes."""
+"""When and where the cycles run: their order, canaries, pauses, hosts, what shares a container, how long each takes.
+
+A session is all that loads alike (engine, image, model, revision, engine arguments, GPUs) in one pass: cycle 1 of each
+experiment, or cycle 2, and so on. No two cycles of one experiment share a session, so that an interval over the cycles
+of an experiment is one over sessions.
+
+The candidates of a search for a rate are a fixed geometric grid, each an experiment like one that is written with that
+rate. So the search has no state of its own: which of them are measured follows from the stored results, whoever
+restarts what.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +15,11 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+from llem_airflow.protocol.engine_keys import load_arguments
 from llem_airflow.study.config.base import Config
 from llem_airflow.study.config.study import AirflowSection
-from llem_airflow.study.plan.model import Experiment
-from llem_airflow.study.plan.search import RateSearch
+from llem_airflow.study.plan.identity import canonical_json, digest, word
+from llem_airflow.study.plan.model import Experiment, RateSearch
 
 Run = tuple[int, int]
 """Index of the experiment and its cycle, from 1."""
@@ -102,6 +112,53 @@ def _tokens(experiment: Experiment) -> float:
     return float(task["dataset"]["n_prompts"] * (read + task["max_output_tokens"]))
 
 
+PASSES = "interleave"
+"""The order that sessions have, as far as pauses go: they follow one another pass by pass."""
+_DIGITS, _MOST_MODEL = 6, 30
+_PASS = "-c"  # noqa: S105  # not a password: what stands before the number of the pass in a session's id
+
+
+def load_groups(experiments: Sequence[Experiment]) -> list[str]:
+    """Of each experiment the name of what it loads; experiments that load alike have the same one."""
+    return [
+        f"{each.engine}-{word(each.model.rstrip('/').rsplit('/', 1)[-1])[:_MOST_MODEL].strip('-_')}-"
+        f"{digest(_load(each))[:_DIGITS]}"
+        for each in experiments
+    ]
+
+
+def _load(experiment: Experiment) -> str:
+    gpus = experiment.gpus
+    return canonical_json(
+        [
+            experiment.engine,
+            experiment.image,
+            experiment.model,
+            load_arguments(experiment.engine, experiment.config),
+            [gpus.count, gpus.kind, gpus.ids, gpus.memory_gb, gpus.exclusive],
+        ]
+    )
+
+
+def session_id(groups: Sequence[str], run: Run) -> str:
+    """The session of a cycle, whose experiment is of one of the ``load_groups``."""
+    index, cycle = run
+    return f"{groups[index]}{_PASS}{cycle}"
+
+
+def load_of(session: str) -> str:
+    """The name of what a session loads, which its id begins with: the same one in every pass."""
+    return session.rpartition(_PASS)[0]
+
+
+def by_session(runs: Sequence[Run], groups: Sequence[str]) -> list[Run]:
+    """The cycles session by session: sessions by their first cycle, within one in the order that was asked for."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(session_id(groups, run), []).append(run)
+    return [run for session in found.values() for run in session]
+
+
 def hosts_of(
     runs: Sequence[Run],
     settings: AirflowSection,
@@ -168,3 +225,34 @@ def least_s(experiment: Experiment) -> float:
     warmup = experiment.config["offline"]["warmup"]
     warm_s = (warmup["thermal_floor_seconds"] or 0) if warmup["enabled"] else 0
     return float(measurement["min_window_seconds"] + idle_s + warm_s)
+
+
+ENDS = 2
+"""Probes that every search begins with: its lowest and its highest rate."""
+_RATE_DIGITS = 4
+"""Significant digits of a rate between the ends."""
+
+
+def grid(lowest: float, highest: float, tolerance: float, max_probes: int) -> list[float]:
+    """Candidate rates, in requests/s: so many halvings as the tolerance needs and the probes leave.
+
+    The tolerance is how far two neighbours may lie apart, as a share.
+    """
+    needed = math.ceil(math.log2(math.log(highest / lowest) / math.log1p(tolerance)) - 1e-9)
+    steps = 2 ** max(0, min(needed, max_probes - ENDS))
+    between = (lowest * (highest / lowest) ** (step / steps) for step in range(1, steps))
+    return [lowest, *(float(f"{rate:.{_RATE_DIGITS}g}") for rate in between), highest]
+
+
+def probe_order(count: int) -> list[int]:
+    """Every candidate behind all that decide whether it is asked for: the ends, then the bisection by its steps."""
+    order, step = [0, count - 1], count - 1
+    while step > 1:
+        order += range(step // 2, count - 1, step)
+        step //= 2
+    return order
+
+
+def most_probes(count: int) -> int:
+    """Probes of the longest way through ``count`` candidates."""
+    return ENDS + round(math.log2(count - 1))

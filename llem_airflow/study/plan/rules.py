@@ -62,8 +62,8 @@ class Condition:
 
     path: KeyPath
     operator: str
-    value: Any
-    default: Any
+    value: Any = None
+    default: Any = None
 
     def holds(self, config: Config) -> bool:
         """Whether the configuration meets it."""
@@ -153,14 +153,10 @@ def relevant(rules: tuple[Rule, ...], base: Config, varied: set[KeyPath]) -> tup
 
 
 def _rule(entry: dict[str, Any]) -> Rule:
-    conditions = []
-    for key, test, *rest in entry["when"]:
-        value, default = [*rest, None, None][:2]
-        conditions.append(Condition(tuple(key.split(".")), test, value, default))
     return Rule(
         id=entry["id"],
         invalid=entry["effect"] == "invalid",
-        conditions=tuple(conditions),
+        conditions=tuple(Condition(tuple(key.split(".")), *rest) for key, *rest in entry["when"]),
         ignores=tuple(tuple(key.split(".")) for key in entry.get("ignores", ())),
         reason=entry["reason"],
         version=entry["version"],

@@ -14,8 +14,15 @@ from llem_airflow.study.config.base import Section, is_mapping, keys_of, model_o
 from llem_airflow.study.config.engines import EngineSection, key_of_engines
 from llem_airflow.study.config.experiment import Experiment
 from llem_airflow.study.config.study import OF_STUDY
-from llem_airflow.study.file.check import WRONG, Report, check_free, check_value, full_key, unknown
-from llem_airflow.study.file.document import engine_names
+from llem_airflow.study.file.document import (
+    WRONG,
+    Report,
+    check_free,
+    check_value,
+    engine_names,
+    full_key,
+    unknown,
+)
 from llem_airflow.study.names import ENGINES, canonical_key
 from llem_airflow.study.problems import KeyPath, closest, show
 from llem_airflow.text.wording import counted
@@ -146,16 +153,16 @@ def parse_sweep(value: Any, report: Report) -> Sweep:
     seen: dict[str, str] = {}
     for name, content in value.items():
         key, path = canonical_key(name), ("sweep", name)
-        if key in seen:
+        if content is not None and seen.setdefault(key, name) != name:
             report(path, f"is the same key as {seen[key]!r}", "keep one of them", of_key=True)
             continue
-        seen[key] = name
         rows = [{key: None}, *(content if isinstance(content, list) else ())]
         sweep.heads |= {
             canonical_key(one).split(".")[0] for row in rows if isinstance(row, dict) for one in row
         }
         if key == "engine":
-            sweep.engines = engine_names(_axis_values(content, path, report), path, report)
+            values = enumerate(_axis_values(content, path, report))
+            sweep.engines = engine_names((one for one in values if one[1] is not None), path, report)
             continue
         mappings = isinstance(content, list) and any(isinstance(item, dict) for item in content)
         found = _known(key)
@@ -314,8 +321,14 @@ def _variants(variant: dict[str, Any], path: KeyPath, report: Report) -> list[Va
     """One entry of a group; lists in it span a small grid."""
     choices: list[list[Variant]] = []
     total = 1
+    seen: dict[str, str] = {}
     for name, value in variant.items():
-        where = resolve_key(canonical_key(name), (*path, name), report)
+        key = canonical_key(name)
+        if value is not None and seen.setdefault(key, name) != name:
+            said = f"is the same key as {seen[key]!r}"
+            report((*path, name), said, "keep one of them", of_key=True)
+            continue
+        where = resolve_key(key, (*path, name), report)
         if where is None:
             continue
         if isinstance(value, list) and not value:
