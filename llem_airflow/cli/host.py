@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from llem_airflow.cli.names import CLUSTERS, HOSTS, INSTALLATION, older_than
+from llem_airflow.cli.names import CLUSTERS, HOSTS, INSTALLATION, ROOT, older_than
 
 
 @click.command("gc")
@@ -14,24 +16,36 @@ from llem_airflow.cli.names import CLUSTERS, HOSTS, INSTALLATION, older_than
 @CLUSTERS
 @click.option("--yes", is_flag=True, help="Remove them; without it they are only listed.")
 @click.option("--force", is_flag=True, help="Also remove running containers.")
+@click.option(
+    "--with-result",
+    "named",
+    multiple=True,
+    metavar="NAME",
+    help="Also remove this container or pod, whose result is not stored and is lost then. Can be given again.",
+)
+@ROOT
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def collect_garbage(
     older_than_h: float,
     installation: str | None,
     hosts: tuple[str, ...],
     clusters: tuple[str, ...],
+    results_root: str,
     *,
     yes: bool,
-    force: bool,
     as_json: bool,
+    **options: Any,
 ) -> int:
     """List and remove leftover containers, volumes and pods.
 
     Leftover is what llem-airflow has made and no live task owns. Where Airflow is installed here, its database says
     which tasks are alive; otherwise the age decides (--older-than). Containers of other programs and of other Airflows
-    are never touched, and running ones only with --force. Without --yes nothing is removed.
+    are never touched, running ones only with --force, and one with a finished result that the results root lacks only
+    by its name (--with-result): `llem-airflow results recover --engines` stores it. Without --yes nothing is removed.
     """
+    from llem_airflow.results import ResultsRoot
     from llem_airflow.runners.gc import collect
+    from llem_airflow.runners.stranded import unstored_in
 
     return collect(
         older_than_h * 3600,
@@ -40,7 +54,8 @@ def collect_garbage(
         clusters=clusters,
         remove=yes,
         as_json=as_json,
-        force=force,
+        unstored=unstored_in(ResultsRoot(results_root)),
+        **options,
     )
 
 

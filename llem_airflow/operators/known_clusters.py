@@ -128,7 +128,7 @@ def _recover(api: CoreV1Api, namespace: str, question: Mapping[str, Any]) -> dic
 
 def _gc(api: CoreV1Api, namespace: str, question: Mapping[str, Any]) -> dict[str, Any]:
     found, why = _left(api, namespace, question, running="any")
-    left = [each for each in found if question["force"] or each.may_go]
+    left = [each for each in found if each.goes(question["named"], force=question["force"])]
     gone = remove_from(api, namespace, left) if question["remove"] else 0
     return {"found": list(map(asdict, found)), "gone": gone, "why": why}
 

@@ -22,18 +22,18 @@ from llem_airflow.results.folder import Folder
 from llem_airflow.results.records import read_profile
 from llem_airflow.runners import doctor_results, doctor_sessions
 from llem_airflow.runners.claims import engine_clock_offset_s
-from llem_airflow.runners.clusters import answers_of
 from llem_airflow.runners.engine import ENGINE_ERRORS, connect, why_away
 from llem_airflow.runners.failures import classify
 from llem_airflow.runners.gc import find_leftovers
 from llem_airflow.runners.gpus import (
     GpuLookError,
     engine_names_gpus,
+    free_bytes_there,
     inventory,
     local_inventory,
     on_this_machine,
 )
-from llem_airflow.runners.hosts import HERE, Host, targets
+from llem_airflow.runners.hosts import HERE, Host, answers_of, targets
 from llem_airflow.runners.images import default_image, default_images, digest, host_cuda_major
 from llem_airflow.runners.ssh import SSHError
 from llem_airflow.text.terminal import Folding, console, show
@@ -42,6 +42,7 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 ENGINES = ("transformers", "vllm", "tensorrt")
 _OLDEST_API = (1, 41)
 _DISK_WARN_BYTES, _DISK_FAIL_BYTES = 50 * 10**9, 5 * 10**9
+_MAKE_ROOM = "make room on the engine's host: `docker system df`, `llem-airflow gc`"
 _MEMORY_WARN_BYTES = 8 * 10**9
 _CONNECT_TIMEOUT_S = 5
 _CLOCK_S = 2.0
@@ -119,7 +120,7 @@ def _clock(api: docker.APIClient) -> Check:
 
 def _kinds(api: docker.APIClient, host: Host, environ: Mapping[str, str]) -> list[Check]:
     """Whether the host has the kinds of GPU that its connection says."""
-    present = next((name for name in python_images(environ) if digest(api, name) is not None), None)
+    present = _python_image(api, environ)
     if present is None or not host.gpu_kinds:
         return []
     try:
@@ -193,7 +194,7 @@ def _engine(api: docker.APIClient, environ: Mapping[str, str]) -> list[Check]:
         lambda: _rights(api),
         lambda: _images(api, environ),
         lambda: _gpus(api, environ),
-        lambda: _disk(info, here=on_this_machine(api)),
+        lambda: _disk(api, info, environ),
         lambda: _memory(info),
         lambda: _leftovers(api),
         lambda: _sessions(api),
@@ -258,7 +259,7 @@ def _how_to_get(name: str) -> str:
 
 
 def _gpus(api: docker.APIClient, environ: Mapping[str, str]) -> Check:
-    present = next((name for name in python_images(environ) if digest(api, name) is not None), None)
+    present = _python_image(api, environ)
     if present is None:
         named = " has the NVIDIA runtime and" if engine_names_gpus(api) else ""
         return Check(
@@ -282,21 +283,28 @@ def python_images(environ: Mapping[str, str]) -> list[str]:
     return [*named, *(image for engine in ENGINES for image in default_images(engine))]
 
 
-def _disk(info: Mapping[str, Any], *, here: bool) -> Check:
+def _python_image(api: docker.APIClient, environ: Mapping[str, str]) -> str | None:
+    return next((name for name in python_images(environ) if digest(api, name) is not None), None)
+
+
+def _disk(api: docker.APIClient, info: Mapping[str, Any], environ: Mapping[str, str]) -> Check:
+    """Room on the engine's disk, seen from here or from a container."""
     root = Path(str(info.get("DockerRootDir") or ""))
+    present = _python_image(api, environ)
     try:
-        if not here:
-            raise FileNotFoundError(root)
-        free_bytes = shutil.disk_usage(root).free
-    except OSError:
-        return Check(
-            "disk", WARN, f"{root} cannot be seen from here", "look at the engine's host: `docker system df`"
-        )
+        if on_this_machine(api) and root.is_dir():
+            free_bytes = shutil.disk_usage(root).free
+        elif present is not None:
+            free_bytes = free_bytes_there(api, present)
+        else:
+            fix = "look at the engine's host: `docker system df`"
+            return Check("disk", WARN, f"{root} cannot be seen from here, nor from an image", fix)
+    except (APIError, ValueError) as error:
+        full = classify(None, "", error=error).category == "disk_full"
+        return Check("disk", FAIL if full else WARN, f"no container can be made: {error}", _MAKE_ROOM)
     text = f"{free_bytes / 1e9:.0f} GB free for images and volumes"
     status = OK if free_bytes > _DISK_WARN_BYTES else WARN if free_bytes > _DISK_FAIL_BYTES else FAIL
-    return Check(
-        "disk", status, text, "" if status == OK else "make room: `docker system df`, `llem-airflow gc`"
-    )
+    return Check("disk", status, text, "" if status == OK else _MAKE_ROOM)
 
 
 def _memory(info: Mapping[str, Any]) -> Check:

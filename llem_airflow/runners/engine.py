@@ -328,15 +328,17 @@ def remove_container(api: docker.APIClient, name: str) -> bool:
     return True
 
 
-def remove_volume(api: docker.APIClient, name: str | None) -> None:
-    """Remove a volume if it is there and unused."""
+def remove_volume(api: docker.APIClient, name: str | None) -> bool:
+    """Remove a volume if it is there and unused; whether it was."""
     if name is None:
-        return
+        return False
     try:
         api.remove_volume(name)
     except APIError as error:
         if error.status_code not in (404, 409):
             raise
+        return False
+    return True
 
 
 def sweep_volumes(api: docker.APIClient, attempt: Attempt) -> None:

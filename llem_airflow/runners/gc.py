@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,6 @@ import docker
 from llem_airflow.runners.airflow_asked import NoAnswerError, ask, is_airflow_here
 from llem_airflow.runners.attempt import LABEL_INSTALLATION, LABEL_KEY, LABEL_SESSION
 from llem_airflow.runners.claims import STALE_S, engine_clock_offset_s
-from llem_airflow.runners.clusters import answers_of
 from llem_airflow.runners.engine import (
     ENGINE_ERRORS,
     LIVE_STATES,
@@ -29,7 +28,7 @@ from llem_airflow.runners.engine import (
 from llem_airflow.runners.failures import classify
 from llem_airflow.runners.gpus import LABEL_PROBE
 from llem_airflow.runners.holders import LABEL_TICKET
-from llem_airflow.runners.hosts import Host, targets
+from llem_airflow.runners.hosts import Host, answers_of, targets
 
 Alive = Callable[[Mapping[str, str]], bool | None]
 """Given labels (``llem.dag_id`` …): whether a live task owns what carries them; None when that cannot be told."""
@@ -51,7 +50,8 @@ class Leftover:
         what: Whose it was: experiment, DAG, run.
         state: State of the container, ``unused`` for a volume.
         age_s: Age by the engine's clock, in seconds.
-        ended_well: Whether it ended with exit code 0, and may hold a result that nobody has stored.
+        holds_result: Whether it holds, or of a pod may hold, a result that the store lacks.
+        volumes: The volumes of a container, which go with it.
     """
 
     kind: str
@@ -59,17 +59,21 @@ class Leftover:
     what: str
     state: str
     age_s: float
-    ended_well: bool = False
+    holds_result: bool = False
+    volumes: tuple[str, ...] = ()
 
-    @property
-    def may_hold_result(self) -> bool:
-        """Whether it is a pod whose result would go with it."""
-        return self.kind == "pod" and self.ended_well
+    def goes(self, named: Collection[str] = (), *, force: bool = False) -> bool:
+        """Whether it is removed.
 
-    @property
-    def may_go(self) -> bool:
-        """Whether it is removed unless a person insists: it does not run, and is no pod that may hold a result."""
-        return self.state not in LIVE_STATES and not self.may_hold_result
+        Args:
+            named: Names of those that are removed though they hold a result.
+            force: Whether what runs is removed, too.
+        """
+        return (force or self.state not in LIVE_STATES) and (not self.holds_result or self.name in named)
+
+
+Unstored = Callable[[docker.APIClient, Sequence[Leftover]], Collection[str]]
+"""Given an engine and what nobody owns there: names of the containers that hold a result which the store lacks."""
 
 
 def find_leftovers(
@@ -103,14 +107,14 @@ def find_leftovers(
     found: list[Leftover] = []
     used: set[str] = set()
     for container in api.containers(all=True, filters={"label": LABEL_KEY}):
-        labels, age_s = container.get("Labels") or {}, now_s - float(container["Created"])
-        if left(labels, age_s, container["State"], kept=is_kept(container)):
-            well = str(container.get("Status")).startswith("Exited (0)")
-            found.append(
-                Leftover("container", name_of(container), what(labels), container["State"], age_s, well)
-            )
+        labels, state = container.get("Labels") or {}, container["State"]
+        age_s = now_s - float(container["Created"])
+        volumes = tuple(mount["Name"] for mount in container.get("Mounts") or () if "Name" in mount)
+        if left(labels, age_s, state, kept=is_kept(container)):
+            name = name_of(container)
+            found.append(Leftover("container", name, what(labels), state, age_s, volumes=volumes))
         else:
-            used |= {mount["Name"] for mount in container.get("Mounts") or () if "Name" in mount}
+            used.update(volumes)
     found += _probes(api, now_s, installation)
     for volume in api.volumes(filters={"label": LABEL_KEY}).get("Volumes") or []:
         labels, age_s = volume.get("Labels") or {}, now_s - _epoch_s(volume["CreatedAt"])
@@ -147,8 +151,7 @@ def remove_leftovers(api: docker.APIClient, leftovers: Iterable[Leftover]) -> in
         if leftover.kind == "container":
             gone += remove_container(api, leftover.name)
         else:
-            remove_volume(api, leftover.name)
-            gone += 1
+            gone += remove_volume(api, leftover.name)
     return gone
 
 
@@ -191,7 +194,7 @@ class AirflowSays:
     why: str = "no Airflow is set up here"
 
 
-def collect(
+def collect(  # noqa: PLR0913  # the options of the command
     older_than_s: float,
     installation: str | None,
     *,
@@ -199,7 +202,9 @@ def collect(
     clusters: Sequence[str] = (),
     remove: bool,
     as_json: bool,
+    unstored: Unstored,
     force: bool = False,
+    named: Collection[str] = (),
 ) -> int:
     """List what nobody owns, and remove it when asked to; exit code 2 when an engine does not answer.
 
@@ -210,13 +215,15 @@ def collect(
         clusters: Names of clusters. Without both, every host and cluster that Airflow knows.
         remove: Whether to remove it.
         as_json: Print the list as JSON.
+        unstored: Says which containers hold a result that the store lacks.
         force: Also containers that run.
+        named: Names of containers and pods that go though they hold a result.
 
     Raises:
         ValueError: A host's address has a port that cannot be.
     """
-    named, names = targets(hosts, clusters)
-    with reached(named) as (engines, said, away):
+    places, names = targets(hosts, clusters)
+    with reached(places) as (engines, said, away):
         found: list[tuple[Host, Leftover]] = []
         gone = 0
         for host, api in engines.items():
@@ -228,14 +235,16 @@ def collect(
                     installation=installation or said.installation,
                     running="any",
                 )
+                here = _looked_into(here, unstored(api, here), named, force=force)
                 found += [(host, one) for one in here]
-                left = [one for one in here if force or one.may_go]
+                left = [one for one in here if one.goes(named, force=force)]
                 gone += remove_leftovers(api, left) if remove else 0
     options: dict[str, Any] = {
         "older_than_s": older_than_s,
         "installation": installation,
         "remove": remove,
         "force": force,
+        "named": list(named),
     }
     answered = answered_by(names, "gc", away, options)
     for each in answered:
@@ -245,8 +254,23 @@ def collect(
         sys.stderr.write(text)
     if engines or answered:
         whys = [*([said.why] if engines and said.alive is None else []), *(each["why"] for each in answered)]
-        _tell(found, whys, older_than_s, gone if remove else None, as_json=as_json, force=force)
+        going = [each for each in found if each[1].goes(named, force=force)]
+        if as_json:
+            told = [{"host": host.name, **dataclasses.asdict(one)} for host, one in going]
+            sys.stdout.write(json.dumps(told, indent=1) + "\n")
+        else:
+            say_unsure(whys)
+            _tell(found, going, older_than_s, gone if remove else None)
     return 2 if away else 0
+
+
+def _looked_into(
+    left: Sequence[Leftover], holding: Collection[str], named: Collection[str], *, force: bool
+) -> list[Leftover]:
+    """Leftovers with what is known of their results, and without the volumes of containers that stay."""
+    found = [dataclasses.replace(one, holds_result=one.name in holding) for one in left]
+    used = {volume for one in found if not one.goes(named, force=force) for volume in one.volumes}
+    return [one for one in found if one.name not in used]
 
 
 def answered_by(
@@ -305,37 +329,27 @@ def said_away(host: Host, away: dict[str, str]) -> Iterator[None]:
 
 def _tell(
     found: Sequence[tuple[Host, Leftover]],
-    whys: Sequence[str],
+    left: Sequence[tuple[Host, Leftover]],
     older_than_s: float,
     gone: int | None,
-    *,
-    as_json: bool,
-    force: bool,
 ) -> None:
-    """Print what was found and how many of it are gone."""
-    left = [each for each in found if force or each[1].may_go]
-    if as_json:
-        told = [{"host": host.name, **dataclasses.asdict(one)} for host, one in left]
-        sys.stdout.write(json.dumps(told, indent=1) + "\n")
-        return
-    say_unsure(whys)
+    """Print what of it stays and why, what goes, and how many are gone."""
     for host, one in found:
-        if force or one.may_go:
+        if (host, one) in left:
             continue
-        if one.may_hold_result:
+        if one.holds_result:
+            may, where = (
+                ("may hold", f"--cluster {host.name}") if one.kind == "pod" else ("holds", "--engines")
+            )
             sys.stdout.write(
-                f"{host.prefix}{one.name} may hold a result and is not touched without --force: {one.what}; "
-                f"`llem-airflow results recover --cluster {host.name}` stores it\n"
+                f"{host.prefix}{one.name} {may} a result and is not touched: {one.what}; `llem-airflow results recover "
+                f"{where}` stores it, and --with-result {one.name} gives it up\n"
             )
         else:
             sys.stdout.write(f"{host.prefix}{one.name} runs and is not touched without --force: {one.what}\n")
     for host, one in left:
         sys.stdout.write(
             f"{host.prefix}{one.kind} {one.name}  {one.state}, {one.age_s / 3600:.1f} h old: {one.what}\n"
-        )
-    if gone is None and any(one.ended_well and one.kind == "container" for _, one in left):
-        sys.stdout.write(
-            "Results of containers that ended well: `llem-airflow results recover --engines` stores them first.\n"
         )
     if not left:
         sys.stdout.write(f"Nothing of ours is older than {older_than_s / 3600:g} h and without an owner.\n")

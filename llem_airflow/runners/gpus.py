@@ -279,6 +279,17 @@ def _none(api: docker.APIClient, image: str, owner: Attempt | None, refusal: str
     return Inventory(absent=f"the engine gives no GPU to containers ({refusal})")
 
 
+def free_bytes_there(api: docker.APIClient, image: str) -> int:
+    """Room on the disk on which an engine keeps containers, in bytes, as one of them sees it.
+
+    Raises:
+        docker.errors.APIError: None can be made, as where the disk is full.
+        ValueError: It said something else.
+    """
+    code = "import os; disk = os.statvfs('/'); print(disk.f_bavail * disk.f_frsize)"
+    return int(_in_container(api, image, None, ["-c", code], gpus=False))
+
+
 def _in_container(
     api: docker.APIClient, image: str, owner: Attempt | None, command: list[str], *, gpus: bool
 ) -> str:

@@ -22,13 +22,12 @@ from llem_airflow.runners.claims import (
     since_epoch_s,
 )
 from llem_airflow.runners.cluster_shown import print_cluster
-from llem_airflow.runners.clusters import answers_of
 from llem_airflow.runners.doctor import python_images
 from llem_airflow.runners.engine import ENGINE_ERRORS, is_installed_here, why_away
 from llem_airflow.runners.failures import classify
 from llem_airflow.runners.gpus import GpuLookError, Inventory, inventory, local_inventory, on_this_machine
 from llem_airflow.runners.holders import LABEL_EXCLUSIVE, LABEL_QUOTA, LABEL_TICKET, Holder, gpu_processes
-from llem_airflow.runners.hosts import Host, targets
+from llem_airflow.runners.hosts import Host, answers_of, targets
 from llem_airflow.runners.images import digest
 from llem_airflow.runners.leases import everyone, held_by_ours
 from llem_airflow.text.terminal import Folding, Rows, console, show

@@ -40,7 +40,7 @@ _SAID = {
     ),
     r"Permission denied \(|Too many authentication failures|no mutual signature": (
         "no key of this user is accepted: put one that needs no passphrase (or that an agent holds) into "
-        "authorized_keys of {login}"
+        "authorized_keys of {who} there"
     ),
     r"Could not resolve hostname": "the name of the host cannot be resolved (DNS)",
     r"port \d+: Connection refused": "no SSH server listens there: start it, or correct the port",
@@ -159,7 +159,8 @@ class SSHAddress:
         for sign, words in _SAID.items():
             if re.search(sign, said):
                 known = f"[{self.host}]:{self.port}" if self.port else self.host
-                return f"{words.format(host=shlex.quote(known), login=self.login)} ({last})"
+                who = self.user or "the user"
+                return f"{words.format(host=shlex.quote(known), login=self.login, who=who)} ({last})"
         return last or "the connection ended without a word"
 
 

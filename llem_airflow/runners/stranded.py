@@ -38,7 +38,15 @@ from llem_airflow.runners.engine import (
     remove_volume,
 )
 from llem_airflow.runners.exchange import CollectError, collect_attempts
-from llem_airflow.runners.gc import Leftover, answered_by, find_leftovers, reached, said_away, say_unsure
+from llem_airflow.runners.gc import (
+    Leftover,
+    Unstored,
+    answered_by,
+    find_leftovers,
+    reached,
+    said_away,
+    say_unsure,
+)
 from llem_airflow.runners.hosts import targets
 from llem_airflow.runners.images import digest
 from llem_airflow.text.wording import counted
@@ -96,13 +104,13 @@ class Recovery:
                 continue
             try:
                 inspection = self.api.inspect_container(one.name)
+                labels = inspection["Config"].get("Labels") or {}
+                # A container of one attempt that runs may still finish; a session's runs on for nobody.
+                goes_on = inspection["State"]["Running"] and LABEL_SESSION not in labels
+                if LABEL_KEY in labels and not goes_on and not is_kept_name(one.name):
+                    yield from self._in(one.name, inspection)
             except NotFound:
-                continue
-            labels = inspection["Config"].get("Labels") or {}
-            # A container of one attempt that runs may still finish; a session's runs on for nobody.
-            goes_on = inspection["State"]["Running"] and LABEL_SESSION not in labels
-            if LABEL_KEY in labels and not goes_on and not is_kept_name(one.name):
-                yield from self._in(one.name, inspection)
+                continue  # somebody else has removed it
 
     def _in(self, container: str, inspection: Mapping[str, Any]) -> Iterator[Stranded]:
         config = inspection["Config"]
@@ -161,6 +169,15 @@ class Recovery:
 
         run_id = inspection["Config"]["Labels"]["llem.run_id"]
         return stored_once(self.root, Stranded(container, ""), run_id, folder, spec, record, store=self.store)
+
+
+def unstored_in(root: ResultsRoot) -> Unstored:
+    """What says of an engine's leftovers which hold a result that a store lacks."""
+
+    def names(api: docker.APIClient, left: Sequence[Leftover]) -> set[str]:
+        return {one.container for one in Recovery(api, root, store=False).results(left)}
+
+    return names
 
 
 def stored_once(

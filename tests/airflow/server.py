@@ -30,9 +30,9 @@ PLAIN = False
 FINISHED = {"success", "failed"}
 STANDALONE = (sys.executable, "-m", "airflow", "standalone")
 """All parts of an Airflow with the LocalExecutor: it takes no other."""
-_EACH_PART = "for part in scheduler dag-processor api-server triggerer; do airflow $part & done"
+_EACH_PART = "for part in scheduler dag-processor api-server; do airflow $part & done"
 PARTS = ("sh", "-c", f"airflow db migrate || exit; trap : TERM; {_EACH_PART}; wait; wait")
-"""The same parts, with the executor of the settings."""
+"""The same parts without the triggerer, with the executor of the settings."""
 HICCUPS = 5
 """How often a request is asked again after a 500: SQLite was locked, or a run that an event made has not started yet,
 which Airflow's list of events cannot show."""

@@ -1,4 +1,4 @@
-"""Processes that are started again when they end, as a service manager does: Redis, and Celery's workers."""
+"""Processes that are started again when they end, as a service manager does: Redis, workers, a triggerer."""
 
 from __future__ import annotations
 
@@ -126,6 +126,16 @@ def worker(queues: str, tasks: int, environment: Mapping[str, str], log: Path) -
         {**environment, **named},
         ready=lambda: log.exists() and " ready." in log.read_text(errors="replace"),
     )
+
+
+def triggerer(environment: Mapping[str, str], log: Path) -> Service:
+    """A triggerer whose end is noticed soon."""
+    quick = {
+        "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "3",
+        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "15",
+    }
+    command = [sys.executable, "-m", "airflow", "triggerer", "--skip-serve-logs"]
+    return Service(command, log, {**environment, **quick})
 
 
 def worker_name() -> str:

@@ -1,4 +1,7 @@
-"""A study over two real Docker engines by Celery: each cycle once, whoever is killed; gc and doctor name both hosts."""
+"""A study over two real Docker engines by Celery, one of them behind ssh: each cycle once, whoever is killed.
+
+Beside it a cycle in a pod: that and one of the hosts' wait in a triggerer that is killed, too.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,28 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import docker
 import pyarrow.parquet as pq
 import pytest
+from docker.types import DeviceRequest
 
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.runners.attempt import LABEL_INSTALLATION, LABEL_KEY
 from tests import parts
 from tests.airflow.server import PARTS, AirflowServer
-from tests.chaos.points import OWN
-from tests.chaos.services import Service, redis, worker
+from tests.chaos.services import Service, redis, triggerer, worker
 from tests.chaos.world import IMPATIENT, copy_image, install_plugin, kill_engine, start_engine, wait_for
+from tests.kubernetes.cluster import StandInCluster
+from tests.kubernetes.tasks import write_kubeconfig
 from tests.runners.engine_proxy import Call, EngineProxy
+from tests.runners.sshd import SSHServer
 from tests.standins.build import Standins
 
 pytestmark = [pytest.mark.airflow, pytest.mark.docker, pytest.mark.timeout(2400)]
@@ -49,6 +57,34 @@ runners: {echo: container}
 images: {echo: "IMAGE"}
 airflow: {hosts: [gpu1, gpu2], retries: 20, retry_delay: 10s}
 """
+POD = "pod"
+POD_STUDY = """\
+study_name: pod
+serving_mode: offline
+study_execution: {n_cycles: 1}
+engine: echo
+task: {model: none, max_output_tokens: 8, dataset: {source: builtin, n_prompts: 2}}
+measurement: {meter: none, min_window_seconds: 2, baseline: {enabled: false}}
+offline: {warmup: {enabled: false}}
+gpus: {count: 0}
+runners: {echo: kubernetes}
+images: {echo: "registry.lab/echo:1"}
+"""
+POD_DAG = """\
+from datetime import timedelta
+from pathlib import Path
+from airflow.sdk import DAG
+from llem_airflow.operators import LLEMKubernetesExperimentOperator
+from llem_airflow.study import load_study
+
+study = load_study(Path(__file__).with_suffix(".yaml"))
+with DAG("pod", schedule=None, is_paused_upon_creation=False):
+    LLEMKubernetesExperimentOperator(
+        task_id="cycle_1", study=study, experiment=study.experiments[0].id, models_volume="MODELS",
+        gpu_wait_s=1800, retries=20, retry_delay=timedelta(seconds=10),
+    )
+"""
+NO_NODE = "0/1 nodes are available: 1 Insufficient cpu."
 
 
 @contextmanager
@@ -74,33 +110,34 @@ class Killer:
     The engine and the worker are started again at once, Redis when a cycle has succeeded without it.
 
     Attributes:
-        socket: The second engine's.
+        sockets: Of the two engines.
         redis: The broker.
         worker: The second host's.
         killed: Who was killed.
         back: Whether the engine is there again.
     """
 
-    socket: Path
+    sockets: tuple[Path, Path]
     redis: Service
     worker: Service | None = None
     killed: list[str] = field(default_factory=list)
     back: threading.Event = field(default_factory=threading.Event)
-    _creators: set[int] = field(default_factory=set)
     _lock: Any = field(default_factory=threading.Lock)
 
     def seen_on_first(self, call: Call) -> None:
         """The first host's engine has answered a call."""
+        if not _starts_cycle(call, self.sockets[0]):
+            return
         with self._lock:
-            if self._starts_cycle(call) and "redis" not in self.killed:
+            if "redis" not in self.killed:
                 self.killed.append("redis")
                 self.redis.kill(held=True)
 
     def seen_on_second(self, call: Call) -> None:
         """The second host's engine has answered a call."""
+        if not _starts_cycle(call, self.sockets[1]):
+            return
         with self._lock:
-            if not self._starts_cycle(call):
-                return
             if "engine" not in self.killed:
                 self.killed.append("engine")
                 self._kill_engine()
@@ -108,18 +145,23 @@ class Killer:
                 self.killed.append("worker")
                 self.worker.kill()
 
-    def _starts_cycle(self, call: Call) -> bool:
-        if re.search(OWN, f"{call}?{call.query}"):
-            self._creators.add(call.pid)
-        return call.pid in self._creators and bool(re.fullmatch(r"POST /containers/\w+/start", str(call)))
-
     def _kill_engine(self) -> None:
-        kill_engine(self.socket.parent)
+        kill_engine(self.sockets[1].parent)
         threading.Thread(target=self._start_again, name="engine-start", daemon=True).start()
 
     def _start_again(self) -> None:
-        start_engine(self.socket.parent)
+        start_engine(self.sockets[1].parent)
         self.back.set()
+
+
+def _starts_cycle(call: Call, socket: Path) -> bool:
+    """Whether a call has started a cycle's container; who calls over ssh has another process for each call."""
+    found = re.fullmatch(r"POST /containers/(\w+)/start", str(call))
+    if found is None:
+        return False
+    with docker.APIClient(base_url=f"unix://{socket}", version="auto") as api:
+        labels = api.inspect_container(found[1])["Config"]["Labels"] or {}
+    return ".cycle_" in labels.get("llem.task_id", "")
 
 
 @dataclass
@@ -132,6 +174,11 @@ class Spread:
     without_redis: list[str]
     state: str
     run: StoredRun
+    cluster: StandInCluster
+    pod_state: str
+    pod_run: StoredRun
+    waits: str
+    triggerer_log: Path
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`llem-airflow` in this Airflow's environment."""
@@ -155,25 +202,36 @@ def spread(
     home = tmp_path_factory.mktemp("two")
     with ExitStack() as undo:
         second = undo.enter_context(second_engine(python_image))
+        cluster = StandInCluster(home / "cluster", unschedulable=NO_NODE)
+        undo.enter_context(cluster.running())
         broker, broker_url = redis(home / "redis")
         undo.enter_context(broker)
         broker.wait_until_ready()
-        killer = Killer(second, broker)
+        killer = Killer((first, second), broker)
         proxies = [
             undo.enter_context(EngineProxy(second.with_name(f"{name}.sock"), socket, after=seen))
             for name, socket, seen in zip(
                 HOSTS, (first, second), (killer.seen_on_first, killer.seen_on_second), strict=True
             )
         ]
+        server = undo.enter_context(SSHServer(home / "ssh"))
+        # One login for all calls, as the page about hosts has it.
+        shared = f"ControlMaster auto\nControlPath {second.parents[1]}/%C\nControlPersist 10m\n"
+        server.client(undo.enter_context(pytest.MonkeyPatch.context()), settings=shared)
+        urls = (proxies[0].url, f"{server.address}{proxies[1].path}")
         install_plugin(home / "site", home / "plugin")
         (home / "models" / "none").mkdir(parents=True)
         (home / "models" / "none" / "config.json").write_text("{}")
         connections = {
             f"AIRFLOW_CONN_{name.upper()}": json.dumps(
-                {"conn_type": "llem", "host": proxy.url, "extra": {"pool": name, "queue": name}}
+                {"conn_type": "llem", "host": url, "extra": {"pool": name, "queue": name}}
             )
-            for name, proxy in zip(HOSTS, proxies, strict=True)
+            for name, url in zip(HOSTS, urls, strict=True)
         }
+        kubeconfig = write_kubeconfig(home / "kubeconfig", cluster.url)
+        connections["AIRFLOW_CONN_KUBERNETES_DEFAULT"] = json.dumps(
+            {"conn_type": "kubernetes", "extra": {"kube_config_path": kubeconfig}}
+        )
         airflow = AirflowServer(
             home / "airflow",
             {"spread.yaml": STUDY.replace("IMAGE", python_image)},
@@ -192,6 +250,9 @@ def spread(
             },
             PARTS,
         )
+        dags = airflow.home / "dags"
+        (dags / f"{POD}.yaml").write_text(POD_STUDY)
+        (dags / f"{POD}.py").write_text(POD_DAG.replace("MODELS", str(home / "models")))
         undo.callback(airflow.stop)
         workers = [
             undo.enter_context(worker(queues, tasks, airflow.environment, home / f"{name}.log"))
@@ -199,9 +260,11 @@ def spread(
         ]
         killer.worker = workers[1]
         airflow.start(timeout_s=600)
+        waiter = undo.enter_context(triggerer(airflow.environment, home / "triggerer.log"))
         for each in workers:
             each.wait_until_ready()
-        wait_for(lambda: airflow.get(f"/api/v2/dags/{DAG_ID}").status_code == 200, 240)
+        for dag_id in (DAG_ID, POD):
+            wait_for(partial(known, airflow, dag_id), 240)
         for name in HOSTS:
             airflow.send("POST", "/api/v2/pools", {"name": name, "slots": 1}).raise_for_status()
         engines = {
@@ -210,15 +273,58 @@ def spread(
             )
             for name, socket in zip(HOSTS, (first, second), strict=True)
         }
-        airflow.unpause(DAG_ID)
-        begun = airflow.trigger(DAG_ID)
-        begun.raise_for_status()
-        run_id = begun.json()["dag_run_id"]
-        without_redis = wait_for(lambda: ended_without_redis(airflow, run_id, killer), 600)
+        held = hold_gpus(engines["gpu2"], python_image)
+        begun = {}
+        for dag_id in (POD, DAG_ID):
+            airflow.unpause(dag_id)
+            answer = airflow.trigger(dag_id)
+            answer.raise_for_status()
+            begun[dag_id] = answer.json()["dag_run_id"]
+
+        def kill_triggerer() -> str:
+            """When both wait in it; then both get what they wait for."""
+            said = wait_for(lambda: both_wait(airflow), 900)
+            waiter.kill()
+            cluster.unschedulable = ""
+            engines["gpu2"].remove_container(held, force=True)
+            return str(said)
+
+        beside = undo.enter_context(ThreadPoolExecutor(1))
+        waited = beside.submit(kill_triggerer)
+        without_redis = wait_for(lambda: ended_without_redis(airflow, begun[DAG_ID], killer), 600)
         broker.go_on()
-        run = airflow.finished(DAG_ID, run_id, timeout_s=900)
-        stored = ResultsRoot(airflow.results).run(DAG_ID, run_id)
-        yield Spread(airflow, engines, killer, without_redis, str(run["state"]), stored)
+        waits = waited.result()
+        ended = {
+            dag_id: airflow.finished(dag_id, run_id, timeout_s=900)["state"]
+            for dag_id, run_id in begun.items()
+        }
+        stored = {
+            dag_id: ResultsRoot(airflow.results).run(dag_id, run_id) for dag_id, run_id in begun.items()
+        }
+        yield Spread(
+            airflow, engines, killer, without_redis, ended[DAG_ID], stored[DAG_ID], cluster, ended[POD],
+            stored[POD], waits, home / "triggerer.log",
+        )  # fmt: skip
+
+
+def known(airflow: AirflowServer, dag_id: str) -> bool:
+    return airflow.get(f"/api/v2/dags/{dag_id}").status_code == 200
+
+
+def hold_gpus(api: docker.APIClient, image: str) -> str:
+    """A container of somebody else's that has all GPUs of a host."""
+    every = DeviceRequest(count=-1, capabilities=[["gpu"]])
+    host = api.create_host_config(device_requests=[every], init=True)
+    made = api.create_container(image, ["sleep", "36000"], host_config=host)["Id"]
+    api.start(made)
+    return str(made)
+
+
+def both_wait(airflow: AirflowServer) -> str:
+    """What the triggerer has said of its waits, once it has looked at the engine behind ssh and at the cluster."""
+    logs = (airflow.home / "logs").rglob("*.trigger.*.log")
+    said = "".join(log.read_text(errors="replace") for log in logs)
+    return said if "held by: " in said and NO_NODE in said else ""
 
 
 def ended_without_redis(airflow: AirflowServer, run_id: str, killer: Killer) -> list[str]:
@@ -248,6 +354,22 @@ def test_each_cycle_is_measured_once_on_its_host_whoever_is_killed(spread: Sprea
     assert len({(experiment, cycle) for experiment, cycle, _ in found}) == len(found) == 4
     assert Counter((experiment, host) for experiment, _, host in found) == planned
     assert set(planned.values()) == {1}, "each experiment on both"
+
+
+def test_who_waits_goes_on_with_another_triggerer_when_one_is_killed(spread: Spread) -> None:
+    assert "Waiting for GPUs, " in spread.waits
+    assert spread.triggerer_log.read_text(errors="replace").count("Starting the triggerer") > 1
+    assert spread.pod_state == "success"
+    (cycle,) = spread.pod_run.cycles(repeats=True)
+    assert cycle.provenance()["runner"] == "kubernetes"
+    ran = {
+        made["metadata"]["uid"]
+        for _, _, made in spread.cluster.history
+        for each in made["status"].get("containerStatuses") or ()
+        if each["name"] == "base" and "running" in each["state"]
+    }
+    assert len(ran) == 1
+    assert spread.cluster.names() == []
 
 
 def test_a_further_try_is_where_the_first_one_was_and_takes_over_what_runs_there(spread: Spread) -> None:

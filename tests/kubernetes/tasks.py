@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +43,20 @@ def quick(folder: Path, before: str = "") -> type[LLEMKubernetesExperimentOperat
     return Quick
 
 
+def write_kubeconfig(path: Path, url: str) -> str:
+    """Write a kubeconfig for the address of a server; its path."""
+    named = {"name": "c", "cluster": {"server": url}}
+    users = {"name": "u", "user": {"token": "t"}}
+    contexts = {"name": "x", "context": {"cluster": "c", "user": "u"}}
+    said = {"clusters": [named], "users": [users], "contexts": [contexts], "current-context": "x"}
+    path.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **said}))
+    return str(path)
+
+
 @pytest.fixture
 def config_file(tmp_path: Path) -> Callable[[str], str]:
-    """A kubeconfig for the address of a server."""
-
-    def write(url: str) -> str:
-        path = tmp_path / "kubeconfig"
-        named = {"name": "c", "cluster": {"server": url}}
-        users = {"name": "u", "user": {"token": "t"}}
-        contexts = {"name": "x", "context": {"cluster": "c", "user": "u"}}
-        said = {"clusters": [named], "users": [users], "contexts": [contexts], "current-context": "x"}
-        path.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **said}))
-        return str(path)
-
-    return write
+    """Writes a kubeconfig for the address of a server."""
+    return partial(write_kubeconfig, tmp_path / "kubeconfig")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from kubernetes.client import CoreV1Api
 from llem_airflow.cli import main
 from llem_airflow.operators import LLEMCollectGarbageOperator, known_clusters
 from llem_airflow.operators.maintenance import hosts_to_clean
-from llem_airflow.runners import cluster_doctor, cluster_gc, cluster_gpus, clusters
+from llem_airflow.runners import cluster_doctor, cluster_gc, cluster_gpus, hosts
 from llem_airflow.runners.airflow_asked import asking
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.pod_spec import PodSettings, config_maps, label_value, pod, secret
@@ -63,7 +63,7 @@ def asked_here(connected: None, monkeypatch: pytest.MonkeyPatch) -> None:
         assert module == "known_clusters"
         return json.loads(json.dumps(known_clusters.answer(json.loads(json.dumps(question)))))
 
-    monkeypatch.setattr(clusters, "ask", ask)
+    monkeypatch.setattr(hosts, "ask", ask)
 
 
 def run(verb: str, *arguments: str) -> Result:
@@ -360,7 +360,7 @@ def test_a_cluster_that_does_not_answer_or_is_not_known_is_said_by_its_name(
     for name in [name for name in os.environ if name.startswith("AIRFLOW")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AIRFLOW_HOME", "/nowhere/airflow")
-    (told,) = clusters.answers_of(["lab"], "gpus")
+    (told,) = hosts.answers_of(["lab"], "gpus")
     assert told["error"] == "no Airflow is set up here, whose connections lead to clusters"
 
 
@@ -390,7 +390,7 @@ def test_who_watches_a_cluster_asks_one_process_which_ends_with_it(
     with asking("known_clusters") as asks:
         seen = []
         for _ in range(2):
-            (told,) = clusters.answers_of(["lab"], "gpus", asks)
+            (told,) = hosts.answers_of(["lab"], "gpus", asks)
             assert told["name"] == "lab"
             assert [each["node"] for each in told["nodes"]] == ["node-1"]
             seen.append(asked())

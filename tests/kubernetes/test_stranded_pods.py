@@ -50,7 +50,7 @@ def finished(api: CoreV1Api, runner: RunnerOf, this_attempt: Attempt, tmp_path: 
     with pytest.raises(KilledError):
         see_through(runner(SAYS_SO, private_environment={"WORDS": PRIVATE}), tmp_path, store=killed)
     (left,) = left_in(api)
-    assert left.ended_well
+    assert left.holds_result
     return this_attempt.container_name
 
 
@@ -112,7 +112,7 @@ def test_a_pod_whose_keeper_has_ended_has_nothing_any_more(
 
     cluster.change(finished, end)
     (left,) = left_in(api)
-    assert left.may_go
+    assert left.goes()
     assert list(PodRecovery(api, "default", root).results([left])) == []
 
 
@@ -137,11 +137,10 @@ def test_the_commands_keep_a_result_and_say_how_to_store_it(
         return done.stdout
 
     listed = run("gc", "--yes")
-    assert (
-        f"lab: {finished} may hold a result and is not touched without --force: tiny-a1b2c3d4 cycle 1, dag "
-        in listed
-    )
-    assert "`llem-airflow results recover --cluster lab` stores it\n" in listed
+    assert f"lab: {finished} may hold a result and is not touched: tiny-a1b2c3d4 cycle 1, dag " in listed
+    assert "`llem-airflow results recover --cluster lab` stores it, and --with-result llem-" in listed
+    assert finished in run("gc", "--yes", "--force")
+    assert f"lab: pod {finished}  ended, " in run("gc", "--with-result", finished)
     assert listed.endswith("Removed 0.\n") or "Nothing of ours is older" in listed
     recover = ("results", "recover", "--results-root", root.url)
     named = f"lab: programs/{this_attempt.run_id} {EXPERIMENT} cycle 1: "

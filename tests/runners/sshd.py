@@ -76,13 +76,16 @@ KbdInteractiveAuthentication no
         kind, text = (self.folder / f"{key}.pub").read_text().split()[:2]
         path.write_text(f"[127.0.0.1]:{self.port} {kind} {text}\n")
 
-    def client(self, monkeypatch: pytest.MonkeyPatch, *, key: str = "user", known: str = "known") -> None:
+    def client(
+        self, monkeypatch: pytest.MonkeyPatch, *, key: str = "user", known: str = "known", settings: str = ""
+    ) -> None:
         """From now on ``ssh`` is a user's with this configuration.
 
         Args:
             monkeypatch: Puts it into PATH.
             key: The user's key.
             known: File of the hosts that the user knows.
+            settings: More lines of the configuration.
         """
         config = self.folder / f"config-{key}-{known}"
         config.write_text(f"""\
@@ -90,6 +93,7 @@ IdentityFile {self.folder}/{key}
 IdentitiesOnly yes
 UserKnownHostsFile {self.folder}/{known}
 GlobalKnownHostsFile /dev/null
+{settings}
 """)
         path = os.environ["PATH"].removeprefix(f"{self.folder}/bin:")
         program = self.folder / "bin" / "ssh"

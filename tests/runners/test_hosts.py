@@ -23,6 +23,8 @@ from llem_airflow.runners.engine import EngineAddress, why_away
 from llem_airflow.runners.hosts import Host, hosts_of
 from tests.runners.programs import attempt
 
+FULL = "mkdir /var/lib/docker/overlay2/0f-init: no space left on device"
+
 
 def closed_port() -> str:
     with socket.socket() as free:
@@ -104,17 +106,20 @@ def test_a_queue_of_which_nothing_runs_wants_a_worker_and_a_pool_must_be_there()
 
 
 @contextmanager
-def engine_of_another_time(offset_s: float) -> Iterator[str]:
-    """What an engine answers whose clock is off; it knows nothing else."""
+def engine_of_another_time(offset_s: float, *, full: bool = False) -> Iterator[str]:
+    """What an engine answers whose clock is off, or whose disk is full; it knows nothing else."""
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             now = datetime.now(UTC) + timedelta(seconds=offset_s)
             said = {"SystemTime": f"{now:%Y-%m-%dT%H:%M:%SZ}", "ID": "another"}
-            known = {"/version": {"ApiVersion": "1.41"}, "/info": said}
+            known: dict[str, dict[str, Any]] = {"/version": {"ApiVersion": "1.41"}, "/info": said}
+            if full:
+                known["/json"] = {"Id": "sha256:0", "Config": {}}
             body = next((known[end] for end in known if self.path.endswith(end)), None)
-            text = json.dumps(body or {"message": "not known"}).encode()
-            self.send_response(200 if body else 404)
+            refused = full and self.path.endswith("/containers/create")
+            text = json.dumps(body or {"message": FULL if refused else "not known"}).encode()
+            self.send_response(200 if body else 500 if refused else 404)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
@@ -137,6 +142,14 @@ def test_a_clock_that_differs_is_told_by_its_host() -> None:
     assert (clock.status, clock.host) == (WARN, "gpu1")
     assert "s behind this machine's" in clock.text
     assert "NTP" in clock.fix
+
+
+def test_a_disk_that_is_full_is_told_by_its_host() -> None:
+    with engine_of_another_time(0, full=True) as url:
+        disk = about("disk", examine(hosts=[Host("gpu1", EngineAddress((url,)))]))
+    assert (disk.status, disk.host) == (FAIL, "gpu1")
+    assert FULL in disk.text
+    assert "`docker system df`" in disk.fix
 
 
 def test_who_goes_on_with_a_wait_sees_that_the_engine_is_another_one() -> None:

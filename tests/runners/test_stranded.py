@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from dataclasses import replace
@@ -158,11 +159,19 @@ def test_the_commands_tell_what_they_find_and_do(
         assert ended.exception is None
         return ended.return_value, ended.stdout
 
-    hint = (
-        "Results of containers that ended well: `llem-airflow results recover --engines` stores them first."
-    )
-    assert hint in run(collect_garbage)[1]
     there = "--results-root", str(tmp_path / "results")
+    holds = (
+        f"{parts.ENGINE_URL}: {who.container_name} holds a result and is not touched: {EXPERIMENT} cycle 1, "
+    )
+    for words in ((), ("--yes",), ("--yes", "--force")):
+        said = run(collect_garbage, *there, *words)[1]
+        assert holds in said
+        assert (
+            f"`llem-airflow results recover --engines` stores it, and --with-result {who.container_name} "
+            in said
+        )
+        assert said.endswith("Nothing of ours is older than 0 h and without an owner.\n")
+    assert json.loads(run(collect_garbage, *there, "--json")[1]) == []
     lies = f"{one}lies in container {who.container_name}\n"
     assert run(recover_results, *there, "--dry-run") == (
         0,
@@ -180,6 +189,13 @@ def test_the_commands_tell_what_they_find_and_do(
     )
     assert left_of(docker_api, who) == []
     assert run(recover_results, *there)[1] == f"{unsure}On engines: 0 results stored, 0 left.\n"
+    again = replace(attempt(), installation=who.installation)
+    with pytest.raises(KilledError):
+        in_container(docker_api, again, settings, tmp_path / "again", bundle, store=killed)
+    assert run(collect_garbage, *there, "--yes", "--with-result", again.container_name)[1].endswith(
+        "Removed 2.\n"
+    )
+    assert left_of(docker_api, again) == []
 
 
 def test_results_in_a_session_s_container_are_stored_and_it_stays_for_gc(
