@@ -20,7 +20,7 @@ from llem_airflow.measurement.sampling import EVERY_NS, LiveTeller
 from llem_airflow.operators.live import SHARE, LiveSeries
 from llem_airflow.protocol.live import LivePhase, LivePower
 from llem_airflow.results import ResultsRoot
-from llem_airflow.results.live import write_live
+from llem_airflow.results.records import write_live
 from llem_airflow.runners.live import LiveRecords
 
 HOUR_S = 3600

@@ -17,7 +17,7 @@ from llem_airflow.analysis.verdict import Verdict
 from llem_airflow.cli import main
 from llem_airflow.cli.edge import EXIT_CODES
 from llem_airflow.cli.results import results_group
-from llem_airflow.frames.export import FORMATS
+from llem_airflow.frames.tables import FORMATS
 from llem_airflow.operators.settings import Settings
 from tests import parts
 

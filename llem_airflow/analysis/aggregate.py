@@ -24,9 +24,8 @@ from llem_airflow.analysis.tables import cycles_table, experiments_table
 from llem_airflow.protocol.gpus import BOARD_STATE
 from llem_airflow.results import CycleRef, FailureRef, StoredRun, layout
 from llem_airflow.results.folder import json_bytes
-from llem_airflow.results.live import end_all
-from llem_airflow.results.marks import mark_aggregated
 from llem_airflow.results.parquet import POWER_OPTIONS, POWER_SCHEMA, GroupedWriter
+from llem_airflow.results.records import end_all
 
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 _CARRIED = [field for field in POWER_SCHEMA if field.name not in {"t_before_mono_ns", "t_after_mono_ns"}]
@@ -266,7 +265,7 @@ def aggregate_run(run: StoredRun, *, page: Callable[[ReportData], str] | None = 
         data = ReportData(summary, gathered.cycles, gathered.curves, run.study_text(), run.meta(), previous)
         run.folder.write(layout.REPORT, page(data).encode())
     if run.folder.local is None:  # elsewhere looking into a run costs nothing
-        mark_aggregated(run.folder, run.started_epoch_ns())
+        run.mark_aggregated()
     return summary
 
 

@@ -20,7 +20,7 @@ from llem_airflow.analysis.history import Trend, history_until
 from llem_airflow.analysis.tables import RunRows
 from llem_airflow.analysis.verdict import Verdict
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
-from llem_airflow.results.store import NoSuchRunError, aggregated_in, locate_run
+from llem_airflow.results.store import NoSuchRunError, locate_run, runs_in
 from llem_airflow.text.wording import counted
 
 PREVIOUS = "previous"
@@ -29,12 +29,11 @@ EVERY_RELEASE = "*"
 
 def previous_run(run: StoredRun) -> StoredRun | None:
     """The newest aggregated run of the same study and model release that began before this one."""
-    release, began = run.meta().get("version"), run.started_epoch_ns()
-    for started, folder in reversed(aggregated_in(run.folder.above())):
-        if started < began and folder.path != run.folder.path:
-            other = StoredRun.at(folder)
-            if other.meta().get("version") == release:
-                return other
+    release, began = run.facts().get("version"), run.started_epoch_ns()
+    for other in reversed(runs_in(run.folder.above())):
+        earlier = other.started_epoch_ns() < began and other.folder.path != run.folder.path
+        if earlier and other.is_aggregated() and other.facts().get("version") == release:
+            return other
     return None
 
 
@@ -46,9 +45,8 @@ def run_of_release(study: str, release: str, root: ResultsRoot) -> StoredRun | N
 def runs_of_releases(study: str, root: ResultsRoot) -> dict[str, StoredRun]:
     """The newest aggregated run of each model release of a study, the oldest of them first."""
     found: dict[str, StoredRun] = {}
-    for _, folder in root.aggregated(study):
-        run = StoredRun.at(folder)
-        release = run.meta().get("version")
+    for run in root.aggregated(study):
+        release = run.facts().get("version")
         if isinstance(release, str):
             found.pop(release, None)
             found[release] = run

@@ -30,7 +30,7 @@ from llem_airflow.analysis.noise import without_spikes
 from llem_airflow.analysis.statistics import mean_of
 from llem_airflow.analysis.verdict import THRESHOLD_RATIO, Verdict, compare
 from llem_airflow.results import ResultsRoot, StoredRun, layout
-from llem_airflow.results.store import aggregated_in
+from llem_airflow.results.store import runs_in
 
 MAX_P = 0.001
 """A change point must be this improbable by chance: at 0.01, one flat series of 40 runs in three alarms."""
@@ -482,9 +482,9 @@ def history_until(run: StoredRun, metric: str, threshold_ratio: float = THRESHOL
     """
     began = run.started_epoch_ns()
     earlier = [
-        StoredRun.at(folder)
-        for started, folder in aggregated_in(run.folder.above())
-        if started <= began and folder.path != run.folder.path
+        one
+        for one in runs_in(run.folder.above())
+        if one.started_epoch_ns() <= began and one.folder.path != run.folder.path and one.is_aggregated()
     ]
     found = trends_of(_nights([*earlier, run], metric), metric, threshold_ratio)
     return {name: one for (name, _), one in found.items() if one.points[-1].run_id == run.run_id}

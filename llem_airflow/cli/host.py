@@ -14,7 +14,7 @@ from llem_airflow.cli.names import CLUSTERS, HOSTS, INSTALLATION, ROOT, older_th
 @INSTALLATION
 @HOSTS
 @CLUSTERS
-@click.option("--yes", is_flag=True, help="Remove them; without it they are only listed.")
+@click.option("--yes", "remove", is_flag=True, help="Remove them; without it they are only listed.")
 @click.option("--force", is_flag=True, help="Also remove running containers.")
 @click.option(
     "--with-result",
@@ -25,17 +25,7 @@ from llem_airflow.cli.names import CLUSTERS, HOSTS, INSTALLATION, ROOT, older_th
 )
 @ROOT
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
-def collect_garbage(
-    older_than_h: float,
-    installation: str | None,
-    hosts: tuple[str, ...],
-    clusters: tuple[str, ...],
-    results_root: str,
-    *,
-    yes: bool,
-    as_json: bool,
-    **options: Any,
-) -> int:
+def collect_garbage(older_than_h: float, results_root: str, **options: Any) -> int:
     """List and remove leftover containers, volumes and pods.
 
     Leftover is what llem-airflow has made and no live task owns. Where Airflow is installed here, its database says
@@ -47,16 +37,8 @@ def collect_garbage(
     from llem_airflow.runners.gc import collect
     from llem_airflow.runners.stranded import unstored_in
 
-    return collect(
-        older_than_h * 3600,
-        installation,
-        hosts=hosts,
-        clusters=clusters,
-        remove=yes,
-        as_json=as_json,
-        unstored=unstored_in(ResultsRoot(results_root)),
-        **options,
-    )
+    unstored = unstored_in(ResultsRoot(results_root))
+    return collect(older_than_h * 3600, unstored=unstored, **options)
 
 
 @click.command("doctor")
@@ -64,27 +46,21 @@ def collect_garbage(
 @CLUSTERS
 @click.option(
     "--gpu-resource",
-    default=None,
+    "resource",
     help="The device plugin's resource that studies on the clusters ask for. Default: any of NVIDIA's.",
 )
 @click.option(
     "--runtime-class",
-    default=None,
     help="The runtime class that their DAGs name. Default: whether nvidia is there.",
 )
 @click.option(
-    "--pull-secret", multiple=True, help="An image pull secret that their DAGs name. Can be given again."
+    "--pull-secret",
+    "pull_secrets",
+    multiple=True,
+    help="An image pull secret that their DAGs name. Can be given again.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def show_doctor(
-    hosts: tuple[str, ...],
-    clusters: tuple[str, ...],
-    gpu_resource: str | None,
-    runtime_class: str | None,
-    pull_secret: tuple[str, ...],
-    *,
-    as_json: bool,
-) -> int:
+def show_doctor(**options: Any) -> int:
     """Check this machine, the GPU hosts and the clusters.
 
     Looks at Docker, GPUs, images, disk, rights, clocks and queues; of a cluster at its API server, namespace, rights,
@@ -94,14 +70,7 @@ def show_doctor(
     """
     from llem_airflow.runners.doctor import diagnose
 
-    return diagnose(
-        hosts,
-        clusters,
-        as_json=as_json,
-        resource=gpu_resource,
-        runtime_class=runtime_class,
-        pull_secrets=pull_secret,
-    )
+    return diagnose(**options)
 
 
 @click.command("engine-check")
@@ -125,7 +94,7 @@ def check_engine(engine: str, image: str | None) -> int:
 @click.option(
     "--json", "as_json", is_flag=True, help="Print it as JSON; with --watch one line for each look."
 )
-def show_gpus(hosts: tuple[str, ...], clusters: tuple[str, ...], *, watch: bool, as_json: bool) -> int:
+def show_gpus(**options: Any) -> int:
     """Show who holds the GPUs of a host or a cluster and who waits for them.
 
     Each GPU and MIG slice has its holder: an experiment's task, another container, or a process without one (seen on
@@ -135,7 +104,7 @@ def show_gpus(hosts: tuple[str, ...], clusters: tuple[str, ...], *, watch: bool,
     """
     from llem_airflow.runners.gpus_shown import show_hosts
 
-    return show_hosts(hosts, clusters, watch=watch, as_json=as_json)
+    return show_hosts(**options)
 
 
 @click.command("gpu-check")
@@ -162,7 +131,7 @@ def show_gpus(hosts: tuple[str, ...], clusters: tuple[str, ...], *, watch: bool,
     "Default: a third, where that is 20 s or more.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the profiles as JSON.")
-def check_gpu(minutes: float, root: str, *, model_seconds: float | None, as_json: bool) -> int:
+def check_gpu(minutes: float, root: str, **options: Any) -> int:
     """Characterise the power meter of each GPU of this machine.
 
     Measures how often the registers of power and energy are written, what a reading is the mean of, how late it is, how
@@ -173,7 +142,7 @@ def check_gpu(minutes: float, root: str, *, model_seconds: float | None, as_json
     """
     from llem_airflow.gpu_check.run import gpu_check
 
-    return gpu_check(minutes, root, as_json=as_json, model_seconds=model_seconds)
+    return gpu_check(minutes, root, **options)
 
 
 VERBS = (show_gpus, check_gpu, show_doctor, check_engine, collect_garbage)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import click
+from click.core import ParameterSource
 
 from llem_airflow.cli.names import (
     CLUSTERS,
@@ -76,7 +76,7 @@ def compare_results(
     *,
     as_json: bool,
     fail_on_regression: bool,
-    **options: Any,
+    **how: Any,
 ) -> int:
     """Compare runs or experiments with a baseline.
 
@@ -88,10 +88,8 @@ def compare_results(
     from llem_airflow.analysis.compare import How
     from llem_airflow.report import console
 
-    how = How(**options)
-    return console.compare(
-        baseline, candidates, results_root, how, as_json=as_json, fail_on_regression=fail_on_regression
-    )
+    shown = {"as_json": as_json, "fail_on_regression": fail_on_regression}
+    return console.compare(baseline, candidates, results_root, How(**how), **shown)
 
 
 @click.command("history")
@@ -133,14 +131,14 @@ def results_group() -> None:
     show_default=True,
     help="How many of the newest runs to leave out.",
 )
-def list_results(results_root: str, study: str | None, limit: int, skip: int) -> int:
+def list_results(results_root: str, **options: Any) -> int:
     """List the runs under the results root, the newest first.
 
     Only the runs that are listed are read, however many there are.
     """
     from llem_airflow.report import console
 
-    return console.list_runs(results_root, study=study, limit=limit, skip=skip)
+    return console.list_runs(results_root, **options)
 
 
 @results_group.command("show")
@@ -222,7 +220,7 @@ def export_results(run: str, results_root: str, table: str, form: str, output: P
     """
     import sys
 
-    from llem_airflow.frames.export import export_table
+    from llem_airflow.frames.tables import export_table
     from llem_airflow.results import ResultsRoot
     from llem_airflow.results.store import locate_run
     from llem_airflow.text.terminal import say
@@ -373,14 +371,15 @@ def recover_results(
 
 def _recover_here(to: str | None, folder: Path | None, *, dry_run: bool) -> int:
     from llem_airflow.results import ResultReadError, ResultsRoot
-    from llem_airflow.results.faults import why_store_fails
+    from llem_airflow.results.folder import why_store_fails
     from llem_airflow.results.unstored import FOLDER, kept_results, places
     from llem_airflow.text.terminal import say
     from llem_airflow.text.wording import counted
 
     home = folder or Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser() / FOLDER
-    if home.exists() and not home.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(home))
+    named = click.get_current_context().get_parameter_source("folder") is ParameterSource.COMMANDLINE
+    if named or home.exists():  # a worker makes its folder when the first result has to wait
+        os.scandir(home).close()
     waiting = kept_results(home)
     if not waiting:
         say(f"Nothing waits to be stored here ({', '.join(map(str, places(home)))}).")

@@ -6,7 +6,7 @@ import fcntl
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from llem_airflow.analysis.plan import planned
 from llem_airflow.analysis.summary import Summary
+from llem_airflow.cli.edge import INTERRUPTED
 from llem_airflow.cli.embedded import CannotStartError, Home, end, migrate
 from llem_airflow.cli.progress import RunProgress
 from llem_airflow.protocol.failures import RESUME_VARIABLE
@@ -26,7 +27,6 @@ from llem_airflow.study.plan.request import Request, requested
 from llem_airflow.text.terminal import console, say, show
 from llem_airflow.text.wording import counted
 
-INTERRUPTED = 130
 _END_S = 4.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _MANUAL = "manual__"
@@ -54,6 +54,11 @@ class Wanted:
     def asked(self) -> Study:
         """The study as this run is to measure it."""
         return requested(self.study, self.request)
+
+    @property
+    def cycles(self) -> list[tuple[str, int]]:
+        """Experiment and number of each cycle of this run."""
+        return [(each.experiment_id, each.cycle) for each in self.asked.plan.planned_cycles]
 
     def conf(self) -> dict[str, object]:
         """The request as Airflow's ``conf``."""
@@ -101,9 +106,9 @@ def run_and_show(
         show_plan(asked)
         return 0
     home.make()
-    began = _began(earlier) if earlier else datetime.now(UTC)
+    began = (earlier and _time_in(earlier.run_id)) or datetime.now(UTC)
     run = root.run(study.name, f"{_MANUAL}{began.isoformat()}")
-    left = _missing(asked, run)
+    left = _without_result(run, wanted.cycles)
     goes_on = f", goes on with the {counted(len(left), 'cycle')} without a result" if earlier else ""
     say(
         f"{study.name}: {counted(len(asked.experiments), 'experiment')} x {counted(asked.cycles, 'cycle')}{goes_on}"
@@ -135,24 +140,22 @@ def require_models(study: Study, models_dir: Path, runner: str | None = None) ->
 
 
 def _show_end(run: StoredRun, wanted: Wanted, code: int, home: Home) -> int:
-    asked = wanted.asked
-    missing = _missing(asked, run) if run.is_run() else [None] * len(asked.plan.planned_cycles)
-    if run.is_run() and (summary := run.summary()) and code != INTERRUPTED:
+    cycles = wanted.cycles
+    missing = _without_result(run, cycles)
+    if code == INTERRUPTED:
+        kept = len(cycles) - len(missing)
+        where = f" in {run.url}" if kept else ""
+        say(f"Ended with Ctrl-C. {kept} of {counted(len(cycles), 'cycle')} measured and kept{where}.")
+    elif summary := run.summary():
         show(console(), render_summary(Summary.from_json(summary)), "")
         say(f"Report:  {run.url}/{layout.REPORT}")
         say(f"Open it: llem-airflow report {run.url} --open")
         say("See it in Airflow's UI: llem-airflow ui (or: make airflow)")
-    elif code != INTERRUPTED:
+    else:
         say(
             f"Airflow ended with {code} and there is no summary; its log is {home.airflow / 'run.log'}", "red"
         )
-    if code == INTERRUPTED:
-        kept = len(asked.plan.planned_cycles) - len(missing)
-        where = f" in {run.url}" if kept else ""
-        say(
-            f"Ended with Ctrl-C. {kept} of {counted(len(asked.plan.planned_cycles), 'cycle')} measured and kept{where}."
-        )
-    if missing and (code == INTERRUPTED or code):
+    if missing and code:
         say(f"`{_resume_command(wanted)}` measures the {counted(len(missing), 'cycle')} without a result.")
     return INTERRUPTED if code == INTERRUPTED else int(bool(code))
 
@@ -209,27 +212,18 @@ def _program(wanted: Wanted, began: datetime) -> str:
 def _unfinished(study: Study, root: ResultsRoot) -> StoredRun:
     """The newest run of the study that lacks results and was made as we make them."""
     for run in reversed(root.runs(study.name)):
-        if run.run_id.startswith(_MANUAL) and _time_in(run.run_id) and _left(run):
+        ours = run.run_id.startswith(_MANUAL) and _time_in(run.run_id)
+        if ours and _without_result(run, planned(run.plan()).cycles):
             return run
     raise CannotStartError(
         f"{study.name}: no run under {root.url} lacks a result; without --resume a new one is made"
     )
 
 
-def _left(run: StoredRun) -> set[tuple[str, int]]:
-    """What a run planned and has no result of, but for what was found not to be needed."""
-    return (
-        set(planned(run.plan()).cycles)
-        - {(ref.experiment_id, ref.cycle) for ref in run.cycles()}
-        - set(run.skipped(needed=False))
-    )
-
-
-def _missing(asked: Study, run: StoredRun) -> list[tuple[str, int] | None]:
+def _without_result(run: StoredRun, cycles: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Those of the cycles that have no result, but for what was found not to be needed."""
     there = {(ref.experiment_id, ref.cycle) for ref in run.cycles()} | set(run.skipped(needed=False))
-    return [
-        key for each in asked.plan.planned_cycles if (key := (each.experiment_id, each.cycle)) not in there
-    ]
+    return [key for key in cycles if key not in there]
 
 
 def _request_of(run: StoredRun) -> Request:
@@ -251,12 +245,6 @@ def _require_same(asked: Study, earlier: StoredRun | None) -> None:
             f"{changed[0]} is not what it was when {earlier.url} began: the study was edited since; run it anew, "
             "without --resume"
         )
-
-
-def _began(run: StoredRun) -> datetime:
-    found = _time_in(run.run_id)
-    assert found is not None
-    return found
 
 
 def _time_in(run_id: str) -> datetime | None:

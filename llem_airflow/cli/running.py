@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,10 +141,20 @@ def backfill_releases(study_file: Path, url: str, versions: str | None, **option
     Airflow's own backfill, one run at a time; the command waits for the end. Log in by the variable AIRFLOW_TOKEN, or
     by AIRFLOW_USER and AIRFLOW_PASSWORD.
     """
-    from llem_airflow.cli.backfill import backfill_and_show
+    from llem_airflow.cli.airflow_api import AirflowApi
+    from llem_airflow.cli.backfill import backfill
     from llem_airflow.study import load_study
 
-    return backfill_and_show(load_study(study_file), url, versions, **options)
+    study = load_study(study_file)
+    names = [name.strip() for name in (versions or "").split(",") if name.strip()]
+    login = {name: os.environ.get(f"AIRFLOW_{name.upper()}") for name in ("token", "user", "password")}
+    try:
+        return backfill(study, names, AirflowApi(url, **login), say=click.echo, **options)
+    except KeyboardInterrupt:
+        click.echo(
+            "The backfill that has started goes on in Airflow; later ranges of releases were not started."
+        )
+        return 1
 
 
 VERBS = (run_once, start_ui, backfill_releases)

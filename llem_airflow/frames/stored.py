@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -12,10 +12,21 @@ from llem_airflow.analysis.aggregate import MERGED_SCHEMA
 from llem_airflow.analysis.cycle import NO_METER
 from llem_airflow.analysis.plan import planned
 from llem_airflow.analysis.summary import Summary
-from llem_airflow.analysis.tables import CYCLES_SCHEMA, EXPERIMENTS_SCHEMA
-from llem_airflow.frames.asked import Both, Problems, Root, Runs, results_root, stored_runs, wanted
-from llem_airflow.frames.swept import Swept
+from llem_airflow.analysis.tables import CYCLES_SCHEMA
+from llem_airflow.frames.asked import (
+    Both,
+    Problems,
+    Root,
+    Runs,
+    Swept,
+    reads,
+    results_root,
+    stored_runs,
+    wanted,
+)
 from llem_airflow.frames.tables import (
+    EXPERIMENTS_TABLE_SCHEMA,
+    POWER_TABLE_SCHEMA,
     RATES_SCHEMA,
     REQUESTS_TABLE_SCHEMA,
     SEARCHES_SCHEMA,
@@ -52,10 +63,7 @@ _RUNS_SCHEMA = pa.schema(
 )
 
 
-@overload
-def runs_df(root: Root = ..., study: str | None = ..., *, strict: Literal[True] = ...) -> pd.DataFrame: ...
-@overload
-def runs_df(root: Root = ..., study: str | None = ..., *, strict: Literal[False]) -> Both: ...
+@reads
 def runs_df(root: Root = None, study: str | None = None, *, strict: bool = True) -> pd.DataFrame | Both:
     """One row a run, oldest first.
 
@@ -76,10 +84,7 @@ def runs_df(root: Root = None, study: str | None = None, *, strict: bool = True)
     return problems.beside(typed(rows_table(rows, _RUNS_SCHEMA)), strict=strict)
 
 
-@overload
-def experiments_df(runs: Runs, *, root: Root = ..., strict: Literal[True] = ...) -> pd.DataFrame: ...
-@overload
-def experiments_df(runs: Runs, *, root: Root = ..., strict: Literal[False]) -> Both: ...
+@reads
 def experiments_df(runs: Runs, *, root: Root = None, strict: bool = True) -> pd.DataFrame | Both:
     """One row an experiment: each metric's mean, spread and 95 % interval over cycles, and a column for each swept key.
 
@@ -94,13 +99,10 @@ def experiments_df(runs: Runs, *, root: Root = None, strict: bool = True) -> pd.
         FrameError: Strict, and something cannot be read.
         NoSuchRunError: A name names no run.
     """
-    return _of_runs(runs, root, experiments_table, EXPERIMENTS_SCHEMA, strict=strict)
+    return _of_runs(runs, root, experiments_table, EXPERIMENTS_TABLE_SCHEMA, strict=strict)
 
 
-@overload
-def cycles_df(runs: Runs, *, root: Root = ..., strict: Literal[True] = ...) -> pd.DataFrame: ...
-@overload
-def cycles_df(runs: Runs, *, root: Root = ..., strict: Literal[False]) -> Both: ...
+@reads
 def cycles_df(runs: Runs, *, root: Root = None, strict: bool = True) -> pd.DataFrame | Both:
     """One row a planned cycle, whatever became of it (``status``, ``reason``), with a column for each swept key.
 
@@ -119,10 +121,7 @@ def cycles_df(runs: Runs, *, root: Root = None, strict: bool = True) -> pd.DataF
     return _of_runs(runs, root, cycles_table, CYCLES_SCHEMA, strict=strict)
 
 
-@overload
-def rates_df(runs: Runs, *, root: Root = ..., strict: Literal[True] = ...) -> pd.DataFrame: ...
-@overload
-def rates_df(runs: Runs, *, root: Root = ..., strict: Literal[False]) -> Both: ...
+@reads
 def rates_df(runs: Runs, *, root: Root = None, strict: bool = True) -> pd.DataFrame | Both:
     """One row a rate, or number of users, that a server was measured at, ascending within each configuration.
 
@@ -142,10 +141,7 @@ def rates_df(runs: Runs, *, root: Root = None, strict: bool = True) -> pd.DataFr
     return _of_runs(runs, root, rates_table, RATES_SCHEMA, strict=strict)
 
 
-@overload
-def searches_df(runs: Runs, *, root: Root = ..., strict: Literal[True] = ...) -> pd.DataFrame: ...
-@overload
-def searches_df(runs: Runs, *, root: Root = ..., strict: Literal[False]) -> Both: ...
+@reads
 def searches_df(runs: Runs, *, root: Root = None, strict: bool = True) -> pd.DataFrame | Both:
     """One row a search for the highest rate that meets an SLO (``find_rate``), with a column for each swept key.
 
@@ -166,14 +162,7 @@ def searches_df(runs: Runs, *, root: Root = None, strict: bool = True) -> pd.Dat
     return _of_runs(runs, root, searches_table, SEARCHES_SCHEMA, strict=strict)
 
 
-@overload
-def requests_df(
-    run: Runs, experiment: Any = ..., cycle: Any = ..., *, root: Root = ..., strict: Literal[True] = ...
-) -> pd.DataFrame: ...
-@overload
-def requests_df(
-    run: Runs, experiment: Any = ..., cycle: Any = ..., *, root: Root = ..., strict: Literal[False]
-) -> Both: ...
+@reads
 def requests_df(
     run: Runs,
     experiment: str | Iterable[str] | None = None,
@@ -199,24 +188,19 @@ def requests_df(
         NoSuchRunError: A name names no run.
         ValueError: There is no such experiment or cycle.
     """
-    problems, tables, found = Problems(), [], stored_runs(run, root)
-    swept = Swept.of(found, problems)
-    for one, experiments, cycles in _selected(found, experiment, cycle, problems):
+    problems, found = Problems(), stored_runs(run, root)
+    asked = _asked(found, experiment, cycle, problems)
+
+    def tables(one: StoredRun) -> Iterator[Any]:
         for ref in one.cycles():
-            if ref.experiment_id in experiments and ref.cycle in cycles:
+            if _is_asked(asked, ref.experiment_id, ref.cycle):
                 with problems.caught(one, ref.experiment_id, ref.cycle):
-                    tables.append(swept.beside(requests_table(one, ref), one))
-    return problems.beside(typed(joined(tables, REQUESTS_TABLE_SCHEMA)), strict=strict)
+                    yield requests_table(one, ref)
+
+    return _frame(found, tables, REQUESTS_TABLE_SCHEMA, problems, strict=strict)
 
 
-@overload
-def power_df(
-    run: Runs, experiment: Any = ..., cycle: Any = ..., *, root: Root = ..., strict: Literal[True] = ...
-) -> pd.DataFrame: ...
-@overload
-def power_df(
-    run: Runs, experiment: Any = ..., cycle: Any = ..., *, root: Root = ..., strict: Literal[False]
-) -> Both: ...
+@reads
 def power_df(
     run: Runs,
     experiment: str | Iterable[str] | None = None,
@@ -242,54 +226,64 @@ def power_df(
         NoSuchRunError: A name names no run.
         ValueError: There is no such experiment or cycle.
     """
-    problems, tables, found = Problems(), [], stored_runs(run, root)
-    swept = Swept.of(found, problems)
-    for one, experiments, cycles in _selected(found, experiment, cycle, problems):
-        filters: list[Any] = [("experiment", "in", experiments)] if experiment is not None else []
-        filters += [("cycle", "in", cycles)] if cycle is not None else []
-        with problems.caught(one):
-            tables.append(
-                swept.beside(with_run(stored_table(one, layout.POWER_TABLE, filters or None), one), one)
-            )
-            for absent in (one.summary() or {}).get("power_absent", ()):
-                where = absent["experiment"], absent["cycle"]
-                if absent["reason"] != NO_METER and where[0] in experiments and where[1] in cycles:
-                    problems.add(one, f"{one.url}: {where[0]} cycle {where[1]}: {absent['reason']}", *where)
-    return problems.beside(
-        typed(joined(tables, with_run(MERGED_SCHEMA.empty_table(), found[0]).schema)), strict=strict
-    )
+    problems, found = Problems(), stored_runs(run, root)
+    asked = _asked(found, experiment, cycle, problems)
+
+    def tables(one: StoredRun) -> Iterator[Any]:
+        filters = [(name, "in", some) for name, some in asked.items()]
+        yield with_run(stored_table(one, layout.POWER_TABLE, MERGED_SCHEMA, filters or None), one)
+        for absent in (one.summary() or {}).get("power_absent", ()):
+            where = absent["experiment"], absent["cycle"]
+            if absent["reason"] != NO_METER and _is_asked(asked, *where):
+                problems.add(one, f"{one.url}: {where[0]} cycle {where[1]}: {absent['reason']}", *where)
+
+    return _frame(found, tables, POWER_TABLE_SCHEMA, problems, strict=strict)
 
 
-def _selected(
+def _asked(
     runs: Iterable[StoredRun], experiment: Any, cycle: Any, problems: Problems
-) -> Iterable[tuple[StoredRun, list[str], list[int]]]:
-    """Each run with the experiments and cycles that are meant; one that a run does not have is no problem of others."""
-    there: dict[str, tuple[StoredRun, list[tuple[str, int]]]] = {}
+) -> dict[str, list[Any]]:
+    """The experiments and cycles that a caller wants, by the column that names them; without one where it is all.
+
+    One that a run does not have is no problem of others.
+    """
+    there = []
     for run in runs:
-        refs = [(ref.experiment_id, ref.cycle) for ref in run.cycles()]
+        there += [(ref.experiment_id, ref.cycle) for ref in run.cycles()]
         with problems.caught(run):
-            refs += planned(run.plan()).cycles
-        there[run.url] = run, refs
-    every = [ref for _, refs in there.values() for ref in refs]
-    experiments = wanted(experiment, list(dict.fromkeys(name for name, _ in every)), "experiment")
-    cycles = wanted(cycle, sorted({number for _, number in every}), "cycle")
-    for run, refs in there.values():
-        yield (
-            run,
-            list(dict.fromkeys(name for name, _ in refs if experiments is None or name in experiments)),
-            sorted({number for _, number in refs if cycles is None or number in cycles}),
-        )
+            there += planned(run.plan()).cycles
+    known = {
+        "experiment": wanted(experiment, list(dict.fromkeys(name for name, _ in there)), "experiment"),
+        "cycle": wanted(cycle, sorted({number for _, number in there}), "cycle"),
+    }
+    return {name: found for name, found in known.items() if found is not None}
+
+
+def _is_asked(asked: Mapping[str, list[Any]], experiment: str, cycle: int) -> bool:
+    return experiment in asked.get("experiment", [experiment]) and cycle in asked.get("cycle", [cycle])
 
 
 def _of_runs(
     runs: Runs, root: Root, table: Callable[[StoredRun], Any], schema: Any, *, strict: bool
 ) -> pd.DataFrame | Both:
-    problems, tables, found = Problems(), [], stored_runs(runs, root)
-    swept = Swept.of(found, problems)
-    for run in found:
+    return _frame(stored_runs(runs, root), lambda run: [table(run)], schema, Problems(), strict=strict)
+
+
+def _frame(
+    runs: list[StoredRun],
+    tables: Callable[[StoredRun], Iterable[Any]],
+    schema: Any,
+    problems: Problems,
+    *,
+    strict: bool,
+) -> pd.DataFrame | Both:
+    """The tables of the runs below each other, each with a column for each key that their studies vary."""
+    swept, found = Swept.of(runs, problems), []
+    for run in runs:
         with problems.caught(run):
-            tables.append(swept.beside(table(run), run))
-    return problems.beside(typed(joined(tables, schema)), strict=strict)
+            for table in tables(run):
+                found.append(swept.beside(table, run))  # noqa: PERF401  # what comes before an error stays
+    return problems.beside(typed(joined(found, schema)), strict=strict)
 
 
 def _run_row(run: StoredRun, problems: Problems) -> dict[str, Any]:

@@ -1,24 +1,29 @@
-"""The tables of a run as Arrow tables: what the frames and `results export` are made of."""
+"""The tables of a run as Arrow tables, which the frames are made of, and streamed as CSV, JSON or Parquet."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 from llem_airflow.analysis.across_rates import Ladder, ladders
+from llem_airflow.analysis.aggregate import MERGED_SCHEMA
 from llem_airflow.analysis.latency import COLUMNS, Requests, e2el_s, tpot_s, ttft_s
 from llem_airflow.analysis.rate_search import FoundRate, found_rate
 from llem_airflow.analysis.series import epoch_ns
-from llem_airflow.analysis.summary import ExperimentSummary, load_summary
-from llem_airflow.analysis.tables import STATISTICS
+from llem_airflow.analysis.summary import ExperimentSummary, Summary, load_summary
+from llem_airflow.analysis.tables import CYCLES_SCHEMA, EXPERIMENTS_SCHEMA, RELIABILITY_COLUMNS
+from llem_airflow.frames.asked import Swept
 from llem_airflow.results import CycleRef, ResultReadError, StoredRun, layout
 from llem_airflow.results.folder import first_line
-from llem_airflow.results.parquet import REQUESTS_SCHEMA
+from llem_airflow.results.parquet import REQUESTS_SCHEMA, of_types
 
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 _TIME = pa.timestamp("ns", tz="UTC")
@@ -35,6 +40,14 @@ REQUESTS_TABLE_SCHEMA = pa.schema(
     ]
 )
 """Columns of the requests: where they come from, what is stored of each, its times in UTC, its latencies."""
+
+EXPERIMENTS_TABLE_SCHEMA = pa.schema(
+    [field.with_type(pa.int64()) if field.name.endswith("_n") else field for field in EXPERIMENTS_SCHEMA]
+)
+"""Columns of experiments.parquet, where numbers of cycles are stored as other numbers."""
+
+POWER_TABLE_SCHEMA = pa.schema([*_OF_CYCLE[:2], *MERGED_SCHEMA])
+"""Columns of the samples of power: where they come from, and those of the merged power.parquet."""
 
 _AT_THE_RATE = ("energy_per_output_token_j", "energy_per_good_request_j", "slo_attainment_ratio")
 SEARCHES_SCHEMA = pa.schema(
@@ -94,26 +107,27 @@ another such whose interval of that energy meets the cheapest's.
 """
 
 
-def stored_table(run: StoredRun, name: str, filters: Any = None) -> Any:
+def stored_table(run: StoredRun, name: str, schema: Any, filters: Any = None) -> Any:
     """A table of an aggregated run.
 
     Args:
         run: The run.
         name: Name of its file.
+        schema: Types of its columns, as far as it has them.
         filters: As for ``pq.read_table``: only the row groups that can hold such rows are read.
 
     Raises:
-        ResultReadError: The run was not aggregated, or the file does not open.
+        ResultReadError: The run was not aggregated, or the file does not open or is another table.
     """
-    require_aggregated(run, name)
+    _require_aggregated(run, name)
     try:
         found = pq.read_table(
             f"{run.folder.path}/{name}", filesystem=run.folder.fs, filters=filters, partitioning=None
         )
+        _require_experiments(run, name, found.column_names)
+        return of_types(found, schema)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(run, name, error) from error
-    _require_experiments(run, name, found.column_names)
-    return found
 
 
 def _require_experiments(run: StoredRun, name: str, columns: Sequence[str]) -> None:
@@ -126,15 +140,26 @@ def _unreadable(run: StoredRun, name: str, error: Exception) -> ResultReadError:
     return ResultReadError(f"{run.url}/{name}: cannot be read: {first_line(error)}")
 
 
-def require_aggregated(run: StoredRun, name: str) -> None:
-    """Raise ResultReadError when a run has no such table, or summary."""
+def _require_aggregated(run: StoredRun, name: str) -> None:
     if not run.folder.exists(name):
-        raise ResultReadError(f"{run.url}: not aggregated yet; `llem-airflow report {run.url}` does it")
+        raise not_aggregated(run)
+
+
+def not_aggregated(run: StoredRun) -> ResultReadError:
+    """What is wrong with a run that has no such table, or summary."""
+    return ResultReadError(f"{run.url}: not aggregated yet; `llem-airflow report {run.url}` does it")
+
+
+def _summary(run: StoredRun) -> Summary:
+    found = load_summary(run)
+    if found is None:
+        raise not_aggregated(run)
+    return found
 
 
 def cycles_table(run: StoredRun) -> Any:
     """The cycles of a run."""
-    return stored_table(run, layout.CYCLES_TABLE)
+    return stored_table(run, layout.CYCLES_TABLE, CYCLES_SCHEMA)
 
 
 def power_tables(run: StoredRun) -> Iterator[Any]:
@@ -143,7 +168,7 @@ def power_tables(run: StoredRun) -> Iterator[Any]:
     Raises:
         ResultReadError: The run was not aggregated, or the file does not open.
     """
-    require_aggregated(run, layout.POWER_TABLE)
+    _require_aggregated(run, layout.POWER_TABLE)
     try:
         with run.folder.open(layout.POWER_TABLE) as file:
             stored = pq.ParquetFile(file)
@@ -158,12 +183,7 @@ def power_tables(run: StoredRun) -> Iterator[Any]:
 
 def experiments_table(run: StoredRun) -> Any:
     """The experiments of a run; numbers of cycles are whole numbers, also in files that hold them as others."""
-    table = stored_table(run, layout.EXPERIMENTS_TABLE)
-    counts = {f"_{key}" for key, _ in STATISTICS if key == "n"}
-    for index, field in enumerate(table.schema):
-        if field.name[-2:] in counts and pa.types.is_floating(field.type):
-            table = table.set_column(index, field.name, table.column(index).cast(pa.int64()))
-    return table
+    return stored_table(run, layout.EXPERIMENTS_TABLE, EXPERIMENTS_TABLE_SCHEMA)
 
 
 def searches_table(run: StoredRun) -> Any:
@@ -172,10 +192,9 @@ def searches_table(run: StoredRun) -> Any:
     Raises:
         ResultReadError: The run was not aggregated, or its summary is damaged.
     """
-    require_aggregated(run, layout.SUMMARY)
-    summary = load_summary(run)
-    experiments = {one.id: one for one in summary.experiments} if summary else {}
-    found = [found_rate(one, experiments) for one in (summary.searches if summary else ())]
+    summary = _summary(run)
+    experiments = {one.id: one for one in summary.experiments}
+    found = [found_rate(one, experiments) for one in summary.searches]
     return pa.Table.from_pylist([_search_row(run, one) for one in found], SEARCHES_SCHEMA)
 
 
@@ -205,10 +224,8 @@ def rates_table(run: StoredRun) -> Any:
     Raises:
         ResultReadError: The run was not aggregated, or its summary is damaged.
     """
-    require_aggregated(run, layout.SUMMARY)
-    summary = load_summary(run)
-    servers = ladders(summary.experiments) if summary else ()
-    return pa.Table.from_pylist([row for one in servers for row in _rate_rows(run, one)], RATES_SCHEMA)
+    rows = [row for one in ladders(_summary(run).experiments) for row in _rate_rows(run, one)]
+    return pa.Table.from_pylist(rows, RATES_SCHEMA)
 
 
 def _rate_rows(run: StoredRun, server: Ladder) -> Iterator[dict[str, Any]]:
@@ -248,8 +265,9 @@ def requests_table(run: StoredRun, ref: CycleRef) -> Any:
     table, anchors = ref.requests(), ref.result().anchors
     if absent := sorted(set(COLUMNS) - set(table.column_names)):
         raise ResultReadError(f"{ref.folder.url}/{layout.REQUESTS}: there is no column {absent[0]}")
-    for index, (name, kind) in enumerate(_OF_CYCLE):
-        table = table.add_column(index, name, _same(_cycle_facts(run, ref)[name], kind, table.num_rows))
+    facts = (run.study, run.run_id, ref.experiment_id, ref.cycle)
+    for index, ((name, kind), fact) in enumerate(zip(_OF_CYCLE, facts, strict=True)):
+        table = table.add_column(index, name, _same(fact, kind, table.num_rows))
     for name in _TIMES:
         table = table.append_column(name, _absolute(table.column(f"{name}_mono_ns"), anchors))
     told = Requests.of(table, phase=None)
@@ -263,10 +281,6 @@ def with_run(table: Any, run: StoredRun) -> Any:
     for index, (name, text) in enumerate({"study": run.study, "run_id": run.run_id}.items()):
         table = table.add_column(index, name, _same(text, _NAMES, table.num_rows))
     return table
-
-
-def _cycle_facts(run: StoredRun, ref: CycleRef) -> dict[str, Any]:
-    return {"study": run.study, "run_id": run.run_id, "experiment": ref.experiment_id, "cycle": ref.cycle}
 
 
 def _same(value: Any, kind: Any, rows: int) -> Any:
@@ -284,3 +298,105 @@ def _absolute(mono_ns: Any, anchors: Sequence[Any]) -> Any:
     unknown = pc.is_null(mono_ns).to_numpy(zero_copy_only=False)
     known = pc.fill_null(mono_ns, 0).to_numpy(zero_copy_only=False)
     return pa.array(epoch_ns(known, anchors), mask=unknown).cast(_TIME)
+
+
+TABLES = ("cycles", "experiments", "power", "rates", "reliability", "searches")
+FORMATS = ("csv", "json", "jsonl", "parquet")
+
+
+def export_table(run: StoredRun, table: str, form: str, target: IO[bytes]) -> int:
+    """Write a table of an aggregated run.
+
+    Args:
+        run: The run.
+        table: One of ``TABLES``.
+        form: csv, json (one array of objects), jsonl (an object a line) or parquet. Lists become JSON text in CSV.
+        target: Where to write.
+
+    Returns:
+        Number of rows.
+
+    Raises:
+        ResultReadError: The run was not aggregated, or something of it does not open.
+    """
+    pieces = _pieces(run, table)
+    writers = {"csv": write_csv, "json": _json, "jsonl": _json_lines, "parquet": _parquet}
+    return writers[form](pieces, target)
+
+
+def _pieces(run: StoredRun, table: str) -> Iterator[Any]:
+    """The table in parts that fit in memory; at least one, which may have no row."""
+    whole = {
+        "cycles": cycles_table,
+        "experiments": experiments_table,
+        "rates": rates_table,
+        "reliability": _reliability_table,
+        "searches": searches_table,
+    }
+    swept = None if table == "reliability" else Swept.of_run(run)
+    for part in [whole[table](run)] if table in whole else power_tables(run):
+        yield swept.beside(part, run) if swept else part
+
+
+def _reliability_table(run: StoredRun) -> Any:
+    rows = [
+        {**row, "host": row["host"] or None, "reasons": json.dumps(row["reasons"], sort_keys=True)}
+        for row in _summary(run).reliability
+    ]
+    return pa.Table.from_pylist(
+        rows, schema=pa.schema([(name, kind) for name, kind, _ in RELIABILITY_COLUMNS])
+    )
+
+
+def write_csv(pieces: Iterable[Any], target: IO[bytes]) -> int:
+    """Write tables of the same columns below each other as CSV, lists as JSON text; the number of rows."""
+    rows = 0
+    for place, piece in enumerate(pieces):
+        flat = pa.table({name: _flat(piece.column(name)) for name in piece.column_names})
+        pa.csv.write_csv(flat, target, pa.csv.WriteOptions(include_header=not place))
+        rows += piece.num_rows
+    return rows
+
+
+def _json(pieces: Iterator[Any], target: IO[bytes]) -> int:
+    rows = 0
+    for rows, row in enumerate(_rows(pieces), 1):
+        target.write((b"[\n" if rows == 1 else b",\n") + row)
+    target.write(b"\n]\n" if rows else b"[]\n")
+    return rows
+
+
+def _json_lines(pieces: Iterator[Any], target: IO[bytes]) -> int:
+    rows = 0
+    for row in _rows(pieces):
+        target.write(row + b"\n")
+        rows += 1
+    return rows
+
+
+def _parquet(pieces: Iterator[Any], target: IO[bytes]) -> int:
+    first = next(pieces)
+    rows = 0
+    with pq.ParquetWriter(target, first.schema, compression="zstd") as writer:
+        for piece in itertools.chain([first], pieces):
+            writer.write_table(piece)
+            rows += piece.num_rows
+    return rows
+
+
+def _rows(pieces: Iterator[Any]) -> Iterator[bytes]:
+    """Each row as a JSON object."""
+    for piece in pieces:
+        for batch in piece.to_batches(max_chunksize=10_000):
+            for row in batch.to_pylist():
+                yield json.dumps(row, default=str, allow_nan=False).encode()
+
+
+def _flat(column: Any) -> Any:
+    if pa.types.is_dictionary(column.type):
+        return column.cast(column.type.value_type)
+    if pa.types.is_list(column.type):
+        return pa.array(
+            [None if item is None else json.dumps(item) for item in column.to_pylist()], pa.string()
+        )
+    return column

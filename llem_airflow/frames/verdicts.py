@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -14,8 +14,8 @@ from llem_airflow.analysis.compare import COMPARED, How, PairReport
 from llem_airflow.analysis.compare_named import Compared, compare_named
 from llem_airflow.analysis.history import Point, Trend, histories
 from llem_airflow.analysis.metrics import BY_NAME
-from llem_airflow.frames.asked import Both, Problems, Root, Run, results_root
-from llem_airflow.frames.swept import Swept
+from llem_airflow.frames.asked import Both, Problems, Root, Run, Swept, reads, results_root
+from llem_airflow.frames.tables import not_aggregated
 from llem_airflow.frames.typed import as_json, rows_table, typed
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
 from llem_airflow.results.store import some_runs
@@ -71,12 +71,7 @@ _COMPARED_SCHEMA = pa.schema(
 )
 
 
-@overload
-def history_df(
-    study: str, *, root: Root = ..., metric: str = ..., strict: Literal[True] = ...
-) -> pd.DataFrame: ...
-@overload
-def history_df(study: str, *, root: Root = ..., metric: str = ..., strict: Literal[False]) -> Both: ...
+@reads
 def history_df(
     study: str, *, root: Root = None, metric: str = COMPARED[0], strict: bool = True
 ) -> pd.DataFrame | Both:
@@ -103,7 +98,7 @@ def history_df(
     runs = some_runs(where, study)
     for run in runs:
         if not run.folder.exists(layout.CYCLES_TABLE):
-            problems.add(run, f"{run.url}: not aggregated yet; `llem-airflow report {run.url}` does it")
+            problems.add(run, str(not_aggregated(run)))
     trends = histories(where, study, metric, on_damaged=lambda run, error: problems.add(run, str(error)))
     swept, by_id = Swept.of(runs, problems), {run.run_id: run for run in runs}
     rows = []
@@ -114,14 +109,7 @@ def history_df(
     return problems.beside(typed(table), strict=strict)
 
 
-@overload
-def compare_df(
-    a: Run, b: Run | Iterable[Run], *, root: Root = ..., strict: Literal[True] = ..., **how: Any
-) -> pd.DataFrame: ...
-@overload
-def compare_df(
-    a: Run, b: Run | Iterable[Run], *, root: Root = ..., strict: Literal[False], **how: Any
-) -> Both: ...
+@reads
 def compare_df(
     a: Run, b: Run | Iterable[Run], *, root: Root = None, strict: bool = True, **how: Any
 ) -> pd.DataFrame | Both:

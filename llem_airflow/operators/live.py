@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from llem_airflow.protocol.live import DevicePower, LivePhase, LivePower
 from llem_airflow.results import StoredRun
 from llem_airflow.results.folder import ResultsWriteError
-from llem_airflow.results.live import Live, LiveGpu, LiveSpan, end_live, write_live
+from llem_airflow.results.records import Live, LiveGpu, LiveSpan, end_live, write_live
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowException
 
 from llem_airflow.operators.settings import settings
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun
-from llem_airflow.results.faults import why_store_fails
+from llem_airflow.results.folder import why_store_fails
 from llem_airflow.results.unstored import keep, kept_results
 
 _RECOVER = (

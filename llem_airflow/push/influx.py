@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from llem_airflow.push.send import HttpTarget, PushError, Sender, http_url
+from llem_airflow.push.send import HttpTarget, PushError, http_url
 from llem_airflow.push.series import Series
 
 _POINTS = 5_000
@@ -33,11 +33,8 @@ class Influx(HttpTarget):
         if not asked.host or not database or "/" in database:
             raise PushError("influx wants a URL like http://USER:PASSWORD@HOST:8086/DATABASE")
         query = {"db": database, "precision": "ns"}
-        super().__init__(
-            Sender(
-                asked.copy_with(path="/write", params=query), {"content-type": "text/plain; charset=utf-8"}
-            )
-        )
+        headers = {"content-type": "text/plain; charset=utf-8"}
+        super().__init__(asked.copy_with(path="/write", params=query), headers)
 
     def write(self, series: Sequence[Series]) -> int:
         """Write points; a point that is there already is written over. Returns their number."""
@@ -45,10 +42,10 @@ class Influx(HttpTarget):
         for line in (line for one in series for line in lines(one)):
             body.append(line)
             if len(body) == _POINTS:
-                self._sender.post("\n".join(body).encode())
+                self.post("\n".join(body).encode())
                 written, body = written + len(body), []
         if body:
-            self._sender.post("\n".join(body).encode())
+            self.post("\n".join(body).encode())
         return written + len(body)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llem_airflow.push.send import HttpTarget, PushError, Sender, http_url
+from llem_airflow.push.send import HttpTarget, PushError, http_url
 from llem_airflow.push.series import Series
 
 _SAMPLES = 10_000
@@ -49,7 +49,7 @@ class Prometheus(HttpTarget):
         if not asked.host or asked.path in {"", "/"}:
             raise PushError("prometheus wants the URL of remote write, like http://HOST:8428/api/v1/write")
         self._request = write_request()
-        super().__init__(Sender(asked, _HEADERS))
+        super().__init__(asked, _HEADERS)
 
     def write(self, series: Sequence[Series]) -> int:
         """Write points; one that is there already stays. Returns their number: one a time and series of tags."""
@@ -69,7 +69,7 @@ class Prometheus(HttpTarget):
         return written
 
     def _post(self, body: Any) -> None:
-        self._sender.post(pa.compress(body.SerializeToString(), codec="snappy", asbytes=True))
+        self.post(pa.compress(body.SerializeToString(), codec="snappy", asbytes=True))
 
 
 def labelled(series: Series) -> list[tuple[dict[str, str], Any, Any]]:

@@ -23,8 +23,8 @@ class PushError(RuntimeError):
     """The database did not take the points; the message says where, what it answered, and what to do."""
 
 
-class Sender:
-    """Posts bodies to one address.
+class HttpTarget:
+    """A database that takes bodies at one address, open in a ``with``.
 
     Args:
         url: Address, which may hold a user and a password.
@@ -37,8 +37,10 @@ class Sender:
         self._url = url.copy_with(userinfo=b"")
         self._client = httpx.Client(headers=dict(headers), auth=auth, timeout=_TIMEOUT_S)
 
-    def close(self) -> None:
-        """Let go of the connection."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._client.close()
 
     def post(self, body: bytes) -> None:
@@ -67,23 +69,6 @@ class Sender:
                 )
             time.sleep(min(max(pause_s, asked_s), _LONGEST_PAUSE_S))
             pause_s *= 2
-
-
-class HttpTarget:
-    """A database that is written to through a sender, open in a ``with``.
-
-    Args:
-        sender: Of its address.
-    """
-
-    def __init__(self, sender: Sender) -> None:
-        self._sender = sender
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._sender.close()
 
 
 def http_url(url: str) -> httpx.URL:

@@ -11,10 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from llem_airflow.analysis.metrics import METRICS
-from llem_airflow.frames.asked import Problems
-from llem_airflow.frames.swept import Swept
+from llem_airflow.frames.asked import Swept
 from llem_airflow.frames.tables import cycles_table, power_tables
-from llem_airflow.results import ResultReadError, StoredRun
+from llem_airflow.results import StoredRun
 
 DEVICE, CYCLE = "llem_device", "llem_cycle"
 """Names of the two tables (measurements): one point a sample of a device; one point a valid cycle, at its end."""
@@ -74,10 +73,7 @@ def series_of(run: StoredRun, *, power: bool = True) -> Iterator[list[Series]]:
     Raises:
         ResultReadError: The run was not aggregated, or something of it does not open.
     """
-    problems = Problems()
-    swept = Swept.of([run], problems)
-    if problems.found:
-        raise ResultReadError(str(problems.found[0]["problem"]))
+    swept = Swept.of_run(run)
     rows = cycles_table(run).to_pylist()
     facts = {(row["experiment"], row["cycle"]): row for row in rows}
     for part in power_tables(run) if power else ():

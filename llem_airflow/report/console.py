@@ -36,7 +36,7 @@ from llem_airflow.report.terminal import (
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
 from llem_airflow.results.cleanup import removable, remove, remove_orphans
 from llem_airflow.results.llenergymeasure import import_folder
-from llem_airflow.results.store import locate_run, newest_runs, require_run, run_name, some_runs
+from llem_airflow.results.store import locate_run, run_name, some_runs
 from llem_airflow.text import terminal
 from llem_airflow.text.terminal import Rows
 from llem_airflow.text.wording import counted
@@ -145,12 +145,9 @@ def list_runs(results_root: str, *, study: str | None = None, limit: int = 0, sk
         limit: How many at most; 0 for all.
         skip: How many newer ones are left out.
     """
-    found = newest_runs(ResultsRoot(results_root), study)
+    found = some_runs(ResultsRoot(results_root), study)[::-1]
     shown = found[skip : skip + limit if limit else None]
-    rows = [
-        (run_name(run), formatting.when(began_epoch_ns or None), *_state(run))
-        for began_epoch_ns, run in shown
-    ]
+    rows = [(run_name(run), formatting.when(run.started_epoch_ns() or None), *_state(run)) for run in shown]
     if rows:
         _print(Rows(("Run", "Started", "Valid", "Energy", "State"), rows, whole=True))
     if len(shown) < len(found):
@@ -196,7 +193,7 @@ def prune(
 ) -> int:
     """Print which runs may go, and remove them only when told so."""
     root = ResultsRoot(results_root)
-    require_run(root, study)
+    some_runs(root, study)
     found = removable(
         root, now_epoch_ns=time.time_ns(), keep_runs=keep_runs, keep_days=keep_days, study=study
     )

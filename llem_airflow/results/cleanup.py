@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 
 from llem_airflow.results import layout
 from llem_airflow.results.folder import ABANDONED_NS, Folder, write_error
-from llem_airflow.results.marks import unmark
 from llem_airflow.text.wording import counted
 
 if TYPE_CHECKING:
@@ -178,12 +177,10 @@ def removable(
         raise ValueError("what to keep must be a number from 0")
     found = []
     for name in [study] if study else root.studies():
-        dated = root.aggregated(name)
-        known = [(started_ns, folder) for started_ns, folder in dated if started_ns > 0]
-        for started_ns, folder in known[: max(0, len(known) - (keep_runs or 0))]:
-            age_days = (now_epoch_ns - started_ns) / _NS_PER_DAY
+        known = [run for run in root.aggregated(name) if run.started_epoch_ns() > 0]
+        for run in known[: max(0, len(known) - (keep_runs or 0))]:
+            age_days = (now_epoch_ns - run.started_epoch_ns()) / _NS_PER_DAY
             if keep_days is None or age_days >= keep_days:
-                run = root.run_at(folder)
                 size_bytes = int(run.folder.fs.du(run.folder.path))
                 found.append(Removal(run, size_bytes, f"{counted(round(age_days), 'day')} old"))
     return found
@@ -203,7 +200,7 @@ def remove(removals: Sequence[Removal]) -> None:
                 folder.local.rename(trash)
                 Folder(folder.fs, str(trash)).remove()
             else:
-                unmark(folder)
+                removal.run.unmark()
                 folder.remove()
         except OSError as error:
             raise write_error(error, folder.url) from error

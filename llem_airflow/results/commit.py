@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +62,15 @@ def commit(
     Raises:
         ResultsWriteError: It cannot be written.
     """
-    with _staging(run) as staged:
-        try:
+    try:
+        with _staging(run) as staged:
             stage(source, staged, provenance)
-        except OSError as error:
-            raise write_error(error, run.url) from error
-        for repeat in range(_MOST_REPEATS):
-            target = place(repeat)
-            if _is_same(target, staged, marker) or _publish(staged, target, marker):
-                return target.url
+            for repeat in range(_MOST_REPEATS):
+                target = place(repeat)
+                if _is_same(target, staged, marker) or _publish(staged, target, marker):
+                    return target.url
+    except OSError as error:
+        raise write_error(error, run.url) from error
     raise ResultsWriteError(
         errno.EEXIST, f"{run.url}: one cycle was stored {_MOST_REPEATS} times; something repeats it"
     )
@@ -158,11 +158,7 @@ def _staging(run: Folder) -> Iterator[Path]:
         return
     staging = run.local / layout.STAGING_DIR
     try:
-        with ExitStack() as locked:
-            try:
-                path = locked.enter_context(locked_folder(staging, _STAGED, mode=0o777))
-            except OSError as error:
-                raise write_error(error, run.url) from error
+        with locked_folder(staging, _STAGED, mode=0o777) as path:
             yield path
     finally:
         with suppress(OSError):  # another commit of this run is under way

@@ -1,4 +1,7 @@
-"""Folder: one folder of a results root, on any file system that fsspec knows; files are written whole or not at all."""
+"""Folder: one folder of a results root, on any file system that fsspec knows; files are written whole or not at all.
+
+What an error of a disk or store says, and what to do about it, is here too.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import errno
 import glob
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -21,7 +25,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from llem_airflow.protocol.failures import how_to_rerun
+from llem_airflow.protocol.failures import causes, how_to_rerun
 
 ABANDONED_NS = 3_600_000_000_000
 """A living writer has written within the hour."""
@@ -29,6 +33,16 @@ _BUCKETS = ("s3", "s3a", "s3n", "gs", "gcs")
 """Schemes of which a name before the bucket is a connection of Airflow's: ``s3://conn_id@bucket/path``."""
 _CONNECTIONS = "llem_airflow.operators.object_store"
 """By name: what reads results elsewhere needs no Airflow."""
+_NO_CREDENTIALS = re.compile(
+    "NoCredentialsError|PartialCredentialsError|CredentialRetrievalError|Unable to locate credentials"
+)
+_AWAY = re.compile("EndpointConnectionError|ConnectTimeoutError|ReadTimeoutError|ConnectionClosedError")
+_NO_BUCKET = re.compile("NoSuchBucket|bucket does not exist")
+_REFUSED = re.compile(
+    "AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|Forbidden|PermissionError|\\(403\\)"
+)
+_THROTTLED = re.compile("SlowDown|Throttl|reduce your request rate|TooManyRequests|\\((?:503|429)\\)")
+_CLIENTS = frozenset({"aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "s3fs"})
 
 
 class ResultReadError(ValueError):
@@ -152,7 +166,7 @@ class Folder:
             ResultReadError: It is missing, or holds no object.
         """
         try:
-            data = json.loads(self.read(name))
+            data = parsed_json(self.read(name))
         except (FileNotFoundError, NotADirectoryError) as error:
             if optional:
                 return {}
@@ -255,6 +269,27 @@ def by_connection(url: str) -> tuple[str, str, str]:
     return (scheme, conn_id, bucket) if named else (scheme, "", rest)
 
 
+def parsed_json(text: bytes) -> Any:
+    """The value of a JSON text; half a surrogate pair, which no encoding has, becomes the sign for what cannot be read.
+
+    Raises:
+        ValueError: It is no JSON.
+        RecursionError: It is nested too deep.
+    """
+    value = json.loads(text)
+    return _encodable(value) if b"\\ud" in text.lower() else value
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value
+
+
 def json_bytes(value: Any) -> bytes:
     """JSON as the store writes it: sorted, indented, no NaN, ending in a newline."""
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
@@ -279,6 +314,52 @@ def write_error(error: OSError, where: str) -> ResultsWriteError:
     else:
         advice = "nothing that was committed before is affected"
     return ResultsWriteError(error.errno, f"cannot write {where}: {error.strerror or error}; {advice}")
+
+
+def why_store_fails(error: Exception, url: str = "") -> str:
+    """What a store's error says and what to do, in one line.
+
+    Args:
+        error: What was raised.
+        url: Of the results: whose connection, where it names one, is to be corrected.
+    """
+    said = getattr(error, "strerror", None) or first_line(error)
+    if isinstance(error, StoreConnectionError) or getattr(error, "errno", None) in {
+        errno.ENOSPC,
+        errno.EDQUOT,
+    }:
+        return said  # it has the advice
+    if url and "://" not in url:
+        return said
+    text = " ".join(f"{type(one).__name__}: {one}" for one in causes(error))
+    conn_id = by_connection(url)[1]
+    correct = f"correct the connection {conn_id!r} (Admin > Connections)" if conn_id else ""
+    if _NO_CREDENTIALS.search(text):
+        otherwise = (
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, for the worker's process, or name a "
+            "connection of Airflow's in the results root (s3://conn_id@bucket/…)"
+        )
+        return f"{said}: the object store wants credentials, and this worker has none; {correct or otherwise}"
+    if _AWAY.search(text):
+        where = f"endpoint_url of the connection {conn_id!r}" if conn_id else "AWS_ENDPOINT_URL"
+        return f"{said}: the object store does not answer; check its address ({where}) and the network"
+    if _NO_BUCKET.search(text):
+        return f"{said}: there is no such bucket; make it, or correct [llem] results_root"
+    if _THROTTLED.search(text):
+        return f"{said}: the object store throttles; a later try stores it"
+    if _REFUSED.search(text):
+        needs = "it needs read, write and list in the bucket"
+        return (
+            f"{said}: the store refuses this worker's credentials; {f'{correct}: ' if correct else ''}{needs}"
+        )
+    return said
+
+
+def is_of_store(error: BaseException) -> bool:
+    """Whether a store, or its client, raised it."""
+    return isinstance(error, (OSError, StoreConnectionError)) or any(
+        cls.__module__.partition(".")[0] in _CLIENTS for cls in type(error).__mro__
+    )
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 
 from llem_airflow.protocol import PROTOCOL_VERSION
 from llem_airflow.protocol.files import POWER_COLUMNS
-from llem_airflow.results.folder import Folder, ResultReadError, first_line
+from llem_airflow.results.folder import Folder, ResultReadError, first_line, parsed_json
 
 _NS = ("t_before_mono_ns", "t_after_mono_ns")
 _NAMES = pa.dictionary(pa.int32(), pa.string())
@@ -154,7 +153,7 @@ def decode_table(
         absent = sorted({*(columns or ())} - {*table.column_names, *optional})
         if absent:
             raise pa.ArrowInvalid(f"there is no column {absent[0]}")
-        return table if schema is None else _of_types(table, schema)
+        return table if schema is None else of_types(table, schema)
     except (OSError, pa.ArrowException) as error:
         raise ResultReadError(f"{where}: cannot be read: {first_line(error)}") from error
 
@@ -169,8 +168,12 @@ def _opened(data: bytes, coded: Sequence[str]) -> Any:
         )
 
 
-def _of_types(table: Any, schema: Any) -> Any:
-    """The table with the schema's types, as far as it has its columns; no value may change on the way."""
+def of_types(table: Any, schema: Any) -> Any:
+    """The table with the schema's types, as far as it has its columns; no value may change on the way.
+
+    Raises:
+        pa.ArrowInvalid: A column has values that are not of its type; the message names it.
+    """
     for place, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
         kind = schema.field(name).type if name in schema.names else column.type
         if column.type != kind:
@@ -224,7 +227,7 @@ def requests_to_parquet(source: Path, target: Path) -> tuple[int, int]:
 
 def _decoded(line: bytes) -> Any:
     try:
-        return json.loads(line)
+        return parsed_json(line)
     except (ValueError, RecursionError):
         return None
 

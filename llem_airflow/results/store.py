@@ -1,11 +1,19 @@
-"""Store: ResultsRoot, the folder of all studies, StoredRun, a run in it, and which run a person means."""
+"""Store: ResultsRoot, the folder of all studies, StoredRun, a run in it, and which run a person means.
+
+On an object store, looking into each run is a request. The aggregate therefore leaves an object
+``<study>/.runs/<run>~<facts>``, written anew whenever the run is aggregated again: one listing tells which runs are
+aggregated and what their run.json says. A folder needs none.
+"""
 
 from __future__ import annotations
 
+import base64
 import errno
+import json
+import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,7 +22,6 @@ from llem_airflow import __version__
 from llem_airflow.results import layout
 from llem_airflow.results.commit import commit, remove_orphan_commits, require_result
 from llem_airflow.results.folder import Folder, ResultReadError, ResultsWriteError, json_bytes
-from llem_airflow.results.marks import marks_in
 from llem_airflow.results.records import CycleRef, FailureRef, checked_plan, sensors_for
 
 
@@ -42,43 +49,72 @@ class ResultsRoot:
     def runs(self, study: str | None = None) -> list[StoredRun]:
         """Runs that are there, oldest first as far as their files tell."""
         studies = [layout.folder_name(study)] if study else self.studies()
-        found = []
-        for name in studies:
-            folder = self.folder.child(name)
-            found += [StoredRun.at(folder.child(run)) for run in folder.folders()]
-        found = [run for run in found if run.is_run()]
-        return sorted(found, key=lambda run: (run.started_epoch_ns(), run.folder.path))
+        return sorted((run for name in studies for run in runs_in(self.folder.child(name))), key=_age)
 
-    def aggregated(self, study: str) -> list[tuple[int, Folder]]:
-        """As ``aggregated_in``."""
-        return aggregated_in(self.folder.child(layout.folder_name(study)))
-
-    def run_at(self, folder: Folder) -> StoredRun:
-        """The run in a folder."""
-        return StoredRun.at(folder)
+    def aggregated(self, study: str) -> list[StoredRun]:
+        """Aggregated runs of a study, oldest first."""
+        return [run for run in self.runs(study) if run.is_aggregated()]
 
     def find_run(self, dag_id: str, run_id: str) -> StoredRun | None:
         """The run that an Airflow DAG run wrote, by what run.json says."""
         for study in self.studies():
             run = StoredRun.at(self.folder.child(study, layout.folder_name(run_id)))
-            if run.run_id == run_id and run.is_run() and run.meta().get("dag_id") == dag_id:
+            if run.run_id == run_id and run.facts().get("dag_id") == dag_id:
                 return run
         return None
 
 
-def aggregated_in(study: Folder) -> list[tuple[int, Folder]]:
-    """When each aggregated run of a study began, 0 for not known, and its folder; the oldest first.
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What the aggregate of a run left on an object store.
+
+    Attributes:
+        facts: What run.json says, as far as listings need it; empty where the name had no room for it.
+        version: Another one each time the run is aggregated.
+    """
+
+    facts: Mapping[str, Any]
+    version: str
+
+
+_MARKS = ".runs"
+_BEFORE_FACTS = "~"
+"""In no folder's name of a run."""
+_FACTS = ("study", "run_id", "dag_id", "version")
+_LONGEST_KEY = 1000
+"""Of an object, in bytes; S3 takes 1024."""
+_LATEST_NS = 2**63 - 1
+"""The year 2262."""
+
+
+def marks_in(study: Folder) -> dict[str, Mark]:
+    """The marks of a study's runs by the run's folder; none on a local disk."""
+    found: dict[str, Mark] = {}
+    names = study.child(_MARKS).versions() if study.local is None else {}
+    for name, version in sorted(names.items()):
+        run, _, told = name.partition(_BEFORE_FACTS)
+        facts = _decoded(told)
+        if facts or told.isdecimal():
+            earlier = found.get(run, Mark({}, ""))
+            found[run] = Mark(facts or earlier.facts, earlier.version + version)
+    return found
+
+
+def _decoded(told: str) -> dict[str, Any]:
+    with suppress(ValueError):
+        facts = json.loads(base64.urlsafe_b64decode(told + "=="))
+        return facts if isinstance(facts, dict) else {}
+    return {}
+
+
+def runs_in(study: Folder) -> list[StoredRun]:
+    """The runs in a study's folder, oldest first as far as their files tell.
 
     On an object store, only runs without a mark are looked into.
     """
-    marks, found = marks_in(study), []
-    for name in study.folders():
-        folder = study.child(name)
-        if mark := marks.get(name):
-            found.append((mark.started_epoch_ns, folder))
-        elif folder.exists(layout.SUMMARY):
-            found.append((StoredRun.at(folder).started_epoch_ns(), folder))
-    return sorted(found, key=lambda one: (one[0], one[1].path))
+    marks = marks_in(study)
+    found = [StoredRun.at(study.child(name), marks.get(name)) for name in study.folders()]
+    return sorted((run for run in found if run.is_run()), key=_age)
 
 
 @dataclass(frozen=True)
@@ -89,20 +125,25 @@ class StoredRun:
         folder: Where it lies.
         study: Name of the study.
         run_id: The id as its caller (Airflow) gave it.
+        told: What run.json, which is written once, or the mark said when the run was found; empty for not known.
+        version: Of what its aggregate wrote, by the mark; empty without one.
     """
 
     folder: Folder
     study: str
     run_id: str
+    told: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    version: str = field(default="", repr=False, compare=False)
 
     @classmethod
-    def at(cls, folder: Folder) -> StoredRun:
-        """The run in a folder, with the names its run.json gives or else those of the folders."""
-        study = folder.above().name
-        meta = {}
-        with suppress(ResultReadError):
-            meta = folder.read_object(layout.RUN, optional=True)
-        return cls(folder, study=str(meta.get("study", study)), run_id=str(meta.get("run_id", folder.name)))
+    def at(cls, folder: Folder, mark: Mark | None = None) -> StoredRun:
+        """The run in a folder, with the names its mark or run.json gives or else those of the folders."""
+        told = mark.facts if mark else {}
+        if not told:
+            with suppress(ResultReadError):
+                told = folder.read_object(layout.RUN, optional=True)
+        study, run_id = str(told.get("study", folder.above().name)), str(told.get("run_id", folder.name))
+        return cls(folder, study, run_id, told, mark.version if mark else "")
 
     @property
     def url(self) -> str:
@@ -121,7 +162,12 @@ class StoredRun:
 
     def is_run(self) -> bool:
         """Whether the folder holds a run."""
-        return any(self.folder.exists(name) for name in (layout.RUN, layout.PLAN, layout.EXPERIMENTS_DIR))
+        names = (layout.RUN, layout.PLAN, layout.EXPERIMENTS_DIR)
+        return bool(self.told or self.version) or any(self.folder.exists(name) for name in names)
+
+    def is_aggregated(self) -> bool:
+        """Whether its summary is there."""
+        return bool(self.version) or self.folder.exists(layout.SUMMARY)
 
     def write_plan(self, study_text: str, plan: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         """Store the question: study.yaml, plan.json and run.json. Writing the same again changes nothing.
@@ -157,6 +203,14 @@ class StoredRun:
         """run.json; empty when there is none."""
         return self.folder.read_object(layout.RUN, optional=True)
 
+    def facts(self) -> Mapping[str, Any]:
+        """Study, run_id, dag_id, version and started_epoch_ns of run.json, as they were told when the run was found.
+
+        Raises:
+            ResultReadError: They were not, and run.json is damaged.
+        """
+        return self.told or self.meta()
+
     def study_text(self) -> str | None:
         """study.yaml as its author wrote it."""
         return self.folder.read(layout.STUDY).decode() if self.folder.exists(layout.STUDY) else None
@@ -169,8 +223,8 @@ class StoredRun:
         """When it began: ``started_epoch_ns`` of run.json, else the first anchor of its cycles, else 0."""
         starts = []
         with suppress(ResultReadError):  # a damaged run.json must not hide the other runs
-            stated = self.meta().get("started_epoch_ns")
-            if isinstance(stated, int):
+            stated = self.facts().get("started_epoch_ns")
+            if isinstance(stated, int) and 0 <= stated <= _LATEST_NS:
                 return stated
         for ref in self.cycles():
             try:
@@ -198,6 +252,27 @@ class StoredRun:
                 return
             self.folder.child("superseded").write(layout.versioned_name(name, earlier), earlier)
         self.folder.write(name, data)
+
+    def mark_aggregated(self) -> None:
+        """Say that its tables, summary and report are written; where that is known, that they are other ones."""
+        run = StoredRun.at(self.folder)
+        began_ns = run.started_epoch_ns()
+        facts = {name: run.told[name] for name in _FACTS if name in run.told} | {"started_epoch_ns": began_ns}
+        told = (
+            base64.urlsafe_b64encode(json.dumps(facts, separators=(",", ":")).encode()).decode().rstrip("=")
+        )
+        folder = self.folder.above().child(_MARKS)
+        name = f"{self.folder.name}{_BEFORE_FACTS}"
+        fits = len(f"{folder.path}/{name}{told}".encode()) <= _LONGEST_KEY
+        said = json_bytes({"aggregated_epoch_ns": time.time_ns()})
+        folder.write(f"{name}{told if fits else began_ns}", said)
+
+    def unmark(self) -> None:
+        """Forget that it was aggregated: it is about to be removed."""
+        folder = self.folder.above().child(_MARKS)
+        for name in folder.files():
+            if name.partition(_BEFORE_FACTS)[0] == self.folder.name:
+                folder.fs.rm_file(f"{folder.path}/{name}")
 
     def is_committed(self, experiment_id: str, cycle: int) -> bool:
         """Whether it has a result."""
@@ -367,64 +442,19 @@ def some_runs(root: ResultsRoot, study: str | None = None) -> list[StoredRun]:
     return runs
 
 
-def newest_runs(root: ResultsRoot, study: str | None = None) -> list[tuple[int, StoredRun]]:
-    """Runs under a root, or those of one study, with when each began, 0 for not known; the newest first, at least one.
-
-    On an object store, only runs without a mark are looked into.
-
-    Raises:
-        NoSuchRunError: As ``some_runs``.
-    """
-    found = []
-    for name in [layout.folder_name(study)] if study else root.studies():
-        folder = root.folder.child(name)
-        marks = marks_in(folder)
-        for each in folder.folders():
-            at = folder.child(each)
-            if mark := marks.get(each):
-                found.append((mark.started_epoch_ns, StoredRun(at, study=name, run_id=each)))
-            elif (one := _looked_into(at)) is not None:
-                found.append(one)
-    if not found:
-        some_runs(root, study)
-    return sorted(found, key=lambda one: (one[0], one[1].folder.path), reverse=True)
-
-
-def _looked_into(folder: Folder) -> tuple[int, StoredRun] | None:
-    """The run in a folder and when it began, by its run.json alone where that tells it; None where there is none."""
-    meta: dict[str, Any] = {}
-    with suppress(ResultReadError):
-        meta = folder.read_object(layout.RUN, optional=True)
-    run = StoredRun(folder, str(meta.get("study", folder.above().name)), str(meta.get("run_id", folder.name)))
-    if isinstance(started := meta.get("started_epoch_ns"), int):
-        return started, run
-    return (run.started_epoch_ns(), run) if run.is_run() else None
-
-
 def run_name(run: StoredRun) -> str:
     """``study/run`` by the names of the folders, as every verb takes it."""
     return "/".join(run.folder.path.rsplit("/", 2)[-2:])
 
 
-def require_run(root: ResultsRoot, study: str | None = None) -> None:
-    """That there is a run under a root, or of a study, without looking into all of them.
-
-    Raises:
-        NoSuchRunError: As ``some_runs``.
-    """
-    for name in [layout.folder_name(study)] if study else root.studies():
-        folder = root.folder.child(name)
-        if any(StoredRun.at(folder.child(run)).is_run() for run in folder.folders()):
-            return
-    some_runs(root, study)
+def _age(run: StoredRun) -> tuple[int, str]:
+    return run.started_epoch_ns(), run.folder.path
 
 
 def _newest(root: ResultsRoot, study: str | None = None) -> StoredRun:
     """The newest run that was brought to its end; one that was broken off only when there is no other."""
-    ended = [one for name in ([study] if study else root.studies()) for one in root.aggregated(name)]
-    if not ended:
-        return some_runs(root, study)[-1]
-    return StoredRun.at(max(ended, key=lambda one: (one[0], one[1].path))[1])
+    runs = some_runs(root, study)
+    return next((run for run in reversed(runs) if run.is_aggregated()), runs[-1])
 
 
 def _what_is_there(root: ResultsRoot, text: str) -> str:

@@ -8,8 +8,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from llem_airflow.results.faults import why_store_fails
-from llem_airflow.results.folder import Folder
+from llem_airflow.results.folder import Folder, why_store_fails
 
 _PATIENCE = {"connect_timeout": 5, "read_timeout": 10, "retries": {"max_attempts": 1}}
 """Of the client of S3, whose own takes minutes to say that nobody answers."""

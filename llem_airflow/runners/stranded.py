@@ -26,7 +26,7 @@ from llem_airflow.protocol.session import EVIDENCE
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.typed_json import ProtocolError
 from llem_airflow.results import ResultsRoot, StoredRun
-from llem_airflow.results.faults import why_store_fails
+from llem_airflow.results.folder import why_store_fails
 from llem_airflow.runners.attempt import LABEL_GPUS, LABEL_KEY, LABEL_PRIVATE, LABEL_SESSION
 from llem_airflow.runners.ending import CONTAINER_LOG, read_result
 from llem_airflow.runners.engine import (

@@ -19,12 +19,12 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 
 from llem_airflow.analysis.compare import COMPARED, How
 from llem_airflow.analysis.leaderboard import LATENCIES
-from llem_airflow.frames.export import FORMATS, TABLES, export_table
+from llem_airflow.frames.tables import FORMATS, TABLES, export_table
 from llem_airflow.operators.settings import settings
 from llem_airflow.protocol.typed_json import to_json
 from llem_airflow.results import CycleRef, ResultsRoot, StoredRun, layout
-from llem_airflow.results.faults import is_of_store, why_store_fails
-from llem_airflow.results.live import read_live
+from llem_airflow.results.folder import is_of_store, why_store_fails
+from llem_airflow.results.records import read_live
 from llem_airflow.web.access import READS_DAG, READS_RUN, DagId, MayReadLogs, ReadableDags, RunId, RunsReader
 from llem_airflow.web.answers import HEADERS, PAGE_HEADERS, download, in_theme, json_answer, notice
 from llem_airflow.web.board import leaderboard

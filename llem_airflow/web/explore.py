@@ -7,8 +7,7 @@ from typing import Any
 from llem_airflow.analysis.metrics import BY_NAME, METRICS
 from llem_airflow.analysis.plan import experiment_labels
 from llem_airflow.analysis.summary import ExperimentSummary, MetricSummary, load_summary
-from llem_airflow.frames.asked import Problems
-from llem_airflow.frames.swept import Swept
+from llem_airflow.frames.asked import Problems, Swept
 from llem_airflow.report.under_load import under_load
 from llem_airflow.report.view import fronts
 from llem_airflow.results import ResultReadError, StoredRun, layout

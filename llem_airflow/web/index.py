@@ -8,9 +8,9 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
+from llem_airflow.results import ResultsRoot, StoredRun, layout
 from llem_airflow.results.folder import Folder
-from llem_airflow.results.marks import marks_in
+from llem_airflow.results.store import marks_in
 from llem_airflow.web.kept import file_version
 
 LARGEST_RUNS = 50_000
@@ -74,15 +74,16 @@ class RunIndex:
         if known is not None and changed is not None and known[0] == changed:
             return known[1]
         before = {entry.run.folder.path: entry for entry in known[1]} if known and changed is None else {}
-        names = folder.folders()
-        found = [before.get(f"{folder.path}/{name}") or _entry(folder.child(name)) for name in names]
+        names, marks = folder.folders(), marks_in(folder)
+        found = [
+            before.get(f"{folder.path}/{name}") or _entry(StoredRun.at(folder.child(name), marks.get(name)))
+            for name in names
+        ]
         entries = tuple(
             sorted(filter(None, found), key=lambda one: (one.started_epoch_ns, one.run.folder.path))
         )
         # A run that is only being opened has no run.json yet; writing it changes the run's folder, not the study's.
         self._remember(study, changed if all(found) else None, entries)
-        if not (marks := marks_in(folder)):
-            return entries
         return tuple(
             replace(one, version=marks[name].version) if (name := one.run.folder.name) in marks else one
             for one in entries
@@ -108,7 +109,7 @@ class RunIndex:
         return None
 
     def _at(self, study: str, dag_id: str, run_id: str) -> StoredRun | None:
-        entry = _entry(self.root.folder.child(study, layout.folder_name(run_id)), timed=False)
+        entry = _entry(StoredRun.at(self.root.folder.child(study, layout.folder_name(run_id))), timed=False)
         if entry is None or (entry.dag_id, entry.run.run_id) != (dag_id, run_id):
             return None
         with self._lock:
@@ -129,23 +130,17 @@ class RunIndex:
                 self._studies.popitem(last=False)
 
 
-def _entry(folder: Folder, *, timed: bool = True) -> Entry | None:
-    """The run in a folder, or None when no run.json tells of one.
+def _entry(run: StoredRun, *, timed: bool = True) -> Entry | None:
+    """A run, or None when no run.json tells of one.
 
     Args:
-        folder: Where it lies.
+        run: As it was found.
         timed: Whether to look for its begin in its cycles where run.json does not tell it.
     """
-    try:
-        meta = folder.read_object(layout.RUN)
-    except ResultReadError:
+    if not run.told:
         return None
-    study = str(meta.get("study", folder.above().name))
-    run = StoredRun(folder, study=study, run_id=str(meta.get("run_id", folder.name)))
-    started = meta.get("started_epoch_ns")
-    if not isinstance(started, int):
-        started = run.started_epoch_ns() if timed else 0
-    return Entry(run, str(meta.get("dag_id") or ""), started, str(meta.get("version") or ""))
+    started = run.started_epoch_ns() if timed else 0
+    return Entry(run, str(run.told.get("dag_id") or ""), started, str(run.told.get("version") or ""))
 
 
 def _changed(folder: Folder) -> Any:

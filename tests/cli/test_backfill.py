@@ -7,12 +7,15 @@ import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
+from llem_airflow.cli import main
 from llem_airflow.cli.airflow_api import AirflowApi, AirflowApiError
-from llem_airflow.cli.backfill import BackfillError, backfill, backfill_and_show, ranges_of
+from llem_airflow.cli.backfill import BackfillError, backfill, ranges_of
 from llem_airflow.study import load_study_text
 
 TEXT = """\
@@ -28,6 +31,12 @@ STUDY = load_study_text(
     + "".join(f"  - {{name: {name}, released: 2026-0{9 - i}-01}}\n" for i, name in enumerate(RELEASES))
 )
 """The file names the newest first."""
+
+
+def typed(folder: Path, study: str, url: str, *arguments: str) -> Result:
+    """What the command says of a study file."""
+    (folder / "watch.yaml").write_text(study)
+    return CliRunner().invoke(main, ["backfill", str(folder / "watch.yaml"), "--url", url, *arguments])
 
 
 class ScriptedAirflow:
@@ -191,26 +200,25 @@ def test_releases_that_only_airflow_knows_stop_it_before_anything_is_made(
     ],
 )
 def test_a_mistake_is_told_without_a_traceback(
-    study: str, versions: str, message: str, capsys: pytest.CaptureFixture[str]
+    study: str, versions: str, message: str, tmp_path: Path
 ) -> None:
-    code = backfill_and_show(
-        load_study_text(study), "http://127.0.0.1:9", versions, reprocess="none", unpause=False
-    )
-    assert code == 2
-    assert message in capsys.readouterr().err
+    done = typed(tmp_path, study, "http://127.0.0.1:9", "--versions", versions)
+    assert done.exit_code == 2
+    assert message in done.stderr
 
 
-def test_where_no_airflow_answers_the_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    code = backfill_and_show(STUDY, "http://127.0.0.1:9", None, reprocess="none", unpause=False)
-    assert code == 2
-    assert "no Airflow answers at http://127.0.0.1:9" in capsys.readouterr().err
+def test_where_no_airflow_answers_the_option_is_named(tmp_path: Path) -> None:
+    done = typed(tmp_path, STUDY.text, "http://127.0.0.1:9")
+    assert done.exit_code == 2
+    assert "no Airflow answers at http://127.0.0.1:9" in done.stderr
 
 
 def test_who_is_not_known_is_told_which_variables_to_set(
-    airflow: ScriptedAirflow, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    airflow: ScriptedAirflow, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     airflow.token = "secret"
-    assert backfill_and_show(STUDY, url, None, reprocess="none", unpause=False) == 2
-    assert "give AIRFLOW_TOKEN, or AIRFLOW_USER and AIRFLOW_PASSWORD" in capsys.readouterr().err
+    done = typed(tmp_path, STUDY.text, url)
+    assert done.exit_code == 2
+    assert "give AIRFLOW_TOKEN, or AIRFLOW_USER and AIRFLOW_PASSWORD" in done.stderr
     monkeypatch.setenv("AIRFLOW_TOKEN", "secret")
-    assert backfill_and_show(STUDY, url, "r1", reprocess="none", unpause=False) == 0
+    assert typed(tmp_path, STUDY.text, url, "--versions", "r1").exit_code == 0

@@ -304,6 +304,19 @@ def test_a_folder_of_results_that_is_a_file_is_told(tmp_path: Path) -> None:
     )
 
 
+def test_a_folder_of_results_that_is_not_there_is_told_where_a_person_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLEM_UNSTORED", str(tmp_path / "of the worker"))
+    named = llem("results", "recover", "--folder", str(tmp_path / "typo"), root="")
+    assert (named.exit_code, named.stderr.strip()) == (
+        2,
+        f"{tmp_path / 'typo'}: No such file or directory; name one that exists, or make its folder first",
+    )
+    # A worker makes its own when the first result has to wait.
+    assert llem("results", "recover", root="").output.startswith("Nothing waits to be stored here")
+
+
 @pytest.mark.parametrize("charset", ["ascii", "latin-1", "utf-8"])
 def test_every_sign_is_written_whatever_the_terminal_s_character_set(
     charset: str, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch

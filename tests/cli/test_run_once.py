@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llem_airflow.cli import main, run_once
+from llem_airflow.cli.edge import INTERRUPTED
 from llem_airflow.cli.embedded import Home
 from llem_airflow.cli.run_once import Wanted
 from llem_airflow.results import ResultsRoot, StoredRun
@@ -78,7 +79,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
     def instead(wanted: Wanted, home: Home, began: datetime, on_line: object) -> int:
         found.wanted.append((wanted, began))
-        if found.code == run_once.INTERRUPTED:
+        if found.code == INTERRUPTED:
             raise KeyboardInterrupt
         return found.code
 
@@ -115,7 +116,7 @@ def test_an_edited_study_is_not_resumed(place: Place) -> None:
 
 def test_ctrl_c_is_130_and_says_what_is_kept_and_how_to_go_on(place: Place) -> None:
     run = place.measured(1)
-    place.code = run_once.INTERRUPTED
+    place.code = INTERRUPTED
     done = place.run("--resume", "--runner", "process")
     assert done.exit_code == 130
     assert f"1 of 4 cycles measured and kept in {run.url}." in done.output

@@ -391,6 +391,56 @@ def test_runs_are_named_in_every_way(make_run: MakeRun, monkeypatch: pytest.Monk
         cycles_df(frame[["study"]])
 
 
+def test_no_run_is_an_empty_frame_of_the_same_columns(make_run: MakeRun) -> None:
+    run = whole(make_run)
+    for read in (experiments_df, cycles_df, requests_df, power_df):
+        empty = read([])
+        assert empty.empty
+        there = read(run)[list(empty)]
+        assert empty.dtypes.to_dict().keys() == there.dtypes.to_dict().keys()
+        assert str(empty.dtypes.iloc[-1]) == str(there.dtypes.iloc[-1])
+    assert str(experiments_df([])["energy_j_n"].dtype) == "Int64"
+
+
+def test_a_cycle_is_asked_for_by_a_number_of_a_frame(make_run: MakeRun) -> None:
+    run = whole(make_run)
+    cycle = cycles_df(run)["cycle"].max()
+    for read in (requests_df, power_df):
+        assert read(run, IDS[0], cycle)["cycle"].unique().tolist() == [3]
+        assert read(run, cycle=cycles_df(run)["cycle"].unique())["cycle"].nunique() == 3
+
+
+def test_a_column_of_another_type_is_a_problem_of_its_run_alone(make_run: MakeRun) -> None:
+    run, other = whole(make_run), whole(make_run, "r2")
+    assert other.path is not None
+    for read, name, changed in (
+        (cycles_df, "cycles.parquet", "energy_j"),
+        (experiments_df, "experiments.parquet", "energy_j_n"),
+        (power_df, "power.parquet", "t_epoch"),
+    ):
+        table = pq.read_table(other.path / name)
+        text = pa.array(["x"] * table.num_rows)
+        pq.write_table(table.set_column(table.column_names.index(changed), changed, text), other.path / name)
+        frame, problems = read([run, other], strict=False)
+        assert frame["run_id"].unique().tolist() == ["r1"]
+        assert problems["run_id"].tolist() == ["r2"]
+        assert f"column {changed} is of string" in problems["problem"].iloc[0]
+
+
+@pytest.mark.parametrize("began", [10**30, -(10**30)])
+def test_facts_of_a_run_that_cannot_be_hide_no_other(make_run: MakeRun, began: int) -> None:
+    root = root_of(whole(make_run))
+    odd = whole(make_run, "r2")
+    facts = odd.meta() | {"started_epoch_ns": began, "version": 5, "dag_id": ["x"]}
+    odd.folder.write("run.json", json.dumps(facts).encode())
+    runs, problems = runs_df(root, strict=False)
+    assert sorted(runs["run_id"]) == ["r1", "r2"]
+    assert problems.empty
+    row = runs.set_index("run_id").loc["r2"]
+    assert row["started"] == runs.set_index("run_id").loc["r1"]["started"]  # as their cycles tell
+    assert (row["release"], row["dag_id"]) == ("5", '["x"]')
+
+
 def test_a_column_of_a_newer_release_is_unknown_in_an_older_run(make_run: MakeRun) -> None:
     run, older = whole(make_run), whole(make_run, "old")
     assert older.path is not None

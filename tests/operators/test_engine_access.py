@@ -20,7 +20,7 @@ from llem_airflow.operators.placement import EngineAwayError, PlacementError
 from llem_airflow.operators.runners import engine_address, engine_of
 from llem_airflow.protocol.live import DevicePower, LivePhase, LivePower, phase_record, power_record
 from llem_airflow.results import ResultsRoot
-from llem_airflow.results.live import Live, is_live, read_live
+from llem_airflow.results.records import Live, is_live, read_live
 from llem_airflow.runners.attempt import LABEL_KEY, Attempt
 from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.engine import EngineAddress

@@ -16,7 +16,7 @@ from llem_airflow.operators import live as module
 from llem_airflow.operators.live import STRETCHES, LiveSeries, live_power
 from llem_airflow.protocol.live import DevicePower, LivePhase, LivePower
 from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun, layout
-from llem_airflow.results.live import LiveGpu, end_all, is_live, read_live
+from llem_airflow.results.records import LiveGpu, end_all, is_live, read_live
 
 SECOND_NS = 1_000_000_000
 

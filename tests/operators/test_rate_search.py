@@ -18,7 +18,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.factory import study_dag
 from llem_airflow.frames import rates_df, searches_df
-from llem_airflow.frames.export import export_table
+from llem_airflow.frames.tables import export_table
 from llem_airflow.operators.gates import AnswerTrigger, Candidate, check
 from llem_airflow.operators.waits import Pause
 from llem_airflow.protocol.result import CycleResult, Served

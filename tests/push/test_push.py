@@ -248,7 +248,7 @@ def test_a_push_that_breaks_off_leaves_the_database_as_it_was(
             raise OSError("the results are on a disk that has gone")
 
         with monkeypatch.context() as patched:
-            patched.setattr("llem_airflow.push.run.series_of", broken)
+            patched.setattr("llem_airflow.push.series_of", broken)
             with pytest.raises(OSError, match="a disk"):
                 push_run(run, "postgres", url)
         assert Database("postgres", url, "").devices() == before

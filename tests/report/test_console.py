@@ -47,6 +47,17 @@ def test_report_of_no_run_says_what_there_is_and_exits_with_2(make_run: MakeRun)
     assert "nightly/a" in found.stderr
 
 
+def test_a_name_that_no_encoding_has_keeps_no_report_from_being_made(make_run: MakeRun) -> None:
+    run = _run(make_run)
+    plan = run.plan()
+    plan["experiments"][0]["config"] = {"engine": "transformers", "task": {"model": "a\ud800b"}}
+    run.folder.write("plan.json", json.dumps(plan).encode())
+    found = _llem(run, "report", "--again")
+    assert found.exit_code == 0, found.output
+    assert "a\N{REPLACEMENT CHARACTER}b" in run.folder.read("report.html").decode()
+    assert "a\N{REPLACEMENT CHARACTER}b" in found.output
+
+
 def test_report_as_markdown_and_as_json(make_run: MakeRun) -> None:
     run = _run(make_run)
     page = _llem(run, "report", "--format", "markdown").output

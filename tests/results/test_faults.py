@@ -17,8 +17,13 @@ import pytest
 from click.testing import CliRunner
 
 from llem_airflow.cli import main
-from llem_airflow.results.faults import is_of_store, why_store_fails
-from llem_airflow.results.folder import Folder, ResultsWriteError, StoreConnectionError
+from llem_airflow.results.folder import (
+    Folder,
+    ResultsWriteError,
+    StoreConnectionError,
+    is_of_store,
+    why_store_fails,
+)
 from llem_airflow.runners.doctor import FAIL, OK, Check, examine
 from llem_airflow.runners.doctor_results import look_at
 from tests import parts

@@ -19,7 +19,7 @@ from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.integrity import check_run
 from llem_airflow.analysis.summary import load_summary
 from llem_airflow.analysis.tables import cycle_rows
-from llem_airflow.frames.export import export_table
+from llem_airflow.frames.tables import export_table
 from llem_airflow.report.page import report_html
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.results.store import locate_run

@@ -44,6 +44,17 @@ def test_events_that_were_cut_off_or_have_no_time_are_left_out(ref: CycleRef) ->
     assert ref.events() == [{"t_mono_ns": 1}]
 
 
+def test_half_a_surrogate_pair_is_read_as_the_sign_for_what_cannot_be_read(ref: CycleRef) -> None:
+    """No file, page or plot can be written with it."""
+    ref.folder.write("plan.json", rb'{"a\uD800": ["\udc00b", {"c": "\ud83d\ude00"}, 1]}')
+    found = ref.folder.read_object("plan.json")
+    assert found == {
+        "a\N{REPLACEMENT CHARACTER}": ["\N{REPLACEMENT CHARACTER}b", {"c": "\N{GRINNING FACE}"}, 1]
+    }
+    ref.folder.write("events.jsonl", rb'{"t_mono_ns": 1, "event": "\ud800"}')
+    assert ref.events()[0]["event"] == "\N{REPLACEMENT CHARACTER}"
+
+
 @pytest.mark.parametrize("data", [b"{}", b'{"kind": 1}', b"[]", b"{"])
 def test_a_second_meter_that_cannot_be_read_is_named(ref: CycleRef, data: bytes) -> None:
     assert ref.check() is None

@@ -23,7 +23,7 @@ from llem_airflow.frames import cycles_df, experiments_df
 from llem_airflow.operators.live import LiveSeries
 from llem_airflow.protocol.live import DevicePower, LivePhase, LivePower
 from llem_airflow.results import ResultsRoot, StoredRun, layout
-from llem_airflow.results.live import end_live, write_live
+from llem_airflow.results.records import end_live, write_live
 from llem_airflow.web.access import READS_DAG, READS_RUN
 from llem_airflow.web.app import create_app
 from llem_airflow.web.modules import MODULES, release

@@ -12,7 +12,7 @@ from playwright.sync_api import Page
 from llem_airflow.operators.live import LiveSeries
 from llem_airflow.protocol.live import DevicePower, LivePhase, LivePower
 from llem_airflow.results import StoredRun
-from llem_airflow.results.live import end_live, write_live
+from llem_airflow.results.records import end_live, write_live
 from tests.analysis.conftest import IDS
 from tests.results.recorded import Recording
 from tests.web.conftest import Site
