@@ -21,7 +21,6 @@ from airflow.triggers.base import BaseTrigger
 
 from llem_airflow.operators import arguments, runners
 from llem_airflow.operators.energy import cycle_row, known_idle_power, line_of
-from llem_airflow.operators.engine_hook import EngineHook
 from llem_airflow.operators.evidence import attempt_of, cut_short, provenance, run_of
 from llem_airflow.operators.gates import Candidate, check, require_energy, without_required_energy
 from llem_airflow.operators.host import DEFAULT_CONN_ID, HostSettings, HostSettingsError, LLEMHostHook
@@ -506,9 +505,9 @@ class LLEMExperimentOperator(ExperimentTask, DockerOperator):  # type: ignore[mi
             super().resolve_template_files()
 
     @cached_property
-    def hook(self) -> EngineHook:
+    def hook(self) -> runners.EngineHook:
         """As of DockerOperator, with TLS files that no variable of the worker replaces, and with ssh."""
-        return EngineHook(
+        return runners.EngineHook(
             address=runners.engine_address(self),
             docker_conn_id=self.docker_conn_id,
             version=self.api_version,

@@ -145,10 +145,21 @@ class EngineAddress:
 
     @property
     def tls(self) -> EngineTLS | None:
-        """Its certificates; None where it has none."""
+        """Its certificates; None where it has none.
+
+        Raises:
+            docker.errors.DockerException: A file of them cannot be read here.
+        """
         if not (self.ca_cert and self.client_cert and self.client_key):
             return None
         pair = self.client_cert, self.client_key
+        named = {"tls_ca_cert": self.ca_cert, "tls_client_cert": pair[0], "tls_client_key": pair[1]}
+        for name, path in named.items():
+            if not os.access(path, os.R_OK):
+                raise DockerException(
+                    f"cannot connect to the Docker daemon: {name} is {path}, which is no file that can be read here: "
+                    "put it there for this user, or correct the connection"
+                )
         return EngineTLS(client_cert=pair, ca_cert=self.ca_cert, verify=self.verify)
 
     def _connect(self, url: str, timeout_s: int) -> docker.APIClient:

@@ -27,17 +27,17 @@ from llem_airflow.runners.base import KILL_S, Busy, Collected, Place, Runner, St
 from llem_airflow.runners.bundle import build_bundle
 from llem_airflow.runners.cluster import API_ERRORS, Cluster, ExecError, PodGoneError
 from llem_airflow.runners.ending import CONTAINER_LOG, INSPECT, Ended, failed, read_result
-from llem_airflow.runners.exchange import CollectError, unpack
+from llem_airflow.runners.exchange import CollectError
 from llem_airflow.runners.failures import AttemptFailedError, Failure, classify, failure, told_without_secrets
 from llem_airflow.runners.live import OnLive
 from llem_airflow.runners.output import LogSink, Watchdog
-from llem_airflow.runners.pod_log import follow
+from llem_airflow.runners.pod_log import QUIET_S, collect, follow
 from llem_airflow.runners.pod_spec import (
     KEEPER,
     LABEL_OWNER,
-    SENDS,
     PodSettings,
     config_maps,
+    container_in,
     ending,
     owner_of,
     pod,
@@ -59,7 +59,6 @@ from llem_airflow.runners.pod_status import (
     why_stuck,
 )
 
-_QUIET_S = 60.0
 _NO_WORD = "the scheduler has said nothing of the pod"
 _VERDICT_S = 30.0
 """How long the scheduler may take to say anything of a pod that may not wait."""
@@ -204,7 +203,7 @@ class KubernetesRunner(Runner):
         earlier = self._folder / f"earlier-{found['metadata']['name']}"
         earlier.mkdir(exist_ok=True)
         try:
-            self._collect(found["metadata"]["name"], earlier)
+            collect(self._cluster, found["metadata"]["name"], earlier, self._sink.redactor)
             read_result(earlier, spec)
         except (*API_ERRORS, CollectError, ExecError, ProtocolError) as error:
             ended = (main_state(found, base, "terminated") or {}).get("reason")
@@ -382,7 +381,7 @@ class KubernetesRunner(Runner):
 
         def end() -> None:
             try:
-                quiet_s = settings.stop_grace_s * 2 + _QUIET_S
+                quiet_s = settings.stop_grace_s * 2 + QUIET_S
                 list(self._cluster.output_of(self._pod, KEEPER, ending(settings.stop_grace_s), quiet_s))
             except (*API_ERRORS, ExecError):
                 with contextlib.suppress(*API_ERRORS):
@@ -398,7 +397,7 @@ class KubernetesRunner(Runner):
         deadline_s = time.monotonic() + self._settings.api_grace_s
         while True:
             try:
-                self._collect(self._pod, self._folder)
+                collect(self._cluster, self._pod, self._folder, self._sink.redactor)
                 return
             except (*API_ERRORS, CollectError, ExecError) as error:
                 if not main_state(self._still(error), KEEPER, "running"):
@@ -422,13 +421,6 @@ class KubernetesRunner(Runner):
         except PodGoneError:
             raise self._gone() from error
 
-    def _collect(self, name: str, folder: Path) -> None:
-        self._unpack(self._cluster, name, folder, _QUIET_S)
-
-    def _unpack(self, cluster: Cluster, name: str, folder: Path, quiet_s: float) -> None:
-        with contextlib.closing(cluster.output_of(name, KEEPER, ["python3", "-c", SENDS], quiet_s)) as chunks:
-            unpack(chunks, folder, self._sink.redactor)
-
     def _no_result(
         self, spec: ExperimentSpec, ended: Mapping[str, Any], fired: str | None, problem: ProtocolError
     ) -> AttemptFailedError:
@@ -442,7 +434,7 @@ class KubernetesRunner(Runner):
         if state.get("reason") in ("StartError", "ContainerCannotRun"):
             found = classify(state.get("exitCode"), str(state.get("message") or ""))
             return self._failed(found, f"the attempt cannot be started: {state.get('message')}")
-        limits = _named(ended, self._settings.base).get("resources", {}).get("limits") or {}
+        limits = container_in(ended, self._settings.base).get("resources", {}).get("limits") or {}
         said = Ended(
             "pod",
             int(state.get("exitCode", -1)),
@@ -460,7 +452,7 @@ class KubernetesRunner(Runner):
         quick = Cluster(self._api, self._settings.namespace, KILL_S, within_s=KILL_S)
         with contextlib.suppress(*API_ERRORS, CollectError, ExecError, PodGoneError):
             if quick.pod(self._pod)["metadata"]["labels"].get(LABEL_OWNER) == self._owner:
-                self._unpack(quick, self._pod, self._folder, KILL_S)
+                collect(quick, self._pod, self._folder, self._sink.redactor, quiet_s=KILL_S)
 
     def _discard(self) -> None:
         """Remove the pod if it is still ours, and wait until its devices are free."""
@@ -514,10 +506,6 @@ def _message(error: ApiException) -> str:
         return str(json.loads(error.body)["message"])
     except (TypeError, ValueError, KeyError):
         return str(error.reason or error)
-
-
-def _named(found: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return next((each for each in found["spec"]["containers"] if each["name"] == name), {})
 
 
 def _now_epoch_s() -> float:

@@ -1,4 +1,4 @@
-"""The output of a pod's container, followed through connections that break."""
+"""What comes out of a pod: a container's output, followed through connections that break, and the attempt's files."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
+from llem_airflow.protocol.redaction import Redactor
 from llem_airflow.runners.cluster import API_ERRORS, Cluster, PodGoneError
+from llem_airflow.runners.exchange import unpack
 from llem_airflow.runners.output import LogSink
+from llem_airflow.runners.pod_spec import KEEPER, SENDS
 from llem_airflow.runners.pod_status import is_over
 
 # Each line begins with the time when the node's runtime got it; of fixed width, it compares as text.
@@ -19,6 +23,28 @@ _CLOCKS_DIFFER_S = 60.0
 _END_LOOKS_S = 3.0
 _END_READS = 5
 _READ_AGAIN_S = 0.5
+QUIET_S = 60.0
+"""How long the pod's keeper may write nothing while it hands files out, in seconds."""
+
+
+def collect(
+    cluster: Cluster, name: str, folder: Path, redactor: Redactor, *, quiet_s: float = QUIET_S
+) -> None:
+    """Bring what an attempt wrote out of its pod, while its keeper lives.
+
+    Args:
+        cluster: Where the pod is.
+        name: The pod.
+        folder: Where the files go.
+        redactor: Blanks the secrets in them.
+        quiet_s: How long nothing may come, in seconds.
+
+    Raises:
+        ExecError: The keeper could not be asked, or broke off.
+        CollectError: There is more than the bounds allow, or the archive is broken.
+    """
+    with contextlib.closing(cluster.output_of(name, KEEPER, ["python3", "-c", SENDS], quiet_s)) as chunks:
+        unpack(chunks, folder, redactor)
 
 
 def follow(

@@ -171,7 +171,8 @@ class PodSettings:
     def secrets(self) -> list[str]:
         """Values that no log, file or message of ours may show."""
         said = {
-            each["name"]: str(each.get("value", "")) for each in _named(self.pod, self.base).get("env") or []
+            each["name"]: str(each.get("value", ""))
+            for each in container_in(self.pod, self.base).get("env") or []
         }
         return [*self.private_environment.values(), *secrets_in({**self.environment, **said})]
 
@@ -205,7 +206,7 @@ def config_maps(attempt: Attempt, bundle: bytes, spec: ExperimentSpec) -> list[d
             "kind": "ConfigMap",
             "metadata": {
                 "name": f"{attempt.container_name}-{number}",
-                "labels": _labels_beside(attempt),
+                "labels": {**_ours(attempt), LABEL_POD: attempt.container_name},
                 "annotations": attempt.labels,
             },
             "immutable": True,
@@ -222,7 +223,10 @@ def secret(attempt: Attempt, settings: PodSettings) -> dict[str, Any] | None:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": {"name": attempt.container_name, "labels": _labels_beside(attempt)},
+        "metadata": {
+            "name": attempt.container_name,
+            "labels": {**_ours(attempt), LABEL_POD: attempt.container_name},
+        },
         "immutable": True,
         "type": "Opaque",
         "data": {
@@ -244,7 +248,7 @@ def pod(attempt: Attempt, experiment_hash: str, settings: PodSettings, maps: int
     made: dict[str, Any] = copy.deepcopy(dict(settings.pod))
     made |= {"apiVersion": "v1", "kind": "Pod", "metadata": _metadata(attempt, made.get("metadata") or {})}
     spec = made["spec"] = made.get("spec") or {}
-    main = _main(attempt, experiment_hash, settings, _named(made, settings.base))
+    main = _main(attempt, experiment_hash, settings, container_in(made, settings.base))
     others = [each for each in spec.get("containers") or [] if each["name"] != settings.base]
     spec["containers"] = [main, *others, _keeper(main, settings)]
     spec["initContainers"] = [_hand_in(main), *(spec.get("initContainers") or [])]
@@ -276,9 +280,7 @@ def owner_of(try_number: int) -> str:
 def _metadata(attempt: Attempt, asked: Mapping[str, Any]) -> dict[str, Any]:
     labels = {
         **(asked.get("labels") or {}),
-        **_MANAGED,
-        LABEL_KEY: attempt.key,
-        LABEL_INSTALLATION: label_value(attempt.installation),
+        **_ours(attempt),
         "llem.dag_id": label_value(attempt.dag_id),
         "llem.experiment": label_value(attempt.experiment_id),
         "llem.cycle": str(attempt.cycle),
@@ -293,16 +295,17 @@ def label_value(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:63].strip("-._")
 
 
-def _labels_beside(attempt: Attempt) -> dict[str, str]:
+def _ours(attempt: Attempt) -> dict[str, str]:
+    """Labels by which all of an attempt's objects are found."""
     return {
         **_MANAGED,
         LABEL_KEY: attempt.key,
         LABEL_INSTALLATION: label_value(attempt.installation),
-        LABEL_POD: attempt.container_name,
     }
 
 
-def _named(made: Mapping[str, Any], name: str) -> dict[str, Any]:
+def container_in(made: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A container of a pod by its name; empty where there is none."""
     containers = (made.get("spec") or {}).get("containers") or []
     return next((each for each in containers if each["name"] == name), {})
 

@@ -21,17 +21,16 @@ from llem_airflow.results import ResultsRoot
 from llem_airflow.runners.cluster import API_ERRORS, Cluster, ExecError, PodGoneError
 from llem_airflow.runners.cluster_gc import attempt_in
 from llem_airflow.runners.ending import CONTAINER_LOG, read_result
-from llem_airflow.runners.exchange import CollectError, unpack
+from llem_airflow.runners.exchange import CollectError
 from llem_airflow.runners.gc import Leftover
 from llem_airflow.runners.kubernetes import gpus_seen
 from llem_airflow.runners.output import LogSink
-from llem_airflow.runners.pod_log import read_all
-from llem_airflow.runners.pod_spec import KEEPER, SENDS, TELLS
+from llem_airflow.runners.pod_log import QUIET_S, collect, read_all
+from llem_airflow.runners.pod_spec import KEEPER, TELLS, container_in
 from llem_airflow.runners.pod_status import image_of, is_over, main_state, told_of
 from llem_airflow.runners.stranded import Stranded, record_of, stored_once
 
 _PATIENCE_S = 30.0
-_QUIET_S = 60.0
 _LOG_BYTES = 64 * 1024 * 1024
 _REFUSED = (*API_ERRORS, CollectError, ExecError)
 
@@ -76,7 +75,7 @@ class PodRecovery:
     def _in(self, cluster: Cluster, name: str, pod: Mapping[str, Any]) -> Iterator[Stranded]:
         labels = told_of(pod["metadata"])
         known = f"{labels.get('llem.experiment')} cycle {labels.get('llem.cycle')}"
-        variables = _main(pod).get("env") or []
+        variables = container_in(pod, attempt_in(pod)).get("env") or []
         secret = [each["name"] for each in variables if "secretKeyRef" in (each.get("valueFrom") or {})]
         with tempfile.TemporaryDirectory(prefix="llem-stranded-") as scratch:
             folder = Path(scratch)
@@ -89,11 +88,7 @@ class PodRecovery:
                 plain = {each["name"]: str(each.get("value", "")) for each in variables}
                 secrets = [*secrets_in(plain), *told["variables"].values()]
                 with LogSink(folder / CONTAINER_LOG, lambda _: None, secrets, _LOG_BYTES) as sink:
-                    unpack(
-                        cluster.output_of(name, KEEPER, ["python3", "-c", SENDS], _QUIET_S),
-                        folder,
-                        sink.redactor,
-                    )
+                    collect(cluster, name, folder, sink.redactor)
                     spec = ExperimentSpec.loads(told["spec"], name)
                     result = read_result(folder, spec)
                     read_all(cluster, name, attempt_in(pod), sink)
@@ -110,7 +105,7 @@ class PodRecovery:
                 "runner": "kubernetes",
                 "start_kind": "fresh",
                 "exit_code": state.get("exitCode"),
-                "image": _main(pod).get("image"),
+                "image": container_in(pod, attempt_in(pod)).get("image"),
                 "image_digest": image_of(pod, attempt_in(pod)),
                 "host": {"name": pod["spec"].get("nodeName"), "namespace": self.namespace, "pod": name},
                 "gpus": list(gpus_seen(folder)),
@@ -125,8 +120,4 @@ class PodRecovery:
             cluster.remove(name, owner=None)
 
     def _said(self, cluster: Cluster, name: str, arguments: list[str]) -> bytes:
-        return b"".join(cluster.output_of(name, KEEPER, ["python3", "-c", *arguments], _QUIET_S))
-
-
-def _main(pod: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next(each for each in pod["spec"]["containers"] if each["name"] == attempt_in(pod))
+        return b"".join(cluster.output_of(name, KEEPER, ["python3", "-c", *arguments], QUIET_S))

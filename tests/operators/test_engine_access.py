@@ -116,6 +116,10 @@ def test_a_host_s_connection_brings_its_tls_files_and_says_what_is_wrong_with_th
     ):
         engine_of(host(**wrong))
     assert "is not signed by the authority in tls_ca_cert" in LLEMHostHook("gpu1").test_connection()[1]
+    away = f"tls_client_key is {tmp_path}/away, which is no file that can be read here: put it there for this user"
+    with pytest.raises(EngineAwayError, match=f"none answers on host gpu1: .* {away}"):
+        engine_of(host(**{**files(certificates), "tls_client_key": f"{tmp_path}/away"}))
+    assert away in LLEMHostHook("gpu1").test_connection()[1]
 
 
 def test_a_host_behind_ssh_is_reached_by_its_tasks_and_its_form(

@@ -144,6 +144,13 @@ def test_a_clock_that_differs_is_told_by_its_host() -> None:
     assert "NTP" in clock.fix
 
 
+def test_a_certificate_that_is_not_here_is_told_by_its_host() -> None:
+    address = EngineAddress(("tcp://gpu1:2376",), "/nowhere/ca.pem", "/nowhere/cert.pem", "/nowhere/key.pem")
+    engine = about("engine", examine(hosts=[Host("gpu1", address)]))
+    assert (engine.status, engine.host) == (FAIL, "gpu1")
+    assert "tls_ca_cert is /nowhere/ca.pem, which is no file that can be read here" in engine.text
+
+
 def test_a_disk_that_is_full_is_told_by_its_host() -> None:
     with engine_of_another_time(0, full=True) as url:
         disk = about("disk", examine(hosts=[Host("gpu1", EngineAddress((url,)))]))
