@@ -21,7 +21,7 @@ from llem_airflow.operators.live import SHARE, LiveSeries
 from llem_airflow.protocol.live import LivePhase, LivePower
 from llem_airflow.results import ResultsRoot
 from llem_airflow.results.records import write_live
-from llem_airflow.runners.live import LiveRecords
+from llem_airflow.runners.output import LiveRecords
 
 HOUR_S = 3600
 

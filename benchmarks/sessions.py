@@ -30,7 +30,7 @@ from typing import Any, get_args
 
 from llem_airflow.analysis.statistics import mean_of, t_interval
 from llem_airflow.operators import LLEMExperimentOperator, LLEMStartSessionOperator, LLEMStopSessionOperator
-from llem_airflow.operators.energy import cycle_row
+from llem_airflow.operators.outcome import cycle_row
 from llem_airflow.results import CycleRef, ResultsRoot
 from llem_airflow.study import Study, load_study_text
 from llem_airflow.study.config.study import Isolation

@@ -17,13 +17,13 @@ from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from airflow.timetables.base import TimeRestriction
 from airflow.timetables.trigger import CronTriggerTimetable as CronInTheScheduler
 
-from llem_airflow.operators.late import tell_timed_out
+from llem_airflow.operators.notify import tell_timed_out
 from llem_airflow.study import Problem, Study, StudyFileError
 from llem_airflow.timetables.release_dates import releases_of
 from llem_airflow.timetables.releases import ModelReleaseTimetable
 
 _NOT_CRON = ("@once", "@continuous")
-LATE = "llem_airflow.operators.late.tell_late"
+LATE = "llem_airflow.operators.notify.tell_late"
 _YEAR = pendulum.datetime(2027, 1, 1), pendulum.datetime(2028, 1, 2)
 """A schedule is judged by what it does in one year; which one does not matter, and no clock is asked."""
 _MOST_LOOKED_AT = 2000

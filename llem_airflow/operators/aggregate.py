@@ -1,18 +1,18 @@
-"""LLEMAggregateOperator: what the cycles of a run mean together."""
+"""LLEMAggregateOperator: what the cycles of a run mean together, and into which databases that goes."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from airflow.sdk import BaseOperator, Context
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk import BaseOperator, Connection, Context
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from llem_airflow.operators.evidence import open_run
-from llem_airflow.operators.export import export_run
 from llem_airflow.operators.gates import matches, note_gated, quarantine
 from llem_airflow.operators.metrics import StudyMetrics
 from llem_airflow.operators.notify import tell
@@ -28,6 +28,11 @@ from llem_airflow.text.wording import counted
 
 if TYPE_CHECKING:
     from llem_airflow.analysis.summary import Summary
+
+_log = logging.getLogger(__name__)
+
+_PORTS = {"influx": 8086, "prometheus": 9090, "postgres": 5432}
+_WRITE = "/api/v1/write"
 
 
 class LLEMAggregateOperator(BaseOperator):
@@ -184,6 +189,53 @@ def _report(run: StoredRun, summary: Summary, missing: list[dict[str, Any]]) -> 
         f"What was measured is summarised in {run.url}/report.html; evidence of failed attempts is in "
         f"{run.url}/failed. {' '.join(advice)} Or set study_execution.allow_missing_cycles: true to accept such runs."
     )
+
+
+def export_run(study: Study, run: StoredRun) -> list[str]:
+    """Write a run to each database of ``airflow.export``.
+
+    Returns:
+        What went wrong, a sentence for each database that does not have the run.
+    """
+    if not study.airflow.export:
+        return []
+    from llem_airflow.push import PushError, push_run  # noqa: PLC0415  # pandas and the clients are for this alone
+
+    problems = []
+    for one in study.airflow.export:
+        try:
+            url = database_url(Connection.get(one.conn_id), one.to)
+            points = push_run(run, one.to, url, power=one.power)
+        except AirflowException as error:
+            problems.append(f"{one.to}: there is no connection {one.conn_id!r} that can be used ({error})")
+        except PushError as error:
+            problems.append(f"{one.to} (connection {one.conn_id!r}): {error}")
+        else:
+            _log.info("%s (connection %r): %s written", one.to, one.conn_id, counted(points, "point"))
+    return problems
+
+
+def database_url(conn: Connection, to: str) -> str:
+    """The URL of a database, as ``results push`` takes it.
+
+    The connection's schema is the database; for Prometheus it is nothing, and the extra ``path`` is that of remote
+    write. The extra ``scheme`` chooses https.
+
+    Args:
+        conn: The connection.
+        to: influx, prometheus or postgres.
+    """
+    user = "" if not conn.login else quote(conn.login, safe="")
+    if conn.password:
+        user += f":{quote(conn.password, safe='')}"
+    place = f"{user}@" if user else ""
+    place += f"{conn.host or 'localhost'}:{conn.port or _PORTS[to]}"
+    database = quote(conn.schema or "", safe="")
+    if to == "postgres":
+        return f"postgresql://{place}/{database}"
+    scheme = conn.extra_dejson.get("scheme") or "http"
+    path = f"/{database}" if to == "influx" else str(conn.extra_dejson.get("path") or _WRITE)
+    return f"{scheme}://{place}{path}"
 
 
 def run_lineage(study: Study | None, returned: Mapping[str, Any]) -> Any:

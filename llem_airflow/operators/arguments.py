@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow.providers.docker.operators.docker import DockerOperator
+from docker.errors import DockerException
+from docker.types import DeviceRequest, HostConfig
 
 OUR_LABELS = "llem."
 """Labels that begin so say whose a container is and which GPUs it holds."""
@@ -138,6 +140,10 @@ def defaults_of(operator: type, table: Table) -> dict[str, Any]:
 
 
 _DEFAULTS = defaults_of(DockerOperator, ARGUMENTS)
+_AS_GIVEN = ("dns", "dns_search", "extra_hosts", "ipc_mode", "cap_add", "ulimits")
+_OF_A_HOST = (*_AS_GIVEN, "mem_limit", "shm_size", "device_requests")
+"""What Docker's client itself checks before it asks the engine."""
+_ANY_API = "1.41"
 _ASKS_FOR_NOTHING: dict[str, Any] = {**_DEFAULTS, "mount_tmp_dir": False, "port_bindings": {}}
 """Values of refused arguments that ask for what is done anyway."""
 
@@ -214,6 +220,13 @@ def _values(said: Mapping[str, Any]) -> list[str]:
         for name in ("cpus", "shm_size")
         if isinstance(said.get(name), int | float) and said[name] <= 0
     ]
+    if not isinstance(said.get("labels") or {}, dict | list):
+        wrong.append(f"labels={said['labels']!r}: allowed: a dict or a list of names")
+    for name in (each for each in _OF_A_HOST if said.get(each) is not None):
+        try:
+            HostConfig(_ANY_API, **{name: said[name]})
+        except (TypeError, ValueError, DockerException) as error:
+            wrong.append(f"{name}={said[name]!r}: {error}")
     return wrong
 
 
@@ -231,13 +244,18 @@ def check_limits(*, gpu_wait_s: float | None, max_gpu_idle_s: float | None) -> N
 
 def host_options(operator: DockerOperator) -> dict[str, Any]:
     """The arguments that Docker's client takes for a container's host configuration, where they were given."""
-    names = ("dns", "dns_search", "extra_hosts", "ipc_mode", "cap_add", "ulimits")
-    found = {name: getattr(operator, name) for name in names if getattr(operator, name)}
+    found = {name: getattr(operator, name) for name in _AS_GIVEN if getattr(operator, name)}
     if operator.cpus != _DEFAULTS["cpus"]:
         found["cpu_shares"] = round(operator.cpus * 1024)
     if operator.privileged:
         found["privileged"] = True
     return found
+
+
+def device_requests(operator: DockerOperator) -> tuple[DeviceRequest, ...]:
+    """The requests for devices, also those that are written as a dict of ``DeviceRequest``'s arguments."""
+    asked: Sequence[Any] = operator.device_requests or ()
+    return tuple(each if isinstance(each, DeviceRequest) else DeviceRequest(**each) for each in asked)
 
 
 def environment(operator: DockerOperator) -> dict[str, str]:

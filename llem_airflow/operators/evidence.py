@@ -1,19 +1,26 @@
-"""Where the results of an Airflow run lie, and what is recorded of how they came about."""
+"""Where the results of an Airflow run lie, and what is recorded of how they came about.
+
+One that cannot be stored stays on its worker, is named, and a later try stores it.
+"""
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from airflow.sdk import Context
+from airflow.sdk.exceptions import AirflowException
 
 from llem_airflow import __version__
-from llem_airflow.operators.installation import installation
 from llem_airflow.operators.request import RunRequest, study_of_run
-from llem_airflow.operators.settings import settings
-from llem_airflow.results import ResultsRoot, StoredRun
+from llem_airflow.operators.settings import installation, settings
+from llem_airflow.results import ResultReadError, ResultsRoot, StoredRun
+from llem_airflow.results.folder import why_store_fails
+from llem_airflow.results.unstored import keep, kept_results
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.ending import CONTAINER_LOG
 from llem_airflow.runners.failures import AttemptFailedError, classify
@@ -21,6 +28,9 @@ from llem_airflow.runners.output import TAIL_LINES
 from llem_airflow.study import Experiment, Study
 
 SCHEDULED = "scheduled"
+_RECOVER = (
+    "The next try of this task on that host stores it, and so does `llem-airflow results recover` there"
+)
 
 
 def is_scheduled(context: Context) -> bool:
@@ -115,3 +125,60 @@ def provenance(attempt: Attempt, runner: str, started_epoch_ns: int) -> dict[str
         "finished_epoch_ns": time.time_ns(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def store_or_keep(
+    run: StoredRun, experiment: str, cycle: int, files: Path, provenance: Mapping[str, Any]
+) -> str:
+    """Store a result; its URL.
+
+    Raises:
+        AirflowException: It cannot be stored. The message says where it is kept, and what to do.
+        ResultReadError: There is no valid result.
+    """
+    try:
+        return run.commit_cycle(experiment, cycle, files, provenance)
+    except ResultReadError:
+        raise
+    except Exception as error:
+        why, host = why_store_fails(error, run.url), os.uname().nodename
+        try:
+            folder = keep(run, experiment, cycle, files, provenance, why, settings().unstored)
+        except OSError as full:
+            raise AirflowException(
+                f"{experiment} cycle {cycle} was measured and could not be stored: {why}. Nor could it be kept on "
+                f"{host}: {full}. A container stays with its volume until the next try or `llem-airflow gc`"
+            ) from error
+        raise AirflowException(
+            f"{experiment} cycle {cycle} was measured and could not be stored: {why}. Nothing is lost: it is kept on "
+            f"{host} in {folder}. {_RECOVER}"
+        ) from error
+
+
+def store_kept(run: StoredRun, experiment: str, cycle: int, *, after_try: int) -> str | None:
+    """Store what an earlier try on this worker had to keep; its URL, or None where there is nothing.
+
+    Args:
+        run: The run.
+        experiment: Its experiment.
+        cycle: Which repetition.
+        after_try: Tries up to this one do not count: their task was cleared.
+
+    Raises:
+        AirflowException: It still cannot be stored, and stays.
+    """
+    for one in kept_results(settings().unstored):
+        if (one.root, one.study, one.run_id, one.experiment, one.cycle) != (
+            *(run.root.url, run.study, run.run_id),
+            *(experiment, cycle),
+        ) or int(one.provenance.get("try_number", 0)) <= after_try:
+            continue
+        try:
+            if url := one.store(ResultsRoot(run.root.url)):
+                return url
+        except Exception as error:
+            raise AirflowException(
+                f"{experiment} cycle {cycle} was measured by an earlier try and still cannot be stored: "
+                f"{why_store_fails(error, run.url)}. It stays on {os.uname().nodename} in {one.folder}. {_RECOVER}"
+            ) from error
+    return None

@@ -20,20 +20,26 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from airflow.triggers.base import BaseTrigger
 
 from llem_airflow.operators import arguments, runners
-from llem_airflow.operators.energy import cycle_row, known_idle_power, line_of
-from llem_airflow.operators.evidence import attempt_of, cut_short, provenance, run_of
+from llem_airflow.operators.evidence import (
+    attempt_of,
+    cut_short,
+    provenance,
+    run_of,
+    store_kept,
+    store_or_keep,
+)
 from llem_airflow.operators.gates import Candidate, check, require_energy, without_required_energy
 from llem_airflow.operators.host import DEFAULT_CONN_ID, HostSettings, HostSettingsError, LLEMHostHook
-from llem_airflow.operators.inputs import EarlierTries, pinned_model, require_model
+from llem_airflow.operators.inputs import EarlierTries, known_idle_power, pinned_model, require_model
 from llem_airflow.operators.live import LiveWriter, live_power
 from llem_airflow.operators.metrics import StudyMetrics, cycle_span
+from llem_airflow.operators.outcome import cycle_row, line_of
 from llem_airflow.operators.placement import EngineAwayError, PlacementError, first
 from llem_airflow.operators.request import cycle_of_run, study_in_form
-from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError, is_last_try
-from llem_airflow.operators.runners import CORRECT, Chosen
+from llem_airflow.operators.retries import ended, is_last_try
+from llem_airflow.operators.runners import Chosen
 from llem_airflow.operators.settings import LocalModel, local_model, settings
 from llem_airflow.operators.ui import EvidenceLink
-from llem_airflow.operators.unstored import store_kept, store_or_keep
 from llem_airflow.operators.waits import (
     AT_MOST_S,
     LOOK_EVERY_S,
@@ -49,14 +55,12 @@ from llem_airflow.results import StoredRun
 from llem_airflow.results.cleanup import scratch_folder
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import Busy, Collected, Runner
-from llem_airflow.runners.failures import AttemptFailedError, failure
-from llem_airflow.study import Experiment, PromptsError, Study, experiment_spec, load_study
+from llem_airflow.runners.engine import GRACE_S
+from llem_airflow.runners.failures import AttemptFailedError
+from llem_airflow.study import Experiment, Study, experiment_spec, load_study
 
 if TYPE_CHECKING:
     from llem_airflow.analysis.cycle import Cycle
-
-_ENGINE_GRACE_S = 120.0
-"""How long an engine's restart may take."""
 
 _GPU_WAIT_S = 180.0
 
@@ -274,7 +278,7 @@ class ExperimentTask(BaseOperator):
 
     def _clear(self, run: StoredRun, runner: str) -> None:
         """Remove what killed tries left, once its place can be reached; the stored result counts in any case."""
-        deadline_s = time.monotonic() + _ENGINE_GRACE_S
+        deadline_s = time.monotonic() + GRACE_S
         with scratch_folder() as folder:
             while True:
                 try:
@@ -291,11 +295,9 @@ class ExperimentTask(BaseOperator):
     def _run(self, run: StoredRun, folder: Path, store: Callable[[Collected], None]) -> None:
         """See the attempt through: a place, what is told there, what came out."""
         self._choose(run, folder)
-        try:
+        with runners.placing(folder):
             runner = self._current = self.make_runner(self._runner, run, folder)
             spec = self._spec(run, runner, folder)
-        except (PlacementError, PromptsError, NotImplementedError) as error:
-            raise AttemptFailedError(failure("config", hint=CORRECT), str(error), folder=folder) from error
         # What the attempt is told is evidence too, whether it succeeds or not.
         (folder / config_name(spec.experiment_hash)).write_text(spec.dumps(), encoding="utf-8")
         self.log.info("%s, cycle %s, %s", self.experiment.id, self.cycle, runner.where)
@@ -425,8 +427,7 @@ class ExperimentTask(BaseOperator):
         self.metrics.attempt_failed(error.failure.category)
         url = run.commit_failed(self.experiment.id, self.cycle, attempt.try_number, error.folder, record)
         text = f"{self.experiment.id} cycle {self.cycle}: {error}\nEvidence: {url}"
-        kind = AttemptRetryableError if error.failure.retryable else AttemptFinalError
-        return kind(text, error.failure)
+        return ended(text, error.failure)
 
 
 class LLEMExperimentOperator(ExperimentTask, DockerOperator):  # type: ignore[misc]  # its execute returns log lines
@@ -493,7 +494,7 @@ class LLEMExperimentOperator(ExperimentTask, DockerOperator):  # type: ignore[mi
         self._take(cycle, gap_before_s, gpu_wait_s, llem_conn_id, deferrable=deferrable)
         self.runner = runner
         self.session = session
-        self.engine_given = "docker_url" in kwargs
+        self.engine_given = kwargs.get("docker_url") is not None
         self.max_gpu_idle_s = max_gpu_idle_s
         self.keep_failed = keeps if keep_failed is None else keep_failed
 

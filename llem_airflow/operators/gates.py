@@ -19,7 +19,6 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 
 from llem_airflow.operators import waits
 from llem_airflow.operators.evidence import is_scheduled
-from llem_airflow.operators.request import names_in
 from llem_airflow.operators.waits import Pause, PauseTrigger, RunTrigger, now_epoch_s
 from llem_airflow.protocol.failures import how_to_rerun
 from llem_airflow.protocol.typed_json import from_json
@@ -27,6 +26,7 @@ from llem_airflow.results import CycleRef, FailureRef, StoredRun, layout
 from llem_airflow.study import Experiment, Study
 from llem_airflow.study.plan.model import RateSearch
 from llem_airflow.study.plan.order import CANARY_CYCLE, canaries
+from llem_airflow.study.plan.request import names_in
 from llem_airflow.text.wording import counted
 
 QUARANTINE_VARIABLE = "llem_quarantine"

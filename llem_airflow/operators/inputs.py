@@ -1,4 +1,4 @@
-"""The image and the model of an attempt: the same ones in the whole run and in each try of a task.
+"""What an attempt takes over: image and model, the same ones in the whole run and in each try of a task; idle power.
 
 What was fetched before the run's first experiment is pinned for the run; a further try of a task runs what its first
 try ran. A tag or a branch may stand for something else by then, and a run must not mix the two.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from pathlib import Path
 import docker
 
 from llem_airflow.operators.settings import LocalModel, settings
-from llem_airflow.protocol.spec import ExperimentSpec
-from llem_airflow.results import FailureRef, ResultReadError, StoredRun, layout
+from llem_airflow.protocol.gpus import gpus_told, idle_conditions
+from llem_airflow.protocol.spec import ExperimentSpec, IdlePower, KnownIdlePower
+from llem_airflow.results import CycleRef, FailureRef, ResultReadError, StoredRun, layout
 from llem_airflow.results.folder import json_bytes
 from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.failures import AttemptFailedError, failure
@@ -145,4 +147,49 @@ def require_model(
     hint = f"{advice[:1].lower()}{advice[1:]} ([llem] models_dir)"
     raise AttemptFailedError(
         failure("model_missing", retryable=not hub_is_sure, hint=hint), seen, folder=folder
+    )
+
+
+def known_idle_power(run: StoredRun, experiment: Experiment, cycle: int) -> KnownIdlePower | None:
+    """The idle power of the newest earlier cycle of this run that measured it, where it may be taken over.
+
+    The study's strategy decides whether it may, and its age.
+
+    Whether it holds on the device that this cycle is given, only the attempt itself can see.
+    """
+    said = experiment.config["measurement"]["baseline"]
+    if said["strategy"] == "fresh" or said["enabled"] is False:
+        return None
+    reuses = 0
+    for number in range(cycle - 1, 0, -1):
+        ref = run.cycle(experiment.id, number)
+        if ref is None:
+            continue
+        try:
+            kinds = {str(event.get("phase")) for event in ref.events() if event.get("event") == "phase_end"}
+            if "baseline_bare" not in kinds:
+                reuses += 1
+                continue
+            if time.time_ns() - int(ref.provenance()["finished_epoch_ns"]) > said["cache_ttl_seconds"] * 1e9:
+                return None
+            due = said["strategy"] == "validated" and (reuses + 1) % said["validation_interval"] == 0
+            return _known(ref, check=due)
+        except (ResultReadError, KeyError):
+            return None
+    return None
+
+
+def _known(ref: CycleRef, *, check: bool) -> KnownIdlePower | None:
+    from llem_airflow.analysis.cycle import read_cycle  # noqa: PLC0415 - NumPy and Arrow, for those who need it only
+
+    _, reading = read_cycle(ref, position=None, failed_attempts=0)
+    phases = reading.energy.baselines if reading else ()
+    if not phases:
+        return None
+    environment = ref.environment()
+    return KnownIdlePower(
+        measured_in=f"cycle {ref.cycle}",
+        conditions=idle_conditions(environment.get("boot_id"), gpus_told(environment)),
+        phases=tuple(IdlePower(one.name, one.power_w, one.sd_w, one.samples) for one in phases),
+        check=check,
     )

@@ -21,7 +21,7 @@ from kubernetes.client import CoreV1Api
 from kubernetes.config import ConfigException
 from sqlalchemy.exc import SQLAlchemyError
 
-from llem_airflow.operators import living
+from llem_airflow.operators import maintenance
 from llem_airflow.results import ResultsRoot
 from llem_airflow.runners import cluster_doctor, cluster_gpus
 from llem_airflow.runners.cluster import API_ERRORS, client_of
@@ -139,7 +139,7 @@ def _left(
     """What nobody owns there, and why Airflow cannot be asked; empty when it can."""
     things = things_in(api, namespace)
     labels = things.labels()
-    said = said_of(labels, living.answer(labels))
+    said = said_of(labels, maintenance.answer(labels))
     found = leftovers_among(
         things,
         alive=said.alive,

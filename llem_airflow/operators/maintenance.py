@@ -1,16 +1,32 @@
-"""LLEMCollectGarbageOperator: remove containers, volumes and pods of this Airflow that no live task owns."""
+"""LLEMCollectGarbageOperator: remove containers, volumes and pods of this Airflow that no live task owns.
+
+Who is alive a task asks Airflow; ``llem-airflow gc`` asks this module, as a process of its own, which asks Airflow's
+database. Standard input: a JSON list of labels of containers and volumes. The last line of standard output: a JSON
+object with the ``installation`` and, in the order of the question, whether a live task owns each (null: not known).
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from airflow.sdk import BaseOperator, Context, get_parsing_context
 from airflow.sdk.exceptions import AirflowException
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 
 from llem_airflow.operators.host import DEFAULT_CONN_ID, HostSettingsError, LLEMHostHook
-from llem_airflow.operators.installation import installation
-from llem_airflow.operators.settings import named_clusters, named_hosts, settings
+from llem_airflow.operators.settings import (
+    INSTALLATION_VARIABLE,
+    configured_installation,
+    derived_installation,
+    installation,
+    named_clusters,
+    named_hosts,
+    settings,
+)
 from llem_airflow.results import ResultsRoot
 from llem_airflow.runners.attempt import LABEL_SESSION
 from llem_airflow.runners.engine import ENGINE_ERRORS, why_away
@@ -157,3 +173,47 @@ def is_alive(states: States, labels: Mapping[str, str]) -> bool | None:
     if not found:
         return None
     return any(state not in OVER for state in found.values())
+
+
+def answer(asked: list[dict[str, str]]) -> dict[str, Any]:
+    """Whether a live task owns what carries each of these labels."""
+    own = configured_installation() or _stored() or derived_installation()
+    try:
+        alive = [
+            is_alive(_states, labels) if labels.get("llem.installation") == own else None for labels in asked
+        ]
+    except SQLAlchemyError as error:
+        return {"installation": own, "alive": None, "why": str(error).split("\n", 1)[0]}
+    return {"installation": own, "alive": alive}
+
+
+def _stored() -> str | None:
+    """The identity as the database has it; None also where there is no database, which :func:`_states` then tells."""
+    from airflow.models.variable import Variable  # noqa: PLC0415 - only where nothing is configured
+
+    return (Variable.get(INSTALLATION_VARIABLE, default_var=None) or "").strip() or None
+
+
+def _states(
+    *, dag_id: str, run_ids: list[str], task_ids: list[str] | None = None, map_index: int | None = None
+) -> Mapping[str, Mapping[str, str | None]]:
+    """As ``get_task_states`` of a running task answers, from the database."""
+    from airflow.models.taskinstance import TaskInstance  # noqa: PLC0415 - only where there is a question
+    from airflow.utils.session import create_session  # noqa: PLC0415 - likewise
+
+    wanted = [TaskInstance.dag_id == dag_id, TaskInstance.run_id.in_(run_ids)]
+    if task_ids is not None:
+        wanted.append(TaskInstance.task_id.in_(task_ids))
+    if map_index is not None:
+        wanted.append(TaskInstance.map_index == map_index)
+    found: dict[str, dict[str, str | None]] = {}
+    with create_session() as session:
+        for run_id, task_id, state in session.execute(
+            select(TaskInstance.run_id, TaskInstance.task_id, TaskInstance.state).where(*wanted)
+        ):
+            found.setdefault(run_id, {})[task_id] = state
+    return found
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n" + json.dumps(answer(json.load(sys.stdin))) + "\n")

@@ -1,23 +1,65 @@
-"""What a run came to, in a few numbers: for the asset event, for the notifier, for those who schedule on it."""
+"""What a cycle or a run came to, in a few numbers: for the task's log, the asset event, the notifier."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llem_airflow.results import ResultsRoot, StoredRun
+from llem_airflow.results import CycleRef, ResultsRoot, StoredRun
 from llem_airflow.study import Study
 from llem_airflow.text.wording import counted
 
 if TYPE_CHECKING:
     from llem_airflow.analysis.compare import PairReport
     from llem_airflow.analysis.compare_named import Compared
+    from llem_airflow.analysis.cycle import Cycle
     from llem_airflow.analysis.history import Trend
     from llem_airflow.analysis.summary import Summary
 
 HEADLINES = ("energy_per_output_token_j", "output_tokens_per_s", "ttft_mean_s")
 _SHOWN = 50
 """Experiments whose numbers go into an event; Airflow keeps events in its database, and results lie in the store."""
+
+
+def cycle_row(ref: CycleRef) -> Cycle:
+    """What a stored cycle says."""
+    # NumPy and Arrow only now, after the measurement.
+    from llem_airflow.analysis.cycle import read_cycle  # noqa: PLC0415
+
+    row, _ = read_cycle(ref, position=None, failed_attempts=0)
+    return row
+
+
+def line_of(row: Cycle) -> str:
+    """The line of a cycle: ``Energy 12.3 J (counter, board, not characterised), 384 output tokens, 32 mJ/token``."""
+    if row.status == "damaged":
+        return f"The stored result cannot be read: {row.reason}"
+    said = [_energy(row), counted(round(row.measures.get("output_tokens") or 0), "output token")]
+    per_token_j = row.measures.get("energy_per_output_token_j")
+    if per_token_j is not None:
+        said.append(_per_token(per_token_j))
+    return ", ".join(said)
+
+
+def _energy(row: Cycle) -> str:
+    joules = row.measures.get("energy_j")
+    if joules is None:
+        return f"No energy ({row.reason or 'the study asks for no meter'})"
+    uncertainty = f" ± {_number(row.energy_uncertainty_j)}" if row.energy_uncertainty_j else ""
+    # An estimate has no other source than its meter; what is measured need not say so.
+    kind = None if row.energy_kind == "measured" else row.energy_kind
+    sources = [kind, row.energy_source, row.energy_boundary, row.characterised]
+    if row.energy_kind == "estimate":
+        sources = [kind, row.fingerprint.get("meter")]
+    return f"Energy {_number(joules)}{uncertainty} J ({', '.join(str(each) for each in sources if each)})"
+
+
+def _per_token(joules: float) -> str:
+    return f"{_number(joules)} J/token" if joules >= 0.1 else f"{_number(joules * 1000)} mJ/token"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def key_numbers(summary: Summary) -> dict[str, Any]:

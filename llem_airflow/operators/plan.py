@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -10,21 +11,22 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context, conf
 from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped
 
-from llem_airflow.operators.carry import carry_over
-from llem_airflow.operators.evidence import open_run
+from llem_airflow.operators.evidence import SCHEDULED, is_scheduled, open_run
 from llem_airflow.operators.experiment import LLEMExperimentOperator
-from llem_airflow.operators.installation import settle_installation
 from llem_airflow.operators.placement import PlacementError
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
 from llem_airflow.operators.runners import decide, pin_choices
-from llem_airflow.operators.settings import settings
+from llem_airflow.operators.settings import relative_root, settings, settle_installation
 from llem_airflow.operators.ui import keeps_failure
-from llem_airflow.results import StoredRun
+from llem_airflow.results import CycleRef, ResultsRoot, StoredRun, layout
 from llem_airflow.runners.choice import Choice
 from llem_airflow.study import Study, StudyFileError, load_study
 from llem_airflow.study.plan.findings import not_runnable
 from llem_airflow.study.prompts import prompt_problems
 from llem_airflow.text.wording import counted
+
+Cycles = set[tuple[str, int]]
+"""Experiment and number of each."""
 
 _SHOWN = 500
 _ENGINE_PATIENCE_S = 15.0
@@ -103,14 +105,12 @@ class LLEMPlanOperator(BaseOperator):
             raise DownstreamTasksSkipped(tasks=skipped)  # type: ignore[no-untyped-call]  # Airflow leaves it untyped
         return plan
 
-    def _there_already(self, asked: Study, context: Context) -> set[tuple[str, int]]:
+    def _there_already(self, asked: Study, context: Context) -> Cycles:
         run = open_run(asked, context)
         found = carry_over(asked, run, context)
         return found | {(ref.experiment_id, ref.cycle) for ref in run.cycles()} if self.resume else found
 
-    def _skipped(
-        self, asked: Study, carried: set[tuple[str, int]], *, dry_run: bool
-    ) -> list[str | tuple[str, int]]:
+    def _skipped(self, asked: Study, carried: Cycles, *, dry_run: bool) -> list[str | tuple[str, int]]:
         kept = (
             set()
             if dry_run
@@ -210,8 +210,7 @@ def decided(
     except PlacementError as error:
         raise AirflowFailException(str(error)) from error
     finally:
-        if cycle.hook.client_created:
-            cycle.cli.close()
+        cycle.leave_host()
 
 
 def show_choices(plan: BaseOperator, choices: Mapping[str, Choice]) -> None:
@@ -253,9 +252,74 @@ def show_plan(operator: BaseOperator, study: Study) -> None:
         counted(len(study.plan.planned_cycles), "cycle"),
         hours,
     )
-    for notice in study.warnings:
+    for notice in (*study.warnings, *filter(None, [relative_root()])):
         log.warning("%s", notice)
     for run in study.plan.planned_cycles[:_SHOWN]:
         log.info("  %s cycle %s%s", run.experiment_id, run.cycle, f" on {run.host}" if run.host else "")
     if len(study.plan.planned_cycles) > _SHOWN:
         log.info("  … and %s more", len(study.plan.planned_cycles) - _SHOWN)
+
+
+def carry_over(study: Study, run: StoredRun, context: Context) -> Cycles:
+    """Take over what the scheduled run before this one measured, when it did not begin all that it planned.
+
+    A run that began everything, whatever became of it, is followed by a fresh one. Only results of the very same
+    experiment are taken; their provenance says where they come from.
+
+    Returns:
+        Experiment and cycle of each result that needs no measuring.
+    """
+    if not study.airflow.carry_over or not is_scheduled(context):
+        return set()
+    before = _before(study, run)
+    if before is None or not left_cycles(before):
+        return set()
+    hashes = {each.id: each.hash for each in study.experiments}
+    planned = {(each.experiment_id, each.cycle) for each in study.plan.planned_cycles}
+    taken: Cycles = set()
+    for ref in before.cycles():
+        key = (ref.experiment_id, ref.cycle)
+        if key in planned and ref.provenance().get("experiment_hash") == hashes[ref.experiment_id]:
+            _take_over(ref, run)
+            taken.add(key)
+    return taken
+
+
+def left_cycles(run: StoredRun) -> Cycles:
+    """What a run planned and did not begin: outside the window, or it was ended before (time limit, power cut)."""
+    from llem_airflow.analysis.plan import planned  # noqa: PLC0415 - for the few studies that carry over
+
+    plan = planned(run.plan())
+    begun = {(ref.experiment_id, ref.cycle) for ref in run.cycles()}
+    begun |= {(ref.experiment_id, ref.cycle) for ref in run.failures()}
+    left = set(plan.cycles) - begun - set(run.skipped(needed=False))
+    if plan.precision_target is None:
+        return left
+    # Cycles above the least number may have been left out because the interval was narrow enough.
+    least = int(plan.precision_target["min_cycles"])
+    return {key for key in left if key[1] <= least or key in run.skipped(needed=True)}
+
+
+def _before(study: Study, run: StoredRun) -> StoredRun | None:
+    """The newest earlier scheduled run of the same DAG."""
+    mine = run.meta()
+    earlier = [
+        other
+        for other in ResultsRoot(settings().results_root).runs(study.name)
+        if other.url != run.url
+        and other.meta().get("dag_id") == mine.get("dag_id")
+        and other.meta().get("run_type") == SCHEDULED
+        and other.started_epoch_ns() < run.started_epoch_ns()
+    ]
+    return earlier[-1] if earlier else None
+
+
+def _take_over(ref: CycleRef, run: StoredRun) -> None:
+    """Store a copy of another run's result; storing it again changes nothing."""
+    with tempfile.TemporaryDirectory(prefix="llem-") as folder:
+        for name in ref.folder.files():
+            if name != layout.PROVENANCE:
+                (Path(folder) / name).write_bytes(ref.folder.read(name))
+        record = ref.provenance()
+        record.setdefault("carried_from", ref.folder.url)
+        run.commit_cycle(ref.experiment_id, ref.cycle, Path(folder), record)

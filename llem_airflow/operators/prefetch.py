@@ -15,8 +15,8 @@ from llem_airflow.operators.gates import Reason, note
 from llem_airflow.operators.inputs import model_name, pin, pinned
 from llem_airflow.operators.placement import container_settings
 from llem_airflow.operators.request import RunRequest, study_in_form, study_of_run
-from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
-from llem_airflow.operators.runners import engine_address
+from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError, ended
+from llem_airflow.operators.runners import engine_address, placing
 from llem_airflow.operators.settings import local_model, settings
 from llem_airflow.results import StoredRun
 from llem_airflow.runners.failures import AttemptFailedError, failure
@@ -65,14 +65,13 @@ class LLEMPrefetchOperator(LLEMExperimentOperator):
                 if self._choose(run, Path(folder)) == "process":
                     self.log.info("These experiments run as processes of the worker: nothing to fetch")
                     return {}
-                return self._fetch(context, run, self.experiment, Path(folder))
+                with placing(Path(folder)):
+                    return self._fetch(context, run, self.experiment, Path(folder))
         except AttemptFailedError as error:
             self._note(context, error)
-            kind = AttemptRetryableError if error.failure.retryable else AttemptFinalError
-            raise kind(str(error), error.failure) from None  # its text has all that is known
+            raise ended(str(error), error.failure) from None  # its text has all that is known
         finally:
-            if self.hook.client_created:
-                self.cli.close()
+            self.leave_host()
 
     def _note(self, context: Context, error: AttemptFailedError) -> None:
         """Note in the results why the cycles that need it are not there."""

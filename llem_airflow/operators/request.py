@@ -18,16 +18,6 @@ from llem_airflow.study.plan.request import (
     wanted,
 )
 
-__all__ = [
-    "RunRequest",
-    "RunRequestError",
-    "cycle_of_run",
-    "names_in",
-    "requested",
-    "study_in_form",
-    "study_of_run",
-]
-
 STUDY_FIELD = "study"
 """The field of the trigger form that holds a study's text."""
 

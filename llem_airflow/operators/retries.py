@@ -46,6 +46,16 @@ class AttemptFinalError(AirflowFailException):
         self.failure = failure
 
 
+def ended(text: str, failure: Failure) -> AttemptRetryableError | AttemptFinalError:
+    """The error of a task whose attempt failed in this way.
+
+    Args:
+        text: What happened and what to do.
+        failure: What kind it was.
+    """
+    return AttemptRetryableError(text, failure) if failure.retryable else AttemptFinalError(text, failure)
+
+
 def is_last_try(ti: Any) -> bool:
     """Whether a task gets no further try by the number of those it has had; no policy is asked."""
     return bool(ti.try_number > getattr(ti, "max_tries", 0))

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from llem_airflow.protocol.session import EXEC, WARM
 from llem_airflow.results import StoredRun
 from llem_airflow.results.folder import json_bytes
 from llem_airflow.runners.attempt import Attempt
-from llem_airflow.runners.base import Busy, Runner, Wait
+from llem_airflow.runners.base import Runner
 from llem_airflow.runners.choice import (
     AUTO,
     IMAGE_ARGUMENT,
@@ -50,23 +50,25 @@ from llem_airflow.runners.docker import DockerRunner
 from llem_airflow.runners.engine import (
     DEFAULT_URL,
     ENGINE_ERRORS,
+    GRACE_S,
     EngineAddress,
     is_installed_here,
     reach,
     why_away,
 )
-from llem_airflow.runners.failures import AttemptFailedError, classify, failure
+from llem_airflow.runners.failures import AttemptFailedError, Failure, classify, failure
 from llem_airflow.runners.gpus import GpuLookError
 from llem_airflow.runners.images import default_images, host_cuda_major
 from llem_airflow.runners.process import ProcessRunner
-from llem_airflow.runners.session import Session, SessionRunner, SessionSettings, start_session, stop_session
+from llem_airflow.runners.session import SessionRunner
+from llem_airflow.runners.session_container import SessionContainer, SessionSettings, stop_session
 from llem_airflow.runners.ssh import SCHEME
-from llem_airflow.study import Experiment, experiment_spec
+from llem_airflow.study import Experiment, PromptsError
 from llem_airflow.study.names import KUBERNETES
 
 if TYPE_CHECKING:
     from llem_airflow.operators.experiment import LLEMExperimentOperator
-    from llem_airflow.operators.session import LLEMStartSessionOperator
+    from llem_airflow.operators.session import LLEMStartSessionOperator, LLEMStopSessionOperator
 
 _FOLDER, _FILE = "pins", "runners.json"
 _CONNECT_TIMEOUT_S = 10
@@ -321,7 +323,7 @@ def choose(operator: LLEMExperimentOperator, run: StoredRun, folder: Path) -> Ch
         AttemptFailedError: There is no engine, no image, or nobody can tell what the host has.
     """
     experiment = operator.experiment
-    try:
+    with placing(folder):
         choice = _with_own_image(operator, choice_of(operator, run))
         layers = {"runner_by": choice.by, "runner_why": choice.why}
         if choice.runner != "container":
@@ -333,16 +335,33 @@ def choose(operator: LLEMExperimentOperator, run: StoredRun, folder: Path) -> Ch
             cuda_major=lambda: host_cuda_major(api, default_images(experiment.engine)),
             registry=operator.host.registry,
         )
-    except GpuLookError as error:
-        found = failure("gpu_access", retryable=True, hint=LOOK_HINT)
-        raise AttemptFailedError(found, str(error), folder=folder) from error
-    except ENGINE_ERRORS as error:
-        raise AttemptFailedError(classify(None, "", error=error), str(error), folder=folder) from error
-    except EngineAwayError as error:  # restarted just now, perhaps
-        raise AttemptFailedError(failure("daemon_down"), str(error), folder=folder) from error
-    except PlacementError as error:
-        raise AttemptFailedError(failure("config", hint=CORRECT), str(error), folder=folder) from error
     return Chosen(choice.runner, image, {**layers, "image_by": by})
+
+
+@contextlib.contextmanager
+def placing(folder: Path) -> Iterator[None]:
+    """What keeps an attempt from its place, as its failure.
+
+    Args:
+        folder: Where the evidence of the failure lies.
+
+    Raises:
+        AttemptFailedError: With the category of what was raised inside.
+    """
+    try:
+        yield
+    except (*ENGINE_ERRORS, PlacementError, PromptsError, NotImplementedError) as error:
+        raise AttemptFailedError(_kind_of(error), str(error), folder=folder) from error
+
+
+def _kind_of(error: Exception) -> Failure:
+    if isinstance(error, GpuLookError):
+        return failure("gpu_access", retryable=True, hint=LOOK_HINT)
+    if isinstance(error, ENGINE_ERRORS):
+        return classify(None, "", error=error)
+    if isinstance(error, EngineAwayError):  # restarted just now, perhaps
+        return failure("daemon_down")
+    return failure("config", hint=CORRECT)
 
 
 def make_runner(operator: LLEMExperimentOperator, name: str, run: StoredRun, folder: Path) -> Runner:
@@ -375,12 +394,10 @@ def _container(
     """The engine, how the container is made there, and what people call its image."""
     asked = container_settings(operator, operator.model_files)
     api = engine_of(operator)
-    try:
+    with placing(folder):
         exact = operator.earlier.pin_image(api, asked)
         if exact.image == asked.image:
             exact = as_fetched(run, api, asked)
-    except ENGINE_ERRORS as error:
-        raise AttemptFailedError(classify(None, "", error=error), str(error), folder=folder) from error
     return api, exact, asked.image
 
 
@@ -412,54 +429,35 @@ def session_settings(operator: LLEMExperimentOperator, session: str) -> SessionS
     )
 
 
-def begin_session(
-    operator: LLEMStartSessionOperator, run: StoredRun, folder: Path, wait: Wait
-) -> Session | Busy:
-    """Start the living container of an operator's session, or go on with the one that is there.
-
-    Args:
-        operator: The session's first task, with the experiment whose settings all of the session share.
-        run: The run; it keeps which image and model its first cycles had.
-        folder: Where the evidence of a failure lies.
-        wait: How long GPUs may be waited for.
-
-    Raises:
-        PlacementError: It cannot run as it was asked.
-        PromptsError: The prompts cannot be had.
-        AttemptFailedError: It cannot be started.
-    """
+def session_container(operator: LLEMStartSessionOperator, run: StoredRun, folder: Path) -> SessionContainer:
+    """The living container of an operator's session, which has not begun yet; arguments as for :func:`make_runner`."""
     assert operator.attempt is not None
     assert operator.session is not None
     api, made, _ = _container(operator, run, folder)
-    spec = experiment_spec(operator.study, operator.experiment, operator.cycle)
-    session = session_settings(operator, operator.session)
-    return start_session(
+    return SessionContainer(
         api,
         operator.attempt,
         made,
-        session,
-        spec,
+        session_settings(operator, operator.session),
         folder=folder,
         on_line=operator.line,
         engine=engine_address(operator),
-        wait=wait,
     )
 
 
-def end_session(operator: LLEMExperimentOperator, attempt: Attempt, *, patience_s: float = 0.0) -> None:
+def end_session(operator: LLEMStopSessionOperator, attempt: Attempt) -> None:
     """Remove the container of an operator's session and its volume; quiet where there is none.
 
     Args:
-        operator: One of the session's tasks.
+        operator: The session's last task.
         attempt: Its attempt; the DAG and the run count.
-        patience_s: How long the engine may be away, in seconds.
 
     Raises:
         PlacementError: The engine does not answer, or refuses the login.
         docker.errors.DockerException: The engine refuses.
     """
     assert operator.session is not None
-    stop_session(_patiently(operator, patience_s), attempt, operator.session)
+    stop_session(_patiently(operator, GRACE_S), attempt, operator.session)
 
 
 def _as_process(

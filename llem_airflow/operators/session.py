@@ -15,19 +15,16 @@ from llem_airflow.operators.experiment import LLEMExperimentOperator
 from llem_airflow.operators.gates import Candidate, Reason, canary, note, precision, window
 from llem_airflow.operators.placement import PlacementError
 from llem_airflow.operators.request import RunRequest, study_of_run
-from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
-from llem_airflow.operators.runners import CORRECT, begin_session, end_session
+from llem_airflow.operators.retries import AttemptRetryableError, ended
+from llem_airflow.operators.runners import end_session, placing, session_container
 from llem_airflow.operators.settings import local_model, settings
 from llem_airflow.results import StoredRun
 from llem_airflow.results.cleanup import scratch_folder
 from llem_airflow.runners.base import Busy
 from llem_airflow.runners.engine import ENGINE_ERRORS
-from llem_airflow.runners.failures import AttemptFailedError, classify, failure
-from llem_airflow.study import PlannedCycle, PromptsError, Study
+from llem_airflow.runners.failures import AttemptFailedError, classify
+from llem_airflow.study import PlannedCycle, Study, experiment_spec
 from llem_airflow.text.wording import counted
-
-_ENGINE_GRACE_S = 120.0
-"""How long an engine's restart may take."""
 
 
 class SessionTask(LLEMExperimentOperator):
@@ -76,21 +73,15 @@ class LLEMStartSessionOperator(SessionTask):
             except AttemptFailedError as error:
                 for each in cycles:
                     note(run, each.experiment_id, each.cycle, Reason("session", error.headline))
-                kind = AttemptRetryableError if error.failure.retryable else AttemptFinalError
-                raise kind(f"session {self.session}: {error}", error.failure) from None
+                raise ended(f"session {self.session}: {error}", error.failure) from None
             except AirflowTaskTimeout:
-                self.on_kill()
+                with contextlib.suppress(*ENGINE_ERRORS):
+                    self.on_kill()
                 raise
             finally:
                 self.leave_host()
         self.log.info("Session %s: %s to measure in it", said["session"], counted(len(cycles), "cycle"))
         return said
-
-    def on_kill(self) -> None:
-        """Remove the session's container, which a further try starts anew."""
-        if self.attempt is not None:
-            with contextlib.suppress(*ENGINE_ERRORS, PlacementError):
-                end_session(self, self.attempt)
 
     def _cycles(self, context: Context) -> list[PlannedCycle]:
         """The session's cycles that the run asks for; the experiment of the first is that of this task."""
@@ -120,16 +111,16 @@ class LLEMStartSessionOperator(SessionTask):
 
     def _start(self, run: StoredRun, folder: Path) -> dict[str, Any]:
         self._choose(run, folder)
-        try:
-            started = begin_session(self, run, folder, self.gpu_wait.of(self.gpu_wait_s))
-        except (PlacementError, PromptsError) as error:
-            raise AttemptFailedError(failure("config", hint=CORRECT), str(error), folder=folder) from error
+        with placing(folder):
+            container = self._current = session_container(self, run, folder)
+            spec = experiment_spec(self.study, self.experiment, self.cycle)
+        started = container.begin(spec, self.gpu_wait.of(self.gpu_wait_s))
         if isinstance(started, Busy):
             self._wait_in_the_triggerer(started)
             raise started.error(folder)
         return {
             "session": self.session,
-            "container": started.name,
+            "container": container.container_name,
             "gpus": list(started.gpus),
             "adopted": started.adopted,
         }
@@ -158,7 +149,7 @@ class LLEMStopSessionOperator(SessionTask):
         """
         self.look_at_host()
         try:
-            end_session(self, attempt_of(context, self.experiment, self.cycle), patience_s=_ENGINE_GRACE_S)
+            end_session(self, attempt_of(context, self.experiment, self.cycle))
         except (*ENGINE_ERRORS, PlacementError) as error:
             found = classify(None, "", error=error)
             hint = f"the session ends itself {self.study.execution.session.idle_seconds:g} s after its last cycle"

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import logging
 import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from airflow.configuration import AIRFLOW_HOME
-from airflow.sdk import conf
+from airflow.sdk import Variable, conf
 
 from llem_airflow.results.unstored import FOLDER
 from llem_airflow.runners.choice import Layers, read_runners
 from llem_airflow.runners.models import model_folder
+
+_log = logging.getLogger(__name__)
 
 MODELS_MOUNT = PurePosixPath("/models")
 """Where a model directory appears in an experiment's container."""
@@ -64,18 +70,38 @@ def settings() -> Settings:
     )
 
 
+def relative_root() -> str:
+    """What a results root that is a relative path means, for people; empty where it is none."""
+    root = _read("results_root") or "results"
+    if "://" in root or Path(root).is_absolute():
+        return ""
+    return (
+        f"the results root {root!r} is a relative path: here it means {Path(root).resolve()}, in a process of "
+        "Airflow's that was started in another folder another one. Name an absolute path or a URL: [llem] results_root"
+    )
+
+
 def parse_time_layers(operator_args: Mapping[str, Any]) -> Layers:
     """What names runners and images as far as a DAG's parsing may look: arguments, variables and configuration.
+
+    A results root that each process finds elsewhere is told here, once in each.
 
     Raises:
         RunnerError: ``[llem] runners`` cannot be read.
     """
+    if said := relative_root():
+        _warn(said)
     return Layers(
         argument=operator_args.get("runner"),
         environ=os.environ,
         installation=installed_runners(),
         operator_image=operator_args.get("image") or "",
     )
+
+
+@cache
+def _warn(text: str) -> None:
+    _log.warning("%s", text)
 
 
 def installed_runners() -> dict[str, str]:
@@ -105,6 +131,41 @@ def _names(option: str) -> tuple[str, ...]:
 def _read(option: str) -> str | None:
     value = conf.get("llem", option, fallback=None)
     return value or os.environ.get(f"LLEM_{option.upper()}")
+
+
+INSTALLATION_VARIABLE = "llem_installation"
+"""The Airflow Variable that holds the identity, so that all workers have the same wherever their AIRFLOW_HOME is."""
+
+_DESCRIPTION = (
+    "Names this Airflow on Docker engines. Kept, so that running containers and retries are found again."
+)
+
+
+def configured_installation() -> str | None:
+    """What ``[llem] installation`` or ``LLEM_INSTALLATION`` says, which goes before the Variable."""
+    return _read("installation") or None
+
+
+def derived_installation() -> str:
+    """From AIRFLOW_HOME and the address of the API server: the same over restarts, but not on every machine."""
+    address = conf.get("core", "execution_api_server_url", fallback="")
+    return hashlib.sha256(f"{AIRFLOW_HOME} {address}".encode()).hexdigest()[:8]
+
+
+def installation() -> str:
+    """The identity, as a task sees it."""
+    return configured_installation() or _stored_installation() or derived_installation()
+
+
+def settle_installation() -> None:
+    """Store the identity that holds now, once: what runs keeps its labels, and other workers get the same."""
+    if configured_installation() is None and _stored_installation() is None:
+        with contextlib.suppress(ImportError):  # outside of a task there is no Airflow to store it in
+            Variable.set(INSTALLATION_VARIABLE, derived_installation(), description=_DESCRIPTION)
+
+
+def _stored_installation() -> str | None:
+    return (Variable.get(INSTALLATION_VARIABLE, default=None) or "").strip() or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,11 @@ def of_dag(labels: Mapping[str, str]) -> str:
     return f"{labels.get('llem.experiment', '?')} of DAG {labels.get('llem.dag_id', '?')}"
 
 
+def gpus_of(labels: Mapping[str, str]) -> tuple[str, ...]:
+    """Device ids that a container's labels say that it holds."""
+    return tuple(gpu for gpu in labels.get(LABEL_GPUS, "").split(",") if gpu)
+
+
 def _value(text: str) -> str:
     # Labels are shown in terminals and matched by line-based tools: no control characters, no unbounded text.
     clean = "".join(char if char.isprintable() else "?" for char in text)

@@ -22,6 +22,7 @@ from llem_airflow.protocol.live import ENV_LIVE
 from llem_airflow.protocol.redaction import secrets_in
 from llem_airflow.runners.attempt import LABEL_PRIVATE, Attempt
 from llem_airflow.runners.gpus import NO_GPUS
+from llem_airflow.runners.output import LOG_BYTES
 from llem_airflow.study import GpuRequest
 
 NON_ROOT = "65532:65532"
@@ -29,6 +30,9 @@ NON_ROOT = "65532:65532"
 
 ENGINE_CACHE = PurePosixPath("/engine-cache")
 """Where the volume of the engines' caches is mounted."""
+
+_PIDS = 4096
+"""Bound of processes and threads."""
 
 _VARIABLES = {
     "VLLM_CACHE_ROOT": "vllm",  # inspected models, compiled graphs
@@ -76,13 +80,10 @@ class ContainerSettings:
         hostname: Name of the container's host, or None for Docker's.
         working_dir: Where the bundle is started; None for /tmp.
         log_options: Options of the json-file log, by name.
-        pids_limit: Bound of processes and threads.
-        read_only: Whether the image's own file system is read-only.
         wall_clock_s: Longest life of the container, in seconds, or None.
         silence_s: Longest time without output, in seconds, or None.
         gpu_idle_s: Longest time in which its GPUs compute nothing, in seconds, or None.
         stop_grace_s: Time between SIGTERM and SIGKILL, in seconds.
-        engine_grace_s: How long an engine may be away, as at a restart, before the attempt fails, in seconds.
         direct_volume: Whether files go into and out of the exchange volume's folder itself where the worker sees it, as
             root on the engine's host does; else, and everywhere else, by the archive API.
         pull: ``missing``, ``always`` or ``never``.
@@ -110,17 +111,14 @@ class ContainerSettings:
     hostname: str | None = None
     working_dir: str | None = None
     log_options: Mapping[str, str] = field(default_factory=dict)
-    pids_limit: int = 4096
-    read_only: bool = True
     wall_clock_s: float | None = None
     silence_s: float | None = None
     gpu_idle_s: float | None = None
     stop_grace_s: float = 10.0
-    engine_grace_s: float = 120.0
     direct_volume: bool = True
     pull: str = "missing"
     sample_on_host: bool = False
-    log_bytes: int = 64 * 1024 * 1024
+    log_bytes: int = LOG_BYTES
     keep_failed: bool = False
 
     def secrets(self) -> list[str]:
@@ -192,11 +190,11 @@ def _host_config(
         init=True,  # PID 1 must pass signals on and reap; Python as PID 1 ignores SIGTERM
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],
-        read_only=settings.read_only,
+        read_only=True,
         # exec: torch.compile and Triton load the libraries that they build there
         tmpfs={"/tmp": "rw,exec,nosuid,nodev,mode=1777"},  # noqa: S108  # the container's own
         network_mode=settings.network_mode,
-        pids_limit=settings.pids_limit,
+        pids_limit=_PIDS,
         mem_limit=settings.mem_limit,
         # Swapping would be measured as slowness; with a limit there is none.
         memswap_limit=settings.mem_limit,

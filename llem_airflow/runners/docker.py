@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from llem_airflow.protocol.files import EVENTS, EXCHANGE_DIR
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.typed_json import ProtocolError
-from llem_airflow.runners.attempt import LABEL_GPUS, Attempt
+from llem_airflow.runners.attempt import Attempt, gpus_of
 from llem_airflow.runners.base import KILL_S, Busy, Collected, Place, Runner, Store, Wait, placed_with
 from llem_airflow.runners.bundle import build_bundle
 from llem_airflow.runners.claims import LABEL_ON_CPU, Claim, Waiter
@@ -33,6 +34,7 @@ from llem_airflow.runners.engine import (
     keep_container,
     name_of,
     patiently,
+    remove_all,
     remove_container,
     remove_volume,
     sweep_volumes,
@@ -46,13 +48,12 @@ from llem_airflow.runners.exchange import (
     shared_folder,
     volume_folder,
 )
-from llem_airflow.runners.failures import AttemptFailedError, classify, failure, told_without_secrets
+from llem_airflow.runners.failures import AttemptFailedError, Failure, classify, failure, told_without_secrets
 from llem_airflow.runners.gpus import inventory, on_this_machine
 from llem_airflow.runners.host_sampler import HostSampler
 from llem_airflow.runners.images import ImagePullError, default_user, digest, pull
-from llem_airflow.runners.live import OnLive
 from llem_airflow.runners.neighbours import Neighbours
-from llem_airflow.runners.output import GoneError, LogSink, Watchdog, follow, watchdog
+from llem_airflow.runners.output import GoneError, LogSink, OnLive, Watchdog, follow, watchdog
 
 _EARLIER_TAIL_LINES = 15
 
@@ -119,12 +120,12 @@ class DockerRunner(Runner):
         self._runs = False
 
     def place(self, spec: ExperimentSpec, wait: Wait = Wait()) -> Place | Busy:  # noqa: B008  # frozen
-        """Take over the container of an earlier try, or create one that holds the GPUs."""
+        """Take over what an earlier try left, or create what holds the GPUs."""
         self._wait = wait
 
         def find() -> Place | Busy:
             with self._refusals():
-                return self._adopt(spec) or self._claim(spec, wait)
+                return self._find(spec, wait)
 
         return placed_with(self._sink, find)
 
@@ -152,11 +153,14 @@ class DockerRunner(Runner):
                 raise
         store(collected)
         with contextlib.suppress(*ENGINE_ERRORS):
-            patiently(lambda: self._discard(place), self._settings.engine_grace_s)
+            patiently(lambda: self._discard(place))
         return collected
 
     def kill(self) -> None:
         """End and remove the container that this try owns, and its volume."""
+        self._kill(self._attempt.container_name)
+
+    def _kill(self, container: str) -> None:
         if not self._runs:
             self._sink.close()
         api, usual_s = self._api, self._api.timeout
@@ -167,9 +171,9 @@ class DockerRunner(Runner):
 
         try:
             in_time()
-            inspection = api.inspect_container(self._attempt.container_name)
+            inspection = api.inspect_container(container)
             in_time()
-            if remove_container(api, self._attempt.container_name):
+            if remove_container(api, container):
                 in_time()
                 remove_volume(api, exchange_of(inspection["Mounts"]))
         except NotFound:
@@ -180,10 +184,7 @@ class DockerRunner(Runner):
     def release(self) -> None:
         """Remove containers and volumes of all tries, whatever their state."""
         with self._refusals():
-            for listed in containers_of(self._api, self._attempt):
-                if remove_container(self._api, listed["Id"]):
-                    remove_volume(self._api, exchange_of(listed.get("Mounts") or []))
-            sweep_volumes(self._api, self._attempt)
+            remove_all(self._api, self._attempt)
 
     def record(self, collected: Collected | None) -> dict[str, Any]:
         """What every runner says, the image by its own name, and requests for devices that were made by hand."""
@@ -193,6 +194,9 @@ class DockerRunner(Runner):
                 said["image_digest"] = digest(self._api, self._settings.image)
         by_hand = [dict(each) for each in self._settings.device_requests]
         return {**said, "image": self._image, **({"device_requests": by_hand} if by_hand else {})}
+
+    def _find(self, spec: ExperimentSpec, wait: Wait) -> ContainerPlace | Busy:
+        return self._adopt(spec) or self._claim(spec, wait)
 
     def _adopt(self, spec: ExperimentSpec) -> ContainerPlace | None:
         """Take over the container of an earlier try: one that runs, or one that ended with a valid result.
@@ -216,24 +220,32 @@ class DockerRunner(Runner):
         return None
 
     def _holds_result(self, listed: Mapping[str, Any], spec: ExperimentSpec) -> bool:
-        """Whether an ended container left a valid result; if not, its files are kept beside the new try's."""
-        earlier = self._folder / f"earlier-{name_of(listed)}"
+        """Whether an ended container left a valid result; if not, its last lines are told."""
+        name = name_of(listed)
+        problem = self._problem_of_earlier(listed["Id"], name, spec)
+        if problem is None:
+            return True
+        self._sink.line(
+            f"An earlier try left container {name} without a result ({listed['Status']}): {problem}"
+        )
+        last = self._api.logs(listed["Id"], tail=_EARLIER_TAIL_LINES).decode("utf-8", "replace")
+        for line in last.splitlines():
+            self._sink.line(f"  | {line}")
+        return False
+
+    def _problem_of_earlier(
+        self, container: str, name: str, spec: ExperimentSpec, exchange: str = EXCHANGE_DIR
+    ) -> Exception | None:
+        """Why an earlier try has no valid result, whose files are then kept beside the new try's; None where it has."""
+        earlier = self._folder / f"earlier-{name}"
         earlier.mkdir(exist_ok=True)
         try:
-            collect(self._api, listed["Id"], earlier, self._sink.redactor)
+            collect(self._api, container, earlier, self._sink.redactor, exchange=exchange)
             read_result(earlier, spec)
         except (APIError, CollectError, ProtocolError) as error:
-            self._sink.line(
-                f"An earlier try left container {name_of(listed)} without a result ({listed['Status']}): {error}"
-            )
-            last = self._api.logs(listed["Id"], tail=_EARLIER_TAIL_LINES).decode("utf-8", "replace")
-            for line in last.splitlines():
-                self._sink.line(f"  | {line}")
-            return False
-        for path in earlier.iterdir():
-            path.unlink()
-        earlier.rmdir()
-        return True
+            return error
+        shutil.rmtree(earlier)
+        return None
 
     def _claim(self, spec: ExperimentSpec, wait: Wait) -> ContainerPlace | Busy:
         """Create a container that holds what the attempt asks for, once it is free."""
@@ -304,12 +316,13 @@ class DockerRunner(Runner):
             yield
         except ENGINE_ERRORS as error:
             self._sink.finish()
-            raise AttemptFailedError(
-                classify(None, "", error=error),
-                f"the Docker engine refused: {error}",
-                folder=self._folder,
-                log_tail=self._sink.tail,
+            raise self._failed(
+                classify(None, "", error=error), f"the Docker engine refused: {error}"
             ) from error
+
+    def _failed(self, found: Failure, headline: str, **more: Any) -> AttemptFailedError:
+        """The failure of this attempt, with where its files are and the last lines of its output."""
+        return AttemptFailedError(found, headline, folder=self._folder, log_tail=self._sink.tail, **more)
 
     @contextlib.contextmanager
     def _nothing_stays(self) -> Iterator[None]:
@@ -323,13 +336,9 @@ class DockerRunner(Runner):
             remove_volume(self._api, self._attempt.volume_name)
             if isinstance(error, APIError):
                 text = error.explanation or str(error)
-                raise AttemptFailedError(
-                    classify(exit_code, text, error=error),
-                    f"a container of image {self._settings.image} cannot be started: {text}",
-                    folder=self._folder,
-                    log_tail=self._sink.tail,
-                    exit_code=exit_code,
-                ) from error
+                headline = f"a container of image {self._settings.image} cannot be started: {text}"
+                found = classify(exit_code, text, error=error)
+                raise self._failed(found, headline, exit_code=exit_code) from error
             raise
 
     def _create(self, spec: ExperimentSpec, gpus: tuple[str, ...], lease: Mapping[str, str]) -> str:
@@ -356,12 +365,8 @@ class DockerRunner(Runner):
         try:
             pull(self._api, image, self._sink.line)
         except ImagePullError as error:
-            raise AttemptFailedError(
-                classify(None, f"pulling {image} from its registry: {error}"),
-                f"image {image} cannot be pulled: {error}",
-                folder=self._folder,
-                log_tail=self._sink.tail,
-            ) from error
+            found = classify(None, f"pulling {image} from its registry: {error}")
+            raise self._failed(found, f"image {image} cannot be pulled: {error}") from error
 
     def _host_sampler(
         self, place: ContainerPlace, spec: ExperimentSpec
@@ -393,9 +398,7 @@ class DockerRunner(Runner):
             raise self._no_result(place, spec, inspection, fired, problem) from problem
         image_digest: str | None = None
         with contextlib.suppress(*ENGINE_ERRORS):  # what was measured is not lost for the name of its image
-            image_digest = patiently(
-                lambda: digest(self._api, inspection["Image"]), self._settings.engine_grace_s
-            )
+            image_digest = patiently(lambda: digest(self._api, inspection["Image"]))
         privileged = bool(inspection["HostConfig"].get("Privileged"))
         return Collected(
             folder=self._folder,
@@ -429,18 +432,13 @@ class DockerRunner(Runner):
 
         try:
             with self._watchdog(place, end) as dog:
-                inspection = follow(
-                    api, place.container, self._sink, dog.heard, patience_s=settings.engine_grace_s
-                )
+                inspection = follow(api, place.container, self._sink, dog.heard)
             return inspection, dog.fired
         except GoneError as error:
             raise self._gone() from error
         except ENGINE_ERRORS as error:
-            found = classify(None, "", error=error)
             headline = f"the Docker engine went away while the attempt ran: {error}"
-            raise AttemptFailedError(
-                found, headline, folder=self._folder, log_tail=self._sink.tail
-            ) from error
+            raise self._failed(classify(None, "", error=error), headline) from error
 
     def _no_result(
         self,
@@ -466,12 +464,8 @@ class DockerRunner(Runner):
         return failed(self._folder, spec, problem, ended, self._settings)
 
     def _gone(self) -> AttemptFailedError:
-        return AttemptFailedError(
-            failure("cancelled", hint="somebody removed it: `docker events` on its host says when"),
-            "the container was removed from outside while the attempt ran",
-            folder=self._folder,
-            log_tail=self._sink.tail,
-        )
+        found = failure("cancelled", hint="somebody removed it: `docker events` on its host says when")
+        return self._failed(found, "the container was removed from outside while the attempt ran")
 
     def _vanishes(self, place: ContainerPlace) -> bool:
         """Whether somebody has removed the container or is doing so."""
@@ -486,18 +480,16 @@ class DockerRunner(Runner):
     def _bring_out(self, place: ContainerPlace, inspection: Mapping[str, Any]) -> None:
         redactor = self._sink.redactor
         try:
-            patiently(lambda: self._collect(place, inspection), self._settings.engine_grace_s)
+            patiently(lambda: self._collect(place, inspection))
         except (CollectError, OSError, DockerException) as error:
             if self._vanishes(place):
                 raise self._gone() from error
             write_inspection(inspection, redactor, self._folder / INSPECT)
             self._keep_volume = True
-            raise AttemptFailedError(
+            raise self._failed(
                 failure("unknown", hint=f"read the Docker volume {place.volume}, then remove it"),
                 f"what the attempt wrote could not be brought out: {error}",
-                folder=self._folder,
                 evidence=f"Docker volume {place.volume}",
-                log_tail=self._sink.tail,
             ) from error
 
     def _collect(self, place: ContainerPlace, inspection: Mapping[str, Any]) -> None:
@@ -508,16 +500,18 @@ class DockerRunner(Runner):
         """What an attempt that was cut short has written, as far as it is to be had at once."""
         if (self._folder / EVENTS).exists() or self._keep_volume:
             return
-        api = self._api
-        usual_s, api.timeout = api.timeout, round(KILL_S)
+        usual_s, self._api.timeout = self._api.timeout, round(KILL_S)
         try:
-            inspection = api.inspect_container(place.container)
-            if inspection["Name"].lstrip("/") == self._attempt.container_name:
-                self._collect(place, inspection)
+            self._collect_own(place)
         except (CollectError, OSError, DockerException):
             pass
         finally:
-            api.timeout = usual_s
+            self._api.timeout = usual_s
+
+    def _collect_own(self, place: ContainerPlace) -> None:
+        inspection = self._api.inspect_container(place.container)
+        if inspection["Name"].lstrip("/") == self._attempt.container_name:
+            self._collect(place, inspection)
 
     def _discard(self, place: ContainerPlace) -> None:
         """Remove the container if it is still ours, and the volume if no later try's container uses it."""
@@ -550,7 +544,7 @@ def adopted(api: docker.APIClient, listed: Mapping[str, Any]) -> ContainerPlace:
     state = api.inspect_container(listed["Id"])["State"]
     labels = listed["Labels"] or {}
     return ContainerPlace(
-        tuple(gpu for gpu in labels.get(LABEL_GPUS, "").split(",") if gpu),
+        gpus_of(labels),
         adopted=True,
         on_cpu=labels.get(LABEL_ON_CPU, ""),
         container=listed["Id"],

@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import sys
+import tempfile
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,11 +20,11 @@ import docker
 from docker.errors import APIError
 
 from llem_airflow.protocol.gpu_profile import GpuProfile, Sensor
-from llem_airflow.results.folder import Folder
+from llem_airflow.results.folder import Folder, why_store_fails
 from llem_airflow.results.records import read_profile
-from llem_airflow.runners import doctor_results, doctor_sessions
+from llem_airflow.runners.attempt import LABEL_SESSION
 from llem_airflow.runners.claims import engine_clock_offset_s
-from llem_airflow.runners.engine import ENGINE_ERRORS, connect, why_away
+from llem_airflow.runners.engine import ENGINE_ERRORS, LIVE_STATES, connect, why_away
 from llem_airflow.runners.failures import classify
 from llem_airflow.runners.gc import find_leftovers
 from llem_airflow.runners.gpus import (
@@ -82,7 +84,7 @@ def examine(environ: Mapping[str, str] = os.environ, hosts: Sequence[Host] = (HE
     checks: list[Check] = []
     for host in hosts:
         checks += [dataclasses.replace(each, host=host.name) for each in _host(host, environ)]
-    return [*checks, *_power_meters(environ), _results(environ), _process_runner(), _token(environ)]
+    return [*checks, *_power_meters(environ), results(_root_of(environ)), _process_runner(), _token(environ)]
 
 
 def _host(host: Host, environ: Mapping[str, str]) -> list[Check]:
@@ -197,7 +199,8 @@ def _engine(api: docker.APIClient, environ: Mapping[str, str]) -> list[Check]:
         lambda: _disk(api, info, environ),
         lambda: _memory(info),
         lambda: _leftovers(api),
-        lambda: _sessions(api),
+        lambda: may_execute(api),
+        lambda: sessions(api),
     )
     checks: list[Check] = []
     for look in looks:
@@ -324,9 +327,40 @@ def _leftovers(api: docker.APIClient) -> Check:
     return Check("leftovers", OK, "none older than a day")
 
 
-def _sessions(api: docker.APIClient) -> list[Check]:
-    found = (doctor_sessions.may_execute(api), doctor_sessions.living(api))
-    return [Check("sessions", WARN if said.fix else OK, said.text, said.fix) for said in found]
+_NOBODY = "llem-doctor-asks-for-no-container"
+_SWITCH = (
+    "only studies with `study_execution.isolation` other than container need it: write `LLEM_SESSIONS=on` into the "
+    "stack's .env, or let another proxy pass POST /containers/{id}/exec and POST /exec/{id}/start"
+)
+
+
+def may_execute(api: docker.APIClient) -> Check:
+    """Whether a proxy or policy in front of the engine lets pass what sessions need; nothing is executed."""
+    for call in (lambda: api.exec_create(_NOBODY, ["true"]), lambda: api.exec_start(_NOBODY)):
+        try:
+            call()
+        except APIError as error:
+            if error.status_code != 404:  # the engine's own answer: there is no such container
+                text = f"commands in containers are refused: {error.explanation or error}"
+                return Check("sessions", WARN, text, _SWITCH)
+    return Check("sessions", OK, "commands in containers pass")
+
+
+def sessions(api: docker.APIClient) -> Check:
+    """The containers of sessions: those that live, and those that ended and were not removed."""
+    found: dict[str, list[str]] = {"live": [], "ended": []}
+    for each in api.containers(all=True, filters={"label": LABEL_SESSION}):
+        labels = each["Labels"]
+        who = f"{labels[LABEL_SESSION]} of DAG {labels.get('llem.dag_id', '?')} ({each['Status']})"
+        found["live" if each["State"] in LIVE_STATES else "ended"].append(who)
+    text = "; ".join(f"{word}: {', '.join(some)}" for word, some in found.items() if some)
+    if found["ended"]:
+        fix = "its run starts it again or removes it; where that run is over, `llem-airflow gc --yes`"
+        return Check("sessions", WARN, text, fix)
+    if "(unhealthy)" in text:
+        fix = "the next cycle starts its container again; `docker logs` says what its guard printed"
+        return Check("sessions", WARN, text, fix)
+    return Check("sessions", OK, text or "none lives")
 
 
 def _power_meters(environ: Mapping[str, str]) -> list[Check]:
@@ -338,28 +372,28 @@ def _power_meters(environ: Mapping[str, str]) -> list[Check]:
     boards = {gpu.parent or gpu.id for gpu in found.gpus} if found else set()
     if not boards:
         return []
-    root, checks = doctor_results.root_of(environ), []
+    root, checks = _root_of(environ), []
     fix = "`llem-airflow gpu-check` while nothing else runs on the GPUs"
-    for uuid in sorted(boards):
+    for board in sorted(boards):
         try:
-            profile = read_profile(Folder.at(root), uuid)
+            profile = read_profile(Folder.at(root), board)
         except Exception as error:  # noqa: BLE001  # an object store has errors of its own
-            checks.append(Check("power meter", WARN, f"the profile of {uuid} cannot be read: {error}", fix))
+            checks.append(Check("power meter", WARN, f"the profile of {board} cannot be read: {error}", fix))
             continue
         if profile is None:
             checks.append(
-                Check("power meter", WARN, f"{uuid} is not characterised: usual numbers are taken", fix)
+                Check("power meter", WARN, f"{board} is not characterised: usual numbers are taken", fix)
             )
         elif profile.sensor == Sensor():
             text = (
-                f"{uuid} was checked, and nothing of its power meter could be told: usual numbers are taken"
+                f"{board} was checked, and nothing of its power meter could be told: usual numbers are taken"
             )
             checks.append(Check("power meter", WARN, text, fix))
         elif found and profile.driver != found.driver:
-            text = f"{uuid} was characterised with driver {profile.driver}, now it is {found.driver}"
+            text = f"{board} was characterised with driver {profile.driver}, now it is {found.driver}"
             checks.append(Check("power meter", WARN, text, fix))
         else:
-            checks.append(Check("power meter", OK, f"{uuid} is characterised{_made(profile)}"))
+            checks.append(Check("power meter", OK, f"{board} is characterised{_made(profile)}"))
     return checks
 
 
@@ -370,9 +404,44 @@ def _made(profile: GpuProfile) -> str:
     return f" ({profile.made_by}, {datetime.fromtimestamp(profile.made_epoch_ns / 1e9, UTC):%Y-%m-%d})"
 
 
-def _results(environ: Mapping[str, str]) -> Check:
-    usable, text, fix = doctor_results.look_at(doctor_results.root_of(environ))
-    return Check("results", OK if usable else FAIL, text, fix)
+_PATIENCE = {"connect_timeout": 5, "read_timeout": 10, "retries": {"max_attempts": 1}}
+"""Of the client of S3, whose own takes minutes to say that nobody answers."""
+
+
+def _root_of(environ: Mapping[str, str]) -> str:
+    """The results root that variables of the environment name."""
+    return environ.get("AIRFLOW__LLEM__RESULTS_ROOT") or environ.get("LLEM_RESULTS_ROOT") or "results"
+
+
+def results(root: str) -> Check:
+    """Whether this machine can list, write and remove in a results root."""
+    if "://" in root and not root.startswith("file://"):
+        return _store(root)
+    path = Path(root.removeprefix("file://")).absolute()
+    try:
+        nearest = next(folder for folder in (path, *path.parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError:
+        return Check(
+            "results", FAIL, f"{path} cannot be written", "correct the rights, or set LLEM_RESULTS_ROOT"
+        )
+    return Check("results", OK, f"{path}, {shutil.disk_usage(nearest).free / 1e9:.0f} GB free")
+
+
+def _store(url: str) -> Check:
+    """By an object of its own, written and removed: who may list may still be refused at the first commit."""
+    name = f".doctor-{uuid.uuid4().hex}"
+    try:
+        root = Folder.at(url, **({"config_kwargs": _PATIENCE} if url.startswith("s3") else {}))
+        root.folders()
+        root.write(name, b"")
+        root.fs.rm_file(f"{root.path}/{name}")
+    except Exception as error:  # noqa: BLE001  # an object store has errors of its own, and the doctor never raises
+        said, _, fix = why_store_fails(error, url).rpartition("; ")
+        fallback = "correct LLEM_RESULTS_ROOT, its credentials or the network"
+        return Check("results", FAIL, f"{url} cannot be used: {said or fix}", fix if said else fallback)
+    return Check("results", OK, f"{url}, listed and written")
 
 
 def _process_runner() -> Check:

@@ -6,15 +6,14 @@ import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from llem_airflow.protocol import PROTOCOL_VERSION
 from llem_airflow.protocol.files import EVENTS, error_name, result_name
 from llem_airflow.protocol.result import ERROR_CATEGORIES, AttemptError, CycleResult
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.typed_json import ProtocolError
-from llem_airflow.runners.failures import AttemptFailedError, classify, failure, headline_of
-from llem_airflow.runners.output import GPU_IDLE, SILENCE, WALL_CLOCK
+from llem_airflow.runners.failures import AttemptFailedError, Failure, classify, failure, headline_of
+from llem_airflow.runners.output import GPU_IDLE, SILENCE, WALL_CLOCK, TimeLimits
 
 CONTAINER_LOG = "container.log"
 INSPECT = "inspect.json"
@@ -45,17 +44,6 @@ def read_result(folder: Path, spec: ExperimentSpec) -> CycleResult:
 _NO_NETWORK = "the container has no network: put the model into the models folder, or set network_mode"
 
 
-class Limited(Protocol):
-    """What has limits of time, in seconds."""
-
-    @property
-    def wall_clock_s(self) -> float | None: ...  # noqa: D102
-    @property
-    def silence_s(self) -> float | None: ...  # noqa: D102
-    @property
-    def gpu_idle_s(self) -> float | None: ...  # noqa: D102
-
-
 @dataclass(frozen=True, slots=True)
 class Ended:
     """How an attempt ended.
@@ -80,7 +68,7 @@ class Ended:
 
 
 def failed(
-    folder: Path, spec: ExperimentSpec, problem: ProtocolError, ended: Ended, limits: Limited
+    folder: Path, spec: ExperimentSpec, problem: ProtocolError, ended: Ended, limits: TimeLimits
 ) -> AttemptFailedError:
     """The failure of an attempt that ended without a valid result; its error file is written where it has none.
 
@@ -91,68 +79,52 @@ def failed(
         ended: How it ended.
         limits: Its limits of time.
     """
+    found, headline = _what_happened(folder, spec, problem, ended, limits)
+    error = AttemptFailedError(found, headline, folder=folder, log_tail=ended.tail, exit_code=ended.exit_code)
+    path = folder / error_name(spec.experiment_hash)
+    if not path.exists():
+        said = AttemptError(
+            schema_version=PROTOCOL_VERSION,
+            type=f"Ended{found.category.title().replace('_', '')}",
+            message=f"{headline}\n{found.hint}",
+            traceback="",
+            phase=_last_phase(folder / EVENTS),
+            retryable_hint=found.retryable,
+            category=found.category if found.category in ERROR_CATEGORIES else None,
+        )
+        path.write_text(said.dumps(), encoding="utf-8")
+    return error
+
+
+def _what_happened(
+    folder: Path, spec: ExperimentSpec, problem: ProtocolError, ended: Ended, limits: TimeLimits
+) -> tuple[Failure, str]:
     if ended.fired is not None:
-        return _with_error_file(timed_out(folder, ended.fired, limits, ended.tail, ended.exit_code), spec)
-    said = read_error(folder, spec)
+        category, headline = {
+            WALL_CLOCK: (
+                "timeout_wall_clock",
+                f"it ran longer than its wall clock limit of {limits.wall_clock_s} s",
+            ),
+            SILENCE: ("timeout_silence", f"it printed nothing for its silence limit of {limits.silence_s} s"),
+            GPU_IDLE: (
+                "timeout_gpu_idle",
+                f"its GPUs computed nothing for its limit of {limits.gpu_idle_s} s",
+            ),
+        }[ended.fired]
+        return failure(category), f"{headline.replace('.0 s', ' s')} and was ended"
+    said = _said(folder, spec)
     found = classify(ended.exit_code, "\n".join(ended.tail), oom_killed=ended.oom_killed, error=said)
     if found.category == "network" and ended.offline:
         found = failure("network", retryable=False, hint=_NO_NETWORK)
     if said is not None:
-        headline = headline_of(said, found)
-    elif ended.oom_killed and found.category == "out_of_memory_host":
+        return found, headline_of(said, found)
+    if ended.oom_killed and found.category == "out_of_memory_host":
         limit = ended.memory or "the host's memory"
-        headline = f"the {ended.what} ran out of memory (limit: {limit}; exit code {ended.exit_code})"
-    else:
-        headline = f"the {ended.what} ended with exit code {ended.exit_code} and no valid result ({problem})"
-    error = AttemptFailedError(found, headline, folder=folder, log_tail=ended.tail, exit_code=ended.exit_code)
-    return _with_error_file(error, spec)
-
-
-def timed_out(
-    folder: Path, fired: str, limits: Limited, tail: tuple[str, ...], exit_code: int | None
-) -> AttemptFailedError:
-    """The failure of an attempt that a watchdog ended."""
-    category, headline = {
-        WALL_CLOCK: (
-            "timeout_wall_clock",
-            f"it ran longer than its wall clock limit of {limits.wall_clock_s} s",
-        ),
-        SILENCE: ("timeout_silence", f"it printed nothing for its silence limit of {limits.silence_s} s"),
-        GPU_IDLE: ("timeout_gpu_idle", f"its GPUs computed nothing for its limit of {limits.gpu_idle_s} s"),
-    }[fired]
-    return AttemptFailedError(
-        failure(category),
-        f"{headline.replace('.0 s', ' s')} and was ended",
-        folder=folder,
-        log_tail=tail,
-        exit_code=exit_code,
-    )
-
-
-def _with_error_file(failed: AttemptFailedError, spec: ExperimentSpec) -> AttemptFailedError:
-    """Write the error file of an attempt that could not, as one that was killed, from what is known outside.
-
-    Args:
-        failed: The failure, with the folder of what was collected.
-        spec: What the attempt was told.
-
-    Returns:
-        The failure, to be raised.
-    """
-    path = failed.folder / error_name(spec.experiment_hash)
-    if not path.exists():
-        found = failed.failure
-        error = AttemptError(
-            schema_version=PROTOCOL_VERSION,
-            type=f"Ended{found.category.title().replace('_', '')}",
-            message=f"{failed.headline}\n{found.hint}",
-            traceback="",
-            phase=_last_phase(failed.folder / EVENTS),
-            retryable_hint=found.retryable,
-            category=found.category if found.category in ERROR_CATEGORIES else None,
+        return (
+            found,
+            f"the {ended.what} ran out of memory (limit: {limit}; exit code {ended.exit_code})",
         )
-        path.write_text(error.dumps(), encoding="utf-8")
-    return failed
+    return found, f"the {ended.what} ended with exit code {ended.exit_code} and no valid result ({problem})"
 
 
 def _last_phase(events: Path) -> str:
@@ -164,7 +136,7 @@ def _last_phase(events: Path) -> str:
     return "start"
 
 
-def read_error(folder: Path, spec: ExperimentSpec) -> AttemptError | None:
+def _said(folder: Path, spec: ExperimentSpec) -> AttemptError | None:
     """What the attempt said about its failure, or None when it said nothing that can be read."""
     path = folder / error_name(spec.experiment_hash)
     try:

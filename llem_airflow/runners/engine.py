@@ -53,6 +53,9 @@ _AWAY = {
 """What an error of the client says, and what it means for a person."""
 
 LIVE_STATES = ("running", "paused", "restarting")
+GRACE_S = 120.0
+"""How long an engine may be away, as at a restart, before what needs it fails, in seconds."""
+
 _RETRY_EVERY_S = 1.0
 _GLANCE_S = 3
 _STOP_S = 2
@@ -270,8 +273,8 @@ def _knock(url: str, timeout_s: int) -> None:
     return None
 
 
-def patiently(call: Callable[[], T], patience_s: float) -> T:
-    """Call the engine; while it cannot be reached, again, for up to ``patience_s`` seconds.
+def patiently(call: Callable[[], T]) -> T:
+    """Call the engine; while it cannot be reached, again, for up to :data:`GRACE_S`.
 
     Raises:
         docker.errors.APIError: The engine answered, with a refusal.
@@ -284,7 +287,7 @@ def patiently(call: Callable[[], T], patience_s: float) -> T:
         except requests.exceptions.HTTPError:
             raise
         except requests.exceptions.RequestException:
-            if time.monotonic() - begin_s >= patience_s:
+            if time.monotonic() - begin_s >= GRACE_S:
                 raise
             time.sleep(_RETRY_EVERY_S)
 
@@ -292,16 +295,11 @@ def patiently(call: Callable[[], T], patience_s: float) -> T:
 def containers_of(api: docker.APIClient, attempt: Attempt) -> list[dict[str, Any]]:
     """Containers that any try of this attempt's cycle made, but for those that were kept to be looked at."""
     found: list[dict[str, Any]] = api.containers(all=True, filters={"label": f"{LABEL_KEY}={attempt.key}"})
-    return [each for each in found if not is_kept(each)]
+    return [each for each in found if not is_kept(name_of(each))]
 
 
-def is_kept(listed: Mapping[str, Any]) -> bool:
-    """Whether a container failed and was kept to be looked at: nobody takes it over, and gc removes it by its age."""
-    return is_kept_name(name_of(listed))
-
-
-def is_kept_name(name: str) -> bool:
-    """As ``is_kept``, of a container's name."""
+def is_kept(name: str) -> bool:
+    """Whether the container of a name failed and was kept: nobody takes it over, and gc removes it by its age."""
     return name.endswith(_KEPT)
 
 
@@ -357,6 +355,48 @@ def sweep_volumes(api: docker.APIClient, attempt: Attempt) -> None:
     listed = api.volumes(filters={"label": f"{LABEL_KEY}={attempt.key}"})
     for volume in listed.get("Volumes") or []:
         remove_volume(api, volume["Name"])
+
+
+def remove_all(api: docker.APIClient, attempt: Attempt) -> None:
+    """Remove the containers and volumes of all tries of an attempt, whatever their state."""
+    for listed in containers_of(api, attempt):
+        remove_container(api, listed["Id"])
+    sweep_volumes(api, attempt)
+
+
+def run_once(
+    api: docker.APIClient, image: str, folder: str, archive: bytes, timeout_s: int, **made: Any
+) -> tuple[int, str, str]:
+    """Run a short-lived container to its end; it is removed whatever happens.
+
+    Args:
+        api: The engine.
+        image: Its image.
+        folder: Where the files go, as the container sees it.
+        archive: The files, as a tar archive.
+        timeout_s: How long it may take, in seconds.
+        made: Further arguments of ``APIClient.create_container``.
+
+    Returns:
+        Its exit code, what it printed, and its errors.
+
+    Raises:
+        docker.errors.DockerException: The engine refused.
+        requests.exceptions.RequestException: It did not answer in time.
+    """
+    identity = api.create_container(image, **made)["Id"]
+    try:
+        api.put_archive(identity, folder, archive)
+        api.start(identity)
+        exit_code = int(api.wait(identity, timeout=timeout_s)["StatusCode"])
+        out, err = (
+            api.logs(identity, stdout=stdout, stderr=not stdout).decode("utf-8", "replace")
+            for stdout in (True, False)
+        )
+        return exit_code, out, err
+    finally:
+        with contextlib.suppress(*ENGINE_ERRORS):
+            api.remove_container(identity, force=True, v=True)
 
 
 def host_facts(api: docker.APIClient) -> dict[str, Any]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import sys
-import tarfile
 from pathlib import Path
 
 import docker
-from docker.errors import APIError
 from docker.types import DeviceRequest
 
 from llem_airflow.runners import engine_api
-from llem_airflow.runners.engine import ENGINE_ERRORS, connect
+from llem_airflow.runners.engine import ENGINE_ERRORS, connect, run_once
+from llem_airflow.runners.exchange import packed
 from llem_airflow.runners.failures import classify
 from llem_airflow.runners.gpus import has_nvidia
 from llem_airflow.runners.images import ImagePullError, default_entrypoint, default_image, digest, pull
@@ -60,8 +57,12 @@ def _bring(api: docker.APIClient, image: str) -> None:
 def _ask(api: docker.APIClient, engine: str, image: str) -> int:
     # An engine may look for its driver while it is imported: it gets one where there is one.
     gpus = [DeviceRequest(count=-1, capabilities=[["gpu"]])] if has_nvidia(api, image) else None
-    identity: str = api.create_container(
+    exit_code, out, err = run_once(
+        api,
         image,
+        _FOLDER,
+        _archive(),
+        _IMPORT_TIMEOUT_S,
         entrypoint=list(default_entrypoint(engine)),
         command=[f"{_FOLDER}/{_CHECKER}/recorded.py", engine],
         labels={LABEL_CHECK: "1"},
@@ -74,26 +75,11 @@ def _ask(api: docker.APIClient, engine: str, image: str) -> int:
             shm_size="1g",
             device_requests=gpus,
         ),
-    )["Id"]
-    try:
-        api.put_archive(identity, _FOLDER, _archive())
-        api.start(identity)
-        exit_code = int(api.wait(identity, timeout=_IMPORT_TIMEOUT_S)["StatusCode"])
-        sys.stdout.write(api.logs(identity, stdout=True, stderr=exit_code > 1).decode("utf-8", "replace"))
-        return exit_code if exit_code in (0, 1) else _USER_ERROR
-    finally:
-        with contextlib.suppress(APIError):
-            api.remove_container(identity, force=True, v=True)
+    )
+    sys.stdout.write(out + err * (exit_code > 1))
+    return exit_code if exit_code in (0, 1) else _USER_ERROR
 
 
 def _archive() -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.add(Path(engine_api.__file__).parent, _CHECKER, filter=_readable)
-    return buffer.getvalue()
-
-
-def _readable(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """The member as any user of the image may read it; None leaves it out."""
-    info.mode, info.uid, info.gid, info.uname, info.gname = 0o555, 0, 0, "", ""
-    return None if "__pycache__" in info.name else info
+    files = [path for path in Path(engine_api.__file__).parent.iterdir() if path.is_file()]
+    return packed({f"{_CHECKER}/{path.name}": path.read_bytes() for path in files}, [_CHECKER], None)

@@ -135,15 +135,20 @@ def unpack(chunks: Iterable[bytes], folder: Path, redactor: Redactor) -> tuple[s
     Raises:
         CollectError: There is more than the bounds allow, or the archive is broken.
     """
+    with _opened_archive(chunks, f"{OUT_DIR}/") as archive:
+        return tuple(_take(_members(archive), folder, redactor))
+
+
+@contextlib.contextmanager
+def _opened_archive(chunks: Iterable[bytes], what: str) -> Iterator[tarfile.TarFile]:
     chunks = iter(chunks)
     try:
         with tarfile.open(fileobj=_Reader(chunks), mode="r|") as archive:
-            names = tuple(_take(_members(archive), folder, redactor))
+            yield archive
         for _ in chunks:  # what follows the archive's end, so that the connection can be used again
             pass
     except tarfile.TarError as error:
-        raise CollectError(f"the archive of {OUT_DIR}/ is broken: {error}") from error
-    return names
+        raise CollectError(f"the archive of {what} is broken: {error}") from error
 
 
 _ATTEMPT = "attempt"
@@ -169,30 +174,24 @@ def collect_attempts(api: docker.APIClient, container: str, folder: Path, redact
         CollectError: There is more than the bounds allow, or the archive is broken.
         docker.errors.APIError: The engine refused.
     """
-    chunks = iter(api.get_archive(container, EXCHANGE_DIR)[0])
     found: dict[Path, int] = {}
     total_bytes = 0
-    try:
-        with tarfile.open(fileobj=_Reader(chunks), mode="r|") as archive:
-            for member in archive:
-                name, key = _part_of_attempt(member)
-                source = archive.extractfile(member) if name else None
-                if source is None:
-                    continue
-                target = folder / key
-                target.mkdir(exist_ok=True)
-                total_bytes += member.size
-                found[target] = found.get(target, 0) + 1
-                if found[target] > MAX_FILES or total_bytes > MAX_BYTES:
-                    raise CollectError(
-                        f"{container} holds more than {MAX_FILES} files of an attempt or {MAX_BYTES} bytes"
-                    )
-                with source, (target / redactor.text(name)).open("wb") as file:
-                    redactor.copy(source, file)
-        for _ in chunks:  # as in ``unpack``
-            pass
-    except tarfile.TarError as error:
-        raise CollectError(f"the archive of {container} is broken: {error}") from error
+    with _opened_archive(api.get_archive(container, EXCHANGE_DIR)[0], container) as archive:
+        for member in archive:
+            name, key = _part_of_attempt(member)
+            source = archive.extractfile(member) if name else None
+            if source is None:
+                continue
+            target = folder / key
+            target.mkdir(exist_ok=True)
+            total_bytes += member.size
+            found[target] = found.get(target, 0) + 1
+            if found[target] > MAX_FILES or total_bytes > MAX_BYTES:
+                raise CollectError(
+                    f"{container} holds more than {MAX_FILES} files of an attempt or {MAX_BYTES} bytes"
+                )
+            with source, (target / redactor.text(name)).open("wb") as file:
+                redactor.copy(source, file)
     return list(found)
 
 

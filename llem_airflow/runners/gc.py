@@ -110,7 +110,7 @@ def find_leftovers(
         labels, state = container.get("Labels") or {}, container["State"]
         age_s = now_s - float(container["Created"])
         volumes = tuple(mount["Name"] for mount in container.get("Mounts") or () if "Name" in mount)
-        if left(labels, age_s, state, kept=is_kept(container)):
+        if left(labels, age_s, state, kept=is_kept(name_of(container))):
             name = name_of(container)
             found.append(Leftover("container", name, what(labels), state, age_s, volumes=volumes))
         else:
@@ -364,14 +364,14 @@ def _ask_airflow(labels: list[dict[str, str]]) -> AirflowSays:
     if not is_airflow_here():
         return AirflowSays()
     try:
-        said = ask("living", labels)
+        said = ask("maintenance", labels)
     except NoAnswerError as error:
         return AirflowSays(why=str(error))
     return said_of(labels, said)
 
 
 def said_of(labels: Sequence[Mapping[str, str]], said: Mapping[str, Any]) -> AirflowSays:
-    """What ``operators.living`` has answered of these labels."""
+    """What ``operators.maintenance`` has answered of these labels."""
     if said["alive"] is None:
         return AirflowSays(said["installation"], None, said["why"])
     known = {

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import re
-import tarfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +17,8 @@ from docker.types import DeviceRequest
 
 from llem_airflow.runners.attempt import LABEL_INSTALLATION, Attempt
 from llem_airflow.runners.bundle import pynvml_file
-from llem_airflow.runners.engine import ENGINE_ERRORS, remove_container
+from llem_airflow.runners.engine import remove_container, run_once
+from llem_airflow.runners.exchange import packed
 from llem_airflow.runners.ssh import SSHClient
 from llem_airflow.study import GpuRequest
 
@@ -297,50 +296,28 @@ def _in_container(
     name = f"llem-probe-{owner.key}" if owner else None
     if name is not None:
         remove_container(api, name)
-    identity = ""
-    try:
-        identity = api.create_container(
-            image,
-            name=name,
-            entrypoint=["python3"],
-            command=command,
-            user="0",
-            labels={LABEL_PROBE: "1"}
-            | ({LABEL_INSTALLATION: owner.labels[LABEL_INSTALLATION]} if owner else {}),
-            environment={"NVIDIA_DRIVER_CAPABILITIES": "utility"} if gpus else NO_GPUS,
-            host_config=api.create_host_config(
-                network_mode="none",
-                cap_drop=["ALL"],
-                security_opt=["no-new-privileges"],
-                device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if gpus else None,
-            ),
-        )["Id"]
-        api.put_archive(identity, "/tmp", _archive())  # noqa: S108  # the probe's own
-        api.start(identity)
-        api.wait(identity, timeout=_PROBE_TIMEOUT_S)
-        out, err = (
-            api.logs(identity, stdout=stdout, stderr=not stdout).decode("utf-8", "replace").strip()
-            for stdout in (True, False)
-        )
-        return str((out or err or "nothing").splitlines()[-1])
-    finally:
-        if identity:
-            with contextlib.suppress(*ENGINE_ERRORS):
-                api.remove_container(identity, force=True, v=True)
-
-
-def _archive() -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.add(pynvml_file(), "pynvml.py", filter=_readable)
-        archive.add(Path(__file__).with_name("gpu_probe.py"), "gpu_probe.py", filter=_readable)
-    return buffer.getvalue()
-
-
-def _readable(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    info.uid = info.gid = 0
-    info.mode = 0o444
-    return info
+    files = {"pynvml.py": pynvml_file(), "gpu_probe.py": Path(__file__).with_name("gpu_probe.py")}
+    archive = packed({inside: path.read_bytes() for inside, path in files.items()}, [], None)
+    _, out, err = run_once(
+        api,
+        image,
+        "/tmp",  # noqa: S108  # the probe's own
+        archive,
+        _PROBE_TIMEOUT_S,
+        name=name,
+        entrypoint=["python3"],
+        command=command,
+        user="0",
+        labels={LABEL_PROBE: "1"} | ({LABEL_INSTALLATION: owner.labels[LABEL_INSTALLATION]} if owner else {}),
+        environment={"NVIDIA_DRIVER_CAPABILITIES": "utility"} if gpus else NO_GPUS,
+        host_config=api.create_host_config(
+            network_mode="none",
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges"],
+            device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if gpus else None,
+        ),
+    )
+    return (out.strip() or err.strip() or "nothing").splitlines()[-1]
 
 
 def _inventory(said: Mapping[str, Any]) -> Inventory:

@@ -21,7 +21,6 @@ from llem_airflow.runners.claims import (
     held_tickets,
     since_epoch_s,
 )
-from llem_airflow.runners.cluster_shown import print_cluster
 from llem_airflow.runners.doctor import python_images
 from llem_airflow.runners.engine import ENGINE_ERRORS, is_installed_here, why_away
 from llem_airflow.runners.failures import classify
@@ -277,7 +276,7 @@ def _print(
         elif isinstance(one, HostGpus):
             _print_host(target, one)
         else:
-            print_cluster(target, one)
+            _print_cluster(target, one)
 
 
 def _print_host(target: Any, host: HostGpus) -> None:
@@ -338,3 +337,71 @@ def _who(held: Holder) -> str:
 
 def _since(host: HostGpus, held: Holder) -> str:
     return "" if held.since_epoch_s is None else span(host.now_epoch_s - held.since_epoch_s)
+
+
+_CLUSTER_HEADS = ("Node", "Device", "Requested by", "Since")
+
+
+def _print_cluster(target: Any, cluster: Mapping[str, Any]) -> None:
+    """Print what ``cluster_gpus.look`` has found, with the ``name`` of the cluster, or an ``error``."""
+    if "error" in cluster:
+        text = f"{cluster['name']}: {cluster['error']}. What to do: {cluster['fix']}"
+        show(target, Folding(text, "bold red", indent=2))
+        return
+    show(target, Folding(f"{cluster['name']}: {_cluster_headline(cluster)}", "bold", indent=2))
+    now_s = time.time_ns() / 1e9
+    rows = [row for node in cluster["nodes"] for row in _node_rows(node, now_s)]
+    rows += [
+        (("?", _asks(each), _pod(each), _pod_since(each, now_s)), "yellow") for each in cluster["elsewhere"]
+    ]
+    if rows:
+        cells, styles = zip(*rows, strict=True)
+        show(target, Rows(_CLUSTER_HEADS, cells, styles=styles))
+    for text in cluster["not_seen"]:
+        show(target, Folding(f"Not seen: {text}", "yellow", indent=2))
+    if cluster["waiting"]:
+        show(target, Folding("Waiting, the oldest first:", "bold"))
+    for place, each in enumerate(cluster["waiting"], start=1):
+        why = f": {each['why']}" if each["why"] else ""
+        text = f"{place:>2}. {_pod(each)}: asks for {_asks(each)}, for {_pod_since(each, now_s)}{why}"
+        show(target, Folding(text, indent=4))
+
+
+def _cluster_headline(cluster: Mapping[str, Any]) -> str:
+    total: dict[str, list[int]] = {}
+    for each in (each for node in cluster["nodes"] for each in node["resources"]):
+        sums = total.setdefault(each["resource"], [0, 0])
+        sums[0] += each["requested"]
+        sums[1] += each["allocatable"]
+    told = [f"{held} of {there} {name} requested" for name, (held, there) in sorted(total.items())]
+    waiting = counted(len(cluster["waiting"]), "pod") if cluster["waiting"] else "nobody"
+    return f"{', '.join(told) or 'no node with GPUs is seen'}; {waiting} waiting"
+
+
+def _node_rows(node: Mapping[str, Any], now_s: float) -> list[tuple[tuple[str, ...], str]]:
+    found: list[tuple[tuple[str, ...], str]] = []
+    name = f"{node['node']} ({node['state']})" if node["state"] else node["node"]
+    for each in node["resources"]:
+        lost = each["capacity"] - each["allocatable"]
+        device = f"{each['allocatable']} {each['resource']}" + f", {node['product']}" * bool(node["product"])
+        device += f" ({lost} more unhealthy or reserved)" if lost else ""
+        free = each["allocatable"] - each["requested"]
+        style = "dim" if node["state"] else "green" if free > 0 else ""
+        found.append(((name, device, f"{max(0, free)} free", ""), style))
+        for pod in each["requested_by"]:
+            who = f"{pod['asks'][each['resource']]}: {_pod(pod)}"
+            found.append((("", "", who, _pod_since(pod, now_s)), "cyan" if pod["what"] else "yellow"))
+    return found
+
+
+def _pod(pod: Mapping[str, Any]) -> str:
+    where = f"{pod['namespace']}/{pod['pod']}"
+    return f"{pod['what']} ({where})" if pod["what"] else f"pod {where}"
+
+
+def _asks(pod: Mapping[str, Any]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(pod["asks"].items()))
+
+
+def _pod_since(pod: Mapping[str, Any], now_s: float) -> str:
+    return span(now_s - pod["since_epoch_s"])

@@ -19,7 +19,7 @@ from typing import Any
 import docker
 from docker.errors import NotFound
 
-from llem_airflow.runners.attempt import LABEL_GPUS, LABEL_KEY, of_dag
+from llem_airflow.runners.attempt import LABEL_KEY, gpus_of, of_dag
 from llem_airflow.runners.engine import LIVE_STATES, name_of
 from llem_airflow.runners.gpus import LABEL_PROBE, Gpu, Inventory, on_this_machine
 
@@ -111,37 +111,26 @@ def _holder(
     if LABEL_KEY in labels:
         if state not in (*LIVE_STATES, "created"):
             return None
-        gpus = tuple(gpu for gpu in labels.get(LABEL_GPUS, "").split(",") if gpu)
-        what = of_dag(labels)
-        exclusive = labels.get(LABEL_EXCLUSIVE) == "host"
-        return Holder(
-            listed["Id"],
-            name_of(listed),
-            gpus,
-            state,
-            labels.get(LABEL_TICKET, ""),
-            exclusive,
-            what,
-            owner=_owner(labels),
-            since_epoch_s=float(listed["Created"]),
-            quota=int(labels.get(LABEL_QUOTA) or 0) or None,
-        )
-    if state not in LIVE_STATES or OBSERVERS.search(str(listed.get("Image"))):
-        return None
-    gpus, privileged = given_to(api, listed["Id"], known, info)
-    what = f"{listed['Image']}{', privileged' * privileged}"
-    if not gpus:
-        return None
+        gpus, what = gpus_of(labels), of_dag(labels)
+    else:
+        if state not in LIVE_STATES or OBSERVERS.search(str(listed.get("Image"))):
+            return None
+        gpus, privileged = given_to(api, listed["Id"], known, info)
+        what = f"{listed['Image']}{', privileged' * privileged}"
+        if not gpus:
+            return None
+    ours = labels if LABEL_KEY in labels else {}
     return Holder(
         listed["Id"],
         name_of(listed),
         gpus,
         state,
-        "",
-        False,
+        ours.get(LABEL_TICKET, ""),
+        ours.get(LABEL_EXCLUSIVE) == "host",
         what,
         owner=_owner(labels),
         since_epoch_s=float(listed["Created"]),
+        quota=int(ours.get(LABEL_QUOTA) or 0) or None,
     )
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from llem_airflow.runners.airflow_asked import NoAnswerError, ask, is_airflow_here
@@ -18,6 +19,11 @@ from llem_airflow.runners.engine import EngineAddress, engine_url, is_installed_
 _NO_AIRFLOW = (
     "no Airflow is set up here, whose connections lead to clusters",
     "run it where Airflow is, or name its folder: AIRFLOW_HOME",
+)
+_EXTRA = "`pip install 'llem-airflow[kubernetes]'`"
+_NO_EXTRA = (
+    "the extra `kubernetes` of llem-airflow is not installed here, by which clusters are asked",
+    f"{_EXTRA} into {sys.prefix}",
 )
 _LOOK_S = 120.0
 _RECOVERY_S = 3600.0
@@ -140,8 +146,8 @@ def answers_of(
     """
     if not clusters:
         return []
-    error, fix = _NO_AIRFLOW
-    if is_airflow_here():
+    error, fix = _NO_EXTRA if is_airflow_here() else _NO_AIRFLOW
+    if is_airflow_here() and find_spec("kubernetes") is not None:
         try:
             said: list[dict[str, Any]] = (asks or ask)(
                 "known_clusters",
@@ -150,7 +156,7 @@ def answers_of(
             )["clusters"]
         except NoAnswerError as problem:
             error = f"Airflow cannot be asked for its clusters ({problem})"
-            fix = "`pip install 'llem-airflow[kubernetes]'` where it is not; `airflow db check`"
+            fix = f"{_EXTRA} where it is not; `airflow db check`"
         else:
             return said
     return [{"name": name, "error": error, "fix": fix} for name in clusters]

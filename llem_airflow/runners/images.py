@@ -18,13 +18,7 @@ from llem_airflow import __version__
 from llem_airflow.protocol.redaction import Redactor
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.container_spec import ContainerSettings, create_arguments
-from llem_airflow.runners.engine import (
-    ENGINE_ERRORS,
-    containers_of,
-    remove_container,
-    remove_volume,
-    sweep_volumes,
-)
+from llem_airflow.runners.engine import ENGINE_ERRORS, remove_all
 from llem_airflow.runners.exchange import shared_folder
 from llem_airflow.runners.failures import AttemptFailedError, classify
 from llem_airflow.runners.gpus import (
@@ -296,7 +290,7 @@ def fetch_model(
     Raises:
         AttemptFailedError: It is not to be had; the hint says what to do.
     """
-    _clear(api, attempt)
+    remove_all(api, attempt)
     arguments = create_arguments(api, attempt, attempt.experiment_hash, settings)
     arguments |= {"entrypoint": ["python3", "-c", _DOWNLOAD], "command": [model, revision or ""]}
     try:
@@ -306,14 +300,14 @@ def fetch_model(
             api.put_archive(identity, str(cache.parent), shared_folder(cache.name))
         api.start(identity)
         with LogSink(folder / "fetch.log", on_line, settings.secrets(), settings.log_bytes) as sink:
-            state = follow(api, identity, sink, lambda: None, patience_s=settings.engine_grace_s)["State"]
+            state = follow(api, identity, sink, lambda: None)["State"]
     except ENGINE_ERRORS as error:
         headline = f"model {model} cannot be fetched: {error}"
         failed = AttemptFailedError(classify(None, "", error=error), headline, folder=folder)
         failed.blank(Redactor(settings.secrets()))
         raise failed from error
     finally:
-        _clear(api, attempt)
+        remove_all(api, attempt)
     exit_code = int(state["ExitCode"])
     commit = next(filter(None, map(_commit_in, reversed(sink.tail))), None)
     if exit_code == 0 and commit is not None:
@@ -331,10 +325,3 @@ def _commit_in(line: str) -> str | None:
     """The commit that a line of ``_DOWNLOAD`` tells, or None where it is another line."""
     found = re.fullmatch(r'\{"commit": "([^"]+)"\}', line)
     return found[1] if found else None
-
-
-def _clear(api: docker.APIClient, attempt: Attempt) -> None:
-    for listed in containers_of(api, attempt):
-        remove_container(api, listed["Id"])
-    remove_volume(api, attempt.volume_name)
-    sweep_volumes(api, attempt)

@@ -29,8 +29,7 @@ from llem_airflow.runners.cluster import API_ERRORS, Cluster, ExecError, PodGone
 from llem_airflow.runners.ending import CONTAINER_LOG, INSPECT, Ended, failed, read_result
 from llem_airflow.runners.exchange import CollectError
 from llem_airflow.runners.failures import AttemptFailedError, Failure, classify, failure, told_without_secrets
-from llem_airflow.runners.live import OnLive
-from llem_airflow.runners.output import LogSink, Watchdog
+from llem_airflow.runners.output import LogSink, OnLive, Watchdog
 from llem_airflow.runners.pod_log import QUIET_S, collect, follow
 from llem_airflow.runners.pod_spec import (
     KEEPER,

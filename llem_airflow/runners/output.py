@@ -21,10 +21,12 @@ import docker
 import requests
 from docker.errors import NotFound
 
+from llem_airflow.protocol.live import LONGEST_BYTES, MARK, LivePhase, LivePower, parse
 from llem_airflow.protocol.redaction import Redactor
 from llem_airflow.runners.engine import patiently
-from llem_airflow.runners.live import LiveRecords, OnLive
 
+LOG_BYTES = 64 * 1024 * 1024
+"""Most bytes of output that are kept in container.log."""
 LONGEST_LINE_BYTES = 8 * 1024
 TAIL_LINES = 400
 """An engine may print its reason, then the tracebacks of everybody who waited for it."""
@@ -82,6 +84,47 @@ def _text(line: bytes) -> str:
     return line.decode("utf-8", "replace")
 
 
+OnLive = Callable[[LivePower | LivePhase], None]
+
+
+class LiveRecords:
+    """Takes live records out of a stream that comes in pieces, so that no log and no watchdog sees them.
+
+    What only looks like one stays where it is.
+
+    Args:
+        on_live: Called with every record.
+    """
+
+    def __init__(self, on_live: OnLive | None) -> None:
+        self._on_live = on_live
+        self._held = b""
+
+    def taken_out_of(self, data: bytes) -> bytes:
+        """What is left of the output; the begin of a record is kept until its end comes."""
+        rest, self._held = self._held + data, b""
+        left = []
+        while (begin := rest.find(MARK)) >= 0:
+            left.append(rest[:begin])
+            end = rest.find(b"\n", begin, begin + LONGEST_BYTES)
+            if end < 0 and len(rest) - begin < LONGEST_BYTES:
+                self._held = rest[begin:]
+                return b"".join(left)
+            record = parse(rest[begin + 1 : end]) if end >= 0 else None
+            if record is None:
+                end = begin  # a mark of somebody else
+                left.append(MARK)
+            elif self._on_live is not None:
+                self._on_live(record)
+            rest = rest[end + 1 :]
+        return b"".join((*left, rest))
+
+    def finish(self) -> bytes:
+        """The begin of a record whose end never came: somebody else's text, or cut when its writer was killed."""
+        held, self._held = self._held, b""
+        return held
+
+
 class LogSink:
     """Where output goes: the file, the callback, and the last lines for an error's text.
 
@@ -98,7 +141,7 @@ class LogSink:
         path: Path,
         on_line: Callable[[str], None],
         secrets: Iterable[str],
-        max_bytes: int,
+        max_bytes: int = LOG_BYTES,
         on_live: OnLive | None = None,
     ) -> None:
         self.path = path
@@ -178,9 +221,7 @@ class GoneError(RuntimeError):
     """The container was removed while it was followed."""
 
 
-def follow(
-    api: docker.APIClient, container: str, sink: LogSink, heard: Callable[[], None], *, patience_s: float
-) -> dict[str, Any]:
+def follow(api: docker.APIClient, container: str, sink: LogSink, heard: Callable[[], None]) -> dict[str, Any]:
     """Feed the container's output to ``sink`` until it has ended.
 
     A connection that ends before the container does (a proxy's idle timeout, an engine's restart) is taken up
@@ -192,7 +233,6 @@ def follow(
         container: Id of the container.
         sink: Where the output goes.
         heard: Called when there was output of the attempt itself.
-        patience_s: How long the engine may be away, in seconds.
 
     Returns:
         The inspection of the ended container.
@@ -206,7 +246,7 @@ def follow(
     try:
         while True:
             last = _read(api, container, sink, heard, last)
-            inspection = patiently(lambda: _ended(api, container), patience_s)
+            inspection = patiently(lambda: _ended(api, container))
             if not inspection["State"]["Running"]:
                 if _goes_on(api, container, last):
                     _read(api, container, sink, heard, last, follow=False)
@@ -362,57 +402,6 @@ class Watchdog:
         return min(limits)
 
 
-class GpuUse:
-    """A look at the utilisation of some GPUs, for as long as the block lasts.
-
-    Args:
-        gpus: Their UUIDs.
-
-    Attributes:
-        unknown: Why nobody can tell; empty when it can be told.
-    """
-
-    def __init__(self, gpus: Sequence[str]) -> None:
-        self._gpus = gpus
-        self._handles: list[Any] = []
-        self._open = False
-        self.unknown = ""
-
-    def __enter__(self) -> GpuUse:
-        import pynvml  # noqa: PLC0415  # 8,000 lines, for those who set the limit
-
-        self._nvml = pynvml
-        try:
-            pynvml.nvmlInit()
-            self._open = True
-        except pynvml.NVMLError as error:
-            self.unknown = f"this machine's NVIDIA driver cannot be asked: {error}"
-            return self
-        try:
-            self._handles = [pynvml.nvmlDeviceGetHandleByUUID(gpu) for gpu in self._gpus]
-            self._percent()
-        except pynvml.NVMLError as error:  # a MIG slice tells no utilisation
-            self.unknown = f"the driver tells no utilisation of {', '.join(self._gpus)}: {error}"
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._open:
-            self._nvml.nvmlShutdown()
-
-    def computes(self) -> bool:
-        """Whether any of them computed in the last sampling period; what cannot be told counts as computing."""
-        try:
-            return self._percent() > 0
-        except self._nvml.NVMLError:
-            return True
-
-    def _percent(self) -> int:
-        """The highest utilisation among them, in percent of the driver's last sampling period (1/6 s to 1 s)."""
-        return max(int(self._nvml.nvmlDeviceGetUtilizationRates(each).gpu) for each in self._handles)
-
-
 @contextlib.contextmanager
 def watched(
     gpus: Sequence[str], limit_s: float | None, say: Callable[[str], None], *, elsewhere: bool = False
@@ -432,10 +421,35 @@ def watched(
         say(f"{_NOT_WATCHED}: the engine is on another machine, whose NVIDIA driver does not answer here")
         yield None
         return
-    with GpuUse(gpus) as use:
-        if use.unknown:
-            say(f"{_NOT_WATCHED}: {use.unknown}")
-        yield None if use.unknown else use.computes
+    import pynvml  # noqa: PLC0415  # 8,000 lines, for those who set the limit
+
+    def percent() -> int:
+        """The highest utilisation among them, in percent of the driver's last sampling period (1/6 s to 1 s)."""
+        handles = [pynvml.nvmlDeviceGetHandleByUUID(gpu) for gpu in gpus]
+        return max(int(pynvml.nvmlDeviceGetUtilizationRates(each).gpu) for each in handles)
+
+    def computes() -> bool:
+        """Whether any of them computed in that period; what cannot be told counts as computing."""
+        try:
+            return percent() > 0
+        except pynvml.NVMLError:
+            return True
+
+    with contextlib.ExitStack() as opened:
+        unknown = ""
+        try:
+            pynvml.nvmlInit()
+            opened.callback(pynvml.nvmlShutdown)
+        except pynvml.NVMLError as error:
+            unknown = f"this machine's NVIDIA driver cannot be asked: {error}"
+        else:
+            try:
+                percent()
+            except pynvml.NVMLError as error:  # a MIG slice tells no utilisation
+                unknown = f"the driver tells no utilisation of {', '.join(gpus)}: {error}"
+        if unknown:
+            say(f"{_NOT_WATCHED}: {unknown}")
+        yield None if unknown else computes
 
 
 class TimeLimits(Protocol):
@@ -455,7 +469,7 @@ class TimeLimits(Protocol):
 
 
 @contextlib.contextmanager
-def watchdog(  # an attempt, its limits, and who hears of them
+def watchdog(
     end: Callable[[], None],
     limits: TimeLimits,
     gpus: Sequence[str],

@@ -32,8 +32,7 @@ from llem_airflow.runners.ending import CONTAINER_LOG, Ended, failed, read_resul
 from llem_airflow.runners.failures import AttemptFailedError, classify, failure, told_without_secrets
 from llem_airflow.runners.gpus import GpuLookError, Inventory, kernel_gpus, local_inventory
 from llem_airflow.runners.leases import Patience, ProcessLease, take
-from llem_airflow.runners.live import OnLive
-from llem_airflow.runners.output import LogSink, watchdog
+from llem_airflow.runners.output import LogSink, OnLive, watchdog
 from llem_airflow.study import GpuRequest
 
 _READ_BYTES = 64 * 1024
@@ -67,7 +66,6 @@ class ProcessSettings:
         silence_s: Longest time without output, in seconds, or None.
         gpu_idle_s: Longest time in which its GPUs compute nothing, in seconds, or None.
         stop_grace_s: Time between SIGTERM and SIGKILL, in seconds.
-        log_bytes: Most bytes of output that are kept in container.log.
         gpu_request: GPUs to choose from those that this machine has, or None for none.
         gpu_quota: GPUs that experiments may hold on this machine together, or None for any number.
         engine: The Docker engine of this machine, whose containers hold GPUs too; None where none answers.
@@ -80,7 +78,6 @@ class ProcessSettings:
     silence_s: float | None = None
     gpu_idle_s: float | None = None
     stop_grace_s: float = 10.0
-    log_bytes: int = 64 * 1024 * 1024
     gpu_request: GpuRequest | None = None
     gpu_quota: int | None = None
     engine: docker.APIClient | None = None
@@ -133,7 +130,7 @@ class ProcessRunner(Runner):
         self._settings = settings
         self._folder = folder
         self._bundle = bundle
-        self._sink = LogSink(folder / CONTAINER_LOG, on_line, settings.secrets(), settings.log_bytes, on_live)
+        self._sink = LogSink(folder / CONTAINER_LOG, on_line, settings.secrets(), on_live=on_live)
         self._process: subprocess.Popen[bytes] | None = None
         self._lease: ProcessLease | None = None
         self._killed = False

@@ -11,13 +11,12 @@ from typing import Any
 
 import docker
 import requests
-from docker.errors import APIError, DockerException, NotFound
+from docker.errors import APIError, NotFound
 
 from llem_airflow.protocol.files import (
     BUNDLE,
     ENV_CONFIG_PATH,
     ENV_OUTPUT_DIR,
-    EVENTS,
     EXCHANGE_DIR,
     OUT_DIR,
     config_name,
@@ -36,33 +35,26 @@ from llem_airflow.protocol.session import (
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.typed_json import ProtocolError
 from llem_airflow.runners.attempt import Attempt
-from llem_airflow.runners.base import KILL_S, Busy, Collected, Place, Store, Wait, placed_with
+from llem_airflow.runners.base import KILL_S, Busy, Collected, Place, Store, Wait
 from llem_airflow.runners.bundle import build_bundle
 from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.docker import ContainerPlace, DockerRunner
-from llem_airflow.runners.ending import read_result
-from llem_airflow.runners.engine import (
-    ENGINE_ERRORS,
-    containers_of,
-    patiently,
-)
-from llem_airflow.runners.exchange import CollectError, collect, packed
-from llem_airflow.runners.execution import COMMAND_S, STDOUT, executed, not_running
+from llem_airflow.runners.engine import ENGINE_ERRORS, containers_of, patiently
+from llem_airflow.runners.exchange import collect, packed
 from llem_airflow.runners.failures import AttemptFailedError, classify
 from llem_airflow.runners.gpus import NO_GPUS
 from llem_airflow.runners.holders import Holder
 from llem_airflow.runners.leases import Demand, Patience
 from llem_airflow.runners.output import GoneError
 from llem_airflow.runners.session_container import (
-    Session,
+    COMMAND_S,
+    STDOUT,
     SessionContainer,
     SessionSettings,
+    executed,
+    not_running,
     session_of,
-    start_session,
-    stop_session,
 )
-
-__all__ = ["Session", "SessionRunner", "SessionSettings", "start_session", "stop_session"]
 
 _AGAIN_S = 0.5
 _TAIL_LINES = 15
@@ -110,16 +102,6 @@ class SessionRunner(DockerRunner):
         what = "with the engine" if self._session.start_kind == WARM else "as a process in the container"
         return f"{what} of session {self._session.session_id}"
 
-    def place(self, spec: ExperimentSpec, wait: Wait = Wait()) -> Place | Busy:  # noqa: B008  # frozen
-        """Take the turn in the session, or what an earlier try left there."""
-        self._wait = wait
-
-        def find() -> Place | Busy:
-            with self._refusals():
-                return self._take_turn(spec, wait)
-
-        return placed_with(self._sink, find)
-
     def run(self, place: Place, spec: ExperimentSpec, store: Store) -> Collected:
         """Start the attempt in the session or follow the one that is there; store what it left; remove it."""
         self._hash = spec.experiment_hash
@@ -147,7 +129,8 @@ class SessionRunner(DockerRunner):
             "position_in_session": self._position,
         }
 
-    def _take_turn(self, spec: ExperimentSpec, wait: Wait) -> ContainerPlace | Busy:
+    def _find(self, spec: ExperimentSpec, wait: Wait) -> ContainerPlace | Busy:
+        """Take the turn in the session, or what an earlier try left there."""
         patience: Patience | None = None
         fruitless = 0
         while True:
@@ -200,28 +183,16 @@ class SessionRunner(DockerRunner):
             if not text.strip() or not self._runs_now(place):
                 time.sleep(_AGAIN_S)  # it ends: what was executed has ended with it, its state follows
                 return None
-            raise AttemptFailedError(
-                classify(None, text),
-                f"the session's guard cannot be asked: {text.strip()}",
-                folder=self._folder,
-                log_tail=self._sink.tail,
-            ) from None
+            headline = f"the session's guard cannot be asked: {text.strip()}"
+            raise self._failed(classify(None, text), headline) from None
 
     def _left_result(self, place: ContainerPlace, spec: ExperimentSpec) -> bool:
         """Whether an attempt that ended left a valid result; if not, its files are kept and it is forgotten."""
-        earlier = self._folder / f"earlier-{self._attempt.key}"
-        earlier.mkdir(exist_ok=True)
-        try:
-            collect(self._api, place.container, earlier, self._sink.redactor, exchange=self._path)
-            read_result(earlier, spec)
-        except (APIError, CollectError, ProtocolError) as error:
-            self._sink.line(f"An earlier try ended in the session without a result: {error}")
+        problem = self._problem_of_earlier(place.container, self._attempt.key, spec, self._path)
+        if problem is not None:
+            self._sink.line(f"An earlier try ended in the session without a result: {problem}")
             self._forget(place.container, "")
-            return False
-        for path in earlier.iterdir():
-            path.unlink()
-        earlier.rmdir()
-        return True
+        return problem is None
 
     def _start(self, place: ContainerPlace, spec: ExperimentSpec) -> ContainerPlace:
         """Hand the attempt's own bundle and spec in; it starts when it is followed."""
@@ -274,9 +245,7 @@ class SessionRunner(DockerRunner):
                 ended = Exit.loads(errors.decode("utf-8", "replace").strip().rpartition("\n")[2])
                 self._sink.finish()
                 return self._inspection(place, ended)
-            inspection = patiently(
-                lambda: self._api.inspect_container(place.container), self._settings.engine_grace_s
-            )
+            inspection = patiently(lambda: self._api.inspect_container(place.container))
             if not inspection["State"]["Running"]:
                 self._sink.finish()
                 return self._died(inspection)
@@ -286,7 +255,7 @@ class SessionRunner(DockerRunner):
 
     def _not_followed(self, said: str) -> AttemptFailedError:
         text = f"the attempt cannot be executed in its session's container: {said}"
-        return AttemptFailedError(classify(None, said), text, folder=self._folder, log_tail=self._sink.tail)
+        return self._failed(classify(None, said), text)
 
     def _followed(self, place: ContainerPlace, offset: int) -> Iterator[tuple[int, bytes]]:
         who, settings = self._attempt, self._settings
@@ -303,20 +272,14 @@ class SessionRunner(DockerRunner):
             ENV_OUTPUT_DIR: f"{self._path}/{OUT_DIR}",
         }
         return executed(
-            self._api,
-            place.container,
-            command,
-            environment=environment,
-            working_dir=settings.working_dir,
+            self._api, place.container, command, environment=environment, working_dir=settings.working_dir
         )
 
     def _inspection(self, place: ContainerPlace, ended: Exit) -> dict[str, Any]:
         """The container's, with the end and the owner of the attempt in the place of its own."""
         if not ended.owner:
             raise GoneError("the attempt was removed from the session while it ran")
-        inspection: dict[str, Any] = patiently(
-            lambda: self._api.inspect_container(place.container), self._settings.engine_grace_s
-        )
+        inspection: dict[str, Any] = patiently(lambda: self._api.inspect_container(place.container))
         state = {**inspection["State"], "ExitCode": ended.exit_code, "OOMKilled": ended.oom_killed}
         return {**inspection, "Name": ended.owner, "State": state}
 
@@ -334,16 +297,8 @@ class SessionRunner(DockerRunner):
         del inspection  # the volume holds other attempts, too: nothing goes past the engine
         collect(self._api, place.container, self._folder, self._sink.redactor, exchange=self._path)
 
-    def _salvage(self, place: ContainerPlace) -> None:
-        if (self._folder / EVENTS).exists() or self._keep_volume:
-            return
-        usual_s, self._api.timeout = self._api.timeout, round(KILL_S)
-        try:
-            self._collect(place, {})
-        except (CollectError, OSError, DockerException):
-            pass
-        finally:
-            self._api.timeout = usual_s
+    def _collect_own(self, place: ContainerPlace) -> None:
+        self._collect(place, {})
 
     def _discard(self, place: ContainerPlace) -> None:
         if not self._keep_volume:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import docker
-from docker.errors import APIError, NotFound
+import requests
+from docker.errors import APIError, NotFound, create_api_error_from_http_exception
 from docker.types import Healthcheck
+from urllib3.exceptions import HTTPError
 
 from llem_airflow.protocol.files import (
     BUNDLE,
@@ -41,26 +44,23 @@ from llem_airflow.runners.attempt import LABEL_SESSION, Attempt
 from llem_airflow.runners.base import Busy, Wait
 from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.docker import ContainerPlace, DockerRunner, adopted
-from llem_airflow.runners.engine import (
-    LIVE_STATES,
-    EngineAddress,
-    containers_of,
-    exchange_of,
-    remove_container,
-    remove_volume,
-    sweep_volumes,
-)
+from llem_airflow.runners.engine import LIVE_STATES, containers_of, remove_all, remove_container
 from llem_airflow.runners.exchange import packed
-from llem_airflow.runners.execution import COMMAND_S, executed
 from llem_airflow.runners.failures import AttemptFailedError, classify, failure
 from llem_airflow.runners.gpus import inventory
 from llem_airflow.runners.holders import Holder
 from llem_airflow.runners.leases import Demand, Patience, clashes, everyone
 
+STDOUT = 1
+
+COMMAND_S = 150.0
+"""How long a command in the container may be silent that does not follow anything, in seconds."""
+
 _STOP_S = 2
 _TAIL_LINES = 15
 _OLD_BEAT_S = 15 * BEAT_S
 _MAX_STATE_BYTES = 64 * 1024 * 1024
+_HEADER = struct.Struct(">BxxxL")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,59 +82,6 @@ class SessionSettings:
     start_kind: str = EXEC
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
-    """The living container of a session.
-
-    Attributes:
-        container: Its id.
-        name: Its name.
-        gpus: Device ids that it holds.
-        adopted: Whether it was there already.
-    """
-
-    container: str
-    name: str
-    gpus: tuple[str, ...]
-    adopted: bool
-
-
-def start_session(  # noqa: PLR0913  # what a container is made of, and who hears of it
-    api: docker.APIClient,
-    attempt: Attempt,
-    settings: ContainerSettings,
-    session: SessionSettings,
-    spec: ExperimentSpec,
-    *,
-    folder: Path,
-    on_line: Callable[[str], None],
-    engine: EngineAddress | None = None,
-    bundle: Path | None = None,
-    wait: Wait = Wait(),  # noqa: B008  # frozen
-) -> Session | Busy:
-    """Start the container of a session and wait until its guard is up; go on with one of the same run that lives.
-
-    Args:
-        api: The engine.
-        attempt: Of the task; its Airflow, DAG and run count.
-        settings: How the container is made, as for a container of one attempt.
-        session: Which session, and its limits.
-        spec: Any experiment of the session; what meters it has decides whether it needs a GPU.
-        folder: Where evidence of a failure is written.
-        on_line: Called with every line for people.
-        engine: Where the engine is, for whoever goes on with a wait for GPUs in another process.
-        bundle: What the guard runs from; default: the bundle of the installed packages.
-        wait: How long GPUs may be waited for. ``Busy.later`` is as of the runner of containers.
-
-    Raises:
-        AttemptFailedError: It cannot be started; nothing of it is left.
-    """
-    container = SessionContainer(
-        api, attempt, settings, session, folder=folder, on_line=on_line, engine=engine, bundle=bundle
-    )
-    return container.begin(spec, wait)
-
-
 def stop_session(api: docker.APIClient, attempt: Attempt, session_id: str) -> None:
     """Remove the container of a session, its volume and so its lease; quiet where there is none.
 
@@ -147,11 +94,7 @@ def stop_session(api: docker.APIClient, attempt: Attempt, session_id: str) -> No
         docker.errors.DockerException: The engine refused.
         requests.exceptions.RequestException: It does not answer.
     """
-    who = session_of(attempt, session_id)
-    for listed in containers_of(api, who):
-        remove_container(api, listed["Id"])
-        remove_volume(api, exchange_of(listed.get("Mounts") or []))
-    sweep_volumes(api, who)
+    remove_all(api, session_of(attempt, session_id))
 
 
 def session_of(attempt: Attempt, session_id: str) -> Attempt:
@@ -168,7 +111,15 @@ def session_of(attempt: Attempt, session_id: str) -> Attempt:
 
 
 class SessionContainer(DockerRunner):
-    """The session's container: made, found, and started again."""
+    """The session's container: made, found, and started again.
+
+    Args:
+        api: The engine.
+        attempt: Of a task; its Airflow, DAG and run count.
+        settings: How the container is made, as for a container of one attempt.
+        session: Which session, and its limits.
+        **where: As of :class:`DockerRunner`; ``bundle`` is what the guard runs from.
+    """
 
     def __init__(
         self,
@@ -180,9 +131,23 @@ class SessionContainer(DockerRunner):
     ) -> None:
         super().__init__(api, session_of(attempt, session.session_id), settings, **where)
         self._session = session
+        self._made = ""
 
-    def begin(self, spec: ExperimentSpec, wait: Wait) -> Session | Busy:
-        """The living container with its guard up, or who holds the GPUs."""
+    @property
+    def container_name(self) -> str:
+        """The container's name."""
+        return self._attempt.container_name
+
+    def begin(self, spec: ExperimentSpec, wait: Wait = Wait()) -> ContainerPlace | Busy:  # noqa: B008  # frozen
+        """Start the container and wait until its guard is up; go on with one of the same run that lives.
+
+        Args:
+            spec: Any experiment of the session; what meters it has decides whether it needs a GPU.
+            wait: How long GPUs may be waited for. ``Busy.later`` is as of the runner of containers.
+
+        Raises:
+            AttemptFailedError: It cannot be started; nothing of it is left.
+        """
         with self._refusals():
             place = self.up(spec, wait)
             if isinstance(place, Busy):
@@ -196,7 +161,16 @@ class SessionContainer(DockerRunner):
                     folder=self._folder,
                     log_tail=tuple(said.splitlines()),
                 )
-        return Session(place.container, self._attempt.container_name, place.gpus, place.adopted)
+        self._made = ""
+        return place
+
+    def kill(self) -> None:
+        """Remove the container that this try has made, until it has begun.
+
+        From then on it is the run's: cycles are measured in it, and another try may have gone on with it.
+        """
+        if self._made:
+            self._kill(self._made)
 
     def _not_ready(self, place: ContainerPlace) -> str:
         """Why its guard is not up; empty when it is."""
@@ -235,11 +209,9 @@ class SessionContainer(DockerRunner):
         session, api = self._session, self._api
         restarts = len(self._state(place.container, LIVES)) - 1
         if restarts >= session.max_restarts or why == MAX_RUNTIME:
-            raise AttemptFailedError(
+            raise self._failed(
                 failure("session_unhealthy"),
                 f"session {session.session_id} is over after {restarts} restarts of {session.max_restarts}: {why}",
-                folder=self._folder,
-                log_tail=self._sink.tail,
             )
         self._sink.line(
             f"Starting the session's container again ({restarts + 1} of {session.max_restarts}): {why}"
@@ -281,6 +253,10 @@ class SessionContainer(DockerRunner):
         others = everyone(self._api, known)
         return [one for one in others if one.container != place.container and clashes(mine, one, known)]
 
+    def _create(self, spec: ExperimentSpec, gpus: tuple[str, ...], lease: Mapping[str, str]) -> str:
+        self._made = super()._create(spec, gpus, lease)
+        return self._made
+
     def _arguments(
         self, spec: ExperimentSpec, gpus: tuple[str, ...], lease: Mapping[str, str]
     ) -> dict[str, Any]:
@@ -308,3 +284,60 @@ def _healthcheck(python: str) -> Healthcheck:
     return Healthcheck(
         test=["CMD", python, "-I", "-S", "-c", code], interval=30 * second, timeout=10 * second, retries=3
     )
+
+
+def not_running(error: APIError) -> bool:
+    """Whether a refusal means that the container has ended or is gone; a command's start is refused with 500 then."""
+    return error.status_code in (404, 409) or "is not running" in str(error.explanation)
+
+
+def executed(
+    api: docker.APIClient,
+    container: str,
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    working_dir: str | None = None,
+    timeout_s: float | None = None,
+) -> Iterator[tuple[int, bytes]]:
+    """Execute a command and give what it writes: the stream (:data:`STDOUT` or that of errors) and the bytes.
+
+    The command goes on when the connection ends. docker-py asks for an upgraded connection and reads past what it has
+    buffered; the engine answers a plain request with a plain body.
+
+    Args:
+        api: The engine.
+        container: Id of the container, which must run.
+        command: Program and arguments.
+        environment: Variables besides the container's own.
+        working_dir: Where it runs; None for the container's own.
+        timeout_s: Of the calls, and longest silence; None for the client's own, and any silence.
+
+    Raises:
+        docker.errors.APIError: The engine refused; 409 where the container does not run.
+        requests.exceptions.RequestException: The engine does not answer, or went away.
+    """
+    usual_s = api.timeout
+    api.timeout = usual_s if timeout_s is None else timeout_s  # type: ignore[assignment]  # the stubs know whole seconds only
+    try:
+        identity = api.exec_create(
+            container, list(command), environment=dict(environment or {}), workdir=working_dir
+        )["Id"]
+    finally:
+        api.timeout = usual_s
+    url = f"{api.base_url}/v{api.api_version}/exec/{identity}/start"
+    began_s = timeout_s or usual_s
+    with api.post(
+        url, json={"Detach": False, "Tty": False}, stream=True, timeout=(began_s, timeout_s)
+    ) as response:
+        try:
+            response.raise_for_status()
+        except requests.exceptions.HTTPError as error:
+            raise create_api_error_from_http_exception(error) from error
+        try:
+            # Read frame by frame: what iterates over content waits for its end.
+            while len(header := response.raw.read(_HEADER.size)) == _HEADER.size:
+                stream, size = _HEADER.unpack(header)
+                yield stream, response.raw.read(size)
+        except HTTPError as error:
+            raise requests.exceptions.ConnectionError(error) from error

@@ -27,13 +27,13 @@ from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.protocol.typed_json import ProtocolError
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.results.folder import why_store_fails
-from llem_airflow.runners.attempt import LABEL_GPUS, LABEL_KEY, LABEL_PRIVATE, LABEL_SESSION
+from llem_airflow.runners.attempt import LABEL_KEY, LABEL_PRIVATE, LABEL_SESSION, gpus_of
 from llem_airflow.runners.ending import CONTAINER_LOG, read_result
 from llem_airflow.runners.engine import (
     ENGINE_ERRORS,
     exchange_of,
     host_facts,
-    is_kept_name,
+    is_kept,
     remove_container,
     remove_volume,
 )
@@ -107,7 +107,7 @@ class Recovery:
                 labels = inspection["Config"].get("Labels") or {}
                 # A container of one attempt that runs may still finish; a session's runs on for nobody.
                 goes_on = inspection["State"]["Running"] and LABEL_SESSION not in labels
-                if LABEL_KEY in labels and not goes_on and not is_kept_name(one.name):
+                if LABEL_KEY in labels and not goes_on and not is_kept(one.name):
                     yield from self._in(one.name, inspection)
             except NotFound:
                 continue  # somebody else has removed it
@@ -312,7 +312,7 @@ def _record(
         "runner": "container",
         **started,
         "image": config["Image"],
-        "gpus": [gpu for gpu in labels.get(LABEL_GPUS, "").split(",") if gpu],
+        "gpus": list(gpus_of(labels)),
     }
 
 

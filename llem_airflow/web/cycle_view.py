@@ -17,7 +17,7 @@ from llem_airflow.analysis.cycle import read_cycle
 from llem_airflow.analysis.latency import Requests, e2el_s, itl_s, ttft_s
 from llem_airflow.analysis.series import Labels, columns, phases
 from llem_airflow.frames.tables import write_csv
-from llem_airflow.operators.energy import line_of
+from llem_airflow.operators.outcome import line_of
 from llem_airflow.protocol.gpus import POWER_CAP_BIT, SLOWDOWNS
 from llem_airflow.results import CycleRef, ResultReadError, StoredRun, layout
 from llem_airflow.results.parquet import read_table

@@ -17,10 +17,11 @@ from llem_airflow.protocol.result import CycleResult
 from llem_airflow.protocol.session import WARM
 from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.runners.attempt import Attempt
-from llem_airflow.runners.base import Wait
+from llem_airflow.runners.base import Place, Wait
 from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.docker import DockerRunner
-from llem_airflow.runners.session import Session, SessionRunner, SessionSettings, start_session, stop_session
+from llem_airflow.runners.session import SessionRunner
+from llem_airflow.runners.session_container import SessionContainer, SessionSettings, stop_session
 from tests.measurement.running import HASH, spec_of
 from tests.runners.programs import see_through
 
@@ -111,10 +112,8 @@ def observe_living(
     settings, who = _settings(image, specs[0], models), _attempt()
     session = SessionSettings("living", start_kind=WARM)
     try:
-        started = start_session(
-            api, who, settings, session, specs[0], folder=folder, on_line=print, wait=Wait(180.0)
-        )
-        assert isinstance(started, Session)
+        container = SessionContainer(api, who, settings, session, folder=folder, on_line=print)
+        assert isinstance(container.begin(specs[0], Wait(180.0)), Place)
         for number, spec in enumerate(specs):
             attempt = replace(who, task_id=f"task-{number}")
             runner = SessionRunner(

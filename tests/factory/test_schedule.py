@@ -15,7 +15,7 @@ from airflow.timetables.base import TimeRestriction
 from llem_airflow.factory import study_dag
 from llem_airflow.factory.folder import dag_problems
 from llem_airflow.factory.schedule import next_runs
-from llem_airflow.operators.late import tell_late
+from llem_airflow.operators.notify import tell_late
 from llem_airflow.study import StudyFileError, load_study_text
 
 TEXT = """\

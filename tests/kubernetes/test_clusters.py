@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -357,6 +358,12 @@ def test_a_cluster_that_does_not_answer_or_is_not_known_is_said_by_its_name(
         "there is no connection 'nowhere'; `airflow connections add nowhere"
     )
     assert errors["host"].startswith("connection 'host' is of type 'llem', and a cluster's is 'kubernetes'")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "kubernetes", None)  # as where it is not installed
+        done = CliRunner().invoke(main, ["gpus", "--cluster", "lab"], env={"COLUMNS": "200"})
+        assert done.exit_code == 2
+        assert done.stdout.startswith("lab: the extra `kubernetes` of llem-airflow is not installed here")
+        assert "pip install 'llem-airflow[kubernetes]'" in done.stdout
     for name in [name for name in os.environ if name.startswith("AIRFLOW")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AIRFLOW_HOME", "/nowhere/airflow")

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from kubernetes.client import CoreV1Api
 
 from llem_airflow.cli import main
-from llem_airflow.operators import LLEMCollectGarbageOperator, living
+from llem_airflow.operators import LLEMCollectGarbageOperator, maintenance
 from llem_airflow.results import ResultsRoot
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.cluster_gc import leftovers_among, things_in
@@ -127,7 +127,7 @@ def test_the_commands_keep_a_result_and_say_how_to_store_it(
 ) -> None:
     # Whether this process has a database depends on the tests before.
     silent = {"installation": this_attempt.installation, "alive": None, "why": "no such table"}
-    monkeypatch.setattr(living, "answer", lambda _labels: silent)
+    monkeypatch.setattr(maintenance, "answer", lambda _labels: silent)
 
     def run(*arguments: str) -> str:
         done = CliRunner().invoke(

@@ -11,7 +11,7 @@ import pytest
 from llem_airflow.measurement.meters.contract import MeterFacts, Reading
 from llem_airflow.measurement.sampling import LiveTeller
 from llem_airflow.protocol.live import ENV_LIVE, DevicePower, LivePhase, LivePower, parse
-from llem_airflow.runners.live import LiveRecords
+from llem_airflow.runners.output import LiveRecords
 from tests.measurement.running import run_on_gpu
 
 FACTS = MeterFacts("nvml", "measured", "board", ("GPU-0",), "")

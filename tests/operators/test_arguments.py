@@ -145,6 +145,12 @@ def test_an_argument_reaches_the_container_that_the_engine_makes(
         assert found == expected
 
 
+def test_a_request_for_devices_that_is_a_dict_is_one_as_well() -> None:
+    asked: dict[str, Any] = {"device_ids": ["1"], "capabilities": [["gpu"]]}
+    (made,) = container_settings(operator(device_requests=[asked]), None).device_requests
+    assert made == DeviceRequest(**asked)  # what it names is leased
+
+
 @pytest.mark.docker
 @pytest.mark.parametrize(
     "mount",
@@ -212,6 +218,11 @@ def test_what_asks_for_nothing_is_accepted() -> None:
         ({"shm_size": 0}, "shm_size=0: allowed: a number above 0"),
         ({"labels": {"llem.gpus": "0"}}, "labels: 'llem.gpus' is ours"),
         ({"labels": ["llem.key"]}, "labels: 'llem.key' is ours"),
+        ({"labels": "team=night"}, "labels='team=night': allowed: a dict or a list of names"),
+        ({"ulimits": "nofile=1"}, "ulimits='nofile=1': Invalid type for ulimits param"),
+        ({"extra_hosts": ["hub"], "mem_limit": "8x"}, "mem_limit='8x': "),
+        ({"shm_size": "much"}, "shm_size='much': "),
+        ({"device_requests": [{"count": "all"}]}, "device_requests=[{'count': 'all'}]: "),
         ({"gpu_wait_s": -1}, "gpu_wait_s=-1: allowed: seconds from 0 (do not wait)"),
         ({"max_gpu_idle_s": 0}, "max_gpu_idle_s=0: allowed: seconds above 0"),
     ],
@@ -226,6 +237,7 @@ def test_default_args_of_a_dag_are_arguments_as_well() -> None:
     with DAG("d", default_args={"image": "of/dag", "docker_url": "tcp://x:1", "cpus": 3}):
         task = operator()
     assert (task.image, task.engine_given, task.cpus) == ("of/dag", True, 3)
+    assert operator(docker_url=None).engine_given is False  # the host's connection names it
     with DAG("d2", default_args={"command": "x"}), pytest.raises(ArgumentError, match="command='x'"):
         operator()
 

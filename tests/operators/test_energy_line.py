@@ -7,7 +7,7 @@ import re
 import pytest
 
 from llem_airflow.analysis.cycle import Cycle
-from llem_airflow.operators.energy import cycle_row, line_of
+from llem_airflow.operators.outcome import cycle_row, line_of
 from tests.analysis.conftest import MakeRun, make_run
 from tests.report.test_report import ESTIMATE
 

@@ -13,7 +13,7 @@ from airflow.sdk import Connection
 from airflow.sdk.exceptions import AirflowFailException
 
 from llem_airflow.operators import LLEMAggregateOperator
-from llem_airflow.operators.export import database_url
+from llem_airflow.operators.aggregate import database_url
 from llem_airflow.results import ResultsRoot
 from llem_airflow.study import StudyFileError, load_study_text
 from tests.push import servers

@@ -13,7 +13,7 @@ from llem_airflow.analysis.energy import window_energy
 from llem_airflow.measurement.idle_power import IdlePhases, IdleRules
 from llem_airflow.measurement.meters.contract import Reading
 from llem_airflow.measurement.output import EventLog
-from llem_airflow.operators.energy import known_idle_power
+from llem_airflow.operators.inputs import known_idle_power
 from llem_airflow.protocol.files import POWER_COLUMNS
 from llem_airflow.protocol.gpus import idle_conditions
 from llem_airflow.results import ResultsRoot, StoredRun

@@ -14,9 +14,9 @@ from airflow.sdk.exceptions import ErrorType
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import ErrorResponse, GetVariable, PutVariable, VariableResult
 
-from llem_airflow.operators.installation import (
+from llem_airflow.operators.settings import (
     INSTALLATION_VARIABLE,
-    derived,
+    derived_installation,
     installation,
     settle_installation,
 )
@@ -52,9 +52,9 @@ def supervisor(monkeypatch: pytest.MonkeyPatch) -> Supervisor:
 
 
 def test_before_it_is_stored_it_is_derived_as_it_always_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llem_airflow.operators.installation.AIRFLOW_HOME", "/opt/airflow")
+    monkeypatch.setattr("llem_airflow.operators.settings.AIRFLOW_HOME", "/opt/airflow")
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", "http://api-server:8080/execution/")
-    assert derived() == "2a74c03e"  # containers that run carry it
+    assert derived_installation() == "2a74c03e"  # containers that run carry it
 
 
 def test_what_runs_keeps_its_label_when_the_identity_is_stored(supervisor: Supervisor) -> None:
@@ -69,8 +69,8 @@ def test_another_worker_has_the_same_and_stores_nothing(
 ) -> None:
     settle_installation()
     before = installation()
-    monkeypatch.setattr("llem_airflow.operators.installation.AIRFLOW_HOME", "/home/ada/airflow")
-    assert derived() != before
+    monkeypatch.setattr("llem_airflow.operators.settings.AIRFLOW_HOME", "/home/ada/airflow")
+    assert derived_installation() != before
     settle_installation()
     assert (installation(), supervisor.puts) == (before, 1)
 
@@ -88,14 +88,14 @@ def test_what_is_configured_goes_first_and_is_not_stored(
 @pytest.mark.parametrize("said", ["", "  ", "\n"])
 def test_an_empty_variable_is_none(supervisor: Supervisor, said: str) -> None:
     supervisor.variables[INSTALLATION_VARIABLE] = said
-    assert installation() == derived()
+    assert installation() == derived_installation()
 
 
 def test_outside_of_a_task_nothing_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(task_runner, "SUPERVISOR_COMMS", raising=False)
     monkeypatch.delenv("LLEM_INSTALLATION", raising=False)
     settle_installation()
-    assert installation() == derived()
+    assert installation() == derived_installation()
 
 
 GC_SIDE = """
@@ -104,7 +104,7 @@ from airflow.models.base import Base
 from airflow.models.team import Team
 from airflow.models.variable import Variable
 from airflow.utils.session import create_session
-from llem_airflow.operators.living import answer
+from llem_airflow.operators.maintenance import answer
 with create_session() as session:
     Base.metadata.create_all(session.get_bind(), tables=[Team.__table__, Variable.__table__])
 said = [answer([])]
@@ -126,7 +126,7 @@ def test_gc_asks_the_database_and_without_a_database_derives(tmp_path: Path) -> 
         )
         return json.loads(ended.stdout.strip().splitlines()[-1])
 
-    without = last_line("-m", "llem_airflow.operators.living", input="[{}]")
+    without = last_line("-m", "llem_airflow.operators.maintenance", input="[{}]")
     fresh, stored = last_line("-c", GC_SIDE)
     assert without["alive"] == [None]
     assert fresh["installation"] == without["installation"]

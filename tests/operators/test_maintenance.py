@@ -129,7 +129,7 @@ def test_airflow_s_database_says_who_is_alive_in_a_process_of_its_own(
     environment = {**os.environ, "AIRFLOW_HOME": str(home), "LLEM_INSTALLATION": "here"}
     environment.pop("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", None)
     ended = subprocess.run(
-        [sys.executable, "-m", "llem_airflow.operators.living"],
+        [sys.executable, "-m", "llem_airflow.operators.maintenance"],
         input=json.dumps([labels]),
         env=environment,
         capture_output=True,

@@ -10,14 +10,9 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from llem_airflow.factory import study_params
 from llem_airflow.operators.gates import matches
-from llem_airflow.operators.request import (
-    RunRequest,
-    RunRequestError,
-    cycle_of_run,
-    requested,
-    study_in_form,
-)
+from llem_airflow.operators.request import RunRequest, cycle_of_run, study_in_form
 from llem_airflow.study import load_study_text
+from llem_airflow.study.plan.request import RunRequestError, requested
 
 STUDY = load_study_text(
     """\

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llem_airflow.operators.settings import Settings, local_model, settings
+from llem_airflow.operators.settings import Settings, local_model, relative_root, settings
 
 
 def where(models: Path | None, host: str | None = None) -> Settings:
@@ -89,3 +89,20 @@ def test_airflow_s_configuration_wins_over_variables(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("LLEM_RESULTS_ROOT", str(tmp_path))
     monkeypatch.setenv("AIRFLOW__LLEM__RESULTS_ROOT", "s3://bucket/results")
     assert settings().results_root == "s3://bucket/results"
+
+
+@pytest.mark.parametrize("root", ["results", "~/results", ""])
+def test_a_relative_results_root_is_told_with_the_folder_that_it_means_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, root: str
+) -> None:
+    monkeypatch.delenv("AIRFLOW__LLEM__RESULTS_ROOT", raising=False)
+    monkeypatch.setenv("LLEM_RESULTS_ROOT", root)
+    monkeypatch.chdir(tmp_path)
+    said = relative_root()
+    assert said.startswith(
+        f"the results root {root or 'results'!r} is a relative path: here it means {tmp_path}/"
+    )
+    assert said.endswith("Name an absolute path or a URL: [llem] results_root")
+    for whole in ("/srv/results", "s3://lab@bucket/results"):
+        monkeypatch.setenv("LLEM_RESULTS_ROOT", whole)
+        assert relative_root() == ""

@@ -24,8 +24,7 @@ from llem_airflow.results.folder import (
     is_of_store,
     why_store_fails,
 )
-from llem_airflow.runners.doctor import FAIL, OK, Check, examine
-from llem_airflow.runners.doctor_results import look_at
+from llem_airflow.runners.doctor import FAIL, OK, Check, examine, results
 from tests import parts
 from tests.results.s3_gate import Gate, gated_lab
 
@@ -65,8 +64,7 @@ def by_key(
 def looked_at(root: str) -> Check:
     """What the doctor says of a results root."""
     fsspec.filesystem("s3").clear_instance_cache()
-    usable, text, fix = look_at(root)
-    return Check("results", OK if usable else FAIL, text, fix)
+    return results(root)
 
 
 def said_at_a_write(url: str) -> str:

@@ -14,7 +14,7 @@ from airflow.sdk.exceptions import AirflowException
 from click.testing import CliRunner
 
 from llem_airflow.cli.results import results_group
-from llem_airflow.operators.unstored import store_kept, store_or_keep
+from llem_airflow.operators.evidence import store_kept, store_or_keep
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.results.unstored import kept_results, places
 from tests import parts

@@ -14,8 +14,14 @@ from llem_airflow.protocol.spec import ExperimentSpec
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import Wait
 from llem_airflow.runners.container_spec import ContainerSettings
-from llem_airflow.runners.session import Session, SessionRunner, SessionSettings, start_session, stop_session
-from llem_airflow.runners.session_container import session_of
+from llem_airflow.runners.docker import ContainerPlace
+from llem_airflow.runners.session import SessionRunner
+from llem_airflow.runners.session_container import (
+    SessionContainer,
+    SessionSettings,
+    session_of,
+    stop_session,
+)
 from llem_airflow.study import GpuRequest
 from tests.runners.conftest import left_of
 from tests.runners.programs import SPEC
@@ -41,13 +47,22 @@ class LivingSession:
         self.lines: list[str] = []
         self._runs = 0
 
-    def start(self) -> Session:
-        """Start it, or find that it lives."""
-        started = start_session(
-            self.api, self.who, self.settings, self.session, self.spec,
-            folder=self.folder, on_line=self.lines.append, bundle=self.bundle, wait=Wait(60.0),
+    @property
+    def name(self) -> str:
+        """Of its container."""
+        return session_of(self.who, self.session.session_id).container_name
+
+    def container(self) -> SessionContainer:
+        """What starts it."""
+        return SessionContainer(
+            self.api, self.who, self.settings, self.session,
+            folder=self.folder, on_line=self.lines.append, bundle=self.bundle,
         )  # fmt: skip
-        assert isinstance(started, Session)
+
+    def start(self) -> ContainerPlace:
+        """Start it, or find that it lives."""
+        started = self.container().begin(self.spec, Wait(60.0))
+        assert isinstance(started, ContainerPlace)
         return started
 
     def attempt(

@@ -15,7 +15,7 @@ from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import Busy, Collected, Runner, Wait
 from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.docker import DockerRunner
-from llem_airflow.runners.live import OnLive
+from llem_airflow.runners.output import OnLive
 
 HASH = "a1b2c3d4e5f60718"
 T = TypeVar("T")

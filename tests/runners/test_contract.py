@@ -36,14 +36,13 @@ from llem_airflow.runners.failures import AttemptFailedError
 from llem_airflow.runners.gpus import Gpu, Inventory, inventory, local_inventory
 from llem_airflow.runners.leases import ENV_FOLDER, Demand, everyone
 from llem_airflow.runners.process import ProcessRunner, ProcessSettings
-from llem_airflow.runners.session import (
-    Session,
-    SessionRunner,
+from llem_airflow.runners.session import SessionRunner
+from llem_airflow.runners.session_container import (
+    SessionContainer,
     SessionSettings,
-    start_session,
+    session_of,
     stop_session,
 )
-from llem_airflow.runners.session_container import session_of
 from llem_airflow.study import GpuRequest
 from tests import parts
 from tests.runners.conftest import left_of
@@ -130,19 +129,8 @@ class Sessions(Containers):
     ) -> Runner:
         made = ContainerSettings(self.image, **{"gpu_request": GpuRequest(0), **settings})
         session = SessionSettings("session-1", idle_s=60.0, start_kind=self.start_kind)
-        if not isinstance(
-            started := start_session(
-                self.api,
-                who,
-                made,
-                session,
-                SPEC,
-                folder=self.folder,
-                on_line=lambda _: None,
-                wait=Wait(30.0),
-            ),
-            Session,
-        ):
+        container = SessionContainer(self.api, who, made, session, folder=self.folder, on_line=lambda _: None)
+        if isinstance(started := container.begin(SPEC, Wait(30.0)), Busy):
             pytest.fail(str(started))
         hear: Any = on_line or self.lines.append
         return SessionRunner(

@@ -16,13 +16,19 @@ import requests
 from docker.errors import APIError
 
 from llem_airflow.runners.attempt import Attempt
+from llem_airflow.runners.base import Place
 from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.docker import DockerRunner
-from llem_airflow.runners.doctor_sessions import living, may_execute
+from llem_airflow.runners.doctor import OK, may_execute, sessions
 from llem_airflow.runners.engine import connect, containers_of
 from llem_airflow.runners.failures import AttemptFailedError
-from llem_airflow.runners.session import SessionRunner, SessionSettings, start_session, stop_session
-from llem_airflow.runners.session_container import session_of
+from llem_airflow.runners.session import SessionRunner
+from llem_airflow.runners.session_container import (
+    SessionContainer,
+    SessionSettings,
+    session_of,
+    stop_session,
+)
 from llem_airflow.study import GpuRequest
 from tests import parts
 from tests.runners.engine_proxy import Call, EngineProxy
@@ -138,10 +144,10 @@ def test_a_connection_that_breaks_while_the_container_ends_loses_no_line(
 def test_what_is_not_documented_does_not_pass(through: docker.APIClient) -> None:
     with pytest.raises(APIError, match=r"403.*calls\.lst"):
         through.exec_create("any", ["id"])
-    text, fix = may_execute(through)
-    assert text.startswith("commands in containers are refused: ")
-    assert "calls.lst" in text
-    assert "`LLEM_SESSIONS=on`" in fix
+    refused = may_execute(through)
+    assert refused.text.startswith("commands in containers are refused: ")
+    assert "calls.lst" in refused.text
+    assert "`LLEM_SESSIONS=on`" in refused.fix
 
 
 def test_a_session_needs_only_the_documented_calls_and_those_of_sessions(
@@ -155,17 +161,20 @@ def test_a_session_needs_only_the_documented_calls_and_those_of_sessions(
     lines: list[str] = []
     with haproxy(docker_api, sessions=True) as proxy, connect({"DOCKER_HOST": proxy.url}) as api:
         try:
-            start_session(api, this_attempt, settings, session, SPEC, folder=tmp_path, on_line=lines.append)
+            starts = SessionContainer(
+                api, this_attempt, settings, session, folder=tmp_path, on_line=lines.append
+            )
+            assert isinstance(starts.begin(SPEC), Place)
             runner = SessionRunner(
                 api, this_attempt, settings, session,
                 folder=tmp_path / "out", on_line=lines.append, bundle=code,
             )  # fmt: skip
             see_through(runner, tmp_path)
-            assert may_execute(api) == ("commands in containers pass", "")
-            assert f"s of DAG {this_attempt.dag_id} (Up " in living(api).text
+            assert may_execute(api).status == OK
+            assert f"s of DAG {this_attempt.dag_id} (Up " in sessions(api).text
             (container,) = containers_of(docker_api, session_of(this_attempt, "s"))
             docker_api.kill(container["Id"])
-            ended = living(api)
+            ended = sessions(api)
             assert f"s of DAG {this_attempt.dag_id} (Exited (137) " in ended.text.partition("ended: ")[2]
             assert "`llem-airflow gc --yes`" in ended.fix
         finally:

@@ -23,9 +23,7 @@ SPLIT = "t0 = 0\ngpus = 1\ngpu.0.mig.0.uuid = MIG-one\n"
 
 
 def test_an_attempt_whose_gpu_computes_nothing_ends_although_it_prints(start: Start) -> None:
-    began_s = time.monotonic()
     (ended,) = said(start(IDLE, hold_s=60, gpu_idle_s=2, silence_s=30))
-    assert time.monotonic() - began_s < 30
     assert ended["error"] == "its GPUs computed nothing for its limit of 2 s and was ended"
     assert (ended["category"], ended["again"]) == ("timeout_gpu_idle", True)
     assert ended["hint"] == "look in the log for what it waited for, or raise max_gpu_idle_s"

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llem_airflow.protocol.live import LONGEST_BYTES, LivePhase, LivePower, phase_record, power_record
-from llem_airflow.runners.live import LiveRecords
-from llem_airflow.runners.output import LogSink, Watchdog
+from llem_airflow.runners.output import LiveRecords, LogSink, Watchdog
 from tests.protocol.test_live import RECORDS, written
 
 Record = LivePower | LivePhase

@@ -18,11 +18,14 @@ from docker.types import Mount
 from llem_airflow.protocol.session import EVIDENCE
 from llem_airflow.runners.attempt import LABEL_SESSION, Attempt
 from llem_airflow.runners.base import Busy, Collected, Place
+from llem_airflow.runners.docker import ContainerPlace
 from llem_airflow.runners.failures import AttemptFailedError
 from llem_airflow.runners.gc import find_leftovers
 from llem_airflow.runners.gpus import inventory
 from llem_airflow.runners.session import SessionRunner
+from llem_airflow.runners.session_container import session_of
 from llem_airflow.study import GpuRequest
+from tests.runners.conftest import left_of
 from tests.runners.living_session import LivingSession
 from tests.runners.programs import SPEC, program, see_through
 
@@ -65,14 +68,16 @@ def world(
 
 
 def test_cycles_of_a_session_are_processes_of_one_container_and_take_turns(world: World) -> None:
-    session = world.start()
-    assert world.start() == replace(session, adopted=True)
+    starts = world.container()
+    session, again = starts.begin(SPEC), world.start()
+    assert isinstance(session, ContainerPlace)
+    assert (session.adopted, again.adopted, again.container) == (False, True, session.container)
     inspection = world.api.inspect_container(session.container)
     assert inspection["Config"]["Labels"][LABEL_SESSION] == "warm-1"
     assert "beat" in inspection["Config"]["Healthcheck"]["Test"][-1]
     assert inspection["State"]["Health"]["Status"] in ("starting", "healthy")
     listed = find_leftovers(world.api, older_than_s=-60, installation=world.who.installation, running="any")
-    (own,) = (one for one in listed if one.name == session.name)
+    (own,) = (one for one in listed if one.name == world.name)
     assert own.what == f"session warm-1, {world.who.dag_id} {world.who.run_id}"
     said = "print(os.environ['LLEM_SESSION'], os.getppid() > 1, os.getpid() == os.getsid(0)); result()"
     first, told = world.run("one", said)
@@ -104,7 +109,21 @@ def test_cycles_of_a_session_are_processes_of_one_container_and_take_turns(world
     assert told["position_in_session"] == 2
     assert [life["after"] for life in told["lives"]] == [None]
     assert [look["problems"] for look in told["health"]] == [[]] * len(told["health"])
+    starts.kill()  # a task that dies late: the run goes on in the container
     assert world.api.inspect_container(session.container)["State"]["Running"]
+
+
+def test_a_start_that_is_ended_leaves_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = world.container()
+
+    def ended(_place: ContainerPlace) -> str:
+        starts.kill()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(starts, "_not_ready", ended)
+    with pytest.raises(KeyboardInterrupt):
+        starts.begin(SPEC)
+    assert left_of(world.api, session_of(world.who, world.session.session_id)) == []
 
 
 def test_a_process_that_an_attempt_left_behind_ends_by_a_restart_that_is_told(world: World) -> None:

@@ -24,7 +24,8 @@ from llem_airflow.runners.base import Collected
 from llem_airflow.runners.bundle import build_bundle
 from llem_airflow.runners.failures import AttemptFailedError
 from llem_airflow.runners.gpus import inventory
-from llem_airflow.runners.session import SessionRunner, stop_session
+from llem_airflow.runners.session import SessionRunner
+from llem_airflow.runners.session_container import stop_session
 from llem_airflow.study import GpuRequest
 from tests.measurement.running import HASH, spec_of
 from tests.results.recorded import provenance

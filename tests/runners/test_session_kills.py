@@ -18,8 +18,14 @@ import pytest
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import Collected
 from llem_airflow.runners.container_spec import ContainerSettings
-from llem_airflow.runners.session import Session, SessionRunner, SessionSettings, start_session, stop_session
-from llem_airflow.runners.session_container import session_of
+from llem_airflow.runners.docker import ContainerPlace
+from llem_airflow.runners.session import SessionRunner
+from llem_airflow.runners.session_container import (
+    SessionContainer,
+    SessionSettings,
+    session_of,
+    stop_session,
+)
 from tests import parts
 from tests.runners.conftest import left_of
 from tests.runners.engine_proxy import Call, EngineProxy
@@ -62,10 +68,11 @@ def of_run(
     who, folder = attempt(), tmp_path_factory.mktemp("session")
     settings = ContainerSettings(python_image)
     try:
-        started = start_session(
-            docker_api, who, settings, SESSION, SPEC, folder=folder, on_line=lambda _: None
+        container = SessionContainer(
+            docker_api, who, settings, SESSION, folder=folder, on_line=lambda _: None
         )
-        assert isinstance(started, Session)
+        started = container.begin(SPEC)
+        assert isinstance(started, ContainerPlace)
         yield who, started.container
     finally:
         stop_session(docker_api, who, SESSION.session_id)

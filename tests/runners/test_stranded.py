@@ -20,8 +20,7 @@ from llem_airflow.results import ResultsRoot
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.container_spec import ContainerSettings
 from llem_airflow.runners.gc import Leftover
-from llem_airflow.runners.session import stop_session
-from llem_airflow.runners.session_container import session_of
+from llem_airflow.runners.session_container import session_of, stop_session
 from llem_airflow.runners.stranded import Recovery, Stranded
 from tests import parts
 from tests.runners.conftest import RunContainer, left_of
@@ -203,10 +202,10 @@ def test_results_in_a_session_s_container_are_stored_and_it_stays_for_gc(
 ) -> None:
     world = World(docker_api, python_image, this_attempt, tmp_path)
     try:
-        session = world.start()
+        world.start()
         with pytest.raises(KilledError):
             see_through(world.runner("one", "print('hello'); result()"), tmp_path, store=killed)
-        (stored,) = Recovery(docker_api, root).results([left(session.name)])
+        (stored,) = Recovery(docker_api, root).results([left(world.name)])
         assert not stored.why_not
         ref = root.run(SPEC.study, this_attempt.run_id).cycle(EXPERIMENT, 1)
         assert ref is not None
@@ -214,7 +213,7 @@ def test_results_in_a_session_s_container_are_stored_and_it_stays_for_gc(
         told = {name: said[name] for name in ("start_kind", "session", "position_in_session")}
         assert told == {"start_kind": "exec", "session": "warm-1", "position_in_session": 0}
         assert ref.folder.read("container.log") == b"hello\n"
-        assert list(Recovery(docker_api, root).results([left(session.name)])) == []
+        assert list(Recovery(docker_api, root).results([left(world.name)])) == []
         assert left_of(docker_api, session_of(this_attempt, "warm-1"))
     finally:
         stop_session(docker_api, this_attempt, "warm-1")

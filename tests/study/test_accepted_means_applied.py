@@ -48,7 +48,7 @@ READERS: dict[str, str] = {
         f"task.dataset.{key}": f"llem_airflow.study.prompts:{key}"
         for key in ("range_ratio", "input_tokens_stddev", "output_tokens_stddev", "prefix_tokens")
     },
-    "task.dataset.multi_turn": f"{SERVER}.conversations:multi_turn",
+    "task.dataset.multi_turn": f"{SERVER}.prompts:multi_turn",
     "measurement.meter": f"{SPEC}:meter",
     "measurement.energy_sampler": "llem_airflow.study.config.experiment:energy_sampler",
     "measurement.power_hz": f"{SPEC}:power_hz",
@@ -60,8 +60,8 @@ READERS: dict[str, str] = {
     "measurement.baseline.duration_seconds": "llem_airflow.measurement.idle_power:duration_seconds",
     "measurement.baseline.strategy": "llem_airflow.measurement.idle_power:strategy",
     "measurement.baseline.drift_threshold": "llem_airflow.measurement.idle_power:drift_threshold",
-    "measurement.baseline.cache_ttl_seconds": "llem_airflow.operators.energy:cache_ttl_seconds",
-    "measurement.baseline.validation_interval": "llem_airflow.operators.energy:validation_interval",
+    "measurement.baseline.cache_ttl_seconds": "llem_airflow.operators.inputs:cache_ttl_seconds",
+    "measurement.baseline.validation_interval": "llem_airflow.operators.inputs:validation_interval",
     **{
         f"offline.warmup.{key}": f"{WARMUP}:{key}"
         for key in ("enabled", "n_prompts", "thermal_floor_seconds", "convergence_detection", "cv_threshold")
@@ -89,10 +89,7 @@ READERS: dict[str, str] = {
         for key in ("tolerance", "max_probes")
     },
     "server.traffic.concurrency": f"{SERVER}.traffic:concurrency",
-    **{
-        f"server.warmup.{key}": f"{SERVER}.warmup:{key}"
-        for key in ("mode", "timeout_seconds", "duration_seconds")
-    },
+    **{f"server.warmup.{key}": f"{WARMUP}:{key}" for key in ("mode", "timeout_seconds", "duration_seconds")},
     **{
         f"server.{key}": f"{SERVER}.attempt:{key}"
         for key in ("cooldown_seconds", "startup_timeout_seconds", "max_failed_ratio")
@@ -153,7 +150,7 @@ READERS: dict[str, str] = {
     "airflow.start_date": f"{SCHEDULE}:start_date",
     "airflow.deadline": f"{SCHEDULE}:deadline_s",
     "airflow.window": "llem_airflow.operators.gates:window",
-    "airflow.carry_over": "llem_airflow.operators.carry:carry_over",
+    "airflow.carry_over": "llem_airflow.operators.plan:carry_over",
     "airflow.catchup": f"{FACTORY}:catchup",
     "airflow.tags": f"{FACTORY}:tags",
     "airflow.owner": f"{FACTORY}:owner",
@@ -169,7 +166,10 @@ READERS: dict[str, str] = {
     **{f"airflow.regression.{key}": f"{OUTCOME}:{key}" for key in ("metric", "threshold_ratio", "baseline")},
     **{f"output.carbon.{key}": f"{STATED}:{key}" for key in ("g_per_kwh", "source", "year")},
     **{f"output.price.{key}": f"{STATED}:{key}" for key in ("per_kwh", "currency", "source", "year")},
-    **{f"airflow.export.{key}": f"llem_airflow.operators.export:{key}" for key in ("to", "conn_id", "power")},
+    **{
+        f"airflow.export.{key}": f"llem_airflow.operators.aggregate:{key}"
+        for key in ("to", "conn_id", "power")
+    },
     "versions.name": "llem_airflow.timetables.release_dates:name",
     "versions.model": "llem_airflow.study.plan.model:model",
     "versions.revision": "llem_airflow.study.plan.model:revision",
