@@ -143,8 +143,8 @@ def find_writes(
         clocked: Whether to narrow the bounds by the register's clock and period.
         sensor: What gpu-check found out about the register.
     """
-    writes = _seen(t_s, call_s, counter_j)
-    return _bounded(writes, _register_of(writes, t_s, sensor), t_s, sensor, clocked=clocked)
+    writes = seen_writes(t_s, call_s, counter_j)
+    return _bounded(writes, find_register(writes, t_s, sensor), t_s, sensor, clocked=clocked)
 
 
 def _bounded(
@@ -162,9 +162,7 @@ def _bounded(
     return writes
 
 
-def find_register(
-    t_s: Floats, call_s: Floats, counter_j: Floats, sensor: Sensor = UNCHARACTERISED
-) -> Register | None:
+def find_register(writes: Writes, t_s: Floats, sensor: Sensor = UNCHARACTERISED) -> Register | None:
     """The register's sharp moves and their clock; None when no two readings show a move sharply.
 
     A period that gpu-check found begins the count; where the moves contradict it, they count alone.
@@ -174,21 +172,14 @@ def find_register(
     one that is no whole number of periods says that there is no steady time.
 
     Args:
+        writes: The register's writes, as the readings alone bound them.
         t_s: Middle of each reading, ascending.
-        call_s: Duration of each reading.
-        counter_j: Value of each.
         sensor: What gpu-check found out about the register.
     """
-    return _register_of(_seen(t_s, call_s, counter_j), t_s, sensor)
-
-
-def _register_of(writes: Writes, t_s: Floats, sensor: Sensor) -> Register | None:
-    """As ``find_register``, from the writes that the readings show."""
     if sensor.counter_period_s is not None:
         found = _register(writes, t_s, sensor)
-        return (
-            found if found is None or np.isfinite(found.wander_s) else _register(writes, t_s, UNCHARACTERISED)
-        )
+        if found is None or np.isfinite(found.wander_s):
+            return found
     return _register(writes, t_s, UNCHARACTERISED)
 
 
@@ -212,7 +203,8 @@ def _register(writes: Writes, t_s: Floats, sensor: Sensor) -> Register | None:
     return Register(moves_s, off_s, period_s, period_off_s, wander_s)
 
 
-def _seen(t_s: Floats, call_s: Floats, counter_j: Floats) -> Writes:
+def seen_writes(t_s: Floats, call_s: Floats, counter_j: Floats) -> Writes:
+    """The register's writes, as the readings alone bound them; the arguments are those of ``find_writes``."""
     first = np.flatnonzero(np.diff(counter_j) > 0) + 1
     after_s, before_s = t_s[first - 1] - call_s[first - 1] / 2, t_s[first] + call_s[first] / 2
     return Writes(after_s, before_s, counter_j[first])
@@ -366,11 +358,11 @@ def counter_energy(
         off_s = call_s / 2 + FLOWING_S
         flowing = Writes(counter.t_s - off_s, counter.t_s + off_s, counter.y)
         return _between(flowing, _NO_POWER, (begin_s, end_s), (0.0,), limit_w)
-    seen = _seen(counter.t_s, call_s, counter.y)
+    seen = seen_writes(counter.t_s, call_s, counter.y)
     if len(seen.y) < 2:  # it hardly moves
         energy_j = counter.at(end_s) - counter.at(begin_s)
         return CounterEnergy(energy_j if energy_j > 0 else None)
-    register = _register_of(seen, counter.t_s, series.sensor)
+    register = find_register(seen, counter.t_s, series.sensor)
     clocked = _bounded(seen, register, counter.t_s, series.sensor, clocked=True)
     as_read = None
     if register is not None and not register.tells((begin_s, end_s)):

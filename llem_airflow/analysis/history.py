@@ -161,24 +161,6 @@ class Trend:
         return str(self.verdict)
 
 
-def trend(
-    points: Sequence[Point],
-    better: str,
-    *,
-    experiments: int = 1,
-    threshold_ratio: float = THRESHOLD_RATIO,
-) -> Trend:
-    """What the history of one experiment says.
-
-    Args:
-        points: Its runs; at least one.
-        better: ``lower`` or ``higher`` is better.
-        experiments: Experiments of the study: they share the budget of false alarms.
-        threshold_ratio: Smallest change that matters.
-    """
-    return trends([points], better, experiments=experiments, threshold_ratio=threshold_ratio)[0]
-
-
 def trends(
     histories: Sequence[Sequence[Point]],
     better: str,

@@ -282,13 +282,18 @@ def _client(requests: Requests, served: Served) -> list[Flag]:
     late_s = None if served.lateness_p99_ms is None else served.lateness_p99_ms / 1e3
     known = ttft_s(requests)
     known = known[~np.isnan(known)]
-    typical_s = float(np.median(known)) if known.size else 0.0
-    if late_s is not None and late_s > max(LATE_S, LATE_RATIO * typical_s):
+    typical_s = float(np.median(known)) if known.size else None
+    if late_s is not None and late_s > max(LATE_S, LATE_RATIO * (typical_s or 0.0)):
+        against = (
+            "no first token"
+            if typical_s is None
+            else f"a median time to first token of {typical_s * 1e3:.1f} ms"
+        )
         found.append(
             Flag(
                 "client_late",
-                f"The load client sent requests late (99th percentile {late_s * 1e3:.1f} ms, against a median time to "
-                f"first token of {typical_s * 1e3:.1f} ms): latencies hold its delay.",
+                f"The load client sent requests late (99th percentile {late_s * 1e3:.1f} ms, against {against}): "
+                "latencies hold its delay.",
                 "Give the attempt more cores, or lower the rate.",
                 f"{LATE_RATIO:.0%} of the median time to first token",
                 "warning",

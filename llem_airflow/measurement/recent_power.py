@@ -69,8 +69,9 @@ def recent(path: Path, devices: int = 1) -> Recent | None:
 
 
 def mean_power_w(path: Path, span_s: float, devices: int = 1) -> float | None:
-    """Mean power of the last so many seconds, summed over devices, in watts; None without samples."""
-    return _mean_w(last_rows(path, span_s, devices))
+    """Mean power of the last so many seconds, summed over devices, in watts; None where one of them told none."""
+    rows = last_rows(path, span_s, devices)
+    return _mean_w(rows) if len({row.device for row in rows}) >= devices else None
 
 
 def last_rows(path: Path, span_s: float, devices: int = 1) -> list[DeviceRow]:
@@ -108,13 +109,15 @@ def _tail(path: Path, length_bytes: int) -> list[DeviceRow]:
         return []
     with path.open("rb") as file:
         header = file.readline().decode().rstrip("\r\n").split(",")
-        size = file.seek(0, 2)
-        begin = max(len(",".join(header)) + 1, size - length_bytes)
-        file.seek(begin)
-        lines = file.read().decode(errors="replace").split("\n")
-    # The first line of the tail may be cut, the last may still be written.
+        first = file.tell()
+        if file.seek(0, 2) - length_bytes > first:
+            file.seek(-length_bytes, 2)
+            file.readline()  # it may be cut
+        else:
+            file.seek(first)
+        lines = file.read().decode(errors="replace").split("\n")[:-1]  # the last may still be written
     found = []
-    for row in csv.DictReader(lines[1:-1], fieldnames=header):
+    for row in csv.DictReader(lines, fieldnames=header):
         power_mw = row.get("power_instant_mw") or row.get("power_average_mw")
         if power_mw and row.get("t_before_mono_ns"):
             temperature_c = float(row["temperature_c"]) if row.get("temperature_c") else None

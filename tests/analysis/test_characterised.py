@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llem_airflow.analysis.counter import counter_energy, find_register
+from llem_airflow.analysis.counter import counter_energy, find_register, seen_writes
 from llem_airflow.analysis.cycle import by_which_profiles, characterised
 from llem_airflow.protocol.gpu_profile import Sensor
 from tests.analysis.test_register import WATTS, series
@@ -45,8 +45,9 @@ def test_a_profile_never_makes_the_energy_of_a_steady_load_worse(period_s: float
 
 def test_the_period_of_a_fast_register_is_known_from_one_move() -> None:
     seen = series(0.02, 0.003, (0.0,))
-    alone = find_register(seen.t_s, seen.call_s, seen.counter_j)
-    known = find_register(seen.t_s, seen.call_s, seen.counter_j, Sensor(counter_period_s=0.0200002))
+    writes = seen_writes(seen.t_s, seen.call_s, seen.counter_j)
+    alone = find_register(writes, seen.t_s)
+    known = find_register(writes, seen.t_s, Sensor(counter_period_s=0.0200002))
     assert alone is not None
     assert known is not None
     assert (alone.period_s, known.period_s) == (0.1, 0.0200002)
@@ -54,8 +55,9 @@ def test_the_period_of_a_fast_register_is_known_from_one_move() -> None:
 
 def test_a_profile_that_the_moves_contradict_counts_for_nothing() -> None:
     seen = series(0.1007, 0.03, (-1.4, -1.3, -0.4, 1.6, 5.6, 15.6, 25.6))
-    wrong = find_register(seen.t_s, seen.call_s, seen.counter_j, Sensor(counter_period_s=0.073))
-    alone = find_register(seen.t_s, seen.call_s, seen.counter_j)
+    writes = seen_writes(seen.t_s, seen.call_s, seen.counter_j)
+    wrong = find_register(writes, seen.t_s, Sensor(counter_period_s=0.073))
+    alone = find_register(writes, seen.t_s)
     assert wrong is not None
     assert alone is not None
     assert wrong.period_s == alone.period_s

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from llem_airflow.analysis.counter import Register, Writes, counter_energy, find_register, find_writes
+from llem_airflow.analysis.counter import (
+    Register,
+    Writes,
+    counter_energy,
+    find_register,
+    find_writes,
+    seen_writes,
+)
 from llem_airflow.analysis.series import Floats, GpuSeries, series_by_gpu
 from llem_airflow.protocol.gpu_profile import Sensor
 from tests.analysis.sampled import GPU, T0_NS, at_ns, columns
@@ -31,7 +38,7 @@ def watched(
 
 def register_of(moves_s: Sequence[float], *, sensor: Sensor | None = None) -> Register:
     t_s = watched(moves_s)
-    found = find_register(t_s, np.zeros_like(t_s), 300.0 * held(t_s), sensor or Sensor())
+    found = find_register(seen_writes(t_s, np.zeros_like(t_s), 300.0 * held(t_s)), t_s, sensor or Sensor())
     assert found is not None
     return found
 
@@ -212,7 +219,7 @@ def test_moves_are_off_by_twice_their_largest_distance_from_a_straight_line() ->
     written_s = np.concatenate([moves_s, np.arange(-12, 200) / 10])
     written_s = np.sort([one for one in written_s if one in moves_s or np.abs(one - moves_s).min() > 0.01])
     counter_j = 300.0 * written_s[np.searchsorted(written_s, t_s, side="right") - 1]
-    found = find_register(t_s, np.zeros_like(t_s), counter_j)
+    found = find_register(seen_writes(t_s, np.zeros_like(t_s), counter_j), t_s)
     assert found is not None
     line = np.polyval(np.polyfit(range(5), moves_s, 1), range(5))
     assert found.wander_s == pytest.approx(2 * np.abs(moves_s - line).max())
@@ -259,7 +266,7 @@ def test_a_clock_narrows_the_bounds_of_every_write_around_where_it_was() -> None
 def test_without_a_steady_time_a_write_is_at_most_two_periods_older_than_its_first_reading() -> None:
     t_s = np.array([-0.0005, 0.0005, 0.0995, 0.1005, 0.2495, 0.2505, 0.35, 0.45, 0.55, 2.0, 2.1, 2.2])
     counter_j = np.array([0.0, 1.0, 1.0, 2.0, 2.0, 3.0, 4.0, 5.0, 6.0, 20.0, 21.0, 22.0])
-    register = find_register(t_s, np.zeros_like(t_s), counter_j)
+    register = find_register(seen_writes(t_s, np.zeros_like(t_s), counter_j), t_s)
     assert register is not None
     assert register.wander_s == np.inf
     found = find_writes(t_s, np.zeros_like(t_s), counter_j)
@@ -290,7 +297,7 @@ def test_the_period_of_a_slow_register_is_its_time_over_its_writes(period_s: flo
 
 def test_the_period_of_a_fast_register_is_the_nearest_two_sharp_moves() -> None:
     t_s = np.sort(np.concatenate([np.arange(-10, 50) / 10 + 0.013, [-0.0005, 0.0005, 0.0295, 0.0305]]))
-    found = find_register(t_s, np.zeros_like(t_s), held(t_s, 0.03))
+    found = find_register(seen_writes(t_s, np.zeros_like(t_s), held(t_s, 0.03)), t_s)
     assert found is not None
     assert found.period_s == pytest.approx(0.03)
     assert found.period_off_s == pytest.approx(2 * HALF_S)
@@ -306,7 +313,7 @@ def test_a_short_window_is_explained_by_the_writes_at_its_own_ends() -> None:
 
 def test_the_period_of_a_slow_register_is_as_uncertain_as_its_first_and_last_write() -> None:
     t_s = np.sort(np.concatenate([np.arange(1, 120) / 10 + 0.03, [0.4995, 0.5005]]))
-    found = find_register(t_s, np.zeros_like(t_s), held(t_s, 0.5))
+    found = find_register(seen_writes(t_s, np.zeros_like(t_s), held(t_s, 0.5)), t_s)
     assert found is not None
     writes = round((11.5 - 0.5) / 0.5) + 1
     assert found.period_off_s == pytest.approx((0.001 + 0.1) / (writes - 1))
@@ -328,6 +335,6 @@ def test_two_moves_in_a_row_tell_the_period_where_they_are_told_apart(
     gap_s: float, half_s: float, period_s: float
 ) -> None:
     t_s = np.array([-5.0, -half_s, half_s, gap_s - half_s, gap_s + half_s, 5.0])
-    found = find_register(t_s, np.zeros_like(t_s), np.array([0.0, 1.0, 2.0, 2.0, 3.0, 4.0]))
+    found = find_register(seen_writes(t_s, np.zeros_like(t_s), np.array([0.0, 1.0, 2.0, 2.0, 3.0, 4.0])), t_s)
     assert found is not None
     assert found.period_s == pytest.approx(period_s)

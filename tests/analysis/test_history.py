@@ -14,12 +14,12 @@ from llem_airflow.analysis.history import (
     change_points,
     histories,
     history_until,
-    trend,
     usual_time_ns,
 )
 from llem_airflow.analysis.verdict import Verdict
 from llem_airflow.report.page import report_html
 from llem_airflow.results import ResultsRoot
+from tests.analysis.one_history import trend
 from tests.results.recorded import Recording, experiment_id, plan_json, provenance, variant
 
 

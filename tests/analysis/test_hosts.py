@@ -16,7 +16,7 @@ from scipy import stats
 from llem_airflow.analysis.aggregate import aggregate_run
 from llem_airflow.analysis.blocked import host_effect, host_mean
 from llem_airflow.analysis.compare import How, PairReport, compare_runs, compare_sides
-from llem_airflow.analysis.history import Point, cycle_correlation, trend
+from llem_airflow.analysis.history import Point, cycle_correlation
 from llem_airflow.analysis.hosts import unequal_on_hosts
 from llem_airflow.analysis.leaderboard import entrants_of
 from llem_airflow.analysis.nights import measured
@@ -28,6 +28,7 @@ from llem_airflow.frames import experiments_df
 from llem_airflow.report.markdown import report_markdown
 from llem_airflow.results import ResultsRoot, StoredRun
 from tests.analysis.conftest import CONFIGS, HASHES, IDS
+from tests.analysis.one_history import trend
 from tests.results.recorded import Recording, plan_json, provenance, variant
 
 METRIC = "energy_per_output_token_j"

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from llem_airflow.analysis.alarm import Nights, around_levels, lasting, watch
-from llem_airflow.analysis.history import Point, change_points, cycle_correlation, points_of, trend
+from llem_airflow.analysis.history import Point, change_points, cycle_correlation, points_of
 from llem_airflow.analysis.nights import Measured, Night
 from llem_airflow.analysis.noise import (
     Floats,
@@ -23,6 +23,7 @@ from llem_airflow.analysis.noise import (
     whitened,
     without_spikes,
 )
+from tests.analysis.one_history import trend
 
 RNG = np.random.default_rng(11)
 NIGHTS = [RNG.normal(0, 0.01, (3, n)) for n in (5, 12, 30)]

@@ -244,6 +244,12 @@ def test_a_late_or_busy_client_is_told_and_so_are_failed_requests() -> None:
     assert codes(good, SERVED, grown, np.full(100, 200.0 * S)) == ["saturated"]
 
 
+def test_a_late_client_is_compared_with_no_time_to_first_token_where_none_is_known() -> None:
+    late, nothing = Served(("s",), 5.0, 0.5, 5, 20.0, 1.0, 20.0), np.array([])
+    (flag,) = serving_flags(of(), late, WINDOW, backlog(nothing, nothing, WINDOW))
+    assert "(99th percentile 20.0 ms, against no first token)" in flag.message
+
+
 def test_flags_of_a_server_say_how_many_requests_and_which_limits() -> None:
     """A request more each 0.1 s and none done: 100 through the window."""
     grown = np.linspace(100, 110, 100, endpoint=False) * S

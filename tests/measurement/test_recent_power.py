@@ -135,3 +135,14 @@ def test_the_last_samples_are_found_however_many_devices_write(tmp_path: Path) -
     assert found[-1] == DeviceRow(100 * 10**9, gpus[-1], 2000.0, None, None)
     assert last_rows(tmp_path / "power.csv", 1.0, 0)[-1] == found[-1]
     assert last_rows(tmp_path / "none.csv", 1.0) == []
+
+
+def test_the_first_row_of_a_short_series_counts(tmp_path: Path) -> None:
+    write(tmp_path / "power.csv", [(0.0, "GPU-a", 3000), (1.0, "GPU-a", 1000)])
+    assert mean_power_w(tmp_path / "power.csv", 5.0) == 2.0
+    assert [row.t_ns for row in last_rows(tmp_path / "power.csv", 5.0)] == [0, 1_000_000_000]
+
+
+def test_the_mean_of_some_devices_is_not_that_of_all(tmp_path: Path) -> None:
+    write(tmp_path / "power.csv", [(0.0, "GPU-a", 3000), (1.0, "GPU-a", 1000)])
+    assert mean_power_w(tmp_path / "power.csv", 5.0, devices=2) is None
