@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from llem_airflow.cli.names import results_root
 from llem_airflow.study import Problem, Study, StudyWarning
 from llem_airflow.study.plan.findings import not_runnable
 from llem_airflow.study.prompts import prompt_problems
@@ -57,7 +58,7 @@ def next_runs(study: Study) -> list[datetime]:
 
 def _results_root() -> Iterator[StudyWarning]:
     """A notice where the results root of this environment cannot be written; Airflow may name another one."""
-    root = os.environ.get("LLEM_RESULTS_ROOT", "results")
+    root = results_root()
     if "://" in root:
         return
     path = Path(root).absolute()

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llem_airflow.cli.names import results_root
 from llem_airflow.text.terminal import say
 
 SETTINGS = {
@@ -66,8 +67,8 @@ class Home:
 
     @classmethod
     def here(cls) -> Home:
-        """From AIRFLOW_HOME, LLEM_RESULTS_ROOT and LLEM_MODELS_DIR; else below the current folder."""
-        results = os.environ.get("LLEM_RESULTS_ROOT") or "results"
+        """From AIRFLOW_HOME, the variables of the results root and LLEM_MODELS_DIR; else below the current folder."""
+        results = results_root()
         return cls(
             airflow=Path(os.environ.get("AIRFLOW_HOME") or "build/airflow").resolve(),
             results=results if "://" in results else str(Path(results).resolve()),

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from llem_airflow.cli.names import CLUSTERS, HOSTS, INSTALLATION, ROOT, older_than
+from llem_airflow.cli.names import CLUSTERS, HOSTS, INSTALLATION, ROOT, ROOT_VARIABLES, older_than
 
 
 @click.command("gc")
@@ -118,7 +118,7 @@ def show_gpus(**options: Any) -> int:
 @click.option(
     "--results",
     "root",
-    envvar="LLEM_RESULTS_ROOT",
+    envvar=ROOT_VARIABLES,
     default="results",
     show_default=True,
     help="Results root; it keeps the profiles and their pages (JSON, text, HTML) in .gpu-profiles.",

@@ -10,9 +10,18 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+ROOT_VARIABLES = ("LLEM_RESULTS_ROOT", "AIRFLOW__LLEM__RESULTS_ROOT")
+"""Name the results root; the second one is that of Airflow's services."""
+
+
+def results_root() -> str:
+    """The results root that the environment names, else ``results``."""
+    return next(filter(None, map(os.environ.get, ROOT_VARIABLES)), "results")
+
+
 ROOT = click.option(
     "--results-root",
-    envvar="LLEM_RESULTS_ROOT",
+    envvar=ROOT_VARIABLES,
     default="results",
     show_default=True,
     help="Folder or URL of the results.",
@@ -45,7 +54,7 @@ def complete_study(ctx: click.Context, _: click.Parameter, incomplete: str) -> l
 
 
 def _root(ctx: click.Context) -> str:
-    return ctx.params.get("results_root") or os.environ.get("LLEM_RESULTS_ROOT") or "results"
+    return ctx.params.get("results_root") or results_root()
 
 
 RUN = click.argument("run", default="latest", shell_complete=complete_run)

@@ -85,3 +85,14 @@ def processes_below(pid: int) -> list[int]:
     for one in found:
         found += [child for child, parent in parents.items() if parent == one]
     return found[1:]
+
+
+def test_the_command_uses_the_results_root_of_the_services_where_it_has_none_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("LLEM_RESULTS_ROOT", raising=False)
+    for name in ("AIRFLOW__LLEM__RESULTS_ROOT", "LLEM_RESULTS_ROOT"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+        assert Home.here().results == str(tmp_path / name)
+        done = CliRunner().invoke(main, ["results", "list"], env={"COLUMNS": "300"})
+        assert str(tmp_path / name) in done.output
