@@ -46,7 +46,8 @@ _OLDEST_API = (1, 41)
 _DISK_WARN_BYTES, _DISK_FAIL_BYTES = 50 * 10**9, 5 * 10**9
 _MAKE_ROOM = "make room on the engine's host: `docker system df`, `llem-airflow gc`"
 _MEMORY_WARN_BYTES = 8 * 10**9
-_CONNECT_TIMEOUT_S = 5
+_CONNECT_TIMEOUT_S = 15
+"""A login by ssh over a jump host takes seconds, and so does the command there."""
 _CLOCK_S = 2.0
 """Clocks of hosts may differ by so much: an engine tells its time in whole seconds, and asking takes a moment."""
 _QUEUED_S = 300.0

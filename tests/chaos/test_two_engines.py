@@ -29,6 +29,7 @@ from docker.types import DeviceRequest
 
 from llem_airflow.results import ResultsRoot, StoredRun
 from llem_airflow.runners.attempt import LABEL_INSTALLATION, LABEL_KEY
+from llem_airflow.runners.engine import ENGINE_ERRORS
 from tests import parts
 from tests.airflow.server import PARTS, AirflowServer
 from tests.chaos.services import Service, redis, triggerer, worker
@@ -159,8 +160,11 @@ def _starts_cycle(call: Call, socket: Path) -> bool:
     found = re.fullmatch(r"POST /containers/(\w+)/start", str(call))
     if found is None:
         return False
-    with docker.APIClient(base_url=f"unix://{socket}", version="auto") as api:
-        labels = api.inspect_container(found[1])["Config"]["Labels"] or {}
+    try:
+        with docker.APIClient(base_url=f"unix://{socket}", version="auto") as api:
+            labels = api.inspect_container(found[1])["Config"]["Labels"] or {}
+    except ENGINE_ERRORS:  # it has been killed meanwhile
+        return False
     return ".cycle_" in labels.get("llem.task_id", "")
 
 
