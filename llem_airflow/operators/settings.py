@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,8 +17,6 @@ from airflow.sdk import Variable, conf
 from llem_airflow.results.unstored import FOLDER
 from llem_airflow.runners.choice import Layers, read_runners
 from llem_airflow.runners.models import model_folder
-
-_log = logging.getLogger(__name__)
 
 MODELS_MOUNT = PurePosixPath("/models")
 """Where a model directory appears in an experiment's container."""
@@ -84,24 +80,15 @@ def relative_root() -> str:
 def parse_time_layers(operator_args: Mapping[str, Any]) -> Layers:
     """What names runners and images as far as a DAG's parsing may look: arguments, variables and configuration.
 
-    A results root that each process finds elsewhere is told here, once in each.
-
     Raises:
         RunnerError: ``[llem] runners`` cannot be read.
     """
-    if said := relative_root():
-        _warn(said)
     return Layers(
         argument=operator_args.get("runner"),
         environ=os.environ,
         installation=installed_runners(),
         operator_image=operator_args.get("image") or "",
     )
-
-
-@cache
-def _warn(text: str) -> None:
-    _log.warning("%s", text)
 
 
 def installed_runners() -> dict[str, str]:

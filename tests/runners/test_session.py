@@ -16,6 +16,7 @@ import pytest
 from docker.types import Mount
 
 from llem_airflow.protocol.session import EVIDENCE
+from llem_airflow.runners import docker as docker_runner
 from llem_airflow.runners.attempt import LABEL_SESSION, Attempt
 from llem_airflow.runners.base import Busy, Collected, Place
 from llem_airflow.runners.docker import ContainerPlace
@@ -121,6 +122,7 @@ def test_a_start_that_is_ended_leaves_nothing(world: World, monkeypatch: pytest.
         raise KeyboardInterrupt
 
     monkeypatch.setattr(starts, "_not_ready", ended)
+    monkeypatch.setattr(docker_runner, "KILL_S", 60.0)  # an engine that is busy takes longer
     with pytest.raises(KeyboardInterrupt):
         starts.begin(SPEC)
     assert left_of(world.api, session_of(world.who, world.session.session_id)) == []
