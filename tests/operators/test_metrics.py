@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 from airflow.sdk._shared.observability.metrics.base_stats_logger import NoStatsLogger
+from airflow.sdk._shared.observability.metrics.otel_logger import SafeOtelLogger
 from airflow.sdk.exceptions import AirflowSkipException, TaskDeferred
 from airflow.sdk.observability import stats
 from airflow.sdk.observability.metrics.stats_utils import get_stats_factory
 from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -25,6 +28,7 @@ from llem_airflow.operators import LLEMAggregateOperator, waits
 from llem_airflow.operators.metrics import SPAN, TAGS, StudyMetrics, cycle_span, page_table
 from llem_airflow.operators.retries import AttemptFinalError, AttemptRetryableError
 from llem_airflow.operators.waits import GpuFreeTrigger, GpuWait, PauseTrigger, now_epoch_s
+from llem_airflow.protocol.failures import CATEGORIES
 from llem_airflow.results import ResultsRoot
 from llem_airflow.runners.attempt import Attempt
 from llem_airflow.runners.base import Wait
@@ -166,6 +170,39 @@ def test_with_tags_the_dag_and_the_study_are_told_and_nothing_with_a_value_for_e
         "gpu.llem.cycles.measured,dag_id=nightly": [(1, "c")],
     }
     assert TAGS == ("dag_id", "study")
+
+
+def test_opentelemetry_is_told_the_same_names_with_the_tags() -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    backend: Any = SafeOtelLogger(provider, "gpu")
+    stats.initialize(factory=lambda: backend, export_legacy_names=False)
+    try:
+        metrics = StudyMetrics("nightly", "one")
+        metrics.gpu_wait(2.5)
+        metrics.cycle_measured()
+        for category in CATEGORIES:  # the longest names: those that are too long are dropped
+            metrics.attempt_failed(category)
+        seen: Any = reader.get_metrics_data()
+    finally:
+        stats.initialize(factory=NoStatsLogger, export_legacy_names=False)
+        provider.shutdown()
+    points = {
+        each.name: each.data.data_points
+        for of_resource in seen.resource_metrics
+        for scope in of_resource.scope_metrics
+        for each in scope.metrics
+    }
+    assert {tuple(point.attributes.items()) for each in points.values() for point in each} == {
+        (("dag_id", "nightly"), ("study", "one"))
+    }
+    assert [point.sum for point in points.pop("gpu.llem.gpu_wait")] == [2500]
+    counts = {name: [point.value for point in each] for name, each in points.items()}
+    assert counts == {
+        "gpu.llem.cycles.measured": [1],
+        "gpu.llem.attempts.failed": [len(CATEGORIES)],
+        **{f"gpu.llem.failures.{category}": [1] for category in CATEGORIES},
+    }
 
 
 def test_a_wait_for_gpus_is_counted_from_its_begin_over_trigger_and_worker(
