@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import math
 import os
 import re
 import shutil
@@ -172,9 +171,10 @@ def removable(
         ValueError: No rule is given, or one is negative or not a number.
     """
     if keep_runs is None and keep_days is None:
-        raise ValueError("say what to keep: a number of runs, a number of days, or both")
-    if (keep_runs or 0) < 0 or (keep_days or 0) < 0 or math.isnan(keep_days or 0):
-        raise ValueError("what to keep must be a number from 0")
+        raise ValueError("say what to keep: a number of runs (--keep-runs), of days (--keep-days), or both")
+    for option, value in (("--keep-runs", keep_runs), ("--keep-days", keep_days)):
+        if value is not None and not value >= 0:  # as NaN is not either
+            raise ValueError(f"{option}: what to keep must be a number from 0, not {value}")
     found = []
     for name in [study] if study else root.studies():
         known = [run for run in root.aggregated(name) if run.started_epoch_ns() > 0]

@@ -300,4 +300,8 @@ def test_prune_keeps_the_newest_runs_and_those_without_a_summary(make_run: MakeR
 def test_prune_without_a_rule_is_refused(make_run: MakeRun) -> None:
     found = _llem(_run(make_run), "results", "prune")
     assert found.exit_code == 2
-    assert "say what to keep" in found.stderr
+    assert "say what to keep: a number of runs (--keep-runs), of days (--keep-days), or both" in found.stderr
+    for option in ("--keep-runs=-1", "--keep-days=-0.5", "--keep-days=nan"):
+        found = _llem(_run(make_run), "results", "prune", option)
+        told = f"{option.replace('=', ': what to keep must be a number from 0, not ')}\n"
+        assert (found.exit_code, found.stderr) == (2, told)

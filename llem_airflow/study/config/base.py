@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 Config = dict[str, Any]
 """The configuration of an experiment, as written or as it is measured."""
-KeyPath = tuple[str, ...]
+KeyNames = tuple[str, ...]
 Contradiction = tuple[tuple[str, ...], str, str]
 """The keys of a section that do not fit together, what was found, what to do."""
 FRAGMENT = {"fragment": True}
@@ -64,7 +64,9 @@ def keys_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
-def every_key(model: type[Section], path: KeyPath = ()) -> Iterator[tuple[KeyPath, type[Section], FieldInfo]]:
+def every_key(
+    model: type[Section], path: KeyNames = ()
+) -> Iterator[tuple[KeyNames, type[Section], FieldInfo]]:
     """Every key below a model, sections and theirs: its path (``x[]`` of rows), its model, the field."""
     for key, field in keys_of(model).items():
         yield (*path, key), model, field
@@ -101,7 +103,7 @@ def _parts(annotation: Any) -> Iterator[Any]:
             yield from get_args(part)
 
 
-def lookup(config: Config, path: KeyPath) -> Any:
+def lookup(config: Config, path: KeyNames) -> Any:
     """The value at a path, or None."""
     node: Any = config
     for key in path:
@@ -120,7 +122,7 @@ def merged(below: Config, above: Config) -> Config:
     return result
 
 
-def replaced(config: Config, path: KeyPath, value: Any) -> Config:
+def replaced(config: Config, path: KeyNames, value: Any) -> Config:
     """The mapping with one key set; a mapping that is set is laid over the one that is there."""
     head, *rest = path
     old = config.get(head)
@@ -131,14 +133,14 @@ def replaced(config: Config, path: KeyPath, value: Any) -> Config:
     return config | {head: value}
 
 
-def with_values(config: Config, values: Iterable[tuple[KeyPath, Any]]) -> Config:
+def with_values(config: Config, values: Iterable[tuple[KeyNames, Any]]) -> Config:
     """The mapping with some keys set, in order."""
     for path, value in values:
         config = replaced(config, path, value)
     return config
 
 
-def without(config: Config, path: KeyPath) -> Config:
+def without(config: Config, path: KeyNames) -> Config:
     """The mapping without one key; itself for no path."""
     if not path or path[0] not in config:
         return config
@@ -150,7 +152,7 @@ def without(config: Config, path: KeyPath) -> Config:
     return config
 
 
-def leaf_paths(value: Mapping[str, Any], before: KeyPath = ()) -> Iterator[KeyPath]:
+def leaf_paths(value: Mapping[str, Any], before: KeyNames = ()) -> Iterator[KeyNames]:
     """The paths of all values that are no mappings."""
     for key, child in value.items():
         if isinstance(child, dict):

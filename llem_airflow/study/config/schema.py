@@ -8,7 +8,7 @@ from typing import Any, get_origin
 
 from pydantic.fields import FieldInfo
 
-from llem_airflow.study.config.base import KeyPath, Section, every_key, is_mapping, keys_of, model_of
+from llem_airflow.study.config.base import KeyNames, Section, every_key, is_mapping, keys_of, model_of
 from llem_airflow.study.config.experiment import Experiment
 from llem_airflow.study.config.study import StudyKeys
 from llem_airflow.study.names import ENGINES
@@ -129,6 +129,6 @@ def _sweep() -> Schema:
     }
 
 
-def values(model: type[Section]) -> Iterator[tuple[KeyPath, type[Section], FieldInfo]]:
+def values(model: type[Section]) -> Iterator[tuple[KeyNames, type[Section], FieldInfo]]:
     """Every key below a model that holds a value, as ``every_key`` gives them."""
     return (each for each in every_key(model) if model_of(each[2]) is None)

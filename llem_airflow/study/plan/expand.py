@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from llem_airflow.study.config.base import (
     FRAGMENT,
     Config,
-    KeyPath,
+    KeyNames,
     Section,
     leaf_paths,
     lookup,
@@ -35,8 +35,7 @@ from llem_airflow.study.plan.model import Skipped
 from llem_airflow.study.plan.order import grid, probe_order
 from llem_airflow.study.plan.rules import Rule, relevant, rules_of
 from llem_airflow.study.plan.sweep import Delta, Sweep, Variant
-from llem_airflow.study.problems import KeyPath as FilePath
-from llem_airflow.study.problems import Problem, StudyFileError, StudyWarning, dotted
+from llem_airflow.study.problems import KeyPath, Problem, StudyFileError, StudyWarning, dotted
 from llem_airflow.text.wording import counted
 
 _RATE = ("server", "traffic", "rate")
@@ -61,7 +60,7 @@ class Unique:
     hash: str
     members: list[str]
     ignored: set[str] = field(default_factory=set)
-    first_counts: set[KeyPath] = field(default_factory=set)
+    first_counts: set[KeyNames] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -81,7 +80,7 @@ class Expansion:
     valid: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     uniques: list[Unique] = field(default_factory=list)
-    varied: list[KeyPath] = field(default_factory=list)
+    varied: list[KeyNames] = field(default_factory=list)
     fired: dict[str, Rule] = field(default_factory=dict)
     searches: list[tuple[int, list[float]]] = field(default_factory=list)
     """Of each search the place of its first experiment, and the rates, ascending."""
@@ -122,7 +121,7 @@ def expand(document: Document, sweep: Sweep, problems: set[Problem]) -> Expansio
 
 def _batches(
     document: Document, sweep: Sweep, engines: list[str], checks: _Checks
-) -> Iterator[tuple[FilePath, Config, set[KeyPath], Iterator[Variant]]]:
+) -> Iterator[tuple[KeyPath, Config, set[KeyNames], Iterator[Variant]]]:
     """Where points are written, what they share, what varies, and what each of them sets."""
     if sweep or not document.entries or checks.about("sweep"):
         for engine in engines:
@@ -188,7 +187,7 @@ class _Judge:
             leader.first_counts |= differ.difference(idle)
 
 
-def _differing(one: Config, other: Config) -> set[KeyPath]:
+def _differing(one: Config, other: Config) -> set[KeyNames]:
     """Keys with two values in two configurations, which share the sections that no axis touches."""
     apart = [name for name in one.keys() | other.keys() if one.get(name) is not other.get(name)]
     paths = {
@@ -223,17 +222,17 @@ def _search(document: Document, expansion: Expansion) -> Iterator[Problem]:
     order = document.keys.study_execution.experiment_order
     if order != "sequential":
         found_order = f"{order} is no order for find_rate, whose probes follow from each other"
-        where: FilePath = ("study_execution", "experiment_order")
+        where: KeyPath = ("study_execution", "experiment_order")
         yield document.source.problem(where, found_order, "allowed: sequential", of_key=True)
     if len({unique.hash for unique in found}) < len(found):
-        path: FilePath = ("server", "traffic", "find_rate")
+        path: KeyPath = ("server", "traffic", "find_rate")
         same = "a rate of find_rate is the same measurement as another experiment of the study"
         advice = "move its bounds, or make another study of one of them"
         where = path if document.source.has(path) else ("sweep",)
         yield document.source.problem(where, same, advice, of_key=True)
 
 
-def _varied(document: Document, sweep: Sweep, expansion: Expansion) -> list[KeyPath]:
+def _varied(document: Document, sweep: Sweep, expansion: Expansion) -> list[KeyNames]:
     """Keys in which the experiments differ, in the order in which the file names them.
 
     An axis of which one value is left still counts: the experiment keeps the name, and so the history, that it had
@@ -254,7 +253,7 @@ def _varied(document: Document, sweep: Sweep, expansion: Expansion) -> list[KeyP
     return [path for path in paths if path in axes or _differs(configs, path)]
 
 
-def _differs(configs: list[Config], path: KeyPath) -> bool:
+def _differs(configs: list[Config], path: KeyNames) -> bool:
     if not configs:
         return False
     first = lookup(configs[0], path)
@@ -282,7 +281,7 @@ def _ends(path: str, marks: str) -> list[int]:
     return [*(place for place, letter in enumerate(path) if letter in marks), len(path)]
 
 
-_NEEDED: dict[KeyPath, str] = {
+_NEEDED: dict[KeyNames, str] = {
     ("serving_mode",): "add serving_mode: offline (a fixed prompt set) or serving_mode: server",
     ("task", "model"): "add task: {model: ...}",
     _RATE: "add server: {traffic: {rate: <requests per second>}}",
@@ -330,16 +329,16 @@ class _Checks:
             self._foreign_engines(engines)
         return str(modes.pop()) if len(modes) == 1 else None
 
-    def _note(self, path: FilePath, found: str, allowed: str) -> None:
+    def _note(self, path: KeyPath, found: str, allowed: str) -> None:
         self.problems.add(self.document.source.problem(path, found, allowed, of_key=True))
 
-    def _mode_path(self) -> FilePath:
+    def _mode_path(self) -> KeyPath:
         for index, entry in enumerate(self.document.entries):
             if "serving_mode" in entry:
                 return ("experiments", index, "serving_mode")
         return ("serving_mode",) if self.document.source.has(("serving_mode",)) else ("sweep", "serving_mode")
 
-    def _of(self, config: Config, swept: set[KeyPath], path: FilePath) -> set[str]:
+    def _of(self, config: Config, swept: set[KeyNames], path: KeyPath) -> set[str]:
         """The serving mode of an experiment, whose required keys are looked for."""
         mode = config.get("serving_mode")
         for key, advice in _NEEDED.items():
@@ -368,7 +367,7 @@ class _Checks:
     def _foreign(self, section: str, mode: str) -> None:
         """Keys of the other mode's section are a problem: nothing would read them."""
         value = self.document.source.value
-        places: list[FilePath] = [(section,)] if value.get(section) is not None else []
+        places: list[KeyPath] = [(section,)] if value.get(section) is not None else []
         # Of an axis its key, of a group the key in its entry.
         places += [
             place[:2] if place[1] == ".".join(path) or len(place) < 4 else place[:4]
@@ -388,7 +387,7 @@ class _Checks:
         used = {*engines, *(entry.get("engine", "") for entry in self.document.entries)}
         source = self.document.source
         swept = source.value.get("sweep")
-        idle: list[tuple[FilePath, str, str]] = [
+        idle: list[tuple[KeyPath, str, str]] = [
             ((name,), "unused-section", f"{name}: is not used: no experiment runs {name}")
             for name in source.value
         ]
@@ -406,7 +405,7 @@ class _Checks:
 _SCALARS = ("serving_mode", "sampling_preset", "passthrough_kwargs")
 _ORDER = tuple(Experiment.model_fields)
 _SAMPLING = tuple((engine, "sampling_params") for engine in OWN_ENGINES)
-_DECIDES: dict[KeyPath, tuple[KeyPath, ...]] = {
+_DECIDES: dict[KeyNames, tuple[KeyNames, ...]] = {
     ("measurement", "energy_sampler"): (("measurement", "meter"),),
     ("offline", "warmup"): (("offline", "warmup"),),
     ("sampling_preset",): _SAMPLING,
@@ -429,7 +428,7 @@ class Measured(NamedTuple):
     config: Config
     identity: str
     effective: str
-    idle: tuple[KeyPath, ...]
+    idle: tuple[KeyNames, ...]
 
 
 class Point(NamedTuple):
@@ -467,7 +466,7 @@ class Batch:
         document: Document,
         origin: tuple[str | int, ...],
         written: Config,
-        varied: set[KeyPath],
+        varied: set[KeyNames],
         stage: Stage = "whole",
     ) -> None:
         self.engine: str = written["engine"]
@@ -552,7 +551,7 @@ class Batch:
         """What the rules say of a section: each that makes a key idle looks at one section only."""
         alone = {name: config}
         identity = effective = identity_view(alone)
-        idle: list[KeyPath] = []
+        idle: list[KeyNames] = []
         for rule in self._rules:
             if rule.section != name or not rule.applies(alone if rule.neutral else identity):
                 continue

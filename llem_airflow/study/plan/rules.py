@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llem_airflow.study.config.base import Config, KeyPath, lookup, overlap
+from llem_airflow.study.config.base import Config, KeyNames, lookup, overlap
 from llem_airflow.study.names import OWN_ENGINES
 
 _FOLDER = Path(__file__).parents[1] / "data"
@@ -60,7 +60,7 @@ _TEST: dict[str, Test] = {
 class Condition:
     """One condition of a rule."""
 
-    path: KeyPath
+    path: KeyNames
     operator: str
     value: Any = None
     default: Any = None
@@ -81,7 +81,7 @@ class Condition:
                 return False
         return _TEST[self.operator](actual, other)
 
-    def paths(self) -> list[KeyPath]:
+    def paths(self) -> list[KeyNames]:
         """The keys that it looks at."""
         other = [tuple(self.value["key"].split("."))] if isinstance(self.value, dict) else []
         return [self.path, *other]
@@ -106,7 +106,7 @@ class Rule:
     id: str
     invalid: bool
     conditions: tuple[Condition, ...]
-    ignores: tuple[KeyPath, ...]
+    ignores: tuple[KeyNames, ...]
     reason: str
     version: str
     source: str
@@ -142,7 +142,7 @@ def rules_of(engine: str) -> tuple[Rule, ...]:
     )
 
 
-def relevant(rules: tuple[Rule, ...], base: Config, varied: set[KeyPath]) -> tuple[Rule, ...]:
+def relevant(rules: tuple[Rule, ...], base: Config, varied: set[KeyNames]) -> tuple[Rule, ...]:
     """The rules that can apply to some point: what all points share decides the others."""
 
     def can_hold(condition: Condition) -> bool:
