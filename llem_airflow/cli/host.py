@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from llem_airflow.cli.names import CLUSTERS, HOSTS, INSTALLATION, ROOT, ROOT_VARIABLES, older_than
+from llem_airflow.cli.names import CLUSTERS, HOSTS, INSTALLATION, ROOT, ROOT_VARIABLES, Number, older_than
 
 
 @click.command("gc")
@@ -110,7 +110,7 @@ def show_gpus(**options: Any) -> int:
 @click.command("gpu-check")
 @click.option(
     "--minutes",
-    type=click.FloatRange(min=0.1, max=120),
+    type=Number(min=0.1, max=120),
     default=5.0,
     show_default=True,
     help="How long, for all GPUs together.",
@@ -125,7 +125,7 @@ def show_gpus(**options: Any) -> int:
 )
 @click.option(
     "--model-seconds",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=None,
     help="How much of that time the model with random weights takes (PyTorch, transformers); 0 leaves it out. "
     "Default: a third, where that is 20 s or more.",

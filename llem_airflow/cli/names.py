@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -83,12 +84,23 @@ INSTALLATION = click.option(
 )
 
 
+class Number(click.FloatRange):
+    """A number within bounds; NaN, which passes every bound, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number that was typed."""
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value!r} is no number.", param, ctx)
+        return found
+
+
 def older_than(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The option ``--older-than``, from which age on what Airflow does not know is that."""
     return click.option(
         "--older-than",
         "older_than_h",
-        type=click.FloatRange(min=0),
+        type=Number(min=0),
         default=24.0,
         show_default=True,
         help=f"Age in hours from which {what}.",

@@ -11,7 +11,7 @@ import pyarrow as pa
 from llem_airflow.analysis.aggregate import MERGED_SCHEMA
 from llem_airflow.analysis.cycle import NO_METER
 from llem_airflow.analysis.plan import planned
-from llem_airflow.analysis.summary import Summary
+from llem_airflow.analysis.summary import Summary, load_summary
 from llem_airflow.analysis.tables import CYCLES_SCHEMA
 from llem_airflow.frames.asked import (
     Both,
@@ -232,10 +232,11 @@ def power_df(
     def tables(one: StoredRun) -> Iterator[Any]:
         filters = [(name, "in", some) for name, some in asked.items()]
         yield with_run(stored_table(one, layout.POWER_TABLE, MERGED_SCHEMA, filters or None), one)
-        for absent in (one.summary() or {}).get("power_absent", ()):
-            where = absent["experiment"], absent["cycle"]
-            if absent["reason"] != NO_METER and _is_asked(asked, *where):
-                problems.add(one, f"{one.url}: {where[0]} cycle {where[1]}: {absent['reason']}", *where)
+        summary = load_summary(one)
+        for absent in summary.power_absent if summary else ():
+            where, why = (str(absent.get("experiment")), absent.get("cycle", 0)), absent.get("reason")
+            if why != NO_METER and _is_asked(asked, *where):
+                problems.add(one, f"{one.url}: {where[0]} cycle {where[1]}: {why}", *where)
 
     return _frame(found, tables, POWER_TABLE_SCHEMA, problems, strict=strict)
 

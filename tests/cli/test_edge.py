@@ -295,6 +295,14 @@ def test_an_export_that_fails_leaves_what_was_there(make_run: MakeRun, tmp_path:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize(
+    "verb", [("gc", "--older-than"), ("results", "recover", "--older-than"), ("gpu-check", "--minutes")]
+)
+def test_what_is_no_number_is_none_of_hours_or_minutes(verb: tuple[str, ...]) -> None:
+    done = llem(*verb, "nan", root="") if verb[0] == "results" else CliRunner().invoke(main, [*verb, "nan"])
+    assert (done.exit_code, "'nan' is no number." in done.stderr) == (2, True)
+
+
 def test_a_folder_of_results_that_is_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     done = llem("results", "recover", "--folder", str(tmp_path / "file"), root="")

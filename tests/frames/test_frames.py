@@ -427,6 +427,19 @@ def test_a_column_of_another_type_is_a_problem_of_its_run_alone(make_run: MakeRu
         assert f"column {changed} is of string" in problems["problem"].iloc[0]
 
 
+@pytest.mark.parametrize("absent", [None, 5, [{}]])
+def test_a_summary_that_tells_no_absent_samples_in_its_own_way_hides_none(
+    make_run: MakeRun, absent: object
+) -> None:
+    run = whole(make_run)
+    told = json.loads(run.folder.read("summary.json")) | {"power_absent": absent}
+    run.folder.write("summary.json", json.dumps(told).encode())
+    frame, problems = power_df(run, strict=False)
+    assert frame["cycle"].nunique() == 3
+    assert len(problems) == 1
+    assert problems["problem"].iloc[0].startswith(run.url)
+
+
 @pytest.mark.parametrize("began", [10**30, -(10**30)])
 def test_facts_of_a_run_that_cannot_be_hide_no_other(make_run: MakeRun, began: int) -> None:
     root = root_of(whole(make_run))
