@@ -117,6 +117,54 @@ def test_a_key_under_two_names_in_a_group_is_told() -> None:
     )
 
 
+SWEPT = "sweep:\n  measurement.cpu_idle_watts: [5, 80]\n  {wrong}\n"
+NOT_BELOW = "sweep.measurement.cpu_idle_watts[1]: cpu_idle_watts 80 is not below cpu_max_watts 65"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "measurement.power_hz: [-1]",
+        "measurement.baseline.strategy: [x]",
+        "task.random_seed: [1, x]",
+        "nonesuch: [1]",
+        "g: [{task.random_seed: x}]",
+        "g: [{measurement: {power_hz: -1}}, {}]",
+    ],
+)
+def test_a_contradiction_in_a_sweep_is_told_beside_a_wrong_value_of_another_axis(wrong: str) -> None:
+    text = report(SWEPT.format(wrong=wrong))
+    assert f"study.yaml:5:35: {NOT_BELOW}" in text
+    assert len(text.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "measurement.cpu_max_watts: [x]",
+        "measurement.cpu_max_wats: [90]",
+        "g: [{measurement.cpu_max_watts: x}]",
+        "g: [{measurement: {cpu_max_watts: x}}]",
+        "measurement: [3]",
+    ],
+)
+def test_nothing_contradicts_a_key_of_which_the_sweep_has_a_wrong_value(wrong: str) -> None:
+    text = report(SWEPT.format(wrong=wrong))
+    assert NOT_BELOW not in text
+    assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("wrong", ["power_hz: [-1]", "baseline.strategy: [x]", "powr_hz: [1]"])
+def test_a_wrong_sweep_hides_neither_a_missing_key_nor_an_entry(wrong: str) -> None:
+    head = "serving_mode: offline\ntask: {random_seed: 1}\n"
+    entry = "experiments: [{measurement: {cpu_idle_watts: 80}}]\n"
+    text = report(f"sweep: {{measurement.{wrong}}}\n{entry}", head=head)
+    assert "study.yaml:2:1: task: the key 'task.model' is missing" in text
+    assert (
+        "study.yaml:4:46: experiments[0].measurement.cpu_idle_watts: cpu_idle_watts 80 is not below" in text
+    )
+
+
 WARMUP = "offline: {warmup: {min_prompts: 9, max_prompts: 6%s}}\n"
 METER = "measurement: {meter: none, require_energy: true%s}\n"
 EXCLUDED = [

@@ -261,26 +261,27 @@ def check(
     *,
     stage: Stage = "whole",
     swept: Collection[KeyPath] = (),
+    wrong: Iterable[KeyPath] = (),
 ) -> Of | None:
     """The value as the model; every problem goes to ``report``, also those of keys beside a wrong one.
 
     In the stage ``part`` this is a part of an experiment, of which nothing is missing yet and nothing contradicts;
     in ``rest`` the parts were reported, and only what contradicts is new. Of keys that contradict each other one
-    that a sweep sets (``swept``) is told.
+    that a sweep sets (``swept``) is told; nothing contradicts a key that is known to be ``wrong``.
     """
-    told: set[KeyPath] = set()
+    told: set[KeyPath] = set(wrong)
     while True:
         try:
             return model.model_validate(value, context=FRAGMENT if stage == "part" else None)
         except ValidationError as error:
-            wrong = [_Wrong(model, each) for each in error.errors(include_url=False)]
-        for each in wrong:
+            found = [_Wrong(model, each) for each in error.errors(include_url=False)]
+        for each in found:
             known = stage == "rest" and each.kind != "contradiction"
             if each.place not in told and not known and not (stage == "part" and each.kind == "missing"):
                 each.tell(path, report, swept=swept, told=told, absent=stage != "rest")
             told.add(each.place)
         rest = value
-        for each in wrong:
+        for each in found:
             rest = without(rest, each.keys)
         if rest == value or not isinstance(rest, dict):
             return None

@@ -6,7 +6,7 @@ points have it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,6 +19,7 @@ from llem_airflow.study.config.base import (
     Config,
     KeyNames,
     Section,
+    every_key,
     leaf_paths,
     lookup,
     merged,
@@ -105,7 +106,8 @@ def expand(document: Document, sweep: Sweep, problems: set[Problem]) -> Expansio
     judge = _Judge(expansion, collapse=document.keys.study_execution.deduplicate_equivalent)
     stage: Stage = "rest" if problems else "whole"
     for origin, written, varied, variants in _batches(document, sweep, engines, checks):
-        batch = Batch(document, origin, written | {"serving_mode": mode}, varied, stage)
+        wrong = () if origin else checks.wrong_axes
+        batch = Batch(document, origin, written | {"serving_mode": mode}, varied, stage, wrong)
         # The first points tell enough beside what is wrong already.
         judge.batch(batch, variants if stage == "whole" else islice(variants, MOST_TOLD_POINTS))
         problems |= batch.problems
@@ -126,7 +128,7 @@ def _batches(
     if sweep or not document.entries or checks.about("sweep"):
         for engine in engines:
             written = document.fixed | {"engine": engine}
-            if checks.about("sweep"):  # then no point of it can be relied on, but what it leaves alone can
+            if sweep.cut_off:  # then no point of it can be relied on, but what it leaves alone can
                 yield (), written, {(head,) for head in sweep.heads}, iter(())
             else:
                 yield (), written, sweep.paths(), sweep.points(engine)
@@ -296,6 +298,13 @@ class _Checks:
         self._at = {problem.path for problem in problems}
         self._above = {path[:end] for path in self._at for end in _ends(path, ".[")}
         self._meant = {problem.suggestion for problem in problems}
+        swept = {problem.path for problem in problems if problem.path.startswith("sweep.")}
+        self.wrong_axes = {
+            path
+            for path, _, _ in (every_key(Experiment) if swept else ())
+            if (key := ".".join(path)) in self._meant or any(f".{key}[" in f"{one}[" for one in swept)
+        }
+        """Keys of which some value in the sweep is wrong, or that were probably meant there."""
 
     def about(self, *key: str) -> bool:
         """Whether something is known to be wrong at a key, above or below it, or was probably meant for it."""
@@ -304,6 +313,7 @@ class _Checks:
             whole in self._above
             or any(whole[:end] in self._at for end in _ends(whole, "."))
             or not self._meant.isdisjoint({whole, *key})
+            or key in self.wrong_axes
         )
 
     def about_rules(self, skipped: list[Skipped]) -> bool:
@@ -343,7 +353,7 @@ class _Checks:
         mode = config.get("serving_mode")
         for key, advice in _NEEDED.items():
             needed = key[0] != "server" or mode == "server"
-            known = self.about("base") or self.about("sweep") or self.about(*key)
+            known = self.about("base") or self.about(*key)
             known = known or (bool(path) and self.about(f"experiments[{path[1]}]", *key))
             keys = [(*key[:-1], name) for name in LOADS] if key == _RATE else [key]
             given = any(lookup(config, one) is not None or one in swept for one in keys)
@@ -468,12 +478,14 @@ class Batch:
         written: Config,
         varied: set[KeyNames],
         stage: Stage = "whole",
+        wrong: Collection[KeyPath] = (),
     ) -> None:
         self.engine: str = written["engine"]
         self.problems: set[Problem] = set()
         self.fired: dict[str, Rule] = {}
         self._document, self._origin, self._written, self._stage = document, origin, written, stage
         self._known: dict[Any, Measured | None] = {}
+        self._wrong = wrong
         names = ["task", "measurement", written["serving_mode"], self.engine]
         names += ["gpus"] * ("gpus" in written)
         decided = {
@@ -541,7 +553,8 @@ class Batch:
         written = with_values(written, ((path, value) for path, value, _ in deltas))
         report = self._document.reporter(self.problems, self._origin, deltas[::-1])
         swept = {path for path, _, _ in deltas}
-        section = check(section_model(name), written[name], (name,), report, stage=self._stage, swept=swept)
+        model, wrong = section_model(name), {path[1:] for path in self._wrong if path[0] == name}
+        section = check(model, written[name], (name,), report, stage=self._stage, swept=swept, wrong=wrong)
         found = None if section is None else self._judged(name, self._config(name, section, preset))
         if len(self._moving) != 1:  # else each point has its own, and keeping it would only cost memory
             self._known[key] = found

@@ -97,6 +97,8 @@ class Sweep:
     """Engines of a swept ``engine`` key."""
     heads: set[str] = field(default_factory=set)
     """First parts of all keys that it names, known or not."""
+    cut_off: bool = False
+    """Whether it has too many values, so that the rest of it was not looked at."""
 
     def __bool__(self) -> bool:
         """Whether it sweeps anything."""
@@ -171,6 +173,7 @@ def parse_sweep(value: Any, report: Report) -> Sweep:
         if sum(len(dimension.variants) for dimension in sweep.dimensions) > MOST_POINTS:
             # Short ranges stand for many values: those of the rest would fill the memory.
             report(path, "the sweep has too many values", f"at most {MOST_POINTS:,} in all", of_key=True)
+            sweep.cut_off = True
             break
     return sweep
 
