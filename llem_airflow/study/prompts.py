@@ -161,15 +161,11 @@ def read_prompts(path: Path, source: str, n_prompts: int, *, multi_turn: bool = 
         return records
     rest = ", ".join(f"{len(rows)} {why}, the first in row {rows[0]}" for why, rows in left_out.items())
     rest = f" ({rest})" if rest else ""
-    if not records and multi_turn:
-        raise PromptsError(
-            f"task.dataset.source: {source!r} has no conversations: no record has the column messages{rest}"
-        )
     if not records:
-        raise PromptsError(
-            f"task.dataset.source: {source!r} has no prompts: no record has one of the columns {', '.join(COLUMNS)} "
-            f"with a text in it{rest}"
-        )
+        what, column = "prompts", f"one of the columns {', '.join(COLUMNS)} with a text in it"
+        if multi_turn:
+            what, column = "conversations", "the column messages"
+        raise PromptsError(f"task.dataset.source: {source!r} has no {what}: no record has {column}{rest}")
     what = counted(len(records), "conversation" if multi_turn else "usable prompt")
     raise PromptsError(
         f"task.dataset.n_prompts: {source!r} has {what}{rest} "

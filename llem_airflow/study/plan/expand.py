@@ -298,11 +298,11 @@ class _Checks:
         self._at = {problem.path for problem in problems}
         self._above = {path[:end] for path in self._at for end in _ends(path, ".[")}
         self._meant = {problem.suggestion for problem in problems}
-        swept = {problem.path for problem in problems if problem.path.startswith("sweep.")}
+        swept = "\n".join(f"{problem.path}[" for problem in problems if problem.path.startswith("sweep."))
         self.wrong_axes = {
             path
             for path, _, _ in (every_key(Experiment) if swept else ())
-            if (key := ".".join(path)) in self._meant or any(f".{key}[" in f"{one}[" for one in swept)
+            if (key := ".".join(path)) in self._meant or f".{key}[" in swept
         }
         """Keys of which some value in the sweep is wrong, or that were probably meant there."""
 
