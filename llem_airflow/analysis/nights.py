@@ -17,7 +17,7 @@ from llem_airflow.analysis.blocked import are_several
 from llem_airflow.analysis.cycle import FACTORS, HAS_RESULT
 from llem_airflow.protocol.gpus import gpus_told
 from llem_airflow.results import StoredRun, layout
-from llem_airflow.results.parquet import read_table
+from llem_airflow.results.parquet import TableFile
 
 AROUND = ("release", "engine", "image", "driver", "gpu", "measured by")
 """What a history marks where it changed."""
@@ -101,7 +101,7 @@ class _Rows(NamedTuple):
 
 
 Alike = dict[tuple[Any, ...], tuple[_Rows, ...]]
-"""Rows by the bytes of what they were read from: night after night a study measures the same experiments."""
+"""Rows by the bytes of the file that they were read from: night after night a study measures the same experiments."""
 _ALIKE = 16
 """So many are kept: nights that differ each time gain nothing, and should not fill the memory."""
 _ROW_BYTES = 400
@@ -153,39 +153,23 @@ def column(run: StoredRun, metric: str, alike: Alike | None = None) -> Column:
     Raises:
         ResultReadError: The table of cycles does not read.
     """
-    table = read_table(
-        run.folder,
-        layout.CYCLES_TABLE,
-        [*_READ, *_OPTIONAL, metric],
-        optional=(*_OPTIONAL, metric),
-        coded=("fingerprint",),
-    )
-    if metric not in table.column_names:
+    file = TableFile.of(run.folder, layout.CYCLES_TABLE)
+    found = file.read([metric], optional=(metric,))
+    if metric not in found.column_names:
         return Column()
-    told, alike = _bytes(table, metric), {} if alike is None else alike
+    values = found[metric].cast("float64")
+    nulls = tuple(values.is_null().to_pylist()) if values.null_count else ()
+    told = (*file.stored((*_READ, *_OPTIONAL)), nulls)
+    alike = {} if alike is None else alike
     shared = told in alike
     if not shared:
         if len(alike) >= _ALIKE:
             alike.clear()
-        alike[told] = _rows(table, metric)
-    values = array("d")
-    values.frombytes(table[metric].cast("float64").to_numpy().tobytes())
-    return Column(alike[told], values, shared)
-
-
-def _bytes(table: Any, metric: str) -> tuple[Any, ...]:
-    """All that tells the rows of a table, as bytes: making texts of them takes ten times as long."""
-    columns = {name: table[name] for name in table.column_names if name != metric}
-    if table[metric].null_count:
-        columns[metric] = table[metric].is_null()
-    told: list[Any] = []
-    for name, column in columns.items():
-        for chunk in column.chunks:
-            coded = hasattr(chunk, "indices")
-            for one in (chunk.indices, chunk.dictionary) if coded else (chunk,):
-                parts = [None if part is None else part.to_pybytes() for part in one.buffers()]
-                told += [name, len(one), one.offset, *parts]
-    return tuple(told)
+        texts = file.read([*_READ, *_OPTIONAL], optional=_OPTIONAL)
+        alike[told] = _rows(texts.append_column(metric, values), metric)
+    numbers = array("d")
+    numbers.frombytes(values.to_numpy().tobytes())
+    return Column(alike[told], numbers, shared)
 
 
 def _rows(table: Any, metric: str) -> tuple[_Rows, ...]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from llem_airflow.protocol.gpu_profile import Sensor
 from llem_airflow.protocol.result import Anchor
 from llem_airflow.results import CycleRef, ResultReadError, layout
-from llem_airflow.results.parquet import POWER_SCHEMA, decode_table
+from llem_airflow.results.parquet import POWER_SCHEMA, TableFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -548,7 +548,7 @@ def stored_power(ref: CycleRef, record: Mapping[str, Any], *, expected: bool) ->
     try:
         data = ref.power_file()
         as_committed = _is_committed(data, record)
-        table = decode_table(data, where, schema=POWER_SCHEMA)
+        table = TableFile(data, where).read(schema=POWER_SCHEMA)
         _require_times(table, where)
     except ResultReadError as error:
         return StoredPower(columns(POWER_SCHEMA.empty_table()), None, None, str(error) if expected else None)

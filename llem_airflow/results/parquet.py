@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -117,55 +118,83 @@ def read_table(
     columns: list[str] | None = None,
     optional: Collection[str] = (),
     schema: Any = None,
-    coded: Sequence[str] = (),
 ) -> Any:
-    """A Parquet file of a folder as a ``pyarrow.Table``; arguments as for ``decode_table``.
+    """A Parquet file of a folder as a ``pyarrow.Table``; arguments as for ``TableFile.read``.
 
     Raises:
         ResultReadError: It is missing, does not open, lacks a column, or has one of another type.
     """
-    return decode_table(folder.read_evidence(name), f"{folder.url}/{name}", columns, optional, schema, coded)
+    return TableFile.of(folder, name).read(columns, optional, schema)
 
 
-def decode_table(
-    data: bytes,
-    where: str,
-    columns: list[str] | None = None,
-    optional: Collection[str] = (),
-    schema: Any = None,
-    coded: Sequence[str] = (),
-) -> Any:
-    """A Parquet file in memory, named ``where`` in errors, as a table.
+class TableFile:
+    """A Parquet file in memory: its columns are decoded when they are asked for.
 
-    All its columns are decoded, or ``columns``, of which older files may lack the ``optional`` ones; of the texts in
-    ``coded``, each is there once, with its place in every row. With a ``schema`` they have its types: a file that other
-    software wrote again may have text for names, or 64 bits for 32.
+    Args:
+        data: The file.
+        where: What it is called in errors.
 
     Raises:
-        ResultReadError: It does not open, lacks a column, or has one that is not of its type.
+        ResultReadError: It does not open.
     """
+
+    def __init__(self, data: bytes, where: str) -> None:
+        self._data, self._where = data, where
+        with _told(where):
+            self._file = pq.ParquetFile(pa.BufferReader(data))
+
+    @classmethod
+    def of(cls, folder: Folder, name: str) -> Self:
+        """The file of a folder.
+
+        Raises:
+            ResultReadError: It is missing, or does not open.
+        """
+        return cls(folder.read_evidence(name), f"{folder.url}/{name}")
+
+    def read(
+        self, columns: list[str] | None = None, optional: Collection[str] = (), schema: Any = None
+    ) -> Any:
+        """The table, or some columns of it, of which older files may lack the optional ones.
+
+        Args:
+            columns: Their names; None for all.
+            optional: Those that may be absent.
+            schema: The types that they shall have: a file that other software wrote again may have text for names, or
+                64 bits for 32.
+
+        Raises:
+            ResultReadError: It lacks a column, or has one that is not of its type.
+        """
+        with _told(self._where):
+            # It leaves out names that the file has not; to read the schema before costs a tenth of a narrow read.
+            table = self._file.read(columns=columns, use_threads=False)
+            absent = sorted({*(columns or ())} - {*table.column_names, *optional})
+            if absent:
+                raise pa.ArrowInvalid(f"there is no column {absent[0]}")
+            return table if schema is None else of_types(table, schema)
+
+    def stored(self, names: Sequence[str]) -> tuple[Any, ...]:
+        """Columns as they lie in the file, without decoding them: where this is the same, the values are."""
+        meta = self._file.metadata
+        places = {name: place for place, name in enumerate(meta.schema.names) if name in names}
+        told: list[Any] = []
+        for group in range(meta.num_row_groups):
+            for name, place in places.items():
+                chunk = meta.row_group(group).column(place)
+                begin = chunk.dictionary_page_offset or chunk.data_page_offset
+                told += [name, chunk.physical_type, chunk.compression, chunk.num_values]
+                told.append(self._data[begin : begin + chunk.total_compressed_size])
+        return tuple(told)
+
+
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """Errors of a file say which one it is."""
     try:
-        # It leaves out names that the file has not; to read the schema before costs a tenth of a narrow read.
-        file = _opened(data, coded)
-        table = file.read(columns=columns, use_threads=False)
-        if coded:
-            table = table.unify_dictionaries()
-        absent = sorted({*(columns or ())} - {*table.column_names, *optional})
-        if absent:
-            raise pa.ArrowInvalid(f"there is no column {absent[0]}")
-        return table if schema is None else of_types(table, schema)
+        yield
     except (OSError, pa.ArrowException) as error:
         raise ResultReadError(f"{where}: cannot be read: {first_line(error)}") from error
-
-
-def _opened(data: bytes, coded: Sequence[str]) -> Any:
-    try:
-        return pq.ParquetFile(pa.BufferReader(data), read_dictionary=coded or None)
-    except KeyError:  # the file lacks one of them
-        there = pq.ParquetFile(pa.BufferReader(data)).schema_arrow.names
-        return pq.ParquetFile(
-            pa.BufferReader(data), read_dictionary=[name for name in coded if name in there]
-        )
 
 
 def of_types(table: Any, schema: Any) -> Any:

@@ -17,7 +17,7 @@ from llem_airflow.results.parquet import (
     POWER_SCHEMA,
     ROWS_PER_GROUP,
     GroupedWriter,
-    decode_table,
+    TableFile,
     power_to_parquet,
     requests_to_parquet,
 )
@@ -56,7 +56,7 @@ def test_small_tables_share_row_groups_and_keep_their_rows_and_order() -> None:
     tables = [_samples(1), _samples(2), _samples(3, 5 * ROWS), _samples(4, 0), _samples(5)]
     data = _written(*tables, rows_per_group=2 * ROWS)
     assert _group_rows(data) == [2 * ROWS, 5 * ROWS, ROWS]
-    found = decode_table(data, "power.parquet")
+    found = TableFile(data, "power.parquet").read()
     found.validate(full=True)
     assert found.schema.equals(POWER_SCHEMA, check_metadata=True)
     assert found.to_pylist() == [row for table in tables for row in table.to_pylist()]
@@ -72,7 +72,7 @@ def test_a_group_says_what_is_in_it_so_that_readers_can_leave_it_out() -> None:
 
 
 def test_a_file_of_nothing_has_its_columns() -> None:
-    assert decode_table(_written(), "power.parquet").schema.equals(POWER_SCHEMA, check_metadata=True)
+    assert TableFile(_written(), "power.parquet").read().schema.equals(POWER_SCHEMA, check_metadata=True)
 
 
 def test_an_error_between_two_tables_is_what_the_caller_sees() -> None:
@@ -95,7 +95,7 @@ def test_a_long_series_has_row_groups_of_a_bounded_size(tmp_path: Path) -> None:
     data = (tmp_path / "power.parquet").read_bytes()
     assert sum(_group_rows(data)) == rows
     assert len(_group_rows(data)) == 2
-    assert decode_table(data, "power.parquet").column("t_before_mono_ns").to_pylist() == list(range(rows))
+    assert TableFile(data, "power.parquet").read().column("t_before_mono_ns").to_pylist() == list(range(rows))
 
 
 @pytest.mark.parametrize("broken", [b"{", b"[1]", b"\xff", b"[" * 100_000])
@@ -109,21 +109,25 @@ def test_lines_of_requests_that_cannot_be_read_are_counted(tmp_path: Path, broke
 
 def test_a_column_that_is_not_there_is_named() -> None:
     with pytest.raises(ResultReadError, match=r"power.parquet: cannot be read: there is no column watts"):
-        decode_table(_written(_samples(1)), "power.parquet", ["watts"])
+        TableFile(_written(_samples(1)), "power.parquet").read(["watts"])
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1PAR1", b"PAR1 cut off"])
 def test_what_is_no_parquet_file_is_named(data: bytes) -> None:
     with pytest.raises(ResultReadError, match=r"power.parquet: cannot be read: "):
-        decode_table(data, "power.parquet")
+        TableFile(data, "power.parquet").read()
 
 
-def test_a_file_that_lacks_a_text_that_would_be_kept_once_is_read() -> None:
-    told = io.BytesIO()
-    pq.write_table(pa.table({"host": ["gpu1", "gpu1"], "joules": [1.0, 2.0]}), told)
-    wanted = ["host", "fingerprint", "joules"]
-    found = decode_table(told.getvalue(), "cycles.parquet", wanted, wanted, coded=("host", "fingerprint"))
-    assert found.column_names == ["host", "joules"]
-    assert pa.types.is_dictionary(found.schema.field("host").type)
-    with pytest.raises(ResultReadError, match="there is no column fingerprint"):
-        decode_table(told.getvalue(), "cycles.parquet", wanted, coded=("fingerprint",))
+def test_columns_as_they_are_stored_are_equal_where_their_values_are() -> None:
+    def stored(*names: str, **columns: Any) -> tuple[Any, ...]:
+        told = io.BytesIO()
+        table = {"host": ["gpu1", "gpu1"], "joules": [1.0, 2.0], "flags": [["a"], []], **columns}
+        pq.write_table(pa.table(table), told, compression="zstd", row_group_size=1)
+        return TableFile(told.getvalue(), "cycles.parquet").stored(names)
+
+    assert stored("host") == stored("host", joules=[3.0, 4.0]) != stored("host", "joules")
+    for other in (["gpu1", "gpu2"], ["gpu2", "gpu1"], ["gpu1", None], ["gpu1"] * 2 + ["gpu2"]):
+        rows = {"joules": [1.0] * len(other), "flags": [[]] * len(other)}
+        assert stored("host", host=other, **rows) != stored("host"), other
+    assert stored("nothing") == ()
+    assert stored("joules", joules=[1, 2]) != stored("joules")
