@@ -15,14 +15,12 @@ PICTURES = REPOSITORY / "llem_airflow" / "web" / "pictures"
 SHOWN = {
     "studies": "pages-studies-light",
     "studies-phone": "pages-studies-phone-dark",
-    "new-study": "pages-new-light",
     "live": "pages-live-light",
     "trend": "pages-trend-light",
     "comparison": "pages-comparison-dark",
     "results": "pages-run-light",
     "task": "pages-task-dark",
     "card": "pages-card-light",
-    "new-study-phone": "pages-new-phone-light",
 }
 """Screenshots by the name of the picture."""
 WIDTH = 1100

@@ -40,7 +40,11 @@ def open_bundle(page: Page, site: Any) -> None:
         url = urlsplit(route.request.url)
         name = url.path.removeprefix("/static/")
         if url.path.startswith("/llem/"):
-            found = site.get(url.path.removeprefix("/llem"), **dict(parse_qsl(url.query)))
+            path, asked = url.path.removeprefix("/llem"), route.request
+            if asked.method == "POST":
+                found = site.post(path, asked.post_data_buffer)
+            else:
+                found = site.get(path, **dict(parse_qsl(url.query)))
             route.fulfill(status=found.status_code, body=found.content, headers=dict(found.headers))
         elif url.path.startswith("/static/") and (DIST / name).is_file():
             route.fulfill(body=bundled(name), content_type=mimetypes.guess_type(name)[0])

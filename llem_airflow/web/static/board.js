@@ -95,5 +95,5 @@ const columnsOf = (data) => [
   { key: "tried", title: "Tried", help: "Configurations of this model, hardware and engine", number: true, hidden: true, value: (row) => row.tried ?? null },
   { key: "study", title: "Study", value: (row) => row.source.study },
   { key: "release", title: "Release", hidden: true, value: (row) => row.source.release || null },
-  { key: "when", title: "Measured", value: (row) => row.source.started_epoch_ns, cell: (row) => when(row.source.started_epoch_ns) },
+  { key: "when", title: "Measured", value: (row) => row.source.started_epoch_ns, cell: (row) => h("span", { style: { whiteSpace: "nowrap" } }, when(row.source.started_epoch_ns)) },
 ];
