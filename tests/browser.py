@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Error, Page, Response, expect, sync_playwright
 
 ARGUMENTS = [
@@ -26,6 +27,10 @@ PATIENCE_MS = 60_000
 """How long a busy machine may take to draw something."""
 
 
+SETTLED = """() => Promise.all(document.getAnimations()
+    .filter((one) => one.effect.getComputedTiming().iterations !== Infinity)
+    .map((one) => one.finished.catch(() => null)))"""
+"""Waits for what fades or slides to be where it will stay."""
 OPEN: list[Page] = []
 """The pages of this process that are open."""
 SAID: deque[str] = deque(maxlen=60)
@@ -76,3 +81,11 @@ def chromium_page(width: int = 1400, height: int = 1000) -> Iterator[Page]:
         finally:
             OPEN.clear()
             browser.close()
+
+
+def assert_accessible(page: Page) -> None:
+    """Nothing on our page is hard to see, to reach or to name, as far as axe-core tells."""
+    page.evaluate(SETTLED)  # a button that is fading in has the contrast of no theme
+    found = Axe().run(page, context="[data-testid=llem-page]")
+    serious = [one for one in found.response["violations"] if one["impact"] in {"serious", "critical"}]
+    assert not serious, [(page.url, one["id"], one["nodes"][0]["html"][:200]) for one in serious]

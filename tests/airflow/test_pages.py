@@ -12,7 +12,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import FilePayload, Page, expect
 
 from llem_airflow.analysis.aggregate import aggregate_run
@@ -21,7 +20,7 @@ from llem_airflow.report.page import report_html
 from llem_airflow.results import ResultsRoot, StoredRun, layout
 from llem_airflow.study import load_study, load_study_text
 from tests.airflow.server import AirflowServer
-from tests.browser import chromium_page
+from tests.browser import SETTLED, assert_accessible, chromium_page
 from tests.results.recorded import Recording, provenance
 from tests.web.written import ENERGY, written
 
@@ -33,10 +32,6 @@ STUDY = "looked-at"
 FOLLOWED = "followed"
 """Likewise, of many nights."""
 HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
-SETTLED = """() => Promise.all(document.getAnimations()
-    .filter((one) => one.effect.getComputedTiming().iterations !== Infinity)
-    .map((one) => one.finished.catch(() => null)))"""
-"""Waits for what fades or slides to be where it will stay."""
 GOOD = """\
 study_name: typed
 serving_mode: offline
@@ -134,13 +129,6 @@ def followed(process_airflow: AirflowServer) -> pd.DataFrame:
 
 def of_dag(airflow: AirflowServer, query: str) -> str:
     return f"{airflow.url}/dags/{FOLLOWED}/plugin/llem-study{query}"
-
-
-def assert_accessible(page: Page) -> None:
-    page.evaluate(SETTLED)  # a button that is fading in has the contrast of no theme
-    found = Axe().run(page, context="[data-testid=llem-page]")
-    serious = [one for one in found.response["violations"] if one["impact"] in {"serious", "critical"}]
-    assert not serious, [(one["id"], one["nodes"][0]["html"][:200]) for one in serious]
 
 
 def shown_numbers(page: Page) -> list[str]:

@@ -16,7 +16,8 @@ from llem_airflow.results import ResultsRoot
 from llem_airflow.results.store import StoredRun
 from tests.airflow.conftest import small
 from tests.airflow.server import AirflowServer, more_studies
-from tests.airflow.test_pages import SHOTS, assert_accessible, browser, page
+from tests.airflow.test_pages import SHOTS, browser, page
+from tests.browser import assert_accessible
 from tests.parts import left_by
 
 __all__ = ["browser", "page"]
