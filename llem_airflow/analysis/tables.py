@@ -134,7 +134,7 @@ STATISTICS: tuple[tuple[str, str], ...] = (
         "sd",
         "standard deviation over cycles (n - 1); of several hosts within them (n - hosts); null for n = 1",
     ),
-    ("cv_ratio", "sd / |mean|"),
+    ("cv_ratio", "sd / absolute value of the mean"),
     ("median", "median over cycles"),
     ("mad", "median absolute deviation, unscaled; null for n = 1"),
     ("p5", "5th percentile over cycles"),
@@ -247,7 +247,10 @@ def _json(value: Any) -> str:
 def column_meanings() -> Sequence[tuple[str, str, str]]:
     """(table, column, meaning) of every documented column; a metric's statistics are described once."""
     rows = [("cycles", name, meaning) for name, _, meaning in CYCLE_FACTS]
-    rows += [("cycles", metric.name, f"{metric.meaning}, in {metric.unit}") for metric in METRICS]
+    rows += [
+        ("cycles", each.name, each.meaning + (f", in {each.unit}" if each.unit not in {"", "ratio"} else ""))
+        for each in METRICS
+    ]
     rows += [("experiments", name, meaning) for name, _, meaning in EXPERIMENT_FACTS]
     rows += [
         (
