@@ -1,7 +1,7 @@
 // One cycle: power with its phases, what the GPUs did meanwhile, the requests, latencies, environment, files.
 
 import { energyPage, Fragment, h, Link, ours, UI, useAddress, useApi, useChange, useEffect, useRef, useState } from "./base.js";
-import { counted, duration, niceTicks, number, quantity, stretch, when } from "./format.js";
+import { counted, duration, ended, niceTicks, number, quantity, stretch, when } from "./format.js";
 import { Live } from "./live.js";
 import { Attempt, Estimate, Facts, INK, LINE, LineKey, Loading, Muted, Notice, Page, Section, SERIES, stroke, UNDERLINED } from "./parts.js";
 import { DIM, Levels, phaseBands, Picture, scaleFor, TEXT, useWidth } from "./plots.js";
@@ -276,7 +276,7 @@ const Flags = ({ flags }) =>
   h(
     Section,
     { title: "Reasons to doubt, and remarks" },
-    flags.map((flag) => h(UI.Box, { key: flag.code + flag.message, fontSize: "sm", mb: 1 }, h("strong", null, `${flag.severity}: ${flag.code}`), ` ${flag.message}. `, h("em", null, flag.next_step))),
+    flags.map((flag) => h(UI.Box, { key: flag.code + flag.message, fontSize: "sm", mb: 1 }, h("strong", null, `${flag.severity}: ${flag.code}`), ` ${ended(flag.message)} `, h("em", null, flag.next_step))),
   );
 
 function Numbers({ found }) {
@@ -287,7 +287,7 @@ function Numbers({ found }) {
     h(Facts, {
       rows: [
         ["Began", `${when(found.started_epoch_ns)}, took ${took} on ${found.host || "an unknown host"}`],
-        ["Energy", [found.energy_kind, found.energy_source, found.energy_boundary, found.characterised].filter(Boolean).join(", ")],
+        ["Energy", [...new Set([found.energy_kind, found.energy_source, found.energy_boundary, found.characterised])].filter(Boolean).join(", ")],
         ...found.metrics.map((metric) => [metric.label, quantity(metric, metric.value, found.energy_kind)]),
       ],
     }),

@@ -1,12 +1,14 @@
 // The explorer of a run: its answer, factors, energy against speed, the table, the distributions.
 
 import { Fragment, h, ours, UI, useAddress, useApi } from "./base.js";
-import { counted, interval, isEstimate, natural, number, scaleOf, sentence, short, shortKey } from "./format.js";
+import { counted, ended, interval, isEstimate, natural, number, scaleOf, sentence, short, shortKey } from "./format.js";
 import { Parallel } from "./parallel.js";
 import { Choose, DataTable, Estimate, Loading, Muted, Notice, Section, Tabs, UNDERLINED, Verbatim } from "./parts.js";
 import { Distribution, FactorPlot, Legend, Pareto } from "./plots.js";
 
 const ENERGY = "energy_per_output_token_j";
+/** What a server's numbers are first looked at over. */
+const LOADS = ["server.traffic.rate", "server.traffic.concurrency"];
 
 export function Explorer({ dagId, runId, preliminary }) {
   const { data, error } = useApi("explore", { dag_id: dagId, run_id: runId });
@@ -79,18 +81,21 @@ const estimated = (experiments, metric) => experiments.some((one) => isEstimate(
 
 function Factors({ data, metric, setMetric }) {
   const factors = data.factors;
-  const [xName, setX] = useAddress("x", factors[0] ?? "");
-  const [colour, setColour] = useAddress("colour", factors[1] ?? "");
-  const [facet, setFacet] = useAddress("facet", factors[2] ?? "");
+  const first = LOADS.find((key) => factors.includes(key)) ?? factors[0] ?? "";
+  const rest = factors.filter((key) => key !== first);
+  const [xName, setX] = useAddress("x", first);
+  const [colour, setColour] = useAddress("colour", rest[0] ?? "");
+  const [facet, setFacet] = useAddress("facet", rest[1] ?? "");
   const known = data.experiments.filter((one) => one.metrics[metric.name]);
-  const x = factors.includes(xName) ? xName : (factors[0] ?? "");
+  const x = factors.includes(xName) ? xName : first;
   const scale = scaleOf(metric, largest(known, metric.name));
   const at = (one, key) => (key ? short(one.factors[key]) : "");
   const groups = [...new Set(known.map((one) => at(one, colour)))].sort(natural);
   const facets = [...new Set(known.map((one) => at(one, facet)))].sort(natural);
   const numeric = known.every((one) => typeof one.factors[x] === "number");
   const options = (none) => [...(none ? [["-", none]] : []), ...factors.map((key) => [key, shortKey(key)])];
-  const points = known.map((one) => {
+  const ordered = x && !numeric ? [...known].sort((a, b) => natural(short(a.factors[x]), short(b.factors[x]))) : known;
+  const points = ordered.map((one) => {
     const found = one.metrics[metric.name];
     return {
       key: one.id,
@@ -274,8 +279,8 @@ function Doubts({ data }) {
         UI.Box,
         { key: one.code + one.message, mb: 2, fontSize: "sm" },
         h("strong", null, `${one.severity}: ${one.code}`),
-        ` ${sentence(one.message)}. `,
-        h("em", null, `${sentence(one.next_step)}. `),
+        ` ${ended(sentence(one.message))} `,
+        h("em", null, `${ended(sentence(one.next_step))} `),
         h("span", { style: { opacity: 0.8 } }, one.places.length > 3 ? `${one.places.slice(0, 3).join("; ")} and ${one.places.length - 3} more` : one.places.join("; ")),
       ),
     ),

@@ -109,6 +109,8 @@ export const natural = (a, b) => a.localeCompare(b, "en", { numeric: true });
 export const shortKey = (key) => key.split(".").pop();
 /** A text as a sentence begins. */
 export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+/** A text as one ends, once. */
+export const ended = (text) => `${text.replace(/\.$/, "")}.`;
 export const counted = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
 /** `n = 6 on 2 hosts`. */
 export const cycles = (n, hosts = 1) => `n = ${n}${hosts > 1 ? ` on ${hosts} hosts` : ""}`;
