@@ -381,7 +381,7 @@ def test_a_further_try_is_where_the_first_one_was_and_takes_over_what_runs_there
     host_of = {(record["experiment"], record["cycle"]): record["host_connection"] for record in records}
     taken_over = [record for record in records if record["adopted"]]
     assert "gpu2" in {record["host_connection"] for record in taken_over if record["try_number"] > 1}
-    assert "gpu2" in {each.provenance()["host_connection"] for each in spread.run.failures()}
+    # An engine that comes back later than its container has finished costs no try: there may be none of these.
     for failure in spread.run.failures():
         record = failure.provenance()
         assert record["host_connection"] == host_of[record["experiment"], record["cycle"]]
