@@ -520,14 +520,14 @@ def points_of(nights: Sequence[Night]) -> tuple[dict[Followed, list[Point]], int
 def _nights(
     runs: Sequence[StoredRun], metric: str, on_damaged: Callable[[StoredRun, Exception], None] = _logged
 ) -> list[Night]:
-    """The newest runs; a damaged table hides no other run."""
+    """The newest runs; a damaged one hides no other."""
     found, alike = [], Alike()
     for run in runs[-RUNS:]:
         try:
             told = measured(run, metric, alike)
+            release = str(run.facts().get("version") or "")
         except (OSError, ValueError) as error:
             on_damaged(run, error)
             continue
-        release = str(run.meta().get("version") or "")
         found.append(Night(run.run_id, run.started_epoch_ns(), release, told))
     return found

@@ -107,6 +107,15 @@ def test_a_run_that_a_history_leaves_out_is_told(make_run: MakeRun) -> None:
     assert set(frame["run_id"]) == {"n00", "n02"}
 
 
+def test_a_damaged_run_json_hides_no_other_night(make_run: MakeRun) -> None:
+    run = nights(make_run, [200.0, 201.0])
+    run.folder.write("run.json", b"{[")
+    frame, problems = history_df("nightly", root=run.root.local, strict=False)
+    assert frame["run_id"].unique().tolist() == ["n00"]
+    assert problems["problem"].str.contains("run.json: not JSON").all()
+    assert len(problems) > 0
+
+
 def test_a_history_of_nothing_says_what_there_is(make_run: MakeRun) -> None:
     run = nights(make_run, [200.0])
     with pytest.raises(NoSuchRunError, match="did you mean 'nightly'"):
