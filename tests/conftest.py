@@ -142,6 +142,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     marks: dict[Path, set[str]] = {}
     for item in items:
+        if "docker_api" in getattr(item, "fixturenames", ()):
+            # Also where it does not say so: it must not run beside a test that wants the engine alone.
+            item.add_marker("docker")
         marks.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
     parallel = hasattr(config, "workerinput")  # else a file's tests stay together
 

@@ -110,7 +110,7 @@ def test_hardware_is_the_boards_else_the_processor(fields: dict[str, Any], said:
                 },
             },
             "module",
-            "8 prompts (not known), served (arrivals poisson, rate 2), energy of module, formulas ?",
+            "8 prompts (not known), served (open loop, arrivals poisson), energy of module, formulas ?",
         ),
         (
             {},

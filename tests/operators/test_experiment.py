@@ -298,7 +298,7 @@ def test_a_container_without_an_engine_to_run_it_says_what_to_do(tmp_path: Path)
 def test_a_stored_result_counts_also_where_what_its_tries_left_cannot_be_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(experiment, "_ENGINE_GRACE_S", 0.0)
+    monkeypatch.setattr(experiment, "GRACE_S", 0.0)
     study = study_at(tmp_path, "container", STUDY.replace("cpu-estimate", "none"))
     (asked,) = study.experiments
     run = open_run(study, context())
